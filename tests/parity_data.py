@@ -1,0 +1,94 @@
+"""Read the recordings of the original implementations in `tests/parity`."""
+
+import json
+import re
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+
+PARITY = Path(__file__).parent / "parity"
+PEFT_PREFIX = "base_model.model."
+EMBEDDED_TOWER_PREFIX = f"{PEFT_PREFIX}model.vision_tower.vision_tower."
+SAMPLED = re.compile(r"_(?:stride(?P<stride>\d+)|every(?P<step>\d+)th)$")
+
+
+def load_meta(system: str) -> dict:
+    """Return `meta.json` of `system` (`"lisa"` or `"gsva"`): prompts, token strings, losses, metrics, key lists."""
+    return json.loads((PARITY / system / "meta.json").read_text(encoding="utf-8"))
+
+
+@cache
+def _tensors(system: str) -> dict[str, torch.Tensor]:
+    return load_file(PARITY / system / "tensors.safetensors")
+
+
+def load_tensors(system: str) -> dict[str, torch.Tensor]:
+    """Return all recorded tensors of `system` by `case/name`. The tensors are shared between callers: do not write to them."""
+    return dict(_tensors(system))
+
+
+def load_case(system: str, case: str) -> dict[str, torch.Tensor]:
+    """Return the tensors recorded for one case, e.g. `"infer/img0"`, under their names without the case.
+
+    Raises:
+        KeyError: no tensor is recorded for `case`.
+    """
+    tensors = {name[len(case) + 1 :]: value for name, value in _tensors(system).items() if name.startswith(f"{case}/")}
+    if not tensors:
+        raise KeyError(f"Nothing is recorded for {case!r} of {system!r}.")
+    return tensors
+
+
+def sampled_like(full: torch.Tensor, recorded_name: str) -> torch.Tensor:
+    """Take from `full` what a recording named `recorded_name` keeps of it.
+
+    Args:
+        full: the complete tensor; `(..., height, width)` for `*_strideN`, `(rows, positions, ...)` for `*_everyNth`.
+        recorded_name: name of the recording; one without such an ending keeps everything.
+    """
+    match = SAMPLED.search(recorded_name)
+    if match is None:
+        return full
+    if match["stride"]:
+        stride = int(match["stride"])
+        return full[..., ::stride, ::stride]
+    return full[:, :: int(match["step"])]
+
+
+def find_recorded(tensors: dict[str, torch.Tensor], name: str) -> tuple[str, torch.Tensor]:
+    """Find the recording of `name`, complete or sampled, and return its full name and value.
+
+    Raises:
+        KeyError: neither `name` nor a sampled form of it is recorded.
+    """
+    for candidate, value in tensors.items():
+        if candidate == name or SAMPLED.sub("", candidate) == name:
+            return candidate, value
+    raise KeyError(f"No recording of {name!r}; there are {sorted(tensors)}.")
+
+
+def unpack_mask(packed: torch.Tensor, width: int) -> np.ndarray:
+    """Turn a `*_packed` recording `(..., height, ceil(width / 8))` into a bool mask `(..., height, width)`."""
+    return np.unpackbits(packed.numpy(), axis=-1, count=width).astype(bool)
+
+
+def unmerged_lisa(folder: Path) -> Path:
+    """Write LISA's unmerged training state to `folder/pytorch_model.bin` and return that path.
+
+    Everything but the adapters and the weights below them equals the merged checkpoint and the vision tower, so only the
+    rest is stored.
+    """
+    merged = torch.load(PARITY / "lisa" / "checkpoint" / "pytorch_model.bin", weights_only=True)
+    tower = torch.load(PARITY / "lisa" / "vision_tower" / "pytorch_model.bin", weights_only=True)
+    state = {PEFT_PREFIX + name: value for name, value in merged.items()}
+    state |= {EMBEDDED_TOWER_PREFIX + name: value for name, value in tower.items() if name.startswith("vision_model.")}
+    state |= load_file(PARITY / "lisa" / "unmerged" / "adapters.safetensors")
+    state = {name: state[name] for name in load_meta("lisa")["unmerged_keys"]}
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "pytorch_model.bin"
+    torch.save(state, path)
+    return path
