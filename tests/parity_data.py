@@ -27,7 +27,7 @@ def _tensors(system: str) -> dict[str, torch.Tensor]:
 
 
 def load_tensors(system: str) -> dict[str, torch.Tensor]:
-    """Return all recorded tensors of `system` by `case/name`. The tensors are shared between callers: do not write to them."""
+    """Return all recorded tensors of `system` by `case/name`; callers share them, so do not write to them."""
     return dict(_tensors(system))
 
 
@@ -79,8 +79,8 @@ def unpack_mask(packed: torch.Tensor, width: int) -> np.ndarray:
 def unmerged_lisa(folder: Path) -> Path:
     """Write LISA's unmerged training state to `folder/pytorch_model.bin` and return that path.
 
-    Everything but the adapters and the weights below them equals the merged checkpoint and the vision tower, so only the
-    rest is stored.
+    Everything but the adapters and the weights below them equals the merged checkpoint and the vision tower, so only
+    the rest is stored.
     """
     merged = torch.load(PARITY / "lisa" / "checkpoint" / "pytorch_model.bin", weights_only=True)
     tower = torch.load(PARITY / "lisa" / "vision_tower" / "pytorch_model.bin", weights_only=True)
