@@ -1,0 +1,1 @@
+"""Configurations and models. Every module in this folder is published, flat, beside each checkpoint."""

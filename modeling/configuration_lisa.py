@@ -1,0 +1,58 @@
+"""LISA: reasoning segmentation with one LLaVA-v1, SAM ViT-H and the token `[SEG]` (arXiv 2308.00692)."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_reasoning_segmentation import ORIGINAL_SAM_DECODER_EPS, ReasoningSegmentationConfig
+
+
+# LLaVA v1: CLIP ViT-L/14 at 224 px (256 patches) and a projector that is one Linear. transformers' projector has two;
+# with the identity as activation and as frozen second layer it is the same function.
+LLAVA_V1_DEFAULTS = SubConfigSpec(
+    config_class=AutoConfig,
+    model_type="llava",
+    init_kwargs={
+        "vision_config": {
+            "model_type": "clip_vision_model",
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "patch_size": 14,
+            "image_size": 224,
+            "projection_dim": 768,
+        },
+        "image_seq_length": 256,
+        "projector_hidden_act": "linear",
+    },
+)
+SAM_VIT_H_DEFAULTS = SubConfigSpec(
+    config_class=AutoConfig,
+    model_type="sam",
+    init_kwargs={
+        "vision_config": {
+            "hidden_size": 1280,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+            "global_attn_indexes": [7, 15, 23, 31],
+        },
+        "mask_decoder_config": {"layer_norm_eps": ORIGINAL_SAM_DECODER_EPS},
+    },
+)
+
+
+@strict
+class LisaConfig(ReasoningSegmentationConfig):
+    r"""
+    Configuration of [`LisaForReasoningSegmentation`]. The fields are those of [`ReasoningSegmentationConfig`]; the
+    default is the size of LISA-7B (LLaVA v1 with CLIP ViT-L/14 at 224 px, SAM ViT-H).
+    """
+
+    model_type = "lisa"
+    published_config = "configuration_lisa.LisaConfig"
+    published_model = "modeling_lisa.LisaForReasoningSegmentation"
+    sub_configs_defaults = {"vlm_config": LLAVA_V1_DEFAULTS, "segmenter_config": SAM_VIT_H_DEFAULTS}
+
+
+__all__ = ["LisaConfig"]

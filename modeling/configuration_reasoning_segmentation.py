@@ -1,0 +1,117 @@
+"""Configuration of a vision-language model that points and a segmenter that draws."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+PIPELINE_TASK = "reasoning-segmentation"
+
+# SAM's original two-way transformer uses 1e-5 where transformers' SamMaskDecoderConfig defaults to 1e-6; the published
+# LISA and GSVA mask decoders were trained with 1e-5 (mask logits move by 2e-5 otherwise).
+ORIGINAL_SAM_DECODER_EPS = 1e-5
+
+
+@strict
+class ReasoningSegmentationConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`ReasoningSegmentationModel`]: any image-text-to-text model of transformers together with any
+    segmenter of the SAM family.
+
+    Args:
+        vlm_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the vision-language model; a LLaVA-1.5 by default. A dict needs `model_type`.
+        segmenter_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the segmenter (`sam`, `sam_hq`, `sam2`, `sam3_tracker`); a SAM ViT-B by default.
+        seg_token_id (`int`, *optional*):
+            Id of the token that asks for a mask. A model without it generates text only.
+        rej_token_id (`int`, *optional*):
+            Id of the token that says "not in the picture". `None` for models that never reject.
+        ce_loss_weight, bce_loss_weight, dice_loss_weight (`float`):
+            Weights of the language loss, the per-pixel loss and the overlap loss (LISA, section 3.2).
+        count_rejected_masks (`bool`, *optional*, defaults to `True`):
+            Whether a `[REJ]` slot counts as an all-zero mask prediction in the mask losses. GSVA's training code does
+            so: each adds a constant (bce ln 2, dice about 1) without a gradient. `False` leaves them out of the mean.
+    """
+
+    model_type = "reasoning_segmentation"
+    # Files and class names that a published checkpoint names in its auto_map; subclasses override both.
+    published_config = "configuration_reasoning_segmentation.ReasoningSegmentationConfig"
+    published_model = "modeling_reasoning_segmentation.ReasoningSegmentationModel"
+
+    sub_configs_defaults = {
+        "vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="llava"),
+        "segmenter_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="sam",
+            init_kwargs={"mask_decoder_config": {"layer_norm_eps": ORIGINAL_SAM_DECODER_EPS}},
+        ),
+    }
+    keys_to_ignore_at_inference = ["past_key_values", "hidden_states", "attentions", "losses"]
+
+    vlm_config: dict | PreTrainedConfig | None = None
+    segmenter_config: dict | PreTrainedConfig | None = None
+    seg_token_id: int | None = None
+    rej_token_id: int | None = None
+    ce_loss_weight: float = 1.0
+    bce_loss_weight: float = 2.0
+    dice_loss_weight: float = 0.5
+    count_rejected_masks: bool = True
+
+    def __post_init__(self, **kwargs):
+        # Outside a remotely loaded module these entries would make `pipeline()` ask for trust_remote_code although
+        # the classes are already registered; `to_dict` writes them anew.
+        if not type(self).__module__.startswith("transformers_modules."):
+            kwargs.pop("auto_map", None)
+            kwargs.pop("custom_pipelines", None)
+        super().__post_init__(**kwargs)
+        if self.seg_token_id is not None and self.seg_token_id == self.rej_token_id:
+            raise ValueError(
+                f"seg_token_id and rej_token_id are both {self.seg_token_id}; they must be two different tokens."
+            )
+
+    @property
+    def slot_token_ids(self) -> list[int]:
+        """Ids of the tokens that open a slot: `[SEG]` and, where the model has it, `[REJ]`."""
+        return [token_id for token_id in (self.seg_token_id, self.rej_token_id) if token_id is not None]
+
+    @property
+    def image_token_id(self) -> int | None:
+        """Id of the image placeholder in `input_ids`, as the vision-language model names it."""
+        return getattr(self.vlm_config, "image_token_id", None)
+
+    @image_token_id.setter
+    def image_token_id(self, value: int):
+        self.vlm_config.image_token_id = value
+
+    @property
+    def tie_word_embeddings(self) -> bool:
+        return self.vlm_config.tie_word_embeddings if isinstance(self.vlm_config, PreTrainedConfig) else False
+
+    @tie_word_embeddings.setter
+    def tie_word_embeddings(self, value: bool):
+        if isinstance(self.vlm_config, PreTrainedConfig):
+            self.vlm_config.tie_word_embeddings = value
+
+    def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
+        return self.vlm_config.get_text_config(*args, **kwargs)
+
+    def to_dict(self) -> dict:
+        """Adds what lets a saved checkpoint load and run in an environment without this package."""
+        output = super().to_dict()
+        output["auto_map"] = {
+            "AutoConfig": self.published_config,
+            "AutoModel": self.published_model,
+            "AutoModelForImageTextToText": self.published_model,
+        }
+        output["custom_pipelines"] = {
+            PIPELINE_TASK: {
+                "impl": "pipeline_reasoning_segmentation.ReasoningSegmentationPipeline",
+                "pt": ["AutoModel"],
+                "type": "multimodal",
+            }
+        }
+        return output
+
+
+__all__ = ["ReasoningSegmentationConfig"]

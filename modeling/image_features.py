@@ -1,0 +1,65 @@
+"""Shares what a vision-language model's image encoder computed between the rows that look at the same image."""
+
+import copy
+import inspect
+
+import torch
+from transformers import PreTrainedModel
+
+
+def image_encoder_parameters(vlm: PreTrainedModel) -> set[str]:
+    """Names of the inputs that the model's image encoder takes (`pixel_values`, `image_grid_thw`, ...)."""
+    return set(inspect.signature(vlm.base_model.get_image_features).parameters) - {"kwargs"}
+
+
+def accepts_encoded_images(vlm: PreTrainedModel) -> bool:
+    """Whether the model's forward takes images that are encoded already."""
+    return "mm_encoder_outputs" in inspect.signature(vlm.forward).parameters
+
+
+def select_images(features, image_index: torch.LongTensor):
+    """
+    Args:
+        features (`ModelOutput`): Output of `get_image_features`; `pooler_output` has one entry per image.
+        image_index (`torch.LongTensor` of shape `(rows,)`): The image of each row.
+
+    Returns:
+        A copy whose `pooler_output` (and `deepstack_features`) have one entry per row.
+    """
+    index = image_index.tolist()
+    selected = copy.copy(features)
+    pooled = features.pooler_output
+    selected.pooler_output = pooled[image_index] if isinstance(pooled, torch.Tensor) else [pooled[i] for i in index]
+    deepstack = getattr(features, "deepstack_features", None)
+    if deepstack is not None:
+        selected.deepstack_features = [[layer[i] for i in index] for layer in deepstack]
+    return selected
+
+
+def resolve_image_index(
+    image_index: torch.LongTensor | None, num_rows: int, num_images: int, device: torch.device
+) -> torch.LongTensor:
+    """
+    Returns:
+        `torch.LongTensor` of shape `(num_rows,)`: The image of each row; one image serves all rows, otherwise each row
+        has its own.
+
+    Raises:
+        ValueError: If rows and images do not match or an index names no image.
+    """
+    if image_index is None:
+        if num_images not in (1, num_rows):
+            raise ValueError(
+                f"{num_rows} rows of input_ids and {num_images} images: give one image per row, one image for all "
+                "rows, or `image_index` with the image of each row."
+            )
+        return torch.arange(num_rows, device=device) if num_images > 1 else torch.zeros_like(torch.arange(num_rows), device=device)
+    if len(image_index) != num_rows or image_index.min() < 0 or image_index.max() >= num_images:
+        raise ValueError(
+            f"image_index {image_index.tolist()} must have one entry per row ({num_rows}), each the number of an image "
+            f"(0 to {num_images - 1})."
+        )
+    return image_index.to(device)
+
+
+__all__ = ["accepts_encoded_images", "image_encoder_parameters", "resolve_image_index", "select_images"]

@@ -1,0 +1,81 @@
+"""The one output type of all systems and what an image leaves behind for the next question."""
+
+from dataclasses import dataclass
+
+import torch
+from transformers.utils import ModelOutput
+
+
+@dataclass
+class ReasoningSegmentationOutput(ModelOutput):
+    """
+    What a forward pass or a generation returns. A *slot* is one `[SEG]` or `[REJ]` token; lists have one entry per row,
+    slots stand in reading order, rejected slots keep their place and their logits.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*): Sum of `losses`.
+        losses (`dict[str, torch.FloatTensor]`, *optional*):
+            The parts `ce_loss`, `mask_bce_loss`, `mask_dice_loss`, their weights applied.
+        logits (`torch.FloatTensor` of shape `(batch_size, sequence_length, vocab_size)`, *optional*):
+            Language logits of a forward pass. The column of the image placeholder holds the lowest finite value.
+        sequences (`torch.LongTensor` of shape `(rows, sequence_length)`, *optional*):
+            Prompt and answer ids of a generation.
+        sequences_scores (`torch.FloatTensor` of shape `(rows,)`, *optional*): Beam scores, where beams were used.
+        pred_masks (`list[torch.FloatTensor]` of shapes `(slots, height, width)`):
+            Low-resolution mask logits (SAM: 256 x 256 of the padded square). Above 0 is foreground.
+        mask_scores (`list[torch.FloatTensor]` of shapes `(slots,)`):
+            The segmenter's own estimate of each mask's IoU. LISA and GSVA never trained this head further.
+        slot_probs (`list[torch.FloatTensor]` of shapes `(slots,)`):
+            Probability in [0, 1] that the slot is `[SEG]` rather than `[REJ]`; 1.0 for models without `[REJ]`.
+        rejected (`list[torch.BoolTensor]` of shapes `(slots,)`): Whether the model says that the target is absent.
+        slot_positions (`list[torch.LongTensor]` of shapes `(slots,)`):
+            Position of each slot token in `input_ids` or `sequences`.
+        slot_states (`list[torch.FloatTensor]` of shapes `(slots, prompt_dim)`):
+            Each slot's projected state, the prompt that the segmenter got.
+        past_key_values, hidden_states, attentions: As the vision-language model returned them.
+    """
+
+    loss: torch.FloatTensor | None = None
+    losses: dict[str, torch.FloatTensor] | None = None
+    logits: torch.FloatTensor | None = None
+    sequences: torch.LongTensor | None = None
+    sequences_scores: torch.FloatTensor | None = None
+    pred_masks: list[torch.FloatTensor] | None = None
+    mask_scores: list[torch.FloatTensor] | None = None
+    slot_probs: list[torch.FloatTensor] | None = None
+    rejected: list[torch.BoolTensor] | None = None
+    slot_positions: list[torch.LongTensor] | None = None
+    slot_states: list[torch.FloatTensor] | None = None
+    past_key_values: object | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class ImageCache:
+    """
+    The images of one call as both encoders see them, to be handed to later calls about the same images.
+
+    The vision-language model's features are computed at once, the segmenter's at the first slot that needs them; then
+    they stay here. Not tied to a number of rows: `image_index` says which image a row looks at.
+
+    Args:
+        vlm_features: Output of the model's `get_image_features`, one entry of `pooler_output` per image.
+        vlm_inputs (`dict`): Per-image tensors that the language model still needs (`image_grid_thw`, ...).
+        sam_pixel_values (`torch.FloatTensor` of shape `(num_images, 3, height, width)`, *optional*):
+            The segmenter's view.
+        original_sizes, sam_resized_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
+            (height, width) of the picture and of its part of the segmenter's view.
+        segmenter_features (`list`): Per image the encoded view, `None` until it is needed.
+    """
+
+    vlm_features: object
+    vlm_inputs: dict[str, torch.Tensor]
+    num_images: int
+    sam_pixel_values: torch.FloatTensor | None = None
+    original_sizes: torch.LongTensor | None = None
+    sam_resized_sizes: torch.LongTensor | None = None
+    segmenter_features: list | None = None
+
+
+__all__ = ["ImageCache", "ReasoningSegmentationOutput"]
