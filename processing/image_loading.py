@@ -1,0 +1,227 @@
+"""Read a picture of any supported kind into an upright RGB image, or say why it cannot be read."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
+
+
+# 8192 x 8192. A file of a few bytes can claim any size, and every later step allocates several times that much.
+MAX_IMAGE_PIXELS = 2**26
+
+ImageSource = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+
+_EXIF_ORIENTATION = 0x0112
+_UPRIGHT_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow has no direct conversion of premultiplied alpha to RGB.
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+
+
+def load_rgb_image(
+    image: ImageSource,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+    input_data_format: str | ChannelDimension | None = None,
+) -> Image.Image:
+    """Read one picture and return it upright, in RGB, with 8 bits per channel.
+
+    The EXIF orientation is applied, so masks predicted for the result lie in the frame in which a viewer shows the
+    picture. An alpha channel is dropped, not composited, as `Image.convert("RGB")` of the original projects does.
+    16-bit greyscale keeps its high byte. Of an animation the current (for a file: the first) frame is taken.
+
+    Args:
+        image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
+            The path of a local file, a Pillow image of any mode, or an array or tensor of shape `(height, width)`,
+            `(height, width, channels)` or `(channels, height, width)` with 1, 3 or 4 channels: uint8 in 0..255 or
+            floating point in 0..1.
+        max_image_pixels (`int`, *optional*, defaults to 67108864):
+            Largest allowed height x width.
+        input_data_format (`str` or `ChannelDimension`, *optional*):
+            `"channels_first"` or `"channels_last"` for arrays and tensors; inferred from the shape when omitted.
+
+    Returns:
+        `PIL.Image.Image`: mode RGB, upright, without metadata, decoded.
+
+    Raises:
+        ValueError: The source is a URL, is not a readable picture, has no pixels or too many, or is an array of
+            another dtype, shape or value range.
+
+    Example:
+        >>> load_rgb_image(np.zeros((2, 3), dtype=np.uint8)).size
+        (3, 2)
+    """
+    if isinstance(image, (str, os.PathLike)):
+        return _load_file(image, max_image_pixels)
+    if isinstance(image, Image.Image):
+        return _decode(image, f"The image of mode {image.mode}", max_image_pixels)
+    if isinstance(image, torch.Tensor):
+        # NumPy has no bfloat16
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+    if isinstance(image, np.ndarray):
+        return _from_array(image, max_image_pixels, input_data_format)
+    raise ValueError(
+        f"An image of type {type(image).__name__} was given. Pass the path of a local file, a PIL.Image.Image, "
+        "a numpy array or a torch tensor."
+    )
+
+
+def image_to_uint8(
+    image: np.ndarray, input_data_format: str | ChannelDimension | None = None
+) -> tuple[np.ndarray, ChannelDimension]:
+    """Check an array that is to be read as a picture and bring its values to 8 bits.
+
+    Args:
+        image (`np.ndarray`): two- or three-dimensional, uint8 in 0..255 or floating point in 0..1.
+        input_data_format (`str` or `ChannelDimension`, *optional*): place of the channels; inferred when omitted.
+
+    Returns:
+        `tuple[np.ndarray, ChannelDimension]`: the uint8 array with three dimensions, and the place of its channels.
+
+    Raises:
+        ValueError: The dtype, the shape or the values are not those of a picture.
+    """
+    if image.ndim not in (2, 3) or 0 in image.shape:
+        raise ValueError(
+            f"An image array of shape {image.shape} was given. Allowed are (height, width), (height, width, channels) "
+            "and (channels, height, width), every size at least 1. Pass several images as a list."
+        )
+    if image.ndim == 2:
+        image, input_data_format = image[None], ChannelDimension.FIRST
+    elif input_data_format is None:
+        if not {image.shape[0], image.shape[-1]} & {1, 3, 4}:
+            raise ValueError(
+                f"An image array of shape {image.shape} was given, in which neither the first nor the last dimension "
+                "can hold the channels. Pass 1 (grey), 3 (RGB) or 4 (RGBA) channels."
+            )
+        input_data_format = infer_channel_dimension_format(image, num_channels=(1, 3, 4))
+    input_data_format = ChannelDimension(input_data_format)
+    channels = image.shape[0] if input_data_format == ChannelDimension.FIRST else image.shape[-1]
+    if channels not in (1, 3, 4):
+        raise ValueError(
+            f"An image array of shape {image.shape} was given as {input_data_format.value}, which makes {channels} "
+            "channels. Pass 1 (grey), 3 (RGB) or 4 (RGBA) channels, or another `input_data_format`."
+        )
+    if np.issubdtype(image.dtype, np.floating):
+        low, high = float(image.min()), float(image.max())
+        if not (low >= 0.0 and high <= 1.0):  # written so that NaN fails too
+            raise ValueError(
+                f"A floating-point image with values from {low} to {high} was given. Floating-point images must lie "
+                "in 0..1; convert values in 0..255 to uint8, undo any normalisation, and remove NaN."
+            )
+        image = np.rint(image.astype(np.float32) * 255.0).astype(np.uint8)
+    elif image.dtype != np.uint8:
+        raise ValueError(
+            f"An image array of dtype {image.dtype} was given. Allowed are uint8 in 0..255 and floating point in "
+            "0..1; convert the array first."
+        )
+    return image, input_data_format
+
+
+def check_pixel_count(height: int, width: int, what: str, max_image_pixels: int) -> None:
+    """Refuse a picture without pixels or with more than `max_image_pixels`.
+
+    Args:
+        height (`int`): height in pixels.
+        width (`int`): width in pixels.
+        what (`str`): the picture, as the error message shall name it.
+        max_image_pixels (`int`): largest allowed height x width.
+
+    Raises:
+        ValueError: With the size that was found and the size that is allowed.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"{what} is {width} x {height} pixels. Both sides must be at least 1 pixel.")
+    if height * width > max_image_pixels:
+        raise ValueError(
+            f"{what} is {width} x {height} = {height * width} pixels, more than the {max_image_pixels} allowed. "
+            "Shrink it first, or raise `max_image_pixels` if you trust it."
+        )
+
+
+def _load_file(path: str | os.PathLike, max_image_pixels: int) -> Image.Image:
+    """Open and decode a local file."""
+    name = os.fspath(path)
+    shown = name if len(name) <= 200 else name[:200] + "..."
+    if "://" in name or name.startswith("data:"):
+        raise ValueError(
+            f"'{shown}' is a URL. Only local files are read; download it yourself and pass its path or a "
+            "PIL.Image.Image."
+        )
+    # A pipe or device would block or never end
+    if not os.path.isfile(name):
+        raise ValueError(f"'{shown}' is not an existing local image file. Check the path, or pass a PIL.Image.Image.")
+    try:
+        opened = Image.open(name)
+    except Exception as error:  # decoders raise errors of many kinds on damaged files
+        raise ValueError(
+            f"'{shown}' cannot be opened as an image ({_reason(error)}). Check or convert the file."
+        ) from error
+    with opened:
+        return _decode(opened, f"'{shown}'", max_image_pixels)
+
+
+def _decode(image: Image.Image, what: str, max_image_pixels: int) -> Image.Image:
+    """Decode a Pillow image, turn it upright and convert it to RGB."""
+    check_pixel_count(image.height, image.width, what, max_image_pixels)
+    try:
+        image.load()
+        orientation = _orientation(image)
+        image = _to_rgb(image, what)
+    except Exception as error:  # decoders raise errors of many kinds on damaged files
+        raise ValueError(f"{what} cannot be decoded ({_reason(error)}). Check or convert the file.") from error
+    if orientation in _UPRIGHT_TRANSPOSE:
+        image = image.transpose(_UPRIGHT_TRANSPOSE[orientation])
+    image.info = {}  # keeps the orientation from being applied a second time
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (as stored) where there is none or the EXIF block is damaged."""
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # pixels of pictures with broken metadata are fine, and public data sets contain such pictures
+        return 1
+
+
+def _to_rgb(image: Image.Image, what: str) -> Image.Image:
+    """Convert any Pillow mode to RGB with 8 bits per channel."""
+    if image.mode == "F":
+        return _from_array(np.asarray(image), image.width * image.height, None)
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        values = np.asarray(image)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > 0xFFFF:
+            raise ValueError(f"{what} has values from {low} to {high}; greyscale must lie in 0..255 or 0..65535")
+        # Mode I does not tell its depth: it is how some Pillow versions open 16-bit files
+        is_8_bit = image.mode == "I" and high <= 0xFF
+        return Image.fromarray((values if is_8_bit else values >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in _PREMULTIPLIED:
+        image = image.convert(_PREMULTIPLIED[image.mode])
+    return image.convert("RGB")
+
+
+def _from_array(image: np.ndarray, max_image_pixels: int, input_data_format: Any) -> Image.Image:
+    """Convert a checked array to an RGB image."""
+    image, input_data_format = image_to_uint8(image, input_data_format)
+    if input_data_format == ChannelDimension.FIRST:
+        image = np.moveaxis(image, 0, -1)
+    check_pixel_count(image.shape[0], image.shape[1], "The image array", max_image_pixels)
+    if image.shape[-1] == 1:
+        image = np.repeat(image, 3, axis=-1)
+    return Image.fromarray(np.ascontiguousarray(image[..., :3]))
+
+
+def _reason(error: Exception) -> str:
+    """Name an error whose own message may be empty."""
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

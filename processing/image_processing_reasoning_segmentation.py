@@ -1,0 +1,384 @@
+"""Two views of one picture: the view of the vision-language model and the view of the segmenter."""
+
+import os
+from collections.abc import Iterable
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_processing_utils import BatchFeature, get_size_dict
+from transformers.image_transforms import get_resize_output_image_size
+from transformers.image_utils import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    OPENAI_CLIP_MEAN,
+    OPENAI_CLIP_STD,
+    ChannelDimension,
+    ImageInput,
+    PILImageResampling,
+    SizeDict,
+)
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import TensorType
+
+from .image_loading import MAX_IMAGE_PIXELS, check_pixel_count, image_to_uint8, load_rgb_image
+
+
+# Above this many crop sides, only the part of a long picture that the crop keeps is resized.
+_LONG_PICTURE = 16
+
+
+class SegmenterImageProcessorKwargs(TypedDict, total=False):
+    r"""
+    size (`dict[str, int]`, *optional*):
+        `{"longest_edge": N}` keeps the aspect ratio and pads with zeros on the right and bottom to N x N (SAM,
+        SAM-HQ); `{"height": N, "width": N}` squashes the picture to N x N (SAM 2, SAM 3).
+    resample (`PILImageResampling`, *optional*):
+        Resampling filter.
+    image_mean (`float` or `list[float]`, *optional*):
+        Mean per channel, for values in 0..1.
+    image_std (`float` or `list[float]`, *optional*):
+        Standard deviation per channel, for values in 0..1.
+    max_image_pixels (`int`, *optional*):
+        Largest allowed height x width of an input picture.
+    input_data_format (`ChannelDimension` or `str`, *optional*):
+        Place of the channels in arrays and tensors; inferred when omitted.
+    return_tensors (`str` or `TensorType`, *optional*):
+        `"pt"` or `"np"`; lists of arrays when omitted.
+    """
+
+    size: int | list[int] | tuple[int, ...] | dict[str, int] | None
+    resample: PILImageResampling | int | None
+    image_mean: float | list[float] | tuple[float, ...] | None
+    image_std: float | list[float] | tuple[float, ...] | None
+    max_image_pixels: int | None
+    input_data_format: str | ChannelDimension | None
+    return_tensors: str | TensorType | None
+
+
+class ReasoningSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
+    r"""
+    segmenter_size (`dict[str, int]`, *optional*):
+        Size of the segmenter's view: `{"longest_edge": N}` keeps the aspect ratio and pads with zeros on the right and
+        bottom to N x N (SAM, SAM-HQ); `{"height": N, "width": N}` squashes the picture to N x N (SAM 2, SAM 3).
+    segmenter_resample (`PILImageResampling`, *optional*):
+        Resampling filter of the segmenter's view.
+    segmenter_image_mean (`float` or `list[float]`, *optional*):
+        Mean per channel of the segmenter's view, for values in 0..1.
+    segmenter_image_std (`float` or `list[float]`, *optional*):
+        Standard deviation per channel of the segmenter's view, for values in 0..1.
+    max_image_pixels (`int`, *optional*):
+        Largest allowed height x width of an input picture.
+    """
+
+    segmenter_size: int | list[int] | tuple[int, ...] | dict[str, int] | None
+    segmenter_resample: PILImageResampling | int | None
+    segmenter_image_mean: float | list[float] | tuple[float, ...] | None
+    segmenter_image_std: float | list[float] | tuple[float, ...] | None
+    max_image_pixels: int | None
+
+
+class UprightImageBackend(PilBackend):
+    """Pillow backend that reads every supported kind of picture, upright, and refuses what it cannot read."""
+
+    max_image_pixels = MAX_IMAGE_PIXELS
+
+    def fetch_images(self, images: ImageInput | str | os.PathLike | list) -> ImageInput | list:
+        """Load the files named in `images`, at any depth of lists; everything else passes through.
+
+        Raises:
+            ValueError: A name is a URL or not a readable picture.
+        """
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image) for image in images]
+        if isinstance(images, (str, os.PathLike)):
+            return load_rgb_image(images, self.max_image_pixels)
+        return images
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = True,
+        input_data_format: str | ChannelDimension | None = None,
+        max_image_pixels: int | None = None,
+        **kwargs,
+    ) -> np.ndarray:
+        """Return one picture as an upright uint8 array of shape `(channels, height, width)`.
+
+        Arrays and tensors keep their channels when `do_convert_rgb` is false; everything else becomes RGB.
+        """
+        max_image_pixels = self.max_image_pixels if max_image_pixels is None else max_image_pixels
+        if do_convert_rgb or isinstance(image, Image.Image):
+            image = np.asarray(load_rgb_image(image, max_image_pixels, input_data_format))
+            return np.moveaxis(image, -1, 0)
+        image = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
+        image, input_data_format = image_to_uint8(image, input_data_format)
+        image = image if input_data_format == ChannelDimension.FIRST else np.moveaxis(image, -1, 0)
+        check_pixel_count(*image.shape[-2:], "The image array", max_image_pixels)
+        return image
+
+    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
+        """Flatten one picture, a list, a list of lists or a batched array to a list of pictures."""
+        return _flatten(self.fetch_images(images))
+
+
+class SegmenterImageProcessor(UprightImageBackend):
+    r"""The segmenter's view alone, for models whose vision-language model brings its own image processor.
+
+    Calling it returns a `BatchFeature` with
+
+    - `sam_pixel_values` `(images, 3, N, N)`, float32: resized on 8-bit values, normalised, then padded with zeros;
+    - `original_sizes` `(images, 2)`, int64: (height, width) of the upright picture;
+    - `sam_resized_sizes` `(images, 2)`, int64: (height, width) of the resized picture before padding.
+
+    Options are those of [`SegmenterImageProcessorKwargs`].
+    """
+
+    size = {"longest_edge": 1024}
+    resample = PILImageResampling.BILINEAR
+    image_mean = IMAGENET_DEFAULT_MEAN
+    image_std = IMAGENET_DEFAULT_STD
+    valid_kwargs = SegmenterImageProcessorKwargs
+    model_input_names = ["sam_pixel_values", "original_sizes", "sam_resized_sizes"]
+
+    def __init__(self, **kwargs: Unpack[SegmenterImageProcessorKwargs]):
+        super().__init__(**kwargs)
+        self.target_size  # noqa: B018  refuses a size of the wrong form at once
+
+    @property
+    def target_size(self) -> tuple[int, int]:
+        """`tuple[int, int]`: (height, width) of `sam_pixel_values`."""
+        return segmenter_target_size(self.size)
+
+    def _validate_preprocess_kwargs(self, **kwargs) -> None:
+        segmenter_target_size(kwargs["size"])
+
+    def _preprocess_image_like_inputs(
+        self, images: ImageInput, return_tensors: str | TensorType | None = None, **kwargs
+    ) -> BatchFeature:
+        loading = {name: kwargs[name] for name in ("input_data_format", "max_image_pixels")}
+        images = self._prepare_image_like_inputs(images, **loading)
+        data = segmenter_view(images, kwargs["size"], kwargs["resample"], kwargs["image_mean"], kwargs["image_std"])
+        return BatchFeature(data, tensor_type=return_tensors)
+
+
+class ReasoningSegmentationImageProcessor(UprightImageBackend):
+    r"""One picture, two views: CLIP's for the vision-language model and SAM's for the segmenter.
+
+    Calling it with a picture, a list of pictures, or a list of lists (which is flattened) returns a `BatchFeature`
+    with
+
+    - `pixel_values` `(images, 3, height, width)`, float32: shortest edge resized, centre cropped, normalised. As in
+      the original LISA and GSVA the ends of a picture that is not square are cut away, not padded;
+    - `sam_pixel_values` `(images, 3, N, N)`, float32: resized on 8-bit values, normalised, then padded with zeros;
+    - `original_sizes` `(images, 2)`, int64: (height, width) of the upright picture;
+    - `sam_resized_sizes` `(images, 2)`, int64: (height, width) of the segmenter's picture before padding.
+
+    Pictures are file paths, Pillow images of any mode, and arrays or tensors with uint8 values in 0..255 or
+    floating-point values in 0..1 (which are brought to 8 bits first, so that `do_rescale` acts on all alike). Pillow
+    resizes them, so results do not depend on torchvision being installed. `do_convert_rgb=False` concerns the view of
+    the vision-language model; the segmenter always sees RGB. Options without prefix are those of `CLIPImageProcessor`;
+    those of the segmenter's view begin with `segmenter_`, see [`ReasoningSegmentationImageProcessorKwargs`].
+
+    Example:
+        >>> views = ReasoningSegmentationImageProcessor()(np.zeros((30, 40, 3), dtype=np.uint8), return_tensors="pt")
+        >>> tuple(views.sam_pixel_values.shape), views.sam_resized_sizes.tolist()
+        ((1, 3, 1024, 1024), [[768, 1024]])
+    """
+
+    size = {"shortest_edge": 224}
+    crop_size = {"height": 224, "width": 224}
+    default_to_square = False
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    do_resize = True
+    do_center_crop = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+    segmenter_size = {"longest_edge": 1024}
+    segmenter_resample = PILImageResampling.BILINEAR
+    segmenter_image_mean = IMAGENET_DEFAULT_MEAN
+    segmenter_image_std = IMAGENET_DEFAULT_STD
+    valid_kwargs = ReasoningSegmentationImageProcessorKwargs
+    model_input_names = ["pixel_values", "sam_pixel_values", "original_sizes", "sam_resized_sizes"]
+
+    def __init__(self, **kwargs: Unpack[ReasoningSegmentationImageProcessorKwargs]):
+        super().__init__(**kwargs)
+        self.segmenter_target_size  # noqa: B018  refuses a size of the wrong form at once
+
+    @property
+    def segmenter_target_size(self) -> tuple[int, int]:
+        """`tuple[int, int]`: (height, width) of `sam_pixel_values`."""
+        return segmenter_target_size(self.segmenter_size)
+
+    def _standardize_kwargs(
+        self,
+        segmenter_size: int | Iterable[int] | dict[str, int] | SizeDict | None = None,
+        segmenter_image_mean: float | list[float] | None = None,
+        segmenter_image_std: float | list[float] | None = None,
+        **kwargs,
+    ) -> dict[str, Any]:
+        kwargs = super()._standardize_kwargs(**kwargs)
+        if not isinstance(segmenter_size, SizeDict):
+            segmenter_size = SizeDict(**get_size_dict(segmenter_size, param_name="segmenter_size"))
+        kwargs["segmenter_size"] = segmenter_size
+        kwargs["segmenter_image_mean"] = _as_tuple(segmenter_image_mean)
+        kwargs["segmenter_image_std"] = _as_tuple(segmenter_image_std)
+        return kwargs
+
+    def _validate_preprocess_kwargs(self, **kwargs) -> None:
+        super()._validate_preprocess_kwargs(**kwargs)
+        segmenter_target_size(kwargs["segmenter_size"])
+
+    def _preprocess_image_like_inputs(
+        self,
+        images: ImageInput,
+        do_convert_rgb: bool | None = True,
+        input_data_format: str | ChannelDimension | None = None,
+        max_image_pixels: int | None = None,
+        return_tensors: str | TensorType | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        images = self._prepare_image_like_inputs(
+            images,
+            do_convert_rgb=do_convert_rgb,
+            input_data_format=input_data_format,
+            max_image_pixels=max_image_pixels,
+        )
+        trimmed = [self._resize_visible_part(image, max_image_pixels, **kwargs) for image in images]
+        data = dict(self._preprocess(trimmed, return_tensors=None, **kwargs))
+        rgb_images = [np.repeat(image, 3, axis=0) if image.shape[0] == 1 else image[:3] for image in images]
+        data.update(
+            segmenter_view(
+                rgb_images,
+                kwargs["segmenter_size"],
+                kwargs["segmenter_resample"],
+                kwargs["segmenter_image_mean"],
+                kwargs["segmenter_image_std"],
+            )
+        )
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _resize_visible_part(
+        self,
+        image: np.ndarray,
+        max_image_pixels: int,
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling,
+        do_center_crop: bool,
+        crop_size: SizeDict,
+        **kwargs,
+    ) -> np.ndarray:
+        """Resize only what the centre crop will keep of a very long picture.
+
+        A picture of 1 x 10000 pixels becomes 224 x 2240000 before the crop takes 224 x 224 of it. Other pictures are
+        returned unchanged; the regular resize leaves the picture returned here as it is.
+        """
+        if not (do_resize and size.shortest_edge and not size.longest_edge):
+            return image
+        height, width = get_resize_output_image_size(
+            image, size.shortest_edge, default_to_square=False, input_data_format=ChannelDimension.FIRST
+        )
+        if not do_center_crop:
+            check_pixel_count(height, width, "The picture resized for the vision-language model", max_image_pixels)
+            return image
+        kept = max(crop_size.height, crop_size.width, size.shortest_edge)
+        if max(height, width) <= _LONG_PICTURE * kept:
+            return image
+        long_edge, crop_edge = (height, crop_size.height) if height > width else (width, crop_size.width)
+        # the same offset of the crop, whether it is taken from the whole picture or from the kept part
+        start = (long_edge - crop_edge) // 2 - (kept - crop_edge) // 2
+        scale = max(image.shape[-2:]) / long_edge
+        span = (start * scale, (start + kept) * scale)
+        if height > width:
+            new_size, box = (width, kept), (0, span[0], image.shape[-1], span[1])
+        else:
+            new_size, box = (kept, height), (span[0], 0, span[1], image.shape[-2])
+        channels = [Image.fromarray(channel).resize(new_size, resample, box=box) for channel in image]
+        return np.stack([np.asarray(channel) for channel in channels])
+
+
+def segmenter_target_size(size: dict[str, int] | SizeDict) -> tuple[int, int]:
+    """Return (height, width) of the square that the segmenter sees.
+
+    Raises:
+        ValueError: `size` is neither `{"longest_edge": N}` nor `{"height": N, "width": N}`.
+    """
+    size = dict(size)
+    if set(size) == {"longest_edge"}:
+        size = {"height": size["longest_edge"], "width": size["longest_edge"]}
+    if set(size) != {"height", "width"} or min(size.values()) < 1:
+        raise ValueError(
+            f"The segmenter's size is {size}. Allowed are {{'longest_edge': N}} (keep the aspect ratio, pad to N x N) "
+            "and {'height': N, 'width': N} (squash), with positive N."
+        )
+    return size["height"], size["width"]
+
+
+def segmenter_view(
+    images: list[np.ndarray],
+    size: dict[str, int] | SizeDict,
+    resample: PILImageResampling | int,
+    mean: float | tuple[float, ...],
+    std: float | tuple[float, ...],
+) -> dict[str, list]:
+    """Resize, normalise and pad pictures for the segmenter.
+
+    As in the original SAM, values are normalised in units of 0..255 and padded with zeros afterwards, so the padding
+    is the mean colour. `{"longest_edge": N}` rounds sizes half up and keeps at least one pixel of very thin pictures.
+
+    Args:
+        images (`list[np.ndarray]`): pictures of shape `(3, height, width)`, uint8.
+        size (`dict[str, int]`): `{"longest_edge": N}` (pad) or `{"height": N, "width": N}` (squash).
+        resample (`PILImageResampling`): resampling filter.
+        mean (`float` or `tuple[float, ...]`): mean per channel, for values in 0..1.
+        std (`float` or `tuple[float, ...]`): standard deviation per channel, for values in 0..1.
+
+    Returns:
+        `dict[str, list]`: `sam_pixel_values` (float32 arrays of shape `(3, N, N)`), `original_sizes` and
+        `sam_resized_sizes` (`[height, width]` each).
+
+    Raises:
+        ValueError: `size` has another form.
+    """
+    target_height, target_width = segmenter_target_size(size)
+    # float64 until here: 0.485 * 255 then rounds to the same float32 as the original's 123.675
+    mean = (np.broadcast_to(np.asarray(mean, dtype=np.float64), (3,)) * 255.0).astype(np.float32)[:, None, None]
+    std = (np.broadcast_to(np.asarray(std, dtype=np.float64), (3,)) * 255.0).astype(np.float32)[:, None, None]
+    data = {"sam_pixel_values": [], "original_sizes": [], "sam_resized_sizes": []}
+    for image in images:
+        height, width = image.shape[-2:]
+        new_height, new_width = target_height, target_width
+        if "longest_edge" in dict(size):
+            scale = target_height / max(height, width)
+            new_height, new_width = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+        resized = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
+        resized = np.asarray(resized.resize((new_width, new_height), resample=resample))
+        canvas = np.zeros((3, target_height, target_width), dtype=np.float32)
+        canvas[:, :new_height, :new_width] = (np.moveaxis(resized, -1, 0).astype(np.float32) - mean) / std
+        data["sam_pixel_values"].append(canvas)
+        data["original_sizes"].append([height, width])
+        data["sam_resized_sizes"].append([new_height, new_width])
+    return data
+
+
+def _as_tuple(value: Any) -> Any:
+    """Turn lists into tuples, which do not change by accident."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _flatten(images: Any) -> list:
+    """Flatten nested lists and batched arrays of pictures."""
+    if isinstance(images, (list, tuple)):
+        return [image for nested in images for image in _flatten(nested)]
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+__all__ = ["ReasoningSegmentationImageProcessor", "SegmenterImageProcessor", "load_rgb_image"]
