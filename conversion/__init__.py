@@ -1,0 +1,1 @@
+"""Conversion of original checkpoints into complete Hugging Face repositories."""

@@ -1,0 +1,24 @@
+"""The one error every conversion step raises."""
+
+from __future__ import annotations
+
+import os
+
+
+class ConversionError(Exception):
+    """A checkpoint cannot be converted.
+
+    The message is one readable paragraph: what was found, why it cannot be used and what to do next.
+
+    Args:
+        cause (`str`): What is wrong, in one or two sentences.
+        path (`str` or `os.PathLike`, *optional*): The file or folder the problem was found in.
+        next_step (`str`, *optional*): What the user can do about it.
+    """
+
+    def __init__(self, cause: str, *, path: str | os.PathLike | None = None, next_step: str | None = None):
+        self.cause = cause
+        self.path = None if path is None else os.fspath(path)
+        self.next_step = next_step
+        parts = [f"{self.path}: {cause}" if self.path else cause, next_step or ""]
+        super().__init__(" ".join(part.strip() for part in parts if part.strip()))

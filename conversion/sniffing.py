@@ -1,0 +1,183 @@
+"""What a file is, told from its bytes before anything is unpickled or mapped."""
+
+from __future__ import annotations
+
+import json
+import stat
+import zipfile
+from collections import Counter
+from enum import Enum
+from pathlib import Path
+
+from .errors import ConversionError
+
+
+_ZIP_MAGIC = b"PK\x03\x04"
+_PICKLE_MAGIC = b"\x80"
+_LFS_MAGIC = b"version https://git-lfs"
+_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+_MAX_ZIP_ENTRIES = 100_000
+# torch.save stores tensors uncompressed; the slack pays for the directory of a file of many small tensors.
+_MAX_UNPACKED_RATIO = 1.05
+
+_OTHER_KINDS = {
+    b"\x1f\x8b": "a gzip archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"BZh": "a bzip2 archive",
+    b"GGUF": "a GGUF file",
+    b"\x89HDF": "an HDF5 file",
+    b"\x93NUMPY": "a NumPy array",
+    b"%PDF": "a PDF document",
+}
+_DOWNLOAD_AGAIN = "Download the file again and compare its size with the one its page states."
+
+
+class FileKind(Enum):
+    """The containers a state dict can come in."""
+
+    SAFETENSORS = "safetensors"
+    TORCH_ZIP = "torch zip"
+    TORCH_LEGACY = "torch legacy pickle"
+
+
+def sniff(path: Path) -> FileKind:
+    """Tell the container of a weight file and refuse what cannot be one.
+
+    Args:
+        path (`Path`): The file.
+
+    Returns:
+        `FileKind`: How to read it.
+
+    Raises:
+        ConversionError: The file is missing, empty, truncated, compressed, a Git LFS pointer, a web page or of
+            another kind.
+    """
+    check_regular_file(path)
+    size = path.stat().st_size
+    if size == 0:
+        raise ConversionError("The file is empty.", path=path, next_step=_DOWNLOAD_AGAIN)
+    with path.open("rb") as file:
+        head = file.read(512)
+    refuse_placeholder(head, path)
+    if head.startswith(_ZIP_MAGIC):
+        _check_torch_zip(path, size)
+        return FileKind.TORCH_ZIP
+    for magic, kind in _OTHER_KINDS.items():
+        if head.startswith(magic):
+            raise ConversionError(
+                f"This is {kind}, not a weight file.",
+                path=path,
+                next_step="Pass a .safetensors file or a PyTorch state dict (.bin, .pth, .pt); unpack archives first.",
+            )
+    if len(head) > 8 and head[8:9] == b"{":
+        _check_safetensors(path, size)
+        return FileKind.SAFETENSORS
+    if head.startswith(_PICKLE_MAGIC):
+        return FileKind.TORCH_LEGACY
+    raise ConversionError(
+        f"The file starts with {head[:8]!r} and is neither safetensors nor a PyTorch state dict.",
+        path=path,
+        next_step="Pass a .safetensors, .bin, .pth or .pt file.",
+    )
+
+
+def check_regular_file(path: Path) -> None:
+    """Refuse a path that is missing, a folder or a device.
+
+    Raises:
+        ConversionError: The path is not a regular file.
+    """
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise ConversionError("There is no such file.", path=path, next_step="Check the path.") from None
+    except OSError as error:
+        raise ConversionError(f"The file cannot be opened ({error.strerror}).", path=path) from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
+        raise ConversionError(f"Expected a file, found {kind}.", path=path, next_step="Pass the file itself.")
+
+
+def refuse_placeholder(head: bytes, path: Path) -> None:
+    """Refuse the two things that often lie where a download should be.
+
+    Args:
+        head (`bytes`): The first bytes of the file.
+        path (`Path`): The file, for the message.
+
+    Raises:
+        ConversionError: It is a Git LFS pointer or a web page.
+    """
+    if head.startswith(_LFS_MAGIC):
+        raise ConversionError(
+            "This is a Git LFS pointer, not the file itself.",
+            path=path,
+            next_step="Run `git lfs pull` in the folder, or download the repository with `hf download`.",
+        )
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html", b"<?xml")):
+        raise ConversionError(
+            "This is a web page, not the file itself: the download link led to a login or warning page.",
+            path=path,
+            next_step="Open the link in a browser, confirm, and download the file again.",
+        )
+
+
+def _check_safetensors(path: Path, size: int) -> None:
+    """Compare the sizes a safetensors header states with the size of the file."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > _MAX_HEADER_BYTES:
+            raise ConversionError(
+                f"The safetensors header claims {length} bytes; at most {_MAX_HEADER_BYTES} are allowed.",
+                path=path,
+                next_step=_DOWNLOAD_AGAIN,
+            )
+        if length + 8 > size:
+            raise ConversionError("The file ends inside its header.", path=path, next_step=_DOWNLOAD_AGAIN)
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            expected = 8 + length + max(ends, default=0)
+        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
+            raise ConversionError(
+                "The safetensors header cannot be read.", path=path, next_step=_DOWNLOAD_AGAIN
+            ) from error
+    if expected != size:
+        raise ConversionError(
+            f"The header describes {expected} bytes and the file has {size}.", path=path, next_step=_DOWNLOAD_AGAIN
+        )
+
+
+def _check_torch_zip(path: Path, size: int) -> None:
+    """Refuse zip files that torch.save cannot have written, before torch reads them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
+        raise ConversionError(
+            "The file is truncated or damaged: its directory at the end cannot be read.",
+            path=path,
+            next_step=_DOWNLOAD_AGAIN,
+        ) from error
+    names = [entry.filename for entry in entries]
+    cause = None
+    if len(entries) > _MAX_ZIP_ENTRIES:
+        cause = f"The archive has {len(entries)} entries; at most {_MAX_ZIP_ENTRIES} are read."
+    elif any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        cause = "The archive is compressed, which torch.save never does."
+    elif sum(entry.file_size for entry in entries) > _MAX_UNPACKED_RATIO * size:
+        cause = "The archive claims more data than the file holds."
+    elif repeated := [name for name, count in Counter(names).items() if count > 1]:
+        cause = f"The archive holds {repeated[0]!r} twice."
+    elif any(name.endswith("/constants.pkl") for name in names):
+        cause = "This is a TorchScript program, not a state dict."
+    elif sum(name.count("/") == 1 and name.endswith("/data.pkl") for name in names) != 1:
+        cause = "This zip archive was not written by torch.save."
+    if cause is not None:
+        raise ConversionError(
+            cause,
+            path=path,
+            next_step="Pass the state dict as torch.save or safetensors wrote it; unpack other archives first.",
+        )

@@ -1,0 +1,345 @@
+"""Weight files as lazily read tensors: single files, shards with an index, folders.
+
+Nothing is executed while reading: pickles are opened with `weights_only=True` and mapped into memory where the format
+allows it, so that a tensor costs memory only while it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from .errors import ConversionError
+from .sniffing import FileKind, check_regular_file, refuse_placeholder, sniff
+
+
+_SAFETENSORS_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
+# LISA v0 keeps the segmenter and the projector beside the shards of its language model, in no index.
+_LISA_V0_SIDE_FILES = ("pytorch_model-visual_model.bin", "pytorch_model-text_hidden_fcs.bin")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?:bin|safetensors))")
+_NESTED_STATE = ("state_dict", "model", "module")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Shape and type of a tensor that has not been read yet."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class TensorSource(ABC):
+    """Names of a checkpoint and a way to read one tensor at a time.
+
+    Attributes:
+        path (`Path`): The file or folder, for messages.
+    """
+
+    path: Path
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """All tensor names, in the order of the file."""
+
+    @abstractmethod
+    def info(self, key: str) -> TensorInfo:
+        """Shape and type of one tensor, without reading it."""
+
+    @abstractmethod
+    def load(self, key: str) -> torch.Tensor:
+        """One tensor on the CPU. It may be a view of the mapped file: never write to it."""
+
+    @abstractmethod
+    def release(self) -> None:
+        """Give back what reading has mapped or cached; the source opens again by itself."""
+
+
+class PickleFile(TensorSource):
+    """A PyTorch state dict (`.bin`, `.pth`, `.pt`).
+
+    Args:
+        path (`Path`): The file.
+        kind (`FileKind`): Its container as told by `sniff`; only zip files can be mapped.
+
+    Raises:
+        ConversionError: The file is damaged, or holds something else than tensors.
+    """
+
+    def __init__(self, path: Path, kind: FileKind):
+        self.path, self._kind = path, kind
+        self._state: dict[str, torch.Tensor] | None = None
+        self._infos = {key: TensorInfo(tuple(value.shape), value.dtype) for key, value in self._open().items()}
+
+    def _open(self) -> dict[str, torch.Tensor]:
+        if self._state is None:
+            mmap = self._kind is FileKind.TORCH_ZIP
+            try:
+                state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
+            except Exception as error:  # torch raises six types for damaged and hostile files, some with no message
+                raise ConversionError(
+                    "The file cannot be read as a state dict: it is damaged, or it holds Python objects other than "
+                    f"tensors, which are not loaded because they can run code ({type(error).__name__}).",
+                    path=self.path,
+                    next_step="Download it again; if it stays unreadable, ask its publisher for safetensors.",
+                ) from error
+            self._state = _tensors_of(state, self.path)
+        return self._state
+
+    def names(self) -> list[str]:
+        return list(self._infos)
+
+    def info(self, key: str) -> TensorInfo:
+        return self._infos[key]
+
+    def load(self, key: str) -> torch.Tensor:
+        return self._open()[key]
+
+    def release(self) -> None:
+        self._state = None
+
+
+def _tensors_of(state: object, path: Path) -> dict[str, torch.Tensor]:
+    """The flat dict of tensors inside what a pickle returned."""
+    for name in _NESTED_STATE:
+        if isinstance(state, dict) and isinstance(state.get(name), dict):
+            state = state[name]
+    if not isinstance(state, dict) or not state:
+        found = "an empty dict" if isinstance(state, dict) else f"a {type(state).__name__}"
+        raise ConversionError(f"Expected a dict of tensors, found {found}.", path=path)
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise ConversionError(
+                f"Expected a dict of tensors, but {key!r} holds a {type(value).__name__}.",
+                path=path,
+                next_step="Pass the model's state dict, not a training state; DeepSpeed's zero_to_fp32.py writes one.",
+            )
+        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
+            raise ConversionError(f"{key!r} is a quantized, sparse or empty tensor; only dense ones work.", path=path)
+    return state
+
+
+class SafetensorsFile(TensorSource):
+    """A `.safetensors` file.
+
+    Args:
+        path (`Path`): The file.
+
+    Raises:
+        ConversionError: The header is inconsistent or names a type that is not supported.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._handle = None
+        self._infos = {}
+        handle = self._open()
+        for key in handle.keys():  # noqa: SIM118 (a safe_open handle is no dict)
+            entry = handle.get_slice(key)
+            if entry.get_dtype() not in _SAFETENSORS_DTYPES:
+                raise ConversionError(
+                    f"{key!r} has the type {entry.get_dtype()}; allowed are {', '.join(_SAFETENSORS_DTYPES)}.",
+                    path=path,
+                    next_step="Pass the weights in full, half or bfloat16 precision.",
+                )
+            self._infos[key] = TensorInfo(tuple(entry.get_shape()), _SAFETENSORS_DTYPES[entry.get_dtype()])
+
+    def _open(self):
+        if self._handle is None:
+            try:
+                self._handle = safe_open(self.path, framework="pt")
+            except (SafetensorError, OSError) as error:
+                raise ConversionError(f"Not a valid safetensors file ({error}).", path=self.path) from error
+        return self._handle
+
+    def names(self) -> list[str]:
+        return list(self._infos)
+
+    def info(self, key: str) -> TensorInfo:
+        return self._infos[key]
+
+    def load(self, key: str) -> torch.Tensor:
+        return self._open().get_tensor(key)
+
+    def release(self) -> None:
+        self._handle = None
+
+
+class ShardedSource(TensorSource):
+    """Several files that together hold one checkpoint.
+
+    Args:
+        path (`Path`): The folder, for messages.
+        files (`Iterable[TensorSource]`): The shards.
+
+    Raises:
+        ConversionError: Two shards hold the same tensor.
+    """
+
+    def __init__(self, path: Path, files: Iterable[TensorSource]):
+        self.path = path
+        self._files = list(files)
+        self._where: dict[str, TensorSource] = {}
+        for file in self._files:
+            for key in file.names():
+                if key in self._where:
+                    raise ConversionError(
+                        f"{key!r} is in {self._where[key].path.name} and in {file.path.name}.",
+                        path=path,
+                        next_step="Keep the files of one checkpoint only in this folder.",
+                    )
+                self._where[key] = file
+            file.release()
+
+    def names(self) -> list[str]:
+        return list(self._where)
+
+    def info(self, key: str) -> TensorInfo:
+        return self._where[key].info(key)
+
+    def load(self, key: str) -> torch.Tensor:
+        return self._where[key].load(key)
+
+    def release(self) -> None:
+        for file in self._files:
+            file.release()
+
+
+def open_file(path: Path) -> TensorSource:
+    """Open one weight file, whatever its container.
+
+    Raises:
+        ConversionError: See `sniff`, `PickleFile` and `SafetensorsFile`.
+    """
+    kind = sniff(path)
+    return SafetensorsFile(path) if kind is FileKind.SAFETENSORS else PickleFile(path, kind)
+
+
+def open_source(path: str | Path) -> TensorSource:
+    """Open a weight file, or the weights of a folder.
+
+    In a folder an index comes first, then a single file of a usual name, then shards without an index, then the only
+    weight file there is. Safetensors go before pickles.
+
+    Args:
+        path (`str` or `Path`): A file or folder.
+
+    Raises:
+        ConversionError: There are no readable weights, or shards are missing.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return open_file(path)
+    for name in _INDEXES:
+        if (path / name).exists():
+            return _open_indexed(path, path / name)
+    for name in _SINGLE_FILES:
+        if (path / name).is_dir():  # newer versions of DeepSpeed's zero_to_fp32.py write a folder of this name
+            return open_source(path / name)
+        if (path / name).exists():
+            return _with_side_files(path, [path / name])
+    files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".pth", ".pt"))
+    if shards := [file for file in files if _SHARD.fullmatch(file.name)]:
+        return _with_side_files(path, _complete_shards(path, shards))
+    if len(files) == 1:
+        return open_file(files[0])
+    raise ConversionError(_no_weights(path, files), path=path, next_step="Pass the weight file itself.")
+
+
+def _no_weights(path: Path, files: list[Path]) -> str:
+    if files:
+        return f"The folder holds several weight files ({', '.join(file.name for file in files[:4])}) and no index."
+    if (path / "zero_to_fp32.py").exists() or (path / "latest").exists():
+        return "This is a DeepSpeed training state; its zero_to_fp32.py turns it into a weight file."
+    return "The folder holds no weights."
+
+
+def _open_indexed(folder: Path, index: Path) -> TensorSource:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConversionError("The index has no `weight_map`.", path=index, next_step="Download the index again.")
+    for name in weight_map.values():
+        check_plain_name(name, index)
+    source = _with_side_files(folder, [folder / name for name in sorted(set(weight_map.values()))])
+    held = set(source.names())
+    if missing := [key for key in weight_map if key not in held]:
+        raise ConversionError(
+            f"The index names {len(missing)} tensors that no shard holds, the first is {missing[0]!r}.",
+            path=index,
+            next_step="Download index and shards again from one revision.",
+        )
+    return source
+
+
+def _complete_shards(folder: Path, shards: list[Path]) -> list[Path]:
+    """Check that shards without an index are one complete set."""
+    first = _SHARD.fullmatch(shards[0].name)
+    count = int(first["count"])
+    expected = {f"{first['stem']}-{i:05d}-of-{first['count']}{first['suffix']}" for i in range(1, count + 1)}
+    found = {shard.name for shard in shards}
+    if found != expected:
+        odd = sorted(found ^ expected)
+        raise ConversionError(
+            f"The shards are not one complete set of {count}: {', '.join(odd[:3])} is missing or does not belong.",
+            path=folder,
+            next_step="Download the missing shards.",
+        )
+    return shards
+
+
+def _with_side_files(folder: Path, files: list[Path]) -> TensorSource:
+    files = files + [folder / name for name in _LISA_V0_SIDE_FILES if (folder / name).exists()]
+    unique = list(dict.fromkeys(files))
+    return open_file(unique[0]) if len(unique) == 1 else ShardedSource(folder, map(open_file, unique))
+
+
+def check_plain_name(name: object, origin: Path) -> None:
+    """Refuse a file name from a checkpoint's own index that could point outside its folder.
+
+    Raises:
+        ConversionError: The name holds a path.
+    """
+    plain = isinstance(name, str) and name not in ("", ".", "..") and PurePosixPath(name).name == name
+    if not plain or any(character in name for character in "\\:\0"):
+        raise ConversionError(
+            f"The index names the file {name!r}; only plain file names beside the index are read.",
+            path=origin,
+            next_step="Get the checkpoint from its original publisher.",
+        )
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON object as plain data.
+
+    Raises:
+        ConversionError: The file is missing, a placeholder, or no JSON object.
+    """
+    check_regular_file(path)
+    data = path.read_bytes()
+    refuse_placeholder(data[:512], path)
+    try:
+        value = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConversionError(f"Not valid JSON ({error}).", path=path, next_step="Download it again.") from error
+    if not isinstance(value, dict):
+        raise ConversionError(f"Expected a JSON object, found a {type(value).__name__}.", path=path)
+    return value
