@@ -1,0 +1,182 @@
+"""Configs of the language model, CLIP tower and composed model, from plain JSON.
+
+The originals' `config.json` says `model_type: llava`, which `AutoConfig` takes for transformers' own LLaVA and fills
+with defaults that are wrong for LLaVA v1. Every field is therefore read by name.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from .errors import ConversionError
+from .sources import read_json
+
+
+# What LlamaConfig of the originals' time assumed for fields that a config leaves out.
+_LLAMA_DEFAULTS = {
+    "hidden_act": "silu",
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.02,
+    "rms_norm_eps": 1e-6,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "head_dim": None,
+}
+_LLAMA_REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_CLIP_FIELDS = (
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "projection_dim",
+    "hidden_act",
+    "layer_norm_eps",
+    "initializer_range",
+    "initializer_factor",
+)
+_CLIP_L_HIDDEN, _CLIP_L_LAYERS, _CLIP_L_HEADS = 1024, 24, 16
+# LLaVA v1's names of what CLIP hands over, and transformers'.
+_SELECT_FEATURES = {"patch": "default", "cls_patch": "full"}
+
+
+def read_llava_config(folder: Path) -> dict[str, Any]:
+    """The `config.json` of a LISA or LLaVA v1 folder.
+
+    Raises:
+        ConversionError: There is none, or it is another model's.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    if config.get("model_type") not in ("llava", "llava_llama", "llama") or "text_config" in config:
+        raise ConversionError(
+            f"A LLaMA-based LLaVA v1 config is needed; this one has model_type {config.get('model_type')!r}"
+            f"{' in the Hugging Face layout' if 'text_config' in config else ''}.",
+            path=path,
+            next_step="Pass the folder of the original checkpoint, or its LLaVA base in the original layout.",
+        )
+    if missing := [name for name in _LLAMA_REQUIRED if not isinstance(config.get(name), int)]:
+        raise ConversionError(f"The config does not state {', '.join(missing)}.", path=path)
+    return config
+
+
+def text_config(config: Mapping[str, Any], vocab_size: int) -> LlamaConfig:
+    """The language model's config.
+
+    Args:
+        config (`Mapping[str, Any]`): The original's JSON.
+        vocab_size (`int`): Number of rows after conversion.
+
+    Returns:
+        `LlamaConfig`: `use_cache` is on, whatever the original says: LISA turns it off for its own decoding loop.
+    """
+    fields = {name: config.get(name, default) for name, default in _LLAMA_DEFAULTS.items()}
+    fields |= {name: config[name] for name in _LLAMA_REQUIRED}
+    scaling = dict(config.get("rope_scaling") or {})
+    rope = {"rope_type": scaling.pop("type", "default"), **scaling, "rope_theta": config.get("rope_theta", 10000.0)}
+    return LlamaConfig(
+        **fields,
+        num_key_value_heads=config.get("num_key_value_heads", config["num_attention_heads"]),
+        # LLaMA tokenizers have no padding token; the originals pad with <unk>.
+        pad_token_id=config.get("pad_token_id") or 0,
+        vocab_size=vocab_size,
+        rope_parameters=rope,
+        tie_word_embeddings=False,
+        use_cache=True,
+    )
+
+
+def clip_config_from_folder(folder: Path) -> CLIPVisionConfig:
+    """The vision half of a CLIP folder's config, or the config of a folder that holds the vision half alone.
+
+    Raises:
+        ConversionError: It is another model's config.
+    """
+    path = folder / "config.json"
+    config = read_json(path)
+    if config.get("model_type") == "clip":
+        # Old files repeat the sizes in `vision_config_dict`, which then counts.
+        config = (config.get("vision_config") or {}) | (config.get("vision_config_dict") or {})
+    elif config.get("model_type") != "clip_vision_model":
+        raise ConversionError(
+            f"A CLIP config is needed, this one has model_type {config.get('model_type')!r}.",
+            path=path,
+            next_step="Pass the folder of the CLIP model the checkpoint was trained with, such as "
+            "openai/clip-vit-large-patch14.",
+        )
+    return CLIPVisionConfig(**{name: config[name] for name in _CLIP_FIELDS if config.get(name) is not None})
+
+
+def clip_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConfig:
+    """The config of a CLIP ViT-L tower that comes without its folder.
+
+    Args:
+        shapes (`Mapping[str, tuple[int, ...]]`): Shapes by `CLIPVisionModel` parameter name.
+
+    Raises:
+        ConversionError: It is not a ViT-L; the number of heads of others is not in the weights.
+    """
+    hidden_size, channels, patch_size, _ = shapes["embeddings.patch_embedding.weight"]
+    layers = sum(name.endswith(".mlp.fc1.weight") for name in shapes)
+    if (hidden_size, layers) != (_CLIP_L_HIDDEN, _CLIP_L_LAYERS):
+        raise ConversionError(
+            f"The CLIP tower inside the checkpoint has {layers} layers of width {hidden_size}; only ViT-L "
+            f"({_CLIP_L_LAYERS} of {_CLIP_L_HIDDEN}) is known without its config.",
+            next_step="Pass vision_tower= with the folder of that CLIP model.",
+        )
+    patches = shapes["embeddings.position_embedding.weight"][0] - 1
+    return CLIPVisionConfig(
+        hidden_size=hidden_size,
+        intermediate_size=shapes["encoder.layers.0.mlp.fc1.weight"][0],
+        num_hidden_layers=layers,
+        num_attention_heads=_CLIP_L_HEADS,
+        num_channels=channels,
+        patch_size=patch_size,
+        image_size=math.isqrt(patches) * patch_size,
+        projection_dim=768,
+    )
+
+
+def llava_config(
+    config: Mapping[str, Any], text: LlamaConfig, vision: CLIPVisionConfig, *, image_token_id: int, mlp_projector: bool
+) -> LlavaConfig:
+    """The vision-language model's config.
+
+    Args:
+        config (`Mapping[str, Any]`): The original's JSON.
+        text (`LlamaConfig`): The language model.
+        vision (`CLIPVisionConfig`): The CLIP tower.
+        image_token_id (`int`): Id of the image placeholder.
+        mlp_projector (`bool`): Whether the projector has two layers with GELU; LLaVA v1's single Linear is expressed
+            with an identity as activation and second layer.
+
+    Raises:
+        ConversionError: The original selects CLIP features in a way transformers' LLaVA cannot.
+    """
+    feature = config.get("mm_vision_select_feature") or "patch"
+    if feature not in _SELECT_FEATURES:
+        raise ConversionError(
+            f"mm_vision_select_feature is {feature!r}; allowed are {', '.join(_SELECT_FEATURES)}.",
+            next_step="Pass the config the checkpoint was trained with.",
+        )
+    strategy = _SELECT_FEATURES[feature]
+    patches = (vision.image_size // vision.patch_size) ** 2
+    return LlavaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_index=image_token_id,
+        image_seq_length=patches + (strategy == "full"),
+        projector_hidden_act="gelu" if mlp_projector else "linear",
+        vision_feature_layer=config.get("mm_vision_select_layer", -2),
+        vision_feature_select_strategy=strategy,
+        tie_word_embeddings=False,
+    )

@@ -1,0 +1,124 @@
+"""Which source provides which part of which parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from .errors import ConversionError
+from .rules import LORA_A, LORA_B, WEIGHT, RuleTable
+from .sources import TensorInfo, TensorSource
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor of one source.
+
+    Args:
+        source (`TensorSource`): Where it is read from.
+        key (`str`): Its name there.
+        origin (`str`): The source's role, such as `"checkpoint"` or `"vision tower"`.
+    """
+
+    source: TensorSource
+    key: str
+    origin: str
+
+    @property
+    def info(self) -> TensorInfo:
+        return self.source.info(self.key)
+
+    def load(self) -> torch.Tensor:
+        return self.source.load(self.key)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A tensor that is not converted, and why."""
+
+    origin: str
+    key: str
+    reason: str
+
+
+class Inventory:
+    """The parameters found so far. Sources are added from the most to the least trusted one.
+
+    Attributes:
+        pieces (`dict[str, dict[str, Piece]]`): Parameter name -> part (`"weight"`, `"lora_A"`, `"lora_B"`) -> tensor.
+        dropped (`list[Dropped]`): Everything the sources hold beyond that.
+    """
+
+    def __init__(self):
+        self.pieces: dict[str, dict[str, Piece]] = {}
+        self.dropped: list[Dropped] = []
+        self._sources: list[TensorSource] = []
+
+    def add(
+        self, source: TensorSource, table: RuleTable, origin: str, accept: Callable[[str], bool] | None = None
+    ) -> None:
+        """Add what a source holds and no source before it did.
+
+        Args:
+            source (`TensorSource`): The weights.
+            table (`RuleTable`): How to rename them.
+            origin (`str`): The source's role.
+            accept (`Callable[[str], bool]`, *optional*): Which parameters may be taken from this source; all of them
+                by default.
+
+        Raises:
+            ConversionError: The source holds tensors that the table does not know.
+        """
+        keys = table.apply(source.names())
+        if keys.unmatched:
+            shown = ", ".join(map(repr, keys.unmatched[:3]))
+            raise ConversionError(
+                f"{len(keys.unmatched)} tensors do not belong to the {table.name} layout, the first are {shown}.",
+                path=source.path,
+                next_step="Convert checkpoints of the original LISA and GSVA code only; other models need other rules.",
+            )
+        self._sources.append(source)
+        self.dropped += [Dropped(origin, key, reason) for key, reason in keys.dropped.items()]
+        for target, parts in keys.targets.items():
+            accepted = accept is None or accept(target)
+            for part, key in parts.items():
+                held = self.pieces.setdefault(target, {}) if accepted else {}
+                if accepted and part not in held:
+                    held[part] = Piece(source, key, origin)
+                    continue
+                reason = f"taken from the {held[part].origin}" if accepted else f"not taken from the {origin}"
+                self.dropped.append(Dropped(origin, key, reason))
+
+    def shapes(self, prefix: str = "") -> dict[str, tuple[int, ...]]:
+        """Shapes of the parameters whose name starts with `prefix`, by the rest of their name."""
+        return {
+            target.removeprefix(prefix): parts[WEIGHT].info.shape
+            for target, parts in self.pieces.items()
+            if target.startswith(prefix) and WEIGHT in parts
+        }
+
+    def has(self, prefix: str) -> bool:
+        """Whether any parameter with this prefix was found."""
+        return any(target.startswith(prefix) and WEIGHT in parts for target, parts in self.pieces.items())
+
+    def adapted(self) -> dict[str, dict[str, Piece]]:
+        """The parameters that an unmerged adapter changes.
+
+        Raises:
+            ConversionError: An adapter is incomplete.
+        """
+        adapted = {target: parts for target, parts in self.pieces.items() if LORA_A in parts or LORA_B in parts}
+        for target, parts in adapted.items():
+            if missing := {WEIGHT, LORA_A, LORA_B} - set(parts):
+                raise ConversionError(
+                    f"The adapter of {target!r} lacks its {' and '.join(sorted(missing))}.",
+                    next_step="Pass the complete file, or a base folder with the language model's weights.",
+                )
+        return adapted
+
+    def release(self) -> None:
+        """Let all sources give back what they have mapped."""
+        for source in self._sources:
+            source.release()
