@@ -1,0 +1,42 @@
+"""The commands in one table."""
+
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from . import convert, segment
+from .failures import print_version_and_stop, readable_failures, show_tracebacks
+
+
+app = typer.Typer(
+    name="reasonseg",
+    help="Segmentation by language: ask about a picture, get text and masks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # joins the lines of a docstring paragraph
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("segment")(readable_failures(segment.segment))
+app.add_typer(convert.app, name="convert")
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", help="Print the version and stop.", callback=print_version_and_stop, is_eager=True),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show Python's traceback with an error.")] = False,
+):
+    """Options that stand before the command."""
+    show_tracebacks(debug)
+
+
+def main() -> None:
+    """Run the command line; the process ends with 0 only on success."""
+    app(prog_name="reasonseg")
+
+
+__all__ = ["__version__", "app", "main"]

@@ -1,0 +1,82 @@
+"""Failures as one readable paragraph on stderr, never a traceback unless asked for."""
+
+import functools
+import sys
+from collections.abc import Callable
+
+import typer
+from rich.console import Console
+
+from .. import __version__
+
+
+_show_tracebacks = False
+
+
+class CommandError(Exception):
+    """A command cannot go on. The message is one paragraph: what was given, what is allowed, what to do next."""
+
+
+def stderr_console() -> Console:
+    """Return a console for messages and progress; results go to stdout."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_error(message: str) -> None:
+    """Print `message` to stderr as one paragraph."""
+    # soft_wrap: a path or a command cut by a line break cannot be copied
+    stderr_console().print(f"[bold red]error:[/] {_escape(' '.join(message.split()))}", soft_wrap=True)
+
+
+def show_tracebacks(show: bool) -> None:
+    """Set whether `readable_failures` lets exceptions through (`reasonseg --debug`)."""
+    global _show_tracebacks
+    _show_tracebacks = show
+
+
+def readable_failures(command: Callable) -> Callable:
+    """Wrap a command so that every exception becomes one paragraph on stderr and exit code 1."""
+
+    @functools.wraps(command)
+    def wrapped(*args, **kwargs):
+        try:
+            return command(*args, **kwargs)
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except KeyboardInterrupt:
+            print_error("Interrupted. What was finished is kept; the same command goes on from there.")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if _show_tracebacks:
+                raise
+            print_error(describe(error))
+            raise typer.Exit(1) from None
+
+    return wrapped
+
+
+def describe(error: Exception) -> str:
+    """Say in one paragraph what `error` means for the person at the terminal."""
+    message = str(error).strip()
+    # Errors that this package or its dependencies word for users; the class name adds nothing there.
+    if message and (isinstance(error, (CommandError, ValueError, OSError)) or _is_conversion_error(error)):
+        return message
+    name = type(error).__name__
+    return f"{name}: {message or 'no further message'}. Run `reasonseg --debug ...` for the traceback."
+
+
+def _is_conversion_error(error: Exception) -> bool:
+    # Not imported: that would load torch before `--help` is answered.
+    return any(cls.__name__ == "ConversionError" for cls in type(error).__mro__)
+
+
+def print_version_and_stop(wanted: bool) -> None:
+    """Callback of `--version`."""
+    if wanted:
+        sys.stdout.write(f"reasonseg {__version__}\n")
+        raise typer.Exit
+
+
+def _escape(text: str) -> str:
+    # rich reads [SEG] as a style tag
+    return text.replace("[", r"\[")

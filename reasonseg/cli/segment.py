@@ -1,0 +1,249 @@
+"""`reasonseg segment`: pictures and a question in, masks out."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .failures import CommandError, describe, print_error, stderr_console
+from .inputs import find_images, split_text
+from .results import ResultFolder, file_sha256
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+class Dtype(StrEnum):
+    """Number formats a checkpoint can be loaded in."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the result besides the picture; a finished picture is skipped only if all of it is the same."""
+
+    model: str
+    revision: str | None
+    text: str | None
+    phrases: list[str]
+    max_new_tokens: int
+    threshold: float
+    reject_threshold: float | None
+    dtype: str
+
+
+def segment(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGE... [TEXT]",
+            help="Files, folders or patterns, then the question in quotes.",
+            show_default=False,
+        ),
+    ],
+    model: Annotated[str, typer.Option("--model", "-m", help="Folder or Hub name of a converted checkpoint.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks, overlays and results.jsonl.")],
+    text: Annotated[str | None, typer.Option("--text", "-t", help="The question, if not the last argument.")] = None,
+    phrase: Annotated[
+        list[str] | None,
+        typer.Option("--phrase", "-p", help="Segment this phrase without generating text; repeat for several."),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 1,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    threshold: Annotated[
+        float, typer.Option(min=0.0, max=1.0, help="A pixel belongs to a mask above this probability.")
+    ] = 0.5,
+    reject_threshold: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0, max=1.0, help="Reject a slot below this [SEG] probability.  [default: the model's own decision]"
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: an accelerator if there is one.")] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")] = Dtype.auto,
+    revision: Annotated[str | None, typer.Option(help="Commit hash, tag or branch of a Hub checkpoint.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
+    ] = False,
+    json_lines: Annotated[
+        bool, typer.Option("--json", help="Print each image's JSON line to stdout instead of a summary.")
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do images again that are already done.")] = False,
+):
+    """Answer a question about each IMAGE with text and masks.
+
+    Writes to --out: one PNG per mask (255 = object), one overlay per image and one line per image in results.jsonl. A
+    run that was stopped goes on where it stopped; images that are done are skipped. Ends with 0 if every image
+    succeeded.
+    """
+    arguments, text = split_text(arguments, text, phrase or [])
+    images = find_images(arguments, leave_out=out)
+    settings = Settings(model, revision, text, phrase or [], max_new_tokens, threshold, reject_threshold, dtype.value)
+    results = ResultFolder(out, vars(settings), overwrite)
+    pending = results.pending(images)
+    names = results.output_names(images)
+    console = stderr_console()
+    if len(pending) < len(images):
+        console.print(f"{len(images) - len(pending)} of {len(images)} images are done already.")
+    failed = 0
+    if pending:
+        with console.status(f"Loading {model} ..."):
+            segmenter = _Segmenter(settings, device, trust_remote_code)
+        for image, outcome in _with_progress(_segment_all(segmenter, pending, batch_size), len(pending), console):
+            if isinstance(outcome, Exception):
+                failed += 1
+                print_error(f"{image}: {describe(outcome)}")
+                continue
+            picture, result = outcome
+            record = _save(results, image, names[image], picture, result)
+            _report(record, out, json_lines)
+    if failed:
+        print_error(
+            f"{failed} of {len(images)} images failed, see above. The others are in {out}; the same command tries the "
+            "failed ones again."
+        )
+        raise typer.Exit(1)
+
+
+class _Segmenter:
+    """A loaded checkpoint that answers one request for any picture."""
+
+    def __init__(self, settings: Settings, device: str, trust_remote_code: bool):
+        from transformers import AutoModel, AutoProcessor
+
+        from ..registration import register
+
+        register()
+        source = {"revision": settings.revision, "trust_remote_code": trust_remote_code}
+        self.settings = settings
+        self.processor = AutoProcessor.from_pretrained(settings.model, **source)
+        self.model = AutoModel.from_pretrained(settings.model, dtype=settings.dtype, **source)
+        self.model = self.model.to(_device(device)).eval()
+
+    def __call__(self, pictures: list["Image.Image"]) -> list[Any]:
+        """Return one `SegmentationResult` per picture."""
+        import torch
+
+        settings = self.settings
+        if settings.phrases:
+            question = {"phrases": [settings.phrases] * len(pictures)}
+        else:
+            question = {"text": [settings.text] * len(pictures)}
+        inputs = self.processor(images=pictures, return_tensors="pt", **question).to(self.model.device)
+        options = {} if settings.reject_threshold is None else {"reject_threshold": settings.reject_threshold}
+        with torch.inference_mode():
+            if settings.phrases:
+                output = self.model(**inputs, **options)
+            else:
+                output = self.model.generate_with_masks(**inputs, max_new_tokens=settings.max_new_tokens, **options)
+        return self.processor.post_process_segmentation(output, inputs, threshold=settings.threshold)
+
+
+def _segment_all(segmenter: _Segmenter, images: list[Path], batch_size: int) -> Iterator[tuple[Path, Any]]:
+    """Yield each image with (picture, result), or with the exception that kept it from being done."""
+    from ..processing.image_loading import load_rgb_image
+
+    for start in range(0, len(images), batch_size):
+        batch = []
+        for image in images[start : start + batch_size]:
+            try:
+                batch.append((image, load_rgb_image(image)))
+            except (ValueError, OSError) as error:
+                yield image, error
+        try:
+            results = segmenter([picture for _, picture in batch]) if batch else []
+        except Exception as error:
+            # One picture of the batch may be at fault: the others still get their result.
+            if len(batch) == 1:
+                yield batch[0][0], error
+                continue
+            for image, _ in batch:
+                yield from _segment_all(segmenter, [image], 1)
+            continue
+        for (image, picture), result in zip(batch, results, strict=True):
+            yield image, (picture, result)
+
+
+def _save(results: ResultFolder, image: Path, name: str, picture: "Image.Image", result: Any) -> dict[str, Any]:
+    """Write the files of one image, then its line."""
+    from PIL import Image
+
+    segments = []
+    for index, found in enumerate(result.segments):
+        mask_name = None
+        if found.mask is not None:
+            mask = Image.fromarray(found.mask).convert("L")
+            mask_name = results.save_picture(f"{name}_mask_{index}.png", mask.save)
+        segments.append(
+            {
+                "label": found.label,
+                "span": list(found.span) if found.span is not None else None,
+                "score": found.score,
+                "rejected": found.rejected,
+                "box_xyxy": list(found.box_xyxy) if found.box_xyxy is not None else None,
+                "area": found.area,
+                "mask": mask_name,
+            }
+        )
+    overlay = results.save_picture(f"{name}_overlay.png", result.overlay(picture).save)
+    record = {
+        "image": str(image),
+        "sha256": file_sha256(image),
+        "name": name,
+        "height": picture.height,
+        "width": picture.width,
+        "text": result.text,
+        "segments": segments,
+        "overlay": overlay,
+        "request": results.request,
+    }
+    results.add(record)
+    return record
+
+
+def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:
+    import json
+
+    if json_lines:
+        sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+        sys.stdout.flush()
+        return
+    parts = []
+    for found in record["segments"]:
+        what = "rejected" if found["rejected"] else f"{found['area']} pixels, score {found['score']:.2f}"
+        parts.append(f"  {found['label']}: {what}" + (f" -> {out / found['mask']}" if found["mask"] else ""))
+    sys.stdout.write("\n".join([f"{record['image']}: {record['text']}", *(parts or ["  no mask"])]) + "\n")
+    sys.stdout.flush()
+
+
+def _with_progress(items: Iterator, total: int, console: Any) -> Iterator:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield from progress.track(items, total=total, description="Segmenting")
+
+
+def _device(name: str) -> Any:
+    """Turn `--device` into a torch device that works here."""
+    import torch
+
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator(check_available=True)
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CommandError(f"--device {name!r} cannot be used here ({reason}). Use auto or cpu.") from None
+    return device

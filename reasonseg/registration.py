@@ -1,0 +1,50 @@
+"""Make transformers know this package's models, processors and pipeline, so that no `trust_remote_code` is needed."""
+
+from functools import cache
+
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+)
+from transformers.pipelines import PIPELINE_REGISTRY
+
+from .modeling.configuration_gsva import GsvaConfig
+from .modeling.configuration_lisa import LisaConfig
+from .modeling.configuration_reasoning_segmentation import PIPELINE_TASK, ReasoningSegmentationConfig
+from .modeling.modeling_gsva import GsvaForReasoningSegmentation
+from .modeling.modeling_lisa import LisaForReasoningSegmentation
+from .modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
+from .processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
+from .processing.pipeline_reasoning_segmentation import ReasoningSegmentationPipeline
+from .processing.processing_gsva import GsvaProcessor
+from .processing.processing_lisa import LisaProcessor
+from .processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
+
+
+SYSTEMS = (
+    (ReasoningSegmentationConfig, ReasoningSegmentationModel, ReasoningSegmentationProcessor),
+    (LisaConfig, LisaForReasoningSegmentation, LisaProcessor),
+    (GsvaConfig, GsvaForReasoningSegmentation, GsvaProcessor),
+)
+
+
+@cache
+def register() -> None:
+    """Register every system with transformers' Auto classes and the pipeline with its registry. Done once."""
+    for config_class, model_class, processor_class in SYSTEMS:
+        AutoConfig.register(config_class.model_type, config_class)
+        AutoModel.register(config_class, model_class)
+        AutoModelForImageTextToText.register(config_class, model_class)
+        AutoProcessor.register(config_class, processor_class)
+        AutoImageProcessor.register(config_class, slow_image_processor_class=ReasoningSegmentationImageProcessor)
+        # These make save_pretrained copy the code beside the weights.
+        config_class.register_for_auto_class("AutoConfig")
+        model_class.register_for_auto_class("AutoModel")
+        processor_class.register_for_auto_class("AutoProcessor")
+    ReasoningSegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
+    PIPELINE_REGISTRY.register_pipeline(
+        PIPELINE_TASK, pipeline_class=ReasoningSegmentationPipeline, pt_model=AutoModel, type="multimodal"
+    )

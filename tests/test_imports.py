@@ -1,0 +1,175 @@
+"""Who may import whom, and what files that are published beside a checkpoint may contain."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parents[1]
+PUBLISHED = ("modeling", "processing")
+TOOLS = ("conversion", "training", "evaluation")
+
+# Third-party packages each folder may import at all.
+MODEL_PACKAGES = {"torch", "transformers", "huggingface_hub"}
+ALLOWED_PACKAGES = {
+    "modeling": MODEL_PACKAGES,
+    "processing": MODEL_PACKAGES | {"numpy", "PIL", "pycocotools", "supervision"},
+}
+# Optional there: a checkpoint loads in an environment without them.
+OPTIONAL_PACKAGES = {"pycocotools", "supervision"}
+
+FORBIDDEN_MODULES = {
+    *("subprocess", "socket", "pickle", "marshal", "shelve", "ctypes", "importlib", "runpy", "code"),
+    *("urllib", "http", "ftplib", "smtplib", "requests", "httpx", "multiprocessing"),
+}
+FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__", "breakpoint", "input"}
+FORBIDDEN_OS_CALLS = {"system", "popen", "remove", "unlink", "rmdir", "removedirs", "rename", "replace"}
+
+# The expressions with which transformers looks for the files to copy; it reads text, so docstrings count.
+COPIED_BY_TRANSFORMERS = (
+    re.compile(r"^\s*import\s+\.(\S+)\s*$", re.MULTILINE),
+    re.compile(r"^\s*from\s+\.(\S+)\s+import", re.MULTILINE),
+)
+
+
+def files_of(*folders: str) -> list[Path]:
+    return [file for folder in folders for file in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def published_files() -> list[Path]:
+    return [file for file in files_of(*PUBLISHED) if file.name != "__init__.py"]
+
+
+def parse(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+
+
+def imports(tree: ast.AST) -> list[tuple[int, str, ast.stmt]]:
+    """Return (level, module, node) of every import statement, wherever it stands."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found += [(0, alias.name, node) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            found.append((node.level, node.module or "", node))
+    return found
+
+
+def absolute_name(file: Path, level: int, module: str) -> str:
+    """Return the module an import names, as it is called once installed."""
+    if level == 0:
+        return module
+    package = list(file.relative_to(ROOT).parts[:-1])
+    if package[0] != "reasonseg":
+        package.insert(0, "reasonseg")
+    base = package[: len(package) - (level - 1)]
+    return ".".join([*base, *([module] if module else [])])
+
+
+def name(file: Path) -> str:
+    return str(file.relative_to(ROOT))
+
+
+def test_there_is_something_to_check():
+    assert len(published_files()) >= 10
+    assert all(files_of(folder) for folder in TOOLS)
+
+
+@pytest.mark.parametrize("file", published_files(), ids=name)
+def test_published_files_import_siblings_and_allowed_packages_only(file):
+    folder = file.parent.name
+    for level, module, node in imports(parse(file)):
+        where = f"{name(file)}:{node.lineno}"
+        if level:
+            assert level == 1, f"{where}: `from ..` is not copied with a checkpoint."
+            assert module, f"{where}: `from . import x` is not copied with a checkpoint; write `from .x import y`."
+            assert "." not in module, f"{where}: published folders are flat."
+            assert (file.parent / f"{module}.py").is_file(), f"{where}: no sibling {module!r} in {folder}/."
+        else:
+            package = module.split(".")[0]
+            allowed = package in ALLOWED_PACKAGES[folder] or package in sys.stdlib_module_names
+            assert allowed, f"{where}: {package!r} must not be imported in {folder}/."
+
+
+@pytest.mark.parametrize("file", published_files(), ids=name)
+def test_transformers_finds_exactly_the_real_imports(file):
+    text = file.read_text(encoding="utf-8")
+    found = {match for pattern in COPIED_BY_TRANSFORMERS for match in pattern.findall(text)}
+    real = {module for level, module, _ in imports(parse(file)) if level}
+    assert found == real, f"{name(file)}: a docstring or string that looks like a relative import, or a missed one."
+
+
+@pytest.mark.parametrize("file", published_files(), ids=name)
+def test_optional_packages_are_imported_where_they_are_used(file):
+    for node in parse(file).body:
+        for level, module, inner in imports(node):
+            package = module.split(".")[0]
+            at_top = level == 0 and package in OPTIONAL_PACKAGES and inner is node
+            assert not at_top, f"{name(file)}:{inner.lineno}: import {package!r} inside the function that needs it."
+
+
+@pytest.mark.parametrize("file", published_files(), ids=name)
+def test_published_files_cannot_reach_out(file):
+    tree = parse(file)
+    for level, module, node in imports(tree):
+        forbidden = level == 0 and module.split(".")[0] in FORBIDDEN_MODULES
+        assert not forbidden, f"{name(file)}:{node.lineno}: {module!r} in published code."
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        function = node.func
+        where = f"{name(file)}:{node.lineno}"
+        if isinstance(function, ast.Name):
+            assert function.id not in FORBIDDEN_CALLS, f"{where}: {function.id}() in published code."
+        if isinstance(function, ast.Attribute) and isinstance(function.value, ast.Name):
+            called = (function.value.id, function.attr)
+            assert called[0] != "os" or called[1] not in FORBIDDEN_OS_CALLS, f"{where}: os.{called[1]}()."
+            assert called != ("torch", "load"), f"{where}: checkpoints are safetensors."
+
+
+def test_published_folders_are_flat_with_unique_names():
+    for folder in PUBLISHED:
+        nested = [file for file in (ROOT / folder).rglob("*.py") if file.parent != ROOT / folder]
+        assert not nested, f"{folder}/ must be flat: {nested}."
+    names = [file.name for file in published_files()]
+    assert len(names) == len(set(names)), f"All files land in one folder: {sorted(names)}."
+
+
+@pytest.mark.parametrize("file", files_of(*TOOLS), ids=name)
+def test_tools_import_only_published_folders_and_themselves(file):
+    folder = file.relative_to(ROOT).parts[0]
+    allowed = tuple(f"reasonseg.{part}" for part in (folder, *PUBLISHED))
+    for level, module, node in imports(parse(file)):
+        target = absolute_name(file, level, module)
+        where = f"{name(file)}:{node.lineno}"
+        assert target.split(".")[0] not in (*PUBLISHED, *TOOLS, "tests"), f"{where}: write reasonseg.{target}."
+        if target.split(".")[0] == "reasonseg":
+            inside = any(target == prefix or target.startswith(f"{prefix}.") for prefix in allowed)
+            assert inside, f"{where}: {folder}/ must not import {target}."
+
+
+@pytest.mark.parametrize("file", files_of("reasonseg/cli"), ids=name)
+def test_command_line_modules_are_light(file):
+    """`reasonseg --help` answers at once only if torch and what needs it are imported inside functions."""
+    heavy = ("torch", "transformers", "numpy", "PIL", *(f"reasonseg.{part}" for part in (*PUBLISHED, *TOOLS)))
+    tree = parse(file)
+    for node in tree.body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            for level, module, _ in imports(node):
+                target = absolute_name(file, level, module)
+                assert not target.startswith(heavy), f"{name(file)}:{node.lineno}: import {target} in the function."
+
+
+@pytest.mark.parametrize("file", files_of(*PUBLISHED, *TOOLS, "reasonseg"), ids=name)
+def test_library_code_leaves_devices_alone_and_unpickles_nothing(file):
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+        where = f"{name(file)}:{number}"
+        assert ".cuda()" not in line, f"{where}: the caller chooses the device."
+        assert "empty_cache(" not in line, f"{where}: the caller manages memory."
+        if "torch.load(" in line:
+            assert "weights_only=True" in line, f"{where}: torch.load needs weights_only=True."
