@@ -65,15 +65,19 @@ def load_rgb_image(
     if isinstance(image, Image.Image):
         return _decode(image, f"The image of mode {image.mode}", max_image_pixels)
     if isinstance(image, torch.Tensor):
-        # NumPy has no bfloat16
-        image = image.detach().cpu()
-        image = (image.float() if image.dtype == torch.bfloat16 else image).numpy()
+        image = tensor_to_numpy(image)
     if isinstance(image, np.ndarray):
         return _from_array(image, max_image_pixels, input_data_format)
     raise ValueError(
         f"An image of type {type(image).__name__} was given. Pass the path of a local file, a PIL.Image.Image, "
         "a numpy array or a torch tensor."
     )
+
+
+def tensor_to_numpy(image: torch.Tensor) -> np.ndarray:
+    """Copy a tensor of any device and dtype to NumPy."""
+    image = image.detach().cpu()
+    return (image.float() if image.dtype == torch.bfloat16 else image).numpy()  # NumPy has no bfloat16
 
 
 def image_to_uint8(

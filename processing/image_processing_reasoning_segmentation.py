@@ -1,14 +1,14 @@
 """Two views of one picture: the view of the vision-language model and the view of the segmenter."""
 
+import math
 import os
-from collections.abc import Iterable
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from PIL import Image
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import BatchFeature, get_size_dict
+from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,
@@ -23,11 +23,13 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import TensorType
 
-from .image_loading import MAX_IMAGE_PIXELS, check_pixel_count, image_to_uint8, load_rgb_image
+from .image_loading import MAX_IMAGE_PIXELS, check_pixel_count, image_to_uint8, load_rgb_image, tensor_to_numpy
 
 
 # Above this many crop sides, only the part of a long picture that the crop keeps is resized.
 _LONG_PICTURE = 16
+# Half the width, in source pixels at scale 1, of Pillow's widest filter (Lanczos).
+_WIDEST_FILTER = 3
 
 
 class SegmenterImageProcessorKwargs(TypedDict, total=False):
@@ -49,7 +51,7 @@ class SegmenterImageProcessorKwargs(TypedDict, total=False):
         `"pt"` or `"np"`; lists of arrays when omitted.
     """
 
-    size: int | list[int] | tuple[int, ...] | dict[str, int] | None
+    size: dict[str, int] | None
     resample: PILImageResampling | int | None
     image_mean: float | list[float] | tuple[float, ...] | None
     image_std: float | list[float] | tuple[float, ...] | None
@@ -73,7 +75,7 @@ class ReasoningSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
         Largest allowed height x width of an input picture.
     """
 
-    segmenter_size: int | list[int] | tuple[int, ...] | dict[str, int] | None
+    segmenter_size: dict[str, int] | None
     segmenter_resample: PILImageResampling | int | None
     segmenter_image_mean: float | list[float] | tuple[float, ...] | None
     segmenter_image_std: float | list[float] | tuple[float, ...] | None
@@ -113,7 +115,7 @@ class UprightImageBackend(PilBackend):
         if do_convert_rgb or isinstance(image, Image.Image):
             image = np.asarray(load_rgb_image(image, max_image_pixels, input_data_format))
             return np.moveaxis(image, -1, 0)
-        image = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else image
+        image = tensor_to_numpy(image) if isinstance(image, torch.Tensor) else image
         image, input_data_format = image_to_uint8(image, input_data_format)
         image = image if input_data_format == ChannelDimension.FIRST else np.moveaxis(image, -1, 0)
         check_pixel_count(*image.shape[-2:], "The image array", max_image_pixels)
@@ -121,7 +123,10 @@ class UprightImageBackend(PilBackend):
 
     def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
         """Flatten one picture, a list, a list of lists or a batched array to a list of pictures."""
-        return _flatten(self.fetch_images(images))
+        images = _flatten(self.fetch_images(images))
+        if not images:
+            raise ValueError("An empty list of images was given. Pass at least one image.")
+        return images
 
 
 class SegmenterImageProcessor(UprightImageBackend):
@@ -145,15 +150,18 @@ class SegmenterImageProcessor(UprightImageBackend):
 
     def __init__(self, **kwargs: Unpack[SegmenterImageProcessorKwargs]):
         super().__init__(**kwargs)
-        self.target_size  # noqa: B018  refuses a size of the wrong form at once
 
     @property
-    def target_size(self) -> tuple[int, int]:
+    def segmenter_target_size(self) -> tuple[int, int]:
         """`tuple[int, int]`: (height, width) of `sam_pixel_values`."""
-        return segmenter_target_size(self.size)
+        return _target_size(self.size)
+
+    def _standardize_kwargs(self, size: dict[str, int] | SizeDict | None = None, **kwargs) -> dict[str, Any]:
+        _target_size(size)
+        return super()._standardize_kwargs(size=SizeDict(**dict(size)), **kwargs)
 
     def _validate_preprocess_kwargs(self, **kwargs) -> None:
-        segmenter_target_size(kwargs["size"])
+        """Nothing is left to check: the base class looks at options that this view does not have."""
 
     def _preprocess_image_like_inputs(
         self, images: ImageInput, return_tensors: str | TensorType | None = None, **kwargs
@@ -208,31 +216,25 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
 
     def __init__(self, **kwargs: Unpack[ReasoningSegmentationImageProcessorKwargs]):
         super().__init__(**kwargs)
-        self.segmenter_target_size  # noqa: B018  refuses a size of the wrong form at once
 
     @property
     def segmenter_target_size(self) -> tuple[int, int]:
         """`tuple[int, int]`: (height, width) of `sam_pixel_values`."""
-        return segmenter_target_size(self.segmenter_size)
+        return _target_size(self.segmenter_size)
 
     def _standardize_kwargs(
         self,
-        segmenter_size: int | Iterable[int] | dict[str, int] | SizeDict | None = None,
+        segmenter_size: dict[str, int] | SizeDict | None = None,
         segmenter_image_mean: float | list[float] | None = None,
         segmenter_image_std: float | list[float] | None = None,
         **kwargs,
     ) -> dict[str, Any]:
         kwargs = super()._standardize_kwargs(**kwargs)
-        if not isinstance(segmenter_size, SizeDict):
-            segmenter_size = SizeDict(**get_size_dict(segmenter_size, param_name="segmenter_size"))
-        kwargs["segmenter_size"] = segmenter_size
+        _target_size(segmenter_size)
+        kwargs["segmenter_size"] = SizeDict(**dict(segmenter_size))
         kwargs["segmenter_image_mean"] = _as_tuple(segmenter_image_mean)
         kwargs["segmenter_image_std"] = _as_tuple(segmenter_image_std)
         return kwargs
-
-    def _validate_preprocess_kwargs(self, **kwargs) -> None:
-        super()._validate_preprocess_kwargs(**kwargs)
-        segmenter_target_size(kwargs["segmenter_size"])
 
     def _preprocess_image_like_inputs(
         self,
@@ -243,6 +245,12 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
         return_tensors: str | TensorType | None = None,
         **kwargs,
     ) -> BatchFeature:
+        images = self._prepare_images_structure(images)
+        if not kwargs["do_rescale"] and any(_is_floating_point(image) for image in images):
+            raise ValueError(
+                "A floating-point image was given with `do_rescale=False`. All images are brought to 0..255 before "
+                "they are rescaled, so leave `do_rescale` on; values in 0..1 are read as they are."
+            )
         images = self._prepare_image_like_inputs(
             images,
             do_convert_rgb=do_convert_rgb,
@@ -290,34 +298,42 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
         kept = max(crop_size.height, crop_size.width, size.shortest_edge)
         if max(height, width) <= _LONG_PICTURE * kept:
             return image
-        long_edge, crop_edge = (height, crop_size.height) if height > width else (width, crop_size.width)
         # the same offset of the crop, whether it is taken from the whole picture or from the kept part
+        long_edge, crop_edge = (height, crop_size.height) if height > width else (width, crop_size.width)
         start = (long_edge - crop_edge) // 2 - (kept - crop_edge) // 2
         scale = max(image.shape[-2:]) / long_edge
-        span = (start * scale, (start + kept) * scale)
+        first, last = start * scale, (start + kept) * scale
+        margin = math.ceil(_WIDEST_FILTER * max(scale, 1.0)) + 1
+        cut_first, cut_last = max(0, math.floor(first) - margin), min(max(image.shape[-2:]), math.ceil(last) + margin)
+        first, last = first - cut_first, last - cut_first
+        cut = image[:, cut_first:cut_last] if height > width else image[..., cut_first:cut_last]
+        # Pillow's own order, horizontal before vertical: the overshoot of a filter is clipped in between
         if height > width:
-            new_size, box = (width, kept), (0, span[0], image.shape[-1], span[1])
+            passes = [((width, cut.shape[-2]), None), ((width, kept), (0, first, width, last))]
         else:
-            new_size, box = (kept, height), (span[0], 0, span[1], image.shape[-2])
-        channels = [Image.fromarray(channel).resize(new_size, resample, box=box) for channel in image]
-        return np.stack([np.asarray(channel) for channel in channels])
+            passes = [((kept, cut.shape[-2]), (first, 0, last, cut.shape[-2])), ((kept, height), None)]
+        resized = []
+        for channel in map(Image.fromarray, np.ascontiguousarray(cut)):
+            for new_size, box in passes:
+                channel = channel.resize(new_size, resample, box=box)
+            resized.append(np.asarray(channel))
+        return np.stack(resized)
 
 
-def segmenter_target_size(size: dict[str, int] | SizeDict) -> tuple[int, int]:
-    """Return (height, width) of the square that the segmenter sees.
+def _target_size(size: dict[str, int] | SizeDict) -> tuple[int, int]:
+    """Return (height, width) of what the segmenter sees.
 
     Raises:
         ValueError: `size` is neither `{"longest_edge": N}` nor `{"height": N, "width": N}`.
     """
-    size = dict(size)
-    if set(size) == {"longest_edge"}:
-        size = {"height": size["longest_edge"], "width": size["longest_edge"]}
-    if set(size) != {"height", "width"} or min(size.values()) < 1:
+    given = dict(size) if isinstance(size, (dict, SizeDict)) else {}
+    # a bare number is refused: it could mean either form
+    if set(given) not in ({"longest_edge"}, {"height", "width"}) or min(given.values()) < 1:
         raise ValueError(
-            f"The segmenter's size is {size}. Allowed are {{'longest_edge': N}} (keep the aspect ratio, pad to N x N) "
-            "and {'height': N, 'width': N} (squash), with positive N."
+            f"The segmenter's size is {given or size}. Allowed are {{'longest_edge': N}} (keep the aspect ratio, pad "
+            "to N x N) and {'height': N, 'width': N} (squash), with positive N."
         )
-    return size["height"], size["width"]
+    return given.get("height", given.get("longest_edge")), given.get("width", given.get("longest_edge"))
 
 
 def segmenter_view(
@@ -346,7 +362,7 @@ def segmenter_view(
     Raises:
         ValueError: `size` has another form.
     """
-    target_height, target_width = segmenter_target_size(size)
+    target_height, target_width = _target_size(size)
     # float64 until here: 0.485 * 255 then rounds to the same float32 as the original's 123.675
     mean = (np.broadcast_to(np.asarray(mean, dtype=np.float64), (3,)) * 255.0).astype(np.float32)[:, None, None]
     std = (np.broadcast_to(np.asarray(std, dtype=np.float64), (3,)) * 255.0).astype(np.float32)[:, None, None]
@@ -370,6 +386,13 @@ def segmenter_view(
 def _as_tuple(value: Any) -> Any:
     """Turn lists into tuples, which do not change by accident."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _is_floating_point(image: Any) -> bool:
+    """Whether `image` is an array or tensor of floating-point values."""
+    if isinstance(image, torch.Tensor):
+        return image.is_floating_point()
+    return isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating)
 
 
 def _flatten(images: Any) -> list:
