@@ -1,0 +1,246 @@
+"""What a segmentation is: masks at the size of the picture, with their phrases, scores and export formats."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.nn import functional as F
+
+from .mask_drawing import draw_segments
+from .mask_polygons import mask_to_polygons
+
+
+# Largest intermediate tensor while masks are brought to the size of the picture: 256 MB of float32.
+_CHUNK_VALUES = 2**26
+
+
+@dataclass
+class Segment:
+    """One segment: what a `[SEG]` or `[REJ]` slot of an answer stands for.
+
+    Args:
+        label (`str`, *optional*):
+            The phrase the slot belongs to, None when the answer does not tell.
+        span (`tuple[int, int]`, *optional*):
+            Character range `[start, end)` of the label in the text of the result.
+        mask (`np.ndarray`, *optional*):
+            bool, of shape `(height, width)` of the upright picture; None when the slot is rejected.
+        score (`float`):
+            The segmenter's estimate of the IoU of its mask, about 0..1.
+        slot_prob (`float`):
+            Probability that the slot is `[SEG]` rather than `[REJ]`; 1.0 for models without `[REJ]`.
+        rejected (`bool`):
+            Whether the model says that nothing in the picture fits the phrase.
+    """
+
+    label: str | None = None
+    span: tuple[int, int] | None = None
+    mask: np.ndarray | None = None
+    score: float = 0.0
+    slot_prob: float = 1.0
+    rejected: bool = False
+
+    @property
+    def area(self) -> int:
+        """`int`: number of pixels of the mask, 0 without one."""
+        return 0 if self.mask is None else int(np.count_nonzero(self.mask))
+
+    @property
+    def box_xyxy(self) -> tuple[int, int, int, int] | None:
+        """`tuple[int, int, int, int]`: box `(x1, y1, x2, y2)` in pixels of the picture; x2 and y2 lie behind the last
+        pixel, so that the width is x2 - x1. None without a mask or with an empty one."""
+        if self.area == 0:
+            return None
+        columns, rows = np.flatnonzero(self.mask.any(axis=0)), np.flatnonzero(self.mask.any(axis=1))
+        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+    @property
+    def rle(self) -> dict[str, Any] | None:
+        """`dict`: the mask as COCO's compressed RLE, `{"size": [height, width], "counts": str}`; None without a mask.
+
+        Raises:
+            ImportError: pycocotools is not installed.
+        """
+        return None if self.mask is None else mask_to_rle(self.mask)
+
+    @property
+    def polygons(self) -> list[np.ndarray]:
+        """`list[np.ndarray]`: outlines of the mask, see [`mask_to_polygons`]; empty without a mask."""
+        return [] if self.mask is None else mask_to_polygons(self.mask)
+
+
+@dataclass
+class SegmentationResult:
+    """All segments of one row: one picture with one question.
+
+    Args:
+        text (`str`):
+            The answer.
+        segments (`list[Segment]`):
+            One per slot, in reading order, rejected ones included.
+        image_size (`tuple[int, int]`):
+            (height, width) of the upright picture.
+    """
+
+    text: str
+    segments: list[Segment]
+    image_size: tuple[int, int]
+
+    def to_coco(self, image_id: int = 0, category_id: int = 1) -> list[dict[str, Any]]:
+        """Return the segments that are not rejected in COCO's results format.
+
+        Args:
+            image_id (`int`, *optional*, defaults to 0): copied into every entry.
+            category_id (`int`, *optional*, defaults to 1): copied into every entry; the phrase stands under `label`.
+
+        Returns:
+            `list[dict]`: `image_id`, `category_id`, `label`, `segmentation` (compressed RLE), `bbox`
+            (`[x, y, width, height]`), `area`, `score`.
+
+        Raises:
+            ImportError: pycocotools is not installed.
+        """
+        entries = []
+        for segment in self.segments:
+            if segment.mask is None:
+                continue
+            x1, y1, x2, y2 = segment.box_xyxy or (0, 0, 0, 0)
+            entries.append(
+                {
+                    "image_id": image_id,
+                    "category_id": category_id,
+                    "label": segment.label,
+                    "segmentation": segment.rle,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": segment.area,
+                    "score": segment.score,
+                }
+            )
+        return entries
+
+    def to_supervision(self) -> Any:
+        """Return the segments that are not rejected as `supervision.Detections`.
+
+        `class_id` counts the different labels in order of appearance, `data["class_name"]` holds them.
+
+        Raises:
+            ImportError: supervision is not installed.
+        """
+        try:
+            import supervision
+        except ImportError as error:
+            raise ImportError(
+                "to_supervision() needs the package supervision. Install it: pip install supervision"
+            ) from error
+        segments = [segment for segment in self.segments if segment.mask is not None]
+        names = [segment.label or "" for segment in segments]
+        classes = {name: index for index, name in enumerate(dict.fromkeys(names))}
+        return supervision.Detections(
+            xyxy=np.array([s.box_xyxy or (0, 0, 0, 0) for s in segments], dtype=np.float32).reshape(-1, 4),
+            mask=np.array([s.mask for s in segments], dtype=bool).reshape(-1, *self.image_size),
+            confidence=np.array([s.score for s in segments], dtype=np.float32),
+            class_id=np.array([classes[name] for name in names], dtype=int),
+            data={"class_name": np.array(names, dtype=str)},
+        )
+
+    def overlay(self, image: Any, alpha: float = 0.5) -> Image.Image:
+        """Draw the masks and their labels on the picture; rejected phrases are listed in its lower left corner.
+
+        Args:
+            image: the picture these segments belong to, of any kind `load_rgb_image` reads.
+            alpha (`float`, *optional*, defaults to 0.5): share of the colour on a mask, 0..1.
+
+        Returns:
+            `PIL.Image.Image`: mode RGB, upright, of the size of the picture.
+
+        Raises:
+            ValueError: `image` has another size than the masks, or `alpha` is outside 0..1.
+        """
+        return draw_segments(image, self.segments, self.image_size, alpha)
+
+
+def post_process_masks(
+    low_res_masks: torch.Tensor,
+    original_size: tuple[int, int] | torch.Tensor,
+    resized_size: tuple[int, int] | torch.Tensor,
+    target_size: int | tuple[int, int] = (1024, 1024),
+    threshold: float | None = 0.0,
+) -> torch.Tensor:
+    """Bring low-resolution mask logits to the size of the picture, as the original SAM does.
+
+    In float32: bilinear (align_corners=False) to the segmenter's square, cut to the part that is not padding, bilinear
+    to the size of the picture. Masks go through in chunks, so that memory for intermediate values stays near 256 MB
+    (or one mask, where that is more).
+
+    Args:
+        low_res_masks (`torch.Tensor`):
+            Mask logits of shape `(masks, height, width)`.
+        original_size (`tuple[int, int]`):
+            (height, width) of the picture.
+        resized_size (`tuple[int, int]`):
+            (height, width) of the picture as the segmenter saw it, before padding.
+        target_size (`int` or `tuple[int, int]`, *optional*, defaults to (1024, 1024)):
+            (height, width) of `sam_pixel_values`.
+        threshold (`float`, *optional*, defaults to 0.0):
+            Pixels with a larger logit belong to the mask; None returns the logits.
+
+    Returns:
+        `torch.Tensor`: shape `(masks, *original_size)`, on the device of the input; bool, or float32 with
+        `threshold=None`.
+
+    Raises:
+        ValueError: The masks are not three-dimensional or a size is impossible.
+    """
+    original, resized = _size_pair(original_size), _size_pair(resized_size)
+    target = (target_size, target_size) if isinstance(target_size, int) else _size_pair(target_size)
+    if low_res_masks.ndim != 3:
+        raise ValueError(
+            f"Mask logits of shape {tuple(low_res_masks.shape)} were given; (masks, height, width) is needed."
+        )
+    if min(*original, *resized) < 1 or resized[0] > target[0] or resized[1] > target[1]:
+        raise ValueError(
+            f"original_size {original}, resized_size {resized} and target_size {target} were given, each (height, "
+            "width). All must be positive, and the resized picture must fit into the target."
+        )
+    # written into one tensor of the final kind: the logits of all masks at once may not fit into memory
+    kind = torch.float32 if threshold is None else torch.bool
+    masks = torch.empty((len(low_res_masks), *original), dtype=kind, device=low_res_masks.device)
+    chunk = max(1, _CHUNK_VALUES // max(target[0] * target[1], original[0] * original[1]))
+    for start in range(0, len(low_res_masks), chunk):
+        logits = low_res_masks[start : start + chunk, None].float()
+        logits = F.interpolate(logits, target, mode="bilinear", align_corners=False)
+        logits = logits[..., : resized[0], : resized[1]]
+        logits = F.interpolate(logits, original, mode="bilinear", align_corners=False)[:, 0]
+        masks[start : start + chunk] = logits if threshold is None else logits > threshold
+    return masks
+
+
+def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
+    """Encode a mask as COCO's compressed run lengths.
+
+    Args:
+        mask (`np.ndarray`): bool, of shape `(height, width)`.
+
+    Returns:
+        `dict`: `{"size": [height, width], "counts": str}`, ready for JSON and for `pycocotools.mask.decode`.
+
+    Raises:
+        ImportError: pycocotools is not installed.
+    """
+    try:
+        from pycocotools import mask as coco_mask
+    except ImportError as error:
+        raise ImportError("COCO RLE needs the package pycocotools. Install it: pip install pycocotools") from error
+    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(size) for size in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def _size_pair(size: Any) -> tuple[int, int]:
+    """Turn a (height, width) of any kind into two ints."""
+    height, width = size.tolist() if isinstance(size, (torch.Tensor, np.ndarray)) else size
+    return int(height), int(width)
+
+
+__all__ = ["Segment", "SegmentationResult", "mask_to_rle", "post_process_masks"]
