@@ -53,10 +53,11 @@ def resolve_image_index(
                 f"{num_rows} rows of input_ids and {num_images} images: give one image per row, one image for all "
                 "rows, or `image_index` with the image of each row."
             )
-        return torch.arange(num_rows, device=device) if num_images > 1 else torch.zeros_like(torch.arange(num_rows), device=device)
+        own_image = torch.arange(num_rows, device=device)
+        return own_image if num_images > 1 else torch.zeros_like(own_image)
     if len(image_index) != num_rows or image_index.min() < 0 or image_index.max() >= num_images:
         raise ValueError(
-            f"image_index {image_index.tolist()} must have one entry per row ({num_rows}), each the number of an image "
+            f"image_index {image_index.tolist()} must have one entry per row ({num_rows}), each naming an image "
             f"(0 to {num_images - 1})."
         )
     return image_index.to(device)

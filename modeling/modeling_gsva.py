@@ -35,8 +35,8 @@ class GsvaForReasoningSegmentation(ReasoningSegmentationModel):
 
         Args:
             reeval (`bool`):
-                Draw all masks from a second pass in which every `[REJ]` of the answer reads `[SEG]`; the decisions stay
-                those of the first pass. GSVA's gRefCOCO and RefZOM numbers are made this way (model_forward with
+                Draw all masks from a second pass in which every `[REJ]` of the answer reads `[SEG]`; the decisions
+                stay those of the first pass. GSVA's gRefCOCO and RefZOM numbers are made this way (model_forward with
                 `reeval=True`). Only for evaluation: it takes no labels.
 
         Raises:

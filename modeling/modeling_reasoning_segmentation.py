@@ -23,8 +23,11 @@ from .slot_states import HeadInputRecorder, SlotStateCollector, record_head_inpu
 from .slots import Slots, find_slots, rejected_by_argmax, seg_probabilities
 
 
+IGNORED_LABEL = -100
+
+
 class SegProjector(nn.Module):
-    """Turns the state that predicts a slot into a prompt of the segmenter: Linear, ReLU, Linear (`text_hidden_fcs`)."""
+    """Turns the state that predicts a slot into a segmenter prompt: Linear, ReLU, Linear (`text_hidden_fcs`)."""
 
     def __init__(self, hidden_size: int, prompt_dim: int):
         super().__init__()
@@ -105,13 +108,19 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, value: nn.Module):
         self.vlm.set_output_embeddings(value)
 
-    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs):
-        if (gradient_checkpointing_kwargs or {}).get("use_reentrant") and self.segmenter.config.model_type != "sam":
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs):
+        """
+        As in every model of transformers; refuses what would train a segmenter with zero gradients.
+
+        Raises:
+            ValueError: For reentrant checkpointing of any segmenter but SAM.
+        """
+        if (activation_checkpointing_kwargs or {}).get("use_reentrant") and self.segmenter.config.model_type != "sam":
             raise ValueError(
                 f"Reentrant checkpointing loses the gradients of a {self.segmenter.config.model_type} segmenter; pass "
-                'gradient_checkpointing_kwargs={"use_reentrant": False}.'
+                'activation_checkpointing_kwargs={"use_reentrant": False}.'
             )
-        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
 
     # ---- images -------------------------------------------------------------------------------------------------
 
@@ -346,6 +355,9 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         """LISA, section 3.2: language loss over all labelled tokens, mask losses over all masks of the batch."""
         config, losses = self.config, {}
         if labels is not None:
+            # Image positions are never predicted, whatever the labels say there.
+            if config.image_token_id is not None:
+                labels = labels.masked_fill(labels == config.image_token_id, IGNORED_LABEL)
             losses["ce_loss"] = config.ce_loss_weight * self.vlm.loss_function(
                 logits=output.logits, labels=labels, vocab_size=output.logits.shape[-1]
             )

@@ -9,8 +9,8 @@ from transformers.utils import ModelOutput
 @dataclass
 class ReasoningSegmentationOutput(ModelOutput):
     """
-    What a forward pass or a generation returns. A *slot* is one `[SEG]` or `[REJ]` token; lists have one entry per row,
-    slots stand in reading order, rejected slots keep their place and their logits.
+    What a forward pass or a generation returns. A *slot* is one `[SEG]` or `[REJ]` token; lists have one entry per
+    row, slots stand in reading order, rejected slots keep their place and their logits.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): Sum of `losses`.

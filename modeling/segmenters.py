@@ -121,8 +121,8 @@ def segmenter_adapter(segmenter: PreTrainedModel) -> SamAdapter:
     family = segmenter.config.model_type
     if family not in SEGMENTER_ADAPTERS:
         raise ValueError(
-            f"No adapter for a segmenter of type {family!r}; use one of {sorted(SEGMENTER_ADAPTERS)} or add an adapter "
-            "with `encode` and `decoder_inputs` to SEGMENTER_ADAPTERS."
+            f"No adapter for a segmenter of type {family!r}; use one of {sorted(SEGMENTER_ADAPTERS)} or add an "
+            "adapter with `encode` and `decoder_inputs` to SEGMENTER_ADAPTERS."
         )
     return SEGMENTER_ADAPTERS[family](segmenter)
 

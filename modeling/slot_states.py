@@ -1,4 +1,4 @@
-"""Reads the state that predicts each token at the input of a model's output embedding, for any vision-language model."""
+"""Reads the state that predicts each token where any model computes it: at the input of its output embedding."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,8 +40,8 @@ class SlotStateCollector(LogitsProcessor, HeadInputRecorder):
     """
     During generation, keeps for every sequence length p the states that predict the token at position p.
 
-    As a logits processor it is called once per predicted position, with the ids so far; that aligns states with tokens
-    whatever the decoding loop does in between (chunked prefill, several candidate tokens at once, rejected candidates).
+    As a logits processor it is called once per predicted position, with the ids so far; that aligns states with
+    tokens whatever the decoding loop does in between (chunked prefill, several candidates at once, rejected ones).
     Costs `(batch_size, hidden_size)` numbers per token.
     """
 
@@ -56,18 +56,17 @@ class SlotStateCollector(LogitsProcessor, HeadInputRecorder):
         self._fresh = True
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if self.states is None:
-            raise RuntimeError(
-                "The vision-language model produced scores without calling its output embedding, so the states behind "
-                "[SEG] cannot be read. It must be a model with `get_output_embeddings()`."
-            )
         length = input_ids.shape[1]
         if self._fresh:
             # A model that ignores logits_to_keep hands over the whole prompt; only its last position predicts.
             whole_prompt = self.states.shape[1] >= length
             self._chunk_start = length - (self.states.shape[1] - 1 if whole_prompt else 0)
             self._fresh = False
-        self._by_length[length] = self.states[:, length - self._chunk_start].detach()
+        # An assistant that proposes tokens runs the same logits processors on its own scores; they belong to no state
+        # of this model, or to one that the verifying pass replaces.
+        offset = length - self._chunk_start
+        if self.states is not None and 0 <= offset < self.states.shape[1]:
+            self._by_length[length] = self.states[:, offset].detach()
         return scores
 
     def states_at(self, rows: torch.LongTensor, positions: torch.LongTensor) -> torch.FloatTensor:
@@ -78,7 +77,15 @@ class SlotStateCollector(LogitsProcessor, HeadInputRecorder):
 
         Returns:
             `torch.FloatTensor` of shape `(slots, hidden_size)`.
+
+        Raises:
+            RuntimeError: If the model predicted one of the tokens without calling its output embedding.
         """
+        if missing := sorted(set(positions.tolist()) - self._by_length.keys()):
+            raise RuntimeError(
+                f"No state was seen for the tokens at positions {missing}: the vision-language model predicted them "
+                "without calling `get_output_embeddings()`, or with a decoding method that skips logits processors."
+            )
         return torch.stack(
             [self._by_length[position][row] for row, position in zip(rows.tolist(), positions.tolist(), strict=True)]
         )
