@@ -381,23 +381,28 @@ def _render(rng: TabletopRandom, placed: list[_Placed], size: int, horizon: int,
     for item in placed:
         _draw_shadow(canvas, item, darkness)
         sprite = item.sprite
-        window = canvas[item.window]
-        paint = sprite.tint[:, :, None] * np.array(item.rgb, dtype=np.float32)
+        window = canvas[:, *item.window]
+        paint = sprite.tint * _as_column(item.rgb)
         paint += sprite.fixed
         np.minimum(paint, np.float32(255.0), out=paint)
-        window *= (1.0 - sprite.alpha)[:, :, None]
+        window *= 1.0 - sprite.alpha
         window += paint
-    canvas *= _light(rng, size, mirror)[:, :, None]
-    canvas *= np.array([rng.uniform(0.965, 1.035) for _ in range(3)], dtype=np.float32)
+    canvas *= _light(rng, size, mirror)
+    canvas *= _as_column([rng.uniform(0.965, 1.035) for _ in range(3)])
     field = _noise_field(size)
     y, x = rng.below(32), rng.below(32)
-    canvas += (field[y : y + size, x : x + size] * np.float32(rng.uniform(0.2, 1.3)))[:, :, None]
+    canvas += field[y : y + size, x : x + size] * np.float32(rng.uniform(0.2, 1.3))
     np.clip(canvas, 0, 255, out=canvas)
-    return np.rint(canvas).astype(np.uint8)
+    return np.ascontiguousarray(np.rint(canvas).astype(np.uint8).transpose(1, 2, 0))
+
+
+def _as_column(rgb: Sequence[float]) -> np.ndarray:
+    """A colour that multiplies `(3, height, width)`; planes make NumPy's inner loops long and fast."""
+    return np.array(rgb, dtype=np.float32)[:, None, None]
 
 
 def _draw_background(rng: TabletopRandom, size: int, horizon: int) -> np.ndarray:
-    """A wall (only in the angle view) and the table, `(size, size, 3)` float32."""
+    """A wall (only in the angle view) and the table, `(3, size, size)` float32."""
     surface = rng.choice(tuple(_SURFACES))
     texture = _texture(surface, rng.below(_TEXTURES_PER_SURFACE), size)
     y, x = rng.below(texture.shape[0] - size), rng.below(texture.shape[1] - size)
@@ -405,24 +410,24 @@ def _draw_background(rng: TabletopRandom, size: int, horizon: int) -> np.ndarray
     if rng.chance(0.5):
         crop = crop[:, ::-1]
     rgb = [channel + rng.uniform(-10, 10) for channel in rng.choice(_SURFACES[surface])]
-    canvas = crop[:, :, None] * np.array(rgb, dtype=np.float32)
+    canvas = crop * _as_column(rgb)
     if horizon:
-        canvas[:horizon] = [channel + rng.uniform(-12, 12) for channel in rng.choice(_WALLS)]
+        canvas[:, :horizon] = _as_column([channel + rng.uniform(-12, 12) for channel in rng.choice(_WALLS)])
         edge = max(1, size // 80)
-        canvas[horizon - edge : horizon] *= np.float32(0.8)
-        canvas[horizon : horizon + edge] *= np.float32(1.12)
+        canvas[:, horizon - edge : horizon] *= np.float32(0.8)
+        canvas[:, horizon : horizon + edge] *= np.float32(1.12)
     return canvas
 
 
 def _draw_shadow(canvas: np.ndarray, item: _Placed, darkness: np.float32) -> None:
     shadow = item.sprite.shadow
-    size = canvas.shape[0]
+    size = canvas.shape[1]
     top = item.thing.base_xy[1] - item.sprite.shadow_origin_yx[0]
     left = item.thing.base_xy[0] - item.sprite.shadow_origin_yx[1]
     rows = slice(max(0, top), min(size, top + shadow.shape[0]))
     columns = slice(max(0, left), min(size, left + shadow.shape[1]))
     part = shadow[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
-    canvas[rows, columns] *= (1.0 - darkness * part)[:, :, None]
+    canvas[:, rows, columns] *= 1.0 - darkness * part
 
 
 def _light(rng: TabletopRandom, size: int, mirror: bool) -> np.ndarray:

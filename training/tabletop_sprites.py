@@ -58,7 +58,7 @@ class Sprite:
     Attributes:
         alpha: `(height, width)` float32 in [0, 1], the part of each pixel that the thing covers.
         tint: `(height, width)` float32, brightness by which the thing's colour is multiplied, times `alpha`.
-        fixed: `(height, width, 3)` float32 in [0, 255], parts with a colour of their own, times `alpha`.
+        fixed: `(3, height, width)` float32 in [0, 255], parts with a colour of their own, times `alpha`.
         mask: `(height, width)` bool, pixels that belong to the thing (at least half covered).
         origin_yx: Row and column of the sprite at which the thing touches the table.
         shadow: `(shadow height, shadow width)` float32 in [0, 1], darkness of the soft shadow.
@@ -165,11 +165,11 @@ class SpritePainter:
         rows = np.flatnonzero(alpha.any(axis=1))
         columns = np.flatnonzero(alpha.any(axis=0))
         window = (slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1))
-        alpha, tint, fixed = alpha[window], tint[window], fixed[window]
+        alpha, tint, fixed = alpha[window], tint[window], fixed[window].transpose(2, 0, 1)
         origin = (self.origin[0] - int(rows[0]), self.origin[1] - int(columns[0]))
         shadow_origin = (self.origin[0] + pad, self.origin[1] + pad)
         if mirror:
-            alpha, tint, fixed, shadow = (array[:, ::-1] for array in (alpha, tint, fixed, shadow))
+            alpha, tint, fixed, shadow = (array[..., ::-1] for array in (alpha, tint, fixed, shadow))
             origin = (origin[0], alpha.shape[1] - 1 - origin[1])
             shadow_origin = (shadow_origin[0], shadow.shape[1] - 1 - shadow_origin[1])
         return Sprite(
@@ -186,7 +186,8 @@ class SpritePainter:
 def _block_sums(values: np.ndarray) -> np.ndarray:
     """Sum over the supersamples of each pixel."""
     height, width = (side // SUPERSAMPLING for side in values.shape[:2])
-    return values.reshape(height, SUPERSAMPLING, width, SUPERSAMPLING, *values.shape[2:]).sum(axis=(1, 3))
+    rows = values.reshape(height, SUPERSAMPLING, -1).sum(axis=1)
+    return rows.reshape(height, width, SUPERSAMPLING, *values.shape[2:]).sum(axis=2)
 
 
 def _soften(counts: np.ndarray, radius: int) -> tuple[np.ndarray, int]:
