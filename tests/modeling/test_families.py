@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
-from tests import tiny
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
+from tests import tiny
 
 
 def llava_next_inputs(count: int) -> tuple[dict, int]:

@@ -7,12 +7,12 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import BitsAndBytesConfig
 
-from tests import tiny
 from reasonseg.modeling.configuration_lisa import LisaConfig
 from reasonseg.modeling.configuration_reasoning_segmentation import ReasoningSegmentationConfig
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
 from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
+from tests import tiny
 
 
 ANSWERS = [[10, tiny.SEG, 11, tiny.REJ], [12, tiny.SEG]]

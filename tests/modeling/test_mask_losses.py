@@ -1,0 +1,41 @@
+"""The mask losses against values worked out by hand from their formulas."""
+
+import math
+
+import torch
+
+from reasonseg.modeling.mask_losses import bce_per_mask, dice_per_mask, mean_over_masks
+
+
+def test_bce_of_logit_zero_is_ln_2():
+    logits, targets = torch.zeros(2, 3, 5), torch.zeros(2, 3, 5)
+    targets[1] = 1
+    torch.testing.assert_close(bce_per_mask(logits, targets), torch.full((2,), math.log(2)))
+
+
+def test_bce_averages_over_pixels():
+    logits = torch.tensor([[[20.0, -20.0], [20.0, -20.0]]])
+    targets = torch.tensor([[[1.0, 1.0], [1.0, 0.0]]])
+    torch.testing.assert_close(bce_per_mask(logits, targets), torch.tensor([5.0]), atol=1e-4, rtol=1e-4)
+
+
+def test_dice_of_half_right_mask():
+    """4 of 8 target pixels found, nothing else: 1 - 2*4 / (4 + 8), up to the smoothing term."""
+    logits, targets = torch.full((1, 4, 4), -50.0), torch.zeros(1, 4, 4)
+    targets[0, :2] = 1
+    logits[0, 0] = 50
+    expected = 1 - (8 / 1000 + 1e-6) / (12 / 1000 + 1e-6)
+    torch.testing.assert_close(dice_per_mask(logits, targets), torch.tensor([expected]), atol=1e-6, rtol=1e-5)
+
+
+def test_dice_of_a_rejection_is_about_one():
+    """Logit 0 against an empty target: the constant that GSVA's rejected slots add."""
+    height, width = 40, 50
+    expected = 1 - 1e-6 / (height * width / 2000 + 1e-6)
+    loss = dice_per_mask(torch.zeros(1, height, width), torch.zeros(1, height, width))
+    torch.testing.assert_close(loss, torch.tensor([expected]))
+
+
+def test_mean_over_masks():
+    torch.testing.assert_close(mean_over_masks([torch.tensor([1.0, 2.0]), torch.tensor([6.0])]), torch.tensor(3.0))
+    assert mean_over_masks([torch.zeros(0)]) == 0

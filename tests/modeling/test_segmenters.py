@@ -1,0 +1,134 @@
+"""The segmenter path against the `segment-anything` package, and mask upsampling against SAM's own steps."""
+
+import importlib
+import importlib.util
+import sys
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+
+from reasonseg.conversion.rules_lisa_gsva import sam_table
+from reasonseg.modeling.segmenters import segmenter_adapter, upsample_masks
+
+
+SIDE, PATCH, WIDTH, PROMPT = 128, 16, 32, 32
+
+
+def original_sam_modules():
+    """`segment_anything.modeling` alone: the package's own __init__ imports torchvision for its image transforms."""
+    spec = importlib.util.find_spec("segment_anything")
+    if spec is None:
+        pytest.skip("segment-anything, the oracle of this test, is not installed")
+    if "segment_anything" not in sys.modules:
+        package = types.ModuleType("segment_anything")
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules["segment_anything"] = package
+    return importlib.import_module("segment_anything.modeling")
+
+
+@pytest.fixture(scope="module")
+def original():
+    modules = original_sam_modules()
+    torch.manual_seed(0)
+    grid = SIDE // PATCH
+    sam = modules.Sam(
+        image_encoder=modules.ImageEncoderViT(
+            img_size=SIDE,
+            patch_size=PATCH,
+            embed_dim=WIDTH,
+            depth=3,
+            num_heads=4,
+            out_chans=PROMPT,
+            qkv_bias=True,
+            norm_layer=lambda width: torch.nn.LayerNorm(width, eps=1e-6),
+            use_rel_pos=True,
+            window_size=3,  # does not divide the grid of 8, so windows are padded
+            global_attn_indexes=(1,),
+        ),
+        prompt_encoder=modules.PromptEncoder(
+            embed_dim=PROMPT, image_embedding_size=(grid, grid), input_image_size=(SIDE, SIDE), mask_in_chans=8
+        ),
+        mask_decoder=modules.MaskDecoder(
+            transformer_dim=PROMPT,
+            transformer=modules.TwoWayTransformer(depth=2, embedding_dim=PROMPT, num_heads=4, mlp_dim=64),
+            num_multimask_outputs=3,
+            iou_head_depth=3,
+            iou_head_hidden_dim=24,
+        ),
+    )
+    for parameter in sam.parameters():
+        parameter.data.normal_(0, 0.2)
+    return sam.eval()
+
+
+@pytest.fixture(scope="module")
+def ours(original):
+    config = SamConfig(
+        vision_config=SamVisionConfig(
+            hidden_size=WIDTH,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            output_channels=PROMPT,
+            image_size=SIDE,
+            patch_size=PATCH,
+            window_size=3,
+            global_attn_indexes=[1],
+            num_pos_feats=PROMPT // 2,
+            mlp_dim=4 * WIDTH,
+        ),
+        prompt_encoder_config=SamPromptEncoderConfig(
+            hidden_size=PROMPT, image_size=SIDE, patch_size=PATCH, mask_input_channels=8
+        ),
+        mask_decoder_config=SamMaskDecoderConfig(
+            hidden_size=PROMPT, mlp_dim=64, num_attention_heads=4, iou_head_hidden_dim=24, layer_norm_eps=1e-5
+        ),
+    )
+    model = SamModel(config).eval()
+    table = sam_table(target="")
+    state = {table.rename(key): value for key, value in original.state_dict().items() if "pixel_" not in key}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert unexpected == []
+    assert missing == ["prompt_encoder.shared_embedding.positional_embedding"], "tied to the image-wide one"
+    return segmenter_adapter(model)
+
+
+@torch.no_grad()
+def test_encoder_and_decoder_equal_segment_anything(original, ours):
+    torch.manual_seed(1)
+    pixels = torch.randn(2, 3, SIDE, SIDE)
+    expected = original.image_encoder(pixels)
+    features = ours.encode(pixels)
+    torch.testing.assert_close(features["image_embeddings"], expected, atol=1e-4, rtol=1e-4)
+
+    prompts, images = torch.randn(3, PROMPT), torch.tensor([0, 1, 1])
+    masks, scores = ours.decode({name: value[images] for name, value in features.items()}, prompts)
+    for image, rows in ((0, [0]), (1, [1, 2])):
+        _, dense = original.prompt_encoder(points=None, boxes=None, masks=None)
+        low_res, iou = original.mask_decoder(
+            image_embeddings=expected[image : image + 1],
+            image_pe=original.prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=prompts[rows][:, None],
+            dense_prompt_embeddings=dense.expand(len(rows), -1, -1, -1),
+            multimask_output=False,
+        )
+        torch.testing.assert_close(masks[rows], low_res[:, 0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(scores[rows], iou[:, 0], atol=1e-4, rtol=1e-4)
+    assert masks.shape[-2:] == ours.mask_size
+
+
+def test_upsampling_equals_segment_anything(original):
+    torch.manual_seed(2)
+    low_res = torch.randn(3, 32, 32)
+    resized, picture = (96, 128), (150, 200)
+    expected = F.interpolate(low_res[:, None], (SIDE, SIDE), mode="bilinear", align_corners=False)
+    expected = F.interpolate(expected[..., :96, :128], picture, mode="bilinear", align_corners=False)[:, 0]
+    assert torch.equal(upsample_masks(low_res, SIDE, resized, picture), expected)
+    assert torch.equal(original.postprocess_masks(low_res[:, None], resized, picture)[:, 0], expected)
+
+
+def test_upsampling_leaves_16_bit():
+    low_res = torch.randn(1, 8, 8, dtype=torch.bfloat16)
+    assert upsample_masks(low_res, 32, (32, 16), (64, 32)).dtype == torch.float32
