@@ -1,0 +1,316 @@
+"""`pipeline("reasoning-segmentation")`: pictures and questions in, text and segments out."""
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import BatchFeature, GenerationConfig, Pipeline
+from transformers.utils import ModelOutput
+
+from .image_loading import MAX_IMAGE_PIXELS, load_rgb_image
+
+
+# What generation takes besides the fields of GenerationConfig.
+_GENERATION_OBJECTS = {
+    "generation_config",
+    "streamer",
+    "logits_processor",
+    "stopping_criteria",
+    "prefix_allowed_tokens_fn",
+    "assistant_model",
+}
+_GENERATION_NAMES = {name for name in vars(GenerationConfig()) if not name.startswith("_")} | _GENERATION_OBJECTS
+# Large and of no use for masks and text; without them nothing large travels from the accelerator.
+_NOT_POST_PROCESSED = {"logits", "loss", "losses", "past_key_values", "hidden_states", "attentions"}
+_MASK_FORMATS = ("pil", "rle")
+
+
+class ReasoningSegmentationPipeline(Pipeline):
+    r"""Answers questions about pictures with text and masks.
+
+    Works with every model that has `forward` and, where it writes text, `generate_with_masks`, together with its
+    processor. Rows are put into batches by the processor, so that pictures of any sizes can share one.
+
+    Example:
+        ```python
+        pipe = pipeline("reasoning-segmentation", model=repo, trust_remote_code=True)
+        pipe("kitchen.jpg", text="Where could I pour coffee?")  # the model writes its answer
+        pipe("kitchen.jpg", phrases=["the red cup", "a dog"])  # one forward pass, one segment per phrase
+        pipe(["a.jpg", "b.jpg"], text=["Where is the exit?", "What is unusual?"], batch_size=2)
+        pipe("kitchen.jpg", text=["Where is the cup?", "What can be eaten?"])  # encodes the picture once
+        ```
+    """
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_video_processor = False
+    _load_feature_extractor = False
+    _load_tokenizer = False
+    _pipeline_calls_generate = True
+    _default_generation_config = GenerationConfig(max_new_tokens=256)
+
+    def __call__(
+        self,
+        images: Any,
+        text: str | list[str] | None = None,
+        phrases: list[str] | list[list[str]] | None = None,
+        batch_size: int | None = None,
+        num_workers: int | None = None,
+        **kwargs,
+    ) -> dict[str, Any] | list[dict[str, Any]] | Iterator[dict[str, Any]]:
+        r"""Segment what `text` asks for or what `phrases` name; exactly one of the two is needed.
+
+        Args:
+            images:
+                One picture (path of a local file, Pillow image, array or tensor, see `load_rgb_image`) or a list of
+                them. Instead a list, a generator or a `Dataset` of rows
+                `{"image": ..., "text": ...}` or `{"image": ..., "phrases": [...]}`.
+            text (`str` or `list[str]`, *optional*):
+                One question for all pictures, one for each, or several for the one picture, which is then encoded
+                once. The model writes its answer, and every `[SEG]` in it gets a mask.
+            phrases (`list[str]` or `list[list[str]]`, *optional*):
+                What to segment in every picture, or one list for each row. The answer is forced: one forward pass, one
+                segment per phrase.
+            batch_size (`int`, *optional*, defaults to 1):
+                Rows per forward pass.
+            num_workers (`int`, *optional*, defaults to 0):
+                Processes that read pictures ahead.
+            mask_format (`str`, *optional*, defaults to `"pil"`):
+                `"pil"` for mode L pictures with 0 and 255, `"rle"` for COCO's compressed RLE (needs pycocotools).
+            threshold (`float`, *optional*):
+                Threshold of the masks, handed to the processor's `post_process_segmentation`.
+            reject_threshold (`float`, *optional*):
+                Reject slots whose probability of being `[SEG]` is lower; without it by the model's own decision.
+            processor_kwargs (`dict`, *optional*):
+                Further arguments of the processor.
+            kwargs:
+                Arguments of generation with `text`: `max_new_tokens` (256 by default), `do_sample`, `num_beams`,
+                `generation_config`, `streamer` (with one row), ..., also together as `generate_kwargs`.
+
+        Returns:
+            `dict`, a `list` of them where a list was given, or an iterator over them for a generator or `Dataset`:
+            `generated_text` (`str`) and `segments`, a list of `{"label", "score", "rejected", "span", "box", "mask"}`
+            in reading order. `span` is the `(start, end)` of the label in the text, `box` `[x1, y1, x2, y2]` in pixels
+            of the upright picture, `mask` has its size; both are None for rejected segments.
+
+        Raises:
+            ValueError: Pictures and questions do not match, or an option has no meaning here.
+            TypeError: An option is unknown.
+        """
+        batch_size = batch_size or self._batch_size or 1
+        options = {"num_workers": num_workers, "batch_size": 1, **kwargs}  # a batch is one input of the base class
+        if isinstance(images, (Dataset, Iterator)):
+            rows = (_row(item, text, phrases) for item in _iterate(images))
+            batches = super().__call__(_batches(rows, batch_size), **options)
+            return (result for batch in batches for result in batch)
+        is_list = isinstance(images, (list, tuple))
+        is_shared = not is_list and _is_many(text, phrases)
+        rows = _rows(self._load_image(images) if is_shared else images, text, phrases)
+        if not rows:
+            return []
+        batches = list(_batches(rows, batch_size, _SharedImage() if is_shared else None))
+        results = [result for batch in super().__call__(batches, **options) for result in batch]
+        return results if is_list or is_shared else results[0]
+
+    def _sanitize_parameters(
+        self,
+        mask_format: str | None = None,
+        threshold: float | None = None,
+        reject_threshold: float | None = None,
+        processor_kwargs: dict[str, Any] | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+        local_files_only: bool | None = None,
+        **kwargs,
+    ) -> tuple[dict, dict, dict]:
+        """Sort the options by the step that takes them. `pipeline()` leaves its `local_files_only` among them."""
+        unknown = sorted(set(kwargs) - _GENERATION_NAMES)
+        if unknown:
+            raise TypeError(
+                f"Unknown options {unknown}. Allowed are mask_format, threshold, reject_threshold, processor_kwargs, "
+                "generate_kwargs, batch_size, num_workers and the arguments of generation."
+            )
+        twice = sorted(set(kwargs) & set(generate_kwargs or {}))
+        if twice:
+            raise ValueError(f"{twice} are given directly and in generate_kwargs. Give each option once.")
+        if mask_format is not None and mask_format not in _MASK_FORMATS:
+            raise ValueError(f"mask_format is {mask_format!r}. Allowed are {' and '.join(map(repr, _MASK_FORMATS))}.")
+        generate_kwargs = {**(generate_kwargs or {}), **kwargs}
+        forward_parameters = {"reject_threshold": reject_threshold, "generate_kwargs": generate_kwargs or None}
+        postprocess_parameters = {"mask_format": mask_format, "threshold": threshold}
+        return (
+            {"processor_kwargs": processor_kwargs} if processor_kwargs is not None else {},
+            {name: value for name, value in forward_parameters.items() if value is not None},
+            {name: value for name, value in postprocess_parameters.items() if value is not None},
+        )
+
+    def preprocess(self, input_: dict[str, Any], processor_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Turn a batch of rows into model inputs; a picture that several rows show is prepared once."""
+        rows = input_["rows"]
+        unique = {_identity(row["image"]): row["image"] for row in rows}
+        arguments = {"images": [self._load_image(image) for image in unique.values()]}
+        if len(unique) < len(rows):
+            places = {key: place for place, key in enumerate(unique)}
+            arguments["image_index"] = [places[_identity(row["image"])] for row in rows]
+        kind = "phrases" if "phrases" in rows[0] else "text"
+        arguments[kind] = [row[kind] for row in rows]
+        inputs = self.processor(**arguments, return_tensors="pt", **(processor_kwargs or {}))
+        return {"inputs": inputs, "kind": kind, "shared": input_["shared"]}
+
+    def _load_image(self, image: Any) -> Image.Image:
+        """Read a picture within the processor's own size limit, where it has one."""
+        limit = getattr(getattr(self.processor, "image_processor", None), "max_image_pixels", MAX_IMAGE_PIXELS)
+        return load_rgb_image(image, limit)
+
+    def _forward(
+        self,
+        model_inputs: dict[str, Any],
+        reject_threshold: float | None = None,
+        generate_kwargs: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Run one batch: a forward pass for phrases, generation for text."""
+        inputs, shared = dict(model_inputs["inputs"]), model_inputs["shared"]
+        options = {} if reject_threshold is None else {"reject_threshold": reject_threshold}
+        if shared is not None and hasattr(self.model, "encode_image"):
+            if shared.cache is None:
+                shared.cache = self.model.encode_image(**inputs)
+            options["image_cache"] = shared.cache
+        writes_text = model_inputs["kind"] == "text" and hasattr(self.model, "generate_with_masks")
+        if writes_text:
+            options.update(self._prepare_generate_kwargs(generate_kwargs or {}))
+            if (self._get_set_generation_params(options).get("num_return_sequences") or 1) != 1:
+                raise ValueError(
+                    "num_return_sequences is not 1, but the pipeline gives one answer per row. Call the model's "
+                    "generate_with_masks for several."
+                )
+            output = self.model.generate_with_masks(**inputs, **options)
+        elif generate_kwargs:
+            raise ValueError(f"{sorted(generate_kwargs)} are options of generation, but this call writes no text.")
+        else:
+            output = self.model(**inputs, **options)
+        kept = {name: value for name, value in output.items() if name not in _NOT_POST_PROCESSED}
+        return {"output": ModelOutput(kept), "inputs": inputs}
+
+    def postprocess(
+        self, model_outputs: dict[str, Any], mask_format: str = "pil", threshold: float | None = None
+    ) -> list[dict[str, Any]]:
+        """Turn the model's output for a batch into one dict per row."""
+        options = {} if threshold is None else {"threshold": threshold}
+        results = self.processor.post_process_segmentation(
+            model_outputs["output"], BatchFeature(model_outputs["inputs"]), **options
+        )
+        return [
+            {
+                "generated_text": result.text,
+                "segments": [_segment_as_dict(segment, mask_format) for segment in result.segments],
+            }
+            for result in results
+        ]
+
+    def save_pretrained(self, save_directory: str, **kwargs) -> None:
+        """Save the model and its processor, a complete checkpoint; `kwargs` go to both `save_pretrained`."""
+        self.model.save_pretrained(save_directory, **{"save_original_format": False, **kwargs})
+        self.processor.save_pretrained(save_directory, **kwargs)
+
+
+class _SharedImage:
+    """Holds the encoded picture that all rows of a call show, once the first batch has encoded it."""
+
+    cache: Any = None
+
+
+def _rows(images: Any, text: Any, phrases: Any) -> list[dict[str, Any]]:
+    """Match pictures and questions: one each, one question for all pictures, or several for one picture."""
+    if not _is_many(text, phrases):
+        return [_row(image, text, phrases) for image in (images if isinstance(images, (list, tuple)) else [images])]
+    questions = phrases if text is None else text
+    if not isinstance(images, (list, tuple)):
+        images = [images] * len(questions)
+    if len(questions) != len(images):
+        raise ValueError(
+            f"{len(images)} images and {len(questions)} {'texts' if phrases is None else 'lists of phrases'} were "
+            "given. Give one for each image, or a single one for all."
+        )
+    if text is None:
+        return [_row(image, None, own) for image, own in zip(images, phrases, strict=True)]
+    return [_row(image, own, phrases) for image, own in zip(images, text, strict=True)]
+
+
+def _is_many(text: Any, phrases: Any) -> bool:
+    """Whether questions for several rows are given."""
+    if text is not None:
+        return isinstance(text, (list, tuple))
+    return isinstance(phrases, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in phrases)
+
+
+def _row(item: Any, text: Any, phrases: Any) -> dict[str, Any]:
+    """Check one picture with its question."""
+    image = item
+    if isinstance(item, dict):
+        unknown = sorted(set(item) - {"image", "text", "phrases"})
+        if unknown or "image" not in item:
+            raise ValueError(
+                f"A row with the entries {sorted(item)} was given. It needs 'image' and one of 'text' and 'phrases'."
+            )
+        image = item["image"]
+        text = item.get("text", text)
+        phrases = item.get("phrases", phrases)
+    if (text is None) == (phrases is None):
+        given = "neither" if text is None else "both"
+        raise ValueError(
+            f"Exactly one of `text` and `phrases` is needed, {given} was given. `text` asks a question and lets the "
+            "model write its answer; `phrases` names what to segment."
+        )
+    if text is not None:
+        if not isinstance(text, str):
+            raise ValueError(f"A text of type {type(text).__name__} was given. Each question must be a string.")
+        return {"image": image, "text": text}
+    if not isinstance(phrases, (list, tuple)) or not phrases or not all(isinstance(one, str) for one in phrases):
+        raise ValueError(f"The phrases {phrases!r} were given. Each row needs a list of at least one string.")
+    return {"image": image, "phrases": list(phrases)}
+
+
+def _batches(
+    rows: Iterable[dict[str, Any]], batch_size: int, shared: _SharedImage | None = None
+) -> Iterator[dict[str, Any]]:
+    """Cut rows into batches; rows with text and rows with phrases take different ways and do not mix."""
+    batch: list[dict[str, Any]] = []
+    for row in rows:
+        if batch and (len(batch) == batch_size or row.keys() != batch[0].keys()):
+            yield {"rows": batch, "shared": shared}
+            batch = []
+        batch.append(row)
+    if batch:
+        yield {"rows": batch, "shared": shared}
+
+
+def _identity(image: Any) -> Any:
+    """Key that is equal for rows that show the same picture."""
+    return image if isinstance(image, (str, os.PathLike)) else id(image)
+
+
+def _iterate(items: Any) -> Iterator[Any]:
+    """Go through a generator or a data set, also one that only knows its length and its items."""
+    if hasattr(items, "__len__") and hasattr(items, "__getitem__"):
+        return (items[index] for index in range(len(items)))
+    return iter(items)
+
+
+def _segment_as_dict(segment: Any, mask_format: str) -> dict[str, Any]:
+    """Turn a `Segment` into the pipeline's plain form."""
+    mask = None
+    if segment.mask is not None:
+        mask = segment.rle if mask_format == "rle" else Image.fromarray(segment.mask.astype(np.uint8) * 255)
+    return {
+        "label": segment.label,
+        "score": float(segment.score),
+        "rejected": bool(segment.rejected),
+        "span": segment.span,
+        "box": None if segment.box_xyxy is None else list(segment.box_xyxy),
+        "mask": mask,
+    }
+
+
+__all__ = ["ReasoningSegmentationPipeline"]
