@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
 
 from .errors import ConversionError
 from .sources import read_json
@@ -23,8 +23,6 @@ _LLAMA_DEFAULTS = {
     "max_position_embeddings": 2048,
     "initializer_range": 0.02,
     "rms_norm_eps": 1e-6,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
     "attention_bias": False,
     "mlp_bias": False,
     "head_dim": None,
@@ -43,6 +41,17 @@ _CLIP_FIELDS = (
     "layer_norm_eps",
     "initializer_range",
     "initializer_factor",
+)
+_IMAGE_FIELDS = (
+    "do_resize",
+    "do_center_crop",
+    "do_rescale",
+    "do_normalize",
+    "do_convert_rgb",
+    "resample",
+    "rescale_factor",
+    "image_mean",
+    "image_std",
 )
 _CLIP_L_HIDDEN, _CLIP_L_LAYERS, _CLIP_L_HEADS = 1024, 24, 16
 # LLaVA v1's names of what CLIP hands over, and transformers'.
@@ -69,12 +78,13 @@ def read_llava_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def text_config(config: Mapping[str, Any], vocab_size: int) -> LlamaConfig:
+def text_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
     """The language model's config.
 
     Args:
         config (`Mapping[str, Any]`): The original's JSON.
-        vocab_size (`int`): Number of rows after conversion.
+        tokenizer (`PreTrainedTokenizerBase`): The converted tokenizer. The originals, too, take the special ids from
+            it: old LLaMA configs state wrong ones.
 
     Returns:
         `LlamaConfig`: `use_cache` is on, whatever the original says: LISA turns it off for its own decoding loop.
@@ -86,9 +96,10 @@ def text_config(config: Mapping[str, Any], vocab_size: int) -> LlamaConfig:
     return LlamaConfig(
         **fields,
         num_key_value_heads=config.get("num_key_value_heads", config["num_attention_heads"]),
-        # LLaMA tokenizers have no padding token; the originals pad with <unk>.
-        pad_token_id=config.get("pad_token_id") or 0,
-        vocab_size=vocab_size,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        vocab_size=len(tokenizer),
         rope_parameters=rope,
         tie_word_embeddings=False,
         use_cache=True,
@@ -180,3 +191,31 @@ def llava_config(
         vision_feature_select_strategy=strategy,
         tie_word_embeddings=False,
     )
+
+
+def image_view(folder: Path | None, image_size: int) -> dict[str, Any]:
+    """Options of the image processor for the CLIP tower's view.
+
+    Args:
+        folder (`Path`, *optional*): Folder of the CLIP model; without its `preprocessor_config.json` the values are
+            those of OpenAI's CLIP.
+        image_size (`int`): Side of the tower's input in pixels.
+
+    Raises:
+        ConversionError: The preprocessor makes images of another size than the tower takes.
+    """
+    path = None if folder is None else folder / "preprocessor_config.json"
+    if path is None or not path.exists():
+        return {"size": {"shortest_edge": image_size}, "crop_size": {"height": image_size, "width": image_size}}
+    stored = read_json(path)
+    size, crop = stored.get("size", image_size), stored.get("crop_size", image_size)
+    size = {"shortest_edge": size} if isinstance(size, int) else size  # files from before 2022 hold integers
+    crop = {"height": crop, "width": crop} if isinstance(crop, int) else crop
+    if crop != {"height": image_size, "width": image_size}:
+        raise ConversionError(
+            f"The preprocessor crops to {crop}; the CLIP tower takes {image_size} x {image_size}.",
+            path=path,
+            next_step="Pass a folder whose config and preprocessor belong together.",
+        )
+    kept = {name: stored[name] for name in _IMAGE_FIELDS if stored.get(name) is not None}
+    return {"size": size, "crop_size": crop, **kept}

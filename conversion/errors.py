@@ -22,3 +22,9 @@ class ConversionError(Exception):
         self.next_step = next_step
         parts = [f"{self.path}: {cause}" if self.path else cause, next_step or ""]
         super().__init__(" ".join(part.strip() for part in parts if part.strip()))
+
+    def at(self, path: str | os.PathLike) -> ConversionError:
+        """The same error with the file it concerns, where it does not name one yet."""
+        if self.path is not None:
+            return self
+        return ConversionError(self.cause, path=path, next_step=self.next_step)

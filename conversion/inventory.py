@@ -71,13 +71,16 @@ class Inventory:
         Raises:
             ConversionError: The source holds tensors that the table does not know.
         """
-        keys = table.apply(source.names())
+        try:
+            keys = table.apply(source.names())
+        except ConversionError as error:
+            raise error.at(source.path) from None
         if keys.unmatched:
             shown = ", ".join(map(repr, keys.unmatched[:3]))
             raise ConversionError(
                 f"{len(keys.unmatched)} tensors do not belong to the {table.name} layout, the first are {shown}.",
                 path=source.path,
-                next_step="Convert checkpoints of the original LISA and GSVA code only; other models need other rules.",
+                next_step="Only checkpoints of the original LISA and GSVA code can be converted with these rules.",
             )
         self._sources.append(source)
         self.dropped += [Dropped(origin, key, reason) for key, reason in keys.dropped.items()]

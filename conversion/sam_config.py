@@ -119,8 +119,8 @@ def _attention_from_tables(tables: list[tuple[int, int]], grid: int, hidden_size
     head_size = next(iter(head_sizes))
     if len(head_sizes) != 1 or hidden_size % head_size or len(windows) > 1 or (windows and windows[0] > grid):
         raise ConversionError(
-            f"SAM's relative position tables ask for heads of width {sorted(head_sizes)} and windows of {windows} on a "
-            f"{grid} x {grid} grid with {hidden_size} channels.",
+            f"SAM's relative position tables ask for heads of width {sorted(head_sizes)} and windows of {windows} on "
+            f"a {grid} x {grid} grid with {hidden_size} channels.",
             next_step="One head width that divides the channels and one window below the grid can be expressed.",
         )
     return {
@@ -135,8 +135,8 @@ def _attention_from_options(options: dict[str, Any]) -> dict[str, Any]:
         raise ConversionError(
             "SAM's image encoder has no relative position tables, so its heads and windows cannot be read off the "
             f"weights; {', '.join(missing)} must be given.",
-            next_step="Pass sam_options={'num_attention_heads': ..., 'window_size': ..., 'global_attn_indexes': [...]} "
-            "as the original was built.",
+            next_step="Pass them as sam_options={'num_attention_heads': 16, 'window_size': 14, 'global_attn_indexes': "
+            "[7, 15, 23, 31]}, with the values the original was built with.",
         )
     return {name: options[name] for name in _OPTIONS}
 

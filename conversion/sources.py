@@ -37,6 +37,7 @@ _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 # LISA v0 keeps the segmenter and the projector beside the shards of its language model, in no index.
 _LISA_V0_SIDE_FILES = ("pytorch_model-visual_model.bin", "pytorch_model-text_hidden_fcs.bin")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?:bin|safetensors))")
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _NESTED_STATE = ("state_dict", "model", "module")
 
 
@@ -257,12 +258,17 @@ def open_source(path: str | Path) -> TensorSource:
             return open_source(path / name)
         if (path / name).exists():
             return _with_side_files(path, [path / name])
-    files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".bin", ".pth", ".pt"))
+    files = sorted(file for file in path.iterdir() if file.suffix in _WEIGHT_SUFFIXES)
     if shards := [file for file in files if _SHARD.fullmatch(file.name)]:
         return _with_side_files(path, _complete_shards(path, shards))
     if len(files) == 1:
         return open_file(files[0])
     raise ConversionError(_no_weights(path, files), path=path, next_step="Pass the weight file itself.")
+
+
+def holds_weights(folder: Path) -> bool:
+    """Whether a folder holds anything that looks like weights, readable or not."""
+    return folder.is_dir() and any(file.suffix in _WEIGHT_SUFFIXES for file in folder.iterdir())
 
 
 def _no_weights(path: Path, files: list[Path]) -> str:

@@ -9,9 +9,6 @@ from __future__ import annotations
 import torch
 
 
-IMAGE_TOKEN = "<image>"
-
-
 def append_embedding_row(embedding: torch.Tensor) -> torch.Tensor:
     """Append a row of zeros; image features always take its place.
 

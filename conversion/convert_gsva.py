@@ -1,0 +1,90 @@
+"""GSVA: the released `.bin` files, with the base LLaVA folder they do not contain."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..modeling.configuration_gsva import GsvaConfig
+from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
+from ..processing.processing_gsva import GsvaProcessor
+from .convert_lisa_gsva import ConversionReport, Options, Sources, System, convert
+from .errors import ConversionError
+from .progress import ProgressCallback
+
+
+GSVA = System(
+    name="gsva",
+    config_class=GsvaConfig,
+    model_class=GsvaForReasoningSegmentation,
+    processor_class=GsvaProcessor,
+    # GSVA loads the .bin last, over CLIP's own weights.
+    tower_first=False,
+    # GSVA draws a new projector before training, so the base's is another one.
+    base_projector=False,
+)
+# Ranks of the released training commands (7B, 13B) and the alpha they leave at its default.
+_ALPHA_OF_RANK = {8: 16.0, 64: 16.0}
+
+
+def convert_gsva(
+    source: str | os.PathLike,
+    *,
+    base: str | os.PathLike,
+    out: str | os.PathLike,
+    vision_tower: str | os.PathLike | None = None,
+    sam: str | os.PathLike | None = None,
+    lora_alpha: float | None = None,
+    dtype: torch.dtype | str | None = None,
+    template: str = "llava_v1",
+    max_shard_size: int | str = "5GB",
+    sam_options: Mapping[str, Any] | None = None,
+    card: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> ConversionReport:
+    """Convert a GSVA checkpoint into a complete repository.
+
+    Args:
+        source (`str` or `os.PathLike`): The released `.bin`, or what `zero_to_fp32.py` wrote (adapters unmerged).
+        base (`str` or `os.PathLike`): Folder of the base LLaVA: config, tokenizer, and weights for parts of the
+            language model the source lacks.
+        out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
+        vision_tower (`str` or `os.PathLike`, *optional*): Folder of the CLIP model. Its weights are used where the
+            source has none; its config is needed for towers other than ViT-L.
+        sam (`str` or `os.PathLike`, *optional*): SAM's own file, for a source without SAM's frozen encoders.
+        lora_alpha (`float`, *optional*): LoRA's alpha in training; known for the released ranks 8 and 64.
+        dtype, template, max_shard_size, sam_options, card, progress: See `convert_lisa`.
+
+    Returns:
+        `ConversionReport`: Where the tensors came from and which were dropped.
+
+    Raises:
+        ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
+    """
+    base = Path(base)
+
+    def alpha_of_rank(rank: int) -> float:
+        if lora_alpha is not None:
+            return lora_alpha
+        if rank not in _ALPHA_OF_RANK:
+            raise ConversionError(
+                f"The adapters have rank {rank}; alpha is known for the released ranks 8 and 64 only.",
+                path=source,
+                next_step="Pass lora_alpha= with the value of the training command (its default is 16).",
+            )
+        return _ALPHA_OF_RANK[rank]
+
+    sources = Sources(
+        checkpoint=Path(source),
+        config=base,
+        tokenizer=base,
+        vision_tower=None if vision_tower is None else Path(vision_tower),
+        base=base,
+        sam=None if sam is None else Path(sam),
+    )
+    options = Options(alpha_of_rank, dtype, template, max_shard_size, sam_options, card, progress)
+    return convert(GSVA, sources, out, options)

@@ -1,0 +1,107 @@
+"""LISA: published folders (v0 and v1) and `zero_to_fp32` output with unmerged adapters."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..modeling.configuration_lisa import LisaConfig
+from ..modeling.modeling_lisa import LisaForReasoningSegmentation
+from ..processing.processing_lisa import LisaProcessor
+from .convert_lisa_gsva import ConversionReport, Options, Sources, System, convert
+from .errors import ConversionError
+from .progress import ProgressCallback
+
+
+LISA = System(
+    name="lisa",
+    config_class=LisaConfig,
+    model_class=LisaForReasoningSegmentation,
+    processor_class=LisaProcessor,
+    # LISA's merge script leaves the tower out, and its loader always takes CLIP's own weights.
+    tower_first=True,
+    # The projector is frozen in training, so that it equals the base's.
+    base_projector=True,
+)
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
+
+
+def convert_lisa(
+    source: str | os.PathLike,
+    *,
+    vision_tower: str | os.PathLike | None,
+    out: str | os.PathLike,
+    base: str | os.PathLike | None = None,
+    sam: str | os.PathLike | None = None,
+    lora_alpha: float = 16.0,
+    dtype: torch.dtype | str | None = None,
+    template: str = "llava_v1",
+    max_shard_size: int | str = "5GB",
+    sam_options: Mapping[str, Any] | None = None,
+    card: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> ConversionReport:
+    """Convert a LISA checkpoint into a complete repository.
+
+    Args:
+        source (`str` or `os.PathLike`): A published folder (merged; one file or shards), or the file or folder that
+            `zero_to_fp32.py` wrote (adapters unmerged).
+        vision_tower (`str` or `os.PathLike`): Folder of the CLIP model (`openai/clip-vit-large-patch14`), whose
+            weights published folders leave out.
+        out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
+        base (`str` or `os.PathLike`, *optional*): Folder of the base LLaVA: config and tokenizer for a source that has
+            none, and weights for parts of the language model the source lacks.
+        sam (`str` or `os.PathLike`, *optional*): SAM's own file, for a source without SAM's frozen encoders.
+        lora_alpha (`float`, *optional*, defaults to 16.0): LoRA's alpha in training; only unmerged sources need it.
+        dtype (`torch.dtype` or `str`, *optional*): Type of the vision-language model, by default the one most of the
+            source's language model is stored in. Segmenter and projector are float32 always.
+        template (`str`, *optional*, defaults to `"llava_v1"`): The conversation template the model was trained with.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest weight file.
+        sam_options (`Mapping[str, Any]`, *optional*): `num_attention_heads`, `window_size` and `global_attn_indexes`
+            of a SAM without relative positions.
+        card (`str`, *optional*): Name of the values in `model_cards/`; by default the source's name, where known.
+        progress (`ProgressCallback`, *optional*): Told about bytes written; `rich_progress` makes one.
+
+    Returns:
+        `ConversionReport`: Where the tensors came from and which were dropped.
+
+    Raises:
+        ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
+    """
+    source = Path(source)
+    if vision_tower is None:
+        raise ConversionError(
+            "LISA needs the CLIP tower it was trained with.",
+            next_step="Pass vision_tower= with its folder (openai/clip-vit-large-patch14).",
+        )
+    base = None if base is None else Path(base)
+    own = source if source.is_dir() else source.parent
+    folders = [own, base] if source.is_dir() or base is None else [base, own]
+    sources = Sources(
+        checkpoint=source,
+        config=_first_with(folders, ("config.json",), "config.json"),
+        tokenizer=_first_with(folders, _TOKENIZER_FILES, "tokenizer"),
+        vision_tower=Path(vision_tower),
+        base=base,
+        sam=None if sam is None else Path(sam),
+    )
+    options = Options(lambda rank: lora_alpha, dtype, template, max_shard_size, sam_options, card, progress)
+    return convert(LISA, sources, out, options)
+
+
+def _first_with(folders: list[Path | None], names: tuple[str, ...], what: str) -> Path:
+    """The first folder that holds one of the files."""
+    for folder in folders:
+        if folder is not None and any((folder / name).exists() for name in names):
+            return folder
+    if not folders[0].exists():
+        raise ConversionError("There is no such file or folder.", path=folders[0], next_step="Check the path.")
+    raise ConversionError(
+        f"There is no {what} beside the weights{' or in the base' if any(folders[1:]) else ''}.",
+        path=folders[0],
+        next_step="Pass base= with the LLaVA folder the checkpoint was trained from.",
+    )

@@ -1,0 +1,318 @@
+"""The conversion that LISA and GSVA share; `convert_lisa` and `convert_gsva` say what differs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+
+from ..modeling.configuration_lisa import LisaConfig
+from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
+from .card import render_card
+from .configs import (
+    clip_config_from_folder,
+    clip_config_from_shapes,
+    image_view,
+    llava_config,
+    read_llava_config,
+    text_config,
+)
+from .errors import ConversionError
+from .inventory import Dropped, Inventory
+from .plan import EMBEDDING, PlannedTensor, dominant_dtype, expected_shapes, plan_tensors, require_components
+from .progress import ProgressCallback, no_progress
+from .rules_lisa_gsva import (
+    MM_PROJECTOR,
+    SEGMENTER,
+    TEXT_MODEL,
+    VISION_TOWER,
+    clip_table,
+    detect_layout,
+    lisa_gsva_table,
+    sam_table,
+)
+from .sam_config import read_sam_config
+from .sources import TensorSource, holds_weights, open_source
+from .tokenizers import IMAGE_TOKEN, SLOT_TOKENS, build_tokenizer
+from .writer import refuse_existing, staging_folder, write_repository
+
+
+_FLOAT_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_SLOT_FIELDS = ("seg_token_id", "rej_token_id")
+
+
+@dataclass(frozen=True)
+class System:
+    """What differs between LISA and GSVA.
+
+    Args:
+        name (`str`): `"lisa"` or `"gsva"`.
+        config_class, model_class, processor_class (`type`): The published classes.
+        tower_first (`bool`): Whether the CLIP folder goes before a tower inside the checkpoint, as the original
+            loads it.
+        base_projector (`bool`): Whether a projector that the checkpoint lacks may be the base's.
+    """
+
+    name: str
+    config_class: type[LisaConfig]
+    model_class: type[PreTrainedModel]
+    processor_class: type[ProcessorMixin]
+    tower_first: bool
+    base_projector: bool
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where everything is read from.
+
+    Args:
+        checkpoint (`Path`): The weights of the model.
+        config (`Path`): Folder of the LLaVA v1 `config.json`.
+        tokenizer (`Path`): Folder of the tokenizer.
+        vision_tower (`Path`, *optional*): Folder of the CLIP model.
+        base (`Path`, *optional*): Folder of the base LLaVA, for parts of the language model the checkpoint lacks.
+        sam (`Path`, *optional*): SAM's own file, for frozen parts the checkpoint lacks.
+    """
+
+    checkpoint: Path
+    config: Path
+    tokenizer: Path
+    vision_tower: Path | None = None
+    base: Path | None = None
+    sam: Path | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to convert; see `convert_lisa`."""
+
+    alpha_of_rank: Callable[[int], float]
+    dtype: torch.dtype | str | None = None
+    template: str = "llava_v1"
+    max_shard_size: int | str = "5GB"
+    sam_options: Mapping[str, Any] | None = None
+    card: str | None = None
+    progress: ProgressCallback | None = None
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What a conversion did.
+
+    Args:
+        out (`Path`): The repository.
+        num_parameters (`int`): Parameters written.
+        dtype (`torch.dtype`): Type of the vision-language model.
+        origins (`dict[str, int]`): Number of tensors by where they come from.
+        dropped (`list[Dropped]`): Tensors of the sources that were not used, with the reason.
+    """
+
+    out: Path
+    num_parameters: int
+    dtype: torch.dtype
+    origins: dict[str, int]
+    dropped: list[Dropped]
+
+
+def convert(system: System, sources: Sources, out: str | Path, options: Options) -> ConversionReport:
+    """Convert one checkpoint into a complete repository.
+
+    Args:
+        system (`System`): Which model it is.
+        sources (`Sources`): What to read.
+        out (`str` or `Path`): The repository's folder; it must not exist or be empty.
+        options (`Options`): How to convert.
+
+    Returns:
+        `ConversionReport`
+
+    Raises:
+        ConversionError: Something is missing, unreadable or does not fit; `out` is then untouched.
+    """
+    refuse_existing(Path(out))
+    config = read_llava_config(sources.config)
+    inventory = gather(system, sources, config)
+    tokenizer = _matching_tokenizer(system, sources, config, inventory)
+    model = _build_model(system, sources, config, inventory, tokenizer, options)
+    dtype = _parse_dtype(options.dtype) or dominant_dtype(inventory)
+    tensors = plan_tensors(
+        inventory,
+        expected_shapes(model),
+        dtype=dtype,
+        alpha_of_rank=options.alpha_of_rank,
+        identity_projector=model.config.vlm_config.projector_hidden_act == "linear",
+    )
+    processor = _build_processor(system, sources, model.config, tokenizer, options)
+    with staging_folder(out) as folder:
+        write_repository(
+            folder,
+            model=model,
+            tensors=tensors,
+            dtype=dtype,
+            generation_config=_generation_config(tokenizer),
+            processor=processor,
+            card=render_card(system.name, options.card or sources.checkpoint.stem, model.config, dtype),
+            max_shard_size=options.max_shard_size,
+            progress=options.progress or no_progress,
+            release=inventory.release,
+        )
+    return _report(Path(out), tensors, dtype, inventory)
+
+
+def gather(system: System, sources: Sources, config: Mapping[str, Any]) -> Inventory:
+    """Collect every parameter from the sources, in the order in which the original would have the last word.
+
+    Args:
+        system (`System`): Which model it is.
+        sources (`Sources`): What to read.
+        config (`Mapping[str, Any]`): The original's `config.json`.
+
+    Raises:
+        ConversionError: A source is unreadable or of another kind, or a component is in none of them.
+    """
+    inventory = Inventory()
+    checkpoint = open_source(sources.checkpoint)
+    tower = sources.vision_tower
+    tower_weights = open_source(tower) if tower is not None and holds_weights(tower) else None
+    if system.tower_first and tower_weights is not None:
+        _add_tower(inventory, tower_weights)
+    _add_llava(inventory, checkpoint, "checkpoint")
+    if not system.tower_first and tower_weights is not None:
+        _add_tower(inventory, tower_weights)
+    if sources.sam is not None:
+        inventory.add(open_source(sources.sam), sam_table(), "SAM file", _is_frozen_sam)
+    if _lacks_language_model(inventory, config) and sources.base is not None and holds_weights(sources.base):
+        allowed = (f"{TEXT_MODEL}layers.", f"{TEXT_MODEL}norm.", *([MM_PROJECTOR] if system.base_projector else []))
+        _add_llava(inventory, open_source(sources.base), "base", lambda target: target.startswith(allowed))
+    require_components(inventory)
+    return inventory
+
+
+def _add_tower(inventory: Inventory, tower: TensorSource) -> None:
+    inventory.add(tower, clip_table(tower.names()), "vision tower")
+
+
+def _add_llava(
+    inventory: Inventory, source: TensorSource, origin: str, accept: Callable[[str], bool] | None = None
+) -> None:
+    try:
+        layout = detect_layout(source.names())
+    except ConversionError as error:
+        raise error.at(source.path) from None
+    inventory.add(source, lisa_gsva_table(layout), origin, accept)
+
+
+def _is_frozen_sam(target: str) -> bool:
+    """SAM's encoders are frozen in training; its decoder is trained and must come from the checkpoint."""
+    return target.startswith(SEGMENTER) and not target.startswith(f"{SEGMENTER}mask_decoder.")
+
+
+def _lacks_language_model(inventory: Inventory, config: Mapping[str, Any]) -> bool:
+    names = [f"{TEXT_MODEL}layers.{layer}.mlp.gate_proj." for layer in range(config["num_hidden_layers"])]
+    return not all(inventory.has(name) for name in [f"{TEXT_MODEL}norm.", MM_PROJECTOR, *names])
+
+
+def _matching_tokenizer(
+    system: System, sources: Sources, config: Mapping[str, Any], inventory: Inventory
+) -> PreTrainedTokenizerBase:
+    """The tokenizer with task tokens and `<image>`, checked against the rows of the embedding."""
+    rows, hidden_size = inventory.shapes()[EMBEDDING]
+    if hidden_size != config["hidden_size"]:
+        raise ConversionError(
+            f"The checkpoint's hidden size is {hidden_size}, the config's {config['hidden_size']}.",
+            path=sources.config,
+            next_step="Pass the base the checkpoint was trained from.",
+        )
+    tokenizer = build_tokenizer(
+        sources.tokenizer,
+        system.name,
+        use_im_start_end=bool(config.get("mm_use_im_start_end", True)),
+        model_max_length=config.get("max_position_embeddings"),
+    )
+    known = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    if known != rows:
+        raise ConversionError(
+            f"The checkpoint's vocabulary has {rows} rows; the tokenizer with its task tokens has {known} entries.",
+            path=sources.tokenizer,
+            next_step="Pass the tokenizer, or the base, the checkpoint was trained with: some bases bring "
+            "<im_patch>, <im_start> and <im_end> along and others do not.",
+        )
+    return tokenizer
+
+
+def _build_model(
+    system: System,
+    sources: Sources,
+    config: Mapping[str, Any],
+    inventory: Inventory,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Options,
+) -> PreTrainedModel:
+    """The published model with the right sizes and no weights."""
+    if sources.vision_tower is None:
+        vision = clip_config_from_shapes(inventory.shapes(VISION_TOWER))
+    else:
+        vision = clip_config_from_folder(sources.vision_tower)
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    slots = tokenizer.convert_tokens_to_ids(list(SLOT_TOKENS[system.name]))
+    vlm_config = llava_config(
+        config,
+        text_config(config, tokenizer),
+        vision,
+        image_token_id=image_token_id,
+        mlp_projector=inventory.has(f"{MM_PROJECTOR}linear_2."),
+    )
+    composed = system.config_class(
+        vlm_config=vlm_config,
+        segmenter_config=read_sam_config(inventory.shapes(SEGMENTER), options.sam_options),
+        **dict(zip(_SLOT_FIELDS, slots, strict=False)),
+    )
+    with torch.device("meta"):
+        return system.model_class(composed)
+
+
+def _build_processor(
+    system: System,
+    sources: Sources,
+    config: LisaConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    options: Options,
+) -> ProcessorMixin:
+    vision = config.vlm_config.vision_config
+    image_processor = ReasoningSegmentationImageProcessor(
+        **image_view(sources.vision_tower, vision.image_size),
+        segmenter_size={"longest_edge": config.segmenter_config.vision_config.image_size},
+    )
+    return system.processor_class(image_processor=image_processor, tokenizer=tokenizer)
+
+
+def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        # A generated placeholder would be taken for an image by the next forward pass.
+        suppress_tokens=[tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)],
+    )
+
+
+def _parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    dtype = _FLOAT_TYPES.get(dtype, dtype)
+    if dtype is not None and dtype not in _FLOAT_TYPES.values():
+        raise ConversionError(f"dtype is {dtype!r}; allowed are {', '.join(_FLOAT_TYPES)}.")
+    return dtype
+
+
+def _report(out: Path, tensors: list[PlannedTensor], dtype: torch.dtype, inventory: Inventory) -> ConversionReport:
+    return ConversionReport(
+        out=out,
+        num_parameters=sum(tensor.num_bytes // tensor.dtype.itemsize for tensor in tensors),
+        dtype=dtype,
+        origins=dict(Counter(tensor.origin for tensor in tensors)),
+        dropped=inventory.dropped,
+    )

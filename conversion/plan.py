@@ -1,0 +1,201 @@
+"""The recipe of every published tensor, with shape and type known before anything is read."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedModel
+
+from .errors import ConversionError
+from .inventory import Inventory, Piece
+from .lora import common_rank, lora_rank, merge_lora
+from .rules import LORA_A, LORA_B, WEIGHT
+from .rules_lisa_gsva import MM_PROJECTOR, PROJECTOR, SEGMENTER, TEXT_MODEL, VISION_TOWER, VLM
+from .vocabulary import append_embedding_row, append_head_row
+
+
+EMBEDDING, HEAD = f"{TEXT_MODEL}embed_tokens.weight", f"{VLM}lm_head.weight"
+_APPEND_ROW = {EMBEDDING: append_embedding_row, HEAD: append_head_row}
+# What to do when a component of the model is in none of the sources, by the prefix of its parameters.
+_REMEDIES = {
+    f"{SEGMENTER}mask_decoder.": (
+        "SAM's mask decoder",
+        "It is trained with the model, so only a checkpoint that holds it can be converted.",
+    ),
+    SEGMENTER: ("SAM's image or prompt encoder", "Pass sam= with SAM's own file (sam_vit_h_4b8939.pth)."),
+    PROJECTOR: (
+        "text_hidden_fcs",
+        "It is trained with the model, so only a checkpoint that holds it can be converted.",
+    ),
+    VISION_TOWER: ("the CLIP tower", "Pass vision_tower= with its folder (openai/clip-vit-large-patch14)."),
+    MM_PROJECTOR: ("the multimodal projector", "Pass a checkpoint that holds it as `mm_projector`."),
+    VLM: ("the language model", "Pass base= with the LLaVA folder the checkpoint was trained from, with its weights."),
+}
+
+
+@dataclass(frozen=True)
+class PlannedTensor:
+    """One tensor of the published checkpoint.
+
+    Args:
+        name (`str`): Parameter name.
+        shape (`tuple[int, ...]`): Its shape.
+        dtype (`torch.dtype`): Its stored type.
+        origin (`str`): Where it comes from.
+        build (`Callable[[], torch.Tensor]`): Reads and computes it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    origin: str
+    build: Callable[[], torch.Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+def expected_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors a saved model consists of: its state without tied copies.
+
+    Args:
+        model (`PreTrainedModel`): The model, which may be on the meta device.
+    """
+    tied = set(model.all_tied_weights_keys)
+    return {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in tied}
+
+
+def require_components(inventory: Inventory) -> None:
+    """Check that every component has at least one parameter.
+
+    Raises:
+        ConversionError: A component is in none of the sources; names it and says what to pass.
+    """
+    for prefix, (component, next_step) in _REMEDIES.items():
+        if not inventory.has(prefix):
+            raise ConversionError(f"The checkpoint does not hold {component}.", next_step=next_step)
+
+
+def dominant_dtype(inventory: Inventory) -> torch.dtype:
+    """The type most of the language model is stored in; some checkpoints keep trained parts in float32."""
+    sizes = Counter()
+    for target, parts in inventory.pieces.items():
+        if target.startswith(TEXT_MODEL) and WEIGHT in parts:
+            info = parts[WEIGHT].info
+            sizes[info.dtype] += math.prod(info.shape)
+    return max(sizes, key=lambda dtype: (sizes[dtype], dtype.itemsize))
+
+
+def plan_tensors(
+    inventory: Inventory,
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    dtype: torch.dtype,
+    alpha_of_rank: Callable[[int], float],
+    identity_projector: bool,
+) -> list[PlannedTensor]:
+    """Match what the sources hold with what the model needs.
+
+    Args:
+        inventory (`Inventory`): The sources' parameters.
+        expected (`Mapping[str, tuple[int, ...]]`): Every parameter of the model and its shape, in the model's order.
+        dtype (`torch.dtype`): Type of the vision-language model; segmenter and projector are stored in float32.
+        alpha_of_rank (`Callable[[int], float]`): LoRA's alpha for the rank found in the checkpoint.
+        identity_projector (`bool`): Whether the projector is one Linear, to be completed by an identity.
+
+    Returns:
+        `list[PlannedTensor]`: One for every expected parameter, in the same order.
+
+    Raises:
+        ConversionError: Parameters are missing, superfluous, or of another shape than the configs say.
+    """
+    adapted = inventory.adapted()
+    alpha = _check_adapters(adapted, alpha_of_rank)
+    generated = _identity(expected, dtype) if identity_projector else {}
+    _compare(inventory, expected, generated)
+    planned = []
+    for name, shape in expected.items():
+        if name in generated:
+            planned.append(generated[name])
+            continue
+        parts = inventory.pieces[name]
+        stored = dtype if name.startswith(VLM) else torch.float32
+        origins = sorted({piece.origin for piece in parts.values()})
+        planned.append(
+            PlannedTensor(name, shape, stored, " + ".join(origins), _builder(name, parts, shape, stored, alpha))
+        )
+    return planned
+
+
+def _builder(
+    name: str, parts: Mapping[str, Piece], shape: tuple[int, ...], dtype: torch.dtype, alpha: float
+) -> Callable[[], torch.Tensor]:
+    def build() -> torch.Tensor:
+        value = parts[WEIGHT].load()
+        if LORA_A in parts:
+            value = merge_lora(value, parts[LORA_A].load(), parts[LORA_B].load(), alpha)
+        value = value.to(dtype)
+        if name in _APPEND_ROW:
+            value = _APPEND_ROW[name](value)
+        if tuple(value.shape) != shape:
+            raise ConversionError(f"{name!r} was planned with shape {shape} and has {tuple(value.shape)}.")
+        return value.contiguous()
+
+    return build
+
+
+def _identity(expected: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, PlannedTensor]:
+    """The second layer that turns transformers' two-layer projector into LLaVA v1's single Linear."""
+    weight, bias = f"{MM_PROJECTOR}linear_2.weight", f"{MM_PROJECTOR}linear_2.bias"
+    size = expected[bias][0]
+    return {
+        weight: PlannedTensor(weight, (size, size), dtype, "identity", lambda: torch.eye(size, dtype=dtype)),
+        bias: PlannedTensor(bias, (size,), dtype, "identity", lambda: torch.zeros(size, dtype=dtype)),
+    }
+
+
+def _check_adapters(adapted: Mapping[str, Mapping[str, Piece]], alpha_of_rank: Callable[[int], float]) -> float:
+    """The alpha of all adapters; 0 without any."""
+    if not adapted:
+        return 0.0
+    ranks = [
+        lora_rank(*(parts[part].info.shape for part in (WEIGHT, LORA_A, LORA_B)), target)
+        for target, parts in adapted.items()
+    ]
+    return alpha_of_rank(common_rank(ranks))
+
+
+def _compare(
+    inventory: Inventory, expected: Mapping[str, tuple[int, ...]], generated: Mapping[str, PlannedTensor]
+) -> None:
+    found = inventory.shapes()
+    if missing := [name for name in expected if name not in found and name not in generated]:
+        component, next_step = next(value for prefix, value in _REMEDIES.items() if missing[0].startswith(prefix))
+        raise ConversionError(
+            f"The sources lack {len(missing)} parameters of {component}, the first is {missing[0]!r}.",
+            next_step=next_step,
+        )
+    if extra := [name for name in found if name not in expected]:
+        piece = inventory.pieces[extra[0]][WEIGHT]
+        raise ConversionError(
+            f"{len(extra)} tensors have no place in the model the configs describe, the first is {piece.key!r} of the "
+            f"{piece.origin}.",
+            path=piece.source.path,
+            next_step="Check that config, base and checkpoint belong together.",
+        )
+    for name, shape in found.items():
+        wanted = expected[name]
+        if name in _APPEND_ROW:
+            wanted = (wanted[0] - 1, *wanted[1:])
+        if shape != wanted:
+            piece = inventory.pieces[name][WEIGHT]
+            raise ConversionError(
+                f"{piece.key!r} of the {piece.origin} has the shape {shape}; the configs ask for {wanted}.",
+                path=piece.source.path,
+                next_step="Check that base and vision tower are the ones the checkpoint was trained from.",
+            )

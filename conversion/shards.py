@@ -1,0 +1,101 @@
+"""Writing safetensors one tensor at a time, so that memory holds one tensor and not one shard."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+
+from .errors import ConversionError
+from .plan import PlannedTensor
+from .progress import ProgressCallback
+
+
+_DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+}
+_WEIGHTS, _INDEX = "model{suffix}.safetensors", "model.safetensors.index.json"
+_STEP = "Writing weights"
+
+
+def write_shards(
+    folder: Path,
+    tensors: Sequence[PlannedTensor],
+    max_shard_size: int | str,
+    progress: ProgressCallback,
+    release: Callable[[], None],
+) -> list[Path]:
+    """Write all tensors as `model.safetensors`, or as shards with an index.
+
+    Args:
+        folder (`Path`): Where to write.
+        tensors (`Sequence[PlannedTensor]`): What to write; shards are filled in this order.
+        max_shard_size (`int` or `str`): Largest size of a shard in bytes, or such as `"5GB"`.
+        progress (`ProgressCallback`): Told about every tensor.
+        release (`Callable[[], None]`): Called after every shard, to unmap what was read.
+
+    Returns:
+        `list[Path]`: The weight files.
+
+    Raises:
+        ConversionError: A tensor is in a type that is not published.
+    """
+    by_name = {tensor.name: tensor for tensor in tensors}
+    if odd := next((tensor for tensor in tensors if tensor.dtype not in _DTYPE_NAMES), None):
+        raise ConversionError(
+            f"{odd.name!r} would be stored as {odd.dtype}; allowed are {', '.join(map(str, _DTYPE_NAMES))}.",
+            next_step="Pass one of them as dtype.",
+        )
+    try:
+        split = split_state_dict_into_shards_factory(
+            by_name,
+            get_storage_size=lambda tensor: tensor.num_bytes,
+            filename_pattern=_WEIGHTS,
+            max_shard_size=max_shard_size,
+        )
+    except ValueError as error:
+        raise ConversionError(f"max_shard_size={max_shard_size!r} is not a size.", next_step="Use '5GB'.") from error
+    total = sum(tensor.num_bytes for tensor in tensors)
+    done = 0
+    for file_name, names in split.filename_to_tensors.items():
+        done = _write_file(folder / file_name, [by_name[name] for name in names], done, total, progress)
+        release()
+    if split.is_sharded:
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": dict(sorted(split.tensor_to_filename.items())),
+        }
+        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return [folder / name for name in split.filename_to_tensors]
+
+
+def _write_file(path: Path, tensors: list[PlannedTensor], done: int, total: int, progress: ProgressCallback) -> int:
+    """Write one file; returns the bytes done so far."""
+    # Wide types first keeps every tensor aligned, which readers that map the file rely on.
+    ordered = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
+    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    for tensor in ordered:
+        end = offset + tensor.num_bytes
+        header[tensor.name] = {
+            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    encoded = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    encoded += b" " * (-len(encoded) % 8)
+    with path.open("wb") as file:
+        file.write(len(encoded).to_bytes(8, "little"))
+        file.write(encoded)
+        for tensor in ordered:
+            value = tensor.build()
+            file.write(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+            done += tensor.num_bytes
+            progress(_STEP, done, total)
+    return done

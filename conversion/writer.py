@@ -1,0 +1,132 @@
+"""Writing a complete repository: all or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers.dynamic_module_utils import custom_object_save
+
+from .errors import ConversionError
+from .plan import PlannedTensor
+from .progress import ProgressCallback
+from .shards import write_shards
+
+
+@contextmanager
+def staging_folder(out: str | Path) -> Iterator[Path]:
+    """A sibling of `out` that becomes `out` when the block ends well, and vanishes when it does not.
+
+    Folders that a killed process has left behind are removed.
+
+    Args:
+        out (`str` or `Path`): The target; it must not exist, or be empty.
+
+    Raises:
+        ConversionError: The target holds something, or cannot be written.
+    """
+    out = Path(out).absolute()
+    refuse_existing(out)
+    prefix = f".{out.name}.{socket.gethostname()}-"
+    staging = out.parent / f"{prefix}{os.getpid()}.partial"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(out.parent, prefix)
+        staging.mkdir()
+    except OSError as error:
+        raise ConversionError(
+            f"The target cannot be written ({error.strerror}).", path=out, next_step="Choose another folder."
+        ) from error
+    try:
+        yield staging
+        refuse_existing(out)
+        if out.exists():
+            out.rmdir()
+        staging.rename(out)
+    except OSError as error:
+        raise ConversionError(
+            f"Writing failed ({error.strerror or error}); nothing was left behind.",
+            path=error.filename or out,
+            next_step="Check free space and permissions, then convert again.",
+        ) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def refuse_existing(out: Path) -> None:
+    """Refuse a target that would be overwritten.
+
+    Raises:
+        ConversionError: It is a file or a folder that holds something.
+    """
+    if out.is_symlink() or (out.exists() and (not out.is_dir() or any(out.iterdir()))):
+        raise ConversionError(
+            "The target exists already and is not an empty folder.",
+            path=out,
+            next_step="Choose another folder or remove this one; existing files are never overwritten.",
+        )
+
+
+def _remove_abandoned(parent: Path, prefix: str) -> None:
+    for folder in parent.iterdir():
+        if folder.name.startswith(prefix) and folder.name.endswith(".partial"):
+            owner = folder.name.removeprefix(prefix).removesuffix(".partial")
+            if owner.isdigit() and not _is_running(int(owner)):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_running(process: int) -> bool:
+    if os.name != "posix":
+        return True  # elsewhere there is no harmless signal to ask with, so the folder is left to its owner
+    if process == os.getpid():
+        return False  # this process holds no staging folder yet, so the name is from an earlier one
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def write_repository(
+    folder: Path,
+    *,
+    model: PreTrainedModel,
+    tensors: Sequence[PlannedTensor],
+    dtype: torch.dtype,
+    generation_config: GenerationConfig,
+    processor: ProcessorMixin,
+    card: str,
+    max_shard_size: int | str,
+    progress: ProgressCallback,
+    release: Callable[[], None],
+) -> None:
+    """Write weights, configs, processor, published code and card into a folder.
+
+    Args:
+        folder (`Path`): An empty folder.
+        model (`PreTrainedModel`): The model, on the meta device: its config and code are written, not its weights.
+        tensors (`Sequence[PlannedTensor]`): The weights.
+        dtype (`torch.dtype`): What `dtype="auto"` shall load.
+        generation_config (`GenerationConfig`): Defaults of `generate`.
+        processor (`ProcessorMixin`): Tokenizer, image processor and chat template.
+        card (`str`): README.md.
+        max_shard_size (`int` or `str`): See `write_shards`.
+        progress (`ProgressCallback`): See `write_shards`.
+        release (`Callable[[], None]`): See `write_shards`.
+    """
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = dtype
+    custom_object_save(model, folder, config=model.config)
+    model.config.save_pretrained(folder)
+    generation_config.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_shards(folder, tensors, max_shard_size, progress, release)

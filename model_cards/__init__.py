@@ -1,0 +1,1 @@
+"""Model cards: one template, the values of each system and of each published checkpoint. No code."""
