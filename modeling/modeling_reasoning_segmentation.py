@@ -372,7 +372,7 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
             )
         per_mask_bce, per_mask_dice = [output.logits.new_zeros(0)], [output.logits.new_zeros(0)]
         for row, (low_res_masks, targets) in enumerate(zip(output.pred_masks, mask_labels, strict=True)):
-            is_rejection = slots.token_ids[slots.rows == row] == config.rej_token_id
+            is_rejection = slots.token_ids[slots.rows == row] != config.seg_token_id
             if not config.count_rejected_masks:
                 low_res_masks, targets = low_res_masks[~is_rejection], targets[~is_rejection]
                 is_rejection = is_rejection[~is_rejection]
