@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import CLIPVisionConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..modeling.configuration_lisa import LisaConfig
 from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
@@ -138,7 +138,7 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
     config = read_llava_config(sources.config)
     inventory = gather(system, sources, config)
     tokenizer = _matching_tokenizer(system, sources, config, inventory)
-    model = _build_model(system, sources, config, inventory, tokenizer, options)
+    model = build_model(system, config, _vision_config(sources, inventory), inventory, tokenizer, options.sam_options)
     dtype = _parse_dtype(options.dtype) or dominant_dtype(inventory)
     tensors = plan_tensors(
         inventory,
@@ -178,6 +178,8 @@ def gather(system: System, sources: Sources, config: Mapping[str, Any]) -> Inven
     inventory = Inventory()
     checkpoint = open_source(sources.checkpoint)
     tower = sources.vision_tower
+    if tower is not None and not tower.is_dir():
+        raise ConversionError("There is no such folder.", path=tower, next_step="Check the path of the vision tower.")
     tower_weights = open_source(tower) if tower is not None and holds_weights(tower) else None
     if system.tower_first and tower_weights is not None:
         _add_tower(inventory, tower_weights)
@@ -189,6 +191,12 @@ def gather(system: System, sources: Sources, config: Mapping[str, Any]) -> Inven
     if _lacks_language_model(inventory, config) and sources.base is not None and holds_weights(sources.base):
         allowed = (f"{TEXT_MODEL}layers.", f"{TEXT_MODEL}norm.", *([MM_PROJECTOR] if system.base_projector else []))
         _add_llava(inventory, open_source(sources.base), "base", lambda target: target.startswith(allowed))
+    if tower is not None and not inventory.has(VISION_TOWER):
+        raise ConversionError(
+            "The folder holds no weights, and neither does the checkpoint for its CLIP tower.",
+            path=tower,
+            next_step="Download the whole CLIP model.",
+        )
     require_components(inventory)
     return inventory
 
@@ -245,19 +253,33 @@ def _matching_tokenizer(
     return tokenizer
 
 
-def _build_model(
+def _vision_config(sources: Sources, inventory: Inventory) -> CLIPVisionConfig:
+    if sources.vision_tower is None:
+        return clip_config_from_shapes(inventory.shapes(VISION_TOWER))
+    return clip_config_from_folder(sources.vision_tower)
+
+
+def build_model(
     system: System,
-    sources: Sources,
     config: Mapping[str, Any],
+    vision: CLIPVisionConfig,
     inventory: Inventory,
     tokenizer: PreTrainedTokenizerBase,
-    options: Options,
+    sam_options: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
-    """The published model with the right sizes and no weights."""
-    if sources.vision_tower is None:
-        vision = clip_config_from_shapes(inventory.shapes(VISION_TOWER))
-    else:
-        vision = clip_config_from_folder(sources.vision_tower)
+    """The published model with the right sizes and no weights.
+
+    Args:
+        system (`System`): Which model it is.
+        config (`Mapping[str, Any]`): The original's `config.json`.
+        vision (`CLIPVisionConfig`): The CLIP tower.
+        inventory (`Inventory`): The parameters found; SAM's sizes are read off them.
+        tokenizer (`PreTrainedTokenizerBase`): The converted tokenizer.
+        sam_options (`Mapping[str, Any]`, *optional*): See `read_sam_config`.
+
+    Returns:
+        `PreTrainedModel`: On the meta device.
+    """
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     slots = tokenizer.convert_tokens_to_ids(list(SLOT_TOKENS[system.name]))
     vlm_config = llava_config(
@@ -269,7 +291,7 @@ def _build_model(
     )
     composed = system.config_class(
         vlm_config=vlm_config,
-        segmenter_config=read_sam_config(inventory.shapes(SEGMENTER), options.sam_options),
+        segmenter_config=read_sam_config(inventory.shapes(SEGMENTER), sam_options),
         **dict(zip(_SLOT_FIELDS, slots, strict=False)),
     )
     with torch.device("meta"):
