@@ -1,0 +1,182 @@
+"""One picture that shows the best, the median and the worst cases of an evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+
+GROUPS: tuple[str, ...] = ("best", "median", "worst")
+
+_TARGET_COLOUR = (40, 200, 90)
+_PREDICTION_COLOUR = (240, 70, 160)
+_PAPER, _INK, _FAINT = (250, 250, 248), (24, 24, 26), (120, 120, 124)
+_MARGIN = 8
+_LINE_HEIGHT = 14
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """One phrase of an evaluation. Masks are kept packed, so that thousands of cases fit into memory.
+
+    Attributes:
+        image: `(height, width, 3)` uint8 RGB; cases of one picture may share the array.
+        phrase: What was asked for.
+        iou: Score of the case, 0 to 1.
+        target: Packed mask of what is meant, or None when the phrase names nothing in the picture.
+        prediction: Packed mask of the answer, or None when the model rejected the phrase.
+    """
+
+    image: np.ndarray
+    phrase: str
+    iou: float
+    target: np.ndarray | None
+    prediction: np.ndarray | None
+
+    @classmethod
+    def from_masks(
+        cls,
+        image: np.ndarray,
+        phrase: str,
+        iou: float,
+        target: np.ndarray | None,
+        prediction: np.ndarray | None,
+    ) -> Case:
+        """A case from `(height, width)` bool masks at the size of the picture.
+
+        Raises:
+            ValueError: If the picture is not RGB uint8 or a mask has another size.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise ValueError(f"image must be (height, width, 3) uint8, got {image.shape} {image.dtype}.")
+        for name, mask in (("target", target), ("prediction", prediction)):
+            if mask is not None and mask.shape != image.shape[:2]:
+                raise ValueError(f"The {name} of {phrase!r} has shape {mask.shape}, the picture {image.shape[:2]}.")
+        packed = [None if mask is None else np.packbits(mask.astype(bool), axis=-1) for mask in (target, prediction)]
+        return cls(image, phrase, iou, *packed)
+
+    def mask(self, name: str) -> np.ndarray | None:
+        """The `target` or the `prediction` as `(height, width)` bool, or None."""
+        packed = getattr(self, name)
+        return None if packed is None else np.unpackbits(packed, axis=-1, count=self.image.shape[1]).astype(bool)
+
+
+def select_cases(cases: Sequence[Case], count: int) -> dict[str, list[Case]]:
+    """Pick the best, the median and the worst cases; no case is in two groups.
+
+    Absent phrases that were rightly rejected have nothing to look at and are left out, unless there is nothing else.
+
+    Args:
+        cases: All cases.
+        count: Cases per group; fewer when there are not enough.
+
+    Returns:
+        `best` (best first), `median` (by falling score) and `worst` (worst first). Cases of equal score keep their
+        order, so the choice does not depend on anything but the input.
+
+    Raises:
+        ValueError: If `count` is less than 1.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}.")
+    visible = [case for case in cases if case.target is not None or case.prediction is not None]
+    ranked = sorted(visible or cases, key=lambda case: -case.iou)
+    best_end = min(count, (len(ranked) + 2) // 3)
+    worst_start = max(best_end, len(ranked) - min(count, (len(ranked) + 1) // 3))
+    between = ranked[best_end:worst_start]
+    start = max(0, (len(between) - count) // 2)
+    return {"best": ranked[:best_end], "median": between[start : start + count], "worst": ranked[worst_start:][::-1]}
+
+
+def draw_contact_sheet(cases: Sequence[Case], count: int = 4, tile: int = 160) -> Image.Image:
+    """Draw the sheet: per case the picture, the target (green) and the prediction (pink), with phrase and IoU.
+
+    Args:
+        cases: All cases of the evaluation, at least one.
+        count: Cases per group.
+        tile: Width of one picture on the sheet in pixels, at least 48.
+
+    Raises:
+        ValueError: If there is no case or a number is too small.
+    """
+    if not cases:
+        raise ValueError("A contact sheet needs at least one case.")
+    if tile < 48:
+        raise ValueError(f"tile must be at least 48 pixels, got {tile}.")
+    groups = {name: group for name, group in select_cases(cases, count).items() if group}
+    font = ImageFont.load_default(size=11)
+    cell_width = 3 * tile + 2 * 2
+    cell_heights = {
+        name: max(_tile_height(case, tile) for case in group) + 2 * _LINE_HEIGHT for name, group in groups.items()
+    }
+    columns = max(len(group) for group in groups.values())
+    width = _MARGIN + columns * (cell_width + _MARGIN)
+    height = _MARGIN + sum(_LINE_HEIGHT + 4 + cell + _MARGIN for cell in cell_heights.values())
+    sheet = Image.new("RGB", (width, height), _PAPER)
+    pen = ImageDraw.Draw(sheet)
+    top = _MARGIN
+    for name, group in groups.items():
+        pen.text((_MARGIN, top), f"{name} of {len(cases)}: picture | target | prediction", fill=_FAINT, font=font)
+        top += _LINE_HEIGHT + 4
+        for column, case in enumerate(group):
+            left = _MARGIN + column * (cell_width + _MARGIN)
+            bottom = top
+            for position, view in enumerate(_draw_views(case, tile)):
+                sheet.paste(view, (left + position * (tile + 2), top))
+                bottom = max(bottom, top + view.height)
+            pen.text((left, bottom + 1), _shorten(case.phrase, cell_width, pen, font), fill=_INK, font=font)
+            pen.text((left, bottom + 1 + _LINE_HEIGHT), _verdict(case), fill=_FAINT, font=font)
+        top += cell_heights[name] + _MARGIN
+    return sheet
+
+
+def save_contact_sheet(cases: Sequence[Case], path: str | Path, count: int = 4, tile: int = 160) -> Path:
+    """Draw the sheet and write it as PNG; see `draw_contact_sheet`.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draw_contact_sheet(cases, count, tile).save(path, format="PNG")
+    return path
+
+
+def _tile_height(case: Case, tile: int) -> int:
+    height, width = case.image.shape[:2]
+    return max(1, round(tile * height / width))
+
+
+def _draw_views(case: Case, tile: int) -> list[Image.Image]:
+    """The picture, the target and the prediction, each `tile` pixels wide."""
+    colours = {"target": _TARGET_COLOUR, "prediction": _PREDICTION_COLOUR}
+    pictures = [case.image, *(_paint(case.image, case.mask(name), colour) for name, colour in colours.items())]
+    size = (tile, _tile_height(case, tile))
+    return [Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR) for picture in pictures]
+
+
+def _paint(image: np.ndarray, mask: np.ndarray | None, colour: tuple[int, int, int]) -> np.ndarray:
+    """Fade the background and tint the mask; without a mask the whole picture is faded."""
+    grey = image.mean(axis=2, keepdims=True)
+    faded = np.repeat(90 + 0.35 * grey, 3, axis=2)
+    if mask is not None:
+        faded[mask] = 0.55 * image[mask] + 0.45 * np.array(colour)
+    return faded.astype(np.uint8)
+
+
+def _verdict(case: Case) -> str:
+    target = "absent" if case.target is None else "present"
+    answer = "rejected" if case.prediction is None else "segmented"
+    return f"IoU {case.iou:.3f}, {target}, {answer}"
+
+
+def _shorten(text: str, width: int, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> str:
+    if pen.textlength(text, font=font) <= width:
+        return text
+    while text and pen.textlength(text + "...", font=font) > width:
+        text = text[:-1]
+    return text + "..."

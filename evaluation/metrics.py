@@ -1,0 +1,244 @@
+"""gIoU, cIoU, N-acc, T-acc and Pr@X with exactly the sums of the original LISA and GSVA evaluations.
+
+The originals differ in small things that move the third digit of a published number, so each is a rule here:
+
+| rule       | original                         | mask       | IoU of one mask | target without foreground     |
+|------------|----------------------------------|------------|-----------------|-------------------------------|
+| `reason`   | LISA `validate`, GSVA `validate` | logit > 0  | I / (U + 1e-5)  | IoU 1 if nothing is drawn     |
+| `grefcoco` | GSVA `eval_gres` on gRefCOCO     | logit >= 0 | I / (U + 1e-8)  | IoU 1 if rejected; if not, U  |
+|            |                                  |            |                 | adds to the unions of cIoU    |
+| `refzom`   | GSVA `eval_gres` on Ref-ZOM      | logit >= 0 | I / (U + 1e-8)  | IoU 1 if rejected; not in cIoU |
+
+In all of them gIoU is the sum of the IoUs over (number of masks + 1e-5) and cIoU is the sum of the intersections over
+(sum of the unions + 1e-10). Pixels whose target is 255 count for nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+
+IGNORE_LABEL = 255
+PRECISION_THRESHOLDS: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
+
+_COUNT_EPS = 1e-5
+_UNION_EPS = 1e-10
+_SUMS = (
+    *("masks", "targets", "iou", "intersection", "union"),
+    *("absent_rejected", "absent_kept", "present_kept", "present_rejected"),
+    *(f"pr@{threshold}" for threshold in PRECISION_THRESHOLDS),
+)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one original evaluation counts.
+
+    Attributes:
+        iou_eps: Added to the union when the IoU of one mask is computed.
+        zero_is_foreground: Whether a logit of exactly 0 belongs to the mask.
+        uses_rejection: Whether an absent target is judged by the rejection (else by the mask being empty).
+        absent_union: Whether what is drawn for an absent target adds to the denominator of cIoU.
+    """
+
+    iou_eps: float
+    zero_is_foreground: bool
+    uses_rejection: bool
+    absent_union: bool
+
+
+RULES: dict[str, Rule] = {
+    "reason": Rule(iou_eps=1e-5, zero_is_foreground=False, uses_rejection=False, absent_union=True),
+    "grefcoco": Rule(iou_eps=1e-8, zero_is_foreground=True, uses_rejection=True, absent_union=True),
+    "refzom": Rule(iou_eps=1e-8, zero_is_foreground=True, uses_rejection=True, absent_union=False),
+}
+
+
+class SegmentationMetrics:
+    """Running sums of an evaluation. Sums of several processes can be added, in any order.
+
+    Args:
+        rule: A key of `RULES`.
+        types: Names of the groups that are reported on their own (e.g. request types). Without any there is no
+            breakdown.
+        zero_rejected: Score a rejected target as an empty mask. The originals score the mask that the model would have
+            drawn (False); a user who reads the answer gets no mask, so evaluations of free generation set True.
+
+    Raises:
+        ValueError: If the rule does not exist or a type is named twice.
+
+    Example:
+        >>> metrics = SegmentationMetrics("grefcoco")
+        >>> mask = torch.tensor([[[True, True], [False, False]]])
+        >>> target = torch.tensor([[[1, 0], [0, 0]]])
+        >>> metrics.update(mask, target, rejected=[False])
+        [0.4999999975]
+        >>> round(metrics.compute()["ciou"], 6)
+        0.5
+    """
+
+    def __init__(self, rule: str = "grefcoco", types: Sequence[str] = (), zero_rejected: bool = False):
+        if rule not in RULES:
+            raise ValueError(f"There is no rule {rule!r}; choose one of {', '.join(RULES)}.")
+        if len(set(types)) != len(types):
+            raise ValueError(f"A type is named twice in {list(types)}.")
+        self.rule = RULES[rule]
+        self.rule_name = rule
+        self.types = tuple(types)
+        self.zero_rejected = zero_rejected
+        self.sums = torch.zeros(max(1, len(self.types)), len(_SUMS), dtype=torch.float64)
+
+    def binarise(self, logits: torch.Tensor) -> torch.Tensor:
+        """Mask logits of any shape to a bool mask, as the original does."""
+        return logits >= 0 if self.rule.zero_is_foreground else logits > 0
+
+    def update(
+        self,
+        masks: torch.Tensor | np.ndarray,
+        targets: torch.Tensor | np.ndarray,
+        rejected: Sequence[bool] | torch.Tensor | None = None,
+        types: Sequence[str] | None = None,
+    ) -> list[float]:
+        """Add predicted masks and their targets.
+
+        Args:
+            masks: `(masks, height, width)` bool, see `binarise`.
+            targets: `(masks, height, width)`; 0 or False is background, 255 is ignored, anything else is the target. A
+                target without foreground is an absent one.
+            rejected: `(masks,)`, whether the model answered with `[REJ]`. The rule `reason` can do without.
+            types: `(masks,)` names from `types`; needed when there is a breakdown.
+
+        Returns:
+            The IoU of every mask as it enters gIoU.
+
+        Raises:
+            ValueError: If the shapes differ, or rejections or types are missing or unknown.
+        """
+        masks = torch.as_tensor(masks)
+        targets = torch.as_tensor(targets).to(masks.device)
+        if masks.dtype != torch.bool:
+            raise ValueError(f"masks must be bool, got {masks.dtype}; use `binarise` for logits.")
+        if masks.ndim != 3 or masks.shape != targets.shape:
+            raise ValueError(
+                "masks and targets must both be (masks, height, width), "
+                f"got {tuple(masks.shape)} and {tuple(targets.shape)}."
+            )
+        flags = self._check_rejected(rejected, len(masks))
+        rows = self._check_types(types, len(masks))
+
+        valid = (targets != IGNORE_LABEL) if targets.dtype != torch.bool else torch.ones_like(targets)
+        masks, foreground = masks & valid, (targets != 0) & valid
+        intersections = (masks & foreground).sum((1, 2)).tolist()
+        areas = masks.sum((1, 2)).tolist()
+        target_areas = foreground.sum((1, 2)).tolist()
+        columns = zip(rows, areas, target_areas, intersections, flags, strict=True)
+        return [self._add(*values) for values in columns]
+
+    def _add(self, row: int, area: int, target_area: int, intersection: int, rejected: bool | None) -> float:
+        if self.zero_rejected and rejected:
+            area = intersection = 0
+        union = area + target_area - intersection
+        present = target_area > 0
+        counts_in_ciou = present
+        if present:
+            iou = intersection / (union + self.rule.iou_eps)
+        elif self.rule.uses_rejection:
+            iou = 1.0 if rejected else 0.0
+            # A kept absent target is a false alarm: all that is drawn is wrong.
+            counts_in_ciou = self.rule.absent_union and not rejected
+        else:
+            iou = 1.0 if union == 0 else 0.0
+            counts_in_ciou = True
+        added = {"masks": 1, "targets": int(present), "iou": iou}
+        if counts_in_ciou:
+            added |= {"intersection": intersection, "union": union}
+        if rejected is not None:
+            added[f"{'present' if present else 'absent'}_{'rejected' if rejected else 'kept'}"] = 1
+        if present:
+            # Without epsilon, so that an IoU of exactly X passes Pr@X.
+            added |= {f"pr@{level}": 1 for level in PRECISION_THRESHOLDS if intersection / union >= level}
+        for name, value in added.items():
+            self.sums[row, _SUMS.index(name)] += value
+        return iou
+
+    def _check_rejected(self, rejected: Any, count: int) -> list[bool | None]:
+        if rejected is None:
+            if self.rule.uses_rejection or self.zero_rejected:
+                raise ValueError(f"The rule {self.rule_name!r} needs `rejected`, one flag per mask.")
+            return [None] * count
+        flags = [bool(flag) for flag in rejected]
+        if len(flags) != count:
+            raise ValueError(f"rejected must have one flag per mask, got {len(flags)} flags for {count} masks.")
+        return flags
+
+    def _check_types(self, types: Sequence[str] | None, count: int) -> list[int]:
+        if not self.types:
+            return [0] * count
+        if types is None or len(types) != count:
+            given = "none" if types is None else len(types)
+            raise ValueError(f"types must have one name per mask, got {given} for {count} masks.")
+        unknown = sorted(set(types) - set(self.types))
+        if unknown:
+            raise ValueError(f"There are no types {', '.join(unknown)}; choose from {', '.join(self.types)}.")
+        return [self.types.index(name) for name in types]
+
+    def merge(self, other: SegmentationMetrics) -> None:
+        """Add the sums of another part of the same evaluation.
+
+        Raises:
+            ValueError: If the other one counts by another rule or has other types.
+        """
+        own, others = ((metrics.rule_name, metrics.types, metrics.zero_rejected) for metrics in (self, other))
+        if own != others:
+            raise ValueError(f"Only like metrics can be merged, got (rule, types, zero_rejected) {own} and {others}.")
+        self.sums += other.sums
+
+    def state_tensor(self) -> torch.Tensor:
+        """All sums, `(types or 1, sums)` float64. Sum it over processes, then call `load_state_tensor`."""
+        return self.sums.clone()
+
+    def load_state_tensor(self, sums: torch.Tensor) -> None:
+        """Replace the sums.
+
+        Raises:
+            ValueError: If the shape is not that of `state_tensor`.
+        """
+        if sums.shape != self.sums.shape:
+            raise ValueError(f"The sums must have shape {tuple(self.sums.shape)}, got {tuple(sums.shape)}.")
+        self.sums = sums.detach().to("cpu", torch.float64).clone()
+
+    def compute(self) -> dict[str, float | int | None]:
+        """The numbers over everything that was added.
+
+        Returns:
+            `giou`, `ciou`, `n_acc`, `t_acc`, `pr@0.5` ... `pr@0.9`, all in [0, 1], and the counts `masks`, `targets`
+            and `absent`. None stands for a number that is not defined: the originals divide by zero where no target is
+            absent (`n_acc`) or none is present (`t_acc`).
+        """
+        return _numbers(self.sums.sum(0))
+
+    def compute_by_type(self) -> dict[str, dict[str, float | int | None]]:
+        """`compute` for every type on its own; empty without types."""
+        return {name: _numbers(self.sums[row]) for row, name in enumerate(self.types)}
+
+
+def _numbers(sums: torch.Tensor) -> dict[str, float | int | None]:
+    total = dict(zip(_SUMS, sums.tolist(), strict=True))
+    masks, targets = int(total["masks"]), int(total["targets"])
+    absent_judged = total["absent_rejected"] + total["absent_kept"]
+    present_judged = total["present_kept"] + total["present_rejected"]
+    return {
+        "giou": total["iou"] / (masks + _COUNT_EPS) if masks else None,
+        "ciou": total["intersection"] / (total["union"] + _UNION_EPS) if masks else None,
+        "n_acc": total["absent_rejected"] / absent_judged if absent_judged else None,
+        "t_acc": total["present_kept"] / present_judged if present_judged else None,
+        **{f"pr@{x}": total[f"pr@{x}"] / targets if targets else None for x in PRECISION_THRESHOLDS},
+        "masks": masks,
+        "targets": targets,
+        "absent": masks - targets,
+    }
