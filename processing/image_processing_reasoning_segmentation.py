@@ -26,8 +26,8 @@ from transformers.utils import TensorType
 from .image_loading import MAX_IMAGE_PIXELS, check_pixel_count, image_to_uint8, load_rgb_image, tensor_to_numpy
 
 
-# Above this many crop sides, only the part of a long picture that the crop keeps is resized.
-_LONG_PICTURE = 16
+# Where resizing a long picture would give more pixels than this, only the part that the crop keeps is resized.
+_MAX_RESIZED_PIXELS = 2**24
 # Half the width, in source pixels at scale 1, of Pillow's widest filter (Lanczos).
 _WIDEST_FILTER = 3
 
@@ -285,7 +285,8 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
         """Resize only what the centre crop will keep of a very long picture.
 
         A picture of 1 x 10000 pixels becomes 224 x 2240000 before the crop takes 224 x 224 of it. Other pictures are
-        returned unchanged; the regular resize leaves the picture returned here as it is.
+        returned unchanged; the regular resize leaves the picture returned here as it is. Pillow may filter the part
+        in another order of rows and columns than the whole, so that values can differ by the rounding in between.
         """
         if not (do_resize and size.shortest_edge and not size.longest_edge):
             return image
@@ -296,7 +297,7 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
             check_pixel_count(height, width, "The picture resized for the vision-language model", max_image_pixels)
             return image
         kept = max(crop_size.height, crop_size.width, size.shortest_edge)
-        if max(height, width) <= _LONG_PICTURE * kept:
+        if height * width <= _MAX_RESIZED_PIXELS or max(height, width) <= kept:
             return image
         # the same offset of the crop, whether it is taken from the whole picture or from the kept part
         long_edge, crop_edge = (height, crop_size.height) if height > width else (width, crop_size.width)
@@ -307,17 +308,12 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
         cut_first, cut_last = max(0, math.floor(first) - margin), min(max(image.shape[-2:]), math.ceil(last) + margin)
         first, last = first - cut_first, last - cut_first
         cut = image[:, cut_first:cut_last] if height > width else image[..., cut_first:cut_last]
-        # Pillow's own order, horizontal before vertical: the overshoot of a filter is clipped in between
         if height > width:
-            passes = [((width, cut.shape[-2]), None), ((width, kept), (0, first, width, last))]
+            new_size, box = (width, kept), (0, first, cut.shape[-1], last)
         else:
-            passes = [((kept, cut.shape[-2]), (first, 0, last, cut.shape[-2])), ((kept, height), None)]
-        resized = []
-        for channel in map(Image.fromarray, np.ascontiguousarray(cut)):
-            for new_size, box in passes:
-                channel = channel.resize(new_size, resample, box=box)
-            resized.append(np.asarray(channel))
-        return np.stack(resized)
+            new_size, box = (kept, height), (first, 0, last, cut.shape[-2])
+        channels = [Image.fromarray(channel) for channel in np.ascontiguousarray(cut)]
+        return np.stack([np.asarray(channel.resize(new_size, resample, box=box)) for channel in channels])
 
 
 def _target_size(size: dict[str, int] | SizeDict) -> tuple[int, int]:

@@ -1,0 +1,244 @@
+"""Every kind of picture becomes upright 8-bit RGB or a ValueError that says what to do."""
+
+import os
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from reasonseg.processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
+from tests.parity_data import PARITY
+
+
+RNG = np.random.default_rng(0)
+HWC = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
+PICTURE = Image.fromarray(HWC)
+
+
+def pixels(image) -> np.ndarray:
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def png_claiming(width: int, height: int) -> bytes:
+    """A PNG of a few bytes whose header claims any size."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("as_path", [str, os.fspath, lambda path: path], ids=["str", "fspath", "Path"])
+def test_files_are_read_from_paths_of_any_kind(as_path):
+    path = PARITY / "lisa" / "images" / "img0.png"
+    expected = np.asarray(Image.open(path).convert("RGB"))
+    np.testing.assert_array_equal(pixels(load_rgb_image(as_path(path))), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+def test_exif_orientation_is_applied_once(tmp_path, orientation, suffix):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"photo{suffix}"
+    Image.fromarray(np.kron(HWC, np.ones((8, 8, 1), dtype=np.uint8))).save(path, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+
+    upright = load_rgb_image(path)
+
+    assert upright.size == ((56, 40) if orientation < 5 else (40, 56))
+    np.testing.assert_array_equal(pixels(upright), expected)
+    np.testing.assert_array_equal(pixels(load_rgb_image(Image.open(path))), expected)
+    np.testing.assert_array_equal(pixels(load_rgb_image(upright)), expected)
+
+
+def test_the_callers_image_is_left_alone():
+    image = PICTURE.copy()
+    image.info["note"] = "mine"
+    load_rgb_image(image)
+    assert image.info == {"note": "mine"}
+
+
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"]
+)
+def test_8_bit_modes_convert_as_pillow_does(mode):
+    steps = {"PA": ["P", "PA"], "LA": ["LA"], "La": ["LA", "La"], "RGBa": ["RGBA", "RGBa"], "HSV": ["HSV"]}
+    image = PICTURE
+    if mode == "LAB":
+        image = Image.merge("LAB", PICTURE.split())
+    else:
+        for step in steps.get(mode, [mode]):
+            image = image.convert(step)
+    assert image.mode == mode
+    expected = image.convert({"La": "LA", "RGBa": "RGBA"}.get(mode, mode)).convert("RGB")
+    np.testing.assert_array_equal(pixels(load_rgb_image(image)), np.asarray(expected))
+
+
+def test_alpha_is_dropped_not_composited():
+    rgba = np.dstack([HWC, np.zeros((5, 7), dtype=np.uint8)])
+    for image in (Image.fromarray(rgba), rgba, rgba.transpose(2, 0, 1), torch.from_numpy(rgba)):
+        np.testing.assert_array_equal(pixels(load_rgb_image(image)), HWC)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_16_bit_greyscale_keeps_its_high_byte(mode, tmp_path):
+    values = RNG.integers(0, 65536, (5, 7), dtype=np.uint16)
+    values[0, 0] = 65535
+    if mode == "I":
+        image = Image.fromarray(values.astype(np.int32))
+    elif mode == "I;16B":
+        image = Image.frombytes("I;16B", (7, 5), values.astype(">u2").tobytes())
+    else:
+        image = Image.fromarray(values)
+        image.save(tmp_path / "deep.png")
+        np.testing.assert_array_equal(pixels(load_rgb_image(tmp_path / "deep.png"))[..., 0], values >> 8)
+    assert image.mode == mode
+    np.testing.assert_array_equal(pixels(load_rgb_image(image)), np.repeat((values >> 8)[..., None], 3, axis=-1))
+
+
+def test_mode_i_with_8_bit_values_is_read_as_8_bit():
+    image = Image.fromarray(HWC[..., 0].astype(np.int32))
+    np.testing.assert_array_equal(pixels(load_rgb_image(image))[..., 1], HWC[..., 0])
+
+
+def test_mode_f_is_read_as_floating_point_in_0_to_1():
+    image = Image.fromarray(HWC[..., 0].astype(np.float32) / 255)
+    np.testing.assert_array_equal(pixels(load_rgb_image(image))[..., 1], HWC[..., 0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("layout", ["HWC", "CHW", "HW", "HW1", "1HW"])
+def test_arrays_and_tensors(dtype, as_tensor, layout):
+    array = {
+        "HWC": HWC,
+        "CHW": HWC.transpose(2, 0, 1),
+        "HW": HWC[..., 0],
+        "HW1": HWC[..., :1],
+        "1HW": HWC[None, ..., 0],
+    }[layout]
+    expected = HWC if layout in ("HWC", "CHW") else np.repeat(HWC[..., :1], 3, axis=-1)
+    if dtype != np.uint8:
+        array = (array / 255).astype(dtype)
+    image = torch.from_numpy(array.copy()).requires_grad_(dtype != np.uint8) if as_tensor else array
+    np.testing.assert_array_equal(pixels(load_rgb_image(image)), expected)
+
+
+def test_bfloat16_tensors_are_read():
+    image = torch.tensor([0.0, 0.5, 1.0], dtype=torch.bfloat16).reshape(1, 1, 3)
+    # 1 x 1 x 3 could be either layout
+    assert pixels(load_rgb_image(image, input_data_format="channels_last")).tolist() == [[[0, 128, 255]]]
+    assert pixels(load_rgb_image(image, input_data_format="channels_first"))[0, :, 0].tolist() == [0, 128, 255]
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (4, 4), color) for color in ((255, 0, 0), (0, 255, 0))]
+    frames[0].save(tmp_path / "two.gif", save_all=True, append_images=frames[1:])
+    assert pixels(load_rgb_image(tmp_path / "two.gif"))[0, 0].tolist() == [255, 0, 0]
+
+
+def test_broken_metadata_does_not_matter():
+    image = PICTURE.copy()
+    image.info["exif"] = b"Exif\x00\x00not a tiff header"
+    np.testing.assert_array_equal(pixels(load_rgb_image(image)), HWC)
+
+
+def write(tmp_path, name: str, data: bytes):
+    path = tmp_path / name
+    path.write_bytes(data)
+    return path
+
+
+def truncated(tmp_path, suffix: str):
+    path = tmp_path / f"whole{suffix}"
+    Image.fromarray(RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(path)
+    data = path.read_bytes()
+    return write(tmp_path, f"cut{suffix}", data[: len(data) // 2])
+
+
+BAD_FILES = {
+    "missing": (lambda tmp: tmp / "missing.png", "not an existing local image file"),
+    "folder": (lambda tmp: tmp, "not an existing local image file"),
+    "null byte": (lambda tmp: "a\0b.png", "not an existing local image file"),
+    "https": (lambda tmp: "https://example.com/a.png", "is a URL"),
+    "file url": (lambda tmp: "file:///etc/passwd", "is a URL"),
+    "data url": (lambda tmp: "data:image/png;base64," + "A" * 1000, r"is a URL"),
+    "empty": (lambda tmp: write(tmp, "a.png", b""), "cannot be opened as an image"),
+    "text": (lambda tmp: write(tmp, "a.png", b"<html></html>"), "cannot be opened as an image"),
+    "header only": (lambda tmp: write(tmp, "a.png", b"\x89PNG\r\n\x1a\n"), "cannot be opened as an image"),
+    "no data": (lambda tmp: write(tmp, "a.png", png_claiming(8, 8)), "cannot be decoded"),
+    "cut png": (lambda tmp: truncated(tmp, ".png"), "cannot be decoded"),
+    "cut jpg": (lambda tmp: truncated(tmp, ".jpg"), "cannot be decoded"),
+    "cut gif": (lambda tmp: truncated(tmp, ".gif"), "cannot be decoded"),
+    "cut webp": (lambda tmp: truncated(tmp, ".webp"), "cannot be (opened|decoded)"),
+    "claims 9000 x 9000": (
+        lambda tmp: write(tmp, "a.png", png_claiming(9000, 9000)),
+        rf"9000 x 9000 = 81000000 pixels, more than the {MAX_IMAGE_PIXELS} allowed",
+    ),
+    "claims 60000 x 60000": (lambda tmp: write(tmp, "a.png", png_claiming(60000, 60000)), "DecompressionBombError"),
+    "claims 0 x 9": (lambda tmp: write(tmp, "a.png", png_claiming(0, 9)), "cannot be opened|at least 1 pixel"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("case", BAD_FILES)
+def test_bad_files_are_refused(case, tmp_path):
+    make, message = BAD_FILES[case]
+    with pytest.raises(ValueError, match=message) as error:
+        load_rgb_image(make(tmp_path))
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(ValueError, match="not an existing local image file"):
+        load_rgb_image(tmp_path / "pipe.png")
+
+
+BAD_IMAGES = {
+    "0 x 5": (Image.new("RGB", (0, 5)), "0 x 5 pixels. Both sides must be at least 1"),
+    "too many pixels": (Image.new("1", (8193, 8192)), "8193 x 8192 = 67117056 pixels, more than the 67108864 allowed"),
+    "mode F out of range": (Image.fromarray(np.full((2, 2), 3.0, dtype=np.float32)), "must lie in 0..1"),
+    "mode I out of range": (Image.fromarray(np.full((2, 2), -1, dtype=np.int32)), "0..255 or 0..65535"),
+    "empty array": (np.zeros((0, 4, 3), dtype=np.uint8), "every size at least 1"),
+    "1 dimension": (np.zeros(4, dtype=np.uint8), r"shape \(4,\)"),
+    "4 dimensions": (np.zeros((2, 4, 4, 3), dtype=np.uint8), "Pass several images as a list"),
+    "2 channels": (np.zeros((5, 5, 2), dtype=np.uint8), r"1 \(grey\), 3 \(RGB\) or 4 \(RGBA\)"),
+    "bool": (np.zeros((4, 4), dtype=bool), "dtype bool"),
+    "int64": (np.zeros((4, 4, 3), dtype=np.int64), "dtype int64"),
+    "uint16": (np.zeros((4, 4, 3), dtype=np.uint16), "dtype uint16"),
+    "object": (np.zeros((4, 4, 3), dtype=object), "dtype object"),
+    "complex": (torch.zeros(3, 4, 4, dtype=torch.complex64), "dtype complex64"),
+    "NaN": (np.full((4, 4, 3), np.nan, dtype=np.float32), "remove NaN"),
+    "infinite": (np.full((4, 4, 3), np.inf, dtype=np.float32), "must lie in 0..1"),
+    "float 0..255": (np.full((4, 4, 3), 200.0, dtype=np.float32), "values from 200.0 to 200.0"),
+    "normalised": (torch.full((3, 4, 4), -1.5), "undo any normalisation"),
+    "None": (None, "type NoneType"),
+    "list": ([[1, 2], [3, 4]], "type list"),
+    "bytes": (b"\x89PNG", "type bytes"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_IMAGES)
+def test_bad_images_are_refused(case):
+    image, message = BAD_IMAGES[case]
+    with pytest.raises(ValueError, match=message):
+        load_rgb_image(image)
+
+
+def test_the_channels_must_match_the_given_layout():
+    with pytest.raises(ValueError, match="given as channels_first, which makes 5 channels"):
+        load_rgb_image(HWC, input_data_format="channels_first")
+
+
+def test_the_pixel_limit_can_be_raised_and_lowered():
+    assert load_rgb_image(PICTURE, max_image_pixels=35).size == (7, 5)
+    with pytest.raises(ValueError, match="more than the 34 allowed"):
+        load_rgb_image(PICTURE, max_image_pixels=34)
