@@ -237,7 +237,7 @@ class _Placed:
     thing: TabletopObject
     sprite: Sprite
     depth: float
-    rgb: tuple[float, float, float]
+    rgb: tuple[float, ...]
 
     @property
     def window(self) -> tuple[slice, slice]:
@@ -324,8 +324,7 @@ def _place_objects(rng: TabletopRandom, split: str, size: int, view: str, horizo
         unit_eighths = round(8 * size * UNIT_FRACTION * scale)
         pose = rng.below(NUM_POSES[kind])
         sprite = get_sprite(kind, pose, unit_eighths, view, mirror)
-        lightness = rng.uniform(-8, 8)
-        rgb = tuple(channel + lightness + rng.uniform(-4, 4) for channel in COLOURS[colour])
+        rgb = _vary(rng, COLOURS[colour])
         height, width = sprite.mask.shape
         origin_y, origin_x = sprite.origin_yx
         # A crowded table may overlap more, but most things stand free.
@@ -349,6 +348,12 @@ def _place_objects(rng: TabletopRandom, split: str, size: int, view: str, horizo
                 placed.append(_Placed(thing, sprite, depth, rgb))
                 break
     return sorted(placed, key=lambda item: item.depth)
+
+
+def _vary(rng: TabletopRandom, rgb: tuple[int, int, int]) -> tuple[float, ...]:
+    """A colour a little lighter or darker, with a slight cast."""
+    lightness = rng.uniform(-9, 9)
+    return tuple(channel + lightness + rng.uniform(-4, 4) for channel in rgb)
 
 
 def _box_overlap(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> float:
@@ -409,10 +414,9 @@ def _draw_background(rng: TabletopRandom, size: int, horizon: int) -> np.ndarray
     crop = texture[y : y + size, x : x + size]
     if rng.chance(0.5):
         crop = crop[:, ::-1]
-    rgb = [channel + rng.uniform(-10, 10) for channel in rng.choice(_SURFACES[surface])]
-    canvas = crop * _as_column(rgb)
+    canvas = crop * _as_column(_vary(rng, rng.choice(_SURFACES[surface])))
     if horizon:
-        canvas[:, :horizon] = _as_column([channel + rng.uniform(-12, 12) for channel in rng.choice(_WALLS)])
+        canvas[:, :horizon] = _as_column(_vary(rng, rng.choice(_WALLS)))
         edge = max(1, size // 80)
         canvas[:, horizon - edge : horizon] *= np.float32(0.8)
         canvas[:, horizon : horizon + edge] *= np.float32(1.12)

@@ -279,7 +279,7 @@ def _paint_ball(p: SpritePainter, pose: int) -> None:
 
 def _paint_box(p: SpritePainter, pose: int) -> None:
     side = 1.0 if pose % 2 == 0 else -1.0
-    half, height = (0.36, 0.6 * p.rise) if pose < 2 else (0.46, 0.42 * p.rise)
+    half, height = (0.38, 0.62 * p.rise) if pose < 2 else (0.32, 0.8 * p.rise)
     depth_x, depth_y = side * 0.24, -0.62 * p.tilt
     near, far = side * half, side * half + depth_x
     p.paint(p.polygon((near, 0), (far, depth_y), (far, depth_y - height), (near, -height)), 0.55 if side > 0 else 0.74)
@@ -293,8 +293,8 @@ def _paint_box(p: SpritePainter, pose: int) -> None:
 
 def _paint_book(p: SpritePainter, pose: int) -> None:
     side = 1.0 if pose % 2 == 0 else -1.0
-    half, depth, shear = (0.52, 0.98, 0.26) if pose < 2 else (0.4, 1.12, 0.12)
-    thick = 0.17 * p.rise
+    half, depth, shear = (0.5, 0.94, 0.44) if pose < 2 else (0.38, 1.15, 0.34)
+    thick = 0.15 * p.rise
     lean, far = side * shear, -depth * (0.35 + 0.55 * p.tilt)
     # The lower cover, the block of pages and the upper cover, as seen on the two near edges.
     near, far_x = side * half, side * half + lean
@@ -373,8 +373,8 @@ _PAINTERS: dict[str, tuple[Callable[[SpritePainter, int], None], tuple[float, fl
     "plate": (_paint_plate, (-0.75, -0.6, 0.85, 0.6)),
     "bowl": (_paint_bowl, (-0.65, -0.85, 0.85, 0.45)),
     "ball": (_paint_ball, (-0.5, -0.95, 0.75, 0.4)),
-    "box": (_paint_box, (-0.8, -1.1, 1.0, 0.25)),
-    "book": (_paint_book, (-0.95, -1.15, 1.05, 0.25)),
+    "box": (_paint_box, (-0.8, -1.3, 1.0, 0.25)),
+    "book": (_paint_book, (-1.05, -1.2, 1.15, 0.25)),
     "banana": (_paint_banana, (-0.85, -1.0, 0.9, 0.6)),
     "key": (_paint_key, (-0.85, -1.0, 0.9, 0.6)),
     "lamp": (_paint_lamp, (-0.6, -1.4, 0.9, 0.35)),

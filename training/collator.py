@@ -1,0 +1,74 @@
+"""Turns pictures with conversations and masks into batches; conversations about one picture share it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+
+@dataclass
+class Example:
+    """
+    One picture with everything that is said about it.
+
+    Args:
+        image: Whatever the processor takes: a PIL picture, an array, a path.
+        questions (`list[str]`): One user message per conversation.
+        answers (`list[str]`): The answers, with one `[SEG]` or `[REJ]` per target; a plain answer has none.
+        masks (`list[list[np.ndarray | None]]`): Per conversation one `(height, width)` mask in [0, 1] per slot,
+            `None` for `[REJ]`.
+    """
+
+    image: Any
+    questions: list[str]
+    answers: list[str]
+    masks: list[list[np.ndarray | None]]
+
+
+class SegmentationCollator:
+    """
+    Args:
+        processor: The model's processor; it writes prompts, labels and both image views.
+        mask_size (`int`, *optional*): Side in pixels to which targets are averaged down (soft edges). `None` keeps
+            the size of the picture, as the originals do; small models learn the same from smaller targets.
+    """
+
+    def __init__(self, processor, mask_size: int | None = None):
+        self.processor = processor
+        self.mask_size = mask_size
+
+    def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
+        rows = [
+            (image, question, answer, masks)
+            for image, example in enumerate(examples)
+            for question, answer, masks in zip(example.questions, example.answers, example.masks, strict=True)
+        ]
+        batch = self.processor(
+            images=[example.image for example in examples],
+            text=[question for _, question, _, _ in rows],
+            answer=[answer for _, _, answer, _ in rows],
+            image_index=[image for image, _, _, _ in rows],
+            return_labels=True,
+            return_tensors="pt",
+        )
+        sizes = batch["original_sizes"].tolist()
+        return {
+            **batch,
+            "mask_labels": [self._targets(masks, sizes[image]) for image, _, _, masks in rows],
+        }
+
+    def _targets(self, masks: list[np.ndarray | None], size: list[int]) -> torch.FloatTensor:
+        """`(slots, height, width)` with an empty mask for every rejection."""
+        stacked = torch.zeros(len(masks), *size)
+        for slot, mask in enumerate(masks):
+            if mask is not None:
+                stacked[slot] = torch.from_numpy(np.asarray(mask, dtype=np.float32))
+        if self.mask_size is None:
+            return stacked
+        return F.adaptive_avg_pool2d(stacked, self.mask_size)
+
+
+__all__ = ["Example", "SegmentationCollator"]
