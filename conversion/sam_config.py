@@ -41,7 +41,7 @@ def read_sam_config(shapes: Shapes, options: Mapping[str, Any] | None = None) ->
         raise ConversionError(f"Unknown SAM options {sorted(unknown)}; allowed are {', '.join(_OPTIONS)}.")
     vision = _vision_config(shapes, options)
     hidden_size = _shape(shapes, "mask_decoder.iou_token.weight")[1]
-    inner_size = _shape(shapes, "mask_decoder.transformer.layers.0.cross_attn_token_to_image.q_proj.weight")[0]
+    inner_size = _shape(shapes, "mask_decoder.transformer.final_attn_token_to_image.q_proj.weight")[0]
     iou_head = "mask_decoder.iou_prediction_head"
     return SamConfig(
         vision_config=vision,

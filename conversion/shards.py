@@ -94,8 +94,8 @@ def _write_file(path: Path, tensors: list[PlannedTensor], done: int, total: int,
         file.write(len(encoded).to_bytes(8, "little"))
         file.write(encoded)
         for tensor in ordered:
-            value = tensor.build()
-            file.write(memoryview(value.reshape(-1).view(torch.uint8).numpy()))
+            # Nothing here may keep the tensor: two large ones at once would double the memory needed.
+            file.write(memoryview(tensor.build().reshape(-1).view(torch.uint8).numpy()))
             done += tensor.num_bytes
             progress(_STEP, done, total)
     return done

@@ -1,0 +1,85 @@
+"""Tensors are written one at a time into files that safetensors reads."""
+
+import json
+import weakref
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from reasonseg.conversion.errors import ConversionError
+from reasonseg.conversion.plan import PlannedTensor
+from reasonseg.conversion.progress import no_progress, rich_progress
+from reasonseg.conversion.shards import write_shards
+
+
+VALUES = {
+    "b.half": torch.randn(3, 5).bfloat16(),
+    "a.odd": torch.randn(7).half(),
+    "scalar": torch.tensor(2.5),
+    "empty": torch.zeros(0, 4),
+    "c.view": torch.randn(6, 4).T,
+    "d.double": torch.randn(2, dtype=torch.float64),
+}
+
+
+def plan(values=VALUES):
+    return [
+        PlannedTensor(name, tuple(value.shape), value.dtype, "test", lambda value=value: value.contiguous())
+        for name, value in values.items()
+    ]
+
+
+def test_one_file(tmp_path):
+    calls = []
+    files = write_shards(tmp_path, plan(), "1GB", lambda *call: calls.append(call), lambda: None)
+    assert [file.name for file in files] == ["model.safetensors"]
+    loaded = load_file(files[0])
+    assert set(loaded) == set(VALUES)
+    for name, value in VALUES.items():
+        torch.testing.assert_close(loaded[name], value, rtol=0, atol=0)
+    with safe_open(files[0], "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    total = sum(value.nbytes for value in VALUES.values())
+    assert calls[-1] == ("Writing weights", total, total)
+    assert [done for _, done, _ in calls] == sorted(done for _, done, _ in calls)
+
+
+def test_shards_and_index(tmp_path):
+    released = []
+    files = write_shards(tmp_path, plan(), 100, no_progress, lambda: released.append(True))
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert len(files) == len(released) > 1
+    assert set(index["weight_map"]) == set(VALUES)
+    assert index["metadata"]["total_size"] == sum(value.nbytes for value in VALUES.values())
+    for name, file in index["weight_map"].items():
+        torch.testing.assert_close(load_file(tmp_path / file)[name], VALUES[name], rtol=0, atol=0)
+
+
+def test_only_one_tensor_lives_at_a_time(tmp_path):
+    alive = []
+
+    def build(i):
+        assert all(reference() is None for reference in alive), "an earlier tensor is still held"
+        value = torch.full((4,), float(i))
+        alive.append(weakref.ref(value))
+        return value
+
+    tensors = [PlannedTensor(f"t{i}", (4,), torch.float32, "test", lambda i=i: build(i)) for i in range(5)]
+    write_shards(tmp_path, tensors, "1GB", no_progress, lambda: None)
+    assert len(alive) == 5
+
+
+def test_types_and_sizes_that_are_refused(tmp_path):
+    with pytest.raises(ConversionError, match=r"'x' would be stored as torch\.int64"):
+        write_shards(tmp_path, plan({"x": torch.ones(1, dtype=torch.int64)}), "1GB", no_progress, lambda: None)
+    with pytest.raises(ConversionError, match="max_shard_size='huge'"):
+        write_shards(tmp_path, plan(), "huge", no_progress, lambda: None)
+
+
+def test_the_bar_stays_silent_without_a_terminal(capfd):
+    with rich_progress() as progress:
+        progress("Writing weights", 1, 2)
+        progress("Writing weights", 2, 2)
+    assert capfd.readouterr() == ("", "")
