@@ -156,6 +156,10 @@ class SegmenterImageProcessor(UprightImageBackend):
         """`tuple[int, int]`: (height, width) of `sam_pixel_values`."""
         return _target_size(self.size)
 
+    def get_resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the entry of `sam_resized_sizes`, (height, width), for an upright picture of this size."""
+        return _resized_size(height, width, self.size)
+
     def _standardize_kwargs(self, size: dict[str, int] | SizeDict | None = None, **kwargs) -> dict[str, Any]:
         _target_size(size)
         return super()._standardize_kwargs(size=SizeDict(**dict(size)), **kwargs)
@@ -221,6 +225,10 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
     def segmenter_target_size(self) -> tuple[int, int]:
         """`tuple[int, int]`: (height, width) of `sam_pixel_values`."""
         return _target_size(self.segmenter_size)
+
+    def get_resized_size(self, height: int, width: int) -> tuple[int, int]:
+        """Return the entry of `sam_resized_sizes`, (height, width), for an upright picture of this size."""
+        return _resized_size(height, width, self.segmenter_size)
 
     def _standardize_kwargs(
         self,
@@ -332,6 +340,15 @@ def _target_size(size: dict[str, int] | SizeDict) -> tuple[int, int]:
     return given.get("height", given.get("longest_edge")), given.get("width", given.get("longest_edge"))
 
 
+def _resized_size(height: int, width: int, size: dict[str, int] | SizeDict) -> tuple[int, int]:
+    """Return (height, width) of a resized picture before padding; a very thin one keeps at least one pixel."""
+    target_height, target_width = _target_size(size)
+    if "longest_edge" not in dict(size):
+        return target_height, target_width
+    scale = target_height / max(height, width)
+    return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
 def segmenter_view(
     images: list[np.ndarray],
     size: dict[str, int] | SizeDict,
@@ -342,7 +359,7 @@ def segmenter_view(
     """Resize, normalise and pad pictures for the segmenter.
 
     As in the original SAM, values are normalised in units of 0..255 and padded with zeros afterwards, so the padding
-    is the mean colour. `{"longest_edge": N}` rounds sizes half up and keeps at least one pixel of very thin pictures.
+    is the mean colour.
 
     Args:
         images (`list[np.ndarray]`): pictures of shape `(3, height, width)`, uint8.
@@ -365,10 +382,7 @@ def segmenter_view(
     data = {"sam_pixel_values": [], "original_sizes": [], "sam_resized_sizes": []}
     for image in images:
         height, width = image.shape[-2:]
-        new_height, new_width = target_height, target_width
-        if "longest_edge" in dict(size):
-            scale = target_height / max(height, width)
-            new_height, new_width = max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+        new_height, new_width = _resized_size(height, width, size)
         resized = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
         resized = np.asarray(resized.resize((new_width, new_height), resample=resample))
         canvas = np.zeros((3, target_height, target_width), dtype=np.float32)

@@ -2,12 +2,13 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import BatchFeature, GenerationConfig, Pipeline
+from transformers import GenerationConfig, Pipeline
 from transformers.utils import ModelOutput
 
 from .image_loading import MAX_IMAGE_PIXELS, load_rgb_image
@@ -81,7 +82,7 @@ class ReasoningSegmentationPipeline(Pipeline):
             mask_format (`str`, *optional*, defaults to `"pil"`):
                 `"pil"` for mode L pictures with 0 and 255, `"rle"` for COCO's compressed RLE (needs pycocotools).
             threshold (`float`, *optional*):
-                Threshold of the masks, handed to the processor's `post_process_segmentation`.
+                Mask logit above which a pixel belongs to a segment, 0.0 by the processor's default.
             reject_threshold (`float`, *optional*):
                 Reject slots whose probability of being `[SEG]` is lower; without it by the model's own decision.
             processor_kwargs (`dict`, *optional*):
@@ -93,7 +94,7 @@ class ReasoningSegmentationPipeline(Pipeline):
         Returns:
             `dict`, a `list` of them where a list was given, or an iterator over them for a generator or `Dataset`:
             `generated_text` (`str`) and `segments`, a list of `{"label", "score", "rejected", "span", "box", "mask"}`
-            in reading order. `span` is the `(start, end)` of the label in the text, `box` `[x1, y1, x2, y2]` in pixels
+            in reading order. `span` is the `(start, end)` of its token in the text, `box` `[x1, y1, x2, y2]` in pixels
             of the upright picture, `mask` has its size; both are None for rejected segments.
 
         Raises:
@@ -157,7 +158,7 @@ class ReasoningSegmentationPipeline(Pipeline):
         kind = "phrases" if "phrases" in rows[0] else "text"
         arguments[kind] = [row[kind] for row in rows]
         inputs = self.processor(**arguments, return_tensors="pt", **(processor_kwargs or {}))
-        return {"inputs": inputs, "kind": kind, "shared": input_["shared"]}
+        return {"inputs": dict(inputs), "batch": _Batch(inputs, kind, input_["shared"])}
 
     def _load_image(self, image: Any) -> Image.Image:
         """Read a picture within the processor's own size limit, where it has one."""
@@ -171,13 +172,13 @@ class ReasoningSegmentationPipeline(Pipeline):
         generate_kwargs: dict[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Run one batch: a forward pass for phrases, generation for text."""
-        inputs, shared = dict(model_inputs["inputs"]), model_inputs["shared"]
+        inputs, batch = model_inputs["inputs"], model_inputs["batch"]
         options = {} if reject_threshold is None else {"reject_threshold": reject_threshold}
-        if shared is not None and hasattr(self.model, "encode_image"):
-            if shared.cache is None:
-                shared.cache = self.model.encode_image(**inputs)
-            options["image_cache"] = shared.cache
-        writes_text = model_inputs["kind"] == "text" and hasattr(self.model, "generate_with_masks")
+        if batch.shared is not None and hasattr(self.model, "encode_image"):
+            if batch.shared.cache is None:
+                batch.shared.cache = self.model.encode_image(**inputs)
+            options["image_cache"] = batch.shared.cache
+        writes_text = batch.kind == "text" and hasattr(self.model, "generate_with_masks")
         if writes_text:
             options.update(self._prepare_generate_kwargs(generate_kwargs or {}))
             if (self._get_set_generation_params(options).get("num_return_sequences") or 1) != 1:
@@ -191,7 +192,7 @@ class ReasoningSegmentationPipeline(Pipeline):
         else:
             output = self.model(**inputs, **options)
         kept = {name: value for name, value in output.items() if name not in _NOT_POST_PROCESSED}
-        return {"output": ModelOutput(kept), "inputs": inputs}
+        return {"output": ModelOutput(kept), "batch": batch}
 
     def postprocess(
         self, model_outputs: dict[str, Any], mask_format: str = "pil", threshold: float | None = None
@@ -199,7 +200,7 @@ class ReasoningSegmentationPipeline(Pipeline):
         """Turn the model's output for a batch into one dict per row."""
         options = {} if threshold is None else {"threshold": threshold}
         results = self.processor.post_process_segmentation(
-            model_outputs["output"], BatchFeature(model_outputs["inputs"]), **options
+            model_outputs["output"], model_outputs["batch"].inputs, **options
         )
         return [
             {
@@ -219,6 +220,19 @@ class _SharedImage:
     """Holds the encoded picture that all rows of a call show, once the first batch has encoded it."""
 
     cache: Any = None
+
+
+@dataclass
+class _Batch:
+    """What goes past the model.
+
+    `inputs` are the processor's own, which may know more than their tensors; the base class copies what it moves
+    between devices, but not what such an object holds.
+    """
+
+    inputs: Any
+    kind: str
+    shared: _SharedImage | None
 
 
 def _rows(images: Any, text: Any, phrases: Any) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ class Segment:
         label (`str`, *optional*):
             The phrase the slot belongs to, None when the answer does not tell.
         span (`tuple[int, int]`, *optional*):
-            Character range `[start, end)` of the label in the text of the result.
+            Character range `[start, end)` of the slot's token in the text of the result.
         mask (`np.ndarray`, *optional*):
             bool, of shape `(height, width)` of the upright picture; None when the slot is rejected.
         score (`float`):

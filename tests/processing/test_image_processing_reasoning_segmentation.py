@@ -138,6 +138,16 @@ class TestSegmenterView:
         assert SegmenterImageProcessor(size={"height": 8, "width": 9}).segmenter_target_size == (8, 9)
         assert ReasoningSegmentationImageProcessor().segmenter_target_size == (1024, 1024)
 
+    @pytest.mark.parametrize("size", [{"longest_edge": 32}, {"height": 32, "width": 24}])
+    def test_the_resized_size_is_known_without_a_picture(self, size):
+        image = random_image(17, 41)
+        for processor in (
+            SegmenterImageProcessor(size=size),
+            ReasoningSegmentationImageProcessor(segmenter_size=size),
+        ):
+            resized = processor(image)["sam_resized_sizes"][0]
+            assert processor.get_resized_size(17, 41) == tuple(resized)
+
 
 class TestInputs:
     def test_all_kinds_of_one_picture_give_the_same_views(self, small, tmp_path):
