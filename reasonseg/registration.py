@@ -29,6 +29,11 @@ SYSTEMS = (
     (LisaConfig, LisaForReasoningSegmentation, LisaProcessor),
     (GsvaConfig, GsvaForReasoningSegmentation, GsvaProcessor),
 )
+# One Pillow class for both backends, so that results do not depend on whether torchvision is installed.
+IMAGE_PROCESSORS = {
+    "pil": ReasoningSegmentationImageProcessor,
+    "torchvision": ReasoningSegmentationImageProcessor,
+}
 
 
 @cache
@@ -39,7 +44,7 @@ def register() -> None:
         AutoModel.register(config_class, model_class)
         AutoModelForImageTextToText.register(config_class, model_class)
         AutoProcessor.register(config_class, processor_class)
-        AutoImageProcessor.register(config_class, slow_image_processor_class=ReasoningSegmentationImageProcessor)
+        AutoImageProcessor.register(config_class, image_processor_classes=IMAGE_PROCESSORS)
         # These make save_pretrained copy the code beside the weights.
         config_class.register_for_auto_class("AutoConfig")
         model_class.register_for_auto_class("AutoModel")

@@ -4,11 +4,15 @@ import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .failures import readable_failures, stderr_console
+
+
+if TYPE_CHECKING:
+    from ..conversion.convert_lisa_gsva import ConversionReport
 
 
 app = typer.Typer(
@@ -32,75 +36,81 @@ class Template(StrEnum):
     llava_llama_2 = "llava_llama_2"
 
 
-Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to make; it must not exist yet.")]
-DtypeOption = Annotated[Dtype | None, typer.Option(help="Store weights in this format.  [default: as they are]")]
+Source = Annotated[Path, typer.Argument(help="Folder or file of the original weights.", show_default=False)]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to make; it must not exist or be empty.")]
+Sam = Annotated[Path | None, typer.Option(help="SAM's own file, for a source without SAM's encoder.")]
+DtypeOption = Annotated[Dtype | None, typer.Option(help="Store the language model so.  [default: as it is]")]
 TemplateOption = Annotated[Template, typer.Option(help="Prompt template the checkpoint was trained with.")]
 ShardSize = Annotated[str, typer.Option(help="Largest weight file.")]
+Card = Annotated[str | None, typer.Option(help="Name of the model card's values.  [default: the source's name]")]
 
 
 @app.command()
 @readable_failures
 def lisa(
-    source: Annotated[Path, typer.Argument(help="Folder of a merged checkpoint, or of zero_to_fp32's output.")],
+    source: Source,
     vision_tower: Annotated[Path, typer.Option(help="Folder of the CLIP model (openai/clip-vit-large-patch14).")],
     out: Out,
-    base: Annotated[
-        Path | None, typer.Option(help="Base LLaVA folder, for a source without config or tokenizer.")
-    ] = None,
+    base: Annotated[Path | None, typer.Option(help="Base LLaVA folder: config and tokenizer, if not there.")] = None,
+    sam: Sam = None,
     lora_alpha: Annotated[float, typer.Option(help="LoRA alpha of an unmerged source.")] = 16.0,
     dtype: DtypeOption = None,
     template: TemplateOption = Template.llava_v1,
     max_shard_size: ShardSize = "5GB",
+    card: Card = None,
 ):
-    """Convert a LISA checkpoint."""
+    """Convert a LISA checkpoint: a published folder, or what zero_to_fp32.py wrote."""
     from ..conversion.convert_lisa import convert_lisa
 
-    _convert(
-        convert_lisa,
-        source,
-        vision_tower=vision_tower,
-        out=out,
-        base=base,
-        lora_alpha=lora_alpha,
-        dtype=dtype,
-        template=template,
-        max_shard_size=max_shard_size,
-    )
+    options = {"vision_tower": vision_tower, "base": base, "sam": sam, "lora_alpha": lora_alpha}
+    _convert(convert_lisa, source, out, dtype, template, max_shard_size=max_shard_size, card=card, **options)
 
 
 @app.command()
 @readable_failures
 def gsva(
-    source: Annotated[Path, typer.Argument(help="The released .bin file.")],
-    base: Annotated[Path, typer.Option(help="Base LLaVA folder, for config and tokenizer.")],
-    lora_alpha: Annotated[float, typer.Option(help="LoRA alpha; 16 in the released scripts.")],
+    source: Source,
+    base: Annotated[Path, typer.Option(help="Base LLaVA folder: config and tokenizer.")],
     out: Out,
-    vision_tower: Annotated[Path | None, typer.Option(help="CLIP folder, for its config and missing weights.")] = None,
-    sam: Annotated[Path | None, typer.Option(help="SAM ViT-H file, for a .bin without SAM.")] = None,
+    vision_tower: Annotated[Path | None, typer.Option(help="CLIP folder: config, and weights if not there.")] = None,
+    sam: Sam = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="LoRA alpha.  [default: 16 for the released ranks 8 and 64]")
+    ] = None,
     dtype: DtypeOption = None,
     template: TemplateOption = Template.llava_v1,
     max_shard_size: ShardSize = "5GB",
+    card: Card = None,
 ):
-    """Convert a GSVA checkpoint."""
+    """Convert a GSVA checkpoint: a released .bin, or what zero_to_fp32.py wrote."""
     from ..conversion.convert_gsva import convert_gsva
 
-    _convert(
-        convert_gsva,
-        source,
-        base=base,
-        vision_tower=vision_tower,
-        sam=sam,
-        lora_alpha=lora_alpha,
-        out=out,
-        dtype=dtype,
-        template=template,
-        max_shard_size=max_shard_size,
-    )
+    options = {"base": base, "vision_tower": vision_tower, "sam": sam, "lora_alpha": lora_alpha}
+    _convert(convert_gsva, source, out, dtype, template, max_shard_size=max_shard_size, card=card, **options)
 
 
-def _convert(convert: Callable, source: Path, *, out: Path, **options: Any) -> None:
-    """Run a conversion and name the folder it made on stdout."""
-    options = {name: value.value if isinstance(value, StrEnum) else value for name, value in options.items()}
-    with stderr_console().status(f"Converting {source} ..."):
-        convert(source, out=out, **options)
-    sys.stdout.write(f"{out}\n")
+def _convert(
+    convert: Callable[..., "ConversionReport"],
+    source: Path,
+    out: Path,
+    dtype: Dtype | None,
+    template: Template,
+    **options: Any,
+) -> None:
+    """Run a conversion and say on stdout what it made of which sources."""
+    from ..conversion.progress import rich_progress
+    from ..registration import register
+
+    register()  # saving copies the code of registered classes
+    with rich_progress(stderr_console()) as progress:
+        report = convert(
+            source,
+            out=out,
+            dtype=None if dtype is None else dtype.value,
+            template=template.value,
+            progress=progress,
+            **options,
+        )
+    origins = ", ".join(f"{count} from {origin}" for origin, count in report.origins.items())
+    dropped = f"; {len(report.dropped)} of the source left out" if report.dropped else ""
+    sys.stdout.write(f"{report.out}: {report.num_parameters:,} parameters (tensors: {origins}{dropped})\n")

@@ -59,9 +59,7 @@ def segment(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    threshold: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="A pixel belongs to a mask above this probability.")
-    ] = 0.5,
+    threshold: Annotated[float, typer.Option(help="Pixels with a larger mask logit belong to the mask.")] = 0.0,
     reject_threshold: Annotated[
         float | None,
         typer.Option(
@@ -188,6 +186,7 @@ def _save(results: ResultFolder, image: Path, name: str, picture: "Image.Image",
                 "label": found.label,
                 "span": list(found.span) if found.span is not None else None,
                 "score": found.score,
+                "slot_prob": found.slot_prob,
                 "rejected": found.rejected,
                 "box_xyxy": list(found.box_xyxy) if found.box_xyxy is not None else None,
                 "area": found.area,
