@@ -101,9 +101,7 @@ class Sam2Adapter(SamAdapter):
     def decoder_inputs(self, features: ImageFeatures) -> dict:
         return {
             "image_embeddings": features["image_embeddings"],
-            "high_resolution_features": [
-                features[f"high_resolution_{level}"] for level in range(len(features) - 1)
-            ],
+            "high_resolution_features": [features[f"high_resolution_{level}"] for level in range(len(features) - 1)],
         }
 
 

@@ -142,7 +142,9 @@ def test_image_placeholder_is_never_generated():
         model.get_output_embeddings().weight[tiny.IMAGE] *= 50
     output = model.generate_with_masks(**tiny.prompts([6, 7]), **tiny.images(2), max_new_tokens=20)
     assert not (output.sequences[:, -20:] == tiny.IMAGE).any()
-    assert not (model.generate(**tiny.prompts([6, 7]), **tiny.images(2), max_new_tokens=20)[:, -20:] == tiny.IMAGE).any()
+    assert not (
+        model.generate(**tiny.prompts([6, 7]), **tiny.images(2), max_new_tokens=20)[:, -20:] == tiny.IMAGE
+    ).any()
 
 
 def test_generate_equals_generate_with_masks(model):

@@ -163,7 +163,8 @@ def test_half_precision_keeps_the_drawer_in_float32(model, inputs, tmp_path, dty
     agreement = ((output.pred_masks[0] > 0) == (exact.pred_masks[0] > 0)).float().mean()
     assert agreement > 0.95
     generated = half.generate_with_masks(
-        **tiny.prompts([6]), **{k: v.to(dtype) if k == "pixel_values" else v for k, v in tiny.images(1).items()},
+        **tiny.prompts([6]),
+        **{k: v.to(dtype) if k == "pixel_values" else v for k, v in tiny.images(1).items()},
         max_new_tokens=4,
     )
     assert generated.sequences.shape[1] > 10

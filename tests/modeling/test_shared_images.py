@@ -137,7 +137,7 @@ def test_rows_and_images_that_do_not_match(model, kwargs, message):
 def test_slots_without_a_segmenter_view(model):
     images = tiny.images(1)
     del images["sam_pixel_values"]
-    with pytest.raises(ValueError, match="1 .* slots need the segmenter's view"):
+    with pytest.raises(ValueError, match=r"1 .* slots need the segmenter's view"):
         model(**tiny.with_answers(tiny.prompts([6]), [[tiny.SEG]]), **images)
 
 
