@@ -127,8 +127,8 @@ _TOKEN = re.compile(r"\[SEG\]|\[REJ\]|\w+|[^\w\s]")
 def normalise(text: str) -> str:
     """Bring English as people type it into the form of the vocabulary: lower case, one space between all tokens.
 
-    A tokenizer does the same with a lower-casing normaliser and a pre-tokenizer that splits at white space and around
-    each punctuation mark (`tokenizers.pre_tokenizers.Whitespace` splits at `\\w+|[^\\w\\s]+`; add `Punctuation`).
+    A tokenizer does the same with the normalizer `Lowercase` and the pre-tokenizers `WhitespaceSplit` and
+    `Punctuation("isolated")`, if `[SEG]` and `[REJ]` are added tokens that are not normalized.
 
     Example:
         >>> normalise("Where is the  red cup?")
