@@ -39,7 +39,6 @@ CANONICAL_QUESTION = "What {verb} {phrases}?"
 
 _QUESTIONS: tuple[str, ...] = (
     "Where {verb} {phrases}?",
-    "Which one {verb} {phrases}?",
     "Find {phrases}.",
     "Show me {phrases}.",
     "Segment {phrases}.",
