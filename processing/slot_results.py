@@ -1,0 +1,291 @@
+"""From a model's output back to text and segments."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from .chat_templates import TurnMarkers
+from .prompt_rows import PromptRow
+from .segments import Segment, SegmentationResult, post_process_masks
+from .slot_spans import Span, decode_with_spans, find_tokens, slot_labels
+
+
+@dataclass(frozen=True)
+class ReadAnswer:
+    """
+    An answer with its slots.
+
+    Args:
+        text (`str`): The answer.
+        spans (`list[Span | None]`): Range of every slot token in `text`; `None` for one that stands in a question.
+        question (`str`): What stands before the answer.
+    """
+
+    text: str
+    spans: list[Span | None]
+    question: str = ""
+
+
+@dataclass(frozen=True)
+class MaskSizes:
+    """
+    Sizes of one picture, each (height, width).
+
+    Args:
+        original (`tuple[int, int]`): The size that masks shall have.
+        resized (`tuple[int, int]`): The picture within the segmenter's view.
+        target (`tuple[int, int]`): The segmenter's view.
+    """
+
+    original: tuple[int, int]
+    resized: tuple[int, int]
+    target: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SlotReader:
+    """
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Turns ids into text.
+        slot_tokens (`dict[int, str]`): The tokens that open a slot, by id.
+        image_token_id (`int`): Id of the image token.
+        markers (`TurnMarkers`, *optional*): What the chat template writes around answers.
+        segmenter_image_processor: Made the segmenter's view; asked where the inputs do not tell its sizes.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    slot_tokens: dict[int, str]
+    image_token_id: int
+    markers: TurnMarkers | None
+    segmenter_image_processor: Any
+
+    def read(
+        self,
+        output: Mapping[str, Any],
+        inputs: Mapping[str, Any] | None,
+        rows: Sequence[PromptRow] | None,
+        threshold: float,
+        reject_threshold: float | None,
+        original_sizes: Any,
+    ) -> list[SegmentationResult]:
+        """See `post_process_segmentation` of the processor."""
+        inputs = {} if inputs is None else inputs
+        masks = output.get("pred_masks")
+        if masks is None:
+            raise ValueError(
+                "The output has no pred_masks. Call the model's forward with an answer that holds "
+                f"{' or '.join(self.slot_tokens.values())}, or generate_with_masks."
+            )
+        num_rows = len(masks)
+        num_inputs = len(inputs["input_ids"]) if "input_ids" in inputs else len(rows or masks)
+        if rows is not None and len(rows) != num_inputs:
+            raise ValueError(f"The inputs have {num_inputs} rows, but {len(rows)} prompts are known.")
+        if not num_inputs or num_rows % num_inputs:
+            raise ValueError(
+                f"The output has {num_rows} rows and the inputs {num_inputs}; pass the inputs that led to this output."
+            )
+        source = [row // (num_rows // num_inputs) for row in range(num_rows)]
+        answers = self._answers(output, inputs, rows, source)
+        sizes = self._sizes(inputs, original_sizes, source)
+
+        results = []
+        for row, answer in enumerate(answers):
+            if len(answer.spans) != len(masks[row]):
+                raise ValueError(
+                    f"Row {row} of the output has {len(masks[row])} masks, but its text has {len(answer.spans)} "
+                    f"slots: {answer.text!r}. Pass the inputs that led to this output."
+                )
+            phrases = rows[source[row]].phrases if rows is not None else None
+            segments = self._segments(answer, phrases, output, row, threshold, reject_threshold, sizes[row])
+            results.append(SegmentationResult(text=answer.text, segments=segments, image_size=sizes[row].original))
+        return results
+
+    # ---- text ---------------------------------------------------------------------------------------------------
+
+    def _answers(
+        self,
+        output: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        rows: Sequence[PromptRow] | None,
+        source: list[int],
+    ) -> list[ReadAnswer]:
+        sequences = output.get("sequences")
+        if sequences is None:
+            return [self._given_answer(self._conversation(inputs, rows, row)) for row in source]
+        if "input_ids" not in inputs:
+            # Where the answer begins is then a question of the words in front of it.
+            return [self._last_answer(self._decode_all(ids)) for ids in _lists(sequences)]
+        prompt_length = len(inputs["input_ids"][0])
+        answers = []
+        for ids, row in zip(_lists(sequences), source, strict=True):
+            text, spans = decode_with_spans(self._decode, ids[prompt_length:], self.slot_tokens)
+            answers.append(ReadAnswer(text, list(spans), self._conversation(inputs, rows, row)))
+        return answers
+
+    def _conversation(self, inputs: Mapping[str, Any], rows: Sequence[PromptRow] | None, row: int) -> str:
+        """The whole prompt of an input row, as it was or, where that is not known, decoded."""
+        if rows is not None:
+            return rows[row].conversation
+        if "input_ids" not in inputs:
+            raise ValueError("The text of a forward pass is not in its output. Pass the processor's `inputs`.")
+        ids = _lists(inputs["input_ids"])[row]
+        if "attention_mask" in inputs:
+            mask = _lists(inputs["attention_mask"])[row]
+            ids = [token_id for token_id, kept in zip(ids, mask, strict=True) if kept]
+        return self._decode_all(ids)
+
+    def _given_answer(self, conversation: str) -> ReadAnswer:
+        """All answers of a conversation, one per line, with every slot of the conversation."""
+        slots = find_tokens(conversation, list(self.slot_tokens.values()))
+        ranges = self.markers.find_answers(conversation) if self.markers else []
+        if not ranges:
+            return ReadAnswer(conversation.strip(), [self._stripped(conversation, span) for span in slots])
+        parts, spans, offset = [], {}, 0
+        for place in ranges:
+            text, begin = self.markers.answer_text(conversation, place)
+            for start, stop in slots:
+                if begin <= start and stop <= begin + len(text):
+                    spans[start] = (start - begin + offset, stop - begin + offset)
+            parts.append(text)
+            offset += len(text) + 1
+        question = conversation[: ranges[-1][0]]
+        return ReadAnswer("\n".join(parts), [spans.get(start) for start, _ in slots], question)
+
+    def _last_answer(self, conversation: str) -> ReadAnswer:
+        """The last answer of a conversation; slots of earlier turns have no mask in a generation."""
+        ranges = self.markers.find_answers(conversation) if self.markers else []
+        if not ranges:
+            return self._given_answer(conversation)
+        text, _ = self.markers.answer_text(conversation, ranges[-1])
+        slots = find_tokens(text, list(self.slot_tokens.values()))
+        return ReadAnswer(text, list(slots), conversation[: ranges[-1][0]])
+
+    def _stripped(self, text: str, span: Span) -> Span:
+        lead = len(text) - len(text.lstrip())
+        return span[0] - lead, span[1] - lead
+
+    def _decode(self, ids: list[int]) -> str:
+        """Decodes an answer without special tokens, but with slots, should they be special too."""
+        special = {token_id for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        special = (special | set(self.tokenizer.all_special_ids)) - set(self.slot_tokens)
+        return self.tokenizer.decode([token_id for token_id in ids if token_id not in special])
+
+    def _decode_all(self, ids: list[int]) -> str:
+        """Decodes a prompt with the tokens between turns, without images and padding."""
+        hidden = {self.image_token_id, self.tokenizer.pad_token_id}
+        return self.tokenizer.decode([token_id for token_id in ids if token_id not in hidden])
+
+    # ---- pictures -----------------------------------------------------------------------------------------------
+
+    def _sizes(self, inputs: Mapping[str, Any], original_sizes: Any, source: list[int]) -> list[MaskSizes]:
+        given = inputs.get("original_sizes")
+        wanted = original_sizes if original_sizes is not None else given
+        if wanted is None:
+            raise ValueError("The size of the pictures is unknown. Pass the processor's `inputs` or `original_sizes`.")
+        wanted = _size_pairs(wanted)
+        known = wanted if given is None else _size_pairs(given)
+        resized = inputs.get("sam_resized_sizes")
+        if resized is None:
+            resized = [_resized_size(self.segmenter_image_processor, size) for size in known]
+        resized = _size_pairs(resized)
+        target = self.segmenter_image_processor.segmenter_target_size
+        if "sam_pixel_values" in inputs:
+            target = tuple(int(side) for side in np.shape(inputs["sam_pixel_values"])[-2:])
+        index = inputs.get("image_index")
+        index = None if index is None else _lists(index)
+        num_images = len(known)
+        return [
+            MaskSizes(
+                original=_of_row(wanted, row, source, index, num_images),
+                resized=_of_row(resized, row, source, index, num_images),
+                target=target,
+            )
+            for row in range(len(source))
+        ]
+
+    def _segments(
+        self,
+        answer: ReadAnswer,
+        phrases: tuple[str, ...] | None,
+        output: Mapping[str, Any],
+        row: int,
+        threshold: float,
+        reject_threshold: float | None,
+        sizes: MaskSizes,
+    ) -> list[Segment]:
+        count = len(answer.spans)
+        scores = _row_of(output, "mask_scores", row, [0.0] * count)
+        probabilities = _row_of(output, "slot_probs", row, [1.0] * count)
+        rejected = _row_of(output, "rejected", row, [False] * count)
+        if reject_threshold is not None:
+            rejected = [probability < reject_threshold for probability in probabilities]
+        if phrases is not None and len(phrases) == count:
+            labels = list(phrases)
+        else:
+            placed = [span for span in answer.spans if span is not None]
+            found = iter(slot_labels(answer.text, placed, answer.question if count == 1 else None))
+            labels = [None if span is None else next(found) for span in answer.spans]
+        kept = [place for place in range(count) if not rejected[place]]
+        masks = output["pred_masks"][row][kept]
+        masks = post_process_masks(masks, sizes.original, sizes.resized, sizes.target, threshold)
+        masks = dict(zip(kept, masks.cpu().numpy(), strict=True))
+        return [
+            Segment(
+                label=labels[place],
+                span=answer.spans[place],
+                mask=masks.get(place),
+                score=float(scores[place]),
+                slot_prob=float(probabilities[place]),
+                rejected=bool(rejected[place]),
+            )
+            for place in range(count)
+        ]
+
+
+def _lists(values: Any) -> list:
+    return values.tolist() if isinstance(values, (torch.Tensor, np.ndarray)) else list(values)
+
+
+def _row_of(output: Mapping[str, Any], name: str, row: int, default: list) -> list:
+    values = output.get(name)
+    return default if values is None else _lists(values[row])
+
+
+def _size_pairs(sizes: Any) -> list[tuple[int, int]]:
+    return [(int(height), int(width)) for height, width in _lists(sizes)]
+
+
+def _of_row(
+    sizes: list[tuple[int, int]], row: int, source: list[int], index: list[int] | None, num_images: int
+) -> tuple[int, int]:
+    """The entry for an output row of a list with one per image, per input row or per output row, or one for all."""
+    num_inputs = source[-1] + 1
+    if len(sizes) == 1:
+        return sizes[0]
+    if index is not None and len(sizes) == num_images:
+        return sizes[index[source[row]]]
+    if len(sizes) == num_inputs:
+        return sizes[source[row]]
+    if len(sizes) == len(source):
+        return sizes[row]
+    raise ValueError(
+        f"{len(sizes)} sizes were given for {len(source)} rows of output, {num_inputs} rows of input and {num_images} "
+        "images. Give one per image, one per row, or one for all."
+    )
+
+
+def _resized_size(segmenter_image_processor: Any, original: tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a picture within the segmenter's view, for inputs that do not say it."""
+    target = segmenter_image_processor.segmenter_target_size
+    size = getattr(segmenter_image_processor, "segmenter_size", None) or segmenter_image_processor.size
+    if "longest_edge" not in dict(size):
+        return target
+    scale = target[0] / max(original)
+    return max(1, int(original[0] * scale + 0.5)), max(1, int(original[1] * scale + 0.5))
+
+
+__all__ = ["MaskSizes", "ReadAnswer", "SlotReader"]
