@@ -23,32 +23,34 @@ def known_cards() -> list[str]:
     return sorted(file.stem for file in CARDS.glob("*-*.yaml"))
 
 
-def render_card(system: str, name: str, config: PreTrainedConfig, dtype: torch.dtype, *, strict: bool = False) -> str:
+def check_card(system: str, name: str) -> None:
+    """Refuse the name of a checkpoint that has no values of its own.
+
+    Raises:
+        ConversionError: Names the checkpoints that have.
+    """
+    known = [card for card in known_cards() if card.startswith(f"{system}-")]
+    if name.lower() not in known:
+        raise ConversionError(f"There is no card for {name!r}.", next_step=f"Known are {', '.join(known)}.")
+
+
+def render_card(system: str, name: str, config: PreTrainedConfig, dtype: torch.dtype) -> str:
     """Render README.md.
 
     Args:
         system (`str`): `"lisa"` or `"gsva"`.
-        name (`str`): Name of the checkpoint, in any letter case.
+        name (`str`): Name of the checkpoint, in any letter case. For an unknown one the card says what is known about
+            the system.
         config (`PreTrainedConfig`): The composed model's config; sizes are shown in the card.
         dtype (`torch.dtype`): Type of the vision-language model.
-        strict (`bool`, *optional*, defaults to `False`): Whether an unknown name is an error; else the card says what
-            is known about the system.
 
     Returns:
         `str`: Metadata and text, the same for the same arguments.
-
-    Raises:
-        ConversionError: The name is unknown and `strict` was asked for.
     """
     values = _read_values(system)
     name = name.lower()
     if name in known_cards() and name.startswith(f"{system}-"):
         values |= _read_values(name)
-    elif strict:
-        raise ConversionError(
-            f"There is no card for {name!r}.",
-            next_step=f"Known are {', '.join(card for card in known_cards() if card.startswith(system))}.",
-        )
     values |= _read_values("bases")[values["base"]]
     data = ModelCardData(
         library_name="transformers",

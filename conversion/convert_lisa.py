@@ -73,6 +73,8 @@ def convert_lisa(
         ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
     """
     source = Path(source)
+    if not source.exists():
+        raise ConversionError("There is no such file or folder.", path=source, next_step="Check the path.")
     if vision_tower is None:
         raise ConversionError(
             "LISA needs the CLIP tower it was trained with.",
@@ -98,8 +100,6 @@ def _first_with(folders: list[Path | None], names: tuple[str, ...], what: str) -
     for folder in folders:
         if folder is not None and any((folder / name).exists() for name in names):
             return folder
-    if not folders[0].exists():
-        raise ConversionError("There is no such file or folder.", path=folders[0], next_step="Check the path.")
     raise ConversionError(
         f"There is no {what} beside the weights{' or in the base' if any(folders[1:]) else ''}.",
         path=folders[0],

@@ -12,8 +12,9 @@ import torch
 from transformers import CLIPVisionConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..modeling.configuration_lisa import LisaConfig
+from ..processing.chat_templates import CHAT_TEMPLATE_NAMES, build_chat_template
 from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
-from .card import render_card
+from .card import check_card, render_card
 from .configs import (
     clip_config_from_folder,
     clip_config_from_shapes,
@@ -38,11 +39,12 @@ from .rules_lisa_gsva import (
 )
 from .sam_config import read_sam_config
 from .sources import TensorSource, holds_weights, open_source
-from .tokenizers import IMAGE_TOKEN, SLOT_TOKENS, build_tokenizer
+from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, SLOT_TOKENS, build_tokenizer
 from .writer import refuse_existing, staging_folder, write_repository
 
 
 _FLOAT_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_IMAGE_WITH_MARKS = f"{IM_START_TOKEN}{IMAGE_TOKEN}{IM_END_TOKEN}"
 _SLOT_FIELDS = ("seg_token_id", "rej_token_id")
 
 
@@ -135,11 +137,12 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
         ConversionError: Something is missing, unreadable or does not fit; `out` is then untouched.
     """
     refuse_existing(Path(out))
+    _check_options(system, options)
     config = read_llava_config(sources.config)
     inventory = gather(system, sources, config)
     tokenizer = _matching_tokenizer(system, sources, config, inventory)
     model = build_model(system, config, _vision_config(sources, inventory), inventory, tokenizer, options.sam_options)
-    dtype = _parse_dtype(options.dtype) or dominant_dtype(inventory)
+    dtype = _FLOAT_TYPES.get(options.dtype, options.dtype) or dominant_dtype(inventory)
     tensors = plan_tensors(
         inventory,
         expected_shapes(model),
@@ -147,7 +150,7 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
         alpha_of_rank=options.alpha_of_rank,
         identity_projector=model.config.vlm_config.projector_hidden_act == "linear",
     )
-    processor = _build_processor(system, sources, model.config, tokenizer, options)
+    processor = _build_processor(system, sources, config, model.config, tokenizer, options)
     with staging_folder(out) as folder:
         write_repository(
             folder,
@@ -239,7 +242,7 @@ def _matching_tokenizer(
     tokenizer = build_tokenizer(
         sources.tokenizer,
         system.name,
-        use_im_start_end=bool(config.get("mm_use_im_start_end", True)),
+        use_im_start_end=_uses_marks(config),
         model_max_length=config.get("max_position_embeddings"),
     )
     known = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -301,6 +304,7 @@ def build_model(
 def _build_processor(
     system: System,
     sources: Sources,
+    original: Mapping[str, Any],
     config: LisaConfig,
     tokenizer: PreTrainedTokenizerBase,
     options: Options,
@@ -310,7 +314,19 @@ def _build_processor(
         **image_view(sources.vision_tower, vision.image_size),
         segmenter_size={"longest_edge": config.segmenter_config.vision_config.image_size},
     )
-    return system.processor_class(image_processor=image_processor, tokenizer=tokenizer)
+    image = _IMAGE_WITH_MARKS if _uses_marks(original) else IMAGE_TOKEN
+    return system.processor_class(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=vision.patch_size,
+        vision_feature_select_strategy=config.vlm_config.vision_feature_select_strategy,
+        template=options.template,
+        chat_template=build_chat_template(options.template, image),
+    )
+
+
+def _uses_marks(original: Mapping[str, Any]) -> bool:
+    return bool(original.get("mm_use_im_start_end", True))
 
 
 def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
@@ -323,11 +339,14 @@ def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
     )
 
 
-def _parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
-    dtype = _FLOAT_TYPES.get(dtype, dtype)
-    if dtype is not None and dtype not in _FLOAT_TYPES.values():
-        raise ConversionError(f"dtype is {dtype!r}; allowed are {', '.join(_FLOAT_TYPES)}.")
-    return dtype
+def _check_options(system: System, options: Options) -> None:
+    """Refuse what would fail only after everything has been read."""
+    if options.dtype is not None and options.dtype not in (*_FLOAT_TYPES, *_FLOAT_TYPES.values()):
+        raise ConversionError(f"dtype is {options.dtype!r}; allowed are {', '.join(_FLOAT_TYPES)}.")
+    if options.template not in CHAT_TEMPLATE_NAMES:
+        raise ConversionError(f"template is {options.template!r}; allowed are {', '.join(CHAT_TEMPLATE_NAMES)}.")
+    if options.card is not None:
+        check_card(system.name, options.card)
 
 
 def _report(out: Path, tensors: list[PlannedTensor], dtype: torch.dtype, inventory: Inventory) -> ConversionReport:

@@ -33,6 +33,10 @@ _REMEDIES = {
     ),
     VISION_TOWER: ("the CLIP tower", "Pass vision_tower= with its folder (openai/clip-vit-large-patch14)."),
     MM_PROJECTOR: ("the multimodal projector", "Pass a checkpoint that holds it as `mm_projector`."),
+    EMBEDDING: (
+        "the input embedding",
+        "It is trained with the model, so only a checkpoint that holds it can be converted.",
+    ),
     VLM: ("the language model", "Pass base= with the LLaVA folder the checkpoint was trained from, with its weights."),
 }
 
