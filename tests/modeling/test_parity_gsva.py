@@ -1,5 +1,6 @@
 """The converted GSVA checkpoint against what the original code computed from the same weights."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -83,7 +84,7 @@ def test_given_answers(model, processor, case):
         decided[output.slot_positions[row]] = torch.where(output.rejected[row], rej, seg)
         assert torch.equal(decided, recorded[f"output_ids_row{row}"])
 
-    # Without the second pass the original draws only where the answer says [SEG]; a rejected slot keeps its place here.
+    # Without the second pass the original draws only where the answer says [SEG]; here [REJ] slots keep their place.
     drawn = [
         torch.ones(len(positions), dtype=torch.bool) if reeval else inputs["input_ids"][row, positions] == seg
         for row, positions in enumerate(output.slot_positions)
@@ -101,7 +102,7 @@ def test_given_answers(model, processor, case):
     )
     for row, (result, flags) in enumerate(zip(accepted, drawn, strict=True)):
         masks = [segment.mask for segment, flag in zip(result.segments, flags.tolist(), strict=True) if flag]
-        assert_masks(torch.tensor(masks).numpy(), recorded[f"pred_masks{row}_packed"])
+        assert_masks(np.stack(masks), recorded[f"pred_masks{row}_packed"])
 
 
 def mask_targets(case: str, image_of_row: list[int], sizes: torch.Tensor) -> list[torch.Tensor]:
@@ -131,9 +132,9 @@ def test_losses_and_gradients(model, processor, case):
     output.loss.backward()
 
     expected = META[f"{case}/losses"]
-    assert float(output.loss) == pytest.approx(expected["loss"], rel=1e-5)
+    assert output.loss.item() == pytest.approx(expected["loss"], rel=1e-5)
     for name in ("ce_loss", "mask_bce_loss", "mask_dice_loss"):
-        assert float(output.losses[name]) == pytest.approx(expected[name], rel=1e-5)
+        assert output.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
 
     original = torch.load(PARITY / "gsva" / "gsva-tiny.bin", weights_only=True)
     table = lisa_gsva_table(detect_layout(list(original)))
@@ -147,5 +148,7 @@ def test_losses_and_gradients(model, processor, case):
             ]
             gradient = scaling * (other.T @ gradient if "lora_A" in name else gradient @ other.T)
         computed = 0.0 if gradient is None else float(gradient.norm())
-        assert computed == pytest.approx(norm, rel=1e-3, abs=1e-6), name
+        # Key biases have gradient 0 in exact arithmetic; both sides hold rounding there.
+        rounding = 1e-5 if name.endswith("k_proj.bias") else 1e-9
+        assert computed == pytest.approx(norm, rel=1e-3, abs=rounding), name
     model.zero_grad()

@@ -1,5 +1,6 @@
 """The converted LISA checkpoint against what the original code computed from the same weights."""
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -75,7 +76,7 @@ def test_given_answers(model, processor, case):
     assert not torch.cat(output.rejected).any()
     results = processor.post_process_segmentation(output, {**inputs, **views})
     stacked = [segment.mask for result in results for segment in result.segments]
-    assert_masks(torch.tensor(stacked).numpy(), recorded["pred_masks0_packed"])
+    assert_masks(np.stack(stacked), recorded["pred_masks0_packed"])
 
 
 @pytest.mark.parametrize("case", TRAIN)
@@ -96,15 +97,16 @@ def test_losses_and_gradients(model, processor, case):
     output.loss.backward()
 
     expected = META[f"{case}/losses"]
-    assert float(output.loss) == pytest.approx(expected["loss"], rel=1e-5)
+    assert output.loss.item() == pytest.approx(expected["loss"], rel=1e-5)
     for name in ("ce_loss", "mask_bce_loss", "mask_dice_loss"):
-        assert float(output.losses[name]) == pytest.approx(expected[name], rel=1e-5)
+        assert output.losses[name].item() == pytest.approx(expected[name], rel=1e-5)
     table = lisa_gsva_table(detect_layout(META["merged_keys"]))
     for original, norm in META[f"{case}/grad_norms"].items():
         gradient = model.get_parameter(table.rename(original)).grad
         computed = 0.0 if gradient is None else float(gradient.norm())
-        # Key biases have gradient 0 in exact arithmetic; what was recorded there is rounding.
-        assert computed == pytest.approx(norm, rel=1e-3, abs=1e-6), original
+        # Key biases have gradient 0 in exact arithmetic; both sides hold rounding there.
+        rounding = 1e-5 if original.endswith("k_proj.bias") else 1e-9
+        assert computed == pytest.approx(norm, rel=1e-3, abs=rounding), original
     model.zero_grad()
 
 
@@ -128,5 +130,5 @@ def test_generation(lisa_repo, processor, case):
     assert_recorded(output.pred_masks[0][:, None], recorded, "low_res_masks")
     result = processor.post_process_segmentation(output, {**inputs, **views})[0]
     if meta["n_seg"]:
-        masks = torch.tensor([segment.mask for segment in result.segments]).numpy()
+        masks = np.stack([segment.mask for segment in result.segments])
         assert_masks(masks, recorded["pred_masks_packed"])
