@@ -13,6 +13,7 @@ from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
 from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
 from reasonseg.modeling.slots import rejected_by_argmax
+from reasonseg.registration import register
 from tests import tiny
 from tests.common_mixins.transformers_mixins import modeling
 
@@ -76,6 +77,11 @@ class CommonModelTests(modeling.ModelTesterMixin, modeling.GenerationTesterMixin
     additional_model_inputs = ("pixel_values", "sam_pixel_values", "original_sizes", "sam_resized_sizes")
     # Some parameters get none, see `UNUSED`; the test below names them, where the mixin's own wants every one.
     test_all_params_have_gradient = False
+
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        register()
 
     def _prepare_for_class(self, inputs_dict, model_class, return_labels=False):
         inputs = super()._prepare_for_class(inputs_dict, model_class)

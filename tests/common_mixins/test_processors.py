@@ -1,0 +1,85 @@
+"""transformers' common processor tests, on the processors of LISA and GSVA."""
+
+import unittest
+from unittest.mock import patch
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from reasonseg.processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
+from reasonseg.processing.processing_gsva import GsvaProcessor
+from reasonseg.processing.processing_lisa import LisaProcessor
+from reasonseg.registration import register
+from tests.common_mixins.transformers_mixins import processing
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, so that decoding gives back every text as it was."""
+    special = ["<unk>", "<s>", "</s>", "<image>", "[SEG]", "[REJ]", "<im_start>", "<im_end>"]
+    vocabulary = {token: i for i, token in enumerate([*special, *sorted(pre_tokenizers.ByteLevel.alphabet())])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        pad_token="<unk>",
+        extra_special_tokens=special[3:],
+    )
+
+
+class CommonProcessorTests(processing.ProcessorTesterMixin):
+    @classmethod
+    def setUpClass(cls):
+        register()
+        # Registered classes write an `auto_map` into what they save, but take none from it when they are loaded, as
+        # they need no remote code; the mixin expects both to be the same.
+        for published in (cls.processor_class, ReasoningSegmentationImageProcessor):
+            unpublished = patch.object(published, "_auto_class", None)
+            unpublished.start()
+            cls.addClassCleanup(unpublished.stop)
+        super().setUpClass()
+
+    @classmethod
+    def _setup_tokenizer(cls):
+        return byte_tokenizer()
+
+    @classmethod
+    def _setup_image_processor(cls):
+        return ReasoningSegmentationImageProcessor(
+            size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28}, segmenter_size={"longest_edge": 64}
+        )
+
+    @staticmethod
+    def does_processor_return_mm_offsets(processor_class, method_name):
+        # The mixin looks whether a class replaces the method of the next one, which GSVA leaves to LISA.
+        return method_name == "replace_image_token"
+
+    # A row of LISA or GSVA is a question about exactly one picture. Where the mixin goes on to rows with none or
+    # several, the override checks that the processor says so, by the counts that only that part of the test gives.
+
+    def test_get_num_multimodal_tokens_matches_processor_call(self):
+        with pytest.raises(ValueError, match=r"\[2, 2, 2, 2\] <image> tokens, and 8 images were passed"):
+            super().test_get_num_multimodal_tokens_matches_processor_call()
+
+    def test_processor_text_has_no_visual(self):
+        with pytest.raises(ValueError, match=r"rows have \[0, 1, 1\] images. Each row needs exactly one"):
+            super().test_processor_text_has_no_visual()
+
+    def test_apply_chat_template_assistant_mask(self):
+        with pytest.raises(ValueError, match=r"rows have \[3\] images. Each row needs exactly one"):
+            super().test_apply_chat_template_assistant_mask()
+        with patch.object(type(self), "image_token", None):  # the mixin then leaves the pictures out
+            super().test_apply_chat_template_assistant_mask()
+
+
+class LisaProcessorTest(CommonProcessorTests, unittest.TestCase):
+    processor_class = LisaProcessor
+
+
+class GsvaProcessorTest(CommonProcessorTests, unittest.TestCase):
+    processor_class = GsvaProcessor
