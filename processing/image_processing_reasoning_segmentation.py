@@ -90,6 +90,8 @@ class UprightImageBackend(PilBackend):
     def fetch_images(self, images: ImageInput | str | os.PathLike | list) -> ImageInput | list:
         """Load the files named in `images`, at any depth of lists; everything else passes through.
 
+        Two-dimensional arrays get the channel axis that the helpers of transformers want.
+
         Raises:
             ValueError: A name is a URL or not a readable picture.
         """
@@ -97,6 +99,8 @@ class UprightImageBackend(PilBackend):
             return [self.fetch_images(image) for image in images]
         if isinstance(images, (str, os.PathLike)):
             return load_rgb_image(images, self.max_image_pixels)
+        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 2:
+            return images[None]
         return images
 
     def process_image(

@@ -14,6 +14,7 @@ from reasonseg.processing.image_processing_reasoning_segmentation import (
     ReasoningSegmentationImageProcessor,
     SegmenterImageProcessor,
 )
+from reasonseg.registration import register
 from tests.parity_data import PARITY, load_case, load_meta, sampled_like
 
 
@@ -308,16 +309,16 @@ class TestSaving:
         assert processor.size == {"shortest_edge": 224}
         assert processor.crop_size == {"height": 224, "width": 224}
 
-    def test_auto_image_processor_loads_the_published_class(self, tmp_path, monkeypatch):
-        monkeypatch.setattr(ReasoningSegmentationImageProcessor, "_auto_class", "AutoImageProcessor")
+    def test_auto_image_processor_loads_it_and_its_code_is_saved(self, tmp_path):
+        register()
         processor = ReasoningSegmentationImageProcessor(segmenter_size={"longest_edge": 32})
         processor.save_pretrained(tmp_path)
         assert {path.name for path in tmp_path.glob("*.py")} == {
             "image_processing_reasoning_segmentation.py",
             "image_loading.py",
         }
-        loaded = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+        loaded = AutoImageProcessor.from_pretrained(tmp_path)
+        assert type(loaded) is ReasoningSegmentationImageProcessor
         image = random_image(12, 20)
         views, expected = loaded(image, return_tensors="pt"), processor(image, return_tensors="pt")
-        assert type(loaded).__module__.startswith("transformers_modules.")
         assert all(torch.equal(value, expected[name]) for name, value in views.items())

@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
-from transformers import BatchFeature, GenerationConfig
+from transformers import BatchFeature, GenerationConfig, pipeline
 from transformers.generation import BaseStreamer
 
 from reasonseg.processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from reasonseg.processing.pipeline_reasoning_segmentation import ReasoningSegmentationPipeline
 from reasonseg.processing.segments import Segment, SegmentationResult, post_process_masks
 from tests import tiny
+from tests.parity_data import PARITY, load_case, load_meta, unpack_mask
 
 
 RNG = np.random.default_rng(0)
@@ -95,6 +96,11 @@ def pipe(model):
     return ReasoningSegmentationPipeline(
         model=model, processor=WordProcessor(), device="cpu", max_new_tokens=ANSWER_TOKENS
     )
+
+
+@pytest.fixture(scope="module")
+def lisa(talking_lisa_repo):
+    return pipeline("reasoning-segmentation", model=str(talking_lisa_repo), device="cpu")
 
 
 @pytest.fixture
@@ -410,6 +416,36 @@ class TestSaving:
         assert ReasoningSegmentationPipeline._load_processor is True
         for part in ("tokenizer", "image_processor", "feature_extractor", "video_processor"):
             assert getattr(ReasoningSegmentationPipeline, f"_load_{part}") is False
+
+
+class TestConvertedLisa:
+    """The whole way on a converted checkpoint, from `pipeline()` to masks at the size of the picture."""
+
+    @pytest.mark.parametrize("batch_size", [1, 4])
+    def test_masks_of_written_answers_are_the_recorded_ones(self, lisa, batch_size):
+        cases = [name for name in load_meta("lisa") if name.startswith("evaluate/segbias")]
+        metas = [load_meta("lisa")[case] for case in cases]
+        results = lisa(
+            [PARITY / "lisa" / "images" / f"img{meta['image']}.png" for meta in metas],
+            text=[meta["prompt"].split("<im_end>\n")[1].removesuffix(" ASSISTANT:") for meta in metas],
+            max_new_tokens=24,
+            batch_size=batch_size,
+        )
+        assert len(results) == 6
+        for case, meta, result in zip(cases, metas, results, strict=True):
+            assert len(result["segments"]) == meta["n_seg"]
+            width = meta["masks"]["shape"][-1]
+            for segment, recorded in zip(
+                result["segments"], unpack_mask(load_case("lisa", case)["pred_masks_packed"], width), strict=True
+            ):
+                mask = np.asarray(segment["mask"]) == 255
+                assert (mask & recorded).sum() / (mask | recorded).sum() >= 0.999
+                assert result["generated_text"][slice(*segment["span"])] == "[SEG]"
+
+    def test_phrases_label_their_segments(self, lisa):
+        result = lisa(PARITY / "lisa" / "images" / "img0.png", phrases=["the red cup", "a dog"])
+        assert [segment["label"] for segment in result["segments"]] == ["the red cup", "a dog"]
+        assert [segment["mask"].size for segment in result["segments"]] == [(640, 427)] * 2
 
 
 def strip(result):
