@@ -87,7 +87,9 @@ class UprightImageBackend(PilBackend):
 
     max_image_pixels = MAX_IMAGE_PIXELS
 
-    def fetch_images(self, images: ImageInput | str | os.PathLike | list) -> ImageInput | list:
+    def fetch_images(
+        self, images: ImageInput | str | os.PathLike | list, max_image_pixels: int | None = None
+    ) -> ImageInput | list:
         """Load the files named in `images`, at any depth of lists; everything else passes through.
 
         Two-dimensional arrays get the channel axis that the helpers of transformers want.
@@ -96,9 +98,9 @@ class UprightImageBackend(PilBackend):
             ValueError: A name is a URL or not a readable picture.
         """
         if isinstance(images, (list, tuple)):
-            return [self.fetch_images(image) for image in images]
+            return [self.fetch_images(image, max_image_pixels) for image in images]
         if isinstance(images, (str, os.PathLike)):
-            return load_rgb_image(images, self.max_image_pixels)
+            return load_rgb_image(images, max_image_pixels or self.max_image_pixels)
         if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 2:
             return images[None]
         return images
@@ -115,7 +117,7 @@ class UprightImageBackend(PilBackend):
 
         Arrays and tensors keep their channels when `do_convert_rgb` is false; everything else becomes RGB.
         """
-        max_image_pixels = self.max_image_pixels if max_image_pixels is None else max_image_pixels
+        max_image_pixels = max_image_pixels or self.max_image_pixels
         if do_convert_rgb or isinstance(image, Image.Image):
             image = np.asarray(load_rgb_image(image, max_image_pixels, input_data_format))
             return np.moveaxis(image, -1, 0)
@@ -175,7 +177,7 @@ class SegmenterImageProcessor(UprightImageBackend):
         self, images: ImageInput, return_tensors: str | TensorType | None = None, **kwargs
     ) -> BatchFeature:
         loading = {name: kwargs[name] for name in ("input_data_format", "max_image_pixels")}
-        images = self._prepare_image_like_inputs(images, **loading)
+        images = self._prepare_image_like_inputs(self.fetch_images(images, loading["max_image_pixels"]), **loading)
         data = segmenter_view(images, kwargs["size"], kwargs["resample"], kwargs["image_mean"], kwargs["image_std"])
         return BatchFeature(data, tensor_type=return_tensors)
 
@@ -257,7 +259,7 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
         return_tensors: str | TensorType | None = None,
         **kwargs,
     ) -> BatchFeature:
-        images = self._prepare_images_structure(images)
+        images = self._prepare_images_structure(self.fetch_images(images, max_image_pixels))
         if not kwargs["do_rescale"] and any(_is_floating_point(image) for image in images):
             raise ValueError(
                 "A floating-point image was given with `do_rescale=False`. All images are brought to 0..255 before "

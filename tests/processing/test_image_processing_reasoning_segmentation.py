@@ -235,6 +235,15 @@ class TestInputs:
         with pytest.raises(ValueError, match=message):
             small(images, **options)
 
+    @pytest.mark.parametrize("processor_class", [ReasoningSegmentationImageProcessor, SegmenterImageProcessor])
+    def test_the_pixel_limit_holds_for_files_and_per_call(self, processor_class, tmp_path):
+        random_image(40, 40).save(tmp_path / "a.png")
+        processor = processor_class(max_image_pixels=1599)
+        for image in (tmp_path / "a.png", Image.open(tmp_path / "a.png")):
+            with pytest.raises(ValueError, match="1599 allowed"):
+                processor(image)
+            assert processor(image, max_image_pixels=1600)["original_sizes"] == [[40, 40]]
+
     def test_unknown_options_are_refused(self, small):
         with pytest.raises(TypeError, match="segmenter_sise"):
             small(random_image(4, 4), segmenter_sise={"longest_edge": 8})
