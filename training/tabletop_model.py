@@ -108,4 +108,4 @@ def tabletop_model(config: GsvaConfig, seed: int) -> GsvaForReasoningSegmentatio
     return model
 
 
-__all__ = ["tabletop_config", "tabletop_model"]
+__all__ = ["SEGMENTER_PATCH", "SEGMENTER_SIDE", "VLM_PATCH", "VLM_SIDE", "tabletop_config", "tabletop_model"]

@@ -2,18 +2,26 @@
 
 from collections import defaultdict
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from transformers import Trainer
+
+from .parts import has_lora, merged_state_dict, trained_state_dict
+
+
+TRAINED_PARTS_FILE = "trained_parts.safetensors"
 
 
 class ReasoningSegmentationTrainer(Trainer):
     """
     Trainer whose logs hold each part of the loss, and whose checkpoints are repos that load and run.
 
-    Saving code, configuration and weights is the model's own, processor and chat template come from
-    `processing_class`; so every `checkpoint-N` can be evaluated, published or used in a pipeline as it is.
+    Every `checkpoint-N` holds the whole model with adapters merged, its code, processor and chat template, so that it
+    can be evaluated, published or used in a pipeline as it is. Runs with adapters add `trained_parts.safetensors`,
+    from which a resumed run takes the unmerged state.
 
     Args:
         decision_loss_weight (`float`): Weight of an additional cross entropy between `[SEG]` and `[REJ]` at every
@@ -36,6 +44,8 @@ class ReasoningSegmentationTrainer(Trainer):
                 "The collator needs pictures and conversations, which no forward argument is named after; set "
                 "remove_unused_columns=False in the training arguments."
             )
+        # Every loss here is the mean of its batch, so accumulated batches must be averaged.
+        self.loss_is_scaled_for_ga = False
         self.decision_loss_weight = decision_loss_weight
         self.optimizer_factory = optimizer_factory
         self._loss_parts: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -44,7 +54,9 @@ class ReasoningSegmentationTrainer(Trainer):
         if self.optimizer is None and self.optimizer_factory is not None:
             self.optimizer = self.optimizer_factory((model or self.model).named_parameters())
             return self.optimizer
-        return super().create_optimizer(model) if model is not None else super().create_optimizer()
+        return super().create_optimizer(model)
+
+    # ---- losses -------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         outputs = model(**inputs)
@@ -76,5 +88,41 @@ class ReasoningSegmentationTrainer(Trainer):
             self._loss_parts.clear()
         super().log(logs, start_time)
 
+    # ---- checkpoints --------------------------------------------------------------------------------------------
 
-__all__ = ["ReasoningSegmentationTrainer"]
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        output_dir = Path(output_dir or self.args.output_dir)
+        model = self.accelerator.unwrap_model(self.model)
+        state_dict = model.state_dict() if state_dict is None else state_dict
+        if not has_lora(model):
+            # Parameter names rather than a family's older spelling: a resumed run looks them up.
+            model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
+        else:
+            model.save_pretrained(
+                output_dir, state_dict=merged_state_dict(model, state_dict), save_original_format=False
+            )
+            save_file(trained_state_dict(model, state_dict), output_dir / TRAINED_PARTS_FILE)
+        if self.processing_class is not None:
+            self.processing_class.save_pretrained(output_dir)
+        torch.save(self.args, output_dir / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+        model = self.accelerator.unwrap_model(model or self.model)
+        trained_parts = Path(resume_from_checkpoint) / TRAINED_PARTS_FILE
+        if not has_lora(model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        elif not trained_parts.is_file():
+            raise FileNotFoundError(
+                f"{resume_from_checkpoint} has no {TRAINED_PARTS_FILE}, so the adapters it was trained with are lost in "
+                "its merged weights; start a new run from it instead of resuming."
+            )
+        else:
+            unexpected = model.load_state_dict(load_file(trained_parts), strict=False).unexpected_keys
+            if unexpected:
+                raise ValueError(
+                    f"{trained_parts} holds {unexpected[:3]}, which this run does not train; resume with the recipe "
+                    "that wrote it."
+                )
+
+
+__all__ = ["TRAINED_PARTS_FILE", "ReasoningSegmentationTrainer"]
