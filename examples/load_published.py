@@ -2,8 +2,8 @@
 
     python examples/load_published.py CHECKPOINT IMAGE
 
-The checkpoint brings its own code, so `trust_remote_code=True` is needed. For one from the Hub, pass `revision=` with the full
-hash of a commit whose code you have read.
+The checkpoint brings its own code, so `trust_remote_code=True` is needed. For one from the Hub, pass `revision=` with
+the full hash of a commit whose code you have read.
 """
 
 import importlib.util

@@ -1,6 +1,13 @@
-"""Segmentation by language: a vision-language model points, a segmenter draws."""
+"""Segmentation by language: a vision-language model points, a segmenter draws.
 
+`import reasonseg` registers the models, processors and the pipeline with transformers, which then loads their
+checkpoints without `trust_remote_code`.
+"""
+
+import sys
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from ._version import __version__
 
@@ -10,4 +17,48 @@ if not (_ROOT / "modeling").is_dir():
     # Not installed: in a checkout the sub-packages lie beside this folder instead of in it.
     __path__.append(str(_ROOT.parent))
 
-__all__ = ["__version__"]
+_PUBLIC = {
+    "ReasoningSegmentationConfig": "modeling.configuration_reasoning_segmentation",
+    "LisaConfig": "modeling.configuration_lisa",
+    "GsvaConfig": "modeling.configuration_gsva",
+    "ReasoningSegmentationModel": "modeling.modeling_reasoning_segmentation",
+    "LisaForReasoningSegmentation": "modeling.modeling_lisa",
+    "GsvaForReasoningSegmentation": "modeling.modeling_gsva",
+    "ReasoningSegmentationProcessor": "processing.processing_reasoning_segmentation",
+    "LisaProcessor": "processing.processing_lisa",
+    "GsvaProcessor": "processing.processing_gsva",
+    "ReasoningSegmentationImageProcessor": "processing.image_processing_reasoning_segmentation",
+    "SegmenterImageProcessor": "processing.image_processing_reasoning_segmentation",
+    "ReasoningSegmentationPipeline": "processing.pipeline_reasoning_segmentation",
+    "Segment": "processing.segments",
+    "SegmentationResult": "processing.segments",
+    "convert_lisa": "conversion.convert_lisa",
+    "convert_gsva": "conversion.convert_gsva",
+    "ConversionError": "conversion.errors",
+    "register": "registration",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
+
+
+def _is_the_command() -> bool:
+    """Whether this process is the `reasonseg` command, whose `--help` must not wait for torch.
+
+    Its commands register when they start to work.
+    """
+    return Path(sys.argv[0] if sys.argv else "").stem == "reasonseg" or sys.orig_argv[1:3] == ["-m", "reasonseg"]
+
+
+if not _is_the_command():
+    import_module(".registration", __name__).register()
+
+__all__ = ["__version__", *_PUBLIC]

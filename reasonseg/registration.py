@@ -36,6 +36,16 @@ IMAGE_PROCESSORS = {
 }
 
 
+class _NoDefaultModel(dict):
+    """Stands where transformers looks up a task's default model, and says that there is none."""
+
+    def __getitem__(self, key: str):
+        raise ValueError(
+            f"pipeline({PIPELINE_TASK!r}) needs a model: pass model= with the folder or Hub name of a converted "
+            "checkpoint. `reasonseg convert --help` shows how to make one."
+        )
+
+
 @cache
 def register() -> None:
     """Register every system with transformers' Auto classes and the pipeline with its registry. Done once."""
@@ -51,5 +61,9 @@ def register() -> None:
         processor_class.register_for_auto_class("AutoProcessor")
     ReasoningSegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
     PIPELINE_REGISTRY.register_pipeline(
-        PIPELINE_TASK, pipeline_class=ReasoningSegmentationPipeline, pt_model=AutoModel, type="multimodal"
+        PIPELINE_TASK,
+        pipeline_class=ReasoningSegmentationPipeline,
+        pt_model=AutoModel,
+        default=_NoDefaultModel(model=None),
+        type="multimodal",
     )

@@ -1,4 +1,4 @@
-"""Settings every test shares."""
+"""Settings and fixtures every test shares."""
 
 import os
 
@@ -11,6 +11,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import sys
 
 import pytest
+import torch
+from safetensors.torch import load_file
+
+from reasonseg.conversion.convert_gsva import convert_gsva
+from reasonseg.conversion.convert_lisa import convert_lisa
+from tests.parity_data import PARITY
 
 
 @pytest.fixture(autouse=True)
@@ -19,3 +25,35 @@ def no_class_exists_twice():
     yield
     leaked = sorted({"modeling", "processing", "conversion", "training", "evaluation"} & sys.modules.keys())
     assert not leaked, f"Imported by a bare name: {leaked}. Write `from reasonseg.{leaked[0]} import ...`."
+
+
+@pytest.fixture(scope="session")
+def lisa_repo(tmp_path_factory):
+    """The recorded LISA checkpoint, converted."""
+    out = tmp_path_factory.mktemp("converted") / "lisa"
+    convert_lisa(PARITY / "lisa" / "checkpoint", vision_tower=PARITY / "lisa" / "vision_tower", out=out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def gsva_repo(tmp_path_factory):
+    """The recorded GSVA checkpoint, converted."""
+    out = tmp_path_factory.mktemp("converted") / "gsva"
+    gsva = PARITY / "gsva"
+    convert_gsva(gsva / "gsva-tiny.bin", base=gsva / "base_llava", vision_tower=gsva / "vision_tower", out=out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def talking_lisa_repo(lisa_repo, tmp_path_factory):
+    """The recorded LISA variant that writes `[SEG]` by itself."""
+    from transformers import AutoModel, AutoProcessor
+
+    out = tmp_path_factory.mktemp("converted") / "talking"
+    model = AutoModel.from_pretrained(lisa_repo)
+    (head,) = load_file(PARITY / "lisa" / "variant_segbias" / "lm_head.safetensors").values()
+    with torch.no_grad():
+        model.vlm.lm_head.weight[: len(head)] = head
+    model.save_pretrained(out, save_original_format=False)
+    AutoProcessor.from_pretrained(lisa_repo).save_pretrained(out)
+    return out

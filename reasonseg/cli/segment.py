@@ -117,9 +117,11 @@ class _Segmenter:
 
     def __init__(self, settings: Settings, device: str, trust_remote_code: bool):
         from transformers import AutoModel, AutoProcessor
+        from transformers.utils import logging
 
         from ..registration import register
 
+        logging.disable_progress_bar()  # this command has its own
         register()
         source = {"revision": settings.revision, "trust_remote_code": trust_remote_code}
         self.settings = settings

@@ -1,0 +1,219 @@
+"""A saved checkpoint loads and computes the same where this package does not exist."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoProcessor, pipeline
+
+from reasonseg.modeling.configuration_reasoning_segmentation import ReasoningSegmentationConfig
+from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
+from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
+from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
+from tests.parity_data import PARITY
+
+
+IMAGES = [PARITY / "lisa" / "images" / name for name in ("img0.png", "img1.png")]
+PHRASES = [["the dog", "a red cup"], ["the tree"]]
+TASK = "reasoning-segmentation"
+SYSTEMS = ("lisa", "gsva", "reasoning_segmentation")
+
+# Runs before everything else in the child: this package cannot be imported, and nothing can be reached.
+BLOCK = """
+import builtins, importlib.abc, socket, sys
+
+class Blocked(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("reasonseg", "modeling", "processing"):
+            raise ImportError(f"{name} is blocked")
+
+def refuse(*args, **kwargs):
+    raise OSError("the network is blocked")
+
+def no_question(*args, **kwargs):
+    raise AssertionError("a question was asked")
+
+sys.meta_path.insert(0, Blocked())
+socket.socket.connect = socket.create_connection = socket.getaddrinfo = refuse
+builtins.input = no_question
+try:
+    import reasonseg
+except ImportError:
+    pass
+else:
+    raise SystemExit("reasonseg could be imported")
+"""
+
+LOAD_AND_RUN = """
+import json
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
+
+arguments = json.loads(sys.argv[1])
+repo, trust = arguments["repo"], {"trust_remote_code": True}
+images = [Image.open(path) for path in arguments["images"]]
+
+config = AutoConfig.from_pretrained(repo, **trust)
+model = AutoModel.from_pretrained(repo, **trust)
+processor = AutoProcessor.from_pretrained(repo, **trust)
+for thing in (config, model, processor):
+    assert type(thing).__module__.startswith("transformers_modules."), type(thing).__module__
+inputs = processor(images=images, phrases=arguments["phrases"], return_tensors="pt")
+with torch.inference_mode():
+    output = model(**inputs)
+tensors = {f"mask_{row}": masks for row, masks in enumerate(output.pred_masks)}
+tensors |= {"logits": output.logits, "input_ids": inputs["input_ids"]}
+save_file({name: tensor.contiguous().clone() for name, tensor in tensors.items()}, "forward.safetensors")
+
+named = pipeline("reasoning-segmentation", model=repo, **trust)
+unnamed = pipeline(model=repo, **trust)
+assert named.task == unnamed.task == "reasoning-segmentation", (named.task, unnamed.task)
+answers = {
+    "single": named(images[0], phrases=arguments["phrases"][0], mask_format="rle"),
+    "unnamed": unnamed(images[0], phrases=arguments["phrases"][0], mask_format="rle"),
+    "batch": named(images, phrases=arguments["phrases"], batch_size=2, mask_format="rle"),
+    "written": named(images[0], text="Where is it?", max_new_tokens=4, mask_format="rle"),
+}
+json.dump(answers, open("answers.json", "w"))
+
+# Somebody saves what was loaded: the code must travel on.
+model.save_pretrained("again")
+processor.save_pretrained("again")
+again = AutoModel.from_pretrained("again", **trust)
+with torch.inference_mode():
+    assert torch.equal(again(**inputs).logits, output.logits)
+pipeline(model="again", **trust)(images[0], phrases=arguments["phrases"][0])
+"""
+
+REFUSED_WITHOUT_TRUST = """
+import json
+from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
+
+repo = json.loads(sys.argv[1])["repo"]
+for load in (AutoConfig.from_pretrained, AutoModel.from_pretrained, AutoProcessor.from_pretrained):
+    try:
+        load(repo, trust_remote_code=False)
+    except ValueError as error:
+        assert "trust_remote_code=True" in str(error), error
+    else:
+        raise SystemExit(f"{load} ran code nobody asked for")
+assert not any(name.startswith("transformers_modules.") for name in sys.modules)
+"""
+
+
+def run_without_the_package(code: str, folder: Path, **arguments) -> None:
+    """Run `code` in a new process in an empty folder, where this package is blocked and the network is off."""
+    script = folder / "child.py"
+    script.write_text(BLOCK + code, encoding="utf-8")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_", "COV"))}
+    env = {**kept, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, str(script), json.dumps(arguments)],
+        cwd=folder,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+def save_composed(lisa_repo: Path, out: Path) -> None:
+    """Save the base class with the recorded weights: another VLM processor nested, another set of published files."""
+    source = AutoModel.from_pretrained(lisa_repo)
+    config = ReasoningSegmentationConfig(
+        vlm_config=source.config.vlm_config,
+        segmenter_config=source.config.segmenter_config,
+        seg_token_id=source.config.seg_token_id,
+    )
+    model = ReasoningSegmentationModel(config)
+    model.load_state_dict(source.state_dict())
+    model.save_pretrained(out, save_original_format=False)
+    llava_processor(lisa_repo).save_pretrained(out)
+
+
+def llava_processor(lisa_repo: Path) -> ReasoningSegmentationProcessor:
+    """A stock LlavaProcessor inside this package's processor."""
+    from transformers import CLIPImageProcessor, LlavaProcessor
+
+    source = AutoProcessor.from_pretrained(lisa_repo)
+    vlm_processor = LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}),
+        tokenizer=source.tokenizer,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+        chat_template=source.chat_template,
+    )
+    return ReasoningSegmentationProcessor(vlm_processor, SegmenterImageProcessor())
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def repo(request, lisa_repo, gsva_repo, tmp_path_factory) -> Path:
+    if request.param == "reasoning_segmentation":
+        out = tmp_path_factory.mktemp("composed")
+        save_composed(lisa_repo, out)
+        return out
+    return {"lisa": lisa_repo, "gsva": gsva_repo}[request.param]
+
+
+@pytest.fixture(scope="module")
+def child(repo, tmp_path_factory) -> Path:
+    """The folder in which a process without this package has loaded and run `repo`."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    run_without_the_package(
+        LOAD_AND_RUN, folder, repo=str(repo), images=[str(path) for path in IMAGES], phrases=PHRASES
+    )
+    return folder
+
+
+def test_masks_and_logits_are_the_same_bits(repo, child):
+    model, processor = AutoModel.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
+    assert type(model).__module__.startswith("reasonseg."), "with the package imported its own classes win"
+    inputs = processor(images=[Image.open(path) for path in IMAGES], phrases=PHRASES, return_tensors="pt")
+    with torch.inference_mode():
+        output = model(**inputs)
+    theirs = load_file(child / "forward.safetensors")
+    assert torch.equal(theirs["input_ids"], inputs["input_ids"])
+    assert torch.equal(theirs["logits"], output.logits)
+    assert [len(masks) for masks in output.pred_masks] == [len(row) for row in PHRASES]
+    for row, masks in enumerate(output.pred_masks):
+        assert torch.equal(theirs[f"mask_{row}"], masks)
+
+
+def test_the_pipeline_gives_the_same_answers(repo, child):
+    theirs = json.loads((child / "answers.json").read_text(encoding="utf-8"))
+    ours = pipeline(TASK, model=str(repo))  # no trust_remote_code: the package is imported
+    images = [Image.open(path) for path in IMAGES]
+    expected = {
+        "single": ours(images[0], phrases=PHRASES[0], mask_format="rle"),
+        "batch": ours(images, phrases=PHRASES, batch_size=2, mask_format="rle"),
+        "written": ours(images[0], text="Where is it?", max_new_tokens=4, mask_format="rle"),
+    }
+    expected["unnamed"] = expected["single"]
+    assert json.loads(json.dumps(expected)) == theirs
+    assert any(found["mask"] for found in theirs["single"]["segments"] + theirs["batch"][1]["segments"])
+
+
+def test_without_trust_nothing_runs_and_nothing_is_asked(repo, tmp_path):
+    run_without_the_package(REFUSED_WITHOUT_TRUST, tmp_path, repo=str(repo))
+
+
+def test_every_published_file_travels_once_and_unchanged(repo):
+    root = Path(__file__).parents[1]
+    originals = {file.name: file for folder in ("modeling", "processing") for file in (root / folder).glob("*.py")}
+    published = list(repo.glob("*.py"))
+    assert len(published) >= 10
+    for file in published:
+        assert file.read_bytes() == originals[file.name].read_bytes(), file.name
+    assert not list(repo.glob("*.bin"))
+    assert not [entry.name for entry in repo.iterdir() if entry.is_dir()]
