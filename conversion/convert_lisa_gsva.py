@@ -151,6 +151,7 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
         identity_projector=model.config.vlm_config.projector_hidden_act == "linear",
     )
     processor = _build_processor(system, sources, config, model.config, tokenizer, options)
+    _publish_code(system)
     with staging_folder(out) as folder:
         write_repository(
             folder,
@@ -159,12 +160,20 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
             dtype=dtype,
             generation_config=_generation_config(tokenizer),
             processor=processor,
-            card=render_card(system.name, options.card or sources.checkpoint.stem, model.config, dtype),
+            card=render_card(system.name, options.card or sources.checkpoint.absolute().stem, model.config, dtype),
             max_shard_size=options.max_shard_size,
             progress=options.progress or no_progress,
             release=inventory.release,
         )
     return _report(Path(out), tensors, dtype, inventory)
+
+
+def _publish_code(system: System) -> None:
+    """Have the code copied beside the weights, also where nobody has registered the classes with transformers."""
+    system.config_class.register_for_auto_class("AutoConfig")
+    system.model_class.register_for_auto_class("AutoModel")
+    system.processor_class.register_for_auto_class("AutoProcessor")
+    ReasoningSegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
 
 
 def gather(system: System, sources: Sources, config: Mapping[str, Any]) -> Inventory:

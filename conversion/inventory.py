@@ -80,7 +80,7 @@ class Inventory:
             raise ConversionError(
                 f"{len(keys.unmatched)} tensors do not belong to the {table.name} layout, the first are {shown}.",
                 path=source.path,
-                next_step="Only checkpoints of the original LISA and GSVA code can be converted with these rules.",
+                next_step=f"Pass a file in the original {table.name} layout.",
             )
         self._sources.append(source)
         self.dropped += [Dropped(origin, key, reason) for key, reason in keys.dropped.items()]

@@ -58,8 +58,7 @@ def sniff(path: Path) -> FileKind:
     size = path.stat().st_size
     if size == 0:
         raise ConversionError("The file is empty.", path=path, next_step=_DOWNLOAD_AGAIN)
-    with path.open("rb") as file:
-        head = file.read(512)
+    head = read_head(path)
     refuse_placeholder(head, path)
     if head.startswith(_ZIP_MAGIC):
         _check_torch_zip(path, size)
@@ -98,6 +97,21 @@ def check_regular_file(path: Path) -> None:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
         raise ConversionError(f"Expected a file, found {kind}.", path=path, next_step="Pass the file itself.")
+
+
+def read_head(path: Path, size: int = 512) -> bytes:
+    """The first bytes of a file.
+
+    Raises:
+        ConversionError: The file may not be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise ConversionError(
+            f"The file cannot be read ({error.strerror}).", path=path, next_step="Check its permissions."
+        ) from error
 
 
 def refuse_placeholder(head: bytes, path: Path) -> None:

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import ConversionError
-from .sniffing import FileKind, check_regular_file, refuse_placeholder, sniff
+from .sniffing import FileKind, check_regular_file, read_head, refuse_placeholder, sniff
 
 
 _SAFETENSORS_DTYPES = {
@@ -340,8 +340,8 @@ def read_json(path: Path) -> dict:
         ConversionError: The file is missing, a placeholder, or no JSON object.
     """
     check_regular_file(path)
+    refuse_placeholder(read_head(path), path)
     data = path.read_bytes()
-    refuse_placeholder(data[:512], path)
     try:
         value = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:

@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -35,6 +35,7 @@ def staging_folder(out: str | Path) -> Iterator[Path]:
     refuse_existing(out)
     prefix = f".{out.name}.{socket.gethostname()}-"
     staging = out.parent / f"{prefix}{os.getpid()}.partial"
+    new_parents = [parent for parent in out.parents if not parent.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _remove_abandoned(out.parent, prefix)
@@ -51,12 +52,16 @@ def staging_folder(out: str | Path) -> Iterator[Path]:
         staging.rename(out)
     except OSError as error:
         raise ConversionError(
-            f"Writing failed ({error.strerror or error}); nothing was left behind.",
+            f"The conversion failed ({error.strerror or error}); nothing was left behind.",
             path=error.filename or out,
             next_step="Check free space and permissions, then convert again.",
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        if not out.exists():
+            for parent in new_parents:
+                with suppress(OSError):  # somebody else may have put something there meanwhile
+                    parent.rmdir()
 
 
 def refuse_existing(out: Path) -> None:

@@ -278,7 +278,7 @@ FAULTS = {
     "no layer": (without(r"^model\.layers\.1\."), {}, r"lack 9 parameters of the language model.*Pass base="),
     "no embedding": (without("embed_tokens"), {}, "does not hold the input embedding"),
     "unknown tensor": (lambda state: state | {"model.x": torch.ones(1)}, {}, "1 tensors do not belong.*'model.x'"),
-    "extra layer": (renamed("model.layers.1.mlp", "model.layers.2.mlp"), {}, "lack 3 parameters of the language model"),
+    "extra layer": (renamed("model.layers.1.mlp", "model.layers.2.mlp"), {}, "lack 3 parameters of the language"),
     "hidden size": (lambda state: state, {"hidden_size": 128}, "hidden size is 64, the config's 128"),
     "wrong width": (lambda state: state, {"intermediate_size": 96}, r"has the shape \(128, 64\).* ask for \(96, 64\)"),
     "vocabulary": (

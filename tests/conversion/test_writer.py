@@ -36,7 +36,7 @@ def test_an_empty_target_is_filled(tmp_path):
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
 def test_nothing_is_left_behind(tmp_path, error):
     def write():
-        with staging_folder(tmp_path / "repo") as folder:
+        with staging_folder(tmp_path / "new" / "deep" / "repo") as folder:
             (folder / "file").write_text("x")
             raise error
 
