@@ -67,9 +67,7 @@ def merged_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> 
         model: Gives the scale of each adapter; its own weights are not touched.
         state_dict: Complete weights, also where the model itself holds only a shard of them.
     """
-    merged = {
-        name.replace(".base_layer.", "."): value for name, value in state_dict.items() if ".lora_" not in name
-    }
+    merged = {name.replace(".base_layer.", "."): value for name, value in state_dict.items() if ".lora_" not in name}
     for name, module in model.named_modules():
         if not isinstance(module, LoraLayer):
             continue

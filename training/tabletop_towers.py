@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
-from ..modeling.segmenters import segmenter_adapter
 from .tabletop_scenes import COLOURS, SIZES, TabletopScene
 from .tabletop_sprites import KINDS
 

@@ -1,0 +1,28 @@
+"""`reasonseg train`: follow a training recipe."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .failures import stderr_console
+
+
+def train(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, or lisa, gsva or tabletop.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the finished repository and its checkpoints.")],
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change a field, e.g. arguments.max_steps=100; may be given several times."),
+    ] = None,
+):
+    """Train a model by a recipe; every checkpoint is a complete repository.
+
+    Start it with `torchrun` or `accelerate launch` (`-m reasonseg train ...`) to use several processes or GPUs.
+    """
+    from ..training.recipe import load_recipe
+    from ..training.run import run_recipe
+
+    finished = run_recipe(load_recipe(recipe, overrides or ()), out, resume)
+    stderr_console().print(f"Finished: {finished}", soft_wrap=True)

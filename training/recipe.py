@@ -1,0 +1,156 @@
+"""Training described by a YAML file: data, what learns, losses, optimizer and the Trainer's own arguments."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class RecipeError(ValueError):
+    """A recipe that cannot be followed; the message says what is wrong and what is allowed."""
+
+
+@dataclass
+class DataRecipe:
+    """
+    Args:
+        kind (`str`): `tabletop` (drawn on the fly) or `image_folder`.
+        path (`str`, *optional*): Folder of one split, for `image_folder`.
+        split (`str`): Split of `tabletop`.
+        length (`int`): Scenes of `tabletop` in an epoch.
+        requests_per_scene (`int`): Conversations about each scene.
+        options (`dict`): Further arguments of `make_requests`.
+    """
+
+    kind: str = "image_folder"
+    path: str | None = None
+    split: str = "train"
+    length: int = 20_000
+    requests_per_scene: int = 2
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class LoraRecipe:
+    """LoRA in the language model; see `peft.LoraConfig`."""
+
+    r: int = 8
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.05
+
+
+@dataclass
+class OptimizerRecipe:
+    """Muon for hidden matrices beside AdamW; without it the Trainer's `optim` is used."""
+
+    learning_rate: float = 1e-3
+    muon_learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+
+
+@dataclass
+class TowerRecipe:
+    """First stage of training from scratch: both image encoders alone, on dense labels."""
+
+    steps: int = 800
+    batch_size: int = 32
+    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
+
+
+@dataclass
+class Recipe:
+    """
+    Args:
+        model (`str`): A repo (folder or Hub id) to start from, or `tabletop` for the embedded model from scratch.
+        data ([`DataRecipe`]): What to learn from.
+        trained (`list[str]`, *optional*): Patterns of parameter names that learn in full; all if not given.
+        lora ([`LoraRecipe`], *optional*): Adapters.
+        towers ([`TowerRecipe`], *optional*): First stage, for `tabletop` only.
+        optimizer ([`OptimizerRecipe`], *optional*): Muon and AdamW.
+        decision_loss_weight (`float`): Weight of the additional loss on `[SEG]` against `[REJ]`.
+        mask_size (`int`, *optional*): Side in pixels of the mask targets; the size of the picture if not given.
+        attn_implementation (`str`, *optional*): As for `from_pretrained`.
+        matmul_precision (`str`): As for `torch.set_float32_matmul_precision`.
+        seed (`int`): Seed of everything that is random.
+        arguments (`dict`): Fields of `transformers.TrainingArguments`.
+    """
+
+    model: str
+    data: DataRecipe
+    trained: list[str] | None = None
+    lora: LoraRecipe | None = None
+    towers: TowerRecipe | None = None
+    optimizer: OptimizerRecipe | None = None
+    decision_loss_weight: float = 0.0
+    mask_size: int | None = None
+    attn_implementation: str | None = None
+    matmul_precision: str = "highest"
+    seed: int = 0
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.data.kind not in ("tabletop", "image_folder"):
+            raise RecipeError(f"data.kind is {self.data.kind!r}; it must be 'tabletop' or 'image_folder'.")
+        if self.data.kind == "image_folder" and not self.data.path:
+            raise RecipeError("data.path is missing: name the folder of one split (with its metadata.jsonl).")
+        if self.towers is not None and self.model != "tabletop":
+            raise RecipeError("towers trains encoders from scratch; it needs `model: tabletop`.")
+        if self.lora is not None and self.trained is None:
+            raise RecipeError("With lora, name in `trained` what learns in full ([] for nothing but the adapters).")
+
+
+_PARTS = {"data": DataRecipe, "lora": LoraRecipe, "towers": TowerRecipe, "optimizer": OptimizerRecipe}
+
+
+def _build(kind: type, values: dict[str, Any], place: str):
+    if not isinstance(values, dict):
+        raise RecipeError(f"{place} must hold named fields, got {values!r}.")
+    known = {part.name for part in fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise RecipeError(f"{place} has unknown fields {unknown}; there are {sorted(known)}.")
+    values = {
+        name: _build(_PARTS[name], value, f"{place}.{name}") if name in _PARTS and value is not None else value
+        for name, value in values.items()
+    }
+    try:
+        return kind(**values)
+    except TypeError as error:
+        raise RecipeError(f"{place} is incomplete: {error}.") from error
+
+
+def load_recipe(name_or_path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
+    """
+    Args:
+        name_or_path: A YAML file, or the name of a recipe of this package.
+        overrides: `key=value` with dots for nested fields (`arguments.max_steps=100`), values in YAML.
+
+    Raises:
+        RecipeError: If there is no such recipe or it cannot be followed.
+    """
+    path = Path(name_or_path)
+    if not path.is_file():
+        path = RECIPES / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
+        raise RecipeError(f"There is no file and no recipe {str(name_or_path)!r}; recipes: {', '.join(known)}.")
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for override in overrides:
+            key, separator, value = override.partition("=")
+            if not separator:
+                raise RecipeError(f"{override!r} is no override; write key=value.")
+            *parents, leaf = key.split(".")
+            target = values
+            for parent in parents:
+                target = target.setdefault(parent, {})
+            target[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{path} is not YAML: {error}") from error
+    return _build(Recipe, values, path.stem)
+
+
+__all__ = ["DataRecipe", "LoraRecipe", "OptimizerRecipe", "Recipe", "RecipeError", "TowerRecipe", "load_recipe"]

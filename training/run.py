@@ -1,0 +1,131 @@
+"""Follows a recipe: builds model, data and Trainer, trains, and leaves a complete repo."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModel, AutoProcessor, TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from .collator import SegmentationCollator
+from .datasets import ImageFolderExamples, TabletopExamples
+from .optimizers import muon_and_adamw
+from .parts import add_lora, select_trained
+from .recipe import OptimizerRecipe, Recipe, RecipeError
+from .tabletop_model import SEGMENTER_PATCH, SEGMENTER_SIDE, VLM_PATCH, VLM_SIDE, tabletop_config, tabletop_model
+from .tabletop_processor import build_processor, token_ids
+from .tabletop_stream import TabletopDataset
+from .tabletop_towers import TowerCollator, TowerPretraining
+from .trainer import ReasoningSegmentationTrainer
+
+
+def run_recipe(recipe: Recipe, out: str | Path, resume: bool = False) -> Path:
+    """
+    Args:
+        recipe ([`Recipe`]): What to do.
+        out (`str` or `Path`): Folder of the finished repo; checkpoints are folders in it.
+        resume (`bool`): Continue from the last checkpoint in `out`.
+
+    Returns:
+        `Path`: `out`, a repo that loads and runs.
+
+    Raises:
+        RecipeError: If there is nothing to resume, or checkpoints would be overwritten.
+    """
+    out = Path(out)
+    checkpoint = get_last_checkpoint(str(out)) if out.is_dir() else None
+    if resume and checkpoint is None:
+        raise RecipeError(f"There is no checkpoint in {out} to resume from; leave out --resume to start.")
+    if checkpoint is not None and not resume:
+        raise RecipeError(f"{out} holds {Path(checkpoint).name} of an earlier run; pass --resume or another folder.")
+    set_seed(recipe.seed)
+    torch.set_float32_matmul_precision(recipe.matmul_precision)
+
+    if recipe.model == "tabletop":
+        model, processor = build_tabletop(recipe)
+        if recipe.towers is not None and checkpoint is None:
+            pretrain_towers(model, processor, recipe, out)
+    else:
+        model = AutoModel.from_pretrained(recipe.model, attn_implementation=recipe.attn_implementation, dtype="auto")
+        processor = AutoProcessor.from_pretrained(recipe.model)
+    if recipe.lora is not None:
+        add_lora(model, recipe.lora.r, recipe.lora.lora_alpha, recipe.lora.lora_dropout)
+    select_trained(model, recipe.trained)
+
+    trainer = ReasoningSegmentationTrainer(
+        model=model,
+        args=training_arguments(recipe, out),
+        train_dataset=training_data(recipe),
+        data_collator=SegmentationCollator(processor, recipe.mask_size),
+        processing_class=processor,
+        decision_loss_weight=recipe.decision_loss_weight,
+        optimizer_factory=optimizer_factory(recipe.optimizer),
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model()
+    return out
+
+
+def training_arguments(recipe: Recipe, out: Path, **overrides) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(out),
+        **{
+            "remove_unused_columns": False,
+            "label_names": ["labels", "mask_labels"],
+            "report_to": [],
+            "seed": recipe.seed,
+            **recipe.arguments,
+            **overrides,
+        },
+    )
+
+
+def training_data(recipe: Recipe) -> TabletopExamples | ImageFolderExamples:
+    data = recipe.data
+    if data.kind == "image_folder":
+        return ImageFolderExamples(data.path)
+    return TabletopExamples(
+        data.split,
+        data.length,
+        seed=recipe.seed,
+        requests_per_scene=data.requests_per_scene,
+        flip=True,
+        **data.options,
+    )
+
+
+def optimizer_factory(recipe: OptimizerRecipe | None):
+    if recipe is None:
+        return None
+    return lambda named_parameters: muon_and_adamw(
+        named_parameters, recipe.learning_rate, recipe.muon_learning_rate, recipe.weight_decay
+    )
+
+
+def build_tabletop(recipe: Recipe):
+    """The embedded model with random weights, and its processor."""
+    processor = build_processor(VLM_SIDE, VLM_PATCH, SEGMENTER_SIDE)
+    model = tabletop_model(tabletop_config(token_ids(processor)), recipe.seed)
+    if recipe.attn_implementation is not None:
+        model.set_attn_implementation(recipe.attn_implementation)
+    return model, processor
+
+
+def pretrain_towers(model, processor, recipe: Recipe, out: Path) -> None:
+    """Trains both image encoders of `model` in place, on dense labels."""
+    towers = recipe.towers
+    args = training_arguments(
+        recipe, out / "towers", max_steps=towers.steps, save_strategy="no", label_names=["vlm_labels"]
+    )
+    args.per_device_train_batch_size = max(1, towers.batch_size // args.world_size)
+    ReasoningSegmentationTrainer(
+        model=TowerPretraining(model),
+        args=args,
+        train_dataset=TabletopDataset("train", recipe.data.length, seed=recipe.seed, requests_per_scene=1, flip=True),
+        data_collator=TowerCollator(
+            processor.image_processor, VLM_SIDE // VLM_PATCH, SEGMENTER_SIDE // SEGMENTER_PATCH
+        ),
+        optimizer_factory=optimizer_factory(towers.optimizer),
+    ).train()
+
+
+__all__ = ["run_recipe"]
