@@ -10,6 +10,7 @@ from transformers import LlavaForConditionalGeneration
 
 from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.errors import ConversionError
+from reasonseg.conversion.rules_lisa_gsva import detect_layout, lisa_gsva_table
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
 from tests.conversion.originals import (
     LISA,
@@ -86,6 +87,19 @@ def test_only_the_placeholder_row_is_new(repo):
     torch.testing.assert_close(
         converted["vlm.model.multi_modal_projector.linear_2.weight"], torch.eye(64), rtol=0, atol=0
     )
+
+
+def test_the_way_back_gives_the_original_tensors(repo):
+    state, converted = lisa_state(), weights(repo)
+    table = lisa_gsva_table(detect_layout(state))
+    restored = {}
+    for name, value in converted.items():
+        if name.startswith(("vlm.model.vision_tower.", "vlm.model.multi_modal_projector.linear_2.")):
+            continue  # from the CLIP folder, and the identity
+        restored[table.reverse(name)] = value[:-1] if name in (EMBEDDING, HEAD) else value
+    assert set(restored) == {key for key in state if "inv_freq" not in key}
+    for key, value in restored.items():
+        torch.testing.assert_close(value, state[key], rtol=0, atol=0)
 
 
 def test_the_language_model_part_stays_a_stock_llava(model, tmp_path):
