@@ -1,0 +1,115 @@
+"""Every snippet of the README runs, and what it says exists does."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from reasonseg.cli import app
+
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"(?:<!-- command: (\w+) -->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
+PYTHON = [code for _, language, code in BLOCKS if language == "python"]
+COMMANDS = {name: code for name, language, code in BLOCKS if language == "bash" and name}
+SHELL = [code for name, language, code in BLOCKS if language == "bash" and not name]
+
+
+def words(command: str) -> list[str]:
+    return shlex.split(command, comments=True)
+
+
+def cli_commands(code: str) -> list[list[str]]:
+    """Return the `reasonseg ...` commands of a bash block as lists of arguments."""
+    joined = code.replace("\\\n", " ")
+    parts = [part.strip() for line in joined.splitlines() for part in line.split("&&")]
+    return [words(part)[1:] for part in parts if part.startswith("reasonseg ")]
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A folder like a fresh clone after the first command, whose `reasonseg` commands run here."""
+    folder = tmp_path_factory.mktemp("clone")
+    (folder / "tests").symlink_to(ROOT / "tests")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for arguments in cli_commands(COMMANDS["run"]):
+            result = CliRunner().invoke(app, arguments)
+            assert result.exit_code == 0, result.output
+        yield folder
+
+
+def test_the_first_command_leaves_what_the_readme_says(workplace):
+    assert {path.name for path in (workplace / "out" / "masks").iterdir()} == {
+        "img0_mask_0.png",
+        "img0_overlay.png",
+        "results.jsonl",
+    }
+
+
+def test_python_snippets_run_one_after_another(workplace, capsys):
+    assert len(PYTHON) >= 6
+    namespace = {"__name__": "readme"}
+    for number, code in enumerate(PYTHON):
+        exec(compile(code, f"README.md, Python block {number}", "exec"), namespace)  # noqa: S102
+    assert (workplace / "out" / "overlay.png").is_file()
+    assert len(namespace["answers"]) == 2
+    printed = capsys.readouterr().out
+    assert "the dog (427, 640)" in printed
+    assert "Qwen2_5_VLForConditionalGeneration Sam2Model" in printed
+    assert re.search(r"\{'\w*ce\w*': \d", printed), printed
+
+
+@pytest.mark.parametrize("arguments", [one for code in SHELL for one in cli_commands(code)], ids=" ".join)
+def test_commands_with_placeholders_name_real_options(arguments):
+    """They cannot run here, but they are understood: no unknown option, none missing."""
+    result = CliRunner().invoke(app, [*arguments, "--help"])
+    assert result.exit_code == 0
+    options = {word for word in arguments if word.startswith("--")}
+    shown = CliRunner().invoke(app, [*arguments[:2], "--help"], env={"COLUMNS": "200"}).output
+    if arguments[0] != "convert":
+        shown = CliRunner().invoke(app, [arguments[0], "--help"], env={"COLUMNS": "200"}).output
+    assert all(option in shown for option in options), options
+
+
+def test_ci_runs_exactly_the_two_commands():
+    assert set(COMMANDS) == {"run", "test"}
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert re.findall(r"^follow_readme (\w+)$", script, re.MULTILINE) == ["run", "test"]
+    for name, code in COMMANDS.items():
+        command = [str(ROOT / ".ci" / "readme_command"), name, str(ROOT / "README.md")]
+        extracted = subprocess.run(["bash", *command], capture_output=True, text=True, check=True).stdout
+        assert extracted == code
+    assert "pytest" in COMMANDS["test"]
+
+
+def test_links_lead_somewhere():
+    anchors = {heading.lower().replace(" ", "-") for heading in re.findall(r"^#+ (.+)$", README, re.MULTILINE)}
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert links
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in anchors, link
+        elif not link.startswith("https://"):
+            assert (ROOT / link).exists(), link
+
+
+def test_the_example_runs(workplace):
+    script = ROOT / "examples" / "load_published.py"
+    image = ROOT / "tests" / "parity" / "lisa" / "images" / "img0.png"
+    run = subprocess.run(
+        [sys.executable, str(script), "out/lisa-tiny", str(image)],
+        env={**os.environ, "HF_HOME": str(workplace / "hf")},  # where the checkpoint's code is copied to
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "the dog: " in run.stdout
+    assert "pipeline('reasoning-segmentation'): 2 segments, the same phrases: True" in run.stdout
