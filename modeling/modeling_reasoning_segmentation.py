@@ -26,6 +26,10 @@ from .slots import Slots, find_slots, rejected_by_argmax, seg_probabilities
 IGNORED_LABEL = -100
 
 
+class PlaceholderSuppressor(SuppressTokensLogitsProcessor):
+    """A type of its own, so that it works beside the `suppress_tokens` of a generation config instead of for it."""
+
+
 class SegProjector(nn.Module):
     """Turns the state that predicts a slot into a segmenter prompt: Linear, ReLU, Linear (`text_hidden_fcs`)."""
 
@@ -530,7 +534,7 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         processors = [*(kwargs.pop("logits_processor", None) or []), *processors]
         if self.config.image_token_id is not None:
             # A generated placeholder would ask for image features that do not exist.
-            processors.append(SuppressTokensLogitsProcessor([self.config.image_token_id], device=self.device))
+            processors.append(PlaceholderSuppressor([self.config.image_token_id], device=self.device))
         return self.vlm.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,

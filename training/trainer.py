@@ -113,8 +113,8 @@ class ReasoningSegmentationTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         elif not trained_parts.is_file():
             raise FileNotFoundError(
-                f"{resume_from_checkpoint} has no {TRAINED_PARTS_FILE}, so the adapters it was trained with are lost in "
-                "its merged weights; start a new run from it instead of resuming."
+                f"{resume_from_checkpoint} has no {TRAINED_PARTS_FILE}, so the adapters it was trained with are lost "
+                "in its merged weights; start a new run from it instead of resuming."
             )
         else:
             unexpected = model.load_state_dict(load_file(trained_parts), strict=False).unexpected_keys

@@ -9,6 +9,7 @@ from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.processing.processing_gsva import GsvaProcessor
 from tests.parity_data import PARITY
 from tests.recorded_cases import (
+    IMAGES,
     STATE_TOLERANCE,
     assert_masks,
     assert_recorded,
@@ -39,15 +40,21 @@ def processor(gsva_repo):
     return GsvaProcessor.from_pretrained(gsva_repo)
 
 
+@pytest.fixture(scope="module")
+def caches(model, processor):
+    """Each picture encoded once for all cases."""
+    with torch.no_grad():
+        return {name: model.encode_image(**both_views(processor, "gsva", [name])) for name in IMAGES}
+
+
 def shown_image(case: str) -> str:
     return IMAGE_OF.get(case.removeprefix("infer/")) or image_of(case)
 
 
-@pytest.mark.parametrize("name", ["img0", "img1"])
+@pytest.mark.parametrize("name", IMAGES)
 @torch.no_grad()
-def test_both_encoders(model, processor, name):
-    recorded, views = load_case("gsva", name), both_views(processor, "gsva", [name])
-    cache = model.encode_image(**views)
+def test_both_encoders(model, caches, name):
+    recorded, cache = load_case("gsva", name), caches[name]
     if "projected_features" in recorded:
         assert_recorded(torch.stack(list(cache.vlm_features.pooler_output)), recorded, "projected_features")
     embeddings = model._segmenter_features(cache, torch.tensor([0]))["image_embeddings"]
@@ -57,12 +64,12 @@ def test_both_encoders(model, processor, name):
 
 @pytest.mark.parametrize("case", INFER)
 @torch.no_grad()
-def test_given_answers(model, processor, case):
+def test_given_answers(model, processor, caches, case):
     recorded, name = load_case("gsva", case), shown_image(case)
     inputs, views = recorded_inputs("gsva", case, model.config), both_views(processor, "gsva", [name])
     inputs.pop("labels")
     reeval = META[f"{case}/reeval"]
-    output = model(**inputs, **views, reeval=reeval, output_hidden_states=True)
+    output = model(**inputs, image_cache=caches[name], reeval=reeval, output_hidden_states=True)
 
     if any(key.startswith("last_hidden_state_first_pass") for key in recorded):
         assert_recorded(output.hidden_states[-1], recorded, "last_hidden_state_first_pass")

@@ -10,6 +10,7 @@ from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
 from reasonseg.processing.processing_lisa import LisaProcessor
 from tests.parity_data import PARITY
 from tests.recorded_cases import (
+    IMAGES,
     STATE_TOLERANCE,
     assert_masks,
     assert_recorded,
@@ -39,14 +40,31 @@ def processor(lisa_repo):
     return LisaProcessor.from_pretrained(lisa_repo)
 
 
-@pytest.mark.parametrize("name", ["img0", "img1"])
+@pytest.fixture(scope="module")
+def talkative(lisa_repo):
+    """The model whose output rows were changed so that it says [SEG] by itself."""
+    model = LisaForReasoningSegmentation.from_pretrained(lisa_repo, attn_implementation="eager").eval()
+    head = load_file(PARITY / "lisa" / "variant_segbias" / "lm_head.safetensors")["lm_head.weight"]
+    with torch.no_grad():
+        model.get_output_embeddings().weight[: len(head)] = head
+    return model
+
+
+@pytest.fixture(scope="module")
+def caches(model, processor):
+    """Each picture encoded once for all cases; both models share the encoders' weights."""
+    with torch.no_grad():
+        return {name: model.encode_image(**both_views(processor, "lisa", [name])) for name in IMAGES}
+
+
+@pytest.mark.parametrize("name", IMAGES)
 @torch.no_grad()
-def test_both_encoders(model, processor, name):
+def test_both_encoders(model, processor, caches, name):
     recorded, views = load_case("lisa", name), both_views(processor, "lisa", [name])
     if "clip_features" in recorded:
         features = model.vlm.model.vision_tower(views["pixel_values"], output_hidden_states=True).hidden_states[-2]
         assert_recorded(features[:, 1:], recorded, "clip_features")
-    cache = model.encode_image(**views)
+    cache = caches[name]
     if "projected_features" in recorded:
         assert_recorded(torch.stack(list(cache.vlm_features.pooler_output)), recorded, "projected_features")
     embeddings = model._segmenter_features(cache, torch.tensor([0]))["image_embeddings"]
@@ -58,11 +76,11 @@ def test_both_encoders(model, processor, name):
 
 @pytest.mark.parametrize("case", INFER)
 @torch.no_grad()
-def test_given_answers(model, processor, case):
+def test_given_answers(model, processor, caches, case):
     recorded, name = load_case("lisa", case), image_of(case)
     inputs, views = recorded_inputs("lisa", case, model.config), both_views(processor, "lisa", [name])
     inputs.pop("labels")
-    output = model(**inputs, **views, output_hidden_states=True)
+    output = model(**inputs, image_cache=caches[name], output_hidden_states=True)
 
     assert_recorded(output.hidden_states[-1], recorded, "last_hidden_state")
     vocabulary = META["tokens"]["vocab"]
@@ -111,16 +129,12 @@ def test_losses_and_gradients(model, processor, case):
 
 
 @pytest.mark.parametrize("case", EVALUATE)
-def test_generation(lisa_repo, processor, case):
-    model = LisaForReasoningSegmentation.from_pretrained(lisa_repo, attn_implementation="eager").eval()
+def test_generation(model, talkative, processor, caches, case):
+    model = talkative if "segbias" in case else model
     meta, recorded = META[case], load_case("lisa", case)
-    if "segbias" in case:
-        head = load_file(PARITY / "lisa" / "variant_segbias" / "lm_head.safetensors")["lm_head.weight"]
-        with torch.no_grad():
-            model.get_output_embeddings().weight[: len(head)] = head
-    views = both_views(processor, "lisa", [f"img{meta['image']}"])
-    inputs = recorded_inputs("lisa", case, model.config)
-    output = model.generate_with_masks(**inputs, **views, max_new_tokens=meta["max_new_tokens"])
+    name = f"img{meta['image']}"
+    inputs, views = recorded_inputs("lisa", case, model.config), both_views(processor, "lisa", [name])
+    output = model.generate_with_masks(**inputs, image_cache=caches[name], max_new_tokens=meta["max_new_tokens"])
 
     new_ids = output.sequences[0, inputs["input_ids"].shape[1] :]
     assert new_ids.tolist() == meta["new_ids"]
