@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 import time
 import urllib.request
+import uuid
 from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ DEFAULT_INDEX = "https://pypi.org/simple"
 SECONDS_PER_ANSWER = 4
 SECONDS_IN_TOTAL = 60
 MAX_BYTES = 100_000_000
+PROCESS = uuid.uuid4().hex
 
 
 class SourcesUnavailableError(Exception):
@@ -65,18 +67,17 @@ def mixin_folder() -> Path:
 def _one_answer_per_run(record: Path) -> Iterator[None]:
     """
     The workers of one pytest-xdist run must collect the same tests, so where the first failed to fetch, the others
-    give up as well, even if the network came back in between.
+    give up as well, even if the network came back in between. Nor does one process wait for it more than once.
     """
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
-    if run and record.is_file():
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or PROCESS
+    if record.is_file():
         failed = json.loads(record.read_text(encoding="utf-8"))
         if failed["run"] == run:
             raise SourcesUnavailableError(failed["reason"])
     try:
         yield
     except SourcesUnavailableError as error:
-        if run:
-            record.write_text(json.dumps({"run": run, "reason": str(error)}), encoding="utf-8")
+        record.write_text(json.dumps({"run": run, "reason": str(error)}), encoding="utf-8")
         raise
 
 

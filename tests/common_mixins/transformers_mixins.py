@@ -60,9 +60,16 @@ _stand_in(f"{PACKAGE}.generation", __path__=[])
 _stand_in(f"{PACKAGE}.generation.test_utils", GenerationTesterMixin=type("GenerationTesterMixin", (), {}))
 _stand_in("fetch_hub_objects_for_ci", url_to_local_path=_local_sample)
 
-modeling = _load("test_modeling_common")
-processing = _load("test_processing_common")
-image_processing = _load("test_image_processing_common")
-del sys.modules["fetch_hub_objects_for_ci"]
+try:
+    modeling = _load("test_modeling_common")
+    processing = _load("test_processing_common")
+    image_processing = _load("test_image_processing_common")
+except ModuleNotFoundError as error:
+    if not (error.name or "").startswith(PACKAGE):
+        raise
+    # Another version of transformers may leave out more; what stands in for it is then to be added above.
+    pytest.skip(f"transformers' test mixins need {error.name}, which has no stand-in.", allow_module_level=True)
+finally:
+    del sys.modules["fetch_hub_objects_for_ci"]
 
 __all__ = ["image_processing", "modeling", "processing"]
