@@ -53,7 +53,6 @@ def build_tokenizer(
     system: System = "lisa",
     *,
     use_im_start_end: bool = True,
-    num_rows: int | None = None,
     model_max_length: int | None = None,
 ) -> PreTrainedTokenizerFast:
     """Build the fast tokenizer of a converted checkpoint.
@@ -71,9 +70,6 @@ def build_tokenizer(
             exist, `tokenizer_config.json`, `added_tokens.json`, `special_tokens_map.json`.
         system (`str`): `"lisa"` or `"gsva"`.
         use_im_start_end (`bool`): Whether the model knows `<im_start>` and `<im_end>` (`mm_use_im_start_end`).
-        num_rows (`int`, *optional*):
-            Rows of the original embedding. Unused rows behind the known tokens get placeholder names, so that
-            `<image>` has the id `num_rows`.
         model_max_length (`int`, *optional*):
             Longest input of the model in tokens, image tokens included. The folder's own value is not used: it is a
             setting of the training script that counts the image as one token.
@@ -82,7 +78,7 @@ def build_tokenizer(
         `PreTrainedTokenizerFast`: Needs neither sentencepiece nor protobuf once saved. `image_token` is an attribute.
 
     Raises:
-        ConversionError: Files are missing, unreadable or contradict each other, or there are more tokens than rows.
+        ConversionError: Files are missing, unreadable or contradict each other.
     """
     if system not in SLOT_TOKENS:
         raise ConversionError(f"Unknown system {system!r}; tokenizers are built for {sorted(SLOT_TOKENS)}.")
@@ -120,7 +116,6 @@ def build_tokenizer(
                 next_step="Copy the tokenizer files again from the original checkpoint.",
             )
     backend.add_tokens([added_token(content) for content in wanted if backend.token_to_id(content) is None])
-    _fill_rows(backend, num_rows, folder)
     backend.add_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)])
 
     backend.decoder = _decoder(_added_contents(backend), separates_slots=system == "lisa", dummy_prefix=legacy)
@@ -190,22 +185,6 @@ def _post_processor(backend: Tokenizer, config: dict[str, Any], names: dict[str,
         single=" ".join(single),
         pair=" ".join([*single, *(f"{token}:1" for token in before), "$B:1", *(f"{token}:1" for token in after)]),
         special_tokens=[(token, backend.token_to_id(token)) for token in (bos, eos)],
-    )
-
-
-def _fill_rows(backend: Tokenizer, num_rows: int | None, folder: Path) -> None:
-    """Name the embedding rows behind the last known token, so that the next token gets the id `num_rows`."""
-    known = backend.get_vocab_size()
-    if num_rows is None or num_rows == known or IMAGE_TOKEN in backend.get_vocab():
-        return
-    if num_rows < known:
-        raise ConversionError(
-            f"The tokenizer has {known} tokens but the embedding only {num_rows} rows.",
-            path=folder,
-            next_step="Give the tokenizer that was saved with this checkpoint.",
-        )
-    backend.add_tokens(
-        [AddedToken(f"<unused_{row}>", normalized=False, special=True) for row in range(known, num_rows)]
     )
 
 
