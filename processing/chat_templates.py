@@ -161,15 +161,16 @@ class TurnMarkers:
             answers.append((start, position))
         return answers
 
-    def answer_text(self, text: str, answer: tuple[int, int]) -> tuple[str, int]:
-        """The answer at a range of `find_answers` without white space and end marker, and where it begins."""
-        start, stop = answer
-        end_marker = self.answer_suffix.strip()
-        if end_marker and text.endswith(end_marker, start, stop):
-            stop -= len(end_marker)
-        while start < stop and text[start].isspace():
-            start += 1
-        return text[start:stop].rstrip(), start
+
+def answer_text(text: str, answer: tuple[int, int], markers: TurnMarkers | None) -> tuple[str, int]:
+    """The answer at a range of `find_answers` without white space and end marker, and where it begins in `text`."""
+    start, stop = answer
+    end_marker = markers.answer_suffix.strip() if markers else ""
+    if end_marker and text.endswith(end_marker, start, stop):
+        stop -= len(end_marker)
+    while start < stop and text[start].isspace():
+        start += 1
+    return text[start:stop].rstrip(), start
 
 
 def find_turn_markers(render: Callable[[list[dict], bool], str]) -> TurnMarkers | None:
@@ -209,6 +210,7 @@ def assistant_message(text: str) -> dict:
 __all__ = [
     "CHAT_TEMPLATE_NAMES",
     "TurnMarkers",
+    "answer_text",
     "assistant_message",
     "build_chat_template",
     "choose_chat_template",

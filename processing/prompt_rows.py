@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from .chat_templates import TurnMarkers
+
 
 @dataclass(frozen=True)
 class PromptRow:
@@ -16,10 +18,22 @@ class PromptRow:
     Args:
         conversation (`str`): The whole prompt, with its answer where there is one; one image token per picture.
         phrases (`tuple[str, ...]`, *optional*): What was asked for, one phrase per slot of the answer, as given.
+        answer_start (`int`, *optional*):
+            Where a given answer begins in `conversation`, if it was put behind a prompt as it is: that prompt need
+            not hold the words by which answers are found otherwise.
     """
 
     conversation: str
     phrases: tuple[str, ...] | None = None
+    answer_start: int | None = None
+
+    def find_answers(self, markers: TurnMarkers | None) -> list[tuple[int, int]]:
+        """Character ranges of all answers, see [`TurnMarkers.find_answers`]."""
+        answers = markers.find_answers(self.conversation) if markers else []
+        start = self.answer_start
+        if start is not None and not any(first <= start <= last for first, last in answers):
+            answers.append((start, len(self.conversation)))
+        return answers
 
 
 def read_texts(text: Any, answer: Any) -> list[tuple[str, str | None]]:

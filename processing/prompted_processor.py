@@ -1,6 +1,7 @@
 """What every processor with `[SEG]` does: questions about pictures in, model inputs out; outputs in, segments out."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from transformers import BatchFeature, ProcessorMixin
@@ -140,13 +141,15 @@ class PromptedSegmentationProcessor(ProcessorMixin):
 
         rows = self._prompt_rows(text, answer, phrases, kwargs.get("apply_template"), images is not None)
         conversations = [row.conversation for row in rows]
+        if images is None and image_index is not None:
+            raise ValueError("`image_index` was given without `images`.")
         images = None if images is None else read_images(images)
         has_images = check_image_tokens(conversations, self.image_token, None if images is None else len(images))
         index = read_image_index(image_index, len(rows), len(images)) if has_images else None
 
         tokens, views = self._encode(conversations, images, index, options, kwargs)
         markers = self._markers()
-        answers = [markers.find_answers(conversation) if markers else [] for conversation in conversations]
+        answers = [row.find_answers(markers) for row in rows]
         if options["return_labels"]:
             if markers is None:
                 raise ValueError("Labels need a chat template that shows where answers stand; this one does not.")
@@ -254,7 +257,7 @@ class PromptedSegmentationProcessor(ProcessorMixin):
     ) -> list[PromptRow]:
         if phrases is None:
             return [
-                PromptRow(self._conversation(message, reply, apply_template, has_images))
+                self._prompt_row(message, reply, apply_template, has_images)
                 for message, reply in read_texts(text, answer)
             ]
         if text is not None or answer is not None:
@@ -270,21 +273,24 @@ class PromptedSegmentationProcessor(ProcessorMixin):
                     problem = f"holds {reserved[0]}" if reserved else "is empty"
                     raise ValueError(f"The phrase {given!r} {problem}. Give the name or description of something.")
             question, reply = ask_and_answer(self.wording, cleaned, self.seg_token)
-            rows.append(PromptRow(self._conversation(question, reply, True, has_images), tuple(row)))
+            rows.append(replace(self._prompt_row(question, reply, True, has_images), phrases=tuple(row)))
         return rows
 
-    def _conversation(self, message: str, answer: str | None, apply_template: bool | None, has_images: bool) -> str:
+    def _prompt_row(
+        self, message: str, answer: str | None, apply_template: bool | None, has_images: bool
+    ) -> PromptRow:
         """The whole prompt, with the answer where one is given."""
         if apply_template is None:
             apply_template = self.image_token not in message
         if not apply_template:
             if answer is None:
-                return message
-            if self._markers() is None:
+                return PromptRow(message)
+            markers = self._markers()
+            if markers is None:
                 raise ValueError(
                     "The chat template does not show how an answer follows a prompt. Write the answer into `text`."
                 )
-            return self._markers().with_answer(message, answer)
+            return PromptRow(markers.with_answer(message, answer), answer_start=len(message))
         if not has_images:
             raise ValueError(
                 f"The text {message[:60]!r} comes without an image. Pass `images`, or apply_template=False for a "
@@ -297,7 +303,7 @@ class PromptedSegmentationProcessor(ProcessorMixin):
         messages = [user_message(message)]
         if answer is not None:
             messages.append(assistant_message(answer))
-        return self._render(messages, answer is None)
+        return PromptRow(self._render(messages, answer is None))
 
     def _render(self, messages: list[dict], add_generation_prompt: bool) -> str:
         return self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)

@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from .chat_templates import TurnMarkers
+from .chat_templates import TurnMarkers, answer_text
 from .prompt_rows import PromptRow
 from .segments import Segment, SegmentationResult, post_process_masks
 from .slot_spans import Span, decode_with_spans, find_tokens, slot_labels
@@ -115,38 +116,40 @@ class SlotReader:
     ) -> list[ReadAnswer]:
         sequences = output.get("sequences")
         if sequences is None:
-            return [self._given_answer(self._conversation(inputs, rows, row)) for row in source]
+            return [self._given_answer(self._prompt(inputs, rows, row)) for row in source]
         if "input_ids" not in inputs:
             # Where the answer begins is then a question of the words in front of it.
-            return [self._last_answer(self._decode_all(ids)) for ids in _lists(sequences)]
+            return [self._last_answer(PromptRow(self._decode_all(ids))) for ids in _lists(sequences)]
         prompt_length = len(inputs["input_ids"][0])
         answers = []
         for ids, row in zip(_lists(sequences), source, strict=True):
             text, spans = decode_with_spans(self._decode, ids[prompt_length:], self.slot_tokens)
-            answers.append(ReadAnswer(text, list(spans), self._conversation(inputs, rows, row)))
+            answers.append(ReadAnswer(text, list(spans), self._prompt(inputs, rows, row).conversation))
         return answers
 
-    def _conversation(self, inputs: Mapping[str, Any], rows: Sequence[PromptRow] | None, row: int) -> str:
+    def _prompt(self, inputs: Mapping[str, Any], rows: Sequence[PromptRow] | None, row: int) -> PromptRow:
         """The whole prompt of an input row, as it was or, where that is not known, decoded."""
         if rows is not None:
-            return rows[row].conversation
+            return rows[row]
         if "input_ids" not in inputs:
             raise ValueError("The text of a forward pass is not in its output. Pass the processor's `inputs`.")
         ids = _lists(inputs["input_ids"])[row]
         if "attention_mask" in inputs:
             mask = _lists(inputs["attention_mask"])[row]
             ids = [token_id for token_id, kept in zip(ids, mask, strict=True) if kept]
-        return self._decode_all(ids)
+        return PromptRow(self._decode_all(ids))
 
-    def _given_answer(self, conversation: str) -> ReadAnswer:
+    def _given_answer(self, row: PromptRow) -> ReadAnswer:
         """All answers of a conversation, one per line, with every slot of the conversation."""
+        conversation = row.conversation
         slots = find_tokens(conversation, list(self.slot_tokens.values()))
-        ranges = self.markers.find_answers(conversation) if self.markers else []
+        ranges = row.find_answers(self.markers)
         if not ranges:
-            return ReadAnswer(conversation.strip(), [self._stripped(conversation, span) for span in slots])
+            lead = len(conversation) - len(conversation.lstrip())
+            return ReadAnswer(conversation.strip(), [(start - lead, stop - lead) for start, stop in slots])
         parts, spans, offset = [], {}, 0
         for place in ranges:
-            text, begin = self.markers.answer_text(conversation, place)
+            text, begin = answer_text(conversation, place, self.markers)
             for start, stop in slots:
                 if begin <= start and stop <= begin + len(text):
                     spans[start] = (start - begin + offset, stop - begin + offset)
@@ -155,24 +158,23 @@ class SlotReader:
         question = conversation[: ranges[-1][0]]
         return ReadAnswer("\n".join(parts), [spans.get(start) for start, _ in slots], question)
 
-    def _last_answer(self, conversation: str) -> ReadAnswer:
+    def _last_answer(self, row: PromptRow) -> ReadAnswer:
         """The last answer of a conversation; slots of earlier turns have no mask in a generation."""
-        ranges = self.markers.find_answers(conversation) if self.markers else []
+        ranges = row.find_answers(self.markers)
         if not ranges:
-            return self._given_answer(conversation)
-        text, _ = self.markers.answer_text(conversation, ranges[-1])
+            return self._given_answer(row)
+        text, _ = answer_text(row.conversation, ranges[-1], self.markers)
         slots = find_tokens(text, list(self.slot_tokens.values()))
-        return ReadAnswer(text, list(slots), conversation[: ranges[-1][0]])
-
-    def _stripped(self, text: str, span: Span) -> Span:
-        lead = len(text) - len(text.lstrip())
-        return span[0] - lead, span[1] - lead
+        return ReadAnswer(text, list(slots), row.conversation[: ranges[-1][0]])
 
     def _decode(self, ids: list[int]) -> str:
         """Decodes an answer without special tokens, but with slots, should they be special too."""
+        return self.tokenizer.decode([token_id for token_id in ids if token_id not in self._special_ids])
+
+    @cached_property
+    def _special_ids(self) -> set[int]:
         special = {token_id for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        special = (special | set(self.tokenizer.all_special_ids)) - set(self.slot_tokens)
-        return self.tokenizer.decode([token_id for token_id in ids if token_id not in special])
+        return (special | set(self.tokenizer.all_special_ids)) - set(self.slot_tokens)
 
     def _decode_all(self, ids: list[int]) -> str:
         """Decodes a prompt with the tokens between turns, without images and padding."""
@@ -190,7 +192,7 @@ class SlotReader:
         known = wanted if given is None else _size_pairs(given)
         resized = inputs.get("sam_resized_sizes")
         if resized is None:
-            resized = [_resized_size(self.segmenter_image_processor, size) for size in known]
+            resized = [self.segmenter_image_processor.get_resized_size(*size) for size in known]
         resized = _size_pairs(resized)
         target = self.segmenter_image_processor.segmenter_target_size
         if "sam_pixel_values" in inputs:
@@ -276,16 +278,6 @@ def _of_row(
         f"{len(sizes)} sizes were given for {len(source)} rows of output, {num_inputs} rows of input and {num_images} "
         "images. Give one per image, one per row, or one for all."
     )
-
-
-def _resized_size(segmenter_image_processor: Any, original: tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a picture within the segmenter's view, for inputs that do not say it."""
-    target = segmenter_image_processor.segmenter_target_size
-    size = getattr(segmenter_image_processor, "segmenter_size", None) or segmenter_image_processor.size
-    if "longest_edge" not in dict(size):
-        return target
-    scale = target[0] / max(original)
-    return max(1, int(original[0] * scale + 0.5)), max(1, int(original[1] * scale + 0.5))
 
 
 __all__ = ["MaskSizes", "ReadAnswer", "SlotReader"]

@@ -65,7 +65,7 @@ def decode_with_spans(
         stop = len(decode(token_ids[: position + 1])) - lead
         span = (stop - len(token), stop)
         if text[slice(*span)] != token:
-            first = text.find(token, spans[-1][1] if spans else 0)
+            first = text.index(token, spans[-1][1] if spans else 0)
             span = (first, first + len(token))
         spans.append(span)
     return text, spans
