@@ -77,7 +77,7 @@ class ImageFolderExamples(Dataset):
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Example:
-        row = self.rows[index]
+        row = self.rows[index]  # also what ends an iteration, by its IndexError
         requests = row["requests"]
         return Example(
             image=str(self.folder / row["file_name"]),

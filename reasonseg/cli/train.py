@@ -21,8 +21,10 @@ def train(
 
     Start it with `torchrun` or `accelerate launch` (`-m reasonseg train ...`) to use several processes or GPUs.
     """
+    from ..registration import register
     from ..training.recipe import load_recipe
     from ..training.run import run_recipe
 
+    register()
     finished = run_recipe(load_recipe(recipe, overrides or ()), out, resume)
     stderr_console().print(f"Finished: {finished}", soft_wrap=True)

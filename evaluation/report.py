@@ -1,0 +1,49 @@
+"""An evaluation as files: numbers as JSON, a table, and a picture of the best, median and worst cases."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from .benchmark import EvaluationResult
+from .contact_sheet import save_contact_sheet
+
+
+COLUMNS = ("giou", "ciou", "n_acc", "t_acc", "pr@0.5", "pr@0.7", "pr@0.9")
+
+
+def write_report(result: EvaluationResult, out: str | Path, about: dict[str, Any]) -> Path:
+    """
+    Args:
+        result ([`EvaluationResult`]): What was measured.
+        out (`str` or `Path`): Folder for `results.json` and `cases.png`.
+        about (`dict`): Model, data set and settings, written beside the numbers.
+
+    Returns:
+        `Path`: The JSON file.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    if result.cases:
+        save_contact_sheet(result.cases, out / "cases.png")
+    path = out / "results.json"
+    draft = path.with_suffix(".json.partial")
+    draft.write_text(json.dumps({**about, **result.to_dict()}, indent=2) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+    return path
+
+
+def results_table(result: EvaluationResult) -> Table:
+    """One row per type of phrase and one for all."""
+    table = Table(title=f"protocol: {result.protocol}")
+    for name in ("type", "phrases", *COLUMNS):
+        table.add_column(name, justify="left" if name == "type" else "right")
+    for name, numbers in [*result.by_type.items(), ("all", result.overall)]:
+        values = ["-" if numbers[column] is None else f"{numbers[column]:.3f}" for column in COLUMNS]
+        table.add_row(name, str(numbers["masks"]), *values)
+    return table
+
+
+__all__ = ["results_table", "write_report"]

@@ -1,0 +1,61 @@
+"""Questions with known masks: drawn tabletops, or any image folder with requests."""
+
+from pathlib import Path
+
+import numpy as np
+
+from .evaluation.benchmark import Question
+from .processing.image_loading import load_rgb_image
+from .training.datasets import ImageFolderExamples
+from .training.tabletop_dataset import generate_records
+
+
+def tabletop_questions(split: str = "test", scenes: int = 500, seed: int = 0) -> list[Question]:
+    """
+    Four requests about each of the first scenes of a split, drawn anew; the same for the same arguments.
+
+    Args:
+        split (`str`): `validation`, `test` or `test_unseen` (pairs of colour and kind that training never shows).
+        scenes (`int`): Number of pictures.
+        seed (`int`): Seed of the data set.
+    """
+    return [
+        Question(
+            image=record.image,
+            text=request.question,
+            answer=request.answer,
+            phrases=list(request.phrases),
+            masks=list(request.masks),
+            types=list(request.phrase_types),
+        )
+        for record in generate_records(split, scenes, seed=seed)
+        for request in record.requests
+    ]
+
+
+def image_folder_questions(folder: str | Path) -> list[Question]:
+    """
+    All requests of an image folder data set; see [`ImageFolderExamples`] for its format.
+
+    Raises:
+        FileNotFoundError: If there is no `metadata.jsonl`.
+    """
+    examples, questions = ImageFolderExamples(folder), []
+    for row, example in zip(examples.rows, examples, strict=True):
+        image = np.asarray(load_rgb_image(example.image))
+        for request, masks in zip(row["requests"], example.masks, strict=True):
+            phrases = request["phrases"]
+            questions.append(
+                Question(
+                    image=image,
+                    text=request["question"],
+                    answer=request["answer"],
+                    phrases=[phrase.get("text", "") for phrase in phrases],
+                    masks=masks,
+                    types=[phrase.get("type", "all") for phrase in phrases],
+                )
+            )
+    return questions
+
+
+__all__ = ["image_folder_questions", "tabletop_questions"]
