@@ -12,7 +12,7 @@ from reasonseg.conversion.sources import TensorInfo, TensorSource
 
 LAYOUTS = Path(__file__).parent / "layouts"
 CHECKPOINTS = sorted(file.stem for file in LAYOUTS.glob("*.json") if file.stem.startswith(("lisa", "gsva")))
-DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16}
+DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class ShapesOnly(TensorSource):
@@ -48,7 +48,9 @@ def layout_tensors(name: str, prefix: str = "") -> dict[str, TensorInfo]:
         for key in _expand(template):
             tensors[prefix + key] = TensorInfo(tuple(shape), DTYPES[dtype])
     for include in layout.get("include", []):
-        tensors |= layout_tensors(include["list"], prefix + include["prefix"])
+        part = layout_tensors(include["list"], prefix + include["prefix"])
+        dtype = DTYPES.get(include.get("dtype"))
+        tensors |= {key: TensorInfo(info.shape, dtype or info.dtype) for key, info in part.items()}
     assert len(tensors) == layout.get("count", len(tensors))
     return tensors
 
