@@ -114,7 +114,14 @@ def pretrain_towers(model, processor, recipe: Recipe, out: Path) -> None:
     """Trains both image encoders of `model` in place, on dense labels."""
     towers = recipe.towers
     args = training_arguments(
-        recipe, out / "towers", max_steps=towers.steps, save_strategy="no", label_names=["vlm_labels"]
+        recipe,
+        out / "towers",
+        max_steps=towers.steps,
+        save_strategy="no",
+        label_names=["vlm_labels"],
+        lr_scheduler_type="cosine",
+        lr_scheduler_kwargs={},
+        warmup_steps=towers.steps // 8,
     )
     args.per_device_train_batch_size = max(1, towers.batch_size // args.world_size)
     ReasoningSegmentationTrainer(

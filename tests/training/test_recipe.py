@@ -1,0 +1,67 @@
+"""Recipes: those of the package can be read, wrong ones are refused with a reason."""
+
+import pytest
+
+from reasonseg.training.recipe import RECIPES, RecipeError, load_recipe
+from reasonseg.training.run import run_recipe
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
+def test_recipes_of_the_package(name):
+    recipe = load_recipe(name)
+    assert recipe.arguments["max_steps"] > 0
+
+
+def test_published_settings():
+    recipe = load_recipe("lisa", ["data.path=elsewhere", "arguments.max_steps=7"])
+    assert (recipe.lora.r, recipe.lora.lora_alpha, recipe.arguments["learning_rate"]) == (8, 16, 3e-4)
+    assert recipe.data.path == "elsewhere"
+    assert recipe.arguments["max_steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: x\ndata: {kind: image_folder}", "data.path is missing"),
+        ("model: x\ndata: {kind: video}", "must be 'tabletop' or 'image_folder'"),
+        ("model: x\ndata: {kind: tabletop}\nlearning: 3", r"unknown fields \['learning'\]"),
+        ("model: x\ndata: {kind: tabletop, size: 3}", r"data has unknown fields \['size'\]"),
+        ("data: {kind: tabletop}", "is incomplete: .*model"),
+        ("model: x\ndata: {kind: tabletop}\nlora: {r: 8}", "name in `trained` what learns"),
+        ("model: x\ndata: {kind: tabletop}\ntowers: {steps: 3}", "needs `model: tabletop`"),
+        ("model: [x", "is not YAML"),
+        ("- a\n- b", "must hold named fields"),
+    ],
+)
+def test_wrong_recipes(tmp_path, text, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(path)
+
+
+def test_unknown_recipe():
+    with pytest.raises(RecipeError, match="no recipe 'sam'; recipes: gsva, lisa, tabletop"):
+        load_recipe("sam")
+
+
+def test_wrong_override():
+    with pytest.raises(RecipeError, match="write key=value"):
+        load_recipe("tabletop", ["seed"])
+
+
+@pytest.mark.timeout(300)
+def test_tabletop_recipe_from_scratch_and_resumed(tmp_path):
+    """Both stages, a complete repo at the end, and no run over another one."""
+    small = ["towers.steps=1", "towers.batch_size=2", "arguments.per_device_train_batch_size=2"]
+    steps = [*small, "arguments.max_steps=2", "arguments.save_steps=1", "arguments.disable_tqdm=true"]
+    run_recipe(load_recipe("tabletop", steps), tmp_path / "out")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+    assert (tmp_path / "out" / "checkpoint-2").is_dir()
+    with pytest.raises(RecipeError, match="holds checkpoint-2 of an earlier run; pass --resume"):
+        run_recipe(load_recipe("tabletop", steps), tmp_path / "out")
+    with pytest.raises(RecipeError, match="no checkpoint in .* to resume from"):
+        run_recipe(load_recipe("tabletop", steps), tmp_path / "empty", resume=True)
+    longer = [*small, "arguments.max_steps=3", "arguments.save_steps=1", "arguments.disable_tqdm=true"]
+    run_recipe(load_recipe("tabletop", longer), tmp_path / "out", resume=True)
+    assert (tmp_path / "out" / "checkpoint-3").is_dir()
