@@ -166,7 +166,7 @@ class PromptedSegmentationProcessor(ProcessorMixin):
             self.tokenizer,
             tokens,
             padding=row_options["padding"],
-            max_length=row_options["max_length"],
+            max_length=row_options["max_length"] if row_options["padding"] == "max_length" else None,
             pad_to_multiple_of=row_options["pad_to_multiple_of"],
             side=side or ("left" if awaits_answer else "right"),
         )

@@ -1,0 +1,248 @@
+"""The way back: text, spans, labels and masks at the size of the picture, for every kind of output and inputs."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+from reasonseg.processing.segments import post_process_masks
+from tests.parity_data import load_case, load_meta
+from tests.recorded_processors import expand, picture, processor, small_processor, tokenizer
+
+
+IMAGES = [Image.new("RGB", (40, 30)), Image.new("RGB", (20, 50))]
+
+
+@pytest.fixture(scope="module")
+def lisa():
+    return small_processor("lisa")
+
+
+def forced_output(*counts: int, seed: int = 0) -> dict[str, list[torch.Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        "pred_masks": [torch.randn(count, 16, 16, generator=generator) for count in counts],
+        "mask_scores": [torch.rand(count, generator=generator) for count in counts],
+        "slot_probs": [torch.rand(count, generator=generator) for count in counts],
+        "rejected": [torch.zeros(count, dtype=torch.bool) for count in counts],
+    }
+
+
+def generated_output(ours, inputs, answers: list[str], copies: int = 1) -> dict:
+    """As if the model had written `answers`, `copies` for each row of `inputs`."""
+    written = [ours.tokenizer(f"{answer}</s>", add_special_tokens=False).input_ids for answer in answers]
+    width = max(map(len, written))
+    prompts = torch.as_tensor(inputs["input_ids"]).repeat_interleave(copies, dim=0)
+    endings = torch.tensor([row + [ours.tokenizer.pad_token_id] * (width - len(row)) for row in written])
+    counts = [sum(token_id in ours.slot_tokens for token_id in row) for row in written]
+    return {"sequences": torch.cat([prompts, endings], dim=1), **forced_output(*counts)}
+
+
+def labels_of(result) -> list[str | None]:
+    return [segment.label for segment in result.segments]
+
+
+def spanned(result) -> list[str]:
+    return [result.text[slice(*segment.span)] for segment in result.segments]
+
+
+class TestRecordedGenerations:
+    CASES = [name for name in load_meta("lisa") if name.startswith("evaluate/")]
+    # What LISA's chat script shows, without its space before the full stop
+    TEXTS = {"p0": "[SEG].", "p1": ". [SEG]", "p2": "[SEG]. [SEG]"}
+
+    @pytest.mark.parametrize("name", CASES)
+    @pytest.mark.parametrize("form", ["inputs", "plain dict", "nothing"])
+    def test_text_and_slots(self, name, form):
+        lisa, recorded, case = processor("lisa"), load_meta("lisa")[name], load_case("lisa", name)
+        inputs = lisa(images=picture("lisa", f"img{recorded['image']}"), text=recorded["prompt"], return_tensors="pt")
+        ids = case["output_ids"]
+        output = {
+            "sequences": torch.tensor(expand(ids, ids, tokenizer("lisa").image_token_id)),
+            **forced_output(recorded["n_seg"]),
+        }
+        sizes = inputs["original_sizes"] if form == "nothing" else None
+        given = {"inputs": inputs, "plain dict": dict(inputs), "nothing": None}[form]
+        (result,) = lisa.post_process_segmentation(output, given, original_sizes=sizes)
+        if "segbias" in name:
+            assert result.text == self.TEXTS[name[-2:]]
+        assert spanned(result) == ["[SEG]"] * recorded["n_seg"]
+        assert result.image_size == tuple(recorded["masks"]["shape"][1:])
+        if name.endswith("img0_p0") and recorded["n_seg"]:
+            assert labels_of(result) == ["dog"], "asked for in a wording that is known"
+
+
+class TestForcedAnswers:
+    @pytest.mark.parametrize("change", ["none", "to device", "copy", "pickle", "plain dict", "batch feature"])
+    def test_labels_spans_and_scores(self, lisa, change):
+        phrases = ["man, in blue", "the small dog"]
+        inputs = lisa(images=IMAGES[0], phrases=[phrases], return_tensors="pt")
+        output = forced_output(2)
+        changed = {
+            "none": lambda: inputs,
+            "to device": lambda: inputs.to("cpu"),
+            "copy": lambda: copy.copy(inputs),
+            "pickle": lambda: pickle.loads(pickle.dumps(inputs)),  # noqa: S301
+            "plain dict": lambda: dict(inputs),
+            "batch feature": lambda: BatchFeature(dict(inputs)),
+        }[change]()
+        (result,) = lisa.post_process_segmentation(output, changed)
+        assert result.text == "Sure, man, in blue [SEG], the small dog [SEG]."
+        assert spanned(result) == ["[SEG]", "[SEG]"]
+        # without the processor's own inputs the label is read off the answer, where a comma ends a phrase
+        assert labels_of(result) == (["in blue", phrases[1]] if change in ("plain dict", "batch feature") else phrases)
+        for place, segment in enumerate(result.segments):
+            assert segment.score == pytest.approx(output["mask_scores"][0][place].item())
+            assert segment.slot_prob == pytest.approx(output["slot_probs"][0][place].item())
+
+    def test_masks_are_upsampled_logits_above_the_threshold(self, lisa):
+        inputs = lisa(images=IMAGES, phrases=[["a dog"], ["a cat"]], return_tensors="pt")
+        output = forced_output(1, 1)
+        for threshold in (0.0, 0.5):
+            results = lisa.post_process_segmentation(output, inputs, threshold=threshold)
+            for row, (result, size, resized) in enumerate(
+                zip(results, ((30, 40), (50, 20)), ((48, 64), (64, 26)), strict=True)
+            ):
+                expected = post_process_masks(output["pred_masks"][row], size, resized, 64, threshold)
+                assert result.image_size == size
+                assert (result.segments[0].mask == expected[0].numpy()).all()
+
+    def test_rejected_slots_stay_in_place(self, lisa):
+        inputs = lisa(images=IMAGES[0], phrases=[["a", "b", "c"]], return_tensors="pt")
+        output = forced_output(3)
+        output["rejected"] = [torch.tensor([False, True, False])]
+        output["slot_probs"] = [torch.tensor([0.9, 0.4, 0.3])]
+        by_model = lisa.post_process_segmentation(output, inputs)[0].segments
+        assert [segment.rejected for segment in by_model] == [False, True, False]
+        assert [segment.mask is None for segment in by_model] == [False, True, False]
+        by_threshold = lisa.post_process_segmentation(output, inputs, reject_threshold=0.35)[0].segments
+        assert [segment.rejected for segment in by_threshold] == [False, False, True]
+        assert [segment.label for segment in by_threshold] == ["a", "b", "c"]
+
+    def test_an_answer_without_slots(self, lisa):
+        inputs = lisa(images=IMAGES[0], text="What is this?", answer="It is a cat.", return_tensors="pt")
+        (result,) = lisa.post_process_segmentation(forced_output(0), inputs)
+        assert (result.text, result.segments) == ("It is a cat.", [])
+
+    def test_one_slot_takes_the_phrase_that_was_asked_for(self, lisa):
+        for question, label in (
+            ("Can you segment the red cup in this image?", "red cup"),
+            (" What is the man in blue in this image? Please output segmentation mask.", "the man in blue"),
+            ("Where can I sit?", None),
+        ):
+            inputs = lisa(images=IMAGES[0], text=question, answer="Sure, it is [SEG].", return_tensors="pt")
+            for given in (inputs, dict(inputs)):
+                assert labels_of(lisa.post_process_segmentation(forced_output(1), given)[0]) == [label]
+
+    def test_every_turn_of_a_conversation(self, lisa):
+        text = lisa.apply_chat_template(
+            [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Like [SEG]: where is it?"}]},
+                {"role": "assistant", "content": "A dog [SEG]."},
+                {"role": "user", "content": "And now?"},
+                {"role": "assistant", "content": "It is a cat: [SEG]."},
+            ]
+        )
+        inputs = lisa(images=IMAGES[0], text=text, return_tensors="pt")
+        (result,) = lisa.post_process_segmentation(forced_output(3), inputs)
+        assert result.text == "A dog [SEG].\nIt is a cat: [SEG]."
+        first, *others = result.segments
+        assert (first.span, first.label) == (None, None), "it stands in a question"
+        assert [result.text[slice(*segment.span)] for segment in others] == ["[SEG]", "[SEG]"]
+        assert [segment.label for segment in others] == ["A dog", "a cat"]
+
+    def test_a_prompt_without_the_templates_words(self, lisa):
+        inputs = lisa(images=IMAGES[0], text="<image> the dog ->", answer="it is [SEG].", return_tensors="pt")
+        (result,) = lisa.post_process_segmentation(forced_output(1), inputs)
+        assert (result.text, spanned(result)) == ("it is [SEG].", ["[SEG]"])
+
+
+class TestGeneratedAnswers:
+    def test_several_sequences_per_row(self, lisa):
+        inputs = lisa(images=IMAGES, text=["What is a dog in this image?", "Where?"], return_tensors="pt")
+        answers = ["[SEG].", "It is a cat.", "A cup: [SEG], a table: [SEG].", "Sure, it is [SEG]."]
+        output = generated_output(lisa, inputs, answers, copies=2)
+        results = lisa.post_process_segmentation(output, inputs)
+        assert [result.text for result in results] == answers
+        assert [result.image_size for result in results] == [(30, 40), (30, 40), (50, 20), (50, 20)]
+        assert [labels_of(result) for result in results] == [["a dog"], [], ["A cup", "a table"], [None]]
+
+    def test_shared_images(self, lisa):
+        inputs = lisa(images=IMAGES, text=["a", "b", "c"], image_index=[1, 0, 1], return_tensors="pt")
+        output = generated_output(lisa, inputs, ["[SEG]."] * 6, copies=2)
+        sizes = [result.image_size for result in lisa.post_process_segmentation(output, inputs)]
+        assert sizes == [(50, 20), (50, 20), (30, 40), (30, 40), (50, 20), (50, 20)]
+
+    def test_slots_of_the_prompt_have_no_mask(self, lisa):
+        prompt = "USER: <image>Like [SEG]? ASSISTANT: No [SEG].</s>USER: And? ASSISTANT:"
+        inputs = lisa(images=IMAGES[0], text=prompt, return_tensors="pt")
+        output = generated_output(lisa, inputs, ["A cat [SEG]."])
+        for given, sizes in ((inputs, None), (None, inputs["original_sizes"])):
+            (result,) = lisa.post_process_segmentation(output, given, original_sizes=sizes)
+            assert (result.text, labels_of(result)) == ("A cat [SEG].", ["A cat"])
+
+    def test_other_sizes_on_request(self, lisa):
+        inputs = lisa(images=IMAGES, text=["a", "b"], return_tensors="pt")
+        output = generated_output(lisa, inputs, ["[SEG]."] * 4, copies=2)
+        for sizes in ([(300, 400), (500, 200)], torch.tensor([[300, 400]] * 2 + [[500, 200]] * 2)):
+            results = lisa.post_process_segmentation(output, inputs, original_sizes=sizes)
+            assert [result.image_size for result in results] == [(300, 400)] * 2 + [(500, 200)] * 2
+            assert results[0].segments[0].mask.shape == (300, 400)
+
+    def test_slot_tokens_that_are_special(self, lisa):
+        special = copy.deepcopy(lisa)
+        special.tokenizer.add_special_tokens({"extra_special_tokens": ["<here>"]})
+        special.seg_token = "<here>"
+        inputs = special(images=IMAGES[0], text="Where?", return_tensors="pt")
+        output = generated_output(special, inputs, ["A cat <here>."])
+        (result,) = special.post_process_segmentation(output, inputs)
+        assert spanned(result) == ["<here>"]
+
+    def test_letters_that_spell_the_slot_token_are_not_one(self, lisa):
+        inputs = lisa(images=IMAGES[0], text="Where?", return_tensors="pt")
+        spelled = lisa.tokenizer("[SEG", add_special_tokens=False).input_ids
+        spelled += lisa.tokenizer("a]", add_special_tokens=False).input_ids[-1:]
+        slot = next(iter(lisa.slot_tokens))
+        output = {
+            "sequences": torch.cat([inputs["input_ids"], torch.tensor([[*spelled, slot]])], dim=1),
+            **forced_output(1),
+        }
+        (result,) = lisa.post_process_segmentation(output, inputs)
+        assert result.text == "[SEG] [SEG]"
+        assert result.segments[0].span == (6, 11)
+
+
+class TestErrors:
+    def test_masks_and_slots_do_not_match(self, lisa):
+        inputs = lisa(images=IMAGES[0], phrases=[["a", "b"]], return_tensors="pt")
+        with pytest.raises(ValueError, match=r"Row 0 of the output has 3 masks, but its text has 2 slots: 'Sure, a"):
+            lisa.post_process_segmentation(forced_output(3), inputs)
+
+    def test_rows_do_not_match(self, lisa):
+        inputs = lisa(images=IMAGES, phrases=[["a"], ["b"]], return_tensors="pt")
+        with pytest.raises(ValueError, match="output has 3 rows and the inputs 2"):
+            lisa.post_process_segmentation(forced_output(1, 1, 1), inputs)
+        with pytest.raises(ValueError, match="inputs have 2 rows, but 1 prompts are known"):
+            lisa.post_process_segmentation(forced_output(1, 1), inputs, rows=inputs.rows[:1])
+
+    def test_an_output_without_masks(self, lisa):
+        with pytest.raises(ValueError, match=r"no pred_masks.*\[SEG\]"):
+            lisa.post_process_segmentation({"logits": torch.zeros(1)})
+
+    def test_a_forward_pass_without_inputs(self, lisa):
+        with pytest.raises(ValueError, match="Pass the processor's `inputs`"):
+            lisa.post_process_segmentation(forced_output(1), original_sizes=[(30, 40)])
+
+    def test_unknown_sizes(self, lisa):
+        inputs = lisa(images=IMAGES[0], phrases=["a"], return_tensors="pt")
+        only_text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
+        with pytest.raises(ValueError, match="size of the pictures is unknown"):
+            lisa.post_process_segmentation(forced_output(1), only_text)
+
+    def test_sizes_do_not_match(self, lisa):
+        inputs = lisa(images=IMAGES, phrases=[["a"], ["b"]], return_tensors="pt")
+        with pytest.raises(ValueError, match="3 sizes were given for 2 rows of output, 2 rows of input and 2 images"):
+            lisa.post_process_segmentation(forced_output(1, 1), inputs, original_sizes=[(3, 4)] * 3)
