@@ -11,4 +11,4 @@ check:
 	$(PYTHON) -m ruff format --check .
 
 test:
-	$(PYTHON) -m pytest -n 2
+	$(PYTHON) -m pytest -n 2 --dist loadscope
