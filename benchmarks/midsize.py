@@ -1,0 +1,74 @@
+"""The model that the benchmarks run on: random weights at about a tenth of LISA-7B's size, inputs as it would get."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig, SamMaskDecoderConfig, SamVisionConfig
+
+from reasonseg.modeling.configuration_lisa import LisaConfig
+from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
+
+
+VOCAB_SIZE, SEG, IMAGE = 32_004, 32_000, 32_003
+PATCHES = 256
+
+
+def midsize_model() -> LisaForReasoningSegmentation:
+    """LLaMA of 12 layers x 768, CLIP ViT-L/14 at 224 px, SAM ViT-B at 1024 px, float32."""
+    torch.manual_seed(0)
+    vlm = LlavaConfig(
+        text_config=LlamaConfig(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=768,
+            intermediate_size=2048,
+            num_hidden_layers=12,
+            num_attention_heads=12,
+        ),
+        vision_config=CLIPVisionConfig(
+            hidden_size=1024,
+            intermediate_size=4096,
+            num_hidden_layers=24,
+            num_attention_heads=16,
+            patch_size=14,
+            image_size=224,
+        ),
+        image_token_index=IMAGE,
+        image_seq_length=PATCHES,
+        projector_hidden_act="linear",
+    )
+    # transformers' SAM starts from weights of 1e-10; these make masks that differ from one another.
+    segmenter = SamConfig(
+        vision_config=SamVisionConfig(initializer_range=0.02),
+        mask_decoder_config=SamMaskDecoderConfig(layer_norm_eps=1e-5),
+    )
+    return LisaForReasoningSegmentation(
+        LisaConfig(vlm_config=vlm, segmenter_config=segmenter, seg_token_id=SEG)
+    ).eval()
+
+
+def question_ids(rows: int, text_tokens: int = 60) -> torch.LongTensor:
+    """Prompts of `text_tokens` random words around one image."""
+    words = torch.randint(3, 31_000, (rows, text_tokens), generator=torch.Generator().manual_seed(1))
+    words[:, 0] = 1
+    image = torch.full((rows, PATCHES), IMAGE)
+    return torch.cat([words[:, :30], image, words[:, 30:]], dim=1)
+
+
+def one_image() -> dict[str, torch.Tensor]:
+    """Both views of one random picture."""
+    generator = torch.Generator().manual_seed(2)
+    return {
+        "pixel_values": torch.randn(1, 3, 224, 224, generator=generator),
+        "sam_pixel_values": torch.randn(1, 3, 1024, 1024, generator=generator),
+        "original_sizes": torch.tensor([[768, 1024]]),
+        "sam_resized_sizes": torch.tensor([[768, 1024]]),
+    }
+
+
+def seconds(work: Callable[[], object]) -> tuple[float, object]:
+    """Wall time of one call and what it returned."""
+    start = time.perf_counter()
+    with torch.no_grad():
+        result = work()
+    return time.perf_counter() - start, result
