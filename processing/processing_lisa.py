@@ -68,6 +68,8 @@ class LisaProcessor(PromptedSegmentationProcessor):
         self.num_additional_image_tokens = num_additional_image_tokens
         self.image_token = getattr(tokenizer, "image_token", None) or image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
+        if self.image_token_id in (None, tokenizer.unk_token_id):
+            raise ValueError(f"The tokenizer has no token {self.image_token!r}; add it or name another `image_token`.")
         self.template = template
         self.seg_token = seg_token
         self.rej_token = rej_token

@@ -324,9 +324,10 @@ class PromptedSegmentationProcessor(ProcessorMixin):
             return tokens
         max_length = options["max_length"] or self.tokenizer.model_max_length
         cut = truncate(tokens, max_length, self.tokenizer.truncation_side)
+        slots = self.slot_tokens
         watched = {
             self.image_token: lambda ids: list(ids).count(self.image_token_id),
-            "/".join(self.slot_tokens.values()): lambda ids: sum(token_id in self.slot_tokens for token_id in ids),
+            "/".join(slots.values()): lambda ids: sum(token_id in slots for token_id in ids),
         }
         check_nothing_cut(tokens, cut, watched, max_length)
         return cut

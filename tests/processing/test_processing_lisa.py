@@ -1,5 +1,7 @@
 """LISA's processor (and what GSVA shares with it): recorded ids and labels, padding, shared images, errors, files."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from reasonseg.processing.chat_templates import build_chat_template
+from reasonseg.processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from reasonseg.processing.processing_lisa import LisaProcessor
 from tests.parity_data import load_case, load_meta
 from tests.recorded_processors import (
@@ -373,3 +376,9 @@ class TestFiles:
         ours = small_processor("lisa", seg_token="[MASK]")
         with pytest.raises(ValueError, match=r"no token '\[MASK\]'.*add_tokens"):
             ours(images=IMAGES[0], phrases=["a dog"])
+
+    def test_a_tokenizer_without_the_image_token(self):
+        bare = copy.deepcopy(tokenizer("lisa"))
+        bare.image_token = "<picture>"
+        with pytest.raises(ValueError, match=r"no token '<picture>'"):
+            LisaProcessor(ReasoningSegmentationImageProcessor(), bare)
