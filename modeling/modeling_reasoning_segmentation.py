@@ -234,7 +234,7 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         probabilities = seg_probabilities(slot_logits, config.seg_token_id, config.rej_token_id)
         if reject_threshold is not None:
             rejected = probabilities < reject_threshold
-        slot_images = slots.rows if image_index is None else image_index[slots.rows]
+        slot_images = slots.rows if image_index is None else image_index.to(slots.rows.device)[slots.rows]
         prompts, masks, scores = self._draw(images, slot_images, slot_states)
         return {
             "pred_masks": slots.per_row(masks),
@@ -261,6 +261,7 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         labels: torch.LongTensor | None = None,
         mask_labels: list[torch.Tensor] | None = None,
         reject_threshold: float | None = None,
+        reeval: bool = False,
         **kwargs,
     ) -> ReasoningSegmentationOutput:
         r"""
@@ -283,14 +284,23 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
                 Per row the target of every slot in [0, 1], at the size of the picture.
             reject_threshold (`float`, *optional*):
                 Reject slots whose `slot_probs` is lower, instead of by the most probable token.
+            reeval (`bool`):
+                Draw all masks from a second pass in which every `[REJ]` of the answer reads `[SEG]`; the decisions
+                stay those of the first pass. GSVA's gRefCOCO and RefZOM numbers are made this way (model_forward with
+                `reeval=True`). Only for evaluation: it takes no labels.
             kwargs: Further inputs of the vision-language model.
 
         Returns:
             [`ReasoningSegmentationOutput`]
 
         Raises:
-            ValueError: If rows, images, slots and mask labels do not match.
+            ValueError: If rows, images, slots and mask labels do not match, or `reeval` makes no sense.
         """
+        if reeval and (self.config.rej_token_id is None or labels is not None or mask_labels is not None):
+            raise ValueError(
+                "reeval replaces [REJ] by [SEG] to score masks: it needs a rej_token_id in the configuration and "
+                "takes no labels. Call forward without it to get losses."
+            )
         image_inputs = {name: kwargs.pop(name) for name in image_encoder_parameters(self.vlm) & set(kwargs)}
         if image_cache is None and pixel_values is not None:
             image_cache = self.encode_image(
@@ -312,7 +322,9 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         logits = self._without_placeholder(language.logits)
         slots, slot_outputs = None, {}
         if input_ids is not None and self.config.seg_token_id is not None and logits.shape[1] == input_ids.shape[1]:
-            slots = find_slots(input_ids, self.config.slot_token_ids, attention_mask)
+            # Over several devices the head may stand on another one than the inputs.
+            ids, mask = input_ids.to(logits.device), attention_mask
+            slots = find_slots(ids, self.config.slot_token_ids, mask.to(logits.device) if mask is not None else None)
             rows, predictors = slots.rows, slots.positions - 1
             slot_logits = logits[rows, predictors]
             rejected = rejected_by_argmax(
@@ -329,6 +341,13 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
             attentions=language.get("attentions"),
             **slot_outputs,
         )
+        if reeval:
+            asked_again = input_ids.masked_fill(input_ids == self.config.rej_token_id, self.config.seg_token_id)
+            second = self.forward(
+                asked_again, attention_mask, image_index=image_index, image_cache=image_cache, **kwargs
+            )
+            for name in ("pred_masks", "mask_scores", "slot_states"):
+                output[name] = second[name]
         if labels is not None or mask_labels is not None:
             output.losses = self._losses(output, slots, image_cache, image_index, labels, mask_labels)
             output.loss = sum(output.losses.values())

@@ -63,24 +63,13 @@ def test_without_rej_token_nothing_is_rejected(inputs):
     assert not any(rejected.any() for rejected in output.rejected)
 
 
-def test_decisions_follow_the_argmax_rule(model, inputs):
-    with torch.no_grad():
-        head = model.get_output_embeddings().weight
-        for boosted in (tiny.SEG, tiny.REJ, 20):
-            original = head[boosted].clone()
-            with torch.no_grad():
-                states = model(**inputs)  # the states do not depend on the head
-            head[boosted] = original
-            logits = states.logits
-            for row in range(2):
-                positions = states.slot_positions[row]
-                best = logits[row, positions - 1].argmax(-1)
-                tokens = inputs["input_ids"][row, positions]
-                expected = [
-                    int(b) != tiny.SEG if int(t) == tiny.SEG else int(b) == tiny.REJ
-                    for b, t in zip(best, tokens, strict=True)
-                ]
-                assert states.rejected[row].tolist() == expected
+@pytest.mark.parametrize("count_rejected_masks", [True, False])
+def test_mask_losses_without_rej_token(inputs, targets, count_rejected_masks):
+    model = tiny.gsva_model(seed=2, rej_token_id=None, count_rejected_masks=count_rejected_masks)
+    masks = [targets["mask_labels"][0][:1], targets["mask_labels"][1]]
+    losses = model(**inputs, labels=targets["labels"], mask_labels=masks).losses
+    assert losses["mask_bce_loss"] > 0
+    assert losses["mask_dice_loss"] > 0
 
 
 @pytest.mark.parametrize(
@@ -109,6 +98,9 @@ def test_reeval_draws_from_the_second_pass(model, inputs):
         assert torch.equal(both.slot_probs[row], first.slot_probs[row])
     with pytest.raises(ValueError, match="without it to get losses"):
         model(**inputs, reeval=True, labels=inputs["input_ids"])
+    model.config.rej_token_id = None
+    with pytest.raises(ValueError, match="needs a rej_token_id"):
+        model(**inputs, reeval=True)
 
 
 def test_placeholder_takes_no_part_in_the_language_loss(model, inputs, targets):
