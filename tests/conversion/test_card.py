@@ -1,41 +1,159 @@
-"""Every card renders with metadata, sizes and a licence chain."""
+"""Every card renders with metadata, sizes, a licence chain and sourced numbers."""
+
+import ast
+import re
 
 import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
+from typer.testing import CliRunner
 
-from reasonseg.conversion.card import CARDS, check_card, known_cards, render_card
+from reasonseg.cli import app
+from reasonseg.conversion.card import (
+    CARDS,
+    card_name,
+    check_card,
+    known_cards,
+    pin_card,
+    pinned_revision,
+    publishing_permission,
+    read_card_values,
+    render_card,
+)
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.modeling.configuration_lisa import LisaConfig
 
 
 CONFIG = LisaConfig(seg_token_id=5)
+PUBLISHED = {
+    *(
+        f"lisa-{name}{suffix}"
+        for name in ("7b-v1", "13b-llama2-v0", "13b-llama2-v1")
+        for suffix in ("", "-explanatory")
+    ),
+    *(f"gsva-{size}-{stage}" for size in ("7b", "13b", "llama2-13b") for stage in ("pt", "ft-gres", "ft-res")),
+    "ivm-v1.0",
+    *(f"vip-llava-{name}" for name in ("7b", "13b", "llama-3-8b", "phi-3-mini-3.8b")),
+    "difflmm-llava-v1.5-7b-lora",
+}
+SYSTEMS = ["lisa", "gsva", "ivm", "vip_llava", "difflmm"]
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-@pytest.mark.parametrize("name", [*known_cards(), "lisa-unheard-of", "gsva-unheard-of"])
-def test_cards_render(name):
-    system = name.split("-")[0]
-    text = render_card(system, name.upper(), CONFIG, torch.bfloat16)
+def system_of(name):
+    return next(system for system in SYSTEMS if name.startswith(system.replace("_", "-")))
+
+
+def test_every_published_checkpoint_has_values():
+    assert set(known_cards()) == PUBLISHED
+
+
+@pytest.mark.parametrize("name", [*sorted(PUBLISHED), "lisa-unheard-of", "gsva-unheard-of"])
+@pytest.mark.parametrize("form", ["full", "trained"])
+def test_cards_render(name, form):
+    system = system_of(name)
+    text = render_card(system, name.upper(), CONFIG, torch.bfloat16, form)
     card = ModelCard(text, ignore_metadata_errors=False)
     assert card.data.library_name == "transformers"
-    assert {"reasoning-segmentation", system} <= set(card.data.tags)
-    assert card.data.license == ("llama2" if "llama2" in name else "other")
-    for part in ("| SAM | Apache-2.0 |", "| CLIP | MIT |", "32 layers of 4096", "256 image tokens", "bfloat16"):
+    assert card.data.pipeline_tag in {"image-segmentation", "image-text-to-text"}
+    assert system.replace("_", "-") in card.data.tags
+    assert card.data.license in {"llama2", "llama3", "mit", "other"}
+    assert (card.data.license == "other") == bool(card.data.license_name) or name not in PUBLISHED
+    assert card_name(text) == (name if name in PUBLISHED else None)
+    for part in ("32 layers of 4096", "256 image tokens", "bfloat16", "| language model |", "| original code |"):
         assert part in text
-    assert "{{" not in text
-    assert "\n\n\n" not in text
-    assert text == render_card(system, name.upper(), CONFIG, torch.bfloat16)
+    for row in read_card_values(name, system)["chain"]:
+        assert f"| {row['part']} | {row['work']} | {row['licence']} |\n" in text
+    assert not re.search(r"{{|{%|\n\n\n|[ \t]\n|None|Undefined", text)
+    assert text == render_card(system, name.upper(), CONFIG, torch.bfloat16, form)
 
 
-def test_every_values_file_is_complete():
-    bases = yaml.safe_load((CARDS / "bases.yaml").read_text())
-    for name in known_cards():
-        values = yaml.safe_load((CARDS / f"{name}.yaml").read_text())
-        assert values["title"].lower() == name
-        assert ("llama-2" if "llama2" in name else "llama-1") == values["base"]
-        assert values["base"] in bases
-    assert len(known_cards()) == 15
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_values_are_complete(name):
+    values = read_card_values(name)
+    assert name.startswith(values["title"].lower())
+    assert values["base"] in yaml.safe_load((CARDS / "bases.yaml").read_text()).keys() - {"unknown"}
+    assert all(re.fullmatch(r"[\w.-]+/[\w.-]+", repo) for repo in values["base_models"])
+    assert len(values["base_models"]) >= 2
+    assert [row["part"] for row in values["chain"]][:2] == ["original code", "language model"]
+    assert "data" in [row["part"] for row in values["chain"]]
+    for row in values["chain"]:
+        assert set(row) == {"part", "work", "licence"}
+    assert re.match(r"@\w+\{\w+,\n", values["citation"])
+    if values["results"]:
+        assert re.search(r"/[0-9a-f]{40}/", values["results_source"]["url"])  # what stands there cannot change
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_the_snippet_is_python_that_can_be_pinned(name):
+    text = render_card(system_of(name), name)
+    (snippet,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    ast.parse(snippet)
+    assert pinned_revision(text) is None
+    pinned = pin_card(text, "org/name", COMMIT)
+    assert 'repo = "org/name"\n' in pinned
+    assert f'revision = "{COMMIT}"\n' in pinned
+    assert pinned_revision(pinned) == COMMIT
+    other = COMMIT[::-1]
+    assert pin_card(pinned, "org/name", other) == pin_card(text, "org/name", other)
+
+
+def test_the_card_of_trained_tensors_is_pinned_too():
+    text = render_card("lisa", "lisa-7b-v1", form="trained")
+    assert pinned_revision(text) is None
+    pinned = pin_card(text, "org/name", COMMIT)
+    assert f"hf download org/name --revision {COMMIT} --local-dir trained\n" in pinned
+    assert pinned_revision(pinned) == COMMIT
+
+
+def test_numbers_are_in_the_model_index_with_their_source():
+    text = render_card("gsva", "gsva-7b-ft-gres")
+    results = ModelCard(text).data.eval_results
+    assert len(results) == 12
+    values = {(result.dataset_split, result.metric_name): result.metric_value for result in results}
+    assert values["val", "gIoU"] == 0.6643
+    assert values["testB", "N-acc"] == 0.6072
+    assert all("618dc7957cd239442d1ecd45c8d575cf91b9ca8e" in result.source_url for result in results)
+    assert all("original weights" in result.metric_args["measured_on"] for result in results)
+    assert "not measured again on the converted weights" in " ".join(text.split())
+    without = render_card("gsva", "gsva-13b-pt")
+    assert ModelCard(without).data.eval_results is None
+    assert "No score was measured on the converted weights." in without
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_llama_1_bases_may_not_be_published_whole(name):
+    permission = publishing_permission(read_card_values(name))
+    llama_1 = name.startswith(("lisa-7b", "gsva-7b", "gsva-13b"))
+    assert permission.allowed != llama_1
+    assert ("LLaMA 1's licence" in permission.reason) == llama_1
+
+
+def test_what_is_unknown_may_not_be_published_whole():
+    permission = publishing_permission(read_card_values("lisa-unheard-of", "lisa"))
+    assert not permission.allowed
+    assert "unknown" in permission.reason
+    assert not publishing_permission({}).allowed
+
+
+def test_own_values_files(tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text("system: lisa\ntitle: Mine\nbase: llama-2\nchain: [{part: data, work: photos, licence: mine}]\n")
+    values = read_card_values(str(own))
+    assert publishing_permission(values).allowed
+    assert values["chain"][-1]["work"] == "photos"
+    for text, message in [
+        ("title: x\n", "need `system:`"),
+        ("system: lisa\nbase: gpt\n", "name the base 'gpt'"),
+        ("- 1\n", "no mapping"),
+        ("a: [", "cannot be read"),
+    ]:
+        own.write_text(text)
+        with pytest.raises(ConversionError, match=message):
+            read_card_values(str(own))
+    with pytest.raises(ConversionError, match="cannot be read"):
+        read_card_values(str(tmp_path / "absent.yaml"))
 
 
 def test_names_are_checked():
@@ -43,3 +161,24 @@ def test_names_are_checked():
         check_card("lisa", "lisa-8b")
     with pytest.raises(ConversionError, match="no card for 'gsva-7b-pt'"):
         check_card("lisa", "gsva-7b-pt")
+    with pytest.raises(ConversionError, match="no card for 'nothing'"):
+        read_card_values("nothing")
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def test_the_command_writes_cards(lisa_repo, tmp_path):
+    assert run("card", "--list").stdout.split() == known_cards()
+    assert run("card", "ivm-v1.0").stdout == render_card("ivm", "ivm-v1.0")
+    out = tmp_path / "README.md"
+    run("card", "lisa-7b-v1", "--repo", lisa_repo, "--out", out)
+    text = out.read_text()
+    assert re.search(r"\| language model \| \d+ layers of \d+, 404 tokens, float32 \|", text)
+    assert "no card for 'lisa-8b'" in " ".join(run("card", "lisa-8b", code=1).stderr.split())
+    assert "Pass its name" in run("card", code=1).stderr
+    assert "Pass its name" in run("card", "--repo", lisa_repo, code=1).stderr
+    assert "no config.json" in run("card", "lisa-7b-v1", "--repo", tmp_path, code=1).stderr
