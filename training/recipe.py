@@ -75,6 +75,7 @@ class Recipe:
         mask_size (`int`, *optional*): Side in pixels of the mask targets; the size of the picture if not given.
         attn_implementation (`str`, *optional*): As for `from_pretrained`.
         matmul_precision (`str`): As for `torch.set_float32_matmul_precision`.
+        storage_dtype (`str`, *optional*): Number format of the finished weights; they load as they were trained.
         seed (`int`): Seed of everything that is random.
         arguments (`dict`): Fields of `transformers.TrainingArguments`.
     """
@@ -89,6 +90,7 @@ class Recipe:
     mask_size: int | None = None
     attn_implementation: str | None = None
     matmul_precision: str = "highest"
+    storage_dtype: str | None = None
     seed: int = 0
     arguments: dict[str, Any] = field(default_factory=dict)
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -62,7 +63,18 @@ def run_recipe(recipe: Recipe, out: str | Path, resume: bool = False) -> Path:
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
+    if recipe.storage_dtype is not None and trainer.is_world_process_zero():
+        store_as(out, getattr(torch, recipe.storage_dtype))
     return out
+
+
+def store_as(repo: Path, dtype: torch.dtype) -> None:
+    """Rewrites the weights in fewer bits; the configuration still names the type they are computed in."""
+    for shard in sorted(repo.glob("*.safetensors")):
+        tensors = {name: tensor.to(dtype) for name, tensor in load_file(shard).items()}
+        draft = shard.with_suffix(".partial")
+        save_file(tensors, draft, metadata={"format": "pt"})
+        draft.replace(shard)
 
 
 def training_arguments(recipe: Recipe, out: Path, **overrides) -> TrainingArguments:

@@ -104,7 +104,6 @@ class ReasoningSegmentationTrainer(Trainer):
             save_file(trained_state_dict(model, state_dict), output_dir / TRAINED_PARTS_FILE)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(output_dir)
-        torch.save(self.args, output_dir / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         model = self.accelerator.unwrap_model(model or self.model)

@@ -1,6 +1,9 @@
 """Recipes: those of the package can be read, wrong ones are refused with a reason."""
 
 import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
 
 from reasonseg.training.recipe import RECIPES, RecipeError, load_recipe
 from reasonseg.training.run import run_recipe
@@ -56,7 +59,10 @@ def test_tabletop_recipe_from_scratch_and_resumed(tmp_path):
     small = ["towers.steps=1", "towers.batch_size=2", "arguments.per_device_train_batch_size=2"]
     steps = [*small, "arguments.max_steps=2", "arguments.save_steps=1", "arguments.disable_tqdm=true"]
     run_recipe(load_recipe("tabletop", steps), tmp_path / "out")
-    assert (tmp_path / "out" / "model.safetensors").is_file()
+    stored = load_file(tmp_path / "out" / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert {p.dtype for p in AutoModel.from_pretrained(tmp_path / "out", dtype="auto").parameters()} == {torch.float32}
+    assert not list((tmp_path / "out").glob("*.bin")), "no pickles in a repository"
     assert (tmp_path / "out" / "checkpoint-2").is_dir()
     with pytest.raises(RecipeError, match="holds checkpoint-2 of an earlier run; pass --resume"):
         run_recipe(load_recipe("tabletop", steps), tmp_path / "out")
