@@ -25,6 +25,7 @@ from .configs import (
 )
 from .errors import ConversionError
 from .inventory import Dropped, Inventory
+from .manifest import write_manifest
 from .plan import EMBEDDING, PlannedTensor, dominant_dtype, expected_shapes, plan_tensors, require_components
 from .progress import ProgressCallback, no_progress
 from .rules_lisa_gsva import (
@@ -40,6 +41,7 @@ from .rules_lisa_gsva import (
 from .sam_config import read_sam_config
 from .sources import TensorSource, holds_weights, open_source
 from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, SLOT_TOKENS, build_tokenizer
+from .verify import check_staged
 from .writer import refuse_existing, staging_folder, write_repository
 
 
@@ -153,7 +155,7 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
     processor = _build_processor(system, sources, config, model.config, tokenizer, options)
     _publish_code(system)
     with staging_folder(out) as folder:
-        write_repository(
+        digests = write_repository(
             folder,
             model=model,
             tensors=tensors,
@@ -165,6 +167,10 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
             progress=options.progress or no_progress,
             release=inventory.release,
         )
+        write_manifest(
+            folder, system=system.name, dtype=dtype, tensors=tensors, dropped=inventory.dropped, digests=digests
+        )
+        check_staged(folder)
     return _report(Path(out), tensors, dtype, inventory)
 
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from transformers import PreTrainedModel
 
 from .errors import ConversionError
 from .inventory import Inventory, Piece
-from .lora import common_rank, lora_rank, merge_lora
+from .lora import common_rank, lora_rank
+from .recipe import APPEND_FIRST_ROW, APPEND_ZERO_ROW, CAST, IDENTITY, MERGE_LORA, ZEROS, Recipe
 from .rules import LORA_A, LORA_B, WEIGHT
 from .rules_lisa_gsva import MM_PROJECTOR, PROJECTOR, SEGMENTER, TEXT_MODEL, VISION_TOWER, VLM
-from .vocabulary import append_embedding_row, append_head_row
 
 
 EMBEDDING, HEAD = f"{TEXT_MODEL}embed_tokens.weight", f"{VLM}lm_head.weight"
-_APPEND_ROW = {EMBEDDING: append_embedding_row, HEAD: append_head_row}
+_APPEND_ROW = {EMBEDDING: APPEND_ZERO_ROW, HEAD: APPEND_FIRST_ROW}
 # What to do when a component of the model is in none of the sources, by the prefix of its parameters.
 _REMEDIES = {
     f"{SEGMENTER}mask_decoder.": (
@@ -51,6 +52,8 @@ class PlannedTensor:
         dtype (`torch.dtype`): Its stored type.
         origin (`str`): Where it comes from.
         build (`Callable[[], torch.Tensor]`): Reads and computes it.
+        recipe (`Recipe`): What `build` does, for the manifest.
+        pieces (`Mapping[str, Piece]`): What `build` reads, by part.
     """
 
     name: str
@@ -58,6 +61,8 @@ class PlannedTensor:
     dtype: torch.dtype
     origin: str
     build: Callable[[], torch.Tensor]
+    recipe: Recipe = field(default_factory=Recipe)
+    pieces: Mapping[str, Piece] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
@@ -127,40 +132,46 @@ def plan_tensors(
         if name in generated:
             planned.append(generated[name])
             continue
-        parts = inventory.pieces[name]
         stored = dtype if name.startswith(VLM) else torch.float32
-        origins = sorted({piece.origin for piece in parts.values()})
-        planned.append(
-            PlannedTensor(name, shape, stored, " + ".join(origins), _builder(name, parts, shape, stored, alpha))
-        )
+        planned.append(_from_sources(name, inventory.pieces[name], shape, stored, alpha))
     return planned
 
 
-def _builder(
+def _from_sources(
     name: str, parts: Mapping[str, Piece], shape: tuple[int, ...], dtype: torch.dtype, alpha: float
-) -> Callable[[], torch.Tensor]:
-    def build() -> torch.Tensor:
-        value = parts[WEIGHT].load()
-        if LORA_A in parts:
-            value = merge_lora(value, parts[LORA_A].load(), parts[LORA_B].load(), alpha)
-        value = value.to(dtype)
-        if name in _APPEND_ROW:
-            value = _APPEND_ROW[name](value)
-        if tuple(value.shape) != shape:
-            raise ConversionError(f"{name!r} was planned with shape {shape} and has {tuple(value.shape)}.")
-        return value.contiguous()
+) -> PlannedTensor:
+    operations = []
+    if LORA_A in parts:
+        operations.append(MERGE_LORA)
+    if parts[WEIGHT].info.dtype != dtype:
+        operations.append(CAST)
+    if name in _APPEND_ROW:
+        operations.append(_APPEND_ROW[name])
+    recipe = Recipe(tuple(operations), float(alpha) if LORA_A in parts else None)
+    origin = " + ".join(sorted({piece.origin for piece in parts.values()}))
 
-    return build
+    def build() -> torch.Tensor:
+        return recipe.compute(lambda part: parts[part].load(), shape, dtype)
+
+    return PlannedTensor(name, shape, dtype, origin, build, recipe, parts)
 
 
 def _identity(expected: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, PlannedTensor]:
     """The second layer that turns transformers' two-layer projector into LLaVA v1's single Linear."""
-    weight, bias = f"{MM_PROJECTOR}linear_2.weight", f"{MM_PROJECTOR}linear_2.bias"
-    size = expected[bias][0]
     return {
-        weight: PlannedTensor(weight, (size, size), dtype, "identity", lambda: torch.eye(size, dtype=dtype)),
-        bias: PlannedTensor(bias, (size,), dtype, "identity", lambda: torch.zeros(size, dtype=dtype)),
+        name: PlannedTensor(
+            name, expected[name], dtype, "identity", partial(_make, recipe, expected[name], dtype), recipe
+        )
+        for name, recipe in (
+            (f"{MM_PROJECTOR}linear_2.weight", Recipe((IDENTITY,))),
+            (f"{MM_PROJECTOR}linear_2.bias", Recipe((ZEROS,))),
+        )
     }
+
+
+def _make(recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A tensor that needs no source."""
+    return recipe.compute({}.__getitem__, shape, dtype)
 
 
 def _check_adapters(adapted: Mapping[str, Mapping[str, Piece]], alpha_of_rank: Callable[[int], float]) -> float:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -14,7 +16,7 @@ from .plan import PlannedTensor
 from .progress import ProgressCallback
 
 
-_DTYPE_NAMES = {
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -30,7 +32,7 @@ def write_shards(
     max_shard_size: int | str,
     progress: ProgressCallback,
     release: Callable[[], None],
-) -> list[Path]:
+) -> dict[Path, str]:
     """Write all tensors as `model.safetensors`, or as shards with an index.
 
     Args:
@@ -41,15 +43,15 @@ def write_shards(
         release (`Callable[[], None]`): Called after every shard, to unmap what was read.
 
     Returns:
-        `list[Path]`: The weight files.
+        `dict[Path, str]`: The weight files and their sha256, taken from what was written.
 
     Raises:
-        ConversionError: A tensor is in a type that is not published.
+        ConversionError: A tensor is in a type that is not published, or holds NaN or infinite values.
     """
     by_name = {tensor.name: tensor for tensor in tensors}
-    if odd := next((tensor for tensor in tensors if tensor.dtype not in _DTYPE_NAMES), None):
+    if odd := next((tensor for tensor in tensors if tensor.dtype not in DTYPE_NAMES), None):
         raise ConversionError(
-            f"{odd.name!r} would be stored as {odd.dtype}; allowed are {', '.join(map(str, _DTYPE_NAMES))}.",
+            f"{odd.name!r} would be stored as {odd.dtype}; allowed are {', '.join(map(str, DTYPE_NAMES))}.",
             next_step="Pass one of them as dtype.",
         )
     try:
@@ -62,9 +64,11 @@ def write_shards(
     except ValueError as error:
         raise ConversionError(f"max_shard_size={max_shard_size!r} is not a size.", next_step="Use '5GB'.") from error
     total = sum(tensor.num_bytes for tensor in tensors)
-    done = 0
+    done, digests = 0, {}
     for file_name, names in split.filename_to_tensors.items():
-        done = _write_file(folder / file_name, [by_name[name] for name in names], done, total, progress)
+        chosen = [by_name[name] for name in names]
+        digests[folder / file_name] = _write_file(folder / file_name, chosen, done, total, progress)
+        done += sum(tensor.num_bytes for tensor in chosen)
         release()
     if split.is_sharded:
         index = {
@@ -72,30 +76,53 @@ def write_shards(
             "weight_map": dict(sorted(split.tensor_to_filename.items())),
         }
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return [folder / name for name in split.filename_to_tensors]
+    return digests
 
 
-def _write_file(path: Path, tensors: list[PlannedTensor], done: int, total: int, progress: ProgressCallback) -> int:
-    """Write one file; returns the bytes done so far."""
+def _write_file(path: Path, tensors: list[PlannedTensor], done: int, total: int, progress: ProgressCallback) -> str:
+    """Write one file; returns its sha256."""
     # Wide types first keeps every tensor aligned, which readers that map the file rely on.
     ordered = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for tensor in ordered:
         end = offset + tensor.num_bytes
         header[tensor.name] = {
-            "dtype": _DTYPE_NAMES[tensor.dtype],
+            "dtype": DTYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [offset, end],
         }
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode("utf-8")
     encoded += b" " * (-len(encoded) % 8)
-    with path.open("wb") as file:
-        file.write(len(encoded).to_bytes(8, "little"))
-        file.write(encoded)
+    digest = hashlib.sha256()
+    # Hashing and writing both leave Python's lock alone, so that the slower one alone costs time.
+    with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
+
+        def write(data: bytes | memoryview) -> None:
+            hashed = pool.submit(digest.update, data)
+            file.write(data)
+            hashed.result()
+
+        write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in ordered:
             # Nothing here may keep the tensor: two large ones at once would double the memory needed.
-            file.write(memoryview(tensor.build().reshape(-1).view(torch.uint8).numpy()))
+            write(_checked_bytes(tensor.build(), tensor))
             done += tensor.num_bytes
             progress(_STEP, done, total)
-    return done
+    return digest.hexdigest()
+
+
+def _checked_bytes(value: torch.Tensor, tensor: PlannedTensor) -> memoryview:
+    """The bytes of a tensor whose values are all finite."""
+    if not all_finite(value):
+        sources = ", ".join(f"{piece.key!r} in {piece.source.file(piece.key)}" for piece in tensor.pieces.values())
+        raise ConversionError(
+            f"{tensor.name!r}, stored as {tensor.dtype}, would hold NaN or infinite values (from {sources}).",
+            next_step="Download the source again; where it is right, pass a dtype with a wider range.",
+        )
+    return memoryview(value.reshape(-1).view(torch.uint8).numpy())
+
+
+def all_finite(value: torch.Tensor) -> bool:
+    """Whether a floating point tensor holds no NaN and no infinity, without a copy of it."""
+    return value.numel() == 0 or all(bool(torch.isfinite(bound)) for bound in torch.aminmax(value))

@@ -70,6 +70,10 @@ class TensorSource(ABC):
     def load(self, key: str) -> torch.Tensor:
         """One tensor on the CPU. It may be a view of the mapped file: never write to it."""
 
+    def file(self, key: str) -> Path:
+        """The file that holds one tensor."""
+        return self.path
+
     @abstractmethod
     def release(self) -> None:
         """Give back what reading has mapped or cached; the source opens again by itself."""
@@ -219,6 +223,9 @@ class ShardedSource(TensorSource):
 
     def load(self, key: str) -> torch.Tensor:
         return self._where[key].load(key)
+
+    def file(self, key: str) -> Path:
+        return self._where[key].file(key)
 
     def release(self) -> None:
         for file in self._files:

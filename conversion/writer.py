@@ -112,7 +112,7 @@ def write_repository(
     max_shard_size: int | str,
     progress: ProgressCallback,
     release: Callable[[], None],
-) -> None:
+) -> dict[Path, str]:
     """Write weights, configs, processor, published code and card into a folder.
 
     Args:
@@ -126,6 +126,9 @@ def write_repository(
         max_shard_size (`int` or `str`): See `write_shards`.
         progress (`ProgressCallback`): See `write_shards`.
         release (`Callable[[], None]`): See `write_shards`.
+
+    Returns:
+        `dict[Path, str]`: sha256 of the weight files.
     """
     model.config.architectures = [type(model).__name__]
     model.config.dtype = dtype
@@ -134,4 +137,4 @@ def write_repository(
     generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
-    write_shards(folder, tensors, max_shard_size, progress, release)
+    return write_shards(folder, tensors, max_shard_size, progress, release)

@@ -191,6 +191,8 @@ def test_every_layout_gives_the_same_weights(repo, tmp_path, layout):
     layout(tmp_path / "source")
     convert_lisa(tmp_path / "source", vision_tower=TOWER, out=tmp_path / "repo")
     ours, reference = digests(tmp_path / "repo"), digests(repo)
+    for files in (ours, reference):
+        del files["manifest.json"]  # says which source file held which tensor
     assert ours == reference
 
 

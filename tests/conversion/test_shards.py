@@ -1,5 +1,6 @@
 """Tensors are written one at a time into files that safetensors reads."""
 
+import hashlib
 import json
 import weakref
 
@@ -33,7 +34,9 @@ def plan(values=VALUES):
 
 def test_one_file(tmp_path):
     calls = []
-    files = write_shards(tmp_path, plan(), "1GB", lambda *call: calls.append(call), lambda: None)
+    digests = write_shards(tmp_path, plan(), "1GB", lambda *call: calls.append(call), lambda: None)
+    files = list(digests)
+    assert digests[files[0]] == hashlib.sha256(files[0].read_bytes()).hexdigest()
     assert [file.name for file in files] == ["model.safetensors"]
     loaded = load_file(files[0])
     assert set(loaded) == set(VALUES)
@@ -83,3 +86,10 @@ def test_the_bar_stays_silent_without_a_terminal(capfd):
         progress("Writing weights", 1, 2)
         progress("Writing weights", 2, 2)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused(tmp_path, bad):
+    values = {"fine": torch.ones(3), "broken": torch.tensor([1.0, bad]).half()}
+    with pytest.raises(ConversionError, match=r"'broken', stored as torch\.float16, would hold NaN or infinite"):
+        write_shards(tmp_path, plan(values), "1GB", no_progress, lambda: None)

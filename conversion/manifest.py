@@ -1,0 +1,186 @@
+"""`manifest.json`: sha256 of every file of a repository, and where every tensor comes from.
+
+The manifest also holds its own sha256, so that no single changed bit in any file goes unseen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import ConversionError
+from .inventory import Dropped
+from .plan import PlannedTensor
+from .shards import DTYPE_NAMES
+from .sources import read_json
+
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_OWN_DIGEST = "manifest_sha256"
+_FIELDS = {"format": int, "system": str, "dtype": str, "files": dict, "tensors": dict, "dropped": dict}
+_CHUNK = 1 << 22
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while data := file.read(_CHUNK):
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def repository_files(folder: Path) -> list[str]:
+    """Relative paths of the files of a repository; hidden ones (`.git`, `.cache`) belong to other tools."""
+    files = []
+    for path in sorted(folder.rglob("*")):
+        relative = path.relative_to(folder)
+        if not any(part.startswith(".") or part == "__pycache__" for part in relative.parts) and not path.is_dir():
+            files.append(relative.as_posix())
+    return files
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    system: str,
+    dtype: torch.dtype,
+    tensors: Sequence[PlannedTensor],
+    dropped: Iterable[Dropped],
+    digests: Mapping[Path, str],
+) -> None:
+    """Write the manifest of a finished repository.
+
+    Args:
+        folder (`Path`): The repository.
+        system (`str`): `"lisa"` or `"gsva"`.
+        dtype (`torch.dtype`): Type of the vision-language model.
+        tensors (`Sequence[PlannedTensor]`): What was written.
+        dropped (`Iterable[Dropped]`): What was left out, and why.
+        digests (`Mapping[Path, str]`): sha256 of files that need not be read again.
+    """
+    left_out: dict[str, dict[str, list[str]]] = {}
+    for entry in dropped:
+        left_out.setdefault(entry.origin, {}).setdefault(entry.reason, []).append(entry.key)
+    body = {
+        "format": _FORMAT,
+        "system": system,
+        "dtype": str(dtype).removeprefix("torch."),
+        "files": {name: _describe(folder / name, digests.get(folder / name)) for name in repository_files(folder)},
+        "tensors": {tensor.name: _origin(tensor) for tensor in tensors},
+        "dropped": left_out,
+    }
+    _write(folder, body)
+
+
+def update_manifest(folder: Path, names: Iterable[str]) -> None:
+    """Enter files again that were changed on purpose, such as a new model card.
+
+    Args:
+        folder (`Path`): The repository.
+        names (`Iterable[str]`): Relative paths; those that are gone are struck out.
+
+    Raises:
+        ConversionError: The manifest is missing or damaged.
+    """
+    body = read_manifest(folder)
+    for name in names:
+        if (folder / name).exists():
+            body["files"][name] = _describe(folder / name)
+        else:
+            body["files"].pop(name, None)
+    _write(folder, body)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest's fields, after its own digest was checked.
+
+    Raises:
+        ConversionError: It is missing, damaged, or of a version that is not known.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ConversionError(
+            "The folder has no manifest.json, so it is not a repository that `reasonseg convert` made.",
+            path=folder,
+            next_step="Pass the folder a conversion has written.",
+        )
+    body = read_json(path)
+    digest = body.pop(_OWN_DIGEST, None)
+    if digest != _digest(body) or path.read_bytes() != _encode(body, digest):
+        raise ConversionError(
+            "The manifest was changed after the conversion: its own sha256 does not match.",
+            path=path,
+            next_step="Convert again, or download the repository again.",
+        )
+    odd = [name for name, kind in _FIELDS.items() if not isinstance(body.get(name), kind)]
+    if odd or body["format"] != _FORMAT:
+        raise ConversionError(
+            f"The manifest cannot be read by this version (format {body.get('format')!r}, fields {odd} are odd).",
+            path=path,
+            next_step="Verify with the version of reasonseg that made the repository.",
+        )
+    if bad := next((name for name, entry in body["files"].items() if not _is_file_entry(entry)), None):
+        raise ConversionError(f"The manifest's entry of the file {bad!r} is malformed.", path=path)
+    if bad := next((name for name, entry in body["tensors"].items() if not _is_tensor_entry(entry)), None):
+        raise ConversionError(f"The manifest's entry of the tensor {bad!r} is malformed.", path=path)
+    return body
+
+
+def _is_file_entry(entry: object) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("size"), int) and isinstance(entry.get("sha256"), str)
+
+
+def _is_tensor_entry(entry: object) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("from"), list):
+        return False
+    pieces = [piece for piece in entry["from"] if isinstance(piece, dict)]
+    return (
+        isinstance(entry.get("shape"), list)
+        and isinstance(entry.get("dtype"), str)
+        and isinstance(entry.get("operations"), list)
+        and len(pieces) == len(entry["from"])
+        and all(isinstance(piece.get(name), str) for piece in pieces for name in ("part", "source", "file", "key"))
+    )
+
+
+def _origin(tensor: PlannedTensor) -> dict[str, Any]:
+    pieces = [
+        {
+            "part": part,
+            "source": piece.origin,
+            "file": piece.source.file(piece.key).name,
+            "key": piece.key,
+            "dtype": str(piece.info.dtype).removeprefix("torch."),
+        }
+        for part, piece in tensor.pieces.items()
+    ]
+    return {
+        "dtype": DTYPE_NAMES[tensor.dtype],
+        "shape": list(tensor.shape),
+        **tensor.recipe.to_json(),
+        "from": pieces,
+    }
+
+
+def _describe(path: Path, digest: str | None = None) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": digest or file_sha256(path)}
+
+
+def _digest(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode("utf-8")).hexdigest()
+
+
+def _encode(body: Mapping[str, Any], digest: str) -> bytes:
+    return (json.dumps({**body, _OWN_DIGEST: digest}, indent=1) + "\n").encode("utf-8")
+
+
+def _write(folder: Path, body: dict[str, Any]) -> None:
+    body["files"] = {name: entry for name, entry in sorted(body["files"].items()) if name != MANIFEST}
+    (folder / MANIFEST).write_bytes(_encode(body, _digest(body)))

@@ -1,0 +1,328 @@
+"""Checking a repository against its manifest, its own config, and the original weights.
+
+Nothing of the repository is executed: its code files are hashed and parsed, and the classes of this package are built
+from its config.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+from ..modeling.configuration_gsva import GsvaConfig
+from ..modeling.configuration_lisa import LisaConfig
+from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
+from ..modeling.modeling_lisa import LisaForReasoningSegmentation
+from ..processing.processing_gsva import GsvaProcessor
+from ..processing.processing_lisa import LisaProcessor
+from .errors import ConversionError
+from .manifest import MANIFEST, file_sha256, read_manifest, repository_files
+from .plan import expected_shapes
+from .progress import ProgressCallback, no_progress
+from .recipe import CAST, MERGE_LORA, Recipe
+from .shards import DTYPE_NAMES, all_finite
+from .sources import SafetensorsFile, TensorInfo, TensorSource, open_source, read_json
+
+
+_HASHING, _COMPARING = "Checking files", "Comparing tensors"
+_CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], type[ProcessorMixin]]] = {
+    "lisa": (LisaConfig, LisaForReasoningSegmentation, LisaProcessor),
+    "gsva": (GsvaConfig, GsvaForReasoningSegmentation, GsvaProcessor),
+}
+_RELEASE_BYTES = 1 << 30  # mapped pages count as this process's memory until they are given back
+_EXPECTED_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong.
+
+    Args:
+        file (`str`): The file's path in the repository.
+        cause (`str`): What is wrong with it.
+    """
+
+    file: str
+    cause: str
+
+
+@dataclass
+class VerifyReport:
+    """What a verification found.
+
+    Args:
+        repo (`Path`): The repository.
+        files (`int`): Files whose size and sha256 were compared.
+        tensors (`int`): Tensors whose name, shape, type and values were checked.
+        compared (`dict[str, int]`): Tensors compared with the sources, by how: `"bit for bit"`, `"to the cast"`.
+        not_compared (`dict[str, int]`): Tensors of sources that were not given, by source.
+        problems (`list[Problem]`): Empty where all is well.
+    """
+
+    repo: Path
+    files: int = 0
+    tensors: int = 0
+    compared: dict[str, int] = field(default_factory=dict)
+    not_compared: dict[str, int] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+    def add(self, file: str, cause: str) -> None:
+        self.problems.append(Problem(file, " ".join(cause.split())))
+
+
+def verify_repository(
+    repo: str | Path,
+    *,
+    against: Mapping[str, str | Path] | None = None,
+    progress: ProgressCallback | None = None,
+) -> VerifyReport:
+    """Check a converted repository.
+
+    Args:
+        repo (`str` or `Path`): The folder.
+        against (`Mapping[str, str | Path]`, *optional*): Original weights by their role in the manifest:
+            `"checkpoint"`, `"vision tower"`, `"base"`, `"SAM file"`. Every tensor that comes from them is computed
+            again and compared bit for bit.
+        progress (`ProgressCallback`, *optional*): Told about bytes read.
+
+    Returns:
+        `VerifyReport`: `ok` is true when nothing was found.
+
+    Raises:
+        ConversionError: The folder has no readable manifest, or a source cannot be opened.
+    """
+    repo, progress = Path(repo), progress or no_progress
+    if not repo.is_dir():
+        raise ConversionError("There is no such folder.", path=repo, next_step="Pass a converted repository.")
+    report = VerifyReport(repo)
+    try:
+        manifest = read_manifest(repo)
+    except ConversionError as error:
+        if not (repo / MANIFEST).is_file():
+            raise
+        report.add(MANIFEST, error.cause)
+        return report
+    sources = {role: open_source(path) for role, path in (against or {}).items()}
+    _check_files(report, manifest, progress)
+    damaged = {problem.file for problem in report.problems}
+    tensors = _check_headers(report, manifest, damaged)
+    if not damaged:
+        _check_model(report, manifest, tensors)
+        _check_processor(report, manifest)
+    _check_values(report, manifest, tensors, sources, progress)
+    return report
+
+
+def check_staged(folder: Path) -> None:
+    """The part of the verification that costs no second reading of the weights, before a folder is published.
+
+    Raises:
+        ConversionError: Names the first problem.
+    """
+    manifest, report = read_manifest(folder), VerifyReport(folder)
+    for name, entry in manifest["files"].items():
+        small = not name.endswith(".safetensors")
+        if (folder / name).stat().st_size != entry["size"] or (
+            small and file_sha256(folder / name) != entry["sha256"]
+        ):
+            report.add(name, "What was written is not what the file holds.")
+    tensors = _check_headers(report, manifest, set())
+    _check_model(report, manifest, tensors)
+    if report.problems:
+        first = report.problems[0]
+        raise ConversionError(
+            f"The finished repository does not verify: {first.file}: {first.cause}",
+            next_step="Check the disk and convert again; if it stays, report it with the command and this message.",
+        )
+
+
+def _check_model(report: VerifyReport, manifest: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> None:
+    """Build the model from its config without memory, and compare its parameters with the weight files."""
+    if manifest["system"] not in _CLASSES:
+        report.add(MANIFEST, f"The system {manifest['system']!r} is none of {', '.join(_CLASSES)}.")
+        return
+    config_class, model_class, _ = _CLASSES[manifest["system"]]
+    try:
+        config = config_class.from_pretrained(report.repo, local_files_only=True)
+        with torch.device("meta"):
+            expected = expected_shapes(model_class(config))
+    except _EXPECTED_ERRORS as error:
+        report.add("config.json", f"No model can be built from it ({type(error).__name__}: {error}).")
+        return
+    if missing := [name for name in expected if name not in tensors]:
+        report.add("config.json", f"The weights lack {len(missing)} parameters, the first is {missing[0]!r}.")
+    if extra := [name for name in tensors if name not in expected]:
+        report.add("config.json", f"The model has no place for {len(extra)} tensors, the first is {extra[0]!r}.")
+    for name in expected.keys() & tensors.keys():
+        if expected[name] != (shape := tensors[name].info(name).shape):
+            report.add("config.json", f"{name!r} should be {expected[name]} and is {shape}.")
+
+
+def _check_processor(report: VerifyReport, manifest: Mapping[str, Any]) -> None:
+    if manifest["system"] not in _CLASSES:
+        return
+    try:
+        _CLASSES[manifest["system"]][2].from_pretrained(report.repo, local_files_only=True)
+    except _EXPECTED_ERRORS as error:
+        report.add("processor_config.json", f"The processor cannot be loaded ({type(error).__name__}: {error}).")
+
+
+def _check_files(report: VerifyReport, manifest: Mapping[str, Any], progress: ProgressCallback) -> None:
+    repo, files = report.repo, manifest["files"]
+    present = set(repository_files(repo)) - {MANIFEST}
+    for name in sorted(present - set(files)):
+        report.add(name, "The manifest does not know this file.")
+    total, done = sum(entry["size"] for entry in files.values()), 0
+    for name, entry in files.items():
+        path = repo / name
+        report.files += 1
+        done += entry["size"]
+        if name not in present:
+            report.add(name, "The file is missing.")
+        elif path.is_symlink() and not path.resolve().is_relative_to(_hub_root(repo)):
+            report.add(name, "This is a link to a place outside the repository.")
+        elif path.stat().st_size != entry["size"]:
+            report.add(name, f"The file has {path.stat().st_size} bytes instead of {entry['size']}.")
+        elif file_sha256(path) != entry["sha256"]:
+            report.add(name, "The sha256 differs: the file was changed or damaged.")
+        else:
+            _check_content(report, path, name)
+        progress(_HASHING, done, total)
+
+
+def _hub_root(repo: Path) -> Path:
+    """Where links may lead: the Hub's cache keeps files of a snapshot in `blobs` two folders up."""
+    resolved = repo.resolve()
+    return resolved.parents[1] if resolved.parent.name == "snapshots" else resolved
+
+
+def _check_content(report: VerifyReport, path: Path, name: str) -> None:
+    try:
+        if path.suffix == ".py":
+            ast.parse(path.read_bytes())
+        elif path.name == "config.json":
+            for target in read_json(path).get("auto_map", {}).values():
+                module = f"{str(target).split('.')[0]}.py"
+                if not (path.parent / module).is_file():
+                    report.add(name, f"auto_map names {module}, which is not there.")
+        elif path.suffix == ".json":
+            json.loads(path.read_text(encoding="utf-8"))
+    except (SyntaxError, ValueError, RecursionError, ConversionError) as error:
+        report.add(name, f"The file cannot be parsed ({error}).")
+
+
+def _check_headers(report: VerifyReport, manifest: Mapping[str, Any], damaged: set[str]) -> dict[str, TensorSource]:
+    """Compare names, shapes and types in the weight files with the manifest; returns the file of each tensor."""
+    found: dict[str, TensorSource] = {}
+    for name in manifest["files"]:
+        if name.endswith(".safetensors") and name not in damaged:
+            try:
+                source = SafetensorsFile(report.repo / name)
+            except ConversionError as error:
+                report.add(name, error.cause)
+                continue
+            found |= dict.fromkeys(source.names(), source)
+    for name, entry in manifest["tensors"].items():
+        if name not in found:
+            if not damaged:
+                report.add(MANIFEST, f"No weight file holds {name!r}.")
+            continue
+        info = found[name].info(name)
+        if list(info.shape) != entry["shape"] or DTYPE_NAMES.get(info.dtype) != entry["dtype"]:
+            wanted = f"{entry['dtype']} {entry['shape']}"
+            report.add(found[name].path.name, f"{name!r} is {info.dtype} {list(info.shape)} instead of {wanted}.")
+    for name in found.keys() - manifest["tensors"].keys():
+        report.add(found[name].path.name, f"The manifest does not know the tensor {name!r}.")
+    return found
+
+
+def _check_values(
+    report: VerifyReport,
+    manifest: Mapping[str, Any],
+    tensors: Mapping[str, TensorSource],
+    sources: Mapping[str, TensorSource],
+    progress: ProgressCallback,
+) -> None:
+    """Check that all values are finite and, where the source is at hand, that they are the source's."""
+    compared, not_compared, read = Counter(), Counter(), 0
+    known = {role: frozenset(source.names()) for role, source in sources.items()}
+    total = sum(_num_bytes(source.info(name)) for name, source in tensors.items())
+    done = 0
+    for name, source in tensors.items():
+        value = source.load(name)
+        report.tensors += 1
+        if not all_finite(value):
+            report.add(source.path.name, f"{name!r} holds NaN or infinite values.")
+        entry = manifest["tensors"].get(name)
+        if sources and entry is not None:
+            pieces = {piece["part"]: piece for piece in entry["from"]}
+            lacking = {piece["source"] for piece in pieces.values()} - sources.keys()
+            gone = [piece["key"] for piece in pieces.values() if piece["key"] not in known.get(piece["source"], ())]
+            if lacking:
+                not_compared[" + ".join(sorted(lacking))] += 1
+            elif gone:
+                report.add(source.path.name, f"{name!r} was made from {gone[0]!r}, which the source does not hold.")
+            else:
+                how = _compare(report, source.path.name, name, value, entry, pieces, sources)
+                compared.update([how] if how else [])
+        done += value.nbytes
+        read += value.nbytes
+        del value
+        if read > _RELEASE_BYTES:
+            read = 0
+            for opened in {*tensors.values(), *sources.values()}:
+                opened.release()
+        progress(_COMPARING, done, total)
+    report.compared, report.not_compared = dict(compared), dict(not_compared)
+
+
+def _num_bytes(info: TensorInfo) -> int:
+    return math.prod(info.shape) * info.dtype.itemsize
+
+
+def _compare(
+    report: VerifyReport,
+    file: str,
+    name: str,
+    value: torch.Tensor,
+    entry: Mapping[str, Any],
+    pieces: Mapping[str, Mapping[str, str]],
+    sources: Mapping[str, TensorSource],
+) -> str | None:
+    """Compute a tensor again from its sources; returns how it agrees, `None` where it does not."""
+
+    def load(part: str) -> torch.Tensor:
+        return sources[pieces[part]["source"]].load(pieces[part]["key"])
+
+    try:
+        recipe = Recipe.from_json(entry)
+        expected = recipe.compute(load, tuple(value.shape), value.dtype)
+    except (ConversionError, KeyError, ValueError, RuntimeError) as error:
+        report.add(file, f"{name!r} cannot be computed from the source ({error}).")
+        return None
+    if torch.equal(_bits(expected), _bits(value)):
+        return "to the cast" if CAST in recipe.operations else "bit for bit"
+    # Another machine may add the products of a matrix product in another order.
+    step = torch.finfo(value.dtype).eps
+    if MERGE_LORA in recipe.operations and torch.allclose(expected, value, rtol=2 * step, atol=1e-6):
+        return "to the rounding of the LoRA merge"
+    differing = (_bits(expected) != _bits(value)).sum().item()
+    report.add(file, f"{name!r} differs from the source in {differing} of {value.numel()} values.")
+    return None
+
+
+def _bits(value: torch.Tensor) -> torch.Tensor:
+    return value.reshape(-1).view({8: torch.int64, 4: torch.int32, 2: torch.int16}[value.dtype.itemsize])

@@ -1,0 +1,66 @@
+"""`reasonseg verify`: is a converted repository whole, and is it what was converted?"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .failures import print_error, stderr_console
+
+
+if TYPE_CHECKING:
+    from ..conversion.verify import VerifyReport
+
+
+_MAX_SHOWN = 20
+
+
+def verify(
+    repo: Annotated[Path, typer.Argument(help="A repository that `reasonseg convert` made.", show_default=False)],
+    against: Annotated[
+        Path | None, typer.Option(help="The original checkpoint: compare every tensor that comes from it.")
+    ] = None,
+    vision_tower: Annotated[Path | None, typer.Option(help="The CLIP folder it was converted with.")] = None,
+    base: Annotated[Path | None, typer.Option(help="The base LLaVA folder it was converted with.")] = None,
+    sam: Annotated[Path | None, typer.Option(help="The SAM file it was converted with.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
+):
+    """Check a repository: sha256 of every file, tensors, values, code, that it loads, and the originals' bits.
+
+    No code of the repository is run. The exit code is 0 only when nothing is wrong.
+    """
+    from ..conversion.progress import rich_progress
+    from ..conversion.verify import verify_repository
+
+    given = {"checkpoint": against, "vision tower": vision_tower, "base": base, "SAM file": sam}
+    with rich_progress(stderr_console()) as progress:
+        report = verify_repository(
+            repo, against={role: path for role, path in given.items() if path is not None}, progress=progress
+        )
+    sys.stdout.write(_as_json(report) if as_json else _as_text(report))
+    if not report.ok:
+        files = len({problem.file for problem in report.problems})
+        print_error(f"{repo}: {len(report.problems)} problems in {files} files. Convert or download it again.")
+        raise typer.Exit(1)
+
+
+def _as_json(report: "VerifyReport") -> str:
+    values = asdict(report) | {"repo": str(report.repo), "ok": report.ok}
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _as_text(report: "VerifyReport") -> str:
+    lines = [f"{problem.file}: {problem.cause}" for problem in report.problems[:_MAX_SHOWN]]
+    if len(report.problems) > _MAX_SHOWN:
+        lines.append(f"... and {len(report.problems) - _MAX_SHOWN} more problems")
+    if report.ok:
+        lines.append(f"{report.repo}: {report.files} of {report.files} files and {report.tensors} tensors are right")
+    lines += [f"{count} tensors equal the source {how}" for how, count in sorted(report.compared.items())]
+    lines += [
+        f"{count} tensors not compared: the {source} was not given"
+        for source, count in sorted(report.not_compared.items())
+    ]
+    return "\n".join(lines) + "\n"
