@@ -3,7 +3,10 @@
 import json
 import shutil
 
-from tests.conversion.originals import LISA
+import torch
+from safetensors.torch import save_file
+
+from tests.conversion.originals import GSVA, LISA
 from tests.reasonseg.test_cli import one_line, run
 
 
@@ -31,3 +34,30 @@ def test_verify_names_the_damaged_file_and_fails(lisa_repo, tmp_path):
 
 def test_verify_of_another_folder(tmp_path):
     assert "no manifest.json" in one_line(run("verify", tmp_path, code=1).stderr)
+
+
+def test_inspect_lists_tensors_and_names_the_system(lisa_repo):
+    text = run("inspect", GSVA / "gsva-tiny.bin").stdout
+    assert "base_model.model.lm_head.weight" in text
+    assert "unmerged LoRA of rank 8" in text
+    assert "system: lisa or gsva" in text
+    summary = run("inspect", lisa_repo, "--summary").stdout
+    assert "258 tensors" in summary
+    assert "system: reasonseg" in summary
+    assert "vlm.lm_head.weight" not in summary
+    found = json.loads(run("inspect", GSVA / "gsva-tiny.bin", "--json").stdout)
+    assert found["num_tensors"] == len(found["tensors"])
+    assert found["lora_rank"] == 8
+    assert {tensor["dtype"] for tensor in found["tensors"]} == {"float32"}
+
+
+def test_inspect_shows_no_control_characters(tmp_path):
+    save_file({"x\x1b[2Jy": torch.ones(1)}, tmp_path / "x.safetensors")
+    text = run("inspect", tmp_path / "x.safetensors").stdout
+    assert "\x1b" not in text
+    assert "x\\x1b[2Jy" in text
+
+
+def test_inspect_of_what_is_no_checkpoint(tmp_path):
+    (tmp_path / "x.bin").write_text("<!doctype html>")
+    assert "web page" in one_line(run("inspect", tmp_path / "x.bin", code=1).stderr)
