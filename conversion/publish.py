@@ -1,0 +1,377 @@
+"""Publishing a repository on the Hub: allowed by its licences, verified, resumable, pinned to a commit."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    HTTPError,  # of whichever client this release of huggingface_hub is built on
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils.sha import git_hash
+
+from .card import card_name, pin_card, publishing_permission, read_card_values
+from .errors import ConversionError
+from .manifest import MANIFEST, file_sha256, read_manifest, repository_files, update_manifest
+from .progress import ProgressCallback
+from .verify import verify_repository
+
+
+CARD = "README.md"
+NEW, CHANGED, UNCHANGED, REMOVED, KEPT = "new", "changed", "unchanged", "removed", "only there"
+_MAIN = "main"
+# A loader that finds weights of an earlier upload beside the new ones could take those.
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+_MAX_PROBLEMS = 3
+
+
+@dataclass(frozen=True)
+class Change:
+    """What publishing does to one file of the remote repository.
+
+    Args:
+        path (`str`): Path in the repository.
+        kind (`str`): `"new"`, `"changed"`, `"unchanged"`, `"removed"` or `"only there"`.
+        size (`int`): Bytes, of the local file where there is one.
+    """
+
+    path: str
+    kind: str
+    size: int
+
+
+@dataclass(frozen=True)
+class PublishReport:
+    """What was published.
+
+    Args:
+        repo_id (`str`): `"organisation/name"`.
+        url (`str`): Address of the pinned revision; empty for a dry run on a repository that does not exist.
+        revision (`str`, *optional*): The commit to use: complete, and never changed again. `None` for a dry run with
+            something to upload.
+        changes (`list[Change]`): Every file.
+    """
+
+    repo_id: str
+    url: str
+    revision: str | None
+    changes: list[Change]
+
+    @property
+    def uploads(self) -> list[Change]:
+        return [change for change in self.changes if change.kind in (NEW, CHANGED)]
+
+
+def check_licence(folder: Path, card: str | None, private: bool) -> None:
+    """Refuse to publish what the licence chain of the card's values forbids.
+
+    Args:
+        folder (`Path`): The repository, with full weights.
+        card (`str`, *optional*): Name or file of the card's values; by default the README.md says which.
+        private (`bool`): Whether only its owner will see it.
+
+    Raises:
+        ConversionError: Full weights may not be published; says why and what may be done instead.
+    """
+    readme = folder / CARD
+    name = card or (card_name(readme.read_text(encoding="utf-8")) if readme.is_file() else None)
+    permission = publishing_permission(read_card_values(name) if name else {})
+    if permission.allowed or private:
+        return
+    what = name or "This repository"
+    raise ConversionError(
+        f"{what} may not be published with its full weights: {permission.reason}.",
+        path=folder,
+        next_step="Pass --private for a repository that only you can read, or --trained-only with --base to publish "
+        "what was trained, which others load on top of the base they have."
+        + ("" if name else " If its base allows more, name the checkpoint, or your own values file, with --card."),
+    )
+
+
+def publish(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    revision: str | None = None,
+    card: str | None = None,
+    full_weights: bool = True,
+    dry_run: bool = False,
+    endpoint: str | None = None,
+    token: str | None = None,
+    on_changes: Callable[[list[Change]], None] | None = None,
+    progress: ProgressCallback | None = None,
+    verify: Callable[[Path], None] | None = None,
+) -> PublishReport:
+    """Verify a repository and upload what the remote one lacks.
+
+    All files go up in one commit, large ones first and one by one: after an interruption, the same call uploads only
+    those that are missing. A second commit enters the first one's hash into the card, as the revision to use.
+
+    Args:
+        folder (`str` or `Path`): The repository.
+        repo_id (`str`): `"organisation/name"`; made if it does not exist.
+        private (`bool`, *optional*, defaults to `False`): Make it private; an existing public one is refused where
+            the licences ask for a private one.
+        revision (`str`, *optional*): Branch to publish on, made if it does not exist; `"main"` by default.
+        card (`str`, *optional*): See `check_licence`.
+        full_weights (`bool`, *optional*, defaults to `True`): Whether the folder holds full weights, to which the
+            licence chain applies.
+        dry_run (`bool`, *optional*, defaults to `False`): Verify and compare, but change nothing.
+        endpoint (`str`, *optional*): Another Hub.
+        token (`str`, *optional*): Access token; by default the one of `hf auth login`.
+        on_changes (`Callable[[list[Change]], None]`, *optional*): Told what will be done, before anything is uploaded.
+        progress (`ProgressCallback`, *optional*): Told about bytes read and uploaded.
+        verify (`Callable[[Path], None]`, *optional*): Raises when the folder is damaged; by default the manifest,
+            weights and code are checked.
+
+    Raises:
+        ConversionError: A licence forbids it, the repository is damaged, or the Hub refuses or cannot be reached.
+    """
+    folder, branch = Path(folder), revision or _MAIN
+    if not folder.is_dir():
+        raise ConversionError("There is no such folder.", path=folder, next_step="Pass a converted repository.")
+    if full_weights:
+        check_licence(folder, card, private)
+        must_be_private = private and not _is_allowed(folder, card)
+    else:
+        must_be_private = False
+    (verify or (lambda checked: _verify(checked, progress)))(folder)
+    remote = _Remote(HfApi(endpoint=endpoint, token=token), repo_id, branch)
+    local = _LocalFiles(folder, repo_id)
+    with _on_the_hub(repo_id):
+        if not dry_run:
+            remote.create(private, must_be_private)
+        files, head = remote.files(), remote.head()
+        pin = local.find_pin(files.get(CARD), remote.commits() if CARD in files else [])
+        changes = _compare(local, files, pin)
+        if on_changes is not None:
+            on_changes(changes)
+        to_do = [change for change in changes if change.kind in (NEW, CHANGED, REMOVED)]
+        if dry_run:
+            return PublishReport(repo_id, remote.url(head), None if to_do else pin or head, changes)
+        if to_do:
+            pin, head = None, remote.upload(local, to_do, head, progress)
+        if pin is None:
+            pin = head
+            remote.enter_pin(local, pin)
+    return PublishReport(repo_id, remote.url(pin), pin, changes)
+
+
+def _is_allowed(folder: Path, card: str | None) -> bool:
+    try:
+        check_licence(folder, card, private=False)
+    except ConversionError:
+        return False
+    return True
+
+
+def _verify(folder: Path, progress: ProgressCallback | None) -> None:
+    report = verify_repository(folder, progress=progress)
+    if not report.ok:
+        shown = "; ".join(f"{problem.file}: {problem.cause}" for problem in report.problems[:_MAX_PROBLEMS])
+        raise ConversionError(
+            f"The repository does not verify, nothing was uploaded: {shown}",
+            path=folder,
+            next_step="Convert it again; `reasonseg verify` lists every problem.",
+        )
+
+
+class _LocalFiles:
+    """The files of the folder, and their content with the usage snippet pinned to a commit.
+
+    Args:
+        folder (`Path`): The repository.
+        repo_id (`str`): What it will be called.
+    """
+
+    def __init__(self, folder: Path, repo_id: str):
+        self.folder, self.repo_id = folder, repo_id
+        self.names = repository_files(folder)
+        self._digests = {}
+        if (folder / MANIFEST).is_file():
+            self._digests = {name: entry["sha256"] for name, entry in read_manifest(folder)["files"].items()}
+
+    def size(self, name: str) -> int:
+        return (self.folder / name).stat().st_size
+
+    def sha256(self, name: str) -> str:
+        """As verified, where the manifest says it, so that large files are not read again."""
+        return self._digests.get(name) or file_sha256(self.folder / name)
+
+    def documents(self, pin: str | None) -> dict[str, bytes]:
+        """The files that name the pinned commit: the card, and the manifest with the card's sha256."""
+        if pin is None or CARD not in self.names:
+            return {name: (self.folder / name).read_bytes() for name in (CARD, MANIFEST) if name in self.names}
+        with tempfile.TemporaryDirectory() as scratch:
+            (Path(scratch) / CARD).write_bytes(self._card(pin))
+            if MANIFEST not in self.names:
+                return {CARD: self._card(pin)}
+            shutil.copy(self.folder / MANIFEST, scratch)
+            update_manifest(Path(scratch), [CARD])
+            return {name: (Path(scratch) / name).read_bytes() for name in (CARD, MANIFEST)}
+
+    def find_pin(self, remote_card: RepoFile | None, commits: list[str]) -> str | None:
+        """The commit that the remote card, if it is this one, is pinned to."""
+        if remote_card is None or CARD not in self.names or not commits:
+            return None
+        return next((commit for commit in commits if git_hash(self._card(commit)) == remote_card.blob_id), None)
+
+    def equals(self, name: str, remote: RepoFile, documents: dict[str, bytes]) -> bool:
+        """Whether a remote file holds the same bytes."""
+        content = documents.get(name)
+        if remote.lfs is None:
+            return remote.blob_id == git_hash((self.folder / name).read_bytes() if content is None else content)
+        return remote.lfs.sha256 == self.sha256(name)
+
+    def operation(self, name: str) -> CommitOperationAdd:
+        operation = CommitOperationAdd(name, str(self.folder / name))
+        operation.upload_info.sha256 = bytes.fromhex(self.sha256(name))
+        return operation
+
+    def _card(self, pin: str | None) -> bytes:
+        card = (self.folder / CARD).read_bytes()
+        return card if pin is None else pin_card(card.decode("utf-8"), self.repo_id, pin).encode("utf-8")
+
+
+def _compare(local: _LocalFiles, remote: dict[str, RepoFile], pin: str | None) -> list[Change]:
+    documents = local.documents(pin)
+    changes = []
+    for name in local.names:
+        if name not in remote:
+            kind = NEW
+        else:
+            kind = UNCHANGED if local.equals(name, remote[name], documents) else CHANGED
+        changes.append(Change(name, kind, local.size(name)))
+    for name in sorted(remote.keys() - set(local.names)):
+        stale = any(fnmatch(name, pattern) for pattern in _WEIGHTS)
+        changes.append(Change(name, REMOVED if stale else KEPT, remote[name].size))
+    return changes
+
+
+class _Remote:
+    """The repository on the Hub.
+
+    Args:
+        api (`HfApi`): The client.
+        repo_id (`str`): `"organisation/name"`.
+        branch (`str`): The branch to publish on.
+    """
+
+    def __init__(self, api: HfApi, repo_id: str, branch: str):
+        self.api, self.repo_id, self.branch = api, repo_id, branch
+
+    def create(self, private: bool, must_be_private: bool) -> None:
+        """Make repository and branch where they do not exist.
+
+        Raises:
+            ConversionError: It exists and is public, but must not be.
+        """
+        # None: an organisation's own setting decides, and an existing repository stays as it is.
+        self.api.create_repo(self.repo_id, private=True if private else None, exist_ok=True)
+        if must_be_private and not self.api.repo_info(self.repo_id).private:
+            raise ConversionError(
+                f"{self.repo_id} exists and is public, and these weights may only go to a private repository.",
+                next_step="Make it private in its settings, or choose another --repo-id.",
+            )
+        if self.branch != _MAIN:
+            self.api.create_branch(self.repo_id, branch=self.branch, exist_ok=True)
+
+    def files(self) -> dict[str, RepoFile]:
+        """What is there; nothing where the repository or the branch does not exist yet."""
+        try:
+            entries = list(self.api.list_repo_tree(self.repo_id, recursive=True, revision=self.branch))
+        except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
+            return {}
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def head(self) -> str | None:
+        try:
+            return self.api.repo_info(self.repo_id, revision=self.branch).sha
+        except (RepositoryNotFoundError, RevisionNotFoundError):
+            return None
+
+    def commits(self) -> list[str]:
+        """Hashes of the branch's commits, the newest first."""
+        return [commit.commit_id for commit in self.api.list_repo_commits(self.repo_id, revision=self.branch)]
+
+    def upload(
+        self, local: _LocalFiles, changes: list[Change], head: str | None, progress: ProgressCallback | None
+    ) -> str:
+        """Upload the contents, then enter all of them in one commit.
+
+        Returns:
+            `str`: The commit's hash.
+        """
+        uploads = [change for change in changes if change.kind != REMOVED]
+        total, done = sum(change.size for change in uploads), 0
+        operations = []
+        for change in uploads:
+            operation = local.operation(change.path)
+            self.api.preupload_lfs_files(self.repo_id, [operation], revision=self.branch)
+            operations.append(operation)
+            done += change.size
+            if progress is not None:
+                progress("Uploading", done, total)
+        operations += [CommitOperationDelete(change.path) for change in changes if change.kind == REMOVED]
+        message = "Upload the converted checkpoint"
+        commit = self.api.create_commit(
+            self.repo_id, operations, commit_message=message, revision=self.branch, parent_commit=head
+        )
+        return commit.oid
+
+    def enter_pin(self, local: _LocalFiles, pin: str) -> None:
+        """Enter a commit's hash into the card; nothing where the card has no place for it."""
+        documents = local.documents(pin)
+        if documents == local.documents(None):
+            return
+        operations = [CommitOperationAdd(name, content) for name, content in documents.items()]
+        message = f"Name {pin} as the revision to use"
+        self.api.create_commit(
+            self.repo_id, operations, commit_message=message, revision=self.branch, parent_commit=pin
+        )
+
+    def url(self, revision: str | None) -> str:
+        return f"{self.api.endpoint}/{self.repo_id}/tree/{revision}" if revision else ""
+
+
+@contextmanager
+def _on_the_hub(repo_id: str) -> Iterator[None]:
+    """Word what the Hub or the way to it raises."""
+    again = "What has arrived stays there; the same command goes on from it."
+    try:
+        yield
+    except RepositoryNotFoundError as error:
+        raise ConversionError(
+            f"The Hub does not let you see or change {repo_id!r}.",
+            next_step="Log in with `hf auth login`, with a token that may write there.",
+        ) from error
+    except HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        login = "Log in with `hf auth login`, with a token that may write there. " if status in (401, 403) else ""
+        cause = f"The Hub refused a request for {repo_id!r} ({_one_line(error)})."
+        raise ConversionError(cause, next_step=login + again) from error
+    except (HTTPError, OSError, RuntimeError) as error:
+        cause = f" ({_one_line(error.__cause__)})" if error.__cause__ is not None else ""
+        raise ConversionError(
+            f"The upload to {repo_id!r} broke off: {_one_line(error)}{cause}.", next_step=again
+        ) from error
+    except ValueError as error:  # a malformed name, or metadata the Hub does not accept
+        raise ConversionError(
+            f"{repo_id!r}: {_one_line(error)}", next_step="Correct it, then publish again."
+        ) from error
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,0 +1,83 @@
+"""`reasonseg publish`: a verified repository onto the Hub, as far as its licences allow."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .failures import stderr_console
+
+
+if TYPE_CHECKING:
+    from ..conversion.publish import Change, PublishReport
+
+
+_SIGNS = {"new": "+", "changed": "~", "unchanged": "=", "removed": "-", "only there": " "}
+
+
+def publish(
+    repo: Annotated[Path, typer.Argument(help="A repository that `reasonseg convert` made.", show_default=False)],
+    repo_id: Annotated[str, typer.Option(help="Its name on the Hub: ORGANISATION/NAME.")],
+    private: Annotated[bool, typer.Option("--private", help="Only you, or your organisation, can read it.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to publish on.  [default: main]")] = None,
+    card: Annotated[
+        str | None, typer.Option(help="Whose licences hold: a known checkpoint, or a values file.  [default: its own]")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and compare, but upload nothing.")] = False,
+    endpoint: Annotated[
+        str | None, typer.Option(help="Another Hub.  [default: HF_ENDPOINT, or the public one]")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+):
+    """Publish a repository on the Hub: verify it, show what differs there, upload that, and print the revision to use.
+
+    Full weights made from LLaMA 1 may not be published: --private keeps them to you. An interrupted upload goes on
+    with the same command.
+    """
+    from ..conversion.progress import rich_progress
+    from ..conversion.publish import publish as publish_repository
+
+    console = stderr_console()
+    with rich_progress(console) as progress:
+        report = publish_repository(
+            repo,
+            repo_id,
+            private=private,
+            revision=revision,
+            card=card,
+            dry_run=dry_run,
+            endpoint=endpoint,
+            on_changes=lambda changes: console.print(_as_table(changes), markup=False, soft_wrap=True),
+            progress=progress,
+        )
+    sys.stdout.write(json.dumps(asdict(report), indent=2) + "\n" if as_json else _as_text(report, dry_run))
+
+
+def _as_table(changes: "list[Change]") -> str:
+    lines = [
+        f"{_SIGNS[change.kind]} {change.path}  {_size(change.size)}  {change.kind}"
+        for change in changes
+        if change.kind != "unchanged"
+    ]
+    unchanged = sum(change.kind == "unchanged" for change in changes)
+    return "\n".join([*lines, f"= {unchanged} files unchanged"])
+
+
+def _as_text(report: "PublishReport", dry_run: bool) -> str:
+    uploads = report.uploads
+    amount = f"{len(uploads)} files, {_size(sum(change.size for change in uploads))}"
+    if dry_run:
+        return f"{report.repo_id}: nothing was uploaded (dry run); {amount} would be\n"
+    done = f"{amount} uploaded" if uploads else "nothing to upload"
+    return f'{report.repo_id}: {done}\n{report.url}\nrevision="{report.revision}"\n'
+
+
+def _size(size: float) -> str:
+    for unit in ("B", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"

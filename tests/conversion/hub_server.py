@@ -1,0 +1,228 @@
+"""A Hub on 127.0.0.1 that keeps repositories in memory and speaks the documented calls of an upload."""
+
+import base64
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, unquote, urlparse
+
+
+LARGE_SUFFIXES = (".safetensors", ".bin", ".model")
+
+
+def git_sha1(data):
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
+class Repo:
+    """Branches of commits, each a whole tree: path -> content."""
+
+    def __init__(self, private):
+        self.private = private
+        self.commits = {}
+        self.branches = {"main": [self._add({".gitattributes": b"*.safetensors filter=lfs\n"}, "initial commit")]}
+
+    def _add(self, tree, title):
+        oid = hashlib.sha1(json.dumps([title, len(self.commits), sorted(tree)]).encode()).hexdigest()
+        self.commits[oid] = (dict(tree), title)
+        return oid
+
+    def commit(self, branch, tree, title):
+        oid = self._add(tree, title)
+        self.branches[branch].append(oid)
+        return oid
+
+    def resolve(self, revision):
+        if revision in self.branches:
+            return self.branches[revision][-1]
+        return revision if revision in self.commits else None
+
+    def tree(self, revision="main"):
+        return self.commits[self.resolve(revision)][0]
+
+
+class HubServer(ThreadingHTTPServer):
+    """Use as a context manager; `endpoint` is its address.
+
+    Attributes:
+        repos (`dict[str, Repo]`): What was published.
+        requests (`list[tuple[str, str]]`): Method and path of every request.
+        stored (`dict[str, bytes]`): Large contents that have arrived, by sha256.
+        refuse (`Callable[[str, str], int | None]`): Gives a status to refuse a request with.
+    """
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.repos, self.requests, self.stored, self.headers_seen = {}, [], {}, []
+        self.refuse = lambda method, path: None
+        self.lock = threading.Lock()
+
+    @property
+    def endpoint(self):
+        return f"http://127.0.0.1:{self.server_port}"
+
+    def __enter__(self):
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_):
+        self.shutdown()
+        self.server_close()
+
+    def puts(self):
+        return [path for method, path in self.requests if method == "PUT"]
+
+    def commits(self):
+        return [path for method, path in self.requests if method == "POST" and "/commit/" in path]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        self._handle("GET")
+
+    def do_POST(self):
+        self._handle("POST")
+
+    def do_PUT(self):
+        self._handle("PUT")
+
+    def _handle(self, method):
+        url = urlparse(self.path)
+        body = self._body()
+        with self.server.lock:
+            self.server.requests.append((method, url.path))
+            if status := self.server.refuse(method, url.path):
+                return self._send(status, {"error": "refused by the test"})
+            parts = [unquote(part) for part in url.path.strip("/").split("/")]
+            return self._route(method, parts, parse_qs(url.query), body)
+
+    def _body(self):
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            chunks = []
+            while size := int(self.rfile.readline(), 16):
+                chunks.append(self.rfile.read(size))
+                self.rfile.readline()
+            self.rfile.readline()
+            return b"".join(chunks)
+        return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+    def _send(self, status, value=None, headers=()):
+        data = b"" if value is None else json.dumps(value).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        for name, text in headers:
+            self.send_header(name, text)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def _route(self, method, parts, query, body):
+        server = self.server
+        match [method, *parts]:
+            case ["POST", "api", "repos", "create"]:
+                wanted = json.loads(body)
+                name = f"{wanted['organization']}/{wanted['name']}"
+                if name in server.repos:
+                    return self._send(409, {"url": f"{server.endpoint}/{name}", "error": "You already created it"})
+                private = wanted.get("private") or wanted.get("visibility") == "private"
+                server.repos[name] = Repo(bool(private))
+                return self._send(200, {"url": f"{server.endpoint}/{name}", "name": name})
+            case ["POST", "api", "validate-yaml"]:
+                return self._send(200, {"errors": [], "warnings": []})
+            case ["PUT", "lfs", oid]:
+                if hashlib.sha256(body).hexdigest() != oid:
+                    return self._send(400, {"error": "wrong content"})
+                server.stored[oid] = body
+                return self._send(200)
+            case ["POST", organisation, name, "info", "lfs", "objects", "batch"] if name.endswith(".git"):
+                return self._lfs_batch(f"{organisation}/{name.removesuffix('.git')}", json.loads(body))
+            case [_, "api", "models", organisation, name, *rest]:
+                repo = server.repos.get(f"{organisation}/{name}")
+                if repo is None:
+                    return self._send(404, {"error": "Repository not found"}, [("X-Error-Code", "RepoNotFound")])
+                return self._repo(method, f"{organisation}/{name}", repo, rest, query, body)
+        return self._send(404, {"error": f"the test server does not know {method} {'/'.join(parts)}"})
+
+    def _lfs_batch(self, name, wanted):
+        assert wanted["operation"] == "upload"
+        assert wanted["hash_algo"] == "sha256"
+        objects = []
+        for entry in wanted["objects"]:
+            answer = {"oid": entry["oid"], "size": entry["size"]}
+            if entry["oid"] not in self.server.stored:
+                answer["actions"] = {"upload": {"href": f"{self.server.endpoint}/lfs/{entry['oid']}"}}
+            objects.append(answer)
+        return self._send(200, {"transfer": "basic", "objects": objects})
+
+    def _repo(self, method, name, repo, rest, query, body):
+        revision = rest[1] if len(rest) > 1 else "main"
+        kind = rest[0] if rest else "revision"
+        if kind == "branch" and method == "POST":
+            if revision in repo.branches:
+                return self._send(409, {"error": "exists"})
+            repo.branches[revision] = list(repo.branches["main"])
+            return self._send(200, {})
+        oid = repo.resolve(revision)
+        if oid is None:
+            return self._send(404, {"error": "Invalid rev id"}, [("X-Error-Code", "RevisionNotFound")])
+        tree = repo.commits[oid][0]
+        if kind == "revision":
+            siblings = [{"rfilename": path} for path in tree]
+            return self._send(200, {"id": name, "sha": oid, "private": repo.private, "siblings": siblings, "tags": []})
+        if kind == "tree":
+            return self._send(200, [self._entry(path, data) for path, data in sorted(tree.items())])
+        if kind == "commits":
+            log = [
+                {"id": commit, "title": repo.commits[commit][1], "message": "", "authors": []}
+                for commit in reversed(repo.branches[revision])
+            ]
+            for entry in log:
+                entry["date"] = "2024-01-01T00:00:00.000Z"
+            return self._send(200, log)
+        if kind == "preupload":
+            files = []
+            for file in json.loads(body)["files"]:
+                mode = "lfs" if file["path"].endswith(LARGE_SUFFIXES) else "regular"
+                entry = {"path": file["path"], "uploadMode": mode, "shouldIgnore": False}
+                if file["path"] in tree:
+                    data = tree[file["path"]]
+                    entry["oid"] = hashlib.sha256(data).hexdigest() if mode == "lfs" else git_sha1(data)
+                files.append(entry)
+            return self._send(200, {"files": files})
+        if kind == "commit" and method == "POST":
+            return self._commit(name, repo, revision, oid, body)
+        return self._send(404, {"error": f"the test server does not know {method} {rest}"})
+
+    def _entry(self, path, data):
+        entry = {"type": "file", "path": path, "size": len(data), "oid": git_sha1(data)}
+        if path.endswith(LARGE_SUFFIXES):
+            entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 135}
+        return entry
+
+    def _commit(self, name, repo, branch, head, body):
+        lines = [json.loads(line) for line in body.splitlines()]
+        header, tree = lines[0]["value"], dict(repo.commits[head][0])
+        if header.get("parentCommit") not in (None, head):
+            return self._send(412, {"error": "A commit has happened since."})
+        for line in lines[1:]:
+            value = line["value"]
+            match line["key"]:
+                case "file":
+                    tree[value["path"]] = base64.b64decode(value["content"])
+                case "lfsFile":
+                    if value["oid"] not in self.server.stored:
+                        return self._send(400, {"error": f"LFS object {value['oid']} does not exist"})
+                    tree[value["path"]] = self.server.stored[value["oid"]]
+                case "deletedFile":
+                    del tree[value["path"]]
+        oid = repo.commit(branch, tree, header["summary"])
+        url = f"{self.server.endpoint}/{name}/commit/{oid}"
+        return self._send(200, {"success": True, "commitOid": oid, "commitUrl": url})
