@@ -15,7 +15,7 @@ from .recipe import OptimizerRecipe, Recipe, RecipeError
 from .tabletop_model import SEGMENTER_PATCH, SEGMENTER_SIDE, VLM_PATCH, VLM_SIDE, tabletop_config, tabletop_model
 from .tabletop_processor import build_processor, token_ids
 from .tabletop_stream import TabletopDataset
-from .tabletop_towers import TowerCollator, TowerPretraining
+from .tabletop_towers import BACKGROUND_WORD, WORDS, TowerCollator, TowerPretraining
 from .trainer import ReasoningSegmentationTrainer
 
 
@@ -123,8 +123,9 @@ def build_tabletop(recipe: Recipe):
 
 
 def pretrain_towers(model, processor, recipe: Recipe, out: Path) -> None:
-    """Trains both image encoders of `model` in place, on dense labels."""
-    towers = recipe.towers
+    """Trains what sees and what draws, in place, on dense labels."""
+    towers, ids = recipe.towers, processor.tokenizer.convert_tokens_to_ids
+    word_ids = {name: ids(list(words)) for name, words in {**WORDS, "background": [BACKGROUND_WORD]}.items()}
     args = training_arguments(
         recipe,
         out / "towers",
@@ -137,7 +138,7 @@ def pretrain_towers(model, processor, recipe: Recipe, out: Path) -> None:
     )
     args.per_device_train_batch_size = max(1, towers.batch_size // args.world_size)
     ReasoningSegmentationTrainer(
-        model=TowerPretraining(model),
+        model=TowerPretraining(model, word_ids),
         args=args,
         train_dataset=TabletopDataset("train", recipe.data.length, seed=recipe.seed, requests_per_scene=1, flip=True),
         data_collator=TowerCollator(

@@ -1,8 +1,9 @@
-"""First stage of the embedded model: both image towers learn to see before anything is asked.
+"""First stage of the embedded model: learn to see, and what words look like, before anything is asked.
 
-Seeing is the bottleneck of training from scratch (which of ten kinds is it?), and masks and words teach it slowly. So
-each tower first names kind, colour, size and centre of what every patch shows; the linear heads for that are thrown
-away afterwards.
+Seeing is the bottleneck of training from scratch (which of ten kinds is it?), and answers and masks teach it slowly.
+So this stage goes around the language model: patches name kind, colour and size of what they show with the very
+word embeddings that questions are made of, and the sum of a thing's words and its place draws its mask. What the
+language model has to learn then is to find words among patches.
 """
 
 from collections.abc import Sequence
@@ -12,59 +13,73 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..modeling.mask_losses import bce_per_mask, dice_per_mask
 from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
-from .tabletop_scenes import COLOURS, SIZES, TabletopScene
-from .tabletop_sprites import KINDS
+from ..modeling.segmenters import segmenter_adapter
+from .tabletop_scenes import COLOURS, KINDS, SIZES, TabletopScene
 
 
-CLASSES = {"kind": 1 + len(KINDS), "colour": 1 + len(COLOURS), "size": 1 + len(SIZES)}
+WORDS = {"kind": tuple(KINDS), "colour": tuple(COLOURS), "size": tuple(SIZES)}
+BACKGROUND_WORD = "table"
 # A patch of bare table still teaches something, but there are so many of them that they would drown the things.
 BACKGROUND_WEIGHT = 0.05
 CENTRE_WEIGHT = 5.0
+THINGS_PER_SCENE = 3
+MASK_SIDE = 64
+
+
+def unit_rms(values: torch.FloatTensor) -> torch.FloatTensor:
+    """As the language model's normalisation leaves its states."""
+    return values * torch.rsqrt(values.square().mean(-1, keepdim=True) + 1e-6)
 
 
 class PatchHeads(nn.Module):
-    """What a patch shows: the parts of each class in it, and where the centre of its thing lies."""
+    """What each patch of the segmenter's grid shows; thrown away after this stage."""
 
     def __init__(self, width: int):
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.classifiers = nn.ModuleDict({name: nn.Linear(width, count) for name, count in CLASSES.items()})
+        self.classifiers = nn.ModuleDict({name: nn.Linear(width, 1 + len(words)) for name, words in WORDS.items()})
         self.centre = nn.Linear(width, 2)
 
     def forward(self, tokens: torch.FloatTensor, labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
-        """
-        Args:
-            tokens (`torch.FloatTensor` of shape `(batch_size, patches, width)`): Patches in reading order.
-            labels (`dict[str, torch.Tensor]`):
-                Per class `(batch_size, patches, classes)` parts that add up to 1, `centre_xy`
-                `(batch_size, patches, 2)`.
-        """
         tokens = self.norm(tokens)
-        foreground = 1 - labels["kind"][..., 0]
-        weight = (foreground + BACKGROUND_WEIGHT) / (foreground + BACKGROUND_WEIGHT).sum()
-        loss = (
-            CENTRE_WEIGHT
-            * (foreground * (self.centre(tokens) - labels["centre_xy"]).abs().sum(-1)).sum()
-            / foreground.sum().clamp(min=1)
-        )
+        loss = CENTRE_WEIGHT * centre_loss(self.centre(tokens), labels)
+        weight = foreground_weight(labels)
         for name, classifier in self.classifiers.items():
             loss = loss - (weight * (labels[name] * classifier(tokens).log_softmax(-1)).sum(-1)).sum()
         return loss
 
 
+def foreground_weight(labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
+    """Weight of each patch `(batch_size, patches)`, adding up to 1."""
+    weight = 1 - labels["kind"][..., 0] + BACKGROUND_WEIGHT
+    return weight / weight.sum()
+
+
+def centre_loss(centres: torch.FloatTensor, labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
+    """Mean distance, as a part of the picture's side, to the centre of the thing that a patch belongs to."""
+    foreground = 1 - labels["kind"][..., 0]
+    return (foreground * (centres - labels["centre_xy"]).abs().sum(-1)).sum() / foreground.sum().clamp(min=1)
+
+
 class TowerPretraining(nn.Module):
     """
     Args:
-        model ([`GsvaForReasoningSegmentation`]): Its two image encoders are trained in place.
+        model ([`GsvaForReasoningSegmentation`]): Image encoders, projectors, mask decoder and word embeddings are
+            trained in place; the language model's layers are not used.
+        word_ids (`dict[str, list[int]]`): Token ids of `WORDS`, and of the background under `background`.
     """
 
-    def __init__(self, model: GsvaForReasoningSegmentation):
+    def __init__(self, model: GsvaForReasoningSegmentation, word_ids: dict[str, list[int]]):
         super().__init__()
-        self.vision_tower = model.vlm.model.vision_tower
-        self.vision_encoder = model.segmenter.vision_encoder
-        self.vlm_heads = PatchHeads(self.vision_tower.config.hidden_size)
-        self.segmenter_heads = PatchHeads(self.vision_encoder.config.output_channels)
+        self.model = model
+        self.word_ids = word_ids
+        width = model.config.get_text_config().hidden_size
+        self.word_scale = nn.Parameter(torch.tensor(0.1))
+        self.patch_centre = nn.Linear(width, 2)
+        self.place = nn.Linear(2, width)
+        self.segmenter_heads = PatchHeads(model.config.segmenter_config.vision_config.output_channels)
 
     def forward(
         self,
@@ -72,28 +87,94 @@ class TowerPretraining(nn.Module):
         sam_pixel_values: torch.FloatTensor,
         vlm_labels: dict[str, torch.Tensor],
         segmenter_labels: dict[str, torch.Tensor],
+        things: dict[str, torch.Tensor],
     ) -> dict[str, Any]:
-        patches = self.vision_tower(pixel_values, output_hidden_states=True).hidden_states[-1][:, 1:]
-        grid = self.vision_encoder(sam_pixel_values).last_hidden_state
+        patches = torch.stack(
+            list(self.model.vlm.base_model.get_image_features(pixel_values, return_dict=True).pooler_output)
+        )
+        segmenter = segmenter_adapter(self.model.segmenter)
+        features = segmenter.encode(sam_pixel_values)
+        grid = features["image_embeddings"].flatten(2).transpose(1, 2)
         losses = {
-            "vlm_loss": self.vlm_heads(patches, vlm_labels),
-            "segmenter_loss": self.segmenter_heads(grid.flatten(2).transpose(1, 2), segmenter_labels),
+            "word_loss": self._word_loss(patches, vlm_labels),
+            "segmenter_loss": self.segmenter_heads(grid, segmenter_labels),
+            **self._drawing_losses(segmenter, features, things),
         }
         return {"loss": sum(losses.values()), "losses": losses}
 
+    def _words(self, name: str) -> torch.FloatTensor:
+        return unit_rms(self.model.get_input_embeddings().weight[self.word_ids[name]])
+
+    def _word_loss(self, patches: torch.FloatTensor, labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
+        """Patches are close to the words for what they show, and know where the centre of their thing lies."""
+        directions = unit_rms(patches)
+        weight, loss = foreground_weight(labels), CENTRE_WEIGHT * centre_loss(self.patch_centre(patches), labels)
+        for name in WORDS:
+            words = torch.cat([self._words("background"), self._words(name)])
+            scores = self.word_scale * directions @ words.T
+            loss = loss - (weight * (labels[name] * scores.log_softmax(-1)).sum(-1)).sum()
+        return loss
+
+    def _drawing_losses(self, segmenter, features: dict[str, torch.Tensor], things: dict[str, torch.Tensor]) -> dict:
+        """The words of a thing and its place, added up where the language model's state will stand, draw its mask."""
+        state = self.place(things["centre_xy"])
+        for name in WORDS:
+            state = state + self._words(name)[things[name]]
+        prompts = self.model.seg_projector(unit_rms(state))
+        masks, _ = segmenter.decode({name: value[things["scene"]] for name, value in features.items()}, prompts)
+        config = self.model.config
+        return {
+            "mask_bce_loss": config.bce_loss_weight * bce_per_mask(masks, things["masks"]).mean(),
+            "mask_dice_loss": config.dice_loss_weight * dice_per_mask(masks, things["masks"]).mean(),
+        }
+
 
 def patch_labels(scenes: Sequence[TabletopScene], side: int) -> dict[str, torch.Tensor]:
-    """Dense labels of scenes averaged over a grid of `side` x `side` patches, as `PatchHeads` takes them."""
+    """
+    What the patches of a `side` x `side` grid show.
+
+    Returns:
+        Per class `(batch_size, patches, 1 + classes)`, the parts of the patch, background first; `centre_xy`
+        `(batch_size, patches, 2)`, the centre of the thing as a part of the picture's side.
+    """
     labels = [scene.dense_labels() for scene in scenes]
     pooled = {}
-    for name, count in CLASSES.items():
+    for name, words in WORDS.items():
         classes = torch.stack([torch.from_numpy(label[name]) for label in labels])
-        parts = F.one_hot(classes, count).permute(0, 3, 1, 2).float()
+        parts = F.one_hot(classes, 1 + len(words)).permute(0, 3, 1, 2).float()
         pooled[name] = F.adaptive_avg_pool2d(parts, side).flatten(2).transpose(1, 2)
     foreground = (1 - pooled["kind"][..., :1]).clamp(min=1e-3)
     offsets = F.adaptive_avg_pool2d(torch.stack([torch.from_numpy(label["centre_xy"]) for label in labels]), side)
-    pooled["centre_xy"] = offsets.flatten(2).transpose(1, 2) / foreground
+    steps = (torch.arange(side) + 0.5) / side
+    places = torch.stack([steps.repeat(side), steps.repeat_interleave(side)], dim=-1)
+    pooled["centre_xy"] = offsets.flatten(2).transpose(1, 2) / foreground + places
     return pooled
+
+
+def _some_positions(scene: TabletopScene) -> list[int]:
+    """Places of a few things of the scene, near and far ones over many scenes."""
+    count = len(scene.objects)
+    return [(scene.index + step) % count for step in range(min(count, THINGS_PER_SCENE))]
+
+
+def described_things(scenes: Sequence[TabletopScene]) -> dict[str, torch.Tensor]:
+    """Some things of each scene: the places of their words in `WORDS`, their centre and their visible mask."""
+    rows = [
+        (number, thing, scene.mask(position), scene.size)
+        for number, scene in enumerate(scenes)
+        for position in _some_positions(scene)
+        for thing in [scene.objects[position]]
+    ]
+    masks = torch.stack([torch.from_numpy(mask).float() for _, _, mask, _ in rows])
+    return {
+        "scene": torch.tensor([number for number, _, _, _ in rows]),
+        **{
+            name: torch.tensor([words.index(getattr(thing, name)) for _, thing, _, _ in rows])
+            for name, words in WORDS.items()
+        },
+        "centre_xy": torch.tensor([[c / size for c in thing.centre_xy] for _, thing, _, size in rows]),
+        "masks": F.adaptive_avg_pool2d(masks, MASK_SIDE),
+    }
 
 
 class TowerCollator:
@@ -116,7 +197,8 @@ class TowerCollator:
             "sam_pixel_values": views["sam_pixel_values"],
             "vlm_labels": patch_labels(scenes, self.vlm_side),
             "segmenter_labels": patch_labels(scenes, self.segmenter_side),
+            "things": described_things(scenes),
         }
 
 
-__all__ = ["PatchHeads", "TowerCollator", "TowerPretraining", "patch_labels"]
+__all__ = ["BACKGROUND_WORD", "WORDS", "TowerCollator", "TowerPretraining", "described_things", "patch_labels"]
