@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
@@ -25,6 +26,7 @@ from .card import card_name, pin_card, publishing_permission, read_card_values
 from .errors import ConversionError
 from .manifest import MANIFEST, file_sha256, read_manifest, repository_files, update_manifest
 from .progress import ProgressCallback
+from .trained import Base, check_trained, export_trained, is_trained_export
 from .verify import verify_repository
 
 
@@ -106,7 +108,6 @@ def publish(
     private: bool = False,
     revision: str | None = None,
     card: str | None = None,
-    full_weights: bool = True,
     dry_run: bool = False,
     endpoint: str | None = None,
     token: str | None = None,
@@ -120,14 +121,12 @@ def publish(
     those that are missing. A second commit enters the first one's hash into the card, as the revision to use.
 
     Args:
-        folder (`str` or `Path`): The repository.
+        folder (`str` or `Path`): A converted repository, or an export of trained tensors, which may always be public.
         repo_id (`str`): `"organisation/name"`; made if it does not exist.
         private (`bool`, *optional*, defaults to `False`): Make it private; an existing public one is refused where
             the licences ask for a private one.
         revision (`str`, *optional*): Branch to publish on, made if it does not exist; `"main"` by default.
         card (`str`, *optional*): See `check_licence`.
-        full_weights (`bool`, *optional*, defaults to `True`): Whether the folder holds full weights, to which the
-            licence chain applies.
         dry_run (`bool`, *optional*, defaults to `False`): Verify and compare, but change nothing.
         endpoint (`str`, *optional*): Another Hub.
         token (`str`, *optional*): Access token; by default the one of `hf auth login`.
@@ -142,12 +141,16 @@ def publish(
     folder, branch = Path(folder), revision or _MAIN
     if not folder.is_dir():
         raise ConversionError("There is no such folder.", path=folder, next_step="Pass a converted repository.")
-    if full_weights:
+    trained = is_trained_export(folder)
+    if not trained:
         check_licence(folder, card, private)
-        must_be_private = private and not _is_allowed(folder, card)
+    must_be_private = private and not trained and not _is_allowed(folder, card)
+    if verify is not None:
+        verify(folder)
+    elif trained:
+        check_trained(folder)
     else:
-        must_be_private = False
-    (verify or (lambda checked: _verify(checked, progress)))(folder)
+        _verify(folder, progress)
     remote = _Remote(HfApi(endpoint=endpoint, token=token), repo_id, branch)
     local = _LocalFiles(folder, repo_id)
     with _on_the_hub(repo_id):
@@ -167,6 +170,43 @@ def publish(
             pin = head
             remote.enter_pin(local, pin)
     return PublishReport(repo_id, remote.url(pin), pin, changes)
+
+
+def publish_trained(
+    folder: str | Path,
+    repo_id: str,
+    *,
+    base: Base,
+    export: str | Path | None = None,
+    card: str | None = None,
+    progress: ProgressCallback | None = None,
+    **options: Any,
+) -> PublishReport:
+    """Publish what training changed, without the base.
+
+    Args:
+        folder (`str` or `Path`): A converted repository with full weights.
+        repo_id (`str`): See `publish`.
+        base (`Base`): What the checkpoint was trained from.
+        export (`str` or `Path`, *optional*): Folder to make with what is published; by default it is not kept.
+        card (`str`, *optional*): Name of the card's values; by default the repository's card says it.
+        progress (`ProgressCallback`, *optional*): Told about bytes read and uploaded.
+        options (`Any`): Further options of `publish`.
+
+    Raises:
+        ConversionError: As `publish`, or the base is not this checkpoint's.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise ConversionError("There is no such folder.", path=folder, next_step="Pass a converted repository.")
+    _verify(folder, progress)
+    with ExitStack() as stack:
+        if export is None:
+            # beside the repository: a temporary folder elsewhere may be too small
+            scratch = tempfile.TemporaryDirectory(prefix=".trained-", dir=folder.absolute().parent)
+            export = Path(stack.enter_context(scratch)) / folder.name
+        export_trained(folder, export, base=base, card=card, progress=progress)
+        return publish(export, repo_id, progress=progress, **options)
 
 
 def _is_allowed(folder: Path, card: str | None) -> bool:

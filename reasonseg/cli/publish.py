@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .failures import stderr_console
+from .failures import CommandError, stderr_console
 
 
 if TYPE_CHECKING:
@@ -26,6 +26,13 @@ def publish(
     card: Annotated[
         str | None, typer.Option(help="Whose licences hold: a known checkpoint, or a values file.  [default: its own]")
     ] = None,
+    trained_only: Annotated[
+        bool, typer.Option("--trained-only", help="Publish what training changed, to be loaded on top of --base.")
+    ] = False,
+    base: Annotated[Path | None, typer.Option(help="The base LLaVA folder, with weights, for --trained-only.")] = None,
+    vision_tower: Annotated[Path | None, typer.Option(help="The base's CLIP folder, for --trained-only.")] = None,
+    sam: Annotated[Path | None, typer.Option(help="SAM's own file, for --trained-only.")] = None,
+    export: Annotated[Path | None, typer.Option(help="Folder to keep what --trained-only publishes in.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and compare, but upload nothing.")] = False,
     endpoint: Annotated[
         str | None, typer.Option(help="Another Hub.  [default: HF_ENDPOINT, or the public one]")
@@ -34,25 +41,28 @@ def publish(
 ):
     """Publish a repository on the Hub: verify it, show what differs there, upload that, and print the revision to use.
 
-    Full weights made from LLaMA 1 may not be published: --private keeps them to you. An interrupted upload goes on
-    with the same command.
+    Full weights made from LLaMA 1 may not be published: --private keeps them to you, --trained-only leaves out the
+    base. An interrupted upload goes on with the same command.
     """
+    if trained_only and base is None:
+        raise CommandError("--trained-only needs --base: the LLaVA folder the checkpoint was trained from.")
+    if not trained_only and any((base, vision_tower, sam, export)):
+        raise CommandError("--base, --vision-tower, --sam and --export belong to --trained-only. Pass it, or none.")
+
     from ..conversion.progress import rich_progress
     from ..conversion.publish import publish as publish_repository
+    from ..conversion.publish import publish_trained
+    from ..conversion.trained import Base
 
     console = stderr_console()
+    options = {"private": private, "revision": revision, "card": card, "dry_run": dry_run, "endpoint": endpoint}
+    options["on_changes"] = lambda changes: console.print(_as_table(changes), markup=False, soft_wrap=True)
     with rich_progress(console) as progress:
-        report = publish_repository(
-            repo,
-            repo_id,
-            private=private,
-            revision=revision,
-            card=card,
-            dry_run=dry_run,
-            endpoint=endpoint,
-            on_changes=lambda changes: console.print(_as_table(changes), markup=False, soft_wrap=True),
-            progress=progress,
-        )
+        if trained_only:
+            own = {"base": Base(base, vision_tower, sam), "export": export}
+            report = publish_trained(repo, repo_id, **own, **options, progress=progress)
+        else:
+            report = publish_repository(repo, repo_id, **options, progress=progress)
     sys.stdout.write(json.dumps(asdict(report), indent=2) + "\n" if as_json else _as_text(report, dry_run))
 
 

@@ -13,8 +13,10 @@ from reasonseg.cli import app
 from reasonseg.conversion.card import pin_card, pinned_revision, render_card
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import read_manifest, update_manifest
-from reasonseg.conversion.publish import publish
+from reasonseg.conversion.publish import publish, publish_trained
+from reasonseg.conversion.trained import restore
 from tests.conversion.hub_server import HubServer, Repo
+from tests.conversion.trained_base import write_base
 
 
 @pytest.fixture(autouse=True)
@@ -252,13 +254,50 @@ def test_a_hub_that_is_not_there(llama_2):
         publish("nowhere", "org/lisa", endpoint=endpoint)
 
 
+def test_llama_1_weights_go_public_without_their_base(llama_1, hub, tmp_path):
+    base = write_base(tmp_path)
+    hub.refuse = lambda method, path: 403 if "/commit/" in path else None
+    with pytest.raises(ConversionError, match="The Hub refused a request"):
+        publish_trained(llama_1, "org/lisa", base=base, endpoint=hub.endpoint)
+    hub.refuse = lambda method, path: None
+    report = publish_trained(llama_1, "org/lisa", base=base, endpoint=hub.endpoint)
+    remote = hub.repos["org/lisa"]
+    assert not remote.private
+    assert len(hub.puts()) == 1  # the second export is the same file, which had arrived
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".trained-")]
+    pinned = remote.tree(report.revision)
+    assert "trained/trained.safetensors" in pinned
+    assert "model.safetensors" not in pinned
+    clone = tmp_path / "clone"
+    for name, data in remote.tree().items():
+        (clone / name).parent.mkdir(parents=True, exist_ok=True)
+        (clone / name).write_bytes(data)
+    assert f"hf download org/lisa --revision {report.revision}" in (clone / "README.md").read_text()
+    restore(clone, tmp_path / "restored", base=base)
+    assert contents(tmp_path / "restored") == contents(llama_1)
+
+
+def test_full_weights_do_not_slip_into_an_export(llama_1, hub, tmp_path):
+    base, export = write_base(tmp_path), tmp_path / "export"
+    publish_trained(llama_1, "org/lisa", base=base, export=export, dry_run=True, endpoint=hub.endpoint)
+    assert hub.repos == {}
+    hub.requests.clear()
+    shutil.copy(llama_1 / "model.safetensors", export)
+    with pytest.raises(ConversionError, match=r"model\.safetensors.*Remove it"):
+        publish(export, "org/lisa", endpoint=hub.endpoint)
+    assert hub.requests == []
+    (export / "model.safetensors").unlink()
+    publish(export, "org/lisa", endpoint=hub.endpoint)
+    assert "trained/trained.json" in hub.repos["org/lisa"].tree()
+
+
 def run(*arguments, code=0):
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == code, (result.output, result.exception)
     return result
 
 
-def test_the_command(llama_2, llama_1, hub):
+def test_the_command(llama_2, llama_1, hub, tmp_path):
     options = ["--repo-id", "org/lisa", "--endpoint", hub.endpoint]
     result = run("publish", llama_2, *options, "--dry-run")
     assert "nothing was uploaded (dry run)" in result.stdout
@@ -271,3 +310,9 @@ def test_the_command(llama_2, llama_1, hub):
     assert " files unchanged" in result.stderr
     result = run("publish", llama_1, *options, code=1)
     assert "may not be published" in " ".join(result.stderr.split())
+    assert "--trained-only needs --base" in run("publish", llama_1, *options, "--trained-only", code=1).stderr
+    assert "belong to --trained-only" in run("publish", llama_1, *options, "--sam", "x", code=1).stderr
+    base = write_base(tmp_path)
+    paths = ["--base", base.llava, "--vision-tower", base.vision_tower, "--sam", base.sam]
+    run("publish", llama_1, "--repo-id", "org/other", *options[2:], "--trained-only", *paths)
+    assert "trained/trained.safetensors" in hub.repos["org/other"].tree()

@@ -1,0 +1,183 @@
+"""What training changed, and the base it came from: together every bit of the full checkpoint, alone nothing of it."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel
+from typer.testing import CliRunner
+
+from reasonseg.cli import app
+from reasonseg.conversion.card import render_card
+from reasonseg.conversion.convert_lisa import convert_lisa
+from reasonseg.conversion.errors import ConversionError
+from reasonseg.conversion.manifest import update_manifest
+from reasonseg.conversion.trained import Base, check_trained, export_trained, is_trained_export, load_trained, restore
+from reasonseg.conversion.verify import verify_repository
+from tests.conversion.originals import GSVA, LISA, lisa_state, write_lisa
+from tests.conversion.trained_base import TOWER, moved, write_base
+
+
+EMBEDDING = "vlm.model.language_model.embed_tokens.weight"
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return write_base(tmp_path_factory.mktemp("base"))
+
+
+def convert(out, **options):
+    convert_lisa(LISA / "checkpoint", vision_tower=TOWER, out=out, **options)
+    (out / "README.md").write_text(render_card("lisa", "lisa-7b-v1"), encoding="utf-8")
+    update_manifest(out, ["README.md"])
+    return out
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    return convert(tmp_path_factory.mktemp("full") / "repo")
+
+
+@pytest.fixture(scope="module")
+def export(full, base, tmp_path_factory):
+    return export_trained(full, tmp_path_factory.mktemp("export") / "trained", base=base)
+
+
+@pytest.fixture
+def copy(export, tmp_path):
+    return shutil.copytree(export, tmp_path / "copy")
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("options", [{}, {"dtype": "bfloat16", "max_shard_size": "1MB"}, {"dtype": "float16"}])
+def test_base_and_difference_are_the_full_repository_byte_for_byte(options, base, tmp_path):
+    full = convert(tmp_path / "full", **options)
+    assert len(list(full.glob("*.safetensors"))) == 1 or "max_shard_size" in options
+    export = export_trained(full, tmp_path / "export", base=base)
+    assert restore(export, tmp_path / "restored", base=base) == tmp_path / "restored"
+    assert contents(tmp_path / "restored") == contents(full)
+    assert verify_repository(tmp_path / "restored").ok
+    assert not [name for name in contents(export) if name.startswith("model") and "safetensors" in name]
+
+
+def test_only_what_training_changed_is_stored(full, export):
+    recipe = json.loads((export / "trained/trained.json").read_text())
+    how = {name: entry["how"] for name, entry in recipe["tensors"].items()}
+    stored = load_file(export / "trained/trained.safetensors")
+    original = load_file(full / "model.safetensors")
+    assert how.keys() == original.keys()
+    assert stored.keys() == {name for name, kind in how.items() if kind != "same as base"}
+    for name, kind in how.items():
+        layer = name.rsplit(".", 2)[-2]
+        if name.startswith("vlm.model.language_model.layers"):
+            assert kind == ("difference" if layer in ("q_proj", "v_proj") else "same as base"), name
+        elif name.startswith(("seg_projector", "vlm.model.multi_modal_projector.linear_2")):
+            assert kind == "whole", name
+        elif name.startswith("segmenter.mask_decoder") or name in (EMBEDDING, "vlm.lm_head.weight"):
+            assert kind == "difference", name
+        else:
+            assert kind == "same as base", name
+        if kind == "difference":  # bits of two numbers, none of which can be had from it alone
+            assert stored[name].dtype == torch.int32
+            assert not torch.equal(stored[name], original[name].view(torch.int32))
+    assert torch.equal(stored[EMBEDDING][-4:-1].view(torch.float32), original[EMBEDDING][-4:-1])  # rows the base lacks
+
+
+def test_the_export_loads_on_its_base(full, export, base):
+    model, expected = load_trained(export, base=base), AutoModel.from_pretrained(full, dtype="auto")
+    state = expected.state_dict()
+    assert model.state_dict().keys() == state.keys()
+    for name, value in model.state_dict().items():
+        assert value.dtype == state[name].dtype
+        assert torch.equal(value, state[name]), name
+    assert not model.training
+
+
+def test_the_export_alone_is_no_model(export):
+    assert is_trained_export(export)
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        AutoModel.from_pretrained(export)
+    card = (export / "README.md").read_text()
+    assert "reasonseg restore trained --base" in card
+    assert "The base is not here" in card
+    assert "reasonseg_card: lisa-7b-v1" in card
+
+
+def test_gsva(gsva_repo, base, tmp_path):
+    """Against a base of GSVA's own: its language model without the trained tensors."""
+    state = load_file(gsva_repo / "model.safetensors")
+    llava = {}
+    for name, value in state.items():
+        if name.startswith("vlm.model.language_model."):
+            llava[name.replace("vlm.model.language_model.", "model.")] = value
+        elif name == "vlm.lm_head.weight":
+            llava["lm_head.weight"] = value
+        elif name.startswith("vlm.model.multi_modal_projector.linear_1."):
+            llava[name.replace("vlm.model.multi_modal_projector.linear_1.", "model.mm_projector.")] = value
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        llava[name] = moved(llava[name][:-5])
+    folder = shutil.copytree(GSVA / "base_llava", tmp_path / "llava")
+    torch.save({name: value.clone() for name, value in llava.items()}, folder / "pytorch_model.bin")
+    own = Base(folder, GSVA / "vision_tower")
+    export = export_trained(gsva_repo, tmp_path / "export", base=own)
+    restore(export, tmp_path / "restored", base=own)
+    assert contents(tmp_path / "restored") == contents(gsva_repo)
+
+
+def test_another_base_is_refused(full, export, base, tmp_path):
+    state = lisa_state()
+    llava = {name: moved(value) for name, value in state.items() if "visual" not in name and "text_hidden" not in name}
+    other = Base(write_lisa(tmp_path / "other", llava), base.vision_tower, base.sam)
+    with pytest.raises(ConversionError, match="Not one tensor of the language model equals the base's"):
+        export_trained(full, tmp_path / "export", base=other)
+    with pytest.raises(ConversionError, match=r"does not come out as it was.*Pass the base"):
+        restore(export, tmp_path / "restored", base=other)
+    with pytest.raises(ConversionError, match=r"'segmenter.*its SAM is not the one"):
+        restore(export, tmp_path / "restored", base=Base(base.llava, base.vision_tower))
+    wide = {name: value for name, value in llava.items() if "embed_tokens" not in name}
+    with pytest.raises(ConversionError, match=r"no tensor like 'vlm\.model\.language_model\.embed_tokens"):
+        export_trained(full, tmp_path / "export", base=Base(write_lisa(tmp_path / "wide", wide), TOWER))
+    with pytest.raises(ConversionError, match="language model or vision tower is not the one"):
+        load_trained(export, base=other)
+    assert not (tmp_path / "export").exists()
+    assert not (tmp_path / "restored").exists()
+
+
+def test_damaged_exports_are_refused(copy, base, tmp_path):
+    check_trained(copy)
+    (copy / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConversionError, match=r"model\.safetensors.*Remove it"):
+        check_trained(copy)
+    (copy / "model.safetensors").unlink()
+    for name in ("trained/trained.safetensors", "config.json", "trained/full/manifest.json"):
+        data = (copy / name).read_bytes()
+        (copy / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        with pytest.raises(ConversionError, match=name):
+            restore(copy, tmp_path / "out", base=base)
+        (copy / name).write_bytes(data)
+    recipe = json.loads((copy / "trained/trained.json").read_text())
+    for change, message in [
+        ({"format": 2}, "cannot be read by this version"),
+        ({"headers": {"../x.safetensors": "{}"}}, "outside its folder"),
+        ({"files": {"/etc/passwd": ""}}, "outside its folder"),
+    ]:
+        (copy / "trained/trained.json").write_text(json.dumps(recipe | change))
+        with pytest.raises(ConversionError, match=message):
+            restore(copy, tmp_path / "out", base=base)
+    (copy / "trained/trained.json").unlink()
+    with pytest.raises(ConversionError, match="no export of trained tensors"):
+        restore(copy, tmp_path / "out", base=base)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_restores(export, full, base, tmp_path):
+    arguments = ["--base", base.llava, "--vision-tower", base.vision_tower, "--sam", base.sam]
+    command = ["restore", export, *arguments, "--out", tmp_path / "out"]
+    result = CliRunner().invoke(app, [str(argument) for argument in command])
+    assert result.exit_code == 0, result.output
+    assert contents(tmp_path / "out") == contents(full)
