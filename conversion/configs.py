@@ -7,13 +7,13 @@ with defaults that are wrong for LLaVA v1. Every field is therefore read by name
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
 
-from .errors import ConversionError
+from .errors import ConversionError, refusing
 from .sources import read_json
 
 
@@ -28,6 +28,8 @@ _LLAMA_DEFAULTS = {
     "head_dim": None,
 }
 _LLAMA_REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+# Far above every published model; a config that claims more would only keep the machine busy.
+_LARGEST_SIZE, _MOST_LAYERS = 1 << 20, 1000
 _CLIP_FIELDS = (
     "hidden_size",
     "intermediate_size",
@@ -75,7 +77,20 @@ def read_llava_config(folder: Path) -> dict[str, Any]:
         )
     if missing := [name for name in _LLAMA_REQUIRED if not isinstance(config.get(name), int)]:
         raise ConversionError(f"The config does not state {', '.join(missing)}.", path=path)
+    _check_sizes(config, (*_LLAMA_REQUIRED, "num_key_value_heads", "max_position_embeddings"), path)
     return config
+
+
+def _check_sizes(config: Mapping[str, Any], names: Iterable[str], path: Path) -> None:
+    """Refuse sizes that no model has."""
+    for name in names:
+        value, largest = config.get(name), _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST_SIZE
+        if value is not None and (type(value) is not int or not 1 <= value <= largest):
+            raise ConversionError(
+                f"The config states {name}={value!r}; a whole number from 1 to {largest} is expected.",
+                path=path,
+                next_step="Download the config again.",
+            )
 
 
 def text_config(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> LlamaConfig:
@@ -116,7 +131,8 @@ def clip_config_from_folder(folder: Path) -> CLIPVisionConfig:
     config = read_json(path)
     if config.get("model_type") == "clip":
         # Old files repeat the sizes in `vision_config_dict`, which then counts.
-        config = (config.get("vision_config") or {}) | (config.get("vision_config_dict") or {})
+        parts = [config.get(name) or {} for name in ("vision_config", "vision_config_dict")]
+        config = parts[0] | parts[1] if all(isinstance(part, dict) for part in parts) else None
     elif config.get("model_type") != "clip_vision_model":
         raise ConversionError(
             f"A CLIP config is needed, this one has model_type {config.get('model_type')!r}.",
@@ -124,7 +140,11 @@ def clip_config_from_folder(folder: Path) -> CLIPVisionConfig:
             next_step="Pass the folder of the CLIP model the checkpoint was trained with, such as "
             "openai/clip-vit-large-patch14.",
         )
-    return CLIPVisionConfig(**{name: config[name] for name in _CLIP_FIELDS if config.get(name) is not None})
+    if not isinstance(config, Mapping):
+        raise ConversionError("The config's `vision_config` is no JSON object.", path=path)
+    _check_sizes(config, _CLIP_FIELDS[:8], path)
+    with refusing("The CLIP config cannot be used", path=path, next_step="Download the CLIP model again."):
+        return CLIPVisionConfig(**{name: config[name] for name in _CLIP_FIELDS if config.get(name) is not None})
 
 
 def clip_config_from_shapes(shapes: Mapping[str, tuple[int, ...]]) -> CLIPVisionConfig:

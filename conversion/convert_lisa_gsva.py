@@ -23,7 +23,7 @@ from .configs import (
     read_llava_config,
     text_config,
 )
-from .errors import ConversionError
+from .errors import ConversionError, refusing
 from .inventory import Dropped, Inventory
 from .manifest import write_manifest
 from .plan import EMBEDDING, PlannedTensor, dominant_dtype, expected_shapes, plan_tensors, require_components
@@ -39,6 +39,7 @@ from .rules_lisa_gsva import (
     sam_table,
 )
 from .sam_config import read_sam_config
+from .sniffing import check_side_file
 from .sources import TensorSource, holds_weights, open_source
 from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, SLOT_TOKENS, build_tokenizer
 from .verify import check_staged
@@ -47,6 +48,14 @@ from .writer import refuse_existing, staging_folder, write_repository
 
 _FLOAT_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _IMAGE_WITH_MARKS = f"{IM_START_TOKEN}{IMAGE_TOKEN}{IM_END_TOKEN}"
+_OTHER_COPY = "Copy the file again from the original publisher."
+_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _SLOT_FIELDS = ("seg_token_id", "rej_token_id")
 
 
@@ -142,8 +151,11 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
     _check_options(system, options)
     config = read_llava_config(sources.config)
     inventory = gather(system, sources, config)
-    tokenizer = _matching_tokenizer(system, sources, config, inventory)
-    model = build_model(system, config, _vision_config(sources, inventory), inventory, tokenizer, options.sam_options)
+    with refusing("The tokenizer cannot be rebuilt", path=sources.tokenizer, next_step=_OTHER_COPY):
+        tokenizer = _matching_tokenizer(system, sources, config, inventory)
+    vision = _vision_config(sources, inventory)
+    with refusing("No model can be built from this config", path=sources.config, next_step=_OTHER_COPY):
+        model = build_model(system, config, vision, inventory, tokenizer, options.sam_options)
     dtype = _FLOAT_TYPES.get(options.dtype, options.dtype) or dominant_dtype(inventory)
     tensors = plan_tensors(
         inventory,
@@ -152,7 +164,9 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
         alpha_of_rank=options.alpha_of_rank,
         identity_projector=model.config.vlm_config.projector_hidden_act == "linear",
     )
-    processor = _build_processor(system, sources, config, model.config, tokenizer, options)
+    with refusing("The preprocessor cannot be rebuilt", path=sources.vision_tower, next_step=_OTHER_COPY):
+        processor = _build_processor(system, sources, config, model.config, tokenizer, options)
+    _check_sources(inventory, options.progress or no_progress)
     _publish_code(system)
     with staging_folder(out) as folder:
         digests = write_repository(
@@ -172,6 +186,18 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
         )
         check_staged(folder)
     return _report(Path(out), tensors, dtype, inventory)
+
+
+def _check_sources(inventory: Inventory, progress: ProgressCallback) -> None:
+    """Compare the sources with their own checksums, so that a damaged download is not published."""
+    total, done = inventory.num_bytes_checked(), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("Checking sources", min(done, total), total)
+
+    inventory.check(advance)
 
 
 def _publish_code(system: System) -> None:
@@ -254,6 +280,8 @@ def _matching_tokenizer(
             path=sources.config,
             next_step="Pass the base the checkpoint was trained from.",
         )
+    for name in _TOKENIZER_FILES:
+        check_side_file(sources.tokenizer / name)
     tokenizer = build_tokenizer(
         sources.tokenizer,
         system.name,

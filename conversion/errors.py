@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class ConversionError(Exception):
@@ -28,3 +30,22 @@ class ConversionError(Exception):
         if self.path is not None:
             return self
         return ConversionError(self.cause, path=path, next_step=self.next_step)
+
+
+@contextmanager
+def refusing(cause: str, *, path: str | os.PathLike | None = None, next_step: str | None = None) -> Iterator[None]:
+    """Turn whatever a library raises about a file into a `ConversionError`; `reasonseg --debug` shows the original.
+
+    Args:
+        cause (`str`): What cannot be used; the library's own words follow in brackets.
+        path, next_step: See `ConversionError`.
+    """
+    try:
+        yield
+    except ImportError:
+        raise
+    except ConversionError as error:
+        raise (error if path is None else error.at(path)) from error.__cause__
+    except Exception as error:
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        raise ConversionError(f"{cause} ({said}).", path=path, next_step=next_step) from error

@@ -152,4 +152,9 @@ def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
 
 def _count(shapes: Shapes, pattern: str) -> int:
     numbers = {int(match[1]) for name in shapes if (match := re.fullmatch(pattern, name))}
-    return max(numbers, default=-1) + 1
+    if len(numbers) != max(numbers, default=-1) + 1:
+        raise ConversionError(
+            f"SAM's layers are numbered up to {max(numbers)}, but there are {len(numbers)} ({pattern}).",
+            next_step="Pass a checkpoint that holds the whole SAM, or sam= with SAM's own file for its frozen parts.",
+        )
+    return len(numbers)

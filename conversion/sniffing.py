@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
+import pickletools
 import stat
-import zipfile
-from collections import Counter
 from enum import Enum
 from pathlib import Path
 
 from .errors import ConversionError
+from .torch_zip import check_torch_zip
 
 
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
 _LFS_MAGIC = b"version https://git-lfs"
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
-_MAX_ZIP_ENTRIES = 100_000
-# torch.save stores tensors uncompressed; the slack pays for the directory of a file of many small tensors.
-_MAX_UNPACKED_RATIO = 1.05
+# About 50,000 tensors. JSON can cost twenty times its size in memory, so this is far below safetensors' own 100 MB.
+_MAX_HEADER_BYTES = 8_000_000
+# About 20,000 tensors; in a legacy file nothing else says how long its pickle is.
+_MAX_LEGACY_OPCODES = 500_000
+_MAX_SIDE_FILE_BYTES = 64_000_000  # the largest tokenizer.json of a published model has 17 MB
+_LEGACY_PICKLES = 5  # magic number, protocol, system, state dict, storage keys
 
 _OTHER_KINDS = {
     b"\x1f\x8b": "a gzip archive",
@@ -61,7 +63,7 @@ def sniff(path: Path) -> FileKind:
     head = read_head(path)
     refuse_placeholder(head, path)
     if head.startswith(_ZIP_MAGIC):
-        _check_torch_zip(path, size)
+        check_torch_zip(path, size)
         return FileKind.TORCH_ZIP
     for magic, kind in _OTHER_KINDS.items():
         if head.startswith(magic):
@@ -74,6 +76,7 @@ def sniff(path: Path) -> FileKind:
         _check_safetensors(path, size)
         return FileKind.SAFETENSORS
     if head.startswith(_PICKLE_MAGIC):
+        _check_legacy_pickle(path)
         return FileKind.TORCH_LEGACY
     raise ConversionError(
         f"The file starts with {head[:8]!r} and is neither safetensors nor a PyTorch state dict.",
@@ -164,34 +167,72 @@ def _check_safetensors(path: Path, size: int) -> None:
         )
 
 
-def _check_torch_zip(path: Path, size: int) -> None:
-    """Refuse zip files that torch.save cannot have written, before torch reads them."""
+def _check_legacy_pickle(path: Path) -> None:
+    """Count the instructions of a pickle without running them; a bomb has millions."""
+    count = 0
     try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            for _ in range(_LEGACY_PICKLES):
+                for _ in pickletools.genops(file):
+                    count += 1
+                    if count > _MAX_LEGACY_OPCODES:
+                        break
+    except (ValueError, OverflowError, MemoryError, UnicodeDecodeError, EOFError):
+        return  # damaged, or no state dict: the loader says so
+    if count > _MAX_LEGACY_OPCODES:
         raise ConversionError(
-            "The file is truncated or damaged: its directory at the end cannot be read.",
+            f"The pickle has more than {_MAX_LEGACY_OPCODES} instructions, which no list of tensors needs.",
             path=path,
-            next_step=_DOWNLOAD_AGAIN,
-        ) from error
-    names = [entry.filename for entry in entries]
-    cause = None
-    if len(entries) > _MAX_ZIP_ENTRIES:
-        cause = f"The archive has {len(entries)} entries; at most {_MAX_ZIP_ENTRIES} are read."
-    elif any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        cause = "The archive is compressed, which torch.save never does."
-    elif sum(entry.file_size for entry in entries) > _MAX_UNPACKED_RATIO * size:
-        cause = "The archive claims more data than the file holds."
-    elif repeated := [name for name, count in Counter(names).items() if count > 1]:
-        cause = f"The archive holds {repeated[0]!r} twice."
-    elif any(name.endswith("/constants.pkl") for name in names):
-        cause = "This is a TorchScript program, not a state dict."
-    elif sum(name.count("/") == 1 and name.endswith("/data.pkl") for name in names) != 1:
-        cause = "This zip archive was not written by torch.save."
-    if cause is not None:
+            next_step="Get the checkpoint from its original publisher, as safetensors if there is a choice.",
+        )
+
+
+def check_side_file(path: Path) -> None:
+    """Refuse a small file beside the weights that is a link elsewhere, a placeholder, a device, or huge.
+
+    Args:
+        path (`Path`): The file; one that does not exist is left to whoever needs it.
+
+    Raises:
+        ConversionError: It is not what it should be.
+    """
+    check_link(path, path.parent)
+    if not path.exists():
+        return
+    check_regular_file(path)
+    if (size := path.stat().st_size) > _MAX_SIDE_FILE_BYTES:
         raise ConversionError(
-            cause,
+            f"The file has {size} bytes; at most {_MAX_SIDE_FILE_BYTES} are read.",
             path=path,
-            next_step="Pass the state dict as torch.save or safetensors wrote it; unpack other archives first.",
+            next_step="Copy the file again from the original publisher.",
+        )
+    refuse_placeholder(read_head(path), path)
+
+
+def check_link(path: Path, folder: Path) -> None:
+    """Refuse a file of a folder that is a link to somewhere else.
+
+    The Hub's cache keeps the files of `snapshots/REVISION` as links to `blobs` beside it, which is allowed.
+
+    Args:
+        path (`Path`): The file.
+        folder (`Path`): The folder it was found in or named by.
+
+    Raises:
+        ConversionError: The link leads out of the folder.
+    """
+    if not path.is_symlink():
+        return
+    root = folder.resolve()
+    if root.parent.name == "snapshots":
+        root = root.parents[1]
+    try:
+        target = path.resolve(strict=True)
+    except (OSError, RuntimeError):
+        target = None
+    if target is None or not target.is_relative_to(root):
+        raise ConversionError(
+            "This is a link that leads nowhere or out of its folder.",
+            path=path,
+            next_step="Copy the file there, or pass the folder it really lies in.",
         )

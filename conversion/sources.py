@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -17,7 +17,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import ConversionError
-from .sniffing import FileKind, check_regular_file, read_head, refuse_placeholder, sniff
+from .sniffing import FileKind, check_link, check_regular_file, read_head, refuse_placeholder, sniff
+from .torch_zip import check_sums
 
 
 _SAFETENSORS_DTYPES = {
@@ -38,6 +39,9 @@ _SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
 _LISA_V0_SIDE_FILES = ("pytorch_model-visual_model.bin", "pytorch_model-text_hidden_fcs.bin")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?:bin|safetensors))")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
+# Tied weights may share memory, but a few bytes that a thousand tensors share are a bomb.
+_MAX_SHARING = 4
+_MAX_JSON_BYTES = 8_000_000
 _NESTED_STATE = ("state_dict", "model", "module")
 
 
@@ -73,6 +77,16 @@ class TensorSource(ABC):
     def file(self, key: str) -> Path:
         """The file that holds one tensor."""
         return self.path
+
+    def check(self, advance: Callable[[int], None]) -> None:  # noqa: B027 (most containers have nothing to compare)
+        """Compare the bytes with the checksums of the container; safetensors and old pickles have none.
+
+        Args:
+            advance (`Callable[[int], None]`): Told how many bytes were read.
+
+        Raises:
+            ConversionError: The file was damaged since it was saved.
+        """
 
     @abstractmethod
     def release(self) -> None:
@@ -119,6 +133,10 @@ class PickleFile(TensorSource):
     def load(self, key: str) -> torch.Tensor:
         return self._open()[key]
 
+    def check(self, advance: Callable[[int], None]) -> None:
+        if self._kind is FileKind.TORCH_ZIP:
+            check_sums(self.path, advance)
+
     def release(self) -> None:
         self._state = None
 
@@ -140,6 +158,21 @@ def _tensors_of(state: object, path: Path) -> dict[str, torch.Tensor]:
             )
         if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
             raise ConversionError(f"{key!r} is a quantized, sparse or empty tensor; only dense ones work.", path=path)
+        if value.is_complex():
+            raise ConversionError(f"{key!r} holds complex numbers; only real ones are converted.", path=path)
+        if value.nbytes > value.untyped_storage().nbytes():
+            raise ConversionError(
+                f"{key!r} claims {value.nbytes} bytes and the file holds {value.untyped_storage().nbytes()} of it.",
+                path=path,
+                next_step="Save the state dict with contiguous tensors.",
+            )
+    stored, claimed = path.stat().st_size, sum(value.nbytes for value in state.values())
+    if claimed > _MAX_SHARING * stored:
+        raise ConversionError(
+            f"The tensors claim {claimed} bytes and the file has {stored}.",
+            path=path,
+            next_step="Save the state dict with tensors that do not share their memory.",
+        )
     return state
 
 
@@ -227,6 +260,10 @@ class ShardedSource(TensorSource):
     def file(self, key: str) -> Path:
         return self._where[key].file(key)
 
+    def check(self, advance: Callable[[int], None]) -> None:
+        for file in self._files:
+            file.check(advance)
+
     def release(self) -> None:
         for file in self._files:
             file.release()
@@ -266,6 +303,8 @@ def open_source(path: str | Path) -> TensorSource:
         if (path / name).exists():
             return _with_side_files(path, [path / name])
     files = sorted(file for file in path.iterdir() if file.suffix in _WEIGHT_SUFFIXES)
+    for file in files:
+        check_link(file, path)
     if shards := [file for file in files if _SHARD.fullmatch(file.name)]:
         return _with_side_files(path, _complete_shards(path, shards))
     if len(files) == 1:
@@ -322,6 +361,8 @@ def _complete_shards(folder: Path, shards: list[Path]) -> list[Path]:
 def _with_side_files(folder: Path, files: list[Path]) -> TensorSource:
     files = files + [folder / name for name in _LISA_V0_SIDE_FILES if (folder / name).exists()]
     unique = list(dict.fromkeys(files))
+    for file in unique:
+        check_link(file, folder)
     return open_file(unique[0]) if len(unique) == 1 else ShardedSource(folder, map(open_file, unique))
 
 
@@ -347,6 +388,9 @@ def read_json(path: Path) -> dict:
         ConversionError: The file is missing, a placeholder, or no JSON object.
     """
     check_regular_file(path)
+    check_link(path, path.parent)
+    if (size := path.stat().st_size) > _MAX_JSON_BYTES:
+        raise ConversionError(f"The file has {size} bytes; at most {_MAX_JSON_BYTES} are read.", path=path)
     refuse_placeholder(read_head(path), path)
     data = path.read_bytes()
     try:
