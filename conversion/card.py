@@ -133,6 +133,8 @@ def render_card(
         template_path=str(CARDS / _TEMPLATE),
         **values,
         form=form,
+        # what it was converted from is named there, and is no part of the base
+        parts=[repo for repo in values["base_models"] if repo not in values["source"]],
         sizes=_sizes(config, dtype),
         repo_placeholder=REPO_PLACEHOLDER,
         revision_placeholder=REVISION_PLACEHOLDER,

@@ -107,6 +107,18 @@ def test_the_card_of_trained_tensors_is_pinned_too():
     assert pinned_revision(pinned) == COMMIT
 
 
+@pytest.mark.parametrize("name", ["lisa-7b-v1", "gsva-7b-pt"])
+def test_the_card_of_trained_tensors_names_the_base(name):
+    (line,) = re.findall(
+        r"^Get the base \((.*)\), then put", render_card(name[:4], name, form="trained"), re.MULTILINE
+    )
+    assert line.split(", ") == [
+        "liuhaotian/LLaVA-Lightning-7B-delta-v1-1",
+        "openai/clip-vit-large-patch14",
+        "facebook/sam-vit-huge",
+    ]
+
+
 def test_numbers_are_in_the_model_index_with_their_source():
     text = render_card("gsva", "gsva-7b-ft-gres")
     results = ModelCard(text).data.eval_results
