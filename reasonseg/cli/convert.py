@@ -89,6 +89,33 @@ def gsva(
     _convert(convert_gsva, source, out, dtype, template, max_shard_size=max_shard_size, card=card, **options)
 
 
+@app.command("to-original")
+@readable_failures
+def to_original(
+    repo: Annotated[Path, typer.Argument(help="A repository that `reasonseg convert` made.", show_default=False)],
+    out: Out,
+    max_shard_size: ShardSize = "10GB",
+):
+    """Write a repository's tensors back under their original names, shapes and types.
+
+    Adapters stay merged, and what was cast to a narrower type stays rounded; both are counted.
+    """
+    from ..conversion.progress import rich_progress
+    from ..conversion.to_original import write_original
+
+    with rich_progress(stderr_console()) as progress:
+        report = write_original(repo, out, max_shard_size=max_shard_size, progress=progress)
+    lines = [f"{report.out}: {report.tensors} tensors in the original layout"]
+    if report.merged:
+        lines.append(f"{len(report.merged)} weights contain their LoRA adapter: a merge cannot be undone")
+    if report.rounded:
+        lines.append(f"{len(report.rounded)} tensors were rounded by the conversion's dtype and stay so")
+    if report.dropped:
+        lines.append(f"{report.dropped} tensors of the original were left out by the conversion (recomputed)")
+    lines += [f"{count} parameters not written: they came from {origin}" for origin, count in report.elsewhere.items()]
+    sys.stdout.write("\n".join(lines) + "\n")
+
+
 def _convert(
     convert: Callable[..., "ConversionReport"],
     source: Path,

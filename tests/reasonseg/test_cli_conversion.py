@@ -61,3 +61,9 @@ def test_inspect_shows_no_control_characters(tmp_path):
 def test_inspect_of_what_is_no_checkpoint(tmp_path):
     (tmp_path / "x.bin").write_text("<!doctype html>")
     assert "web page" in one_line(run("inspect", tmp_path / "x.bin", code=1).stderr)
+
+
+def test_to_original_says_what_cannot_be_undone(gsva_repo, tmp_path):
+    text = run("convert", "to-original", gsva_repo, "--out", tmp_path / "back").stdout
+    assert "4 weights contain their LoRA adapter: a merge cannot be undone" in text
+    assert (tmp_path / "back" / "pytorch_model.bin").exists()

@@ -1,0 +1,167 @@
+"""The way back: a converted repository's tensors under their original names, shapes and types.
+
+What a conversion has added is taken off again (the placeholder's row, the identity projector); what came from other
+files than the checkpoint (CLIP, SAM's file, the base) is not in the original either. Two things cannot be undone: a
+merged adapter stays merged, and a cast to a narrower type stays rounded. Both are counted in the report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+
+from .errors import ConversionError
+from .manifest import read_manifest
+from .progress import ProgressCallback, no_progress
+from .recipe import MERGE_LORA, Recipe
+from .rules import WEIGHT
+from .sources import TensorSource, open_source
+from .writer import staging_folder
+
+
+_PATTERN, _INDEX = "pytorch_model{suffix}.bin", "pytorch_model.bin.index.json"
+_CHECKPOINT = "checkpoint"
+_STEP = "Writing the original layout"
+
+
+@dataclass(frozen=True)
+class OriginalTensor:
+    """One tensor of the original checkpoint, as far as the repository holds it.
+
+    Args:
+        key (`str`): Its original name.
+        name (`str`): The parameter it became.
+        dtype (`torch.dtype`): Its original type.
+        appended_rows (`int`): Rows to take off at the end.
+        num_bytes (`int`): Its size.
+    """
+
+    key: str
+    name: str
+    dtype: torch.dtype
+    appended_rows: int
+    num_bytes: int
+
+
+@dataclass
+class OriginalReport:
+    """What was written back.
+
+    Args:
+        out (`Path`): The folder.
+        tensors (`int`): Tensors written.
+        merged (`list[str]`): Weights that contain their adapter now; `lora_A` and `lora_B` cannot be recovered.
+        rounded (`list[str]`): Tensors the conversion had cast to a narrower type.
+        elsewhere (`dict[str, int]`): Parameters that came from other files, by source.
+        dropped (`int`): Tensors of the original that a conversion leaves out because they are recomputed.
+    """
+
+    out: Path
+    tensors: int = 0
+    merged: list[str] = field(default_factory=list)
+    rounded: list[str] = field(default_factory=list)
+    elsewhere: dict[str, int] = field(default_factory=dict)
+    dropped: int = 0
+
+
+def write_original(
+    repo: str | Path,
+    out: str | Path,
+    *,
+    max_shard_size: int | str = "10GB",
+    progress: ProgressCallback | None = None,
+) -> OriginalReport:
+    """Write a converted repository back in the layout its checkpoint had.
+
+    Args:
+        repo (`str` or `Path`): A repository with its manifest.
+        out (`str` or `Path`): The folder to make: `pytorch_model.bin`, or shards with an index.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"10GB"`): Largest file; as much memory may be needed.
+        progress (`ProgressCallback`, *optional*): Told about bytes written.
+
+    Returns:
+        `OriginalReport`: What was written, and what could not be undone.
+
+    Raises:
+        ConversionError: The repository is damaged or holds nothing of a checkpoint, or `out` holds something.
+    """
+    repo = Path(repo)
+    manifest = read_manifest(repo)
+    source = open_source(repo)
+    report, held = OriginalReport(Path(out)), frozenset(source.names())
+    tensors = [
+        tensor
+        for name, entry in manifest["tensors"].items()
+        if (tensor := _original(name, entry, source, held, report)) is not None
+    ]
+    if not tensors:
+        raise ConversionError("No tensor of this repository comes from a checkpoint.", path=repo)
+    report.tensors = len(tensors)
+    report.dropped = sum(map(len, manifest["dropped"].get(_CHECKPOINT, {}).values()))
+    with staging_folder(out) as folder:
+        _write(folder, {tensor.key: tensor for tensor in tensors}, source, max_shard_size, progress or no_progress)
+    return report
+
+
+def _original(
+    name: str, entry: Mapping[str, Any], source: TensorSource, held: frozenset[str], report: OriginalReport
+) -> OriginalTensor | None:
+    piece = next((piece for piece in entry["from"] if piece["part"] == WEIGHT), None)
+    if piece is None or piece["source"] != _CHECKPOINT:
+        origin = "nothing (made by the conversion)" if piece is None else piece["source"]
+        report.elsewhere[origin] = report.elsewhere.get(origin, 0) + 1
+        return None
+    if name not in held:
+        raise ConversionError(f"The manifest names {name!r}, which no weight file holds.", path=source.path)
+    try:
+        recipe, dtype = Recipe.from_json(entry), getattr(torch, piece["dtype"])
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ConversionError(f"The manifest's entry of {name!r} is malformed ({error}).", path=source.path) from error
+    info = source.info(name)
+    if MERGE_LORA in recipe.operations:
+        report.merged.append(piece["key"])
+    elif torch.promote_types(info.dtype, dtype) != info.dtype:
+        report.rounded.append(piece["key"])
+    rows = info.shape[0] - recipe.appended_rows if info.shape else 1
+    count = rows * torch.Size(info.shape[1:]).numel()
+    return OriginalTensor(piece["key"], name, dtype, recipe.appended_rows, count * dtype.itemsize)
+
+
+def _write(
+    folder: Path,
+    tensors: Mapping[str, OriginalTensor],
+    source: TensorSource,
+    max_shard_size: int | str,
+    progress: ProgressCallback,
+) -> None:
+    try:
+        split = split_state_dict_into_shards_factory(
+            dict(tensors),
+            get_storage_size=lambda tensor: tensor.num_bytes,
+            filename_pattern=_PATTERN,
+            max_shard_size=max_shard_size,
+        )
+    except ValueError as error:
+        raise ConversionError(f"max_shard_size={max_shard_size!r} is not a size.", next_step="Use '10GB'.") from error
+    total, done = sum(tensor.num_bytes for tensor in tensors.values()), 0
+    for file, keys in split.filename_to_tensors.items():
+        torch.save({key: _restore(tensors[key], source) for key in keys}, folder / file)
+        source.release()
+        done += sum(tensors[key].num_bytes for key in keys)
+        progress(_STEP, done, total)
+    if split.is_sharded:
+        index = {"metadata": {"total_size": total}, "weight_map": split.tensor_to_filename}
+        (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _restore(tensor: OriginalTensor, source: TensorSource) -> torch.Tensor:
+    value = source.load(tensor.name)
+    if tensor.appended_rows:
+        value = value[: -tensor.appended_rows].clone()  # torch.save would write the rows behind a view, too
+    return value.to(tensor.dtype)
