@@ -45,6 +45,7 @@ def convert_gsva(
     sam_options: Mapping[str, Any] | None = None,
     card: str | None = None,
     progress: ProgressCallback | None = None,
+    segmenter_dtype: torch.dtype | str | None = None,
 ) -> ConversionReport:
     """Convert a GSVA checkpoint into a complete repository.
 
@@ -57,7 +58,7 @@ def convert_gsva(
             source has none; its config is needed for towers other than ViT-L.
         sam (`str` or `os.PathLike`, *optional*): SAM's own file, for a source without SAM's frozen encoders.
         lora_alpha (`float`, *optional*): LoRA's alpha in training; known for the released ranks 8 and 64.
-        dtype, template, max_shard_size, sam_options, card, progress: See `convert_lisa`.
+        dtype, template, max_shard_size, sam_options, card, progress, segmenter_dtype: See `convert_lisa`.
 
     Returns:
         `ConversionReport`: Where the tensors came from and which were dropped.
@@ -86,5 +87,5 @@ def convert_gsva(
         base=base,
         sam=None if sam is None else Path(sam),
     )
-    options = Options(alpha_of_rank, dtype, template, max_shard_size, sam_options, card, progress)
+    options = Options(alpha_of_rank, dtype, template, max_shard_size, sam_options, card, progress, segmenter_dtype)
     return convert(GSVA, sources, out, options)

@@ -44,6 +44,7 @@ def convert_lisa(
     sam_options: Mapping[str, Any] | None = None,
     card: str | None = None,
     progress: ProgressCallback | None = None,
+    segmenter_dtype: torch.dtype | str | None = None,
 ) -> ConversionReport:
     """Convert a LISA checkpoint into a complete repository.
 
@@ -58,13 +59,15 @@ def convert_lisa(
         sam (`str` or `os.PathLike`, *optional*): SAM's own file, for a source without SAM's frozen encoders.
         lora_alpha (`float`, *optional*, defaults to 16.0): LoRA's alpha in training; only unmerged sources need it.
         dtype (`torch.dtype` or `str`, *optional*): Type of the vision-language model, by default the one most of the
-            source's language model is stored in. Segmenter and projector are float32 always.
+            source's language model is stored in. The projector is float32 always.
         template (`str`, *optional*, defaults to `"llava_v1"`): The conversation template the model was trained with.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest weight file.
         sam_options (`Mapping[str, Any]`, *optional*): `num_attention_heads`, `window_size` and `global_attn_indexes`
             of a SAM without relative positions.
         card (`str`, *optional*): Name of the values in `model_cards/`; by default the source's name, where known.
         progress (`ProgressCallback`, *optional*): Told about bytes written; `rich_progress` makes one.
+        segmenter_dtype (`torch.dtype` or `str`, *optional*): Type the segmenter is stored in, by default float32;
+            transformers loads it as float32 in any case.
 
     Returns:
         `ConversionReport`: Where the tensors came from and which were dropped.
@@ -91,7 +94,9 @@ def convert_lisa(
         base=base,
         sam=None if sam is None else Path(sam),
     )
-    options = Options(lambda rank: lora_alpha, dtype, template, max_shard_size, sam_options, card, progress)
+    options = Options(
+        lambda rank: lora_alpha, dtype, template, max_shard_size, sam_options, card, progress, segmenter_dtype
+    )
     return convert(LISA, sources, out, options)
 
 

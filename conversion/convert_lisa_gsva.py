@@ -43,7 +43,7 @@ from .sniffing import check_side_file
 from .sources import TensorSource, holds_weights, open_source
 from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, SLOT_TOKENS, build_tokenizer
 from .verify import check_staged
-from .writer import refuse_existing, staging_folder, write_repository
+from .writer import check_free_space, refuse_existing, staging_folder, write_repository
 
 
 _FLOAT_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -111,6 +111,7 @@ class Options:
     sam_options: Mapping[str, Any] | None = None
     card: str | None = None
     progress: ProgressCallback | None = None
+    segmenter_dtype: torch.dtype | str | None = None
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,9 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
         dtype=dtype,
         alpha_of_rank=options.alpha_of_rank,
         identity_projector=model.config.vlm_config.projector_hidden_act == "linear",
+        segmenter_dtype=_FLOAT_TYPES.get(options.segmenter_dtype, options.segmenter_dtype) or torch.float32,
     )
+    check_free_space(Path(out), sum(tensor.num_bytes for tensor in tensors))
     with refusing("The preprocessor cannot be rebuilt", path=sources.vision_tower, next_step=_OTHER_COPY):
         processor = _build_processor(system, sources, config, model.config, tokenizer, options)
     _check_sources(inventory, options.progress or no_progress)
@@ -384,8 +387,10 @@ def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
 
 def _check_options(system: System, options: Options) -> None:
     """Refuse what would fail only after everything has been read."""
-    if options.dtype is not None and options.dtype not in (*_FLOAT_TYPES, *_FLOAT_TYPES.values()):
-        raise ConversionError(f"dtype is {options.dtype!r}; allowed are {', '.join(_FLOAT_TYPES)}.")
+    for name in ("dtype", "segmenter_dtype"):
+        dtype = getattr(options, name)
+        if dtype is not None and dtype not in (*_FLOAT_TYPES, *_FLOAT_TYPES.values()):
+            raise ConversionError(f"{name} is {dtype!r}; allowed are {', '.join(_FLOAT_TYPES)}.")
     if options.template not in CHAT_TEMPLATE_NAMES:
         raise ConversionError(f"template is {options.template!r}; allowed are {', '.join(CHAT_TEMPLATE_NAMES)}.")
     if options.card is not None:

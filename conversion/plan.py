@@ -107,15 +107,17 @@ def plan_tensors(
     dtype: torch.dtype,
     alpha_of_rank: Callable[[int], float],
     identity_projector: bool,
+    segmenter_dtype: torch.dtype = torch.float32,
 ) -> list[PlannedTensor]:
     """Match what the sources hold with what the model needs.
 
     Args:
         inventory (`Inventory`): The sources' parameters.
         expected (`Mapping[str, tuple[int, ...]]`): Every parameter of the model and its shape, in the model's order.
-        dtype (`torch.dtype`): Type of the vision-language model; segmenter and projector are stored in float32.
+        dtype (`torch.dtype`): Type of the vision-language model; the projector is stored in float32.
         alpha_of_rank (`Callable[[int], float]`): LoRA's alpha for the rank found in the checkpoint.
         identity_projector (`bool`): Whether the projector is one Linear, to be completed by an identity.
+        segmenter_dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Type of the segmenter.
 
     Returns:
         `list[PlannedTensor]`: One for every expected parameter, in the same order.
@@ -132,7 +134,7 @@ def plan_tensors(
         if name in generated:
             planned.append(generated[name])
             continue
-        stored = dtype if name.startswith(VLM) else torch.float32
+        stored = dtype if name.startswith(VLM) else segmenter_dtype if name.startswith(SEGMENTER) else torch.float32
         planned.append(_from_sources(name, inventory.pieces[name], shape, stored, alpha))
     return planned
 

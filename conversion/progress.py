@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 
 # Called with the step's name, the bytes done and the bytes in total.
@@ -19,7 +19,7 @@ def no_progress(step: str, done: int, total: int) -> None:
 
 @contextmanager
 def rich_progress(console: Console | None = None) -> Iterator[ProgressCallback]:
-    """A progress bar per step on stderr; silent where stderr is no terminal.
+    """A bar per step with bytes, speed and time left on stderr; silent where stderr is no terminal.
 
     Args:
         console (`Console`, *optional*): Where to draw.
@@ -29,7 +29,8 @@ def rich_progress(console: Console | None = None) -> Iterator[ProgressCallback]:
         ...     progress("Writing weights", 10, 10)
     """
     console = console or Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    measures = (DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), *measures)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
         tasks = {}
 

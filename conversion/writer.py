@@ -19,6 +19,9 @@ from .progress import ProgressCallback
 from .shards import write_shards
 
 
+_SMALL_FILES_BYTES = 20_000_000  # tokenizer, code, configs, manifest
+
+
 @contextmanager
 def staging_folder(out: str | Path) -> Iterator[Path]:
     """A sibling of `out` that becomes `out` when the block ends well, and vanishes when it does not.
@@ -62,6 +65,26 @@ def staging_folder(out: str | Path) -> Iterator[Path]:
             for parent in new_parents:
                 with suppress(OSError):  # somebody else may have put something there meanwhile
                     parent.rmdir()
+
+
+def check_free_space(out: Path, num_bytes: int) -> None:
+    """Refuse before anything is written what the disk cannot hold.
+
+    Args:
+        out (`Path`): The target.
+        num_bytes (`int`): Size of the weights.
+
+    Raises:
+        ConversionError: Names what is needed and what is free.
+    """
+    disk = next(parent for parent in out.absolute().parents if parent.exists())
+    free, needed = shutil.disk_usage(disk).free, num_bytes + _SMALL_FILES_BYTES
+    if free < needed:
+        raise ConversionError(
+            f"The repository needs {needed / 1e9:.1f} GB and {disk} has {free / 1e9:.1f} GB free.",
+            path=out,
+            next_step="Free space, choose another disk, or store smaller types with dtype=.",
+        )
 
 
 def refuse_existing(out: Path) -> None:

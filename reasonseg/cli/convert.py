@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .failures import readable_failures, stderr_console
+from .failures import print_error, readable_failures, stderr_console
 
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ Source = Annotated[Path, typer.Argument(help="Folder or file of the original wei
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to make; it must not exist or be empty.")]
 Sam = Annotated[Path | None, typer.Option(help="SAM's own file, for a source without SAM's encoder.")]
 DtypeOption = Annotated[Dtype | None, typer.Option(help="Store the language model so.  [default: as it is]")]
+SegmenterDtype = Annotated[Dtype | None, typer.Option(help="Store the segmenter so.  [default: float32]")]
 TemplateOption = Annotated[Template, typer.Option(help="Prompt template the checkpoint was trained with.")]
 ShardSize = Annotated[str, typer.Option(help="Largest weight file.")]
 Card = Annotated[str | None, typer.Option(help="Name of the model card's values.  [default: the source's name]")]
@@ -55,6 +56,7 @@ def lisa(
     sam: Sam = None,
     lora_alpha: Annotated[float, typer.Option(help="LoRA alpha of an unmerged source.")] = 16.0,
     dtype: DtypeOption = None,
+    segmenter_dtype: SegmenterDtype = None,
     template: TemplateOption = Template.llava_v1,
     max_shard_size: ShardSize = "5GB",
     card: Card = None,
@@ -63,6 +65,7 @@ def lisa(
     from ..conversion.convert_lisa import convert_lisa
 
     options = {"vision_tower": vision_tower, "base": base, "sam": sam, "lora_alpha": lora_alpha}
+    options["segmenter_dtype"] = None if segmenter_dtype is None else segmenter_dtype.value
     _convert(convert_lisa, source, out, dtype, template, max_shard_size=max_shard_size, card=card, **options)
 
 
@@ -78,6 +81,7 @@ def gsva(
         float | None, typer.Option(help="LoRA alpha.  [default: 16 for the released ranks 8 and 64]")
     ] = None,
     dtype: DtypeOption = None,
+    segmenter_dtype: SegmenterDtype = None,
     template: TemplateOption = Template.llava_v1,
     max_shard_size: ShardSize = "5GB",
     card: Card = None,
@@ -86,6 +90,7 @@ def gsva(
     from ..conversion.convert_gsva import convert_gsva
 
     options = {"base": base, "vision_tower": vision_tower, "sam": sam, "lora_alpha": lora_alpha}
+    options["segmenter_dtype"] = None if segmenter_dtype is None else segmenter_dtype.value
     _convert(convert_gsva, source, out, dtype, template, max_shard_size=max_shard_size, card=card, **options)
 
 
@@ -129,15 +134,19 @@ def _convert(
     from ..registration import register
 
     register()  # saving copies the code of registered classes
-    with rich_progress(stderr_console()) as progress:
-        report = convert(
-            source,
-            out=out,
-            dtype=None if dtype is None else dtype.value,
-            template=template.value,
-            progress=progress,
-            **options,
-        )
+    try:
+        with rich_progress(stderr_console()) as progress:
+            report = convert(
+                source,
+                out=out,
+                dtype=None if dtype is None else dtype.value,
+                template=template.value,
+                progress=progress,
+                **options,
+            )
+    except KeyboardInterrupt:
+        print_error("Interrupted; nothing was left behind. The same command starts again.")
+        raise typer.Exit(130) from None
     origins = ", ".join(f"{count} from {origin}" for origin, count in report.origins.items())
     dropped = f"; {len(report.dropped)} of the source left out" if report.dropped else ""
     sys.stdout.write(f"{report.out}: {report.num_parameters:,} parameters (tensors: {origins}{dropped})\n")
