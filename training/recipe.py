@@ -21,9 +21,10 @@ class DataRecipe:
         kind (`str`): `tabletop` (drawn on the fly) or `image_folder`.
         path (`str`, *optional*): Folder of one split, for `image_folder`.
         split (`str`): Split of `tabletop`.
-        length (`int`): Scenes of `tabletop` in an epoch.
+        length (`int`): Scenes of `tabletop` in an epoch; every epoch draws new ones.
         requests_per_scene (`int`): Conversations about each scene.
-        options (`dict`): Further arguments of `make_requests`.
+        curriculum (`list[dict]`): Arguments of `make_requests` for the first epochs, one entry each.
+        options (`dict`): Arguments of `make_requests` for all epochs.
     """
 
     kind: str = "image_folder"
@@ -31,6 +32,7 @@ class DataRecipe:
     split: str = "train"
     length: int = 20_000
     requests_per_scene: int = 2
+    curriculum: list[dict[str, Any]] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
 
 

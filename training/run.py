@@ -101,6 +101,8 @@ def training_data(recipe: Recipe) -> TabletopExamples | ImageFolderExamples:
         seed=recipe.seed,
         requests_per_scene=data.requests_per_scene,
         flip=True,
+        fresh_scenes=True,
+        curriculum=data.curriculum,
         **data.options,
     )
 
@@ -140,7 +142,9 @@ def pretrain_towers(model, processor, recipe: Recipe, out: Path) -> None:
     ReasoningSegmentationTrainer(
         model=TowerPretraining(model, word_ids),
         args=args,
-        train_dataset=TabletopDataset("train", recipe.data.length, seed=recipe.seed, requests_per_scene=1, flip=True),
+        train_dataset=TabletopDataset(
+            "train", recipe.data.length, seed=recipe.seed, requests_per_scene=1, flip=True, fresh_scenes=True
+        ),
         data_collator=TowerCollator(
             processor.image_processor, VLM_SIDE // VLM_PATCH, SEGMENTER_SIDE // SEGMENTER_PATCH
         ),

@@ -66,7 +66,7 @@ def test_tabletop_recipe_from_scratch_and_resumed(tmp_path):
     assert (tmp_path / "out" / "checkpoint-2").is_dir()
     with pytest.raises(RecipeError, match="holds checkpoint-2 of an earlier run; pass --resume"):
         run_recipe(load_recipe("tabletop", steps), tmp_path / "out")
-    with pytest.raises(RecipeError, match="no checkpoint in .* to resume from"):
+    with pytest.raises(RecipeError, match=r"no checkpoint in .* to resume from"):
         run_recipe(load_recipe("tabletop", steps), tmp_path / "empty", resume=True)
     longer = [*small, "arguments.max_steps=3", "arguments.save_steps=1", "arguments.disable_tqdm=true"]
     run_recipe(load_recipe("tabletop", longer), tmp_path / "out", resume=True)

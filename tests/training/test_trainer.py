@@ -121,7 +121,7 @@ def test_image_folder_with_a_missing_phrase(tmp_path):
     metadata.write_text(metadata.read_text(encoding="utf-8").replace("[SEG]", "[SEG] [SEG]", 1), encoding="utf-8")
     if "[SEG]" not in metadata.read_text(encoding="utf-8"):
         metadata.write_text(metadata.read_text(encoding="utf-8").replace("[REJ]", "[REJ] [REJ]"), encoding="utf-8")
-    with pytest.raises(ValueError, match="line 1: the answer .* slots but there are"):
+    with pytest.raises(ValueError, match=r"line 1: the answer .* slots but there are"):
         ImageFolderExamples(tmp_path / "train")
 
 
