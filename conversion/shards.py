@@ -24,6 +24,7 @@ DTYPE_NAMES = {
 }
 _WEIGHTS, _INDEX = "model{suffix}.safetensors", "model.safetensors.index.json"
 _STEP = "Writing weights"
+_RELEASE_BYTES = 256 << 20  # pages of mapped sources count as this process's memory until they are given back
 
 
 def write_shards(
@@ -40,7 +41,7 @@ def write_shards(
         tensors (`Sequence[PlannedTensor]`): What to write; shards are filled in this order.
         max_shard_size (`int` or `str`): Largest size of a shard in bytes, or such as `"5GB"`.
         progress (`ProgressCallback`): Told about every tensor.
-        release (`Callable[[], None]`): Called after every shard, to unmap what was read.
+        release (`Callable[[], None]`): Called after every shard and every quarter gigabyte, to unmap what was read.
 
     Returns:
         `dict[Path, str]`: The weight files and their sha256, taken from what was written.
@@ -67,7 +68,7 @@ def write_shards(
     done, digests = 0, {}
     for file_name, names in split.filename_to_tensors.items():
         chosen = [by_name[name] for name in names]
-        digests[folder / file_name] = _write_file(folder / file_name, chosen, done, total, progress)
+        digests[folder / file_name] = _write_file(folder / file_name, chosen, done, total, progress, release)
         done += sum(tensor.num_bytes for tensor in chosen)
         release()
     if split.is_sharded:
@@ -79,7 +80,14 @@ def write_shards(
     return digests
 
 
-def _write_file(path: Path, tensors: list[PlannedTensor], done: int, total: int, progress: ProgressCallback) -> str:
+def _write_file(
+    path: Path,
+    tensors: list[PlannedTensor],
+    done: int,
+    total: int,
+    progress: ProgressCallback,
+    release: Callable[[], None],
+) -> str:
     """Write one file; returns its sha256."""
     # Wide types first keeps every tensor aligned, which readers that map the file rely on.
     ordered = sorted(tensors, key=lambda tensor: (-tensor.dtype.itemsize, tensor.name))
@@ -94,7 +102,7 @@ def _write_file(path: Path, tensors: list[PlannedTensor], done: int, total: int,
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode("utf-8")
     encoded += b" " * (-len(encoded) % 8)
-    digest = hashlib.sha256()
+    digest, mapped = hashlib.sha256(), 0
     # Hashing and writing both leave Python's lock alone, so that the slower one alone costs time.
     with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
 
@@ -108,6 +116,10 @@ def _write_file(path: Path, tensors: list[PlannedTensor], done: int, total: int,
             # Nothing here may keep the tensor: two large ones at once would double the memory needed.
             write(_checked_bytes(tensor.build(), tensor))
             done += tensor.num_bytes
+            mapped += tensor.num_bytes
+            if mapped > _RELEASE_BYTES:
+                mapped = 0
+                release()
             progress(_STEP, done, total)
     return digest.hexdigest()
 
