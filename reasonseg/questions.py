@@ -8,6 +8,8 @@ from .evaluation.benchmark import Question
 from .processing.image_loading import load_rgb_image
 from .training.datasets import ImageFolderExamples
 from .training.tabletop_dataset import generate_records
+from .training.tabletop_requests import make_requests
+from .training.tabletop_scenes import TabletopScene, draw_scene
 
 
 def tabletop_questions(split: str = "test", scenes: int = 500, seed: int = 0) -> list[Question]:
@@ -58,4 +60,17 @@ def image_folder_questions(folder: str | Path) -> list[Question]:
     return questions
 
 
-__all__ = ["image_folder_questions", "tabletop_questions"]
+def draw_demo_scene(seed: int) -> TabletopScene:
+    """A scene of the test split, which no training has shown."""
+    return draw_scene("test", seed)
+
+
+def demo_questions(scene: TabletopScene) -> list[str]:
+    """Three questions about a scene: one thing, several of which some are absent, and what something is good for."""
+    single = make_requests(scene, 1, absent_rate=0.0, several_rate=0.0, varied_rate=0.0, weights={"colour_kind": 1.0})
+    several = make_requests(scene, 1, draw=1, absent_rate=0.5, several_rate=1.0, varied_rate=0.0)
+    purpose = make_requests(scene, 1, draw=2, several_rate=0.0, weights={"affordance": 1.0})
+    return [request.question for request in (*single, *several, *purpose)]
+
+
+__all__ = ["demo_questions", "draw_demo_scene", "image_folder_questions", "tabletop_questions"]

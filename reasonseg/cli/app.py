@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import card, convert, evaluate, inspect, publish, restore, segment, train, verify
+from . import card, convert, demo, evaluate, inspect, publish, restore, segment, train, verify
 from .failures import print_version_and_stop, readable_failures, show_tracebacks
 
 
@@ -26,6 +26,7 @@ app.command("card")(readable_failures(card.card))
 app.command("publish")(readable_failures(publish.publish))
 app.command("restore")(readable_failures(restore.restore))
 app.command("evaluate")(readable_failures(evaluate.evaluate))
+app.command("demo")(readable_failures(demo.demo))
 app.command("train")(readable_failures(train.train))
 
 

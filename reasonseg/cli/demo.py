@@ -1,0 +1,69 @@
+"""`reasonseg demo`: a model trained on tabletops answers questions about a picture drawn for it."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .failures import stderr_console
+
+
+def demo(
+    model: Annotated[str, typer.Option("--model", "-m", help="A repository trained by `reasonseg train tabletop`.")],
+    seed: Annotated[int, typer.Option(min=0, help="Which tabletop to draw.")] = 0,
+    text: Annotated[
+        list[str] | None, typer.Option("--text", "-t", help="Your own question; may be given several times.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("demo.png"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
+):
+    """Draw a tabletop, ask the model about it, and write the picture with its masks and rejections."""
+    from PIL import Image
+    from transformers import AutoModel, AutoProcessor
+
+    from ..questions import demo_questions, draw_demo_scene
+    from ..registration import register
+
+    register()
+    network, processor = AutoModel.from_pretrained(model).eval(), AutoProcessor.from_pretrained(model)
+    scene = draw_demo_scene(seed)
+    questions = text or demo_questions(scene)
+    # Enlarged for people: the model sees its own small views, the masks come at the size of the picture.
+    image = Image.fromarray(scene.image).resize((480, 480), Image.Resampling.LANCZOS)
+    inputs = processor(images=[image], text=questions, image_index=[0] * len(questions), return_tensors="pt")
+    output = network.generate_with_masks(**inputs, max_new_tokens=96)
+    results = processor.post_process_segmentation(output, inputs)
+
+    answers = []
+    for question, result in zip(questions, results, strict=True):
+        answers.append({"question": question, "answer": result.text, "segments": len(result.segments)})
+        if not as_json:
+            sys.stdout.write(f"{question}\n  {result.text}\n")
+    if as_json:
+        sys.stdout.write(json.dumps(answers) + "\n")
+    draft = out.with_name(f".{out.name}.partial")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    draw_answers(image, questions, results).save(draft, format="PNG")
+    os.replace(draft, out)
+    stderr_console().print(f"Written: {out}", soft_wrap=True)
+
+
+def draw_answers(image, questions: list[str], results: list):
+    """One tile per question: the picture with that answer's masks, labels and rejections, the question above."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font, line = ImageFont.load_default(size=17), 30
+    tiles = [result.overlay(image) for result in results]
+    columns = min(len(tiles), 3)
+    rows = -(-len(tiles) // columns)
+    height = max(tile.height for tile in tiles) + line
+    sheet = Image.new("RGB", (columns * (image.width + 8) - 8, rows * height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for number, (question, tile) in enumerate(zip(questions, tiles, strict=True)):
+        left, top = (number % columns) * (image.width + 8), (number // columns) * height
+        pen.text((left + 4, top + 5), question, fill=(20, 20, 24), font=font)
+        sheet.paste(tile, (left, top + line))
+    return sheet
