@@ -169,7 +169,6 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
     check_free_space(Path(out), sum(tensor.num_bytes for tensor in tensors))
     with refusing("The preprocessor cannot be rebuilt", path=sources.vision_tower, next_step=_OTHER_COPY):
         processor = _build_processor(system, sources, config, model.config, tokenizer, options)
-    _check_sources(inventory, options.progress or no_progress)
     _publish_code(system)
     with staging_folder(out) as folder:
         digests = write_repository(
@@ -189,18 +188,6 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
         )
         check_staged(folder)
     return _report(Path(out), tensors, dtype, inventory)
-
-
-def _check_sources(inventory: Inventory, progress: ProgressCallback) -> None:
-    """Compare the sources with their own checksums, so that a damaged download is not published."""
-    total, done = inventory.num_bytes_checked(), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress("Checking sources", min(done, total), total)
-
-    inventory.check(advance)
 
 
 def _publish_code(system: System) -> None:

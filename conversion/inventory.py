@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -121,16 +120,6 @@ class Inventory:
                     next_step="Pass the complete file, or a base folder with the language model's weights.",
                 )
         return adapted
-
-    def num_bytes_checked(self) -> int:
-        """About how many bytes `check` reads."""
-        infos = [source.info(key) for source in self._sources for key in source.names()]
-        return sum(math.prod(info.shape) * info.dtype.itemsize for info in infos)
-
-    def check(self, advance: Callable[[int], None]) -> None:
-        """Compare all sources with the checksums they carry; see `TensorSource.check`."""
-        for source in self._sources:
-            source.check(advance)
 
     def release(self) -> None:
         """Let all sources give back what they have mapped."""

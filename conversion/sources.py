@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from .errors import ConversionError
 from .sniffing import FileKind, check_link, check_regular_file, read_head, refuse_placeholder, sniff
-from .torch_zip import check_sums
+from .torch_zip import StorageSums
 
 
 _SAFETENSORS_DTYPES = {
@@ -72,21 +72,17 @@ class TensorSource(ABC):
 
     @abstractmethod
     def load(self, key: str) -> torch.Tensor:
-        """One tensor on the CPU. It may be a view of the mapped file: never write to it."""
+        """One tensor on the CPU. It may be a view of the mapped file: never write to it.
+
+        Where the container has a checksum of it (safetensors and old pickles have none), its bytes are compared.
+
+        Raises:
+            ConversionError: The tensor was damaged since it was saved.
+        """
 
     def file(self, key: str) -> Path:
         """The file that holds one tensor."""
         return self.path
-
-    def check(self, advance: Callable[[int], None]) -> None:  # noqa: B027 (most containers have nothing to compare)
-        """Compare the bytes with the checksums of the container; safetensors and old pickles have none.
-
-        Args:
-            advance (`Callable[[int], None]`): Told how many bytes were read.
-
-        Raises:
-            ConversionError: The file was damaged since it was saved.
-        """
 
     @abstractmethod
     def release(self) -> None:
@@ -107,6 +103,7 @@ class PickleFile(TensorSource):
     def __init__(self, path: Path, kind: FileKind):
         self.path, self._kind = path, kind
         self._state: dict[str, torch.Tensor] | None = None
+        self._sums: StorageSums | None = None
         self._infos = {key: TensorInfo(tuple(value.shape), value.dtype) for key, value in self._open().items()}
 
     def _open(self) -> dict[str, torch.Tensor]:
@@ -122,6 +119,10 @@ class PickleFile(TensorSource):
                     next_step="Download it again; if it stays unreadable, ask its publisher for safetensors.",
                 ) from error
             self._state = _tensors_of(state, self.path)
+            if mmap:
+                self._sums = self._sums or StorageSums(self.path)
+                storages = [value.untyped_storage() for value in self._state.values()]
+                self._sums.mapped({storage.data_ptr(): storage.nbytes() for storage in storages})
         return self._state
 
     def names(self) -> list[str]:
@@ -131,11 +132,10 @@ class PickleFile(TensorSource):
         return self._infos[key]
 
     def load(self, key: str) -> torch.Tensor:
-        return self._open()[key]
-
-    def check(self, advance: Callable[[int], None]) -> None:
-        if self._kind is FileKind.TORCH_ZIP:
-            check_sums(self.path, advance)
+        value = self._open()[key]
+        if self._sums is not None:
+            self._sums.check(value.untyped_storage())
+        return value
 
     def release(self) -> None:
         self._state = None
@@ -259,10 +259,6 @@ class ShardedSource(TensorSource):
 
     def file(self, key: str) -> Path:
         return self._where[key].file(key)
-
-    def check(self, advance: Callable[[int], None]) -> None:
-        for file in self._files:
-            file.check(advance)
 
     def release(self) -> None:
         for file in self._files:

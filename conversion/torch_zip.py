@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import struct
 import zipfile
+import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from .errors import ConversionError
 
@@ -19,6 +23,8 @@ _MAX_PICKLE_BYTES = 2 << 20
 _MAX_UNPACKED_RATIO = 1.05
 _END, _END_SIZE, _MAX_COMMENT = b"PK\x05\x06", 22, 65_535
 _END64_LOCATOR, _END64_LOCATOR_SIZE, _END64_SIZE = b"PK\x06\x07", 20, 56
+# Of the header in front of an entry: its length without name and extra field, and where their lengths stand.
+_LOCAL_HEADER_SIZE, _NAME_LENGTH = 30, 26
 _CHUNK = 1 << 22
 _DAMAGE = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError, struct.error)
 _DOWNLOAD_AGAIN = "Download the file again and compare its size with the one its page states."
@@ -68,26 +74,95 @@ def check_torch_zip(path: Path, size: int) -> None:
         )
 
 
-def check_sums(path: Path, advance: Callable[[int], None]) -> None:
-    """Compare every entry with the CRC-32 that torch.save stored; mapping the file, torch itself does not.
+@dataclass(frozen=True)
+class StoredBytes:
+    """Where an entry's content lies in the file, and what torch.save says of it.
+
+    Args:
+        name (`str`): The entry's name, for messages.
+        offset (`int`): Position of its first byte in the file.
+        size (`int`): Its length in bytes.
+        crc (`int`): Its CRC-32.
+    """
+
+    name: str
+    offset: int
+    size: int
+    crc: int
+
+
+class StorageSums:
+    """Compares the storages of a mapped file with the CRC-32 that torch.save stored, which torch itself does not.
+
+    Everything but the tensors' bytes is compared at once. Those are compared one storage at a time, where torch has
+    mapped them, so that a conversion reads them from the disk once.
 
     Args:
         path (`Path`): A file that `check_torch_zip` accepts.
-        advance (`Callable[[int], None]`): Told how many bytes were read.
 
     Raises:
         ConversionError: Bytes were changed since the file was saved.
     """
-    entry = None
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                with archive.open(entry) as file:
-                    while data := file.read(_CHUNK):
-                        advance(len(data))
-    except _DAMAGE as error:
-        where = "an entry" if entry is None else repr(entry.filename)
-        raise _damaged(path, f"the checksum of {where} does not match") from error
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._whole_file_is_right = False
+        self._right: set[int] = set()  # offsets of entries
+        self._by_offset = {entry.offset: entry for entry in self._check_entries(lambda name: "/data/" not in name)}
+        self._start: int | None = None
+
+    def _check_entries(self, chosen: Callable[[str], bool]) -> list[StoredBytes]:
+        """Read the chosen entries, and of all entries what stands before their content."""
+        stored, entry = [], None
+        try:
+            with zipfile.ZipFile(self._path) as archive, self._path.open("rb") as raw:
+                for entry in archive.infolist():
+                    with archive.open(entry) as file:  # compares the entry's own header with the directory
+                        while chosen(entry.filename) and file.read(_CHUNK):
+                            pass
+                    raw.seek(entry.header_offset + _NAME_LENGTH)
+                    begin = entry.header_offset + _LOCAL_HEADER_SIZE + sum(struct.unpack("<HH", raw.read(4)))
+                    stored.append(StoredBytes(entry.filename, begin, entry.file_size, entry.CRC))
+        except _DAMAGE as error:
+            where = "an entry" if entry is None else repr(entry.filename)
+            raise _damaged(self._path, f"the checksum of {where} does not match") from error
+        return stored
+
+    def mapped(self, storages: Mapping[int, int]) -> None:
+        """Say where torch has mapped the file.
+
+        Args:
+            storages (`Mapping[int, int]`): Address and length in bytes of every storage.
+        """
+        storages = {address: size for address, size in storages.items() if size}
+        first = next(iter(storages), 0)
+        starts = [first - entry.offset for entry in self._by_offset.values() if entry.size == storages.get(first)]
+        fitting = [start for start in starts if all(self._fits(at - start, size) for at, size in storages.items())]
+        # All storages lie in one mapping, so one start fits. If not, the file is read instead.
+        self._start = fitting[0] if len(fitting) == 1 else None
+
+    def _fits(self, offset: int, size: int) -> bool:
+        return offset in self._by_offset and self._by_offset[offset].size == size
+
+    def check(self, storage: torch.UntypedStorage) -> None:
+        """Compare one storage, the first time it is asked for.
+
+        Raises:
+            ConversionError: Its bytes are not the ones that were saved.
+        """
+        if self._whole_file_is_right or not storage.nbytes():
+            return
+        if self._start is None:
+            self._check_entries(lambda name: True)
+            self._whole_file_is_right = True
+            return
+        entry = self._by_offset[storage.data_ptr() - self._start]
+        if entry.offset in self._right:
+            return
+        content = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
+        if zlib.crc32(content) != entry.crc:
+            raise _damaged(self._path, f"the checksum of {entry.name!r} does not match")
+        self._right.add(entry.offset)
 
 
 def _entries(path: Path) -> list[zipfile.ZipInfo]:
