@@ -27,6 +27,24 @@ def no_class_exists_twice():
     assert not leaked, f"Imported by a bare name: {leaked}. Write `from reasonseg.{leaked[0]} import ...`."
 
 
+@pytest.fixture(autouse=True)
+def no_torch_setting_leaks():
+    """A setting of the whole process that one test leaves behind changes what later tests compute."""
+    before = torch_settings()
+    yield
+    assert torch_settings() == before
+
+
+def torch_settings() -> dict:
+    return {
+        "float32 matmul precision": torch.get_float32_matmul_precision(),
+        "default dtype": torch.get_default_dtype(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "gradients": torch.is_grad_enabled(),
+        "threads": torch.get_num_threads(),
+    }
+
+
 @pytest.fixture(scope="session")
 def lisa_repo(tmp_path_factory):
     """The recorded LISA checkpoint, converted."""

@@ -39,8 +39,18 @@ def run_recipe(recipe: Recipe, out: str | Path, resume: bool = False) -> Path:
     if checkpoint is not None and not resume:
         raise RecipeError(f"{out} holds {Path(checkpoint).name} of an earlier run; pass --resume or another folder.")
     set_seed(recipe.seed)
+    precision_before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(recipe.matmul_precision)
+    try:
+        _train(recipe, out, checkpoint)
+    finally:
+        # A setting of the whole process: what runs after the training keeps its own.
+        torch.set_float32_matmul_precision(precision_before)
+    return out
 
+
+def _train(recipe: Recipe, out: Path, checkpoint: str | None) -> None:
+    """Train from `checkpoint`, or from the start, and save the repo to `out`."""
     if recipe.model == "tabletop":
         model, processor = build_tabletop(recipe)
         if recipe.towers is not None and checkpoint is None:
@@ -65,7 +75,6 @@ def run_recipe(recipe: Recipe, out: str | Path, resume: bool = False) -> Path:
     trainer.save_model()
     if recipe.storage_dtype is not None and trainer.is_world_process_zero():
         store_as(out, getattr(torch, recipe.storage_dtype))
-    return out
 
 
 def store_as(repo: Path, dtype: torch.dtype) -> None:
