@@ -58,7 +58,9 @@ def test_tabletop_recipe_from_scratch_and_resumed(tmp_path):
     """Both stages, a complete repo at the end, and no run over another one."""
     small = ["towers.steps=1", "towers.batch_size=2", "arguments.per_device_train_batch_size=2"]
     steps = [*small, "arguments.max_steps=2", "arguments.save_steps=1", "arguments.disable_tqdm=true"]
+    precision = torch.get_float32_matmul_precision()
     run_recipe(load_recipe("tabletop", steps), tmp_path / "out")
+    assert torch.get_float32_matmul_precision() == precision, "the rest of the process must compute as before"
     stored = load_file(tmp_path / "out" / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
     assert {p.dtype for p in AutoModel.from_pretrained(tmp_path / "out", dtype="auto").parameters()} == {torch.float32}
