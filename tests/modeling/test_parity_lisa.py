@@ -3,12 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from reasonseg.conversion.rules_lisa_gsva import detect_layout, lisa_gsva_table
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
 from reasonseg.processing.processing_lisa import LisaProcessor
-from tests.parity_data import PARITY
 from tests.recorded_cases import (
     IMAGES,
     STATE_TOLERANCE,
@@ -41,13 +39,9 @@ def processor(lisa_repo):
 
 
 @pytest.fixture(scope="module")
-def talkative(lisa_repo):
+def talkative(talking_lisa_repo):
     """The model whose output rows were changed so that it says [SEG] by itself."""
-    model = LisaForReasoningSegmentation.from_pretrained(lisa_repo, attn_implementation="eager").eval()
-    head = load_file(PARITY / "lisa" / "variant_segbias" / "lm_head.safetensors")["lm_head.weight"]
-    with torch.no_grad():
-        model.get_output_embeddings().weight[: len(head)] = head
-    return model
+    return LisaForReasoningSegmentation.from_pretrained(talking_lisa_repo, attn_implementation="eager").eval()
 
 
 @pytest.fixture(scope="module")
