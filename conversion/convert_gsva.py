@@ -14,7 +14,9 @@ from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
 from ..processing.processing_gsva import GsvaProcessor
 from .convert_lisa_gsva import ConversionReport, Options, Sources, System, convert
 from .errors import ConversionError
+from .locations import locate, pin
 from .progress import ProgressCallback
+from .writer import refuse_existing
 
 
 GSVA = System(
@@ -51,12 +53,13 @@ def convert_gsva(
 
     Args:
         source (`str` or `os.PathLike`): The released `.bin`, or what `zero_to_fp32.py` wrote (adapters unmerged).
-        base (`str` or `os.PathLike`): Folder of the base LLaVA: config, tokenizer, and weights for parts of the
-            language model the source lacks.
+        base (`str` or `os.PathLike`): The base LLaVA, as a folder or its name on the Hub (`org/name`, also with
+            `@revision`): config, tokenizer, and weights for parts of the language model the source lacks.
         out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
-        vision_tower (`str` or `os.PathLike`, *optional*): Folder of the CLIP model. Its weights are used where the
-            source has none; its config is needed for towers other than ViT-L.
-        sam (`str` or `os.PathLike`, *optional*): SAM's own file, for a source without SAM's frozen encoders.
+        vision_tower (`str` or `os.PathLike`, *optional*): The CLIP model, as a folder or its name on the Hub. Its
+            weights are used where the source has none; its config is needed for towers other than ViT-L.
+        sam (`str` or `os.PathLike`, *optional*): SAM's own file, for a source without SAM's frozen encoders; also
+            `org/name/file.pth` on the Hub.
         lora_alpha (`float`, *optional*): LoRA's alpha in training; known for the released ranks 8 and 64.
         dtype, template, max_shard_size, sam_options, card, progress, segmenter_dtype: See `convert_lisa`.
 
@@ -66,7 +69,9 @@ def convert_gsva(
     Raises:
         ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
     """
-    base = Path(base)
+    refuse_existing(Path(out))
+    base = pin(base)
+    base_folder = locate(base, weights=False)
 
     def alpha_of_rank(rank: int) -> float:
         if lora_alpha is not None:
@@ -81,11 +86,11 @@ def convert_gsva(
 
     sources = Sources(
         checkpoint=Path(source),
-        config=base,
-        tokenizer=base,
-        vision_tower=None if vision_tower is None else Path(vision_tower),
+        config=base_folder,
+        tokenizer=base_folder,
+        vision_tower=None if vision_tower is None else locate(vision_tower),
         base=base,
-        sam=None if sam is None else Path(sam),
+        sam=None if sam is None else locate(sam),
     )
     options = Options(alpha_of_rank, dtype, template, max_shard_size, sam_options, card, progress, segmenter_dtype)
     return convert(GSVA, sources, out, options)

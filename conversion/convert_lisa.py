@@ -14,7 +14,9 @@ from ..modeling.modeling_lisa import LisaForReasoningSegmentation
 from ..processing.processing_lisa import LisaProcessor
 from .convert_lisa_gsva import ConversionReport, Options, Sources, System, convert
 from .errors import ConversionError
+from .locations import locate, pin
 from .progress import ProgressCallback
+from .writer import refuse_existing
 
 
 LISA = System(
@@ -51,12 +53,13 @@ def convert_lisa(
     Args:
         source (`str` or `os.PathLike`): A published folder (merged; one file or shards), or the file or folder that
             `zero_to_fp32.py` wrote (adapters unmerged).
-        vision_tower (`str` or `os.PathLike`): Folder of the CLIP model (`openai/clip-vit-large-patch14`), whose
-            weights published folders leave out.
+        vision_tower (`str` or `os.PathLike`): The CLIP model, whose weights published folders leave out: its folder,
+            or its name on the Hub (`openai/clip-vit-large-patch14`, also with `@revision`).
         out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
-        base (`str` or `os.PathLike`, *optional*): Folder of the base LLaVA: config and tokenizer for a source that has
-            none, and weights for parts of the language model the source lacks.
-        sam (`str` or `os.PathLike`, *optional*): SAM's own file, for a source without SAM's frozen encoders.
+        base (`str` or `os.PathLike`, *optional*): The base LLaVA, as a folder or its name on the Hub: config and
+            tokenizer for a source that has none, and weights for parts of the language model the source lacks.
+        sam (`str` or `os.PathLike`, *optional*): SAM's own file, for a source without SAM's frozen encoders; also
+            `org/name/file.pth` on the Hub.
         lora_alpha (`float`, *optional*, defaults to 16.0): LoRA's alpha in training; only unmerged sources need it.
         dtype (`torch.dtype` or `str`, *optional*): Type of the vision-language model, by default the one most of the
             source's language model is stored in. The projector is float32 always.
@@ -81,18 +84,20 @@ def convert_lisa(
     if vision_tower is None:
         raise ConversionError(
             "LISA needs the CLIP tower it was trained with.",
-            next_step="Pass vision_tower= with its folder (openai/clip-vit-large-patch14).",
+            next_step="Pass vision_tower= with its folder or its name on the Hub (openai/clip-vit-large-patch14).",
         )
-    base = None if base is None else Path(base)
+    refuse_existing(Path(out))
+    base = None if base is None else pin(base)
+    base_folder = None if base is None else locate(base, weights=False)
     own = source if source.is_dir() else source.parent
-    folders = [own, base] if source.is_dir() or base is None else [base, own]
+    folders = [own, base_folder] if source.is_dir() or base is None else [base_folder, own]
     sources = Sources(
         checkpoint=source,
         config=_first_with(folders, ("config.json",), "config.json"),
         tokenizer=_first_with(folders, _TOKENIZER_FILES, "tokenizer"),
-        vision_tower=Path(vision_tower),
+        vision_tower=locate(vision_tower),
         base=base,
-        sam=None if sam is None else Path(sam),
+        sam=None if sam is None else locate(sam),
     )
     options = Options(
         lambda rank: lora_alpha, dtype, template, max_shard_size, sam_options, card, progress, segmenter_dtype

@@ -25,6 +25,7 @@ from .configs import (
 )
 from .errors import ConversionError, refusing
 from .inventory import Dropped, Inventory
+from .locations import Location, locate
 from .manifest import write_manifest
 from .plan import EMBEDDING, PlannedTensor, dominant_dtype, expected_shapes, plan_tensors, require_components
 from .progress import ProgressCallback, no_progress
@@ -88,7 +89,8 @@ class Sources:
         config (`Path`): Folder of the LLaVA v1 `config.json`.
         tokenizer (`Path`): Folder of the tokenizer.
         vision_tower (`Path`, *optional*): Folder of the CLIP model.
-        base (`Path`, *optional*): Folder of the base LLaVA, for parts of the language model the checkpoint lacks.
+        base (`str` or `os.PathLike`, *optional*): The base LLaVA, here or on the Hub, for parts of the language model
+            the checkpoint lacks; its weights are only fetched for these.
         sam (`Path`, *optional*): SAM's own file, for frozen parts the checkpoint lacks.
     """
 
@@ -96,7 +98,7 @@ class Sources:
     config: Path
     tokenizer: Path
     vision_tower: Path | None = None
-    base: Path | None = None
+    base: Location | None = None
     sam: Path | None = None
 
 
@@ -222,9 +224,11 @@ def gather(system: System, sources: Sources, config: Mapping[str, Any]) -> Inven
         _add_tower(inventory, tower_weights)
     if sources.sam is not None:
         inventory.add(open_source(sources.sam), sam_table(), "SAM file", _is_frozen_sam)
-    if _lacks_language_model(inventory, config) and sources.base is not None and holds_weights(sources.base):
+    if _lacks_language_model(inventory, config) and sources.base is not None:
         allowed = (f"{TEXT_MODEL}layers.", f"{TEXT_MODEL}norm.", *([MM_PROJECTOR] if system.base_projector else []))
-        _add_llava(inventory, open_source(sources.base), "base", lambda target: target.startswith(allowed))
+        base = locate(sources.base)
+        if holds_weights(base):
+            _add_llava(inventory, open_source(base), "base", lambda target: target.startswith(allowed))
     if tower is not None and not inventory.has(VISION_TOWER):
         raise ConversionError(
             "The folder holds no weights, and neither does the checkpoint for its CLIP tower.",

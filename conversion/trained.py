@@ -28,6 +28,7 @@ from .convert_gsva import GSVA
 from .convert_lisa import LISA
 from .errors import ConversionError
 from .inventory import Inventory
+from .locations import Location, locate
 from .manifest import MANIFEST, file_sha256, read_manifest, repository_files
 from .progress import ProgressCallback, no_progress
 from .rules import WEIGHT
@@ -55,14 +56,14 @@ class Base:
     """What a checkpoint was trained from.
 
     Args:
-        llava (`Path`): Folder of the base LLaVA, with its weights.
-        vision_tower (`Path`, *optional*): Folder of the CLIP model.
-        sam (`Path`, *optional*): SAM's own file.
+        llava (`str` or `os.PathLike`): The base LLaVA, with weights: a folder, or `org/name[@revision]` on the Hub.
+        vision_tower (`str` or `os.PathLike`, *optional*): The CLIP model, likewise.
+        sam (`str` or `os.PathLike`, *optional*): SAM's own file, or `org/name/file.pth` on the Hub.
     """
 
-    llava: Path
-    vision_tower: Path | None = None
-    sam: Path | None = None
+    llava: Location
+    vision_tower: Location | None = None
+    sam: Location | None = None
 
 
 class _BaseWeights:
@@ -70,16 +71,16 @@ class _BaseWeights:
 
     def __init__(self, base: Base):
         self._inventory = Inventory()
-        llava = open_source(base.llava)
+        llava = open_source(locate(base.llava))
         try:
             self._inventory.add(llava, lisa_gsva_table(detect_layout(llava.names())), "base")
         except ConversionError as error:
             raise error.at(llava.path) from None
         if base.vision_tower is not None:
-            tower = open_source(base.vision_tower)
+            tower = open_source(locate(base.vision_tower))
             self._inventory.add(tower, clip_table(tower.names()), "vision tower")
         if base.sam is not None:
-            self._inventory.add(open_source(base.sam), sam_table(), "SAM file")
+            self._inventory.add(open_source(locate(base.sam)), sam_table(), "SAM file")
         self.release = self._inventory.release
 
     def load(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor | None:

@@ -25,6 +25,7 @@ from ..modeling.modeling_lisa import LisaForReasoningSegmentation
 from ..processing.processing_gsva import GsvaProcessor
 from ..processing.processing_lisa import LisaProcessor
 from .errors import ConversionError
+from .locations import locate
 from .manifest import MANIFEST, file_sha256, read_manifest, repository_files
 from .plan import expected_shapes
 from .progress import ProgressCallback, no_progress
@@ -95,7 +96,7 @@ def verify_repository(
         repo (`str` or `Path`): The folder.
         against (`Mapping[str, str | Path]`, *optional*): Original weights by their role in the manifest:
             `"checkpoint"`, `"vision tower"`, `"base"`, `"SAM file"`. Every tensor that comes from them is computed
-            again and compared bit for bit.
+            again and compared bit for bit. All but the checkpoint may be names on the Hub.
         progress (`ProgressCallback`, *optional*): Told about bytes read.
 
     Returns:
@@ -115,7 +116,10 @@ def verify_repository(
             raise
         report.add(MANIFEST, error.cause)
         return report
-    sources = {role: open_source(path) for role, path in (against or {}).items()}
+    sources = {
+        role: open_source(Path(location) if role == "checkpoint" else locate(location))
+        for role, location in (against or {}).items()
+    }
     _check_files(report, manifest, progress)
     damaged = {problem.file for problem in report.problems}
     tensors = _check_headers(report, manifest, damaged)

@@ -38,7 +38,9 @@ class Template(StrEnum):
 
 Source = Annotated[Path, typer.Argument(help="Folder or file of the original weights.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to make; it must not exist or be empty.")]
-Sam = Annotated[Path | None, typer.Option(help="SAM's own file, for a source without SAM's encoder.")]
+Sam = Annotated[
+    str | None, typer.Option(help="SAM's own file, or ORG/NAME/FILE on the Hub, for a source without SAM's encoder.")
+]
 DtypeOption = Annotated[Dtype | None, typer.Option(help="Store the language model so.  [default: as it is]")]
 SegmenterDtype = Annotated[Dtype | None, typer.Option(help="Store the segmenter so.  [default: float32]")]
 TemplateOption = Annotated[Template, typer.Option(help="Prompt template the checkpoint was trained with.")]
@@ -50,9 +52,13 @@ Card = Annotated[str | None, typer.Option(help="Name of the model card's values.
 @readable_failures
 def lisa(
     source: Source,
-    vision_tower: Annotated[Path, typer.Option(help="Folder of the CLIP model (openai/clip-vit-large-patch14).")],
+    vision_tower: Annotated[
+        str, typer.Option(help="CLIP model: folder, or name on the Hub (openai/clip-vit-large-patch14).")
+    ],
     out: Out,
-    base: Annotated[Path | None, typer.Option(help="Base LLaVA folder: config and tokenizer, if not there.")] = None,
+    base: Annotated[
+        str | None, typer.Option(help="Base LLaVA, folder or ORG/NAME[@REVISION]: config, tokenizer, if not there.")
+    ] = None,
     sam: Sam = None,
     lora_alpha: Annotated[float, typer.Option(help="LoRA alpha of an unmerged source.")] = 16.0,
     dtype: DtypeOption = None,
@@ -73,9 +79,11 @@ def lisa(
 @readable_failures
 def gsva(
     source: Source,
-    base: Annotated[Path, typer.Option(help="Base LLaVA folder: config and tokenizer.")],
+    base: Annotated[str, typer.Option(help="Base LLaVA, folder or ORG/NAME[@REVISION]: config and tokenizer.")],
     out: Out,
-    vision_tower: Annotated[Path | None, typer.Option(help="CLIP folder: config, and weights if not there.")] = None,
+    vision_tower: Annotated[
+        str | None, typer.Option(help="CLIP folder or ORG/NAME: config, and weights if not there.")
+    ] = None,
     sam: Sam = None,
     lora_alpha: Annotated[
         float | None, typer.Option(help="LoRA alpha.  [default: 16 for the released ranks 8 and 64]")

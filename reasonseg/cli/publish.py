@@ -29,9 +29,14 @@ def publish(
     trained_only: Annotated[
         bool, typer.Option("--trained-only", help="Publish what training changed, to be loaded on top of --base.")
     ] = False,
-    base: Annotated[Path | None, typer.Option(help="The base LLaVA folder, with weights, for --trained-only.")] = None,
-    vision_tower: Annotated[Path | None, typer.Option(help="The base's CLIP folder, for --trained-only.")] = None,
-    sam: Annotated[Path | None, typer.Option(help="SAM's own file, for --trained-only.")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Base LLaVA with weights, folder or ORG/NAME[@REVISION], for --trained-only."),
+    ] = None,
+    vision_tower: Annotated[
+        str | None, typer.Option(help="The base's CLIP, folder or ORG/NAME, for --trained-only.")
+    ] = None,
+    sam: Annotated[str | None, typer.Option(help="SAM's own file or ORG/NAME/FILE, for --trained-only.")] = None,
     export: Annotated[Path | None, typer.Option(help="Folder to keep what --trained-only publishes in.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and compare, but upload nothing.")] = False,
     endpoint: Annotated[

@@ -13,10 +13,10 @@ def restore(
     trained: Annotated[
         Path, typer.Argument(help="What `reasonseg publish --trained-only` published.", show_default=False)
     ],
-    base: Annotated[Path, typer.Option(help="The base LLaVA folder, with its weights.")],
+    base: Annotated[str, typer.Option(help="The base LLaVA with its weights: folder, or ORG/NAME[@REVISION].")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder to make; it must not exist or be empty.")],
-    vision_tower: Annotated[Path | None, typer.Option(help="Its CLIP folder.")] = None,
-    sam: Annotated[Path | None, typer.Option(help="SAM's own file.")] = None,
+    vision_tower: Annotated[str | None, typer.Option(help="Its CLIP: folder, or ORG/NAME.")] = None,
+    sam: Annotated[str | None, typer.Option(help="SAM's own file, or ORG/NAME/FILE.")] = None,
 ):
     """Put trained tensors and their base together: the full repository, byte for byte."""
     from ..conversion.progress import rich_progress

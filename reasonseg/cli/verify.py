@@ -23,9 +23,13 @@ def verify(
     against: Annotated[
         Path | None, typer.Option(help="The original checkpoint: compare every tensor that comes from it.")
     ] = None,
-    vision_tower: Annotated[Path | None, typer.Option(help="The CLIP folder it was converted with.")] = None,
-    base: Annotated[Path | None, typer.Option(help="The base LLaVA folder it was converted with.")] = None,
-    sam: Annotated[Path | None, typer.Option(help="The SAM file it was converted with.")] = None,
+    vision_tower: Annotated[
+        str | None, typer.Option(help="The CLIP folder, or ORG/NAME[@REVISION], it was converted with.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(help="The base LLaVA folder, or ORG/NAME[@REVISION], it was converted with.")
+    ] = None,
+    sam: Annotated[str | None, typer.Option(help="The SAM file, or ORG/NAME/FILE, it was converted with.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ):
     """Check a repository: sha256 of every file, tensors, values, code, that it loads, and the originals' bits.

@@ -1,11 +1,14 @@
-"""A Hub on 127.0.0.1 that keeps repositories in memory and speaks the documented calls of an upload."""
+"""A Hub on 127.0.0.1 that keeps repositories in memory and speaks the documented calls of uploads and downloads."""
 
 import base64
 import hashlib
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, unquote, urlparse
+
+import huggingface_hub
 
 
 LARGE_SUFFIXES = (".safetensors", ".bin", ".model")
@@ -79,6 +82,21 @@ class HubServer(ThreadingHTTPServer):
         return [path for method, path in self.requests if method == "POST" and "/commit/" in path]
 
 
+def allow_only_this_machine(monkeypatch):
+    """The client may go online, but only to 127.0.0.1, and without the second protocol for large files."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("HF_TOKEN", "hf_test")
+    connect = socket.socket.connect
+
+    def connect_here(self, address):
+        assert address[0] == "127.0.0.1", f"a request left this machine: {address}"
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -87,6 +105,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self._handle("GET")
+
+    def do_HEAD(self):
+        self._handle("HEAD")
 
     def do_POST(self):
         self._handle("POST")
@@ -122,7 +143,21 @@ class _Handler(BaseHTTPRequestHandler):
         for name, text in headers:
             self.send_header(name, text)
         self.end_headers()
-        self.wfile.write(data)
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def _send_file(self, method, repo, revision, path):
+        oid = repo.resolve(revision)
+        data = repo.commits[oid][0].get(path) if oid else None
+        if data is None:
+            return self._send(404, {"error": "Entry not found"}, [("X-Error-Code", "EntryNotFound")])
+        self.send_response(200)
+        self.send_header("X-Repo-Commit", oid)
+        self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if method == "GET":
+            self.wfile.write(data)
 
     def _route(self, method, parts, query, body):
         server = self.server
@@ -135,6 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
                 private = wanted.get("private") or wanted.get("visibility") == "private"
                 server.repos[name] = Repo(bool(private))
                 return self._send(200, {"url": f"{server.endpoint}/{name}", "name": name})
+            case ["GET" | "HEAD", organisation, name, "resolve", revision, *path]:
+                return self._send_file(method, server.repos[f"{organisation}/{name}"], revision, "/".join(path))
             case ["POST", "api", "validate-yaml"]:
                 return self._send(200, {"errors": [], "warnings": []})
             case ["PUT", "lfs", oid]:

@@ -4,7 +4,6 @@ import json
 import shutil
 import socket
 
-import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard
 from typer.testing import CliRunner
@@ -15,24 +14,13 @@ from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import read_manifest, update_manifest
 from reasonseg.conversion.publish import publish, publish_trained
 from reasonseg.conversion.trained import restore
-from tests.conversion.hub_server import HubServer, Repo
+from tests.conversion.hub_server import HubServer, Repo, allow_only_this_machine
 from tests.conversion.trained_base import write_base
 
 
 @pytest.fixture(autouse=True)
 def only_this_machine(monkeypatch):
-    """The client may go online, but only to 127.0.0.1, and without the second protocol for large files."""
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("HF_TOKEN", "hf_test")
-    connect = socket.socket.connect
-
-    def connect_here(self, address):
-        assert address[0] == "127.0.0.1", f"a request left this machine: {address}"
-        return connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", connect_here)
+    allow_only_this_machine(monkeypatch)
 
 
 @pytest.fixture
