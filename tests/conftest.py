@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from reasonseg.conversion.convert_gsva import convert_gsva
 from reasonseg.conversion.convert_lisa import convert_lisa
-from tests.parity_data import PARITY
+from tests.parity_data import PARITY, gsva_vision_tower
 
 
 @pytest.fixture(autouse=True)
@@ -58,7 +58,7 @@ def gsva_repo(tmp_path_factory):
     """The recorded GSVA checkpoint, converted."""
     out = tmp_path_factory.mktemp("converted") / "gsva"
     gsva = PARITY / "gsva"
-    convert_gsva(gsva / "gsva-tiny.bin", base=gsva / "base_llava", vision_tower=gsva / "vision_tower", out=out)
+    convert_gsva(gsva / "gsva-tiny.bin", base=gsva / "base_llava", vision_tower=gsva_vision_tower(), out=out)
     return out
 
 

@@ -1,7 +1,10 @@
 """Read the recordings of the original implementations in `tests/parity`."""
 
+import atexit
 import json
 import re
+import shutil
+import tempfile
 from functools import cache
 from pathlib import Path
 
@@ -21,9 +24,17 @@ def load_meta(system: str) -> dict:
     return json.loads((PARITY / system / "meta.json").read_text(encoding="utf-8"))
 
 
+def load_arrays(path: Path) -> dict[str, torch.Tensor]:
+    """Read a compressed `.npz` of arrays by name."""
+    with np.load(path, allow_pickle=False) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+
+
 @cache
 def _tensors(system: str) -> dict[str, torch.Tensor]:
-    return load_file(PARITY / system / "tensors.safetensors")
+    folder = PARITY / system
+    # Ids and packed masks compress well, states and logits do not.
+    return load_file(folder / "tensors.safetensors") | load_arrays(folder / "ids_and_masks.npz")
 
 
 def load_tensors(system: str) -> dict[str, torch.Tensor]:
@@ -92,3 +103,23 @@ def unmerged_lisa(folder: Path) -> Path:
     path = folder / "pytorch_model.bin"
     torch.save(state, path)
     return path
+
+
+@cache
+def gsva_vision_tower() -> Path:
+    """Put GSVA's CLIP folder together, its weights taken from the copy inside GSVA's own file, and return its path."""
+    folder = Path(tempfile.mkdtemp(prefix="gsva-vision-tower-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for file in (PARITY / "gsva" / "vision_tower").iterdir():
+        shutil.copy(file, folder)
+    state = torch.load(PARITY / "gsva" / "gsva-tiny.bin", weights_only=True)
+    tower = {
+        name.removeprefix(EMBEDDED_TOWER_PREFIX): value
+        for name, value in state.items()
+        if name.startswith(EMBEDDED_TOWER_PREFIX)
+    }
+    # What the folder of a whole CLIP holds besides; both systems' towers had the same.
+    whole = torch.load(PARITY / "lisa" / "vision_tower" / "pytorch_model.bin", weights_only=True)
+    others = {name: value for name, value in whole.items() if not name.startswith("vision_model.")}
+    torch.save(others | tower, folder / "pytorch_model.bin")
+    return folder

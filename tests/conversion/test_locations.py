@@ -19,7 +19,7 @@ from reasonseg.conversion.verify import verify_repository
 from tests.conversion.hub_server import HubServer, Repo, allow_only_this_machine
 from tests.conversion.originals import GSVA, LISA, SAM_PREFIX, digests, gsva_state, lisa_state, read, write_lisa
 from tests.conversion.trained_base import write_base
-from tests.parity_data import PEFT_PREFIX
+from tests.parity_data import PEFT_PREFIX, gsva_vision_tower
 
 
 TOWER = LISA / "vision_tower"
@@ -164,7 +164,7 @@ def test_lisa_from_the_hub_is_lisa_from_folders(hub, lisa_repo, tmp_path):
 
 def test_base_tower_and_sam_from_the_hub(hub, gsva_repo, tmp_path):
     """The base's weights are left on the Hub, because the file has all of the language model."""
-    put(hub, "org/tower", GSVA / "vision_tower")
+    put(hub, "org/tower", gsva_vision_tower())
     put(
         hub,
         "org/base",
@@ -183,7 +183,7 @@ def test_base_tower_and_sam_from_the_hub(hub, gsva_repo, tmp_path):
     assert result.exit_code == 0, result.output
     assert (tmp_path / "repo" / "model.safetensors").read_bytes() == (gsva_repo / "model.safetensors").read_bytes()
     assert "weights/sam.pth" in downloaded(hub)
-    tower_weights = {path.name for path in (GSVA / "vision_tower").iterdir()}
+    tower_weights = {path.name for path in (gsva_vision_tower()).iterdir()}
     assert "pytorch_model.bin" in tower_weights
     assert len([path for method, path in hub.requests if path.startswith("/org/base/") and path.endswith(".bin")]) == 0
 

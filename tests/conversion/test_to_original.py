@@ -11,6 +11,7 @@ from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.sources import open_source
 from reasonseg.conversion.to_original import write_original
 from tests.conversion.originals import GSVA, LISA, digests, gsva_state, lisa_state, write_lisa, write_tower
+from tests.parity_data import gsva_vision_tower
 
 
 TOWER = LISA / "vision_tower"
@@ -83,7 +84,7 @@ def test_gsva_keeps_its_prefix_and_says_that_adapters_are_merged(gsva_repo, tmp_
         torch.testing.assert_close(found[key], original[key] + 2.0 * up @ down, rtol=0, atol=1e-6)
     # Converted again, the merged weights give the same model.
     convert_gsva(
-        tmp_path / "back", base=GSVA / "base_llava", vision_tower=GSVA / "vision_tower", out=tmp_path / "again"
+        tmp_path / "back", base=GSVA / "base_llava", vision_tower=gsva_vision_tower(), out=tmp_path / "again"
     )
     assert digests(tmp_path / "again")["model.safetensors"] == digests(gsva_repo)["model.safetensors"]
 

@@ -18,6 +18,7 @@ from reasonseg.conversion.trained import Base, check_trained, export_trained, is
 from reasonseg.conversion.verify import verify_repository
 from tests.conversion.originals import GSVA, LISA, lisa_state, write_lisa
 from tests.conversion.trained_base import TOWER, moved, write_base
+from tests.parity_data import gsva_vision_tower
 
 
 EMBEDDING = "vlm.model.language_model.embed_tokens.weight"
@@ -123,7 +124,7 @@ def test_gsva(gsva_repo, base, tmp_path):
         llava[name] = moved(llava[name][:-5])
     folder = shutil.copytree(GSVA / "base_llava", tmp_path / "llava")
     torch.save({name: value.clone() for name, value in llava.items()}, folder / "pytorch_model.bin")
-    own = Base(folder, GSVA / "vision_tower")
+    own = Base(folder, gsva_vision_tower())
     export = export_trained(gsva_repo, tmp_path / "export", base=own)
     restore(export, tmp_path / "restored", base=own)
     assert contents(tmp_path / "restored") == contents(gsva_repo)

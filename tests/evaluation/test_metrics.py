@@ -5,10 +5,9 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from safetensors.torch import load_file
 
 from reasonseg.evaluation.metrics import PRECISION_THRESHOLDS, SegmentationMetrics
-from tests.parity_data import PARITY, load_case, load_meta
+from tests.parity_data import PARITY, load_arrays, load_case, load_meta
 
 
 NAMES_IN_RECORDING = {"giou": "giou", "ciou": "ciou", "N_acc": "n_acc", "T_acc": "t_acc"}
@@ -16,7 +15,7 @@ NAMES_IN_RECORDING = {"giou": "giou", "ciou": "ciou", "N_acc": "n_acc", "T_acc":
 
 @pytest.fixture(scope="module")
 def pairs() -> dict[str, torch.Tensor]:
-    return load_file(PARITY / "gsva" / "eval_pairs.safetensors")
+    return load_arrays(PARITY / "gsva" / "eval_pairs.npz")
 
 
 def assert_recorded(numbers: dict, recorded: dict) -> None:

@@ -11,7 +11,7 @@ from transformers import AutoModel, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli import app
-from tests.parity_data import PARITY, load_case, load_meta, unpack_mask
+from tests.parity_data import PARITY, gsva_vision_tower, load_case, load_meta, unpack_mask
 
 
 IMAGES = PARITY / "lisa" / "images"
@@ -174,7 +174,7 @@ def test_convert_commands_make_the_repositories_of_the_functions(lisa_repo, gsva
     lisa, gsva = PARITY / "lisa", PARITY / "gsva"
     result = run("convert", "lisa", lisa / "checkpoint", "--vision-tower", lisa / "vision_tower", "-o", tmp_path / "a")
     assert "parameters" in result.stdout
-    options = ("--base", gsva / "base_llava", "--vision-tower", gsva / "vision_tower", "--lora-alpha", 16)
+    options = ("--base", gsva / "base_llava", "--vision-tower", gsva_vision_tower(), "--lora-alpha", 16)
     run("convert", "gsva", gsva / "gsva-tiny.bin", *options, "-o", tmp_path / "b")
     for made, expected in ((tmp_path / "a", lisa_repo), (tmp_path / "b", gsva_repo)):
         files = {file.name for file in expected.iterdir()}
