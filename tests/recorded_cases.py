@@ -1,5 +1,7 @@
 """Feeds the recorded cases of the original LISA and GSVA code through converted models."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from PIL import Image
@@ -64,12 +66,31 @@ def assert_masks(masks: np.ndarray, packed: torch.Tensor) -> None:
         assert union == 0 or np.logical_and(ours, theirs).sum() / union >= 0.999
 
 
+def assert_gradient_norms(recorded: dict[str, float], gradient_of: Callable[[str], torch.Tensor | None]) -> None:
+    """
+    Norms of all gradients, by original name, to 1e-3 relative.
+
+    A key's bias shifts all scores of a query alike, so its gradient is 0 and both sides hold rounding; there both must
+    be nothing beside the gradient of the key's weight.
+    """
+    for name, norm in recorded.items():
+        gradient = gradient_of(name)
+        computed = 0.0 if gradient is None else float(gradient.norm())
+        if name.endswith("k_proj.bias"):
+            negligible = 1e-5 * recorded[name.replace("bias", "weight")]
+            assert norm < negligible, name
+            assert computed < negligible, name
+        else:
+            assert abs(computed - norm) <= 1e-3 * norm, (name, computed, norm)
+
+
 def ground_truth(system: str, name: str) -> torch.Tensor:
     mask = np.asarray(Image.open(PARITY / system / "gt_masks" / f"{name}.png").convert("L"))
     return torch.from_numpy((mask == 255).astype(np.float32))
 
 
 __all__ = [
+    "assert_gradient_norms",
     "assert_masks",
     "assert_recorded",
     "both_views",

@@ -34,6 +34,9 @@ def select_trained(model: nn.Module, patterns: list[str] | tuple[str, ...] | Non
     """
     Lets the adapters and the parameters whose names match a pattern learn, and freezes the others.
 
+    LLaVA v1's projector is one Linear; the identity that stands as its second one never learns, so that the model
+    stays one that the original layout can hold.
+
     Args:
         patterns: Regular expressions, searched from the start of the name; `None` lets everything learn.
 
@@ -47,12 +50,24 @@ def select_trained(model: nn.Module, patterns: list[str] | tuple[str, ...] | Non
     for pattern in patterns or ():
         if not any(re.match(pattern, name) for name in names):
             raise ValueError(f"No parameter matches {pattern!r}; names look like {names[0]!r} or {names[-1]!r}.")
-    trained = 0
+    trained, fixed = 0, identity_parameters(model)
     for name, parameter in model.named_parameters():
         learns = patterns is None or ".lora_" in name or any(re.match(pattern, name) for pattern in patterns)
+        learns = learns and name not in fixed
         parameter.requires_grad_(learns)
         trained += parameter.numel() if learns else 0
     return trained
+
+
+def identity_parameters(model: nn.Module) -> set[str]:
+    """Names of the parameters of a multimodal projector's second Linear that does nothing."""
+    prefix = "vlm.model.multi_modal_projector.linear_2"
+    parameters = {name: value for name, value in model.named_parameters() if name.startswith(f"{prefix}.")}
+    weight, bias = parameters.get(f"{prefix}.weight"), parameters.get(f"{prefix}.bias")
+    if weight is None or weight.shape[0] != weight.shape[1]:
+        return set()
+    is_identity = torch.equal(weight, torch.eye(len(weight)).to(weight)) and (bias is None or not bias.any())
+    return set(parameters) if is_identity else set()
 
 
 def has_lora(model: nn.Module) -> bool:

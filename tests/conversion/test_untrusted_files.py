@@ -1,7 +1,6 @@
 """Nothing a file says is believed: every malformed one ends in the same kind of error, fast, with nothing written."""
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -25,14 +24,14 @@ MALFORMED = malformed.files()
 
 
 def refused(source: Path, folder: Path, **options) -> ConversionError:
-    """Convert, expect the one error within a second, and that neither a file nor a payload was left."""
+    """Convert, expect the one error within a second of work, and that neither a file nor a payload was left."""
     before = sorted(path for path in folder.rglob("*"))
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ConversionError) as caught:
         convert_lisa(source, out=folder / "deep" / "out", **{"vision_tower": TOWER} | options)
-    elapsed = time.perf_counter() - start
+    spent = time.process_time() - start
     assert sorted(path for path in folder.rglob("*")) == before
-    assert elapsed < 1.0 or os.getloadavg()[0] > os.cpu_count(), f"took {elapsed:.2f} s"
+    assert spent < 1.0, f"took {spent:.2f} s of this process's own time, which a busy machine does not change"
     return caught.value
 
 

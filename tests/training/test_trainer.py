@@ -285,6 +285,21 @@ def test_patterns_that_match_nothing(model):
         add_lora(model, 2, 4, 0.0, targets="nothing")
 
 
+def test_identity_of_a_single_linear_projector_never_learns(model):
+    projector = model.vlm.model.multi_modal_projector
+    select_trained(model, None)
+    assert projector.linear_2.weight.requires_grad, "a projector of two layers learns in both"
+    with torch.no_grad():
+        projector.linear_2.weight.copy_(torch.eye(len(projector.linear_2.weight)))
+        projector.linear_2.bias.zero_()
+    trained = select_trained(model, None)
+    assert not projector.linear_2.weight.requires_grad
+    assert not projector.linear_2.bias.requires_grad
+    assert projector.linear_1.weight.requires_grad
+    frozen = sum(parameter.numel() for parameter in projector.linear_2.parameters())
+    assert trained == sum(parameter.numel() for parameter in model.parameters()) - frozen
+
+
 def test_unused_columns_must_stay(model, processor, tmp_path):
     with pytest.raises(ValueError, match="remove_unused_columns=False"):
         trainer_of(model, processor, tmp_path, remove_unused_columns=True)
