@@ -1,83 +1,114 @@
-"""`reasonseg evaluate`: score a model on questions with known masks."""
+"""`reasonseg evaluate`: score a model on a benchmark."""
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from ..benchmarks import BENCHMARKS, EvaluationOptions, UnknownBenchmarkError, find_benchmark
 from .failures import CommandError, stderr_console
 
 
-class Protocol(StrEnum):
-    """How answers are made."""
-
-    free = "free"
-    paper = "paper"
+_DATASETS = "; ".join(
+    f"`{name}`: {benchmark.summary} ({', '.join(benchmark.protocols)})" for name, benchmark in BENCHMARKS.items()
+)
 
 
 def evaluate(
-    model: Annotated[str, typer.Option("--model", "-m", help="Folder or Hub id of the repository.")],
-    dataset: Annotated[str, typer.Option(help="`tabletop`, or the folder of one split (metadata.jsonl).")],
+    dataset: Annotated[
+        str, typer.Option(help=f"{_DATASETS}. Or the folder of one split (metadata.jsonl). Protocols in brackets.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json and cases.png.")],
-    split: Annotated[str, typer.Option(help="Split of `tabletop`: validation, test or test_unseen.")] = "test",
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or Hub id of the repository.")] = None,
+    protocol: Annotated[str | None, typer.Option(help="How answers are made or counted; see --dataset.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Part of the data set; of `tabletop`: validation, test or test_unseen.")
+    ] = None,
     scenes: Annotated[int, typer.Option(min=1, help="Pictures of `tabletop`.")] = 500,
-    protocol: Annotated[Protocol, typer.Option(help="free: the model answers; paper: the answer is given.")] = (
-        Protocol.free
-    ),
+    images: Annotated[Path | None, typer.Option(help="Folder with the pictures of the data set.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="Annotation file of the data set, or its folder.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first pictures or questions.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per step.")] = 8,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of free answers.")] = 128,
-    rule: Annotated[str, typer.Option(help="Whose sums: grefcoco, refzom or reason.")] = "grefcoco",
+    max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length of free answers.")] = None,
+    rule: Annotated[str, typer.Option(help="Whose sums of gIoU and cIoU: grefcoco, refzom or reason.")] = "grefcoco",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of this benchmark alone.")
+    ] = None,
     trust_remote_code: Annotated[bool, typer.Option(help="Run the code in the repository.")] = False,
     revision: Annotated[str | None, typer.Option(help="Commit of a Hub repository.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ):
-    """Score a model: gIoU, cIoU, N-acc, T-acc and Pr@X, as JSON, as a table and as a picture of cases.
+    """Score a model on a benchmark: the numbers as JSON, as a table and, where masks are scored, a picture of cases.
 
-    With `torchrun` or `accelerate launch` (`-m reasonseg evaluate ...`) the questions are shared among processes.
+    With `torchrun` or `accelerate launch` (`-m reasonseg evaluate ...`) the work is shared among processes.
     """
+    try:
+        benchmark = find_benchmark(dataset)
+    except UnknownBenchmarkError as error:
+        raise CommandError(str(error)) from None
+
     from accelerate import PartialState
-    from rich.progress import Progress
-    from transformers import AutoModel, AutoProcessor
+    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    from ..evaluation.benchmark import evaluate as run
-    from ..evaluation.report import results_table, write_report
-    from ..questions import image_folder_questions, tabletop_questions
-    from ..registration import register
+    from ..evaluation.report import write_report
 
-    register()
-    if dataset == "tabletop":
-        questions = tabletop_questions(split, scenes)
-    elif Path(dataset).is_dir():
-        questions = image_folder_questions(dataset)
-    else:
-        raise CommandError(f"There is no data set {dataset!r}: give `tabletop` or the folder of one split.")
     state = PartialState()
-    options = {"trust_remote_code": trust_remote_code, "revision": revision}
-    network = AutoModel.from_pretrained(model, dtype="auto", **options).to(state.device)
-    processor = AutoProcessor.from_pretrained(model, **options)
+    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=stderr_console(), disable=not state.is_main_process) as bar:
+        tasks = {}
 
-    with Progress(console=stderr_console(), disable=not state.is_main_process) as bar:
-        task = bar.add_task("evaluating", total=len(questions))
-        result = run(
-            network,
-            processor,
-            questions,
-            protocol=protocol.value,
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-            rule=rule,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        def progress(step: str, done: int, total: int) -> None:
+            if step not in tasks:
+                tasks[step] = bar.add_task(step, total=total)
+            bar.update(tasks[step], completed=done, total=total)
+
+        outcome = benchmark.run(
+            EvaluationOptions(
+                dataset=dataset,
+                out=out,
+                model=model,
+                protocol=protocol or "",
+                split=split,
+                scenes=scenes,
+                images=images,
+                annotations=annotations,
+                limit=limit,
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+                rule=rule,
+                settings=read_settings(settings or []),
+                trust_remote_code=trust_remote_code,
+                revision=revision,
+                progress=progress,
+            )
         )
     if not state.is_main_process:
         return
-    about = {"model": model, "dataset": dataset, "split": split if dataset == "tabletop" else None, "rule": rule}
-    path = write_report(result, out, about)
+    path = write_report(outcome.result, out, outcome.about)
     if as_json:
-        sys.stdout.write(json.dumps({**about, **result.to_dict()}) + "\n")
+        sys.stdout.write(json.dumps({**outcome.about, **outcome.result.to_dict()}) + "\n")
     else:
-        Console(width=110).print(results_table(result))
-    stderr_console().print(f"Written: {path} and {path.with_name('cases.png')}", soft_wrap=True)
+        Console(width=110).print(outcome.table)
+    written = [path, *([path.with_name("cases.png")] if outcome.result.cases else [])]
+    stderr_console().print(f"Written: {' and '.join(map(str, written))}", soft_wrap=True)
+
+
+def read_settings(pairs: list[str]) -> dict[str, str]:
+    """Split `NAME=VALUE` pairs.
+
+    Raises:
+        CommandError: A pair has no name or no `=`.
+    """
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not name or not equals:
+            raise CommandError(f"--set {pair!r} is no setting: write NAME=VALUE.")
+        settings[name] = value
+    return settings
+
+
+__all__ = ["evaluate"]

@@ -1,0 +1,144 @@
+"""The benchmarks of `reasonseg evaluate` by name. Nothing heavy is imported before one is run."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class UnknownBenchmarkError(ValueError):
+    """There is no benchmark of this name, or it lacks what was asked of it."""
+
+
+@dataclass
+class EvaluationOptions:
+    """
+    What the command line gives to a benchmark. Each uses what it needs; None stands for its own default.
+
+    Args:
+        dataset (`str`): Name of the benchmark, or the folder of one split.
+        out (`Path`): Folder of the report.
+        model (`str`, *optional*): Folder or Hub id of the repository.
+        protocol (`str`): One of the benchmark's protocols.
+        split (`str`, *optional*): Part of the data set.
+        scenes (`int`): Pictures of `tabletop`.
+        images (`Path`, *optional*): Folder with the pictures.
+        annotations (`Path`, *optional*): The data set's annotation file, or the folder with all of them.
+        limit (`int`, *optional*): Only the first pictures or questions.
+        batch_size (`int`): Questions per step.
+        max_new_tokens (`int`, *optional*): Length of free answers.
+        rule (`str`): How the sums of gIoU and cIoU are made.
+        settings (`dict[str, str]`): What only one benchmark knows, from `--set NAME=VALUE`.
+        trust_remote_code (`bool`): Run the code in the repository.
+        revision (`str`, *optional*): Commit of a Hub repository.
+        progress (`Callable`): Called with a word for the step, the number of finished items and of all.
+    """
+
+    dataset: str
+    out: Path
+    model: str | None = None
+    protocol: str = ""
+    split: str | None = None
+    scenes: int = 500
+    images: Path | None = None
+    annotations: Path | None = None
+    limit: int | None = None
+    batch_size: int = 8
+    max_new_tokens: int | None = None
+    rule: str = "grefcoco"
+    settings: dict[str, str] = field(default_factory=dict)
+    trust_remote_code: bool = False
+    revision: str | None = None
+    progress: Callable[[str, int, int], None] = lambda step, done, total: None
+
+    def require(self, *names: str) -> None:
+        """Check that these options were given.
+
+        Raises:
+            UnknownBenchmarkError: With the options that are missing, as they are spelled on the command line.
+        """
+        missing = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is None]
+        if missing:
+            raise UnknownBenchmarkError(f"--dataset {self.dataset} also needs {', '.join(missing)}.")
+
+    def load_arguments(self) -> dict[str, Any]:
+        """Arguments of every `from_pretrained` of the repository."""
+        return {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
+
+
+@dataclass
+class Outcome:
+    """
+    What a benchmark hands to the command, the same on every process.
+
+    Args:
+        result: Has `to_dict()` (plain JSON values) and `cases` (for the contact sheet, may be empty).
+        table: Something rich can print.
+        about (`dict`): Model, data set and settings, written beside the numbers.
+    """
+
+    result: Any
+    table: Any
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """
+    Args:
+        summary (`str`): One line for `--help`.
+        protocols (`tuple[str, ...]`): Its protocols, the default one first.
+        runner (`str`): `module:function` inside this package; takes [`EvaluationOptions`], returns [`Outcome`].
+        settings (`dict[str, str]`): What `--set` may name, with one line of explanation each.
+    """
+
+    summary: str
+    protocols: tuple[str, ...]
+    runner: str
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def run(self, options: EvaluationOptions) -> Outcome:
+        """Import the runner and call it.
+
+        Raises:
+            UnknownBenchmarkError: If the protocol or a setting is not one of this benchmark.
+        """
+        unknown = sorted(set(options.settings) - set(self.settings))
+        if unknown:
+            known = "; ".join(f"{name} ({text})" for name, text in self.settings.items()) or "none at all"
+            raise UnknownBenchmarkError(
+                f"--dataset {options.dataset} has no setting {', '.join(map(repr, unknown))}. It has: {known}."
+            )
+        options.protocol = options.protocol or self.protocols[0]
+        if options.protocol not in self.protocols:
+            raise UnknownBenchmarkError(
+                f"--dataset {options.dataset} has no protocol {options.protocol!r}; choose one of "
+                f"{', '.join(self.protocols)}."
+            )
+        module, _, function = self.runner.partition(":")
+        return getattr(importlib.import_module(f".{module}", __package__), function)(options)
+
+
+BENCHMARKS: dict[str, Benchmark] = {
+    "tabletop": Benchmark("drawn scenes with requests", ("free", "paper"), "question_benchmarks:run_tabletop"),
+}
+# A folder in place of a name.
+_FOLDER = Benchmark("the folder of one split", ("free", "paper"), "question_benchmarks:run_image_folder")
+
+
+def find_benchmark(dataset: str) -> Benchmark:
+    """
+    Raises:
+        UnknownBenchmarkError: If `dataset` is neither a name nor a folder.
+    """
+    if dataset in BENCHMARKS:
+        return BENCHMARKS[dataset]
+    if Path(dataset).is_dir():
+        return _FOLDER
+    raise UnknownBenchmarkError(
+        f"There is no data set {dataset!r}: give one of {', '.join(BENCHMARKS)}, or the folder of one split."
+    )
+
+
+__all__ = ["BENCHMARKS", "Benchmark", "EvaluationOptions", "Outcome", "UnknownBenchmarkError", "find_benchmark"]

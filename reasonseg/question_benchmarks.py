@@ -1,0 +1,48 @@
+"""Runs questions with known masks: drawn tabletops, or any image folder with requests."""
+
+from accelerate import PartialState
+from transformers import AutoModel, AutoProcessor
+
+from .benchmarks import EvaluationOptions, Outcome
+from .evaluation.benchmark import Question, evaluate
+from .evaluation.report import results_table
+from .questions import image_folder_questions, tabletop_questions
+from .registration import register
+
+
+def run_tabletop(options: EvaluationOptions) -> Outcome:
+    """Score a model on the first scenes of a split of the drawn data set."""
+    options.split = options.split or "test"
+    return _run(options, tabletop_questions(options.split, options.scenes))
+
+
+def run_image_folder(options: EvaluationOptions) -> Outcome:
+    """Score a model on the folder of one split (`metadata.jsonl`)."""
+    options.split = None
+    return _run(options, image_folder_questions(options.dataset))
+
+
+def _run(options: EvaluationOptions, questions: list[Question]) -> Outcome:
+    options.require("model")
+    register()
+    network = AutoModel.from_pretrained(options.model, dtype="auto", **options.load_arguments())
+    result = evaluate(
+        network.to(PartialState().device),
+        AutoProcessor.from_pretrained(options.model, **options.load_arguments()),
+        questions[: options.limit],
+        protocol=options.protocol,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens or 128,
+        rule=options.rule,
+        progress=lambda done, total: options.progress("evaluating", done, total),
+    )
+    about = {
+        "model": options.model,
+        "dataset": options.dataset,
+        "split": options.split,
+        "rule": options.rule,
+    }
+    return Outcome(result, results_table(result), about)
+
+
+__all__ = ["run_image_folder", "run_tabletop"]
