@@ -74,12 +74,20 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         # The segmenter comes first: where memory is short, device_map="auto" then offloads layers of the language
         # model, which can be offloaded, rather than the segmenter, which cannot.
-        self.segmenter = AutoModel.from_config(prepare_segmenter_config(config.segmenter_config))
-        self.seg_projector = SegProjector(
-            config.get_text_config().hidden_size, config.segmenter_config.prompt_encoder_config.hidden_size
-        )
+        self.segmenter = self._build_segmenter(config)
+        self.seg_projector = self._build_projector(config)
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         self.post_init()
+
+    @staticmethod
+    def _build_segmenter(config: ReasoningSegmentationConfig) -> PreTrainedModel:
+        return AutoModel.from_config(prepare_segmenter_config(config.segmenter_config))
+
+    @staticmethod
+    def _build_projector(config: ReasoningSegmentationConfig) -> nn.Module:
+        return SegProjector(
+            config.get_text_config().hidden_size, config.segmenter_config.prompt_encoder_config.hidden_size
+        )
 
     # ---- one model to the outside -------------------------------------------------------------------------------
 

@@ -32,6 +32,8 @@ class ReasoningSegmentationOutput(ModelOutput):
             Position of each slot token in `input_ids` or `sequences`.
         slot_states (`list[torch.FloatTensor]` of shapes `(slots, prompt_dim)`):
             Each slot's projected state, the prompt that the segmenter got.
+        language_states (`torch.FloatTensor` of shape `(rows, hidden_size)`, *optional*):
+            Models whose rows are slots (IVM): the state before it was projected.
         past_key_values, hidden_states, attentions: As the vision-language model returned them.
     """
 
@@ -46,6 +48,7 @@ class ReasoningSegmentationOutput(ModelOutput):
     rejected: list[torch.BoolTensor] | None = None
     slot_positions: list[torch.LongTensor] | None = None
     slot_states: list[torch.FloatTensor] | None = None
+    language_states: torch.FloatTensor | None = None
     past_key_values: object | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None

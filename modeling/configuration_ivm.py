@@ -1,0 +1,47 @@
+"""IVM: a heat-map of what an instruction needs, from LLaVA-1.5 and SAM ViT-H (arXiv 2405.19783)."""
+
+from copy import deepcopy
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_lisa import SAM_VIT_H_DEFAULTS
+from .configuration_reasoning_segmentation import ReasoningSegmentationConfig
+
+
+# LLaVA-1.5 is what transformers' own defaults describe: Vicuna 7B, CLIP ViT-L/14 at 336 px, 576 image tokens.
+LLAVA_15_DEFAULTS = SubConfigSpec(config_class=AutoConfig, model_type="llava")
+
+
+def _conditioned_sam_defaults() -> SubConfigSpec:
+    settings = deepcopy(SAM_VIT_H_DEFAULTS.init_kwargs)
+    # One learned mask token; SAM's decoder has a token for each of three further masks.
+    settings["mask_decoder_config"]["num_multimask_outputs"] = 0
+    return SubConfigSpec(config_class=AutoConfig, model_type="sam", init_kwargs=settings)
+
+
+@strict
+class IvmConfig(ReasoningSegmentationConfig):
+    r"""
+    Configuration of [`IvmForVisualMasking`]; the default is the size of IVM-V1.0. Beside the fields of
+    [`ReasoningSegmentationConfig`], of which `seg_token_id` and `rej_token_id` have no meaning here:
+
+    Args:
+        projector_hidden_size (`int`, *optional*, defaults to 2048):
+            Width of the hidden layer between language state and mask prompt.
+        bce_loss_weight, dice_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weights of the per-pixel loss and the overlap loss.
+    """
+
+    model_type = "ivm"
+    published_config = "configuration_ivm.IvmConfig"
+    published_model = "modeling_ivm.IvmForVisualMasking"
+    sub_configs_defaults = {"vlm_config": LLAVA_15_DEFAULTS, "segmenter_config": _conditioned_sam_defaults()}
+
+    projector_hidden_size: int = 2048
+    bce_loss_weight: float = 1.0
+    dice_loss_weight: float = 1.0
+
+
+__all__ = ["IvmConfig"]

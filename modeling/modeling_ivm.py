@@ -1,0 +1,250 @@
+"""IVM: the last words of an instruction point, SAM's features with a decoder of their own draw one heat-map."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import SamConfig
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_ivm import IvmConfig
+from .image_features import image_encoder_parameters, resolve_image_index
+from .ivm_decoder import ConditionedSam
+from .mask_losses import bce_per_mask, dice_per_mask, mean_over_masks
+from .modeling_reasoning_segmentation import ReasoningSegmentationModel
+from .outputs import ImageCache, ReasoningSegmentationOutput
+from .segmenters import prepare_segmenter_config, upsample_masks
+
+
+# LLaVAEncoder of the original reads the state at index -2: the token before the colon of "ASSISTANT:".
+_STATE_FROM_END = 2
+
+
+class PromptProjector(nn.Module):
+    """Turns the language state into the decoder's language token: Linear, GELU, Linear (`text_proj`)."""
+
+    def __init__(self, hidden_size: int, projector_hidden_size: int, prompt_dim: int):
+        super().__init__()
+        self.linear_1 = nn.Linear(hidden_size, projector_hidden_size)
+        self.linear_2 = nn.Linear(projector_hidden_size, prompt_dim)
+
+    def forward(self, states: torch.FloatTensor) -> torch.FloatTensor:
+        return self.linear_2(F.gelu(self.linear_1(states)))
+
+
+class IvmForVisualMasking(ReasoningSegmentationModel):
+    r"""
+    Instruction-guided visual masking: how much an instruction needs each pixel of a picture.
+
+    One forward pass, no text is written. Every row of the batch is one slot: `pred_masks` holds one heat-map of logits
+    per row, whose sigmoid is the heat-map.
+
+    Args:
+        config ([`IvmConfig`]): What to compose.
+    """
+
+    config: IvmConfig
+    config_class = IvmConfig
+    _no_split_modules = ["PromptProjector", "ConditionedSam"]
+
+    @staticmethod
+    def _build_segmenter(config: IvmConfig) -> ConditionedSam:
+        if not isinstance(config.segmenter_config, SamConfig):
+            raise ValueError(
+                f"IVM draws on SAM's image encoder; segmenter_config has the type "
+                f"{config.segmenter_config.model_type!r}. Pass a SamConfig."
+            )
+        return ConditionedSam(prepare_segmenter_config(config.segmenter_config))
+
+    @staticmethod
+    def _build_projector(config: IvmConfig) -> PromptProjector:
+        return PromptProjector(
+            config.get_text_config().hidden_size,
+            config.projector_hidden_size,
+            config.segmenter_config.mask_decoder_config.hidden_size,
+        )
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        sam_pixel_values: torch.FloatTensor | None = None,
+        original_sizes: torch.LongTensor | None = None,
+        sam_resized_sizes: torch.LongTensor | None = None,
+        image_index: torch.LongTensor | None = None,
+        image_cache: ImageCache | None = None,
+        mask_labels: list[torch.Tensor] | torch.Tensor | None = None,
+        sample_weights: torch.FloatTensor | None = None,
+        reject_threshold: float | None = None,
+        **kwargs,
+    ) -> ReasoningSegmentationOutput:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Prompts up to where the answer would begin, image placeholders expanded, padded on either side.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
+            pixel_values (`torch.FloatTensor`): The vision-language model's view, one per image.
+            sam_pixel_values (`torch.FloatTensor` of shape `(num_images, 3, side, side)`): The segmenter's view.
+            original_sizes, sam_resized_sizes (`torch.LongTensor` of shape `(num_images, 2)`): (height, width).
+            image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                The image of each row, where rows share images.
+            image_cache ([`ImageCache`], *optional*): Images encoded before; takes the place of the pixel values.
+            mask_labels (`list[torch.Tensor]` or `torch.Tensor` of shapes `(height, width)` or `(1, height, width)`):
+                Per row the target, values in [0, 1], at any size: the whole picture squeezed to it. Losses are
+                computed there; the original's targets are 1024 x 1024.
+            sample_weights (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
+                Factor of each row's loss; the loss is the mean of the weighted losses over all rows.
+            reject_threshold (`float`, *optional*): Accepted for the common interface; IVM never rejects.
+            kwargs: Further inputs of the vision-language model.
+
+        Returns:
+            [`ReasoningSegmentationOutput`]: `pred_masks`, `slot_probs` (1.0), `rejected` (False), `slot_positions`
+            (of the state in `input_ids`), `slot_states`, `language_states`, and with `mask_labels` the losses. There
+            is no `mask_scores`: the decoder has no IoU head.
+
+        Raises:
+            ValueError: If rows, images, labels and weights do not match, or a row has fewer than two tokens.
+        """
+        if input_ids is None:
+            raise ValueError("IVM reads a prompt with its picture: pass `input_ids` as the processor returns them.")
+        image_inputs = {name: kwargs.pop(name) for name in image_encoder_parameters(self.vlm) & set(kwargs)}
+        if image_cache is None:
+            if pixel_values is None:
+                raise ValueError("IVM masks a picture: pass `pixel_values` and `sam_pixel_values`, or `image_cache`.")
+            image_cache = self.encode_image(
+                pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes, **image_inputs
+            )
+        num_rows = len(input_ids)
+        image_index = resolve_image_index(image_index, num_rows, image_cache.num_images, self.device)
+        language = self.vlm.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            return_dict=True,
+            **self._vlm_image_inputs(image_cache, image_index),
+            **kwargs,
+        )
+        states = language.last_hidden_state
+        positions = state_positions(input_ids, attention_mask).to(states.device)
+        language_states = states[torch.arange(num_rows, device=states.device), positions]
+        prompts, masks = self._draw(image_cache, image_index, language_states)
+        output = ReasoningSegmentationOutput(
+            pred_masks=list(masks.split(1)),
+            slot_probs=list(masks.new_ones(num_rows).split(1)),
+            rejected=list(torch.zeros(num_rows, dtype=torch.bool, device=masks.device).split(1)),
+            slot_positions=list(positions.split(1)),
+            slot_states=list(prompts.split(1)),
+            language_states=language_states,
+            past_key_values=language.get("past_key_values"),
+            hidden_states=language.get("hidden_states"),
+            attentions=language.get("attentions"),
+        )
+        if mask_labels is not None:
+            output.losses = self._mask_losses(masks, image_cache, image_index, mask_labels, sample_weights)
+            output.loss = sum(output.losses.values())
+        elif sample_weights is not None:
+            raise ValueError("sample_weights weigh the losses, which need `mask_labels`.")
+        return output
+
+    def _draw(
+        self, images: ImageCache, slot_images: torch.LongTensor, states: torch.FloatTensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Prompts `(slots, prompt_dim)` and mask logits `(slots, height, width)`."""
+        weight = self.seg_projector.linear_1.weight
+        prompts = self.seg_projector(states.to(weight.device, weight.dtype))
+        segmenter = self.segmenter
+        masks = segmenter.mask_decoder(
+            self._segmenter_features(images, slot_images)["image_embeddings"],
+            segmenter.get_image_wide_positional_embeddings(),
+            prompts.to(segmenter.device, segmenter.dtype),
+        )
+        return prompts, masks
+
+    def _mask_losses(
+        self,
+        masks: torch.FloatTensor,
+        images: ImageCache,
+        image_index: torch.LongTensor,
+        mask_labels: list[torch.Tensor] | torch.Tensor,
+        sample_weights: torch.FloatTensor | None,
+    ) -> dict[str, torch.FloatTensor]:
+        """IVM.forward of the original: the mean over rows of per-pixel and overlap loss, each times its weight."""
+        if len(mask_labels) != len(masks):
+            raise ValueError(f"{len(masks)} rows and {len(mask_labels)} mask_labels; give one target per row.")
+        if sample_weights is not None and sample_weights.shape != (len(masks),):
+            raise ValueError(
+                f"sample_weights has the shape {tuple(sample_weights.shape)}; give one weight per row ({len(masks)},)."
+            )
+        side = images.sam_pixel_values.shape[-1]
+        per_mask_bce, per_mask_dice = [], []
+        for row, target in enumerate(mask_labels):
+            target = target[None] if target.ndim == 2 else target
+            if target.ndim != 3 or len(target) != 1:
+                raise ValueError(
+                    f"The target of row {row} has the shape {tuple(target.shape)}; IVM draws one mask per row: give "
+                    "(height, width) or (1, height, width)."
+                )
+            resized = (side, side)
+            if images.sam_resized_sizes is not None:
+                resized = images.sam_resized_sizes[image_index[row]].tolist()
+            logits = upsample_masks(masks[row : row + 1], side, resized, target.shape[-2:])
+            target = target.to(logits)
+            per_mask_bce.append(bce_per_mask(logits, target))
+            per_mask_dice.append(dice_per_mask(logits, target))
+        if sample_weights is not None:
+            weights = sample_weights.to(per_mask_bce[0]).split(1)
+            per_mask_bce, per_mask_dice = (
+                [weight * value for weight, value in zip(weights, values, strict=True)]
+                for values in (per_mask_bce, per_mask_dice)
+            )
+        return {
+            "mask_bce_loss": self.config.bce_loss_weight * mean_over_masks(per_mask_bce),
+            "mask_dice_loss": self.config.dice_loss_weight * mean_over_masks(per_mask_dice),
+        }
+
+    @torch.no_grad()
+    def generate_with_masks(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.LongTensor | None = None,
+        image_cache: ImageCache | None = None,
+        reject_threshold: float | None = None,
+        return_dict: bool = True,
+        **kwargs,
+    ) -> ReasoningSegmentationOutput | tuple:
+        r"""
+        `forward` under the name that every system has. IVM writes no text, so that `sequences` are the prompts and
+        options of generation (`max_new_tokens`, ...) have nothing to act on.
+
+        Args:
+            input_ids, attention_mask, image_index, image_cache, reject_threshold: As in `forward`.
+            return_dict (`bool`): `False` returns a tuple of the fields that are set.
+            kwargs: The images as in `forward`, and options of generation.
+        """
+        images, image_index, options = self._generation_images(input_ids, image_index, image_cache, kwargs)
+        output = self.forward(input_ids, attention_mask, image_index=image_index, image_cache=images)
+        output.sequences = input_ids
+        if options.get("streamer") is not None:
+            options["streamer"].end()  # a reader in another thread waits for it
+        return output if return_dict else output.to_tuple()
+
+
+def state_positions(input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.LongTensor:
+    """
+    Positions `(rows,)` of the second-last token of each prompt, whichever side is padded. The original counts from the
+    end of the batch, which is the same where padding is on the left, as its processor puts it.
+
+    Raises:
+        ValueError: If a row has fewer than two tokens.
+    """
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+    tokens_from_here = mask.flip(-1).cumsum(-1).flip(-1)
+    found = (tokens_from_here == _STATE_FROM_END) & mask.bool()
+    if not bool(found.any(-1).all()):
+        short = (~found.any(-1)).nonzero().flatten().tolist()
+        raise ValueError(f"The rows {short} have fewer than {_STATE_FROM_END} tokens; IVM needs a prompt.")
+    return found.long().argmax(-1)
+
+
+__all__ = ["IvmForVisualMasking"]
