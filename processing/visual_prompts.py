@@ -1,0 +1,462 @@
+"""Visual prompts: marks drawn on a picture so that a vision-language model can be asked about a place in it.
+
+The shapes, their sizes and the words for them are those ViP-LLaVA was trained with (visual_prompt_generator.py of the
+original). Nothing here needs that model: `draw_visual_prompts` gives a picture and `describe` a phrase that any
+vision-language processor takes.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageColor, ImageDraw
+
+from .image_loading import ImageSource, load_rgb_image
+from .visual_prompt_regions import Region, read_region
+from .visual_prompt_shapes import (
+    draw_arrow,
+    draw_ellipse,
+    draw_point,
+    draw_rectangle,
+    draw_scribble,
+    draw_triangle,
+    fill_mask,
+    fill_polygons,
+    outline_mask,
+    outline_polygons,
+)
+
+
+# Preposition and noun by which the model knows each shape.
+SHAPE_WORDS = {
+    "rectangle": ("within", "rectangle"),
+    "ellipse": ("within", "ellipse"),
+    "triangle": ("with", "triangle"),
+    "point": ("at", "point"),
+    "scribble": ("with", "scribble"),
+    "mask contour": ("with", "mask contour"),
+    "mask": ("with", "mask"),
+    "arrow": ("pointed to by", "arrow"),
+}
+SHAPES = tuple(SHAPE_WORDS)
+# The colours the model was trained to hear by name; the values are CSS's.
+COLOR_POOL = {
+    "red": (255, 0, 0),
+    "lime": (0, 255, 0),
+    "blue": (0, 0, 255),
+    "yellow": (255, 255, 0),
+    "fuchsia": (255, 0, 255),
+    "aqua": (0, 255, 255),
+    "orange": (255, 165, 0),
+    "purple": (128, 0, 128),
+    "gold": (255, 215, 0),
+}
+# Side of the model's input: all sizes below are pixels of a picture whose longer side is this.
+ANCHOR = 336
+# Without a sampler: the command line of the original, and the middle of what training saw.
+DEFAULT_ALPHA = 128
+_DEFAULT_WIDTH = 3
+_DEFAULT_RADIUS = 8
+_DEFAULT_SIZE_RATIO = 1.25
+_DEFAULT_ARROW_LENGTH = 50
+_DEFAULT_HEAD_SHARE = 0.35
+_SCRIBBLE_STEPS = 1000
+
+Rgb = tuple[int, int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class VisualPrompt:
+    r"""
+    One mark: what it marks, and every parameter of how. What is `None` is filled in for the picture when it is drawn,
+    always in the same way; [`sample_visual_prompt`] draws all of it at random, as the training of ViP-LLaVA does.
+
+    Args:
+        shape (`str`):
+            `"rectangle"`, `"ellipse"`, `"triangle"`, `"point"`, `"scribble"`, `"mask contour"`, `"mask"` or `"arrow"`.
+        box_xyxy (`tuple[float, float, float, float]`, *optional*):
+            x1, y1, x2, y2 in pixels; around the polygons or the mask by default.
+        polygons (`Sequence`, *optional*):
+            `[[x1, y1, x2, y2, ...], ...]` or arrays `(corners, 2)`.
+        mask (`np.ndarray`, *optional*):
+            `(height, width)` of the picture.
+        rle (`dict`, *optional*):
+            COCO's run lengths. Give a box, or one of polygons, mask and RLE, or a box and one of them.
+        color (`str` or `tuple[int, int, int]`, *optional*):
+            A name (those of `COLOR_POOL` are the ones ViP-LLaVA knows) that the phrase will say, or "#rrggbb" or RGB
+            in 0..255, which it will not. By default a colour of the pool that tells the prompt from its neighbours.
+        alpha (`int`, *optional*):
+            0 (invisible) to 255 (opaque); 128 by default.
+        width (`int`, *optional*):
+            Of lines, in pixels of this picture, at least 1 (0 for a mask contour of one pixel); 3 at the anchor's
+            size by default.
+        radius (`float`, *optional*):
+            Of a point, in pixels of this picture; 8 at the anchor's size by default.
+        aspect_ratio (`float`, *optional*):
+            A point's radii are `radius * aspect_ratio` and `radius / aspect_ratio`; 1 by default.
+        size_ratio (`float`, *optional*):
+            How much larger an ellipse's box is than the region; 1.25 by default.
+        points (`Sequence[tuple[float, float]]`, *optional*):
+            The 3 corners of a triangle, the 4 control points of a scribble, the centre of a point, the tip of an
+            arrow (one place each); in the region by default.
+        angle (`float`, *optional*):
+            Direction from the tip of an arrow to its tail, radians, clockwise from the right; by default towards the
+            side of the picture with more room.
+        length, head_length (`float`, *optional*):
+            Of an arrow and of the sides of its head, in pixels of this picture.
+        head_filled (`bool`, *optional*):
+            Whether an arrow's head is filled, as by default, or two lines.
+        bend (`tuple[float, float]`, *optional*):
+            How far the middle of an arrow's shaft is moved; straight by default.
+        anchor (`int`, *optional*, defaults to 336):
+            Side of the model's input, to whose size lines scale.
+
+    Raises:
+        ValueError: The shape is unknown, or a parameter is out of its range.
+
+    Example:
+        >>> describe(VisualPrompt("rectangle", box_xyxy=(40, 30, 120, 100), color="red"))
+        'within the red rectangle'
+    """
+
+    shape: str
+    box_xyxy: Any = None
+    polygons: Any = None
+    mask: Any = None
+    rle: Mapping[str, Any] | None = None
+    color: str | Rgb | None = None
+    alpha: int | None = None
+    width: int | None = None
+    radius: float | None = None
+    aspect_ratio: float | None = None
+    size_ratio: float | None = None
+    points: Sequence[tuple[float, float]] | None = None
+    angle: float | None = None
+    length: float | None = None
+    head_length: float | None = None
+    head_filled: bool | None = None
+    bend: tuple[float, float] | None = None
+    anchor: int = ANCHOR
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shape", read_shape(self.shape))
+        if self.color is not None:
+            read_color(self.color)
+        self.region  # noqa: B018  so that a bad region is refused where it was given
+        if self.alpha is not None and not 0 <= self.alpha <= 255:
+            raise ValueError(f"alpha is {self.alpha}. It is the opacity of a visual prompt and must lie in 0..255.")
+        if self.width is not None and self.width < (0 if self.shape == "mask contour" else 1):
+            raise ValueError(f"The width of a {self.shape} is {self.width} pixels; it must be at least 1.")
+        for name in ("radius", "aspect_ratio", "size_ratio"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} of a visual prompt is {value}; it must be above 0.")
+        if self.anchor < 1:
+            raise ValueError(f"anchor is {self.anchor}; it is a side in pixels and must be at least 1.")
+        wanted = _NUM_POINTS.get(self.shape)
+        if self.points is not None and wanted is not None and np.shape(self.points) != (wanted, 2):
+            raise ValueError(f"A {self.shape} takes {wanted} points (x, y); points has {np.shape(self.points)}.")
+
+    @cached_property
+    def region(self) -> Region:
+        """[`Region`]: The place it marks."""
+        return read_region(self.box_xyxy, self.polygons, self.mask, self.rle)
+
+    @property
+    def color_name(self) -> str | None:
+        """`str`, *optional*: The colour as phrases call it; `None` for colours without a name."""
+        return color_name(self.color)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, VisualPrompt):
+            return NotImplemented
+        pairs = ((getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        return all(_same(first, second) for first, second in pairs)
+
+    __hash__ = None
+
+
+_NUM_POINTS = {"triangle": 3, "scribble": 4, "point": 1, "arrow": 1}
+
+
+def describe(prompt: VisualPrompt, article: bool = True) -> str:
+    """
+    Args:
+        prompt (`VisualPrompt`): A mark.
+        article (`bool`, *optional*, defaults to `True`): Whether to say "the".
+
+    Returns:
+        `str`: What to write behind the name of a thing: "within the red rectangle", "at the point".
+    """
+    return describe_shape(prompt.shape, prompt.color_name, article)
+
+
+def describe_shape(shape: str, color_name: str | None = None, article: bool = True) -> str:
+    """As [`describe`], of a shape and the name of its colour."""
+    preposition, noun = SHAPE_WORDS[read_shape(shape)]
+    return " ".join(word for word in (preposition, "the" if article else None, color_name, noun) if word)
+
+
+def read_shape(shape: str) -> str:
+    """The shape's name in `SHAPES`; "mask-contour" and "mask_contour" are understood.
+
+    Raises:
+        ValueError: If there is no such shape.
+    """
+    known = str(shape).strip().lower().replace("-", " ").replace("_", " ")
+    if known not in SHAPE_WORDS:
+        raise ValueError(f"Unknown shape {shape!r} of a visual prompt; there are {', '.join(SHAPES)}.")
+    return known
+
+
+def read_color(color: str | Sequence[int]) -> Rgb:
+    """
+    Args:
+        color (`str` or `tuple[int, int, int]`): A name, "#rrggbb", or RGB in 0..255.
+
+    Returns:
+        `tuple[int, int, int]`: RGB.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if isinstance(color, str):
+        try:
+            return ImageColor.getrgb(color)[:3]
+        except ValueError:
+            raise ValueError(
+                f"Unknown colour {color!r} of a visual prompt. Give one of {', '.join(COLOR_POOL)}, another CSS name, "
+                "'#rrggbb', or three numbers in 0..255."
+            ) from None
+    values = tuple(int(value) for value in color)
+    if len(values) != 3 or not all(0 <= value <= 255 for value in values):
+        raise ValueError(f"The colour {color!r} of a visual prompt must be three numbers in 0..255: red, green, blue.")
+    return values
+
+
+def color_name(color: str | Sequence[int] | None) -> str | None:
+    """The colour as phrases call it: a name is said, "#rrggbb" and numbers are not."""
+    return color.lower() if isinstance(color, str) and color.isalpha() else None
+
+
+def assign_colors(prompts: Sequence[VisualPrompt]) -> list[VisualPrompt]:
+    """Give a colour to the prompts that have none: the first of the pool no other prompt of the shape has.
+
+    Raises:
+        ValueError: If a shape occurs more often than there are colours.
+    """
+    prompts = list(prompts)
+    used = {(prompt.shape, read_color(prompt.color)) for prompt in prompts if prompt.color is not None}
+    for place, prompt in enumerate(prompts):
+        if prompt.color is not None:
+            continue
+        name = next((name for name, value in COLOR_POOL.items() if (prompt.shape, value) not in used), None)
+        if name is None:
+            raise ValueError(
+                f"There are more than {len(COLOR_POOL)} visual prompts of the shape {prompt.shape!r}, and no colour is "
+                "left to tell them apart. Give some of them another shape, or colours of your own."
+            )
+        used.add((prompt.shape, COLOR_POOL[name]))
+        prompts[place] = replace(prompt, color=name)
+    return prompts
+
+
+def scale_length(length: float, image_size: tuple[int, int], anchor: int = ANCHOR) -> int:
+    """
+    Args:
+        length (`float`): In pixels of a picture whose longer side is `anchor`.
+        image_size (`tuple[int, int]`): (height, width) of the picture.
+
+    Returns:
+        `int`: The same in pixels of this picture, rounded down; 0 is possible.
+    """
+    return int(length * max(image_size) / anchor)
+
+
+def complete_prompt(prompt: VisualPrompt, image_size: tuple[int, int]) -> VisualPrompt:
+    """
+    Args:
+        prompt (`VisualPrompt`): A mark.
+        image_size (`tuple[int, int]`): (height, width) of the picture to draw on.
+
+    Returns:
+        [`VisualPrompt`]: With a value for everything its shape is drawn with, and the given values unchanged.
+
+    Raises:
+        ValueError: If the region is not one of such a picture.
+    """
+    prompt.region.check_size(image_size)
+    values = {"color": "red", "alpha": DEFAULT_ALPHA} | _DEFAULTS[prompt.shape](prompt, image_size)
+    return replace(prompt, **{name: value for name, value in values.items() if getattr(prompt, name) is None})
+
+
+def draw_visual_prompts(image: ImageSource, prompts: Sequence[VisualPrompt]) -> Image.Image:
+    """Draw marks on a picture, one after the other.
+
+    Args:
+        image (`PIL.Image.Image` or whatever else `load_rgb_image` reads):
+            The picture, at the size in whose pixels the marks were given; it stays as it is.
+        prompts (`Sequence[VisualPrompt]`):
+            The marks; later ones lie above. Those without a colour get one by `assign_colors`.
+
+    Returns:
+        `PIL.Image.Image`: A new picture, RGB, upright.
+
+    Raises:
+        ValueError: If a region is not one of the picture.
+    """
+    picture = load_rgb_image(image)
+    if picture is image:
+        picture = picture.copy()
+    for prompt in assign_colors(prompts):
+        prompt = complete_prompt(prompt, (picture.height, picture.width))
+        layer = Image.new("RGBA", picture.size, (0, 0, 0, 0))
+        _DRAW[prompt.shape](ImageDraw.Draw(layer), prompt, (*read_color(prompt.color), prompt.alpha))
+        if area := layer.getbbox():
+            marked = Image.alpha_composite(picture.crop(area).convert("RGBA"), layer.crop(area))
+            picture.paste(marked.convert("RGB"), area)
+    return picture
+
+
+# ---- what each shape is drawn with, and how ---------------------------------------------------------------------
+
+
+def _line_width(prompt: VisualPrompt, image_size: tuple[int, int]) -> dict[str, Any]:
+    return {"width": max(scale_length(_DEFAULT_WIDTH, image_size, prompt.anchor), 1)}
+
+
+def _contour_defaults(prompt: VisualPrompt, image_size: tuple[int, int]) -> dict[str, Any]:
+    # an outline is 2 * width + 1 pixels wide
+    return {"width": max(scale_length(1, image_size, prompt.anchor), 1)}
+
+
+def _ellipse_defaults(prompt: VisualPrompt, image_size: tuple[int, int]) -> dict[str, Any]:
+    return {**_line_width(prompt, image_size), "size_ratio": _DEFAULT_SIZE_RATIO}
+
+
+def _triangle_defaults(prompt: VisualPrompt, image_size: tuple[int, int]) -> dict[str, Any]:
+    x1, y1, x2, y2 = prompt.region.bounds()
+    return {**_line_width(prompt, image_size), "points": (((x1 + x2) / 2, y1), (x1, y2), (x2, y2))}
+
+
+def _point_defaults(prompt: VisualPrompt, image_size: tuple[int, int]) -> dict[str, Any]:
+    radius = max(scale_length(_DEFAULT_RADIUS, image_size, prompt.anchor), 1)
+    return {"radius": radius, "aspect_ratio": 1.0, "points": (prompt.region.inner_point(),)}
+
+
+def _scribble_defaults(prompt: VisualPrompt, image_size: tuple[int, int]) -> dict[str, Any]:
+    x1, y1, x2, y2 = prompt.region.bounds()
+    x, y = prompt.region.inner_point()
+    # an S through the region, halfway between its corners and a place inside
+    corners = ((x1, y1), (x2, y1), (x1, y2), (x2, y2))
+    points = tuple(((corner[0] + x) / 2, (corner[1] + y) / 2) for corner in corners)
+    return {**_line_width(prompt, image_size), "points": points}
+
+
+def _arrow_defaults(prompt: VisualPrompt, image_size: tuple[int, int]) -> dict[str, Any]:
+    x1, y1, x2, y2 = prompt.region.box_xyxy
+    height, width = image_size
+    tip = prompt.points[0] if prompt.points is not None else prompt.region.inner_point()
+    longest = max(scale_length(_DEFAULT_ARROW_LENGTH, image_size, prompt.anchor), 1)
+    length = prompt.length if prompt.length is not None else max(0.8 * min(x2 - x1, y2 - y1), longest)
+    shortest_head = scale_length(6, image_size, prompt.anchor)
+    return {
+        **_line_width(prompt, image_size),
+        "points": (tip,),
+        "angle": math.atan2(1 if tip[1] < height / 2 else -1, 1 if tip[0] < width / 2 else -1),
+        "length": length,
+        "head_length": max(_DEFAULT_HEAD_SHARE * length, shortest_head),
+        "head_filled": True,
+    }
+
+
+_DEFAULTS = {
+    "rectangle": _line_width,
+    "ellipse": _ellipse_defaults,
+    "triangle": _triangle_defaults,
+    "point": _point_defaults,
+    "scribble": _scribble_defaults,
+    "mask contour": _contour_defaults,
+    "mask": lambda prompt, image_size: {},
+    "arrow": _arrow_defaults,
+}
+
+
+def _scribble(canvas: ImageDraw.ImageDraw, prompt: VisualPrompt, color: tuple) -> None:
+    width, height = canvas.im.size
+    num_steps = max(scale_length(_SCRIBBLE_STEPS, (height, width), prompt.anchor), 2)
+    draw_scribble(canvas, prompt.points, color, prompt.width, num_steps)
+
+
+def _mask(canvas: ImageDraw.ImageDraw, prompt: VisualPrompt, color: tuple) -> None:
+    if prompt.region.mask is not None:
+        fill_mask(canvas, prompt.region.mask, color)
+    else:
+        fill_polygons(canvas, _outlines(prompt.region), color)
+
+
+def _mask_contour(canvas: ImageDraw.ImageDraw, prompt: VisualPrompt, color: tuple) -> None:
+    if prompt.region.mask is not None:
+        outline_mask(canvas, prompt.region.mask, color, prompt.width)
+    else:
+        outline_polygons(canvas, _outlines(prompt.region), color, prompt.width)
+
+
+def _outlines(region: Region) -> Sequence[np.ndarray]:
+    x1, y1, x2, y2 = region.box_xyxy
+    return region.polygons or [np.array([[x1, y1], [x1, y2], [x2, y2], [x2, y1]], dtype=np.float64)]
+
+
+_DRAW = {
+    "rectangle": lambda canvas, prompt, color: draw_rectangle(canvas, prompt.region.box_xyxy, color, prompt.width),
+    "ellipse": lambda canvas, prompt, color: draw_ellipse(
+        canvas, prompt.region.bounds(), color, prompt.width, prompt.size_ratio
+    ),
+    "triangle": lambda canvas, prompt, color: draw_triangle(canvas, prompt.points, color, prompt.width),
+    "point": lambda canvas, prompt, color: draw_point(
+        canvas, prompt.points[0], color, prompt.radius, prompt.aspect_ratio
+    ),
+    "scribble": _scribble,
+    "mask contour": _mask_contour,
+    "mask": _mask,
+    "arrow": lambda canvas, prompt, color: draw_arrow(
+        canvas,
+        prompt.points[0],
+        color,
+        prompt.width,
+        prompt.angle,
+        prompt.length,
+        prompt.head_length,
+        prompt.head_filled,
+        prompt.bend,
+    ),
+}
+
+
+def _same(first: Any, second: Any) -> bool:
+    if isinstance(first, np.ndarray) or isinstance(second, np.ndarray):
+        return first is not None and second is not None and np.array_equal(first, second)
+    if isinstance(first, (list, tuple)) and isinstance(second, (list, tuple)):
+        return len(first) == len(second) and all(map(_same, first, second))
+    return first == second
+
+
+__all__ = [
+    "ANCHOR",
+    "COLOR_POOL",
+    "SHAPES",
+    "SHAPE_WORDS",
+    "VisualPrompt",
+    "assign_colors",
+    "color_name",
+    "complete_prompt",
+    "describe",
+    "describe_shape",
+    "draw_visual_prompts",
+    "read_color",
+    "read_shape",
+    "scale_length",
+]
