@@ -45,7 +45,7 @@ class PromptRandom:
     @classmethod
     def from_seed(cls, seed: int) -> "PromptRandom":
         """Both generators as after `random.seed(seed)` and `numpy.random.seed(seed)`; 0 <= seed < 2**32."""
-        return cls(random.Random(seed), np.random.RandomState(seed))  # noqa: S311  no secret depends on it
+        return cls(random.Random(seed), np.random.RandomState(seed))
 
 
 @dataclass(frozen=True)

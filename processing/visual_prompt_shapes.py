@@ -104,7 +104,7 @@ def outline_polygons(canvas: ImageDraw.ImageDraw, polygons: Sequence[np.ndarray]
     for polygon in polygons:
         for dx in range(-width, width + 1):
             for dy in range(-width, width + 1):
-                canvas.polygon([tuple(corner) for corner in (polygon + (dx, dy)).tolist()], outline=color)
+                canvas.polygon([tuple(corner) for corner in (polygon + np.array([dx, dy])).tolist()], outline=color)
 
 
 def fill_mask(canvas: ImageDraw.ImageDraw, mask: np.ndarray, color: Color) -> None:
