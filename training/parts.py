@@ -70,6 +70,14 @@ def identity_parameters(model: nn.Module) -> set[str]:
     return set(parameters) if is_identity else set()
 
 
+def remove_lora(model: nn.Module) -> None:
+    """Takes the adapters out again, in place; the weights below them are as they were before `add_lora`."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, module.get_base_layer())
+
+
 def has_lora(model: nn.Module) -> bool:
     return any(isinstance(module, LoraLayer) for module in model.modules())
 
@@ -106,6 +114,7 @@ __all__ = [
     "add_lora",
     "has_lora",
     "merged_state_dict",
+    "remove_lora",
     "select_trained",
     "trained_state_dict",
 ]

@@ -18,13 +18,14 @@ class RecipeError(ValueError):
 class DataRecipe:
     """
     Args:
-        kind (`str`): `tabletop` (drawn on the fly) or `image_folder`.
+        kind (`str`): `tabletop` (drawn on the fly), `image_folder` or `ivm_mix` (for IVM).
         path (`str`, *optional*): Folder of one split, for `image_folder`.
         split (`str`): Split of `tabletop`.
         length (`int`): Scenes of `tabletop` in an epoch; every epoch draws new ones.
         requests_per_scene (`int`): Conversations about each scene.
         curriculum (`list[dict]`): Arguments of `make_requests` for the first epochs, one entry each.
-        options (`dict`): Arguments of `make_requests` for all epochs.
+        options (`dict`): Arguments of `make_requests` for all epochs; for `ivm_mix` of `IvmMixDataset`.
+        sources (`list[dict]`): The parts of `ivm_mix`, each with the fields of `IvmMixSource`.
     """
 
     kind: str = "image_folder"
@@ -34,6 +35,7 @@ class DataRecipe:
     requests_per_scene: int = 2
     curriculum: list[dict[str, Any]] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
+    sources: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass
@@ -64,6 +66,26 @@ class TowerRecipe:
 
 
 @dataclass
+class DwslRecipe:
+    """
+    IVM's first stage: a discriminator of people's and machines' masks, whose scores weigh the examples of the second.
+
+    Args:
+        steps (`int`): Steps of the discriminator's training.
+        batch_size (`int`): Examples per step and process, also while scoring.
+        learning_rate (`float`): Of the discriminator.
+        floor, sharpness, normalise: How a score becomes a weight; see `WeightRule`.
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    learning_rate: float = 1e-4
+    floor: float = 0.2
+    sharpness: float = 1.0
+    normalise: bool = True
+
+
+@dataclass
 class Recipe:
     """
     Args:
@@ -72,6 +94,7 @@ class Recipe:
         trained (`list[str]`, *optional*): Patterns of parameter names that learn in full; all if not given.
         lora ([`LoraRecipe`], *optional*): Adapters.
         towers ([`TowerRecipe`], *optional*): First stage, for `tabletop` only.
+        dwsl ([`DwslRecipe`], *optional*): First stage, for `ivm_mix` only.
         optimizer ([`OptimizerRecipe`], *optional*): Muon and AdamW.
         decision_loss_weight (`float`): Weight of the additional loss on `[SEG]` against `[REJ]`.
         mask_size (`int`, *optional*): Side in pixels of the mask targets; the size of the picture if not given.
@@ -87,6 +110,7 @@ class Recipe:
     trained: list[str] | None = None
     lora: LoraRecipe | None = None
     towers: TowerRecipe | None = None
+    dwsl: DwslRecipe | None = None
     optimizer: OptimizerRecipe | None = None
     decision_loss_weight: float = 0.0
     mask_size: int | None = None
@@ -97,17 +121,42 @@ class Recipe:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.data.kind not in ("tabletop", "image_folder"):
-            raise RecipeError(f"data.kind is {self.data.kind!r}; it must be 'tabletop' or 'image_folder'.")
+        if self.data.kind not in ("tabletop", "image_folder", "ivm_mix"):
+            raise RecipeError(f"data.kind is {self.data.kind!r}; it must be 'tabletop', 'image_folder' or 'ivm_mix'.")
         if self.data.kind == "image_folder" and not self.data.path:
             raise RecipeError("data.path is missing: name the folder of one split (with its metadata.jsonl).")
+        if self.data.kind == "ivm_mix":
+            _check_ivm_sources(self.data.sources)
+        if self.dwsl is not None and self.data.kind != "ivm_mix":
+            raise RecipeError("dwsl weighs examples by who drew their masks; it needs `data.kind: ivm_mix`.")
+        if self.dwsl is not None and len({bool(source.get("human")) for source in self.data.sources}) < 2:
+            raise RecipeError(
+                "dwsl needs masks of people and of machines; set `human: true` in those data.sources that people drew."
+            )
         if self.towers is not None and self.model != "tabletop":
             raise RecipeError("towers trains encoders from scratch; it needs `model: tabletop`.")
         if self.lora is not None and self.trained is None:
             raise RecipeError("With lora, name in `trained` what learns in full ([] for nothing but the adapters).")
 
 
-_PARTS = {"data": DataRecipe, "lora": LoraRecipe, "towers": TowerRecipe, "optimizer": OptimizerRecipe}
+def _check_ivm_sources(sources: Any) -> None:
+    known, needed = {"meta", "images", "masks", "human"}, {"meta", "images"}
+    if not isinstance(sources, list) or not sources or not all(isinstance(source, dict) for source in sources):
+        raise RecipeError(f"data.sources must list the parts of the data set, each with {sorted(known)}.")
+    for source in sources:
+        if set(source) - known or needed - set(source):
+            raise RecipeError(
+                f"A part of data.sources has {sorted(source)}; it needs {sorted(needed)}, of {sorted(known)}."
+            )
+
+
+_PARTS = {
+    "data": DataRecipe,
+    "lora": LoraRecipe,
+    "towers": TowerRecipe,
+    "dwsl": DwslRecipe,
+    "optimizer": OptimizerRecipe,
+}
 
 
 def _build(kind: type, values: dict[str, Any], place: str):
@@ -157,4 +206,13 @@ def load_recipe(name_or_path: str | Path, overrides: list[str] | tuple[str, ...]
     return _build(Recipe, values, path.stem)
 
 
-__all__ = ["DataRecipe", "LoraRecipe", "OptimizerRecipe", "Recipe", "RecipeError", "TowerRecipe", "load_recipe"]
+__all__ = [
+    "DataRecipe",
+    "DwslRecipe",
+    "LoraRecipe",
+    "OptimizerRecipe",
+    "Recipe",
+    "RecipeError",
+    "TowerRecipe",
+    "load_recipe",
+]

@@ -1,5 +1,6 @@
 """Follows a recipe: builds model, data and Trainer, trains, and leaves a complete repo."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,6 +10,10 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .collator import SegmentationCollator
 from .datasets import ImageFolderExamples, TabletopExamples
+from .dwsl import WeightedExamples
+from .dwsl_stages import discriminator_weights
+from .ivm_mix import IvmMixDataset, IvmMixSource
+from .masking_data import MaskingCollator
 from .optimizers import muon_and_adamw
 from .parts import add_lora, select_trained
 from .recipe import OptimizerRecipe, Recipe, RecipeError
@@ -58,6 +63,9 @@ def _train(recipe: Recipe, out: Path, checkpoint: str | None) -> None:
     else:
         model = AutoModel.from_pretrained(recipe.model, attn_implementation=recipe.attn_implementation, dtype="auto")
         processor = AutoProcessor.from_pretrained(recipe.model)
+    data = training_data(recipe)
+    if recipe.dwsl is not None:
+        data = WeightedExamples(data, dwsl_weights(model, processor, data, recipe, out))
     if recipe.lora is not None:
         add_lora(model, recipe.lora.r, recipe.lora.lora_alpha, recipe.lora.lora_dropout)
     select_trained(model, recipe.trained)
@@ -65,8 +73,8 @@ def _train(recipe: Recipe, out: Path, checkpoint: str | None) -> None:
     trainer = ReasoningSegmentationTrainer(
         model=model,
         args=training_arguments(recipe, out),
-        train_dataset=training_data(recipe),
-        data_collator=SegmentationCollator(processor, recipe.mask_size),
+        train_dataset=data,
+        data_collator=collator(processor, recipe),
         processing_class=processor,
         decision_loss_weight=recipe.decision_loss_weight,
         optimizer_factory=optimizer_factory(recipe.optimizer),
@@ -100,8 +108,11 @@ def training_arguments(recipe: Recipe, out: Path, **overrides) -> TrainingArgume
     )
 
 
-def training_data(recipe: Recipe) -> TabletopExamples | ImageFolderExamples:
+def training_data(recipe: Recipe) -> TabletopExamples | ImageFolderExamples | IvmMixDataset:
     data = recipe.data
+    if data.kind == "ivm_mix":
+        sources = [IvmMixSource(**source) for source in data.sources]
+        return IvmMixDataset(sources, seed=recipe.seed, size=recipe.mask_size or 1024, **data.options)
     if data.kind == "image_folder":
         return ImageFolderExamples(data.path)
     return TabletopExamples(
@@ -114,6 +125,31 @@ def training_data(recipe: Recipe) -> TabletopExamples | ImageFolderExamples:
         curriculum=data.curriculum,
         **data.options,
     )
+
+
+def collator(processor, recipe: Recipe) -> SegmentationCollator | MaskingCollator:
+    if recipe.data.kind == "ivm_mix":
+        return MaskingCollator(processor, recipe.mask_size or 1024)
+    return SegmentationCollator(processor, recipe.mask_size)
+
+
+def dwsl_weights(model, processor, data: IvmMixDataset, recipe: Recipe, out: Path) -> torch.FloatTensor:
+    """Trains IVM's discriminator on the data and weighs them with it."""
+    dwsl, folder = recipe.dwsl, out / "dwsl"
+    arguments = training_arguments(
+        recipe,
+        folder,
+        max_steps=dwsl.steps,
+        learning_rate=dwsl.learning_rate,
+        per_device_train_batch_size=dwsl.batch_size,
+        gradient_accumulation_steps=1,
+        save_strategy="no",
+        label_names=["labels"],
+    )
+    plain = training_data(
+        replace(recipe, data=replace(recipe.data, options={**recipe.data.options, "augment": False}))
+    )
+    return discriminator_weights(model.vlm, processor, data, plain, dwsl, recipe.lora, folder, arguments)
 
 
 def optimizer_factory(recipe: OptimizerRecipe | None):

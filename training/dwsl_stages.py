@@ -1,0 +1,129 @@
+"""IVM's first stage as a recipe runs it: train the discriminator or find it, score every example, make weights."""
+
+import copy
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from torch import nn
+from torch.utils.data import Dataset
+from transformers import TrainingArguments
+
+from .dwsl import WeightRule, score_examples
+from .ivm_discriminator import IvmDiscriminator, human_share, load_discriminator, save_discriminator
+from .masking_data import DiscriminatorCollator
+from .parts import add_lora, remove_lora
+from .recipe import DwslRecipe, LoraRecipe
+from .trainer import ReasoningSegmentationTrainer
+
+
+logger = logging.getLogger(__name__)
+
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+SCORES_FOLDER = "scores"
+
+
+def build_discriminator(vlm: nn.Module, share: float, lora: LoraRecipe | None) -> IvmDiscriminator:
+    """
+    With `lora` a discriminator on the given model with adapters in it, as in the paper, to be taken out by
+    `remove_lora`; without, on a copy of the model that learns as a whole.
+    """
+    if lora is None:
+        return IvmDiscriminator(copy.deepcopy(vlm).requires_grad_(True), share)
+    vlm.requires_grad_(False)
+    # The targets of `add_lora` begin with the name that the model has in IVM and in the discriminator.
+    discriminator = IvmDiscriminator(vlm, share)
+    add_lora(discriminator, lora.r, lora.lora_alpha, lora.lora_dropout)
+    return discriminator
+
+
+def train_discriminator(
+    discriminator: IvmDiscriminator, processor, examples: Dataset, arguments: TrainingArguments, optimizer_factory=None
+) -> None:
+    """Stage I, in place; `examples` are [`MaskingExample`]s of people and machines."""
+    ReasoningSegmentationTrainer(
+        model=discriminator,
+        args=arguments,
+        train_dataset=examples,
+        data_collator=DiscriminatorCollator(processor),
+        optimizer_factory=optimizer_factory,
+    ).train()
+
+
+def discriminator_weights(
+    vlm: nn.Module,
+    processor,
+    examples: Dataset,
+    plain_examples: Dataset,
+    dwsl: DwslRecipe,
+    lora: LoraRecipe | None,
+    out: Path,
+    arguments: TrainingArguments,
+) -> torch.FloatTensor:
+    """
+    Stage I and the weights of stage II. The trained discriminator and the scores stay in `out` and are used again
+    when a run is resumed; the model is left as it was.
+
+    Args:
+        vlm (`nn.Module`): IVM's vision-language model.
+        processor: IVM's processor.
+        examples, plain_examples (`Dataset`): The same examples with and without augmentation, with `human_flags`.
+        dwsl ([`DwslRecipe`]): Batch size of the scoring, rule of the weights.
+        lora ([`LoraRecipe`], *optional*): Adapters of the discriminator.
+        out (`Path`): A folder of this stage's own.
+        arguments (`TrainingArguments`): Of the discriminator's training.
+
+    Returns:
+        `torch.FloatTensor` of shape `(examples,)`.
+    """
+    state, file = PartialState(), out / DISCRIMINATOR_FILE
+    discriminator = build_discriminator(vlm, human_share(plain_examples.human_flags), lora)
+    if file.is_file():
+        load_discriminator(discriminator, file)
+        discriminator.to(arguments.device)
+    else:
+        if state.is_main_process:
+            shutil.rmtree(out / SCORES_FOLDER, ignore_errors=True)  # of another discriminator
+        state.wait_for_everyone()
+        train_discriminator(discriminator, processor, examples, arguments)
+        if state.is_main_process:
+            save_discriminator(discriminator, file)
+        state.wait_for_everyone()
+    collator = DiscriminatorCollator(processor)
+    scores = score_examples(
+        discriminator, plain_examples, collator, out / SCORES_FOLDER, dwsl.batch_size, _log_progress()
+    )
+    if lora is not None:
+        remove_lora(vlm)
+    flags = torch.tensor(plain_examples.human_flags)
+    means = torch.tensor(scores)
+    logger.warning(
+        "The discriminator gives masks of people %.3f and masks of machines %.3f on average.",
+        means[flags].mean(),
+        means[~flags].mean(),
+    )
+    return WeightRule(dwsl.floor, dwsl.sharpness, dwsl.normalise)(scores)
+
+
+def _log_progress(parts: int = 20):
+    """Logs about `parts` times how many examples are scored."""
+    told = -1
+
+    def progress(done: int, total: int) -> None:
+        nonlocal told
+        if done * parts // total > told:
+            told = done * parts // total
+            logger.warning("Scored %d of %d examples.", done, total)
+
+    return progress
+
+
+__all__ = [
+    "DISCRIMINATOR_FILE",
+    "SCORES_FOLDER",
+    "build_discriminator",
+    "discriminator_weights",
+    "train_discriminator",
+]

@@ -1,0 +1,159 @@
+"""Pictures with an instruction and the mask of what it needs, as visual masking and its discriminator learn from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from ..processing.image_loading import load_rgb_image
+from .tabletop_stream import TabletopDataset
+
+
+# The original's llavaTextPreprocess(role="discriminator"), without what the processor writes around every instruction.
+DISCRIMINATOR_QUESTION = "{instruction} \n Can you follow instruction above based on the given image?"
+WHITE = (255, 255, 255)
+
+
+@dataclass
+class MaskingExample:
+    """
+    Args:
+        image (`PIL.Image.Image`): The picture, RGB.
+        instruction (`str`): What somebody wants to know or do.
+        mask (`np.ndarray`): `(height, width)` of the picture, float32 in [0, 1]: how much each pixel matters for it.
+        human (`bool`): Whether a person drew the mask, not a machine.
+        weight (`float`): Weight of this example's loss.
+    """
+
+    image: Image.Image
+    instruction: str
+    mask: np.ndarray
+    human: bool = True
+    weight: float = 1.0
+
+
+class TabletopMaskingExamples(Dataset):
+    """
+    Drawn tabletops, one question about something in each; see `TabletopDataset` for the arguments.
+
+    Args:
+        args, kwargs: As for `TabletopDataset`, without `requests_per_scene`, `absent_rate` and `several_rate`.
+    """
+
+    def __init__(self, *args, **kwargs):
+        fixed = {"requests_per_scene": 1, "absent_rate": 0.0, "several_rate": 0.0}
+        if clash := sorted(set(fixed) & set(kwargs)):
+            raise ValueError(f"{clash} cannot be chosen: every picture has one question, about something in it.")
+        self.scenes = TabletopDataset(*args, **kwargs, **fixed)
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def set_epoch(self, epoch: int) -> None:
+        self.scenes.set_epoch(epoch)
+
+    def __getitem__(self, index: int) -> MaskingExample:
+        item = self.scenes[index]
+        (request,) = item["requests"]
+        (mask,) = request.masks
+        size = item["scene"].size
+        # Nothing of what was asked for: possible where a scene offers no phrase that names something.
+        mask = np.zeros((size, size), dtype=np.float32) if mask is None else mask.astype(np.float32)
+        return MaskingExample(Image.fromarray(item["image"]), request.question, mask)
+
+
+def apply_mask(image: Image.Image, mask: np.ndarray, fill: tuple[int, int, int] = WHITE) -> Image.Image:
+    """
+    The picture where the mask is 1 and a colour where it is 0; values between mix both.
+
+    Args:
+        image (`PIL.Image.Image`): RGB.
+        mask (`np.ndarray`): `(height, width)` of the picture, in [0, 1].
+        fill (`tuple[int, int, int]`): RGB.
+
+    Raises:
+        ValueError: If picture and mask differ in size.
+    """
+    if mask.shape != (image.height, image.width):
+        raise ValueError(
+            f"A mask of shape {mask.shape} was given for a picture of {image.width} x {image.height} pixels; it must "
+            f"be {(image.height, image.width)}, (height, width)."
+        )
+    kept = mask[..., None].astype(np.float32)
+    mixed = np.asarray(image, dtype=np.float32) * kept + np.asarray(fill, dtype=np.float32) * (1 - kept)
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """`(height, width)` float32, bilinear over all pixels that an output pixel covers; the aspect ratio may change."""
+    mask = np.asarray(mask, dtype=np.float32)
+    if mask.shape == (height, width):
+        return mask
+    resized = Image.fromarray(mask, mode="F").resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+class MaskingCollator:
+    """
+    Batches for [`IvmForVisualMasking`]: `pixel_values`, `input_ids`, ..., `mask_labels` and `sample_weights`.
+
+    Args:
+        processor ([`IvmProcessor`]): Writes the prompts and both views.
+        mask_size (`int`): Side in pixels of the square targets, to which pictures and masks are squashed alike; 1024
+            in the original, the side of SAM's view.
+    """
+
+    def __init__(self, processor, mask_size: int = 1024):
+        self.processor = processor
+        self.mask_size = mask_size
+
+    def __call__(self, examples: Sequence[MaskingExample]) -> dict[str, Any]:
+        batch = self.processor(
+            images=[example.image for example in examples],
+            text=[example.instruction for example in examples],
+            return_tensors="pt",
+        )
+        masks = [resize_mask(example.mask, self.mask_size, self.mask_size) for example in examples]
+        return {
+            **batch,
+            "mask_labels": torch.from_numpy(np.stack(masks)),
+            "sample_weights": torch.tensor([example.weight for example in examples]),
+        }
+
+
+class DiscriminatorCollator:
+    """
+    Batches for [`IvmDiscriminator`]: the masked pictures, the question whether they suffice, and who drew the masks.
+
+    Args:
+        processor ([`IvmProcessor`]): Writes the prompts and the vision-language model's view.
+    """
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, examples: Sequence[MaskingExample]) -> dict[str, Any]:
+        batch = self.processor(
+            images=[apply_mask(load_rgb_image(example.image), example.mask) for example in examples],
+            text=[DISCRIMINATOR_QUESTION.format(instruction=example.instruction) for example in examples],
+            return_tensors="pt",
+        )
+        return {
+            **{name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")},
+            "labels": torch.tensor([float(example.human) for example in examples]),
+        }
+
+
+__all__ = [
+    "DISCRIMINATOR_QUESTION",
+    "DiscriminatorCollator",
+    "MaskingCollator",
+    "MaskingExample",
+    "TabletopMaskingExamples",
+    "apply_mask",
+    "resize_mask",
+]
