@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from .dwsl import WeightRule, score_examples
 from .ivm_discriminator import IvmDiscriminator, human_share, load_discriminator, save_discriminator
 from .masking_data import DiscriminatorCollator
-from .parts import add_lora, remove_lora
+from .parts import add_lora, remove_lora, select_trained
 from .recipe import DwslRecipe, LoraRecipe
 from .trainer import ReasoningSegmentationTrainer
 
@@ -32,10 +32,9 @@ def build_discriminator(vlm: nn.Module, share: float, lora: LoraRecipe | None) -
     """
     if lora is None:
         return IvmDiscriminator(copy.deepcopy(vlm).requires_grad_(True), share)
-    vlm.requires_grad_(False)
-    # The targets of `add_lora` begin with the name that the model has in IVM and in the discriminator.
     discriminator = IvmDiscriminator(vlm, share)
     add_lora(discriminator, lora.r, lora.lora_alpha, lora.lora_dropout)
+    select_trained(discriminator, [r"head\."])
     return discriminator
 
 

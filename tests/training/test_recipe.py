@@ -26,7 +26,7 @@ def test_published_settings():
     ("text", "message"),
     [
         ("model: x\ndata: {kind: image_folder}", "data.path is missing"),
-        ("model: x\ndata: {kind: video}", "must be 'tabletop' or 'image_folder'"),
+        ("model: x\ndata: {kind: video}", "must be 'tabletop', 'image_folder' or 'ivm_mix'"),
         ("model: x\ndata: {kind: tabletop}\nlearning: 3", r"unknown fields \['learning'\]"),
         ("model: x\ndata: {kind: tabletop, size: 3}", r"data has unknown fields \['size'\]"),
         ("data: {kind: tabletop}", "is incomplete: .*model"),
@@ -44,7 +44,7 @@ def test_wrong_recipes(tmp_path, text, message):
 
 
 def test_unknown_recipe():
-    with pytest.raises(RecipeError, match="no recipe 'sam'; recipes: gsva, lisa, tabletop"):
+    with pytest.raises(RecipeError, match="no recipe 'sam'; recipes: gsva, ivm, lisa"):
         load_recipe("sam")
 
 
