@@ -55,6 +55,38 @@ class ReasoningSegmentationOutput(ModelOutput):
 
 
 @dataclass
+class AttendAndSegmentOutput(ReasoningSegmentationOutput):
+    """
+    What [`AttendAndSegmentModel`] returns. A slot is one phrase of the answer; lists have one entry per row.
+
+    Args:
+        attention_maps (`list[torch.FloatTensor]` of shapes `(tokens, grid_rows, grid_columns)`):
+            What each token of the answer looked at when it was predicted, its end token included; raw, all positive.
+        phrases (`list[list]`): What the phrase finder returned for each row, one entry per mask.
+        phrase_maps (`list[torch.FloatTensor]` of shapes `(phrases, grid_rows, grid_columns)`):
+            The map of each phrase, normalised by the answer's mean map.
+        grid_boxes (`torch.FloatTensor` of shape `(rows, 4)`):
+            What part of the picture the grid covers, `(x1, y1, x2, y2)` in its pixels.
+        points (`list[torch.LongTensor]` of shapes `(phrases, 2)`, *optional*):
+            Point prompts, `(x, y)` in pixels of the picture.
+        boxes (`list[torch.LongTensor]` of shapes `(phrases, 4)`, *optional*):
+            Box prompts there, `(x1, y1, x2, y2)`, x2 and y2 behind the last pixel.
+        candidate_masks (`list[torch.FloatTensor]` of shapes `(phrases, candidates, height, width)`):
+            All masks the segmenter offered, as logits; `pred_masks` is one of each.
+        candidate_scores (`list[torch.FloatTensor]` of shapes `(phrases, candidates)`): Their scores.
+    """
+
+    attention_maps: list[torch.FloatTensor] | None = None
+    phrases: list[list] | None = None
+    phrase_maps: list[torch.FloatTensor] | None = None
+    grid_boxes: torch.FloatTensor | None = None
+    points: list[torch.LongTensor] | None = None
+    boxes: list[torch.LongTensor] | None = None
+    candidate_masks: list[torch.FloatTensor] | None = None
+    candidate_scores: list[torch.FloatTensor] | None = None
+
+
+@dataclass
 class ImageCache:
     """
     The images of one call as both encoders see them, to be handed to later calls about the same images.
@@ -70,6 +102,7 @@ class ImageCache:
         original_sizes, sam_resized_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
             (height, width) of the picture and of its part of the segmenter's view.
         segmenter_features (`list`): Per image the encoded view, `None` until it is needed.
+        grids (`dict`): Per image where its tokens lie, for models that point by attention.
     """
 
     vlm_features: object
@@ -79,6 +112,7 @@ class ImageCache:
     original_sizes: torch.LongTensor | None = None
     sam_resized_sizes: torch.LongTensor | None = None
     segmenter_features: list | None = None
+    grids: dict[str, torch.Tensor] | None = None
 
 
-__all__ = ["ImageCache", "ReasoningSegmentationOutput"]
+__all__ = ["AttendAndSegmentOutput", "ImageCache", "ReasoningSegmentationOutput"]

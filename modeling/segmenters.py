@@ -39,19 +39,58 @@ class SamAdapter:
         Returns:
             Mask logits `(num_prompts, height, width)` and the predicted IoU `(num_prompts,)`.
         """
-        segmenter = self.segmenter
-        _, dense_embeddings = segmenter.prompt_encoder(
+        _, dense_embeddings = self.segmenter.prompt_encoder(
             input_points=None, input_labels=None, input_boxes=None, input_masks=None
         )
-        positions = segmenter.get_image_wide_positional_embeddings()
-        masks, iou_scores, *_ = segmenter.mask_decoder(
-            image_positional_embeddings=positions.expand(len(prompts), -1, -1, -1),
-            sparse_prompt_embeddings=prompts[:, None, None],  # image, prompt of the image, token, channel
-            dense_prompt_embeddings=dense_embeddings,
-            multimask_output=False,
+        masks, iou_scores = self._decode(features, prompts[:, None, None], dense_embeddings, multimask_output=False)
+        return masks[:, 0], iou_scores[:, 0]
+
+    def draw(
+        self,
+        features: ImageFeatures,
+        points: torch.FloatTensor | None = None,
+        boxes: torch.FloatTensor | None = None,
+        masks: torch.FloatTensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Draws from the segmenter's own prompts; at least one kind is needed, and kinds may be combined.
+
+        Args:
+            features (`dict[str, torch.Tensor]`): Output of `encode`, one entry per prompt along dimension 0.
+            points (`torch.FloatTensor` of shape `(num_prompts, 2)`, *optional*):
+                One foreground point each, (x, y) in pixels of the segmenter's view.
+            boxes (`torch.FloatTensor` of shape `(num_prompts, 4)`, *optional*): (x1, y1, x2, y2) there.
+            masks (`torch.FloatTensor` of shape `(num_prompts, *mask_size)`, *optional*): Logits of soft masks.
+
+        Returns:
+            Mask logits `(num_prompts, candidates, height, width)` and the predicted IoU `(num_prompts, candidates)`.
+            SAM-HQ returns its candidates sorted by that, the others from the smallest part to the whole.
+        """
+        sparse, dense = self._encode_prompts(points, boxes, masks)
+        return self._decode(features, sparse, dense, multimask_output=True)
+
+    def _encode_prompts(self, points, boxes, masks) -> tuple[torch.Tensor | None, torch.Tensor]:
+        # Dimensions: image, prompt of the image, and for points their number.
+        return self.segmenter.prompt_encoder(
+            input_points=None if points is None else points[:, None, None],
+            input_labels=None if points is None else torch.ones_like(points[:, None, :1], dtype=torch.long),
+            input_boxes=None if boxes is None else boxes[:, None],
+            input_masks=None if masks is None else masks[:, None],
+        )
+
+    def _decode(
+        self, features: ImageFeatures, sparse: torch.Tensor | None, dense: torch.Tensor, multimask_output: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mask logits `(prompts, candidates, height, width)` and scores `(prompts, candidates)`."""
+        positions = self.segmenter.get_image_wide_positional_embeddings()
+        masks, iou_scores, *_ = self.segmenter.mask_decoder(
+            image_positional_embeddings=positions.expand(len(features["image_embeddings"]), -1, -1, -1),
+            sparse_prompt_embeddings=sparse,  # image, prompt of the image, token, channel
+            dense_prompt_embeddings=dense,
+            multimask_output=multimask_output,
             **self.decoder_inputs(features),
         )
-        return masks[:, 0, 0], iou_scores[:, 0, 0]
+        return masks[:, 0], iou_scores[:, 0]
 
     def decoder_inputs(self, features: ImageFeatures) -> dict:
         return features
@@ -97,6 +136,17 @@ class Sam2Adapter(SamAdapter):
             "image_embeddings": fine_maps[-1],
             **{f"high_resolution_{i}": level for i, level in enumerate(fine_maps[:-1])},
         }
+
+    def _encode_prompts(self, points, boxes, masks) -> tuple[torch.Tensor, torch.Tensor]:
+        sparse, dense = super()._encode_prompts(points, boxes, masks)
+        if sparse is None:
+            # A mask alone goes with one point that is none, as in the model's own forward.
+            nowhere = torch.zeros(len(masks), 1, 1, 2, dtype=masks.dtype, device=masks.device)
+            labels = torch.full((len(masks), 1, 1), -1, dtype=torch.int32, device=masks.device)
+            sparse, _ = self.segmenter.prompt_encoder(
+                input_points=nowhere, input_labels=labels, input_boxes=None, input_masks=None
+            )
+        return sparse, dense
 
     def decoder_inputs(self, features: ImageFeatures) -> dict:
         return {

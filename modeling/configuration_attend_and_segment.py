@@ -1,0 +1,95 @@
+"""Attend-and-segment: what a vision-language model looks at while it writes prompts a segmenter (arXiv 2410.08209)."""
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_lisa import SAM_VIT_H_DEFAULTS
+from .configuration_reasoning_segmentation import ReasoningSegmentationConfig
+
+
+_HEADS = ("paper", "mean")
+_PROMPTS = ("point", "box", "mask", "mask_and_box")
+_MASK_CHOICES = ("third", "best")
+# LLaVA-1.5: CLIP ViT-L/14 at 336 px (576 patches), an MLP as projector, Vicuna.
+LLAVA_15_DEFAULTS = SubConfigSpec(config_class=AutoConfig, model_type="llava")
+
+
+@strict
+class AttendAndSegmentConfig(ReasoningSegmentationConfig):
+    r"""
+    Configuration of [`AttendAndSegmentModel`]: any image-text-to-text model whose language model exposes attentions,
+    with any segmenter of the SAM family. Nothing is trained; every field may be given anew in a call.
+
+    Args:
+        vlm_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the vision-language model; a LLaVA-1.5-7B by default.
+        segmenter_config (`dict` or `PreTrainedConfig`, *optional*):
+            Configuration of the segmenter (`sam`, `sam_hq`, `sam2`, `sam3_tracker`); SAM ViT-H by default.
+        heads (`str` or `list[int]`, *optional*, defaults to `"paper"`):
+            Which attention heads make a map: `"paper"` is the second-last head alone, which the released code keeps
+            (its numbers for LLaVA-1.5, LLaVA-NeXT and DiffLMM are made so); `"mean"` the mean of all heads, as the
+            paper describes it; a list names heads.
+        attention_layers (`list[int]`, *optional*):
+            Layers whose mean makes a map; all by default. Models with sliding windows need it.
+        subtract_mean (`bool`, *optional*, defaults to `True`): Whether to take the mean map of the answer off each.
+        remove_corners (`bool`, *optional*, defaults to `False`): Whether to silence the four corner cells.
+        prompt (`str`, *optional*, defaults to `"point"`):
+            What the segmenter gets: `"point"` (the largest value), `"box"` (around what is above `box_threshold`),
+            `"mask"` (the soft map) or `"mask_and_box"` (what the released code calls mask mode).
+        attention_temperature (`float`, *optional*, defaults to 2e-4): Value of a map that counts as probability 1.
+        box_threshold (`float`, *optional*, defaults to 0.75): Probability above which a pixel belongs to the box.
+        mask_choice (`str`, *optional*):
+            Which of the segmenter's three candidates is the mask: `"third"` as the released code, or `"best"` by the
+            segmenter's own score. Third by default; best for SAM-HQ, whose candidates come sorted by score.
+    """
+
+    model_type = "attend_and_segment"
+    published_config = "configuration_attend_and_segment.AttendAndSegmentConfig"
+    published_model = "modeling_attend_and_segment.AttendAndSegmentModel"
+    sub_configs_defaults = {"vlm_config": LLAVA_15_DEFAULTS, "segmenter_config": SAM_VIT_H_DEFAULTS}
+
+    heads: str | list[int] = "paper"
+    attention_layers: list[int] | None = None
+    subtract_mean: bool = True
+    remove_corners: bool = False
+    prompt: str = "point"
+    attention_temperature: float = 2e-4
+    box_threshold: float = 0.75
+    mask_choice: str | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        check_pointing_option("heads", self.heads)
+        check_pointing_option("prompt", self.prompt)
+        check_pointing_option("attention_temperature", self.attention_temperature)
+        if self.mask_choice is not None:
+            check_pointing_option("mask_choice", self.mask_choice)
+
+    @property
+    def chosen_mask(self) -> str:
+        """`"third"` or `"best"`: `mask_choice`, or what fits the segmenter where it is not set."""
+        if self.mask_choice is not None:
+            return self.mask_choice
+        segmenter = self.segmenter_config
+        family = segmenter.model_type if isinstance(segmenter, PreTrainedConfig) else None
+        return "best" if family == "sam_hq" else "third"
+
+
+def check_pointing_option(name: str, value: object) -> None:
+    """
+    Raises:
+        ValueError: If a field or an argument of a call has a value that means nothing.
+    """
+    allowed = {"prompt": _PROMPTS, "mask_choice": _MASK_CHOICES}.get(name)
+    if allowed is not None and value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}.")
+    if name == "heads":
+        is_list = isinstance(value, (list, tuple)) and value and all(type(head) is int for head in value)
+        if not is_list and value not in _HEADS:
+            raise ValueError(f"heads is {value!r}; allowed are 'paper', 'mean' or a list of head numbers.")
+    if name == "attention_temperature" and not 0 < value < float("inf"):
+        raise ValueError(f"attention_temperature is {value}; give a positive number (2e-4 for LLaVA-1.5-7B).")
+
+
+__all__ = ["AttendAndSegmentConfig"]

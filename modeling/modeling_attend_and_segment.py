@@ -1,0 +1,576 @@
+"""Attend-and-segment: attention maps of the words a model writes become prompts of a segmenter (arXiv 2410.08209)."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.utils.generic import can_return_tuple
+
+from .attention_maps import AttentionMapCollector, AttentionReducer, ImageColumns, reduce_attentions
+from .attention_prompts import box_above, group_maps, mask_prompt, peak, upsample_map
+from .configuration_attend_and_segment import AttendAndSegmentConfig, check_pointing_option
+from .image_features import image_encoder_parameters, resolve_image_index
+from .modeling_reasoning_segmentation import ReasoningSegmentationModel
+from .outputs import AttendAndSegmentOutput, ImageCache
+from .segmenters import segmenter_adapter
+
+
+PhraseFinder = Callable[[list[int]], Sequence]
+
+_GRID_NAMES = ("grid_sizes", "grid_boxes", "grid_tokens")
+_OPTION_NAMES = (
+    "heads",
+    "attention_layers",
+    "subtract_mean",
+    "remove_corners",
+    "prompt",
+    "attention_temperature",
+    "box_threshold",
+    "mask_choice",
+)
+# What decodes several tokens per pass or runs other passes in between, so that no single map belongs to a token.
+_UNSUPPORTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
+# Phrases that are drawn at once; each needs a copy of its picture's features (SAM: 4 MB).
+_DRAWN_AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Grids:
+    """
+    Where the image tokens of each row lie in its picture.
+
+    Args:
+        sizes (`list[tuple[int, int]]`): Rows and columns of each grid.
+        boxes (`torch.FloatTensor` of shape `(rows, 4)`): What each covers, `(x1, y1, x2, y2)` in the picture's pixels.
+        tokens (`list[torch.LongTensor]`): Which of a row's image tokens form its grid, row by row.
+    """
+
+    sizes: list[tuple[int, int]]
+    boxes: torch.FloatTensor
+    tokens: list[torch.LongTensor]
+
+
+class AttendAndSegmentModel(ReasoningSegmentationModel):
+    r"""
+    A stock image-text-to-text model and a stock segmenter that were never trained together.
+
+    While the model writes, the attention from each new token to the image is reduced to one small map. Every noun
+    phrase of the answer, as a *phrase finder* names them, gets the mean map of its tokens; that becomes a point, a box
+    or a soft mask, and the segmenter draws. The processor brings the finder and the geometry of the grid along, so
+    that `model.generate_with_masks(**inputs)` is all there is to call.
+
+    Args:
+        config ([`AttendAndSegmentConfig`]): What to compose, and how to point.
+    """
+
+    config: AttendAndSegmentConfig
+    config_class = AttendAndSegmentConfig
+    _no_split_modules = ["SamModel", "SamHQModel", "Sam2Model", "Sam3TrackerModel"]
+    _keep_in_fp32_modules = ["segmenter"]
+    _keep_in_fp32_modules_strict = ["segmenter"]
+    # The language model must compute its attention weights, which only the plain implementation returns.
+    _supports_flash_attn = False
+    _supports_flex_attn = False
+
+    def __init__(self, config: AttendAndSegmentConfig):
+        config.get_text_config()._attn_implementation = "eager"
+        super().__init__(config)
+        language_config = self.vlm.get_decoder().config
+        if language_config._attn_implementation != "eager":
+            language_config._attn_implementation = "eager"
+
+    @staticmethod
+    def _build_projector(config: AttendAndSegmentConfig) -> nn.Module:
+        """Attention points; nothing is projected."""
+        return nn.Identity()
+
+    # ---- images and their grids ---------------------------------------------------------------------------------
+
+    def encode_image(self, pixel_values: torch.FloatTensor, *args, **kwargs) -> ImageCache:
+        """As [`ReasoningSegmentationModel.encode_image`]; also remembers the grids that the processor returned."""
+        grids = {name: kwargs.pop(name) for name in _GRID_NAMES if kwargs.get(name) is not None}
+        cache = super().encode_image(pixel_values, *args, **kwargs)
+        cache.grids = grids or None
+        return cache
+
+    def _grids(
+        self,
+        given: dict[str, torch.Tensor],
+        images: ImageCache,
+        input_ids: torch.LongTensor,
+        image_index: torch.LongTensor,
+    ) -> Grids:
+        """One grid per row; where the processor named none, a square one over the whole picture."""
+        given = given or images.grids or {}
+        rows = image_index.tolist()
+        counts = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
+        if given and (missing := [name for name in _GRID_NAMES if given.get(name) is None]):
+            raise ValueError(f"{', '.join(missing)} must be given together with the other inputs of the grid.")
+        if given:
+            tokens = [given["grid_tokens"][image] for image in rows]
+            return Grids(
+                sizes=[tuple(given["grid_sizes"][image].tolist()) for image in rows],
+                boxes=given["grid_boxes"][image_index.to(given["grid_boxes"].device)].float().cpu(),
+                tokens=[cells[cells >= 0] for cells in tokens],
+            )
+        sides = [round(count**0.5) for count in counts]
+        if any(side == 0 or side * side != count for side, count in zip(sides, counts, strict=True)):
+            raise ValueError(
+                f"The rows hold {counts} image tokens, which form no square grid. Pass grid_sizes, grid_boxes and "
+                "grid_tokens as AttendAndSegmentProcessor returns them."
+            )
+        heights_widths = self._picture_sizes(images, image_index)
+        return Grids(
+            sizes=[(side, side) for side in sides],
+            boxes=torch.tensor([[0.0, 0.0, float(width), float(height)] for height, width in heights_widths]),
+            tokens=[torch.arange(count, device=input_ids.device) for count in counts],
+        )
+
+    @staticmethod
+    def _picture_sizes(images: ImageCache, image_index: torch.LongTensor) -> list[tuple[int, int]]:
+        if images.original_sizes is None:
+            raise ValueError("The size of the pictures is unknown; pass `original_sizes` as the processor returns it.")
+        return [tuple(images.original_sizes[image].tolist()) for image in image_index.tolist()]
+
+    # ---- a given answer -----------------------------------------------------------------------------------------
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        sam_pixel_values: torch.FloatTensor | None = None,
+        original_sizes: torch.LongTensor | None = None,
+        sam_resized_sizes: torch.LongTensor | None = None,
+        grid_sizes: torch.LongTensor | None = None,
+        grid_boxes: torch.FloatTensor | None = None,
+        grid_tokens: torch.LongTensor | None = None,
+        answer_ranges: torch.LongTensor | None = None,
+        phrase_finder: PhraseFinder | None = None,
+        image_index: torch.LongTensor | None = None,
+        image_cache: ImageCache | None = None,
+        **kwargs,
+    ) -> AttendAndSegmentOutput:
+        r"""
+        One pass over prompts that hold their answers: every token of an answer has the map of the position before it,
+        which is the step that would have written it.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Ids with image placeholders expanded, padded on either side.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
+            pixel_values (`torch.FloatTensor`): The vision-language model's view, one per image.
+            sam_pixel_values (`torch.FloatTensor` of shape `(num_images, 3, side, side)`): The segmenter's view.
+            original_sizes, sam_resized_sizes (`torch.LongTensor` of shape `(num_images, 2)`): (height, width).
+            grid_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
+                Rows and columns of the grid of image tokens; without it a square grid over the whole picture.
+            grid_boxes (`torch.FloatTensor` of shape `(num_images, 4)`, *optional*):
+                What part of the picture the grid covers, `(x1, y1, x2, y2)` in its pixels.
+            grid_tokens (`torch.LongTensor` of shape `(num_images, cells)`, *optional*):
+                Which of the image's tokens form the grid, row by row; -1 fills shorter ones.
+            answer_ranges (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
+                Where each answer stands in `input_ids`, from its first id to behind its end token. Without it the
+                output has no maps.
+            phrase_finder (`Callable[[list[int]], Sequence]`, *optional*):
+                Finds phrases in the ids of an answer; each result has `tokens`, the places of its tokens among them.
+                Without it maps are returned, but no masks.
+            image_index, image_cache: As in [`ReasoningSegmentationModel.forward`].
+            kwargs:
+                Fields of the configuration that shall differ for this call (`heads`, `attention_layers`,
+                `subtract_mean`, `remove_corners`, `prompt`, `attention_temperature`, `box_threshold`, `mask_choice`),
+                and further inputs of the vision-language model, `labels` included.
+
+        Returns:
+            [`AttendAndSegmentOutput`]
+
+        Raises:
+            ValueError: If rows, images, grids and answers do not match, or an option means nothing.
+        """
+        options, kwargs = self._take_options(kwargs)
+        grids = _given_grids(grid_sizes, grid_boxes, grid_tokens)
+        image_inputs = {name: kwargs.pop(name) for name in image_encoder_parameters(self.vlm) & set(kwargs)}
+        if image_cache is None and pixel_values is not None:
+            image_cache = self.encode_image(
+                pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes, **grids, **image_inputs
+            )
+        num_rows = len(input_ids if input_ids is not None else kwargs["inputs_embeds"])
+        if image_cache is not None:
+            image_index = resolve_image_index(image_index, num_rows, image_cache.num_images, self.device)
+
+        def language_pass():
+            return self.vlm(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                return_dict=True,
+                **self._vlm_image_inputs(image_cache, image_index),
+                **kwargs,
+            )
+
+        drawn = {}
+        if answer_ranges is None or input_ids is None or image_cache is None:
+            language = language_pass()
+        else:
+            found = self._grids(grids, image_cache, input_ids, image_index)
+            ranges = _check_ranges(answer_ranges, input_ids)
+            reducer = AttentionReducer(
+                self.vlm,
+                ImageColumns.find(input_ids, self.config.image_token_id, found.tokens),
+                options["heads"],
+                options["attention_layers"],
+                queries=_predicting_positions(ranges).to(input_ids.device),
+            )
+            with reduce_attentions(reducer):
+                language = language_pass()
+            maps = [
+                cells[: stop - start, : len(found.tokens[row])].reshape(-1, *found.sizes[row])
+                for row, (cells, (start, stop)) in enumerate(zip(reducer.take(), ranges, strict=True))
+            ]
+            answers = [ids[start:stop].tolist() for ids, (start, stop) in zip(input_ids, ranges, strict=True)]
+            drawn = self._segment(maps, answers, found, image_cache, image_index, phrase_finder, options)
+        return AttendAndSegmentOutput(
+            loss=language.get("loss"),
+            logits=language.logits,
+            past_key_values=language.get("past_key_values"),
+            hidden_states=language.get("hidden_states"),
+            attentions=language.get("attentions"),
+            **drawn,
+        )
+
+    # ---- an answer of its own -----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(self, input_ids: torch.LongTensor | None = None, *args, **kwargs):
+        """As [`ReasoningSegmentationModel.generate`]: text only; what only maps and masks need is left aside."""
+        _, kwargs = self._take_options(kwargs)
+        left_aside = (*_GRID_NAMES, "phrase_finder", "answer_ranges")
+        kwargs = {name: value for name, value in kwargs.items() if name not in left_aside}
+        return super().generate(input_ids, *args, **kwargs)
+
+    @torch.no_grad()
+    def generate_with_masks(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.LongTensor | None = None,
+        image_cache: ImageCache | None = None,
+        phrase_finder: PhraseFinder | None = None,
+        reject_threshold: float | None = None,
+        return_dict: bool = True,
+        **kwargs,
+    ) -> AttendAndSegmentOutput | tuple:
+        r"""
+        Writes the answers, with the KV cache on, keeps one map per token, and draws a mask for every phrase.
+
+        Args:
+            input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Prompts, padded on the left.
+            image_index, image_cache: As in `forward`.
+            phrase_finder (`Callable`, *optional*): As in `forward`.
+            reject_threshold (`float`, *optional*):
+                Reject phrases for whose mask the segmenter's own score is lower.
+            return_dict (`bool`): `False` returns a tuple of the fields that are set.
+            kwargs:
+                The images, grids and options as in `forward`, and anything that [`~GenerationMixin.generate`] takes:
+                `max_new_tokens`, `num_beams`, `do_sample`, `num_return_sequences`, `streamer`, ...
+
+        Returns:
+            [`AttendAndSegmentOutput`] with `sequences`.
+
+        Raises:
+            ValueError: For ways of decoding in which a pass is not one token, and as in `forward`.
+        """
+        options, kwargs = self._take_options(kwargs)
+        kwargs.pop("answer_ranges", None)
+        grids = _given_grids(*(kwargs.pop(name, None) for name in _GRID_NAMES))
+        settings = kwargs.get("generation_config") or self.generation_config
+        for name in _UNSUPPORTED:
+            if kwargs.get(name) is not None or getattr(settings, name, None) is not None:
+                raise ValueError(
+                    f"{name} predicts several tokens per pass, so no map belongs to each; leave it unset."
+                )
+        if (kwargs.get("guidance_scale") or getattr(settings, "guidance_scale", None) or 1) != 1:
+            raise ValueError("guidance_scale runs a second pass per step and is not supported; leave it unset.")
+
+        images, image_index, kwargs = self._generation_images(input_ids, image_index, image_cache, kwargs)
+        if images is None:
+            raise ValueError("A picture is needed to point at: pass `pixel_values`, or an `image_cache`.")
+        found = self._grids(grids, images, input_ids, image_index)
+        columns = ImageColumns.find(input_ids, self.config.image_token_id, found.tokens)
+        collector = AttentionMapCollector(self.vlm, columns, options["heads"], options["attention_layers"])
+        stop_ids = _stop_ids(kwargs.get("eos_token_id", settings.eos_token_id))
+        if kwargs.get("generation_config") is None:
+            kwargs["return_dict_in_generate"] = True
+        else:
+            kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])
+            kwargs["generation_config"].return_dict_in_generate = True
+        with reduce_attentions(collector):
+            generated = self._generate(input_ids, attention_mask, images, image_index, [collector], kwargs)
+
+        sequences, start = generated.sequences, input_ids.shape[1]
+        per_input = len(sequences) // len(input_ids)
+        source = [row // per_input for row in range(len(sequences))]
+        pad_id = kwargs.get("pad_token_id", settings.pad_token_id)
+        answers = [_answer_ids(row[start:].tolist(), stop_ids, pad_id) for row in sequences]
+        beam_indices = generated.get("beam_indices")
+        maps = []
+        for row, answer in enumerate(answers):
+            running = torch.full((len(answer),), row)
+            if beam_indices is not None:
+                running = beam_indices[row, : len(answer)]
+            cells = collector.maps_of(running, start, source[row])
+            maps.append(cells.reshape(-1, *found.sizes[source[row]]))
+        index = torch.tensor(source, device=image_index.device)
+        rows = Grids(
+            [found.sizes[row] for row in source], found.boxes[index.cpu()], [found.tokens[row] for row in source]
+        )
+        drawn = self._segment(maps, answers, rows, images, image_index[index], phrase_finder, options)
+        if reject_threshold is not None and "rejected" in drawn:
+            drawn["rejected"] = [scores < reject_threshold for scores in drawn["mask_scores"]]
+        output = AttendAndSegmentOutput(
+            sequences=sequences,
+            sequences_scores=generated.get("sequences_scores"),
+            past_key_values=generated.get("past_key_values"),
+            **drawn,
+        )
+        return output if return_dict else output.to_tuple()
+
+    # ---- from maps to masks -------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def segment_maps(
+        self,
+        attention_maps: Sequence[torch.FloatTensor],
+        groups: Sequence[Sequence[Sequence[int]]],
+        image_cache: ImageCache,
+        image_index: torch.LongTensor | None = None,
+        grid_boxes: torch.FloatTensor | None = None,
+        **options,
+    ) -> AttendAndSegmentOutput:
+        r"""
+        Draws from maps that were kept from earlier, without the language model.
+
+        Args:
+            attention_maps (`Sequence[torch.FloatTensor]` of shapes `(tokens, grid_rows, grid_columns)`):
+                One entry per row, as in the output of `generate_with_masks`.
+            groups (`Sequence[Sequence[Sequence[int]]]`): Per row the tokens of each phrase.
+            image_cache ([`ImageCache`]): From `encode_image`; holds the segmenter's view.
+            image_index (`torch.LongTensor` of shape `(rows,)`, *optional*): The image of each row.
+            grid_boxes (`torch.FloatTensor` of shape `(rows, 4)`, *optional*):
+                What each grid covers; by default what the cache knows, else the whole picture.
+            options: Fields of the configuration that shall differ, as in `forward`.
+
+        Returns:
+            [`AttendAndSegmentOutput`] without text.
+        """
+        options, unknown = self._take_options(options)
+        if unknown:
+            raise ValueError(f"Unknown options {sorted(unknown)}; allowed are {', '.join(_OPTION_NAMES)}.")
+        image_index = resolve_image_index(image_index, len(attention_maps), image_cache.num_images, self.device)
+        if grid_boxes is None and image_cache.grids:
+            grid_boxes = image_cache.grids["grid_boxes"][image_index.to(image_cache.grids["grid_boxes"].device)]
+        if grid_boxes is None:
+            sizes = self._picture_sizes(image_cache, image_index)
+            grid_boxes = torch.tensor([[0.0, 0.0, float(width), float(height)] for height, width in sizes])
+        grids = Grids(
+            [tuple(maps.shape[1:]) for maps in attention_maps], torch.as_tensor(grid_boxes).float().cpu(), []
+        )
+        phrases = [[TokenGroup(tuple(tokens)) for tokens in row] for row in groups]
+        return AttendAndSegmentOutput(
+            **self._draw_phrases(list(attention_maps), phrases, grids, image_cache, image_index, options)
+        )
+
+    def _segment(
+        self,
+        maps: list[torch.FloatTensor],
+        answers: list[list[int]],
+        grids: Grids,
+        images: ImageCache,
+        image_index: torch.LongTensor,
+        phrase_finder: PhraseFinder | None,
+        options: dict,
+    ) -> dict:
+        if phrase_finder is None:
+            return {"attention_maps": maps, "grid_boxes": grids.boxes}
+        phrases = [list(phrase_finder(answer)) for answer in answers]
+        return self._draw_phrases(maps, phrases, grids, images, image_index, options)
+
+    def _draw_phrases(
+        self,
+        maps: list[torch.FloatTensor],
+        phrases: list[list],
+        grids: Grids,
+        images: ImageCache,
+        image_index: torch.LongTensor,
+        options: dict,
+    ) -> dict:
+        """Everything that the output says about phrases."""
+        scores = [
+            group_maps(
+                row_maps, [phrase.tokens for phrase in row], options["subtract_mean"], options["remove_corners"]
+            )
+            for row_maps, row in zip(maps, phrases, strict=True)
+        ]
+        counts = [len(row) for row in phrases]
+        slot_images = torch.repeat_interleave(image_index.cpu(), torch.tensor(counts))
+        pointers = []
+        for row, row_scores in enumerate(scores):
+            if not len(row_scores):
+                continue
+            pointers += self._pointers(row_scores, grids.boxes[row].tolist(), images, int(image_index[row]), options)
+        masks, iou_scores = self._draw_pointers(pointers, images, slot_images)
+        if options["mask_choice"] == "best":
+            chosen = iou_scores.argmax(dim=1)
+        else:
+            chosen = torch.full((len(iou_scores),), iou_scores.shape[1] - 1, device=iou_scores.device)
+        every = torch.arange(len(chosen), device=chosen.device)
+
+        def per_row(values: torch.Tensor) -> list[torch.Tensor]:
+            return list(values.split(counts))
+
+        output = {
+            "attention_maps": maps,
+            "phrases": phrases,
+            "phrase_maps": scores,
+            "grid_boxes": grids.boxes,
+            "pred_masks": per_row(masks[every, chosen]),
+            "mask_scores": per_row(iou_scores[every, chosen]),
+            "candidate_masks": per_row(masks),
+            "candidate_scores": per_row(iou_scores),
+            "slot_probs": per_row(torch.ones_like(every, dtype=torch.float32)),
+            "rejected": per_row(torch.zeros_like(every, dtype=torch.bool)),
+        }
+        for name in ("points", "boxes"):
+            if name in _NEEDS[options["prompt"]]:
+                width = 2 if name == "points" else 4
+                values = [pointer[name] for pointer in pointers]
+                output[name] = per_row(torch.tensor(values, dtype=torch.long).reshape(-1, width))
+        return output
+
+    def _pointers(
+        self,
+        scores: torch.FloatTensor,
+        grid_box: Sequence[float],
+        images: ImageCache,
+        image: int,
+        options: dict,
+    ) -> list[dict]:
+        """What the segmenter gets for each phrase: in pixels of the picture, and in those of its view."""
+        if images.original_sizes is None or images.sam_resized_sizes is None:
+            raise ValueError("Pointing needs `original_sizes` and `sam_resized_sizes` as the processor returns them.")
+        height, width = images.original_sizes[image].tolist()
+        resized_height, resized_width = images.sam_resized_sizes[image].tolist()
+        # As in SAM's ResizeLongestSide: rounding of the resized size included, no half pixel added.
+        scale = (resized_width / width, resized_height / height)
+        side_height, side_width = images.sam_pixel_values.shape[-2:] if images.sam_pixel_values is not None else (0, 0)
+        squashed = (resized_height, resized_width) == (side_height, side_width) and height != width
+        needs, pointers = _NEEDS[options["prompt"]], []
+        for score in scores:  # one at a time: at full size they may be large
+            full = upsample_map(score, grid_box, (height, width))
+            pointer = {}
+            if "points" in needs:
+                x, y = pointer["points"] = peak(full)
+                pointer["view_points"] = (x * scale[0], y * scale[1])
+            if "boxes" in needs or "masks" in needs:
+                full = full / options["attention_temperature"]
+            if "boxes" in needs:
+                box = pointer["boxes"] = box_above(full, options["box_threshold"])
+                pointer["view_boxes"] = tuple(edge * scale[place % 2] for place, edge in enumerate(box))
+            if "masks" in needs:
+                edge = segmenter_adapter(self.segmenter).mask_size
+                pointer["view_masks"] = mask_prompt(full, edge, keeps_aspect=not squashed)
+            pointers.append(pointer)
+        return pointers
+
+    def _draw_pointers(
+        self, pointers: list[dict], images: ImageCache, slot_images: torch.LongTensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mask logits `(phrases, candidates, h, w)` and scores `(phrases, candidates)` of all rows."""
+        segmenter = segmenter_adapter(self.segmenter)
+        like = {"device": self.segmenter.device, "dtype": self.segmenter.dtype}
+        if not pointers:
+            return torch.zeros(0, 3, *segmenter.mask_size, **like), torch.zeros(0, 3, **like)
+        masks, scores = [], []
+        for start in range(0, len(pointers), _DRAWN_AT_ONCE):
+            part = pointers[start : start + _DRAWN_AT_ONCE]
+            prompts = {
+                name: torch.tensor([pointer[f"view_{name}"] for pointer in part], **like)
+                for name in ("points", "boxes")
+                if f"view_{name}" in part[0]
+            }
+            if "view_masks" in part[0]:
+                prompts["masks"] = torch.stack([pointer["view_masks"] for pointer in part]).to(**like)
+            features = self._segmenter_features(images, slot_images[start : start + _DRAWN_AT_ONCE])
+            drawn = segmenter.draw(features, **prompts)
+            masks.append(drawn[0])
+            scores.append(drawn[1])
+        return torch.cat(masks), torch.cat(scores)
+
+    def _take_options(self, kwargs: dict) -> tuple[dict, dict]:
+        """The fields of the configuration, those given in the call first; and the other keyword arguments."""
+        options = {name: getattr(self.config, name) for name in _OPTION_NAMES}
+        options["mask_choice"] = self.config.chosen_mask
+        given = {name: kwargs[name] for name in _OPTION_NAMES if kwargs.get(name) is not None}
+        for name, value in given.items():
+            check_pointing_option(name, value)
+        return {**options, **given}, {name: value for name, value in kwargs.items() if name not in _OPTION_NAMES}
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """Places of a phrase's tokens in its answer."""
+
+    tokens: tuple[int, ...]
+
+
+_NEEDS = {"point": ("points",), "box": ("boxes",), "mask": ("masks",), "mask_and_box": ("masks", "boxes")}
+
+
+def _given_grids(grid_sizes, grid_boxes, grid_tokens) -> dict[str, torch.Tensor]:
+    values = dict(zip(_GRID_NAMES, (grid_sizes, grid_boxes, grid_tokens), strict=True))
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _check_ranges(answer_ranges: torch.LongTensor, input_ids: torch.LongTensor) -> list[tuple[int, int]]:
+    ranges = [(int(start), int(stop)) for start, stop in answer_ranges]
+    if len(ranges) != len(input_ids) or any(not 1 <= start <= stop <= input_ids.shape[1] for start, stop in ranges):
+        raise ValueError(
+            f"answer_ranges {ranges} must name one range per row ({len(input_ids)}) behind its first position and "
+            f"within the {input_ids.shape[1]} of input_ids."
+        )
+    return ranges
+
+
+def _predicting_positions(ranges: list[tuple[int, int]]) -> torch.LongTensor:
+    """Positions that predict each answer's tokens, `(rows, longest answer)`; short rows are filled with 0."""
+    longest = max(1, max(stop - start for start, stop in ranges))
+    positions = torch.zeros(len(ranges), longest, dtype=torch.long)
+    for row, (start, stop) in enumerate(ranges):
+        positions[row, : stop - start] = torch.arange(start - 1, stop - 1)
+    return positions
+
+
+def _stop_ids(eos_token_id: int | Sequence[int] | torch.Tensor | None) -> set[int]:
+    if eos_token_id is None:
+        return set()
+    if isinstance(eos_token_id, torch.Tensor):
+        eos_token_id = eos_token_id.tolist()
+    return {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
+
+
+def _answer_ids(new_ids: list[int], stop_ids: set[int], pad_id: int | None) -> list[int]:
+    """
+    The ids a row has written, its end token included: that one has a map too, and takes part in the mean, as in the
+    released code. What fills the row up behind it belongs to no step of this row.
+    """
+    for place, token_id in enumerate(new_ids):
+        if token_id in stop_ids:
+            return new_ids[: place + 1]
+    while new_ids and new_ids[-1] == pad_id:
+        new_ids = new_ids[:-1]
+    return new_ids
+
+
+__all__ = ["AttendAndSegmentModel"]
