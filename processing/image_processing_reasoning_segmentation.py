@@ -71,6 +71,9 @@ class ReasoningSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
         Mean per channel of the segmenter's view, for values in 0..1.
     segmenter_image_std (`float` or `list[float]`, *optional*):
         Standard deviation per channel of the segmenter's view, for values in 0..1.
+    squash_first (`bool`, *optional*):
+        Whether to squash the picture to the segmenter's view before anything else and to make the view of the
+        vision-language model from that, as IVM does. Needs a `segmenter_size` with height and width.
     max_image_pixels (`int`, *optional*):
         Largest allowed height x width of an input picture.
     """
@@ -79,6 +82,7 @@ class ReasoningSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     segmenter_resample: PILImageResampling | int | None
     segmenter_image_mean: float | list[float] | tuple[float, ...] | None
     segmenter_image_std: float | list[float] | tuple[float, ...] | None
+    squash_first: bool | None
     max_image_pixels: int | None
 
 
@@ -221,6 +225,7 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
     segmenter_resample = PILImageResampling.BILINEAR
     segmenter_image_mean = IMAGENET_DEFAULT_MEAN
     segmenter_image_std = IMAGENET_DEFAULT_STD
+    squash_first = False
     valid_kwargs = ReasoningSegmentationImageProcessorKwargs
     model_input_names = ["pixel_values", "sam_pixel_values", "original_sizes", "sam_resized_sizes"]
 
@@ -271,6 +276,9 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
             input_data_format=input_data_format,
             max_image_pixels=max_image_pixels,
         )
+        original_sizes = [list(image.shape[-2:]) for image in images]
+        if kwargs["squash_first"]:
+            images = [_squash(image, kwargs["segmenter_size"], kwargs["segmenter_resample"]) for image in images]
         trimmed = [self._resize_visible_part(image, max_image_pixels, **kwargs) for image in images]
         data = dict(self._preprocess(trimmed, return_tensors=None, **kwargs))
         rgb_images = [np.repeat(image, 3, axis=0) if image.shape[0] == 1 else image[:3] for image in images]
@@ -283,6 +291,7 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
                 kwargs["segmenter_image_std"],
             )
         )
+        data["original_sizes"] = original_sizes
         return BatchFeature(data, tensor_type=return_tensors)
 
     def _resize_visible_part(
@@ -353,6 +362,22 @@ def _resized_size(height: int, width: int, size: dict[str, int] | SizeDict) -> t
         return target_height, target_width
     scale = target_height / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
+
+
+def _squash(image: np.ndarray, size: dict[str, int] | SizeDict, resample: PILImageResampling | int) -> np.ndarray:
+    """Resize a picture `(channels, height, width)` to the segmenter's view, whatever its proportions.
+
+    Raises:
+        ValueError: `size` keeps the aspect ratio.
+    """
+    if "longest_edge" in dict(size):
+        raise ValueError(
+            f"squash_first=True needs segmenter_size={{'height': N, 'width': N}}; {dict(size)} keeps the aspect ratio."
+        )
+    height, width = _target_size(size)
+    # channel by channel, which gives the same values and takes any number of them
+    channels = [Image.fromarray(channel) for channel in np.ascontiguousarray(image)]
+    return np.stack([np.asarray(channel.resize((width, height), resample)) for channel in channels])
 
 
 def segmenter_view(

@@ -33,6 +33,9 @@ class Segment:
             Probability that the slot is `[SEG]` rather than `[REJ]`; 1.0 for models without `[REJ]`.
         rejected (`bool`):
             Whether the model says that nothing in the picture fits the phrase.
+        heatmap (`np.ndarray`, *optional*):
+            Systems that rate every pixel (IVM): float32 in 0..1, of shape `(height, width)`, from which the mask was
+            made.
     """
 
     label: str | None = None
@@ -41,6 +44,7 @@ class Segment:
     score: float = 0.0
     slot_prob: float = 1.0
     rejected: bool = False
+    heatmap: np.ndarray | None = None
 
     @property
     def area(self) -> int:
@@ -51,10 +55,7 @@ class Segment:
     def box_xyxy(self) -> tuple[int, int, int, int] | None:
         """`tuple[int, int, int, int]`: box `(x1, y1, x2, y2)` in pixels of the picture; x2 and y2 lie behind the last
         pixel, so that the width is x2 - x1. None without a mask or with an empty one."""
-        if self.area == 0:
-            return None
-        columns, rows = np.flatnonzero(self.mask.any(axis=0)), np.flatnonzero(self.mask.any(axis=1))
-        return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+        return None if self.mask is None else mask_box(self.mask)
 
     @property
     def rle(self) -> dict[str, Any] | None:
@@ -87,6 +88,11 @@ class SegmentationResult:
     text: str
     segments: list[Segment]
     image_size: tuple[int, int]
+
+    @property
+    def heatmap(self) -> np.ndarray | None:
+        """`np.ndarray`: heat-map of the first segment, of systems that rate every pixel; None for others."""
+        return self.segments[0].heatmap if self.segments else None
 
     def to_coco(self, image_id: int = 0, category_id: int = 1) -> list[dict[str, Any]]:
         """Return the segments that are not rejected in COCO's results format.
@@ -217,6 +223,14 @@ def post_process_masks(
     return masks
 
 
+def mask_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
+    """Return the box `(x1, y1, x2, y2)` of a bool mask, x2 and y2 behind the last pixel; None for an empty mask."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(columns):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
 def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
     """Encode a mask as COCO's compressed run lengths.
 
@@ -243,4 +257,4 @@ def _size_pair(size: Any) -> tuple[int, int]:
     return int(height), int(width)
 
 
-__all__ = ["Segment", "SegmentationResult", "mask_to_rle", "post_process_masks"]
+__all__ = ["Segment", "SegmentationResult", "mask_box", "mask_to_rle", "post_process_masks"]

@@ -91,7 +91,7 @@ class SlotReader:
             )
         source = [row // (num_rows // num_inputs) for row in range(num_rows)]
         answers = self._answers(output, inputs, rows, source)
-        sizes = self._sizes(inputs, original_sizes, source)
+        sizes = self.sizes(inputs, original_sizes, source)
 
         results = []
         for row, answer in enumerate(answers):
@@ -183,7 +183,8 @@ class SlotReader:
 
     # ---- pictures -----------------------------------------------------------------------------------------------
 
-    def _sizes(self, inputs: Mapping[str, Any], original_sizes: Any, source: list[int]) -> list[MaskSizes]:
+    def sizes(self, inputs: Mapping[str, Any], original_sizes: Any, source: list[int]) -> list[MaskSizes]:
+        """Sizes of each row of the output, whose entry of `source` is the row of the inputs it belongs to."""
         given = inputs.get("original_sizes")
         wanted = original_sizes if original_sizes is not None else given
         if wanted is None:

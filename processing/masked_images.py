@@ -1,0 +1,238 @@
+"""Hide what a heat-map does not mark: threshold, widen, soften, paint over or cut out."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageColor
+
+from .image_loading import load_rgb_image
+from .segments import mask_box
+
+
+# IVM.forward_batch of the original: kernels of twice 5 % of the height plus one, white over the rest, threshold 0.1.
+DEFAULT_SPREAD = 0.05
+DEFAULT_COLOR = (255, 255, 255)
+DEFAULT_THRESHOLD = 0.1
+# Columns that are blurred at a time, so that all passes over them stay in the cache.
+_STRIP = 512
+
+
+@dataclass
+class MaskedImage:
+    """A picture of which only what matters is left.
+
+    Args:
+        heatmap (`np.ndarray`): float32 in 0..1, of shape `(height, width)`: how much each pixel matters.
+        mask (`np.ndarray`): bool, of shape `(height, width)`: where the heat-map exceeds the threshold.
+        weights (`np.ndarray`):
+            float32 in 0..1, of shape `(height, width)`: the mask widened and softened; 1 shows the picture, 0 the
+            overlay colour. All 1 where nothing was found.
+        pixels (`np.ndarray`): float32, of shape `(height, width, 3)`: the masked picture before it is rounded, 0..255.
+        found (`bool`):
+            Whether the mask covers enough. If not, the whole picture is kept, as the original does: a picture without
+            anything in it helps no model.
+        threshold (`float`): The threshold of `mask`.
+    """
+
+    heatmap: np.ndarray
+    mask: np.ndarray
+    weights: np.ndarray
+    pixels: np.ndarray
+    found: bool
+    threshold: float
+
+    @property
+    def masked_image(self) -> Image.Image:
+        """`PIL.Image.Image`: the masked picture, mode RGB."""
+        return Image.fromarray(np.rint(np.clip(self.pixels, 0, 255)).astype(np.uint8))
+
+    @property
+    def crop(self) -> Image.Image:
+        """`PIL.Image.Image`: `masked_image` cut to `crop_box_xyxy`."""
+        return self.masked_image.crop(self.crop_box_xyxy)
+
+    @property
+    def crop_box_xyxy(self) -> tuple[int, int, int, int]:
+        """`tuple[int, int, int, int]`: what `crop` shows, `(x1, y1, x2, y2)` with x2 and y2 behind the last pixel: the
+        box of all that is not fully painted over, the whole picture where nothing was found."""
+        height, width = self.mask.shape
+        return mask_box(self.weights > 0) or (0, 0, width, height)
+
+    @property
+    def box_xyxy(self) -> tuple[int, int, int, int] | None:
+        """`tuple[int, int, int, int]`: box of `mask`, `(x1, y1, x2, y2)` with x2 and y2 behind the last pixel; `None`
+        where no pixel exceeds the threshold."""
+        return mask_box(self.mask)
+
+    @property
+    def kept_ratio(self) -> float:
+        """`float`: share of the pixels that exceed the threshold, 0..1."""
+        return float(self.mask.mean())
+
+
+def mask_image(
+    image: Any,
+    heatmap: np.ndarray,
+    threshold: float = DEFAULT_THRESHOLD,
+    overlay_color: Any = DEFAULT_COLOR,
+    dilate: float = DEFAULT_SPREAD,
+    blur: float = DEFAULT_SPREAD,
+    min_kept_ratio: float = 0.0,
+) -> MaskedImage:
+    """Paint over what a heat-map does not mark, as the original IVM does (forward_batch in IVM.py).
+
+    Args:
+        image: the picture the heat-map belongs to, of any kind `load_rgb_image` reads.
+        heatmap (`np.ndarray`): values in 0..1, of shape `(height, width)` of the upright picture.
+        threshold (`float`, *optional*, defaults to 0.1): pixels with a larger value are kept.
+        overlay_color (*optional*, defaults to white): `(red, green, blue)` with values in 0..255, or a name or hex
+            code that Pillow knows.
+        dilate (`float`, *optional*, defaults to 0.05): how far the mask is widened, as a share of the height.
+        blur (`float`, *optional*, defaults to 0.05): radius over which its edge is softened, as a share of the height.
+        min_kept_ratio (`float`, *optional*, defaults to 0.0): keep the whole picture where a smaller share of it
+            exceeds the threshold; a picture where nothing does is always kept whole.
+
+    Returns:
+        `MaskedImage`
+
+    Raises:
+        ValueError: The sizes differ, or an option is out of its range.
+    """
+    for name, value, largest in (
+        ("threshold", threshold, 1.0),
+        ("min_kept_ratio", min_kept_ratio, 1.0),
+        ("dilate", dilate, 0.5),
+        ("blur", blur, 0.5),
+    ):
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= largest:
+            raise ValueError(f"{name} is {value!r}. It must lie in 0..{largest:g}.")
+    color = read_color(overlay_color)
+    pixels = np.asarray(load_rgb_image(image)).astype(np.float32)
+    heatmap = np.asarray(heatmap, dtype=np.float32)
+    if heatmap.shape != pixels.shape[:2]:
+        raise ValueError(
+            f"The heat-map has the shape {heatmap.shape}, the picture {pixels.shape[:2]} (height, width). Pass the "
+            "picture that the heat-map was made for."
+        )
+    mask = heatmap > np.float32(threshold)
+    found = bool(mask.any()) and float(mask.mean()) >= min_kept_ratio
+    if not found:
+        return MaskedImage(heatmap, mask, np.ones_like(heatmap), pixels, found, float(threshold))
+    height = len(mask)
+    weights = blur_mask(dilate_mask(mask, int(height * dilate)), int(height * blur))
+    # in float32 and in this order, so that the values are the original's to the last bit
+    painted = pixels * weights[..., None] + color * (np.float32(1) - weights)[..., None]
+    return MaskedImage(heatmap, mask, weights, painted, found, float(threshold))
+
+
+def dilate_mask(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Widen a mask to every pixel whose square of `2 * radius + 1` pixels touches it.
+
+    Args:
+        mask (`np.ndarray`): bool, of shape `(height, width)`.
+        radius (`int`): in pixels; 0 changes nothing.
+
+    Returns:
+        `np.ndarray`: bool, of the same shape.
+    """
+    for axis in (0, 1) if radius else ():
+        # how many pixels of the window are set, from running sums: the work does not depend on the radius
+        size = mask.shape[axis]
+        margin = [(radius + 1, radius) if other == axis else (0, 0) for other in (0, 1)]
+        sums = np.cumsum(np.pad(mask, margin), axis=axis, dtype=np.int32)
+        last, first = range(2 * radius + 1, 2 * radius + 1 + size), range(size)
+        mask = np.take(sums, last, axis) > np.take(sums, first, axis)
+    return mask
+
+
+def gaussian_weights(radius: int) -> np.ndarray:
+    """Weights of a Gaussian of `2 * radius + 1` pixels, float32; the deviation is OpenCV's for that size."""
+    deviation = 0.3 * (radius - 1) + 0.8
+    distance = np.arange(-radius, radius + 1, dtype=np.float64)
+    weights = np.exp(-(distance**2) / (2 * deviation**2))
+    return (weights / weights.sum()).astype(np.float32)
+
+
+def blur_mask(mask: np.ndarray, radius: int) -> np.ndarray:
+    """Soften a mask's edge with a Gaussian, pictures mirrored at their borders.
+
+    Sums run in float32 in the order of OpenCV's filters for float pictures (rows from left to right, columns from the
+    middle outwards with fused multiply-adds), so that weights are equal to the original's to the last bit.
+
+    Args:
+        mask (`np.ndarray`): bool, of shape `(height, width)`.
+        radius (`int`): in pixels; 0 changes nothing.
+
+    Returns:
+        `np.ndarray`: float32 in 0..1, of the same shape.
+    """
+    blurred = np.zeros(mask.shape, np.float32)
+    box = mask_box(mask)
+    if not radius or box is None:
+        blurred[mask] = 1
+        return blurred
+    weights = gaussian_weights(radius)
+    # Further away from the mask everything stays 0; mirrored pixels come from no further than the radius.
+    height, width = mask.shape
+    left, right = max(0, box[0] - radius), min(width, box[2] + radius)
+    top, bottom = max(0, box[1] - radius), min(height, box[3] + radius)
+    rows = _mirrored(np.arange(top - radius, bottom + radius), height)
+    columns = _mirrored(np.arange(left - radius, right + radius), width)
+    for start in range(0, right - left, _STRIP):
+        stop = min(start + _STRIP, right - left)
+        source = mask[np.ix_(rows, columns[start : stop + 2 * radius])]
+        strip = np.zeros((len(rows), stop - start), np.float32)
+        for place, weight in enumerate(weights):
+            strip += weight * source[:, place : place + stop - start]
+        blurred[top:bottom, left + start : left + stop] = _blur_columns(strip, weights, bottom - top)
+    return blurred
+
+
+def _blur_columns(strip: np.ndarray, weights: np.ndarray, height: int) -> np.ndarray:
+    radius = len(weights) // 2
+    total = weights[radius] * strip[radius : radius + height]
+    for distance in range(1, radius + 1):
+        below, above = radius + distance, radius - distance
+        pair = strip[below : below + height] + strip[above : above + height]
+        # A product of two float32 is exact in float64, so this rounds once, as a fused multiply-add does.
+        total = (pair * np.float64(weights[below]) + total.astype(np.float64)).astype(np.float32)
+    return total
+
+
+def _mirrored(places: np.ndarray, size: int) -> np.ndarray:
+    """Indices beyond a border taken back into the picture, the border pixel itself not repeated."""
+    if size == 1:
+        return np.zeros_like(places)
+    period = 2 * (size - 1)
+    places = np.mod(places, period)
+    return np.where(places < size, places, period - places)
+
+
+def read_color(color: Any) -> np.ndarray:
+    """
+    Args:
+        color: `(red, green, blue)` with values in 0..255, or a name or hex code that Pillow knows.
+
+    Returns:
+        `np.ndarray`: float32, of shape `(3,)`.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    problem = f"The colour {color!r} was given. Give three numbers in 0..255 (red, green, blue) or a name or hex code."
+    if isinstance(color, str):
+        try:
+            color = ImageColor.getrgb(color)[:3]
+        except ValueError:
+            raise ValueError(problem) from None
+    values = np.asarray(color) if isinstance(color, (tuple, list, np.ndarray)) else None
+    if values is None or values.shape != (3,) or not np.issubdtype(values.dtype, np.number):
+        raise ValueError(problem)
+    if not all(math.isfinite(value) and 0 <= value <= 255 for value in values):
+        raise ValueError(problem)
+    return values.astype(np.float32)
+
+
+__all__ = ["MaskedImage", "blur_mask", "dilate_mask", "gaussian_weights", "mask_image", "read_color"]

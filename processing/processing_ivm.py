@@ -1,0 +1,328 @@
+"""IVM's processor: one instruction and one squashed picture in, one heat-map and one masked picture out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import Unpack
+
+from .chat_templates import IMAGE_TOKEN
+from .masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage, mask_image
+from .processing_lisa import LisaProcessor
+from .prompt_rows import PromptRow, read_image_index, read_images, read_phrases
+from .prompted_processor import ReasoningSegmentationProcessorKwargs
+from .segments import Segment, SegmentationResult, post_process_masks
+from .slot_results import SlotReader
+
+
+# LLaVA-1.5's turns without a system message, but for the white space around the second line break, which is IVM's own.
+IVM_CHAT_TEMPLATE = """
+{%- macro text_of(content) -%}
+  {%- if content is string -%}{{ content }}{%- else -%}
+    {%- for part in content -%}{%- if part['type'] == 'text' -%}{{ part['text'] }}{%- endif -%}{%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' -%}
+    {{- 'USER: ' -}}
+    {%- if message['content'] is not string -%}
+      {%- for part in message['content'] -%}
+        {%- if part['type'] == 'image' -%}{{ '<image>\\n' }}{%- endif -%}
+      {%- endfor -%}
+    {%- endif -%}
+    {{- text_of(message['content']) + ' \\n ' -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {{- 'ASSISTANT:' -}}
+    {%- generation -%}{{- ' ' + text_of(message['content']) + '</s>' -}}{%- endgeneration -%}
+  {%- else -%}
+    {{- raise_exception('Roles are user and assistant.') -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
+""".strip()
+
+
+class IvmProcessorKwargs(ReasoningSegmentationProcessorKwargs, total=False):
+    pass
+
+
+@dataclass(frozen=True)
+class InstructionRow(PromptRow):
+    """
+    One row of a batch as text: one instruction about one picture.
+
+    Args:
+        request (`int`): Which of the given rows asked for it; several phrases of one row become rows of their own.
+        label (`str`): The instruction, as given.
+    """
+
+    request: int = 0
+    label: str | None = None
+
+
+class IvmProcessor(LisaProcessor):
+    r"""
+    Turns pictures and instructions into inputs of [`IvmForVisualMasking`], and its outputs into heat-maps, segments
+    and masked pictures.
+
+    The model writes no text and reads no answer: `text` is the instruction, and `phrases` are as many instructions,
+    each a row of its own that shares the picture.
+
+    Args:
+        image_processor ([`ReasoningSegmentationImageProcessor`]):
+            Makes both views of the squashed picture (`squash_first=True`).
+        tokenizer (`PreTrainedTokenizerBase`): Knows `image_token`.
+        patch_size (`int`): Side of CLIP's patches in pixels.
+        vision_feature_select_strategy (`str`): `"default"` leaves CLIP's class token out, `"full"` keeps it.
+        chat_template (`str` or `dict`, *optional*): Jinja template; IVM's wording by default.
+        image_token (`str`): What stands for a picture in texts.
+        num_additional_image_tokens (`int`): Tokens that CLIP adds to its patches; 1 for the class token.
+
+    Example:
+        ```python
+        inputs = processor(images=image, text="pick up the red cup", return_tensors="pt")
+        output = model(**inputs)
+        masked = processor.post_process_masking(output, inputs, [image], threshold=0.5)[0]
+        masked.masked_image.save("masked.png")
+        ```
+    """
+
+    valid_processor_kwargs = IvmProcessorKwargs
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        chat_template=None,
+        image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=1,
+        **kwargs,
+    ):
+        super().__init__(
+            image_processor,
+            tokenizer,
+            patch_size=patch_size,
+            vision_feature_select_strategy=vision_feature_select_strategy,
+            chat_template=IVM_CHAT_TEMPLATE if chat_template is None else chat_template,
+            image_token=image_token,
+            num_additional_image_tokens=num_additional_image_tokens,
+            template=None,
+            seg_token=None,
+        )
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        answer: str | list[str] | None = None,
+        phrases: list[list[str]] | None = None,
+        image_index: list[int] | None = None,
+        **kwargs: Unpack[IvmProcessorKwargs],
+    ) -> BatchFeature:
+        r"""
+        Args:
+            images (`ImageInput`):
+                One picture per row, or one for all rows; of any kind that `load_rgb_image` reads.
+            text (`str` or `list[str]`, *optional*):
+                The instruction. A text that holds the image token is the whole prompt and stays as it is.
+            answer: IVM reads none; only there for the common interface.
+            phrases (`list[list[str]]`, *optional*):
+                Instructions, instead of `text`. Each becomes a row of the inputs; `post_process_segmentation` gives
+                one result per given row, with a segment per phrase.
+            image_index (`list[int]`, *optional*): The image of each given row, where rows share images.
+            kwargs: Further arguments of the tokenizer and of the image processor.
+
+        Returns:
+            [`ReasoningSegmentationInputs`]: `input_ids`, `attention_mask`, `pixel_values`, `sam_pixel_values`,
+            `original_sizes`, `sam_resized_sizes`, and `image_index` where rows share images.
+
+        Raises:
+            ValueError: If an answer or labels are asked for, or texts, phrases and images do not match.
+        """
+        if answer is not None or kwargs.get("return_labels"):
+            raise ValueError(
+                "IVM writes no answer, so it takes neither `answer` nor `return_labels`. Give the instruction as "
+                "`text`; targets are passed to the model as `mask_labels`."
+            )
+        if phrases is not None and text is None:
+            rows = read_phrases(phrases)
+            if images is not None and any(len(row) > 1 for row in rows):
+                images = read_images(images)
+                index = read_image_index(image_index, len(rows), len(images)) or range(len(rows))
+                image_index = [place for row, place in zip(rows, index, strict=True) for _ in row]
+            phrases = rows
+        return super().__call__(images=images, text=text, phrases=phrases, image_index=image_index, **kwargs)
+
+    def _prompt_rows(
+        self, text: Any, answer: Any, phrases: Any, apply_template: bool | None, has_images: bool
+    ) -> list[PromptRow]:
+        if phrases is None:
+            rows = super()._prompt_rows(text, answer, None, apply_template, has_images)
+            labels = [text] if isinstance(text, str) else list(text)
+            requests = range(len(rows))
+        else:
+            if text is not None:
+                raise ValueError("`phrases` are instructions, as `text` is. Give either of them.")
+            if apply_template is False:
+                raise ValueError("`phrases` needs the chat template; apply_template=False is for whole prompts.")
+            labels = [phrase for row in phrases for phrase in row]
+            requests = [place for place, row in enumerate(phrases) for _ in row]
+            rows = []
+            for label in labels:
+                if not label.strip() or self.image_token in label:
+                    problem = f"holds {self.image_token}" if label.strip() else "is empty"
+                    raise ValueError(f"The phrase {label!r} {problem}. Give the name or description of something.")
+                rows.append(replace(self._prompt_row(label.strip(), None, True, has_images), phrases=(label,)))
+        return [
+            InstructionRow(row.conversation, row.phrases, row.answer_start, request=request, label=label)
+            for row, request, label in zip(rows, requests, labels, strict=True)
+        ]
+
+    def post_process_heatmaps(
+        self,
+        output: Mapping[str, Any],
+        inputs: Mapping[str, Any] | None = None,
+        original_sizes: Any = None,
+        through_square: bool = True,
+    ) -> list[np.ndarray]:
+        r"""
+        Args:
+            output ([`ReasoningSegmentationOutput`]): What the model returned.
+            inputs ([`ReasoningSegmentationInputs`], *optional*): What the processor returned; tells the sizes.
+            original_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
+                (height, width) that heat-maps shall have, one per image, per row or one for all.
+            through_square (`bool`, *optional*, defaults to `True`):
+                Whether logits take the way over the segmenter's square, as in the original's pictures. `False` brings
+                them straight to the picture's size, as its `get_ratio` and `get_bounding_box` do.
+
+        Returns:
+            `list[np.ndarray]`: per row of the output float32 in 0..1, of shape `(height, width)`.
+
+        Raises:
+            ValueError: If the output has no masks, or rows and sizes do not match.
+        """
+        return [
+            logits.sigmoid().cpu().numpy() for logits in self._logits(output, inputs, original_sizes, through_square)
+        ]
+
+    def _logits(
+        self, output: Mapping[str, Any], inputs: Any, original_sizes: Any, through_square: bool = True
+    ) -> list[torch.Tensor]:
+        """Per row of the output, mask logits at the size of the picture."""
+        masks = output.get("pred_masks")
+        if masks is None:
+            raise ValueError("The output has no pred_masks. Pass what the model returned.")
+        inputs = {} if inputs is None else inputs
+        if "input_ids" in inputs and len(inputs["input_ids"]) != len(masks):
+            raise ValueError(
+                f"The output has {len(masks)} rows and the inputs {len(inputs['input_ids'])}; pass the inputs that "
+                "led to this output."
+            )
+        if any(len(row) != 1 for row in masks):
+            raise ValueError(f"The rows have {[len(row) for row in masks]} masks; IVM draws one per row.")
+        reader = SlotReader(self.tokenizer, {}, self.image_token_id, None, self._segmenter_view)
+        logits = []
+        for row, sizes in enumerate(reader.sizes(inputs, original_sizes, list(range(len(masks))))):
+            resized, target = sizes.resized, sizes.target
+            if not through_square:
+                resized = target = tuple(masks[row].shape[-2:])
+            logits.append(post_process_masks(masks[row], sizes.original, resized, target, threshold=None)[0])
+        return logits
+
+    def post_process_segmentation(
+        self,
+        output: Mapping[str, Any],
+        inputs: Mapping[str, Any] | None = None,
+        threshold: float = 0.0,
+        reject_threshold: float | None = None,
+        original_sizes: Any = None,
+        rows: Sequence[PromptRow] | None = None,
+        heatmap_threshold: float | None = None,
+    ) -> list[SegmentationResult]:
+        r"""
+        Args:
+            output ([`ReasoningSegmentationOutput`]): What the model returned.
+            inputs ([`ReasoningSegmentationInputs`], *optional*): What the processor returned.
+            threshold (`float`, *optional*, defaults to 0.0):
+                Pixels with a larger mask logit belong to the segment; 0 is 0.5 in the heat-map.
+            reject_threshold (`float`, *optional*): Only there for the common interface: IVM never rejects.
+            original_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
+                (height, width) that masks shall have; those of `inputs` by default.
+            rows (`list[PromptRow]`, *optional*): `inputs.rows`, where `inputs` has lost it on the way.
+            heatmap_threshold (`float`, *optional*): Instead of `threshold`, the value in the heat-map, 0..1.
+
+        Returns:
+            `list[SegmentationResult]`: One per row that was given to the processor. Each instruction is a segment:
+            `mask` is where the heat-map exceeds the threshold (empty if nothing does), `heatmap` the heat-map, `score`
+            its largest value, `label` the instruction. `text` is empty, as IVM writes none.
+
+        Raises:
+            ValueError: If rows and inputs do not match, or the threshold is out of its range.
+        """
+        if heatmap_threshold is not None and not 0 <= heatmap_threshold <= 1:
+            raise ValueError(f"heatmap_threshold is {heatmap_threshold!r}. It must lie in 0..1.")
+        logits = self._logits(output, inputs, original_sizes)
+        rows = rows if rows is not None else getattr(inputs, "rows", None)
+        if rows is None:
+            rows = [InstructionRow("", request=place) for place in range(len(logits))]
+        if len(rows) != len(logits):
+            raise ValueError(f"The output has {len(logits)} rows, but {len(rows)} prompts are known.")
+        results: dict[int, SegmentationResult] = {}
+        for row, values in zip(rows, logits, strict=True):
+            heatmap = values.sigmoid()
+            mask = values > threshold if heatmap_threshold is None else heatmap > heatmap_threshold
+            segment = Segment(
+                label=row.label,
+                mask=mask.cpu().numpy(),
+                score=float(heatmap.max()),
+                heatmap=heatmap.cpu().numpy(),
+            )
+            result = results.setdefault(row.request, SegmentationResult("", [], tuple(values.shape)))
+            result.segments.append(segment)
+        return list(results.values())
+
+    def post_process_masking(
+        self,
+        output: Mapping[str, Any],
+        inputs: Mapping[str, Any],
+        images: Any,
+        threshold: float = DEFAULT_THRESHOLD,
+        overlay_color: Any = DEFAULT_COLOR,
+        dilate: float = DEFAULT_SPREAD,
+        blur: float = DEFAULT_SPREAD,
+        min_kept_ratio: float = 0.0,
+    ) -> list[MaskedImage]:
+        r"""
+        Masks the pictures, as `forward_batch` of the original does.
+
+        Args:
+            output ([`ReasoningSegmentationOutput`]): What the model returned.
+            inputs ([`ReasoningSegmentationInputs`]): What the processor returned.
+            images: The pictures that the processor was called with, of any kind `load_rgb_image` reads.
+            threshold (`float`, *optional*, defaults to 0.1):
+                Pixels with a larger value of the heat-map are kept. The paper's users take up to 0.99.
+            overlay_color, dilate, blur, min_kept_ratio: See [`mask_image`].
+
+        Returns:
+            `list[MaskedImage]`: One per row of the output.
+
+        Raises:
+            ValueError: If rows and pictures do not match, or an option is out of its range.
+        """
+        heatmaps = self.post_process_heatmaps(output, inputs)
+        images = read_images(images)
+        index = inputs.get("image_index")
+        index = read_image_index(index, len(heatmaps), len(images)) or range(len(heatmaps))
+        return [
+            mask_image(images[place], heatmap, threshold, overlay_color, dilate, blur, min_kept_ratio)
+            for place, heatmap in zip(index, heatmaps, strict=True)
+        ]
+
+
+__all__ = ["IVM_CHAT_TEMPLATE", "IvmProcessor"]
