@@ -1,6 +1,7 @@
 """Turn what stands on the command line into pictures and a question."""
 
 import glob
+import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -66,19 +67,46 @@ def find_images(arguments: Iterable[str], leave_out: Path | None = None) -> list
     Raises:
         CommandError: an argument names nothing, or no image was found.
     """
+    return list(find_named_images(arguments, leave_out))
+
+
+def find_named_images(arguments: Iterable[str], leave_out: Path | None = None) -> dict[Path, Path]:
+    """Find images as `find_images` does, each with its place below the folder that was named.
+
+    Args:
+        arguments, leave_out: as in `find_images`.
+
+    Returns:
+        Each image and its path relative to the folder, to the part of the pattern before the first wildcard, or to
+        its own folder where the file itself was named.
+
+    Raises:
+        CommandError: an argument names nothing, or no image was found.
+    """
     leave_out = leave_out.resolve() if leave_out else None
-    found: dict[Path, Path] = {}
+    found: dict[Path, tuple[Path, Path]] = {}
     for argument in arguments:
+        root = _root(argument)
         for path in _expand(argument):
             resolved = path.resolve()
             if leave_out is None or leave_out not in resolved.parents:
-                found.setdefault(resolved, path)
+                found.setdefault(resolved, (path, path.relative_to(root)))
     if not found:
         raise CommandError(
             f"No image was found in {', '.join(map(repr, arguments))}. "
             f"Folders are searched for files that end in {', '.join(sorted(IMAGE_SUFFIXES))}."
         )
-    return list(found.values())
+    return dict(found.values())
+
+
+def _root(argument: str) -> Path:
+    path = Path(argument)
+    if path.is_dir():
+        return path
+    if path.exists() or not glob.has_magic(argument):
+        return path.parent
+    plain = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
+    return Path(*plain)
 
 
 def _expand(argument: str) -> list[Path]:

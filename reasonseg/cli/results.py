@@ -1,4 +1,4 @@
-"""What `segment` writes: masks, an overlay and one JSON line per image, and how a stopped run goes on."""
+"""What `segment` and `mask` write: pictures and one JSON line for each, and how a stopped run goes on."""
 
 import hashlib
 import json
@@ -40,17 +40,19 @@ class ResultFolder:
         folder: the output folder; made on the first write.
         request: what decides the result besides the picture (model, question, thresholds ...), as JSON types.
         overwrite: do the given images again whatever the folder holds about them.
+        command: whose results the folder holds.
 
     Raises:
         CommandError: `folder` is not a folder, or its `results.jsonl` is not one of ours.
     """
 
-    def __init__(self, folder: Path, request: dict[str, Any], overwrite: bool = False):
+    def __init__(self, folder: Path, request: dict[str, Any], overwrite: bool = False, command: str = "segment"):
         if folder.exists() and not folder.is_dir():
             raise CommandError(f"--out {str(folder)!r} is a file. Name a folder.")
         self.folder = folder
         self.request = request
         self.overwrite = overwrite
+        self.command = command
         self.path = folder / RESULTS_NAME
         self.records = self._read()
 
@@ -68,10 +70,10 @@ class ResultFolder:
                 _check_record(record)
             except (ValueError, KeyError, TypeError):
                 raise CommandError(
-                    f"Line {number} of {str(self.path)!r} is not a result of `reasonseg segment`. "
+                    f"Line {number} of {str(self.path)!r} is not a result of `reasonseg {self.command}`. "
                     "Use another --out folder, or remove the file."
                 ) from None
-            records[record["image"]] = record
+            records[record_key(record)] = record
         if rest:
             self._rewrite(records)
         return records
@@ -84,24 +86,28 @@ class ResultFolder:
         Raises:
             CommandError: an image was done with another request and `overwrite` is off.
         """
-        todo = []
-        for image in images:
-            record = self.records.get(str(image))
-            if record is None or self.overwrite:
-                todo.append(image)
-            elif record["request"] != self.request:
-                changed = sorted(
-                    name
-                    for name in {*record["request"], *self.request}
-                    if record["request"].get(name) != self.request.get(name)
-                )
-                raise CommandError(
-                    f"{str(self.folder)!r} already holds results for {str(image)!r} with another "
-                    f"{', '.join(changed)}. Use another --out folder, or --overwrite to do these images again."
-                )
-            elif not self._is_current(image, record):
-                todo.append(image)
-        return todo
+        return [image for image in images if not self.is_done(image)]
+
+    def is_done(self, image: Path, key: str | None = None) -> bool:
+        """Return whether an image needs nothing more; `key` is the `key` of its line, where lines have one.
+
+        Raises:
+            CommandError: it was done with another request and `overwrite` is off.
+        """
+        record = self.records.get(str(image) if key is None else key)
+        if record is None or self.overwrite:
+            return False
+        if record["request"] != self.request:
+            changed = sorted(
+                name
+                for name in {*record["request"], *self.request}
+                if record["request"].get(name) != self.request.get(name)
+            )
+            raise CommandError(
+                f"{str(self.folder)!r} already holds results for {str(image)!r} with another "
+                f"{', '.join(changed)}. Use another --out folder, or --overwrite to do these images again."
+            )
+        return self._is_current(image, record)
 
     def _is_current(self, image: Path, record: dict[str, Any]) -> bool:
         if not all((self.folder / name).is_file() for name in record_files(record)):
@@ -128,8 +134,8 @@ class ResultFolder:
 
     def add(self, record: dict[str, Any]) -> None:
         """Add the line of an image whose files are written."""
-        replaced = self.records.get(record["image"])
-        self.records[record["image"]] = record
+        replaced = self.records.get(record_key(record))
+        self.records[record_key(record)] = record
         if replaced is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
@@ -146,8 +152,15 @@ class ResultFolder:
             temporary.write_text("".join(map(_line, records.values())), encoding="utf-8")
 
 
+def record_key(record: dict[str, Any]) -> str:
+    """Return what tells a line from the others: its image, or its `key` where an image has several lines."""
+    return record.get("key", record["image"])
+
+
 def record_files(record: dict[str, Any]) -> list[str]:
     """Return the files of the folder that belong to a line."""
+    if "files" in record:
+        return list(record["files"])
     files = [segment["mask"] for segment in record["segments"] if segment["mask"]]
     return [*files, record["overlay"]]
 
@@ -161,5 +174,5 @@ def _check_record(record: dict[str, Any]) -> None:
         raise TypeError
     for name in (*record_files(record), record["name"]):
         # These names are opened and removed inside the folder, so none may lead out of it.
-        if Path(name).name != name:
+        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError

@@ -1,30 +1,20 @@
 """`reasonseg segment`: pictures and a question in, masks out."""
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .failures import CommandError, describe, print_error, stderr_console
+from .failures import describe, print_error, stderr_console
 from .inputs import find_images, split_text
 from .results import ResultFolder, file_sha256
+from .running import Dtype, load_checkpoint, run_in_batches, with_progress
 
 
 if TYPE_CHECKING:
     from PIL import Image
-
-
-class Dtype(StrEnum):
-    """Number formats a checkpoint can be loaded in."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
 
 
 @dataclass(frozen=True)
@@ -94,9 +84,12 @@ def segment(
         console.print(f"{len(images) - len(pending)} of {len(images)} images are done already.")
     failed = 0
     if pending:
+        from ..processing.image_loading import load_rgb_image
+
         with console.status(f"Loading {model} ..."):
             segmenter = _Segmenter(settings, device, trust_remote_code)
-        for image, outcome in _with_progress(_segment_all(segmenter, pending, batch_size), len(pending), console):
+        outcomes = run_in_batches(segmenter, pending, load_rgb_image, batch_size)
+        for image, outcome in with_progress(outcomes, len(pending), console, "Segmenting"):
             if isinstance(outcome, Exception):
                 failed += 1
                 print_error(f"{image}: {describe(outcome)}")
@@ -116,18 +109,10 @@ class _Segmenter:
     """A loaded checkpoint that answers one request for any picture."""
 
     def __init__(self, settings: Settings, device: str, trust_remote_code: bool):
-        from transformers import AutoModel, AutoProcessor
-        from transformers.utils import logging
-
-        from ..registration import register
-
-        logging.disable_progress_bar()  # this command has its own
-        register()
-        source = {"revision": settings.revision, "trust_remote_code": trust_remote_code}
         self.settings = settings
-        self.processor = AutoProcessor.from_pretrained(settings.model, **source)
-        self.model = AutoModel.from_pretrained(settings.model, dtype=settings.dtype, **source)
-        self.model = self.model.to(_device(device)).eval()
+        self.model, self.processor = load_checkpoint(
+            settings.model, settings.revision, settings.dtype, device, trust_remote_code
+        )
 
     def __call__(self, pictures: list["Image.Image"]) -> list[Any]:
         """Return one `SegmentationResult` per picture."""
@@ -146,31 +131,6 @@ class _Segmenter:
             else:
                 output = self.model.generate_with_masks(**inputs, max_new_tokens=settings.max_new_tokens, **options)
         return self.processor.post_process_segmentation(output, inputs, threshold=settings.threshold)
-
-
-def _segment_all(segmenter: _Segmenter, images: list[Path], batch_size: int) -> Iterator[tuple[Path, Any]]:
-    """Yield each image with (picture, result), or with the exception that kept it from being done."""
-    from ..processing.image_loading import load_rgb_image
-
-    for start in range(0, len(images), batch_size):
-        batch = []
-        for image in images[start : start + batch_size]:
-            try:
-                batch.append((image, load_rgb_image(image)))
-            except (ValueError, OSError) as error:
-                yield image, error
-        try:
-            results = segmenter([picture for _, picture in batch]) if batch else []
-        except Exception as error:
-            # One picture of the batch may be at fault: the others still get their result.
-            if len(batch) == 1:
-                yield batch[0][0], error
-                continue
-            for image, _ in batch:
-                yield from _segment_all(segmenter, [image], 1)
-            continue
-        for (image, picture), result in zip(batch, results, strict=True):
-            yield image, (picture, result)
 
 
 def _save(results: ResultFolder, image: Path, name: str, picture: "Image.Image", result: Any) -> dict[str, Any]:
@@ -224,27 +184,3 @@ def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:
         parts.append(f"  {found['label']}: {what}" + (f" -> {out / found['mask']}" if found["mask"] else ""))
     sys.stdout.write("\n".join([f"{record['image']}: {record['text']}", *(parts or ["  no mask"])]) + "\n")
     sys.stdout.flush()
-
-
-def _with_progress(items: Iterator, total: int, console: Any) -> Iterator:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
-
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield from progress.track(items, total=total, description="Segmenting")
-
-
-def _device(name: str) -> Any:
-    """Turn `--device` into a torch device that works here."""
-    import torch
-
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CommandError(f"--device {name!r} cannot be used here ({reason}). Use auto or cpu.") from None
-    return device
