@@ -1,0 +1,203 @@
+"""
+Reads the JSON files that ViP-LLaVA was trained and tested with: conversations about pictures with marked regions.
+
+The mixes of stage 2 and 3 and the test files of Visual7W, PointQA-LookTwice and VCR are lists of rows; the first part
+of a row's `id` names its data set (`refcocog-gpt4v-17`). Rows of other data sets are plain conversations; with boxes
+they are regions of one's own, named `<bbox0>`, `<bbox1>` ... in the text.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+# What a row of each data set must hold; docs/Finetune_Custom_Data.md and visual_prompt_organizer.py, `vip_processor`.
+REQUIRED_FIELDS = {
+    "refcocog": ("bboxes", "segmentations"),
+    "vg_rel": ("bboxes",),
+    "vcr": (
+        *("meta_dir", "class_names", "question", "answer_choices", "answer_label"),
+        *("rationale_choices", "rationale_label"),
+    ),
+    "flickr30k": ("bbox", "grounding"),
+    "v7w": ("bboxes", "question", "answer"),
+    "pointQA_twice": ("bboxes", "answer"),
+}
+REGION_DATASETS = tuple(REQUIRED_FIELDS)
+PLAIN, CUSTOM = "plain", "custom"
+# Rows written by GPT-4V have whole conversations with placeholders instead of one answer.
+GPT4V = "gpt4v"
+
+
+class RegionDataError(ValueError):
+    """A row that cannot be used; the message names the file, the row and what is wrong."""
+
+
+@dataclass
+class RegionSample:
+    """
+    One row.
+
+    Args:
+        id (`str`): As in the file.
+        dataset (`str`): One of `REGION_DATASETS`, `custom` (boxes of one's own) or `plain` (no regions).
+        variant (`str`): The second part of the id; `gpt4v` marks conversations with placeholders.
+        image (`Path`, *optional*): The picture's file; `None` for a conversation without a picture.
+        boxes (`list`): `[x1, y1, x2, y2]` in pixels of the picture, one per region.
+        segmentations (`list`): Per region polygons `[[x, y, x, y, ...], ...]`, a COCO run-length encoding, or `None`.
+        fields (`dict`): The whole row.
+    """
+
+    id: str
+    dataset: str
+    variant: str
+    image: Path | None
+    boxes: list[list[float]] = field(default_factory=list)
+    segmentations: list[Any] = field(default_factory=list)
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+class RegionFile:
+    """
+    All rows of a JSON file, read when they are asked for.
+
+    The rows are kept as text: a mix has more than a million, and workers of a data loader share them only this way.
+
+    Args:
+        path (`str` or `Path`): A JSON list, or one JSON object per line (`.jsonl`).
+        image_folder (`str` or `Path`, *optional*): What `image` and VCR's `./dataset` are relative to; the file's own
+            folder by default.
+        keep (`Callable`, *optional*): Called with each row; rows for which it returns `False` are left out.
+
+    Raises:
+        RegionDataError: If the file is not such JSON or a row lacks fields of its data set.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        image_folder: str | Path | None = None,
+        keep: Callable[[dict[str, Any]], bool] | None = None,
+    ):
+        self.path = Path(path)
+        self.image_folder = Path(image_folder) if image_folder is not None else self.path.parent
+        parts, ends = [], [0]
+        for number, row in enumerate(_read_rows(self.path)):
+            self._check(row, number)
+            if keep is None or keep(row):
+                parts.append(json.dumps(row, ensure_ascii=False).encode())
+                ends.append(ends[-1] + len(parts[-1]))
+        self._text, self._ends = b"".join(parts), np.asarray(ends, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def row(self, index: int) -> dict[str, Any]:
+        """The row as it stands in the file.
+
+        Raises:
+            IndexError: If there is no such row.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self.path} has {len(self)} rows; there is no row {index}.")
+        return json.loads(self._text[self._ends[index] : self._ends[index + 1]])
+
+    def __getitem__(self, index: int) -> RegionSample:
+        row = self.row(index)
+        dataset, variant = row_dataset(row)
+        image = row.get("image")
+        sample = RegionSample(
+            id=str(row.get("id", index)),
+            dataset=dataset,
+            variant=variant,
+            image=None if image is None else self.image_folder / image,
+            fields=row,
+        )
+        if dataset == "vcr":
+            sample.boxes, sample.segmentations = self._vcr_objects(row)
+        elif dataset in ("flickr30k", PLAIN):
+            pass  # a Flickr30k phrase may have several boxes: its question builder reads them
+        else:
+            sample.boxes = row["bboxes"] if "bboxes" in row else row["bbox"]
+            # The original draws boxes only for these, whatever the file holds.
+            ignored = dataset in ("vg_rel", "v7w", "pointQA_twice")
+            found = None if ignored else row.get("segmentations")
+            sample.segmentations = found if found is not None else [None] * len(sample.boxes)
+        if len(sample.boxes) != len(sample.segmentations):
+            raise RegionDataError(
+                f"{self.path}, id {sample.id!r}: there are {len(sample.boxes)} boxes and {len(sample.segmentations)} "
+                "segmentations; give one segmentation (or null) per box."
+            )
+        return sample
+
+    def _vcr_objects(self, row: dict[str, Any]) -> tuple[list, list]:
+        """Boxes without their score, and polygons of all objects of a VCR picture, from its own JSON file."""
+        given = row["meta_dir"]
+        path = self.image_folder / given.removeprefix("./dataset").lstrip("/")
+        if not path.is_file():
+            raise RegionDataError(
+                f"{self.path}, id {row['id']!r}: there is no file {path} (meta_dir is {given!r}); put VCR's pictures "
+                "with their JSON files into the image folder."
+            )
+        meta = json.loads(path.read_text(encoding="utf-8"))
+        boxes = [box[:-1] for box in meta["boxes"]]
+        segmentations = []
+        for polygons in meta["segms"]:
+            # Last to first, without those of three points: so does the original, and its draws depend on it.
+            usable = [polygon for polygon in polygons[::-1] if len(polygon) > 3]
+            segmentations.append([np.asarray(polygon, dtype=float).ravel().tolist() for polygon in usable] or None)
+        return boxes, segmentations
+
+    def _check(self, row: Any, number: int) -> None:
+        if not isinstance(row, dict):
+            raise RegionDataError(
+                f"{self.path}, row {number} is no object with named fields but {type(row).__name__}."
+            )
+        dataset, variant = row_dataset(row)
+        required = REQUIRED_FIELDS.get(dataset, ("conversations",))
+        if dataset in ("refcocog", "vg_rel"):
+            required = (*required, "conversations" if variant == GPT4V else "answer")
+        missing = [name for name in (*required, *(("image",) if dataset != PLAIN else ())) if name not in row]
+        if missing:
+            raise RegionDataError(
+                f"{self.path}, row {number} (id {row.get('id')!r}), read as {dataset}, lacks {', '.join(missing)}."
+            )
+
+
+def row_dataset(row: dict[str, Any]) -> tuple[str, str]:
+    """Data set and variant of a row, from the first two parts of its id and, for others, from whether it has boxes."""
+    parts = str(row.get("id", "")).split("-")
+    if parts[0] in REQUIRED_FIELDS:
+        return parts[0], parts[1] if len(parts) > 1 else ""
+    return CUSTOM if row.get("bboxes") or row.get("bbox") else PLAIN, ""
+
+
+def _read_rows(path: Path) -> list[Any]:
+    if not path.is_file():
+        raise RegionDataError(f"There is no file {path}; give a JSON list of rows or a .jsonl file.")
+    text = path.read_text(encoding="utf-8")
+    try:
+        if path.suffix == ".jsonl":
+            return [json.loads(line) for line in text.splitlines() if line.strip()]
+        rows = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RegionDataError(f"{path} is not JSON: {error}.") from error
+    if not isinstance(rows, list):
+        raise RegionDataError(f"{path} holds a {type(rows).__name__}; it must hold a list of rows.")
+    return rows
+
+
+__all__ = [
+    "CUSTOM",
+    "GPT4V",
+    "PLAIN",
+    "REGION_DATASETS",
+    "RegionDataError",
+    "RegionFile",
+    "RegionSample",
+    "row_dataset",
+]
