@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 IMAGE_TOKEN = "<image>"
 
-# LLaVA's conversation "llava_v1", which every published LISA and GSVA command uses ("v1" says "curious user" instead).
+# LLaVA's conversation "llava_v1", which every published LISA and GSVA command uses and ViP-LLaVA's Vicuna models were
+# trained with ("v1" says "curious user" instead).
 _V1_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
@@ -69,8 +70,58 @@ _TURNS = {
   {%- endif -%}
 {%- endfor -%}
 """,
+    # ViP-LLaVA on Llama 3. The text opens with the token that the tokenizer puts there once more, in training as here.
+    "llava_llama_3": """
+{{- '<|begin_of_text|>' + header('system') + state.system + '<|eot_id|>' if state.system else '' -}}
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' -%}
+    {%- set text = user_turn(message['content']) -%}
+    {{- header('user') + text + end_of(text) -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {%- set text = text_of(message['content']) -%}
+    {{- header('assistant') -}}
+    {%- generation -%}{{- text + end_of(text) -}}{%- endgeneration -%}
+  {%- elif not (loop.first and message['role'] == 'system') -%}
+    {{- raise_exception('Roles are user and assistant, and system for the first message only.') -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- header('assistant') -}}{%- endif -%}
+""",
+    # ViP-LLaVA on Phi-3.
+    "llava_phi_3": """
+{{- header('system') + state.system + '<|end|>\n' if state.system else '' -}}
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' -%}
+    {%- set text = user_turn(message['content']) -%}
+    {{- header('user') + text + end_of(text) -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {%- set text = text_of(message['content']) -%}
+    {{- header('assistant') -}}
+    {%- generation -%}{{- text + end_of(text) -}}{%- endgeneration -%}
+  {%- elif not (loop.first and message['role'] == 'system') -%}
+    {{- raise_exception('Roles are user and assistant, and system for the first message only.') -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- header('assistant') -}}{%- endif -%}
+""",
 }
-_SYSTEMS = {"llava_v1": _V1_SYSTEM, "llava_llama_2": _LLAMA_2_SYSTEM}
+_SYSTEMS = {
+    "llava_v1": _V1_SYSTEM,
+    "llava_llama_2": _LLAMA_2_SYSTEM,
+    "llava_llama_3": _LLAMA_2_SYSTEM,
+    "llava_phi_3": _LLAMA_2_SYSTEM,
+}
+# A message that brings the end marker along gets none; the original looks for Llama's marker in both.
+_OWN_MACROS = {
+    "llava_llama_3": """
+{%- macro header(role) -%}{{- '<|start_header_id|>' + role + '<|end_header_id|>\n\n' -}}{%- endmacro -%}
+{%- macro end_of(text) -%}{{- '' if '<|eot_id|>' in text else '<|eot_id|>' -}}{%- endmacro -%}
+""",
+    "llava_phi_3": """
+{%- macro header(role) -%}{{- '<|' + role + '|>\n' -}}{%- endmacro -%}
+{%- macro end_of(text) -%}{{- '' if '<|eot_id|>' in text else '<|end|>\n' -}}{%- endmacro -%}
+""",
+}
 
 CHAT_TEMPLATE_NAMES = tuple(_TURNS)
 
@@ -78,7 +129,7 @@ CHAT_TEMPLATE_NAMES = tuple(_TURNS)
 def build_chat_template(name: str = "llava_v1", image: str = "<im_start><image><im_end>") -> str:
     r"""
     Args:
-        name (`str`): `"llava_v1"` or `"llava_llama_2"`.
+        name (`str`): `"llava_v1"`, `"llava_llama_2"`, `"llava_llama_3"` or `"llava_phi_3"`.
         image (`str`):
             What stands for a picture; a line break follows it. Models trained without `mm_use_im_start_end` take
             `"<image>"`.
@@ -93,7 +144,7 @@ def build_chat_template(name: str = "llava_v1", image: str = "<im_start><image><
     if name not in _TURNS:
         raise ValueError(f"Unknown chat template {name!r}; there are {', '.join(CHAT_TEMPLATE_NAMES)}.")
     macros = _MACROS.replace("SYSTEM", json.dumps(_SYSTEMS[name])).replace("IMAGE", json.dumps(image))
-    return (macros + _TURNS[name].lstrip()).strip()
+    return (macros + _OWN_MACROS.get(name, "") + _TURNS[name].lstrip()).strip()
 
 
 def choose_chat_template(template: str | None, chat_template: str | dict[str, str] | None) -> str | dict | None:

@@ -24,6 +24,11 @@ LLAMA_2 = (
     "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual content "
     "that the user provides, and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\n"
 )
+HELPFUL = (
+    "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+    "provides, and assist the user with a variety of tasks using natural language."
+)
+END = {"llava_v1": "</s>", "llava_llama_2": "</s>", "llava_llama_3": "<|eot_id|>", "llava_phi_3": "<|end|>\n"}
 TURNS = [user_message(" Where?"), assistant_message("[SEG]."), user_message("And?", False), assistant_message("No.")]
 
 
@@ -49,6 +54,23 @@ class TestStrings:
                 f"{LLAMA_2}<im_start><image><im_end>\n Where? [/INST]",
                 f"{LLAMA_2}<im_start><image><im_end>\n Where? [/INST] [SEG]. </s><s>[INST] And? [/INST] No. </s>",
             ),
+            (
+                "llava_llama_3",
+                "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+                f"{HELPFUL}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<im_start><image><im_end>\n Where?"
+                "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+                "<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n"
+                f"{HELPFUL}<|eot_id|><|start_header_id|>user<|end_header_id|>\n\n<im_start><image><im_end>\n Where?"
+                "<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n[SEG].<|eot_id|>"
+                "<|start_header_id|>user<|end_header_id|>\n\nAnd?<|eot_id|>"
+                "<|start_header_id|>assistant<|end_header_id|>\n\nNo.<|eot_id|>",
+            ),
+            (
+                "llava_phi_3",
+                f"<|system|>\n{HELPFUL}<|end|>\n<|user|>\n<im_start><image><im_end>\n Where?<|end|>\n<|assistant|>\n",
+                f"<|system|>\n{HELPFUL}<|end|>\n<|user|>\n<im_start><image><im_end>\n Where?<|end|>\n<|assistant|>\n"
+                "[SEG].<|end|>\n<|user|>\nAnd?<|end|>\n<|assistant|>\nNo.<|end|>\n",
+            ),
         ],
     )
     def test_turns(self, name, prompt, whole):
@@ -59,6 +81,13 @@ class TestStrings:
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello"}]
         assert render("llava_v1", messages, True) == "Be brief. USER: Hello ASSISTANT:"
         assert render("llava_llama_2", messages, True) == "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHello [/INST]"
+
+    @pytest.mark.parametrize(("name", "twice"), [("llava_llama_3", False), ("llava_phi_3", True)])
+    def test_a_message_that_brings_its_end_marker_along(self, name, twice):
+        marker = END[name].strip()
+        messages = [{"role": "user", "content": f"Hello{marker}"}]
+        # both originals look for Llama's marker, so Phi-3's is written twice
+        assert render(name, messages).count(marker) - render(name, []).count(marker) == 1 + twice
 
     def test_without_marks_around_the_image(self):
         assert render("llava_v1", TURNS[:1], image="<image>").endswith("USER: <image>\n Where? ")
@@ -74,7 +103,10 @@ class TestStrings:
         (prompt,), (spans,) = render_jinja_template(
             [TURNS], chat_template=build_chat_template(name), return_assistant_tokens_mask=True
         )
-        assert [prompt[slice(*span)].replace(" ", "") for span in spans] == ["[SEG].</s>", "No.</s>"]
+        assert [prompt[slice(*span)].replace(" ", "") for span in spans] == [
+            f"[SEG].{END[name]}",
+            f"No.{END[name]}",
+        ]
 
 
 class TestChoice:
@@ -117,7 +149,8 @@ class TestMarkers:
         whole = render(name, TURNS)
         answers = markers.find_answers(whole)
         assert [answer_text(whole, answer, markers)[0] for answer in answers] == ["[SEG].", "No."]
-        assert [whole[slice(*answer)].endswith("</s>") for answer in answers] == [True, True]
+        end = END[name].strip()  # a line break behind the marker belongs to no answer
+        assert [whole[slice(*answer)].endswith(end) for answer in answers] == [True, True]
         prompt = render(name, TURNS[:1], add_generation_prompt=True)
         assert markers.find_answers(prompt) == [(len(prompt), len(prompt))]
         assert markers.find_answers("nothing of the kind") == []
