@@ -24,7 +24,9 @@ from transformers import (
 )
 
 from reasonseg.modeling.configuration_gsva import GsvaConfig
+from reasonseg.modeling.configuration_ivm import IvmConfig
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
+from reasonseg.modeling.modeling_ivm import IvmForVisualMasking
 
 
 VOCAB_SIZE = 64
@@ -183,6 +185,23 @@ def randomize(model: torch.nn.Module, std: float = 0.15, seed: int = 0) -> torch
 
 def gsva_model(vlm_config=None, segmenter_config=None, seed: int = 0, **fields) -> GsvaForReasoningSegmentation:
     return randomize(GsvaForReasoningSegmentation(gsva_config(vlm_config, segmenter_config, **fields)), seed=seed)
+
+
+def ivm_config(vlm_config=None, **fields) -> IvmConfig:
+    segmenter = sam_config()
+    segmenter.mask_decoder_config.num_multimask_outputs = 0
+    return IvmConfig(
+        **{
+            "vlm_config": vlm_config or llava_config(),
+            "segmenter_config": segmenter,
+            "projector_hidden_size": 24,
+            **fields,
+        }
+    )
+
+
+def ivm_model(vlm_config=None, seed: int = 0, **fields) -> IvmForVisualMasking:
+    return randomize(IvmForVisualMasking(ivm_config(vlm_config, **fields)), seed=seed)
 
 
 def favour_slots(model, seg: float = 2.0, rej: float = 3.0) -> None:
