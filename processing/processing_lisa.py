@@ -2,17 +2,9 @@
 
 from typing import Any
 
-from transformers.image_utils import get_image_size, to_numpy_array
-from transformers.processing_utils import MultiModalData
-
 from .chat_templates import IMAGE_TOKEN, choose_chat_template
-from .prompted_processor import (
-    SEG_TOKEN,
-    PromptedSegmentationProcessor,
-    ReasoningSegmentationProcessorKwargs,
-    without_row_options,
-)
-from .token_rows import TokenRows
+from .llava_image_tokens import LlavaImageTokens
+from .prompted_processor import SEG_TOKEN, PromptedSegmentationProcessor, ReasoningSegmentationProcessorKwargs
 from .wording import LISA_WORDING, complete_wording
 
 
@@ -20,7 +12,7 @@ class LisaProcessorKwargs(ReasoningSegmentationProcessorKwargs, total=False):
     pass
 
 
-class LisaProcessor(PromptedSegmentationProcessor):
+class LisaProcessor(LlavaImageTokens, PromptedSegmentationProcessor):
     r"""
     Turns pictures and questions into inputs of [`LisaForReasoningSegmentation`], and its outputs into segments.
 
@@ -66,69 +58,16 @@ class LisaProcessor(PromptedSegmentationProcessor):
         self.patch_size = patch_size
         self.vision_feature_select_strategy = vision_feature_select_strategy
         self.num_additional_image_tokens = num_additional_image_tokens
-        self.image_token = getattr(tokenizer, "image_token", None) or image_token
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        if self.image_token_id in (None, tokenizer.unk_token_id):
-            raise ValueError(f"The tokenizer has no token {self.image_token!r}; add it or name another `image_token`.")
+        self._set_image_token(tokenizer, image_token)
         self.template = template
         self.seg_token = seg_token
         self.rej_token = rej_token
         self.wording = complete_wording(wording, self.default_wording)
         super().__init__(image_processor, tokenizer, chat_template=choose_chat_template(template, chat_template))
 
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        """The image token as often as the picture has features."""
-        height, width = get_image_size(to_numpy_array(image_inputs["pixel_values"][image_idx]))
-        return self.image_token * self._num_image_tokens(height, width)
-
-    def _num_image_tokens(self, height: int, width: int) -> int:
-        patches = (height // self.patch_size) * (width // self.patch_size)
-        class_token = 1 if self.vision_feature_select_strategy == "default" else 0
-        return patches + self.num_additional_image_tokens - class_token
-
-    def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
-        """Number of image tokens for pictures of the given (height, width), without processing them."""
-        if image_sizes is None:
-            return MultiModalData()
-        options = self._merge_kwargs(**kwargs)["images_kwargs"]
-        crop_size = options.get("crop_size") or self.image_processor.crop_size
-        num_tokens = self._num_image_tokens(crop_size["height"], crop_size["width"])
-        return MultiModalData(
-            num_image_tokens=[num_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
-        )
-
     @property
     def _segmenter_view(self) -> Any:
         return self.image_processor
-
-    def _encode(
-        self,
-        conversations: list[str],
-        images: list | None,
-        index: list[int] | None,
-        options: dict[str, Any],
-        kwargs: dict[str, Any],
-    ) -> tuple[TokenRows, dict[str, Any]]:
-        views, replacements = {}, []
-        if images is not None:
-            images = self.image_processor.fetch_images(images)
-            views, replacements = self._process_images(images, **options["images_kwargs"])
-            if index is not None:
-                replacements = [replacements[place] for place in index]
-        texts, offsets = self.get_text_with_replacements(list(conversations), replacements)
-        text_kwargs = without_row_options(options["text_kwargs"])
-        for name in ("return_mm_token_type_ids", "return_text_replacement_offsets"):
-            text_kwargs.pop(name, None)
-        tokens = dict(self.tokenizer(texts, padding=False, **text_kwargs))
-        if options["return_mm_token_type_ids"]:
-            tokens["mm_token_type_ids"] = self.create_mm_token_type_ids(tokens["input_ids"])
-        views = dict(views)
-        if options["return_text_replacement_offsets"]:
-            views["text_replacement_offsets"] = offsets
-        return tokens, views
-
-    def _encode_images(self, images: list, options: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        return dict(self.image_processor(self.image_processor.fetch_images(images), **options["images_kwargs"]))
 
 
 __all__ = ["LisaProcessor"]

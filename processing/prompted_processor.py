@@ -1,25 +1,17 @@
 """What every processor with `[SEG]` does: questions about pictures in, model inputs out; outputs in, segments out."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from transformers import BatchFeature, ProcessorMixin
+from transformers import BatchFeature
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import ProcessingKwargs, Unpack
+from transformers.processing_utils import Unpack
 
-from .chat_templates import TurnMarkers, assistant_message, find_turn_markers, user_message
-from .prompt_rows import (
-    PromptRow,
-    check_image_tokens,
-    read_image_index,
-    read_images,
-    read_phrases,
-    read_texts,
-)
+from .chat_processor import ChatInputs, ChatProcessor, ChatProcessorKwargs, without_row_options
+from .prompt_rows import PromptRow, read_phrases, read_texts
 from .segments import SegmentationResult
 from .slot_results import SlotReader
-from .token_rows import TokenRows, check_nothing_cut, label_answers, pad, truncate
 from .wording import GENERIC_WORDING, ask_and_answer, clean_phrase
 
 
@@ -30,49 +22,17 @@ if TYPE_CHECKING:
 
 
 SEG_TOKEN = "[SEG]"
-# What the processor itself does with rows of tokens after encoding; encoders get the rest.
-_ROW_OPTIONS = ("padding", "padding_side", "pad_to_multiple_of", "max_length", "truncation", "return_tensors")
 
 
-def without_row_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Keyword arguments without those that concern finished rows."""
-    return {name: value for name, value in kwargs.items() if name not in _ROW_OPTIONS}
+class ReasoningSegmentationProcessorKwargs(ChatProcessorKwargs, total=False):
+    pass
 
 
-class ReasoningSegmentationProcessorKwargs(ProcessingKwargs, total=False):
-    r"""
-    return_labels (`bool`, *optional*, defaults to `False`):
-        Whether to return `labels`: the ids of the answers with their end markers, -100 everywhere else.
-    apply_template (`bool`, *optional*):
-        Whether to wrap `text` in the chat template. By default a text that holds the image token is a whole prompt and
-        everything else a message. `False` also allows prompts without a picture.
-    """
-
-    return_labels: bool
-    apply_template: bool | None
+class ReasoningSegmentationInputs(ChatInputs):
+    pass
 
 
-class ReasoningSegmentationInputs(BatchFeature):
-    """
-    Model inputs that remember their text.
-
-    Attributes:
-        rows (`list[PromptRow]`):
-            Prompt, answer and phrases of each row. Not an entry, so that `model(**inputs)` works; it survives
-            `.to(device)`, copies and pickling.
-    """
-
-    rows: list[PromptRow] | None = None
-
-    def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "rows": self.rows}
-
-    def __setstate__(self, state: dict) -> None:
-        super().__setstate__(state)
-        self.rows = state.get("rows")
-
-
-class PromptedSegmentationProcessor(ProcessorMixin):
+class PromptedSegmentationProcessor(ChatProcessor):
     """
     What all processors with `[SEG]` share: prompts, answers, labels, padding and the way back to segments.
 
@@ -81,9 +41,8 @@ class PromptedSegmentationProcessor(ProcessorMixin):
     """
 
     valid_processor_kwargs = ReasoningSegmentationProcessorKwargs
+    inputs_class = ReasoningSegmentationInputs
     default_wording = GENERIC_WORDING
-    text_kwargs = {"padding": True}
-    return_labels = False
 
     def __call__(
         self,
@@ -132,62 +91,12 @@ class PromptedSegmentationProcessor(ProcessorMixin):
         if images is None and text is None and phrases is None:
             raise ValueError(f"{type(self).__name__} needs `images` with `text` or `phrases`; nothing was given.")
         options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
-        row_options = {name: options["text_kwargs"].get(name) for name in _ROW_OPTIONS}
         if text is None and phrases is None:
             if answer is not None:
                 raise ValueError("`answer` was given without `text`. Give the message that it answers.")
-            views = self._encode_images(read_images(images), options, kwargs)
-            return ReasoningSegmentationInputs(views, tensor_type=row_options["return_tensors"])
-
+            return self._views_alone(images, options, kwargs)
         rows = self._prompt_rows(text, answer, phrases, kwargs.get("apply_template"), images is not None)
-        conversations = [row.conversation for row in rows]
-        if images is None and image_index is not None:
-            raise ValueError("`image_index` was given without `images`.")
-        images = None if images is None else read_images(images)
-        has_images = check_image_tokens(conversations, self.image_token, None if images is None else len(images))
-        index = read_image_index(image_index, len(rows), len(images)) if has_images else None
-
-        tokens, views = self._encode(conversations, images, index, options, kwargs)
-        markers = self._markers()
-        answers = [row.find_answers(markers) for row in rows]
-        if options["return_labels"]:
-            if markers is None:
-                raise ValueError("Labels need a chat template that shows where answers stand; this one does not.")
-            special = options["text_kwargs"].get("add_special_tokens", True)
-            tokens["labels"] = [
-                label_answers(self.tokenizer, conversation, found, ids, add_special_tokens=special)
-                for conversation, found, ids in zip(conversations, answers, tokens["input_ids"], strict=True)
-            ]
-        tokens = self._truncate(tokens, row_options)
-        # Generation continues at the right end, so prompts that await their answer are padded on the left.
-        awaits_answer = not all(found and found[-1][0] < found[-1][1] for found in answers)
-        side = kwargs.get("padding_side", (kwargs.get("text_kwargs") or {}).get("padding_side"))
-        tokens = pad(
-            self.tokenizer,
-            tokens,
-            padding=row_options["padding"],
-            max_length=row_options["max_length"] if row_options["padding"] == "max_length" else None,
-            pad_to_multiple_of=row_options["pad_to_multiple_of"],
-            side=side or ("left" if awaits_answer else "right"),
-        )
-        data = {**tokens, **views}
-        if index is not None:
-            data["image_index"] = index
-        inputs = ReasoningSegmentationInputs(
-            data, tensor_type=row_options["return_tensors"], skip_tensor_conversion=self.skip_tensor_conversion
-        )
-        inputs.rows = rows
-        return inputs
-
-    def apply_chat_template(self, conversation, chat_template=None, **kwargs):
-        """
-        As [`ProcessorMixin.apply_chat_template`]. With `tokenize=True, return_dict=True` the same inputs as calling
-        the processor with `text` and the images of the messages.
-        """
-        if kwargs.get("tokenize"):
-            # What the template wrote is a whole prompt, also where it holds no picture.
-            kwargs["processor_kwargs"] = {"apply_template": False, **(kwargs.get("processor_kwargs") or {})}
-        return super().apply_chat_template(conversation, chat_template, **kwargs)
+        return self._model_inputs(rows, images, image_index, options, kwargs)
 
     def post_process_segmentation(
         self,
@@ -276,88 +185,12 @@ class PromptedSegmentationProcessor(ProcessorMixin):
             rows.append(replace(self._prompt_row(question, reply, True, has_images), phrases=tuple(row)))
         return rows
 
-    def _prompt_row(
-        self, message: str, answer: str | None, apply_template: bool | None, has_images: bool
-    ) -> PromptRow:
-        """The whole prompt, with the answer where one is given."""
-        if apply_template is None:
-            apply_template = self.image_token not in message
-        if not apply_template:
-            if answer is None:
-                return PromptRow(message)
-            markers = self._markers()
-            if markers is None:
-                raise ValueError(
-                    "The chat template does not show how an answer follows a prompt. Write the answer into `text`."
-                )
-            return PromptRow(markers.with_answer(message, answer), answer_start=len(message))
-        if not has_images:
-            raise ValueError(
-                f"The text {message[:60]!r} comes without an image. Pass `images`, or apply_template=False for a "
-                "whole prompt without a picture."
-            )
-        if self.chat_template is None:
-            raise ValueError(
-                f"This processor has no chat template. Give one, or a whole prompt with {self.image_token} as `text`."
-            )
-        messages = [user_message(message)]
-        if answer is not None:
-            messages.append(assistant_message(answer))
-        return PromptRow(self._render(messages, answer is None))
-
-    def _render(self, messages: list[dict], add_generation_prompt: bool) -> str:
-        return self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
-
-    def _markers(self) -> TurnMarkers | None:
-        """What the chat template in use writes around answers; `None` where there is no template or it hides them."""
-        if self.chat_template is None:
-            return None
-        template = self._resolve_chat_template(None)
-        known_template, markers = self.__dict__.get("_known_markers", (None, None))
-        if template != known_template:
-            markers = find_turn_markers(self._render)
-            self.__dict__["_known_markers"] = (template, markers)
-        return markers
-
-    def _truncate(self, tokens: TokenRows, options: dict[str, Any]) -> TokenRows:
-        if options["truncation"] in (None, False, "do_not_truncate"):
-            return tokens
-        max_length = options["max_length"] or self.tokenizer.model_max_length
-        cut = truncate(tokens, max_length, self.tokenizer.truncation_side)
+    def _watched_tokens(self) -> dict[str, Callable[[list[int]], int]]:
         slots = self.slot_tokens
-        watched = {
-            self.image_token: lambda ids: list(ids).count(self.image_token_id),
-            "/".join(slots.values()): lambda ids: sum(token_id in slots for token_id in ids),
-        }
-        check_nothing_cut(tokens, cut, watched, max_length)
-        return cut
+        names = "/".join(slots.values())
+        return {**super()._watched_tokens(), names: lambda ids: sum(token_id in slots for token_id in ids)}
 
-    # ---- what subclasses implement ------------------------------------------------------------------------------
-
-    def _encode(
-        self,
-        conversations: list[str],
-        images: list | None,
-        index: list[int] | None,
-        options: dict[str, Any],
-        kwargs: dict[str, Any],
-    ) -> tuple[TokenRows, dict[str, Any]]:
-        """
-        Args:
-            conversations (`list[str]`): Whole prompts with one image token each (none where `images` is `None`).
-            images (`list`, *optional*): Different pictures.
-            index (`list[int]`, *optional*): The picture of each prompt; `None` where both have the same place.
-            options (`dict`): Keyword arguments of the call, sorted by who takes them.
-            kwargs (`dict`): The same as they were given.
-
-        Returns:
-            Rows of ids, neither padded nor truncated, and the views of the images.
-        """
-        raise NotImplementedError
-
-    def _encode_images(self, images: list, options: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The views of the images."""
-        raise NotImplementedError
+    # ---- what subclasses implement besides `_encode` and `_encode_images` ---------------------------------------
 
     @property
     def _segmenter_view(self) -> Any:

@@ -256,8 +256,8 @@ def assign_colors(prompts: Sequence[VisualPrompt]) -> list[VisualPrompt]:
         name = next((name for name, value in COLOR_POOL.items() if (prompt.shape, value) not in used), None)
         if name is None:
             raise ValueError(
-                f"There are more than {len(COLOR_POOL)} visual prompts of the shape {prompt.shape!r}: no colour is left "
-                "to tell them apart. Give some of them another shape, or colours of your own."
+                f"There are more than {len(COLOR_POOL)} visual prompts of the shape {prompt.shape!r}: no colour is "
+                "left to tell them apart. Give some of them another shape, or colours of your own."
             )
         used.add((prompt.shape, COLOR_POOL[name]))
         prompts[place] = replace(prompt, color=name)
