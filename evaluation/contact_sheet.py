@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from .coco_masks import decode_segmentation
+
 
 GROUPS: tuple[str, ...] = ("best", "median", "worst")
 
@@ -65,7 +67,37 @@ class Case:
         return None if packed is None else np.unpackbits(packed, axis=-1, count=self.image.shape[1]).astype(bool)
 
 
-def select_cases(cases: Sequence[Case], count: int) -> dict[str, list[Case]]:
+@dataclass(frozen=True)
+class StoredCase:
+    """The same of a picture on disk, read when it is drawn, so that whole data sets fit into memory.
+
+    Attributes:
+        path: File of the picture.
+        phrase: What was asked for.
+        iou: Score of the case, 0 to 1.
+        target: Compressed run lengths of what is meant, or None when the phrase names nothing in the picture.
+        prediction: Compressed run lengths of the answer, or None without one.
+    """
+
+    path: Path
+    phrase: str
+    iou: float
+    target: dict | None
+    prediction: dict | None
+
+    @property
+    def image(self) -> np.ndarray:
+        """`(height, width, 3)` uint8 RGB, in the order of the stored pixels."""
+        with Image.open(self.path) as picture:
+            return np.array(picture.convert("RGB"))
+
+    def mask(self, name: str) -> np.ndarray | None:
+        """The `target` or the `prediction` as `(height, width)` bool, or None."""
+        rle = getattr(self, name)
+        return None if rle is None else decode_segmentation(rle, tuple(rle["size"]))
+
+
+def select_cases(cases: Sequence[Case | StoredCase], count: int) -> dict[str, list[Case | StoredCase]]:
     """Pick the best, the median and the worst cases; no case is in two groups.
 
     Absent phrases that were rightly rejected have nothing to look at and are left out, unless there is nothing else.
@@ -92,7 +124,7 @@ def select_cases(cases: Sequence[Case], count: int) -> dict[str, list[Case]]:
     return {"best": ranked[:best_end], "median": between[start : start + count], "worst": ranked[worst_start:][::-1]}
 
 
-def draw_contact_sheet(cases: Sequence[Case], count: int = 4, tile: int = 160) -> Image.Image:
+def draw_contact_sheet(cases: Sequence[Case | StoredCase], count: int = 4, tile: int = 160) -> Image.Image:
     """Draw the sheet: per case the picture, the target (green) and the prediction (pink), with phrase and IoU.
 
     Args:
@@ -134,7 +166,7 @@ def draw_contact_sheet(cases: Sequence[Case], count: int = 4, tile: int = 160) -
     return sheet
 
 
-def save_contact_sheet(cases: Sequence[Case], path: str | Path, count: int = 4, tile: int = 160) -> Path:
+def save_contact_sheet(cases: Sequence[Case | StoredCase], path: str | Path, count: int = 4, tile: int = 160) -> Path:
     """Draw the sheet and write it as PNG; see `draw_contact_sheet`.
 
     Returns:
@@ -146,15 +178,16 @@ def save_contact_sheet(cases: Sequence[Case], path: str | Path, count: int = 4, 
     return path
 
 
-def _tile_height(case: Case, tile: int) -> int:
+def _tile_height(case: Case | StoredCase, tile: int) -> int:
     height, width = case.image.shape[:2]
     return max(1, round(tile * height / width))
 
 
-def _draw_views(case: Case, tile: int) -> list[Image.Image]:
+def _draw_views(case: Case | StoredCase, tile: int) -> list[Image.Image]:
     """The picture, the target and the prediction, each `tile` pixels wide."""
     colours = {"target": _TARGET_COLOUR, "prediction": _PREDICTION_COLOUR}
-    pictures = [case.image, *(_paint(case.image, case.mask(name), colour) for name, colour in colours.items())]
+    image = case.image
+    pictures = [image, *(_paint(image, case.mask(name), colour) for name, colour in colours.items())]
     size = (tile, _tile_height(case, tile))
     return [Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR) for picture in pictures]
 
@@ -168,9 +201,9 @@ def _paint(image: np.ndarray, mask: np.ndarray | None, colour: tuple[int, int, i
     return faded.astype(np.uint8)
 
 
-def _verdict(case: Case) -> str:
+def _verdict(case: Case | StoredCase) -> str:
     target = "absent" if case.target is None else "present"
-    answer = "rejected" if case.prediction is None else "segmented"
+    answer = "no mask" if case.prediction is None else "segmented"
     return f"IoU {case.iou:.3f}, {target}, {answer}"
 
 

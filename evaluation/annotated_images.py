@@ -1,0 +1,96 @@
+"""Pictures and annotations of COCO's JSON format."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class AnnotatedImage:
+    """
+    Args:
+        id (`int` or `str`): As in the annotation file.
+        file_name (`str`): Relative to the folder of pictures.
+        size (`tuple[int, int]`): (height, width) in pixels.
+    """
+
+    id: int | str
+    file_name: str
+    size: tuple[int, int]
+
+    @property
+    def stem(self) -> str:
+        """Name of this picture's files: its own name without the ending."""
+        return Path(self.file_name).stem
+
+    def load(self, folder: str | Path) -> np.ndarray:
+        """The picture as `(height, width, 3)` uint8 RGB, in the order of its stored pixels (as annotations count).
+
+        Raises:
+            FileNotFoundError: If it is not in the folder.
+            ValueError: If it has another size than the annotations say.
+        """
+        path = Path(folder) / self.file_name
+        if not path.is_file():
+            raise FileNotFoundError(f"The picture {path} does not exist; --images must be the folder of the pictures.")
+        with Image.open(path) as picture:
+            pixels = np.array(picture.convert("RGB"))
+        if pixels.shape[:2] != self.size:
+            raise ValueError(f"{path} is {pixels.shape[:2]} pixels (height, width), its annotations say {self.size}.")
+        return pixels
+
+
+def read_annotations(path: str | Path, needed: Sequence[str]) -> dict[str, Any]:
+    """
+    Args:
+        path (`str` or `Path`): A JSON file.
+        needed (`Sequence[str]`): Lists it must hold.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is no JSON or lacks a list.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The annotation file {path} does not exist.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file: {error}.") from None
+    missing = [name for name in needed if not isinstance(content, dict) or not isinstance(content.get(name), list)]
+    if missing:
+        raise ValueError(f"{path} is not in COCO's format: it has no list {', '.join(map(repr, missing))}.")
+    return content
+
+
+def read_images(entries: Sequence[dict[str, Any]], suffix: str = ".jpg") -> list[AnnotatedImage]:
+    """
+    Args:
+        entries (`Sequence[dict]`): The list `images` of an annotation file.
+        suffix (`str`): Ending of the file of a picture that has only an id.
+
+    Raises:
+        ValueError: If two pictures share an id or a name without its ending (their files would overwrite each other).
+    """
+    images = [
+        AnnotatedImage(
+            id=entry["id"],
+            file_name=entry.get("file_name") or f"{entry['id']}{suffix}",
+            size=(int(entry["height"]), int(entry["width"])),
+        )
+        for entry in entries
+    ]
+    for name in ("id", "stem"):
+        values = [getattr(image, name) for image in images]
+        if len(set(values)) < len(values):
+            twice = next(value for value in values if values.count(value) > 1)
+            raise ValueError(f"Two pictures of the annotation file have the {name} {twice!r}.")
+    return images
+
+
+__all__ = ["AnnotatedImage", "read_annotations", "read_images"]

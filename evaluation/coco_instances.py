@@ -1,0 +1,293 @@
+"""COCO instance segmentation by phrases: AP and AR of masks, and how often the point lies on the thing.
+
+As `aas/instance_seg.py` and `aas/eval_instance_seg.py` of attend-and-segment do it (arXiv 2410.08209).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from .annotated_images import AnnotatedImage, read_annotations, read_images
+from .category_matching import CategoryMatcher
+from .coco_masks import iou_matrix, segmentation_rle
+from .coco_scores import coco_scores
+from .contact_sheet import StoredCase
+from .mask_pairing import PROTOCOLS
+
+
+class CocoInstances:
+    """
+    Pictures with instance annotations, such as `instances_val2017.json`.
+
+    Args:
+        annotations (`str` or `Path`): The file.
+        limit (`int`, *optional*): Only the first pictures.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not in COCO's format.
+    """
+
+    def __init__(self, annotations: str | Path, limit: int | None = None):
+        self.dataset = read_annotations(annotations, ("images", "annotations", "categories"))
+        self.images: list[AnnotatedImage] = read_images(self.dataset["images"])[:limit]
+        self.categories: dict[int, str] = {entry["id"]: entry["name"] for entry in self.dataset["categories"]}
+        self._annotations: dict[Any, list[dict[str, Any]]] = {}
+        for annotation in self.dataset["annotations"]:
+            self._annotations.setdefault(annotation["image_id"], []).append(annotation)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def annotations(self, image: AnnotatedImage) -> list[dict[str, Any]]:
+        """What is annotated in a picture."""
+        return self._annotations.get(image.id, [])
+
+    def candidates(self, image: AnnotatedImage, protocol: str) -> list[int]:
+        """
+        Categories that a phrase of this picture may mean, by id.
+
+        Args:
+            image ([`AnnotatedImage`]): The picture.
+            protocol (`str`):
+                `paper`: those that are annotated in it, which gives away what there is to find. `fixed`: all.
+
+        Raises:
+            ValueError: If the protocol does not exist.
+        """
+        if protocol not in PROTOCOLS:
+            raise ValueError(f"There is no protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
+        if protocol == "fixed":
+            return sorted(self.categories)
+        return sorted({annotation["category_id"] for annotation in self.annotations(image)} & set(self.categories))
+
+
+@dataclass(frozen=True)
+class PhraseMasks:
+    """
+    What a model found for one phrase.
+
+    Args:
+        phrase (`str`): As the answer has it.
+        word (`str`): Its head word, whose meaning decides the category.
+        masks (`list[dict]`): Run lengths of one mask, or of several candidates.
+        scores (`list[float]`): The segmenter's estimate for each.
+        point (`tuple[int, int]`, *optional*): (x, y) the segmenter was given, in pixels of the picture.
+        box (`tuple[int, int, int, int]`, *optional*): (x1, y1, x2, y2) it was given.
+    """
+
+    phrase: str
+    word: str
+    masks: list[dict[str, Any]]
+    scores: list[float]
+    point: tuple[int, int] | None = None
+    box: tuple[int, int, int, int] | None = None
+
+
+def name_instances(
+    image: AnnotatedImage,
+    phrases: Sequence[PhraseMasks],
+    matcher: CategoryMatcher,
+    candidates: Sequence[int],
+    category_threshold: float = 0.0,
+) -> list[dict[str, Any]]:
+    """
+    Gives every mask the category its phrase means.
+
+    Args:
+        image ([`AnnotatedImage`]): The picture.
+        phrases (`Sequence[PhraseMasks]`): What was found in it.
+        matcher ([`CategoryMatcher`]): Compares words with categories.
+        candidates (`Sequence[int]`): Categories to choose from; with none, nothing is kept.
+        category_threshold (`float`): Phrases that are less similar to any category are dropped; the released code
+            defaults to 0, its documented command sets 0.5.
+
+    Returns:
+        `list[dict]`: Entries of COCO's results format with `category_name`, `noun_phrase`, `point` or `box`; masks
+        without a pixel are left out. `id` is not set, see `number_instances`.
+    """
+    if not candidates:
+        return []
+    instances = []
+    for found, match in zip(phrases, matcher([found.word for found in phrases], candidates), strict=True):
+        if match.similarity < category_threshold:
+            continue
+        for mask, score in zip(found.masks, found.scores, strict=True):
+            area = int(coco_mask.area(segmentation_rle(mask, image.size)))
+            if area == 0:
+                continue
+            instance = {
+                "image_id": image.id,
+                "category_id": match.category_id,
+                "category_name": match.name,
+                "noun_phrase": found.phrase,
+                "segmentation": mask,
+                "score": float(score),
+                "iscrowd": 0,
+                "area": area,
+            }
+            if found.point is not None:
+                instance["point"] = [int(value) for value in found.point]
+            if found.box is not None:
+                instance["box"] = [int(value) for value in found.box]
+            instances.append(instance)
+    return instances
+
+
+def number_instances(instances: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Entries with `id` from 1 on, in front as the original writes them."""
+    return [{"id": number, **instance} for number, instance in enumerate(instances, start=1)]
+
+
+def read_instances(path: str | Path) -> list[dict[str, Any]]:
+    """
+    Read a results file, of this project or the original.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is no list of entries with `image_id`, `category_id`, `segmentation` and `score`.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"The results file {path} does not exist.")
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file: {error}.") from None
+    needed = {"image_id", "category_id", "segmentation", "score"}
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and needed <= set(entry) for entry in entries):
+        raise ValueError(f"{path} must be a list of entries with {', '.join(sorted(needed))}.")
+    return entries
+
+
+@dataclass
+class InstanceResult:
+    """
+    Args:
+        protocol (`str`): `paper` or `fixed`; how categories were chosen.
+        images (`int`): Pictures that were scored.
+        instances (`int`): Masks that were scored.
+        masks (`dict`): AP and AR, see `COCO_SCORES`.
+        point_accuracy (`float`, *optional*): Share of points that lie on a thing of their category, in [0, 1].
+        points_right, points (`int`): The counts behind it.
+        notes (`list[str]`): Why a number is missing.
+        cases (`list`): What a contact sheet shows.
+    """
+
+    protocol: str
+    images: int
+    instances: int
+    masks: dict[str, float | None]
+    point_accuracy: float | None
+    points_right: int
+    points: int
+    notes: list[str]
+    cases: list[StoredCase] = field(repr=False, default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the pictures, as plain JSON values."""
+        return {name: value for name, value in vars(self).items() if name != "cases"}
+
+
+def score_instances(
+    data: CocoInstances,
+    instances: Sequence[dict[str, Any]],
+    protocol: str = "paper",
+    image_folder: str | Path | None = None,
+) -> InstanceResult:
+    """
+    Args:
+        data ([`CocoInstances`]): What is right.
+        instances (`Sequence[dict]`): Entries of COCO's results format; those with a `point` count for point accuracy.
+        protocol (`str`): How the categories were chosen; written into the result.
+        image_folder (`str` or `Path`, *optional*): Where the pictures are, for the cases of a contact sheet.
+
+    Raises:
+        ValueError: If an instance belongs to a picture that is not annotated.
+    """
+    right, points = point_hits(data, instances)
+    notes = [] if points else ["Point accuracy is not measured: no instance has a point."]
+    scores = coco_scores(data.dataset, instances, [image.id for image in data.images])
+    return InstanceResult(
+        protocol=protocol,
+        images=len(data),
+        instances=len(instances),
+        masks=scores,
+        point_accuracy=right / points if points else None,
+        points_right=right,
+        points=points,
+        notes=notes,
+        cases=[] if image_folder is None else _cases(data, instances, Path(image_folder)),
+    )
+
+
+def point_hits(data: CocoInstances, instances: Sequence[dict[str, Any]]) -> tuple[int, int]:
+    """
+    Points that lie on a thing of their category, crowds included, and all points.
+
+    A category that is not in the picture is a miss (the original, which never meets one, would stop).
+    """
+    by_image = _by_image(instances)
+    right = total = 0
+    for image in data.images:
+        regions = _regions_by_category(data, image) if image.id in by_image else {}
+        for instance in by_image.get(image.id, []):
+            if "point" not in instance:
+                continue
+            total += 1
+            x, y = instance["point"]
+            region = regions.get(instance["category_id"])
+            right += int(region is not None and region[y, x])
+    return right, total
+
+
+def _regions_by_category(data: CocoInstances, image: AnnotatedImage) -> dict[int, np.ndarray]:
+    grouped: dict[int, list[dict[str, Any]]] = {}
+    for annotation in data.annotations(image):
+        rle = segmentation_rle(annotation["segmentation"], image.size)
+        grouped.setdefault(annotation["category_id"], []).append(rle)
+    return {category: coco_mask.decode(coco_mask.merge(masks)).astype(bool) for category, masks in grouped.items()}
+
+
+def _by_image(instances: Sequence[dict[str, Any]]) -> dict[Any, list[dict[str, Any]]]:
+    grouped: dict[Any, list[dict[str, Any]]] = {}
+    for instance in instances:
+        grouped.setdefault(instance["image_id"], []).append(instance)
+    return grouped
+
+
+def _cases(data: CocoInstances, instances: Sequence[dict[str, Any]], folder: Path) -> list[StoredCase]:
+    """Every annotated thing with the answer of its category that overlaps it most."""
+    by_image, cases = _by_image(instances), []
+    for image in data.images:
+        for annotation in data.annotations(image):
+            if annotation.get("iscrowd"):
+                continue
+            same = [i for i in by_image.get(image.id, []) if i["category_id"] == annotation["category_id"]]
+            target = segmentation_rle(annotation["segmentation"], image.size)
+            given = [segmentation_rle(instance["segmentation"], image.size) for instance in same]
+            ious = iou_matrix([target], given)[0]
+            best = int(ious.argmax()) if given else None
+            name = data.categories.get(annotation["category_id"], "")
+            phrase = name if best is None else f"{same[best]['noun_phrase']} -> {name}"
+            iou = 0.0 if best is None else float(ious[best])
+            path = folder / image.file_name
+            cases.append(StoredCase(path, phrase, iou, target, None if best is None else given[best]))
+    return cases
+
+
+__all__ = [
+    "CocoInstances",
+    "InstanceResult",
+    "PhraseMasks",
+    "name_instances",
+    "number_instances",
+    "point_hits",
+    "read_instances",
+    "score_instances",
+]

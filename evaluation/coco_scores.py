@@ -1,0 +1,72 @@
+"""COCO's AP and AR of masks, by pycocotools."""
+
+import contextlib
+import copy
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+
+# In the order of `COCOeval.stats`.
+COCO_SCORES: tuple[str, ...] = (
+    *("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large"),
+    *("ar1", "ar10", "ar100", "ar_small", "ar_medium", "ar_large"),
+)
+
+
+def coco_scores(
+    annotations: dict[str, Any],
+    detections: Sequence[dict[str, Any]],
+    image_ids: Sequence[Any] | None = None,
+    category_ids: Sequence[int] | None = None,
+) -> dict[str, float | None]:
+    """
+    Args:
+        annotations (`dict`): A COCO annotation file: `images`, `annotations`, `categories`.
+        detections (`Sequence[dict]`): Each with `image_id`, `category_id`, `segmentation` (RLE) and `score`.
+        image_ids (`Sequence`, *optional*): Only these pictures count; all by default.
+        category_ids (`Sequence[int]`, *optional*): Only these categories count; all by default.
+
+    Returns:
+        `dict`: The names in `COCO_SCORES` with values in [0, 1]; None where no target has that size. `ap` and the
+        `ar` are means over the IoU thresholds 0.5, 0.55 ... 0.95; areas are split at 32² and 96² pixels.
+
+    Raises:
+        ValueError: If a detection belongs to a picture that is not annotated.
+    """
+    known = {image["id"] for image in annotations["images"]}
+    foreign = sorted({str(detection["image_id"]) for detection in detections if detection["image_id"] not in known})
+    if foreign:
+        raise ValueError(
+            f"{len(foreign)} pictures have detections and no annotations, such as {', '.join(foreign[:3])}. "
+            "Take the annotation file of the same split."
+        )
+    with contextlib.redirect_stdout(io.StringIO()):
+        targets = COCO()
+        # evaluation marks annotations as ignored in place
+        targets.dataset = {**annotations, "annotations": copy.deepcopy(annotations["annotations"])}
+        targets.createIndex()
+        if detections:
+            found = targets.loadRes([dict(detection) for detection in detections])
+        else:  # loadRes needs at least one
+            found = COCO()
+            found.dataset = {**annotations, "annotations": []}
+            found.createIndex()
+        evaluation = COCOeval(targets, found, "segm")
+        if image_ids is not None:
+            evaluation.params.imgIds = list(image_ids)
+        if category_ids is not None:
+            evaluation.params.catIds = list(category_ids)
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    # pycocotools says -1 where there is nothing to measure
+    return {
+        name: None if value == -1 else float(value) for name, value in zip(COCO_SCORES, evaluation.stats, strict=True)
+    }
+
+
+__all__ = ["COCO_SCORES", "coco_scores"]

@@ -1,0 +1,143 @@
+"""How alike two phrases are: the cosine between vectors of a text encoder or of words."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+
+# The encoder of GLaMM's evaluation.
+TEXT_ENCODER = "google-bert/bert-base-uncased"
+_MAX_TOKENS = 512
+
+PhraseVectors = Callable[[Sequence[str]], np.ndarray]
+
+
+class EncodedPhrases:
+    """
+    Vectors of phrases from a text encoder: the mean of its last hidden states, over all tokens including those that
+    the tokenizer adds (`[CLS]` and `[SEP]`), as GLaMM's evaluation takes it. Every phrase is computed once.
+
+    Args:
+        model: A transformers encoder with `last_hidden_state`.
+        tokenizer: Its tokenizer.
+        name (`str`): What results call it.
+        batch_size (`int`): Phrases per step.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str, batch_size: int = 64):
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.name = name
+        self.batch_size = batch_size
+        self._known: dict[str, np.ndarray] = {}
+
+    @classmethod
+    def from_pretrained(cls, name: str = TEXT_ENCODER, device: str | torch.device = "cpu"):
+        """Load an encoder by folder or Hub name, in float32.
+
+        Raises:
+            OSError: If it is not there; with what to do.
+        """
+        from transformers import AutoModel, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model = AutoModel.from_pretrained(name, dtype=torch.float32)
+        except (OSError, ValueError) as error:
+            raise OSError(
+                f"The text encoder {name!r}, which compares phrases, cannot be loaded: {error} Give the folder of a "
+                "copy with --set text_encoder=FOLDER, or do without recall with --set text_encoder=none."
+            ) from error
+        return cls(model.to(device), tokenizer, str(name))
+
+    def __call__(self, phrases: Sequence[str]) -> np.ndarray:
+        """Vectors `(phrases, hidden_size)` float32."""
+        new = [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._known]
+        for start in range(0, len(new), self.batch_size):
+            batch = new[start : start + self.batch_size]
+            self._known.update(zip(batch, self._encode(batch), strict=True))
+        return np.stack([self._known[phrase] for phrase in phrases]) if phrases else np.zeros((0, 0), np.float32)
+
+    @torch.no_grad()
+    def _encode(self, phrases: list[str]) -> np.ndarray:
+        inputs = self.tokenizer(
+            phrases, return_tensors="pt", padding=True, truncation=True, max_length=_MAX_TOKENS
+        ).to(self.model.device)
+        states = self.model(**inputs).last_hidden_state  # (B, T, C)
+        weights = inputs["attention_mask"][..., None].to(states.dtype)
+        return ((states * weights).sum(1) / weights.sum(1)).float().cpu().numpy()
+
+
+def cosine_similarities(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """
+    Args:
+        one (`np.ndarray`): Vectors `(m, n)`.
+        other (`np.ndarray`): Vectors `(k, n)`.
+
+    Returns:
+        `np.ndarray`: `(m, k)`; a vector of zeros is like nothing (0).
+    """
+    if not len(one) or not len(other):
+        return np.zeros((len(one), len(other)), np.float32)
+    return _unit(one) @ _unit(other).T
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths == 0, 1, lengths)
+
+
+def without_article(phrase: str) -> str:
+    """`The cat` -> `cat`: lower case, and one leading article less, as attend-and-segment compares words."""
+    phrase = phrase.lower()
+    for article in ("the ", "an ", "a "):
+        if phrase.startswith(article):
+            return phrase[len(article) :]
+    return phrase
+
+
+class WordVectors:
+    """
+    Vectors of words from an installed spaCy pipeline, articles left out (the original: `en_core_web_lg`).
+
+    Args:
+        pipeline: A loaded spaCy pipeline with vectors.
+        name (`str`): What results call it.
+    """
+
+    def __init__(self, pipeline: Any, name: str):
+        self.pipeline = pipeline
+        self.name = name
+
+    @classmethod
+    def from_spacy(cls, name: str = "en_core_web_lg"):
+        """
+        Raises:
+            ImportError: If spaCy or the pipeline is not installed; with what to do.
+        """
+        try:
+            import spacy
+
+            return cls(spacy.load(name), name)
+        except (ImportError, OSError) as error:
+            raise ImportError(
+                f"Categories are chosen by the word vectors of spaCy's {name!r}, which is not installed ({error}). "
+                f"Install it (pip install spacy; python -m spacy download {name}), or compare with a text encoder: "
+                "--set word_vectors=encoder:FOLDER."
+            ) from error
+
+    def __call__(self, phrases: Iterable[str]) -> np.ndarray:
+        """Vectors `(phrases, size)` float32."""
+        return np.stack([self.pipeline(phrase).vector for phrase in phrases])
+
+
+__all__ = [
+    "TEXT_ENCODER",
+    "EncodedPhrases",
+    "PhraseVectors",
+    "WordVectors",
+    "cosine_similarities",
+    "without_article",
+]

@@ -1,0 +1,177 @@
+"""COCO instance segmentation by phrases: the original's numbers, and the category a phrase gets."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reasonseg.evaluation.category_matching import CategoryMatcher
+from reasonseg.evaluation.coco_instances import (
+    CocoInstances,
+    PhraseMasks,
+    name_instances,
+    number_instances,
+    point_hits,
+    read_instances,
+    score_instances,
+)
+from reasonseg.evaluation.coco_masks import decode_segmentation, segmentation_rle
+from reasonseg.evaluation.coco_scores import coco_scores
+from reasonseg.evaluation.contact_sheet import save_contact_sheet
+from reasonseg.processing.segments import mask_to_rle
+from tests.parity_data import PARITY
+
+
+EVAL = PARITY / "attend_and_segment" / "eval"
+RECORDED = json.loads((EVAL / "metrics.json").read_text(encoding="utf-8"))["instance"]
+# Words that mean the same point the same way.
+WORDS = {"person": (1, 0, 0), "man": (0.9, 0.1, 0), "dog": (0, 1, 0), "puppy": (0.1, 0.9, 0), "car": (0, 0, 1)}
+
+
+def vectors(words):
+    return np.array([WORDS.get(word, (0, 0, 0)) for word in words], dtype=np.float32)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return CocoInstances(EVAL / "instances_gt.json")
+
+
+@pytest.fixture(scope="module")
+def instances():
+    return read_instances(EVAL / "instances_dt.json")
+
+
+def test_every_number_is_the_original_one(data, instances):
+    result = score_instances(data, instances)
+    recorded = [None if value == -1 else value for value in RECORDED["coco_stats"]]
+    assert list(result.masks.values()) == pytest.approx(recorded, abs=1e-12)
+    assert result.point_accuracy * 100 == pytest.approx(RECORDED["point_accuracy_percent"], abs=1e-12)
+    assert (result.points_right, result.points) == (RECORDED["correct"], RECORDED["total"])
+    assert result.notes == []
+    json.dumps(result.to_dict())
+
+
+def test_scoring_leaves_its_input_alone(data, instances):
+    before = json.dumps([data.dataset, instances])
+    first = score_instances(data, instances)
+    assert json.dumps([data.dataset, instances]) == before
+    assert score_instances(data, instances) == first
+
+
+def test_without_points_and_without_anything(data, instances):
+    bare = [{name: value for name, value in instance.items() if name != "point"} for instance in instances]
+    result = score_instances(data, bare)
+    assert result.point_accuracy is None
+    assert "no instance has a point" in result.notes[0]
+    assert score_instances(data, []).masks["ap"] == 0
+
+
+def test_only_the_first_pictures(instances):
+    data = CocoInstances(EVAL / "instances_gt.json", limit=1)
+    own = [instance for instance in instances if instance["image_id"] == data.images[0].id]
+    assert score_instances(data, instances).masks == score_instances(data, own).masks
+    assert point_hits(data, instances)[1] == len(own)
+
+
+def test_a_category_that_is_not_in_the_picture_is_a_miss(data, instances):
+    image = data.images[0]
+    absent = next(iter(set(data.categories) - set(data.candidates(image, "paper"))), None)
+    moved = {**instances[0], "category_id": absent if absent is not None else 999}
+    assert point_hits(data, [moved]) == (0, 1)
+
+
+def test_candidates(data):
+    for image in data.images:
+        assert data.candidates(image, "fixed") == [1, 2, 5]
+        present = {annotation["category_id"] for annotation in data.annotations(image)}
+        assert set(data.candidates(image, "paper")) == present
+    with pytest.raises(ValueError, match="no protocol 'both'"):
+        data.candidates(data.images[0], "both")
+
+
+def found(phrase, word, *areas, **prompt):
+    masks = []
+    for area in areas:
+        mask = np.zeros((60, 80), dtype=bool)
+        mask.reshape(-1)[:area] = True
+        masks.append(mask_to_rle(mask))
+    return PhraseMasks(phrase, word, masks, [0.5 + 0.1 * n for n in range(len(areas))], **prompt)
+
+
+def test_phrases_get_the_most_similar_category(data):
+    matcher, image = CategoryMatcher(data.categories, vectors), data.images[0]
+    phrases = [
+        found("The man", "The Man", 10, point=(3, 4)),
+        found("a puppy", "puppy", 5, 0, 7, box=(1, 2, 3, 4)),
+        found("a thing", "thing", 9),
+    ]
+    named = number_instances(name_instances(image, phrases, matcher, [1, 2, 5], category_threshold=0.5))
+    assert [(entry["id"], entry["category_name"], entry["area"]) for entry in named] == [
+        (1, "person", 10),
+        (2, "dog", 5),
+        (3, "dog", 7),
+    ]
+    assert list(named[0]) == [
+        *("id", "image_id", "category_id", "category_name", "noun_phrase"),
+        *("segmentation", "score", "iscrowd", "area", "point"),
+    ]
+    assert named[0]["point"] == [3, 4]
+    assert named[2]["box"] == [1, 2, 3, 4]
+    assert named[2]["score"] == pytest.approx(0.7)
+    only_car = name_instances(image, phrases, matcher, [5], category_threshold=0.0)
+    assert {entry["category_name"] for entry in only_car} == {"car"}, "without a threshold, anything is named"
+    assert name_instances(image, phrases, matcher, []) == []
+    assert name_instances(image, [], matcher, [1]) == []
+
+
+def test_segmentations_of_all_kinds(data):
+    kinds = {type(annotation["segmentation"]) for annotation in data.dataset["annotations"]}
+    assert kinds == {list, dict}
+    square = np.zeros((6, 8), dtype=bool)
+    square[1:3, 2:6] = True
+    counts = [int(n) for n in np.diff(np.flatnonzero(np.diff(square.reshape(-1, order="F"), prepend=0)), prepend=0)]
+    plain = {"size": [6, 8], "counts": [*counts, 48 - sum(counts)]}
+    for segmentation in (mask_to_rle(square), plain, [[2, 1, 6, 1, 6, 3, 2, 3]]):
+        np.testing.assert_array_equal(decode_segmentation(segmentation, (6, 8)), square)
+    with pytest.raises(ValueError, match=r"of \(6, 8\) .* for a picture of \(8, 6\)"):
+        segmentation_rle(mask_to_rle(square), (8, 6))
+    with pytest.raises(ValueError, match="list of polygons or have `size`"):
+        segmentation_rle("x", (8, 6))
+
+
+def test_bad_files(tmp_path, data, instances):
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_instances(tmp_path / "nowhere.json")
+    path = tmp_path / "dt.json"
+    for text, message in (("[", "is no JSON"), ('[{"image_id": 1}]', "must be a list of entries with category_id")):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            read_instances(path)
+    with pytest.raises(ValueError, match=r"1 pictures have detections and no annotations, such as 7"):
+        coco_scores(data.dataset, [{**instances[0], "image_id": 7}])
+    twice = json.loads((EVAL / "instances_gt.json").read_text(encoding="utf-8"))
+    twice["images"].append(twice["images"][0])
+    path.write_text(json.dumps(twice), encoding="utf-8")
+    with pytest.raises(ValueError, match="Two pictures of the annotation file have the id 100"):
+        CocoInstances(path)
+
+
+def test_pictures_are_checked(tmp_path, data):
+    image = data.images[0]
+    with pytest.raises(FileNotFoundError, match="--images must be the folder"):
+        image.load(tmp_path)
+    Image.new("RGB", (10, 10)).save(tmp_path / image.file_name)
+    with pytest.raises(ValueError, match=r"is \(10, 10\) pixels .* annotations say \(60, 80\)"):
+        image.load(tmp_path)
+
+
+def test_contact_sheet(tmp_path, data, instances):
+    for image in data.images:
+        Image.new("RGB", image.size[::-1], (128, 128, 128)).save(tmp_path / image.file_name)
+    result = score_instances(data, instances, image_folder=tmp_path)
+    things = [annotation for annotation in data.dataset["annotations"] if not annotation["iscrowd"]]
+    assert len(result.cases) == len(things)
+    assert any(case.phrase == "x -> person" for case in result.cases)
+    assert Image.open(save_contact_sheet(result.cases, tmp_path / "cases.png")).size[0] > 100
