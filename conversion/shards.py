@@ -1,11 +1,13 @@
-"""Writing safetensors one tensor at a time, so that memory holds one tensor and not one shard."""
+"""Writing safetensors tensor by tensor, so that memory holds one or two of them and not a shard."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ DTYPE_NAMES = {
 _WEIGHTS, _INDEX = "model{suffix}.safetensors", "model.safetensors.index.json"
 _STEP = "Writing weights"
 _RELEASE_BYTES = 256 << 20  # pages of mapped sources count as this process's memory until they are given back
+_AHEAD_BYTES = 512 << 20  # of two tensors that are larger together, the second is read when the first is written
 
 
 def write_shards(
@@ -41,7 +44,8 @@ def write_shards(
         tensors (`Sequence[PlannedTensor]`): What to write; shards are filled in this order.
         max_shard_size (`int` or `str`): Largest size of a shard in bytes, or such as `"5GB"`.
         progress (`ProgressCallback`): Told about every tensor.
-        release (`Callable[[], None]`): Called after every shard and every quarter gigabyte, to unmap what was read.
+        release (`Callable[[], None]`): Called after every shard and every quarter gigabyte, to unmap what was read;
+            never while a tensor is built, but in the thread that builds them.
 
     Returns:
         `dict[Path, str]`: The weight files and their sha256, taken from what was written.
@@ -102,9 +106,9 @@ def _write_file(
         offset = end
     encoded = json.dumps(header, separators=(",", ":")).encode("utf-8")
     encoded += b" " * (-len(encoded) % 8)
-    digest, mapped = hashlib.sha256(), 0
-    # Hashing and writing both leave Python's lock alone, so that the slower one alone costs time.
-    with path.open("wb") as file, ThreadPoolExecutor(1) as pool:
+    digest = hashlib.sha256()
+    # Reading, hashing and writing leave Python's lock alone, so that the slowest of them alone costs time.
+    with path.open("wb") as file, ThreadPoolExecutor(1) as pool, closing(_read_ahead(ordered, release)) as contents:
 
         def write(data: bytes | memoryview) -> None:
             hashed = pool.submit(digest.update, data)
@@ -113,15 +117,33 @@ def _write_file(
 
         write(len(encoded).to_bytes(8, "little") + encoded)
         for tensor in ordered:
-            # Nothing here may keep the tensor: two large ones at once would double the memory needed.
-            write(_checked_bytes(tensor.build(), tensor))
+            # Nothing here may keep the bytes: two large tensors at once would double the memory needed.
+            write(next(contents))
             done += tensor.num_bytes
-            mapped += tensor.num_bytes
-            if mapped > _RELEASE_BYTES:
-                mapped = 0
-                release()
             progress(_STEP, done, total)
     return digest.hexdigest()
+
+
+def _read_ahead(tensors: list[PlannedTensor], release: Callable[[], None]) -> Iterator[memoryview]:
+    """The bytes of all tensors in turn; while those of one are used, the next one is built, if both are small."""
+    mapped = 0
+
+    def read(tensor: PlannedTensor) -> memoryview:
+        nonlocal mapped
+        data = _checked_bytes(tensor.build(), tensor)
+        mapped += tensor.num_bytes
+        if mapped > _RELEASE_BYTES:
+            mapped = 0
+            release()
+        return data
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = None
+        for tensor, following in pairwise([*tensors, None]):
+            ready = [(reading or pool.submit(read, tensor)).result()]
+            ahead = following is not None and tensor.num_bytes + following.num_bytes <= _AHEAD_BYTES
+            reading = pool.submit(read, following) if ahead else None
+            yield ready.pop()  # so that neither this frame nor a finished future keeps them
 
 
 def _checked_bytes(value: torch.Tensor, tensor: PlannedTensor) -> memoryview:
