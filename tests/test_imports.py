@@ -15,11 +15,11 @@ TOOLS = ("conversion", "training", "evaluation")
 # Third-party packages each folder may import at all.
 MODEL_PACKAGES = {"torch", "transformers", "huggingface_hub"}
 ALLOWED_PACKAGES = {
-    "modeling": MODEL_PACKAGES,
+    "modeling": MODEL_PACKAGES | {"diffusers"},
     "processing": MODEL_PACKAGES | {"numpy", "PIL", "pycocotools", "supervision"},
 }
 # Optional there: a checkpoint loads in an environment without them.
-OPTIONAL_PACKAGES = {"pycocotools", "supervision"}
+OPTIONAL_PACKAGES = {"diffusers", "pycocotools", "supervision"}
 
 FORBIDDEN_MODULES = {
     *("subprocess", "socket", "pickle", "marshal", "shelve", "ctypes", "importlib", "runpy", "code"),

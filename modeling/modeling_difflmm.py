@@ -1,0 +1,263 @@
+"""DiffLMM: a LLaVA that looks with Stable Diffusion's features beside CLIP's (arXiv 2410.08209, section 3.3)."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import AutoModel
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.models.llava.modeling_llava import (
+    LlavaCausalLMOutputWithPast,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaPreTrainedModel,
+)
+from transformers.utils.generic import can_return_tuple
+
+from .configuration_difflmm import DiffLmmConfig
+from .diffusion_features import DiffusionFeatures, check_noise, draw_noise
+
+
+@dataclass
+class DiffLmmImageOutput(BaseModelOutputWithPooling):
+    r"""
+    pooler_output (`list[torch.FloatTensor]` of shape `(image_seq_length, hidden_size)`):
+        The image tokens, one entry per image.
+    clip_features (`torch.FloatTensor` of shape `(num_images, num_patches, clip_hidden_size)`):
+        CLIP's hidden state `vision_feature_layer` without its class token.
+    diffusion_features (`torch.FloatTensor` of shape `(num_images, diffusion_channels, rows, columns)`):
+        Output of the UNet's up block `diffusion_block`, mean over the ensemble.
+    """
+
+    clip_features: torch.FloatTensor | None = None
+    diffusion_features: torch.FloatTensor | None = None
+
+
+class ImplicitCaptioner(nn.Module):
+    """Turns CLIP's features into what a text encoder would say about the image: Linear, GELU, Linear, positions."""
+
+    def __init__(self, config: DiffLmmConfig):
+        super().__init__()
+        width = config.unet_config["cross_attention_dim"]
+        self.clip_projector = nn.Sequential(
+            nn.Linear(config.vision_config.hidden_size, width), nn.GELU(), nn.Linear(width, width)
+        )
+        rows, columns = config.clip_grid
+        self.clip_pe = nn.Parameter(torch.zeros(rows * columns, width)) if config.use_position_embeddings else None
+
+    def forward(self, clip_features: torch.FloatTensor) -> torch.FloatTensor:
+        embeds = self.clip_projector(clip_features)
+        return embeds if self.clip_pe is None else embeds + self.clip_pe
+
+
+class SDCLIPBlock(nn.Module):
+    """Projects the grid of diffusion features, and CLIP's beside them, to image tokens of the language model."""
+
+    def __init__(self, config: DiffLmmConfig):
+        super().__init__()
+        hidden_size = config.text_config.hidden_size
+        reduced = hidden_size // 4
+        self.sd_norm_layer = nn.LayerNorm(config.diffusion_channels)
+        self.sd_proj_layer = nn.Sequential(nn.Conv2d(config.diffusion_channels, reduced, kernel_size=1), nn.GELU())
+        width = reduced + (config.vision_config.hidden_size if config.concat_clip else 0)
+        self.linear = nn.Sequential(nn.Linear(width, hidden_size), nn.GELU(), nn.Linear(hidden_size, hidden_size))
+        self.vt_pe = None
+        if config.use_position_embeddings:
+            self.vt_pe = nn.Parameter(torch.zeros(config.image_seq_length, hidden_size))
+
+    def forward(
+        self, diffusion_features: torch.FloatTensor, clip_features: torch.FloatTensor | None = None
+    ) -> torch.FloatTensor:
+        """
+        Args:
+            diffusion_features (`torch.FloatTensor` of shape `(num_images, channels, rows, columns)`).
+            clip_features (`torch.FloatTensor` of shape `(num_images, rows * columns, clip_hidden_size)`, *optional*).
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_images, rows * columns, hidden_size)`: Image tokens in reading order.
+        """
+        features = self.sd_norm_layer(diffusion_features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        features = self.sd_proj_layer(features).flatten(2).transpose(1, 2)
+        if clip_features is not None:
+            features = torch.cat([features, clip_features.to(features.device)], dim=-1)
+        tokens = self.linear(features)
+        return tokens if self.vt_pe is None else tokens + self.vt_pe
+
+
+class DiffLmmModel(LlavaModel):
+    r"""
+    LLaVA's model with another way to look at images: `get_image_features`.
+
+    Args:
+        config ([`DiffLmmConfig`]): What to compose.
+    """
+
+    config: DiffLmmConfig
+    config_class = DiffLmmConfig
+    _can_compile_fullgraph = False
+    _no_split_modules = ["DiffusionFeatures", "ImplicitCaptioner", "SDCLIPBlock"]
+
+    def __init__(self, config: DiffLmmConfig):
+        LlavaPreTrainedModel.__init__(self, config)
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.diffusion = DiffusionFeatures(config)
+        self.implicit_captioner = ImplicitCaptioner(config) if config.implicit_caption else None
+        self.prompt_encoder = None if config.implicit_caption else AutoModel.from_config(config.prompt_config)
+        self.multi_modal_projector = SDCLIPBlock(config)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor,
+        vae_noise: torch.FloatTensor | None = None,
+        latent_noise: torch.FloatTensor | None = None,
+        noise_seed: int | None = None,
+        generator: torch.Generator | None = None,
+        **kwargs,
+    ) -> DiffLmmImageOutput:
+        r"""
+        Without any of the noise arguments every image gets the noise of `config.noise_seed`: results repeat, and do
+        not depend on the other images of the batch.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(num_images, 3, image_size, image_size)`):
+                Images with CLIP's statistics, as [`DiffLmmProcessor`] makes them.
+            vae_noise, latent_noise (`torch.FloatTensor`, *optional*):
+                Both standard normal noises, of shape `(ensemble_size * num_images, *latent_shape)`, for the numbers of
+                a run of the original; see [`DiffusionFeatures`], also for `keep_layout`, which this turns on.
+            noise_seed (`int`, *optional*): Seed of the noise that every image gets.
+            generator (`torch.Generator`, *optional*): Draws the noise, another one for every image.
+
+        Returns:
+            [`DiffLmmImageOutput`]
+
+        Raises:
+            ValueError: If images or noises have another shape, or noise is given in two ways.
+        """
+        side = self.config.image_size
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[1:]) != (3, side, side):
+            raise ValueError(
+                f"pixel_values have the shape {tuple(pixel_values.shape)}; this model takes (num_images, 3, {side}, "
+                f"{side})."
+            )
+        # Who brings the noise wants the numbers of the run it is from.
+        as_original = vae_noise is not None
+        vae_noise, latent_noise = self._noise(len(pixel_values), vae_noise, latent_noise, noise_seed, generator)
+        clip_view, diffusion_view = self.two_views(pixel_values)
+        states = self.vision_tower(clip_view, output_hidden_states=True, return_dict=True).hidden_states
+        clip_features = states[self.config.vision_feature_layer][:, 1:]
+        features = self.diffusion(
+            diffusion_view, self.prompt_embeds(clip_features), vae_noise, latent_noise, keep_layout=as_original
+        )
+        tokens = self.multi_modal_projector(features, clip_features if self.config.concat_clip else None)
+        return DiffLmmImageOutput(pooler_output=list(tokens), clip_features=clip_features, diffusion_features=features)
+
+    def two_views(self, pixel_values: torch.FloatTensor) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+        """What CLIP sees, `(num_images, 3, clip_size, clip_size)`, and what Stable Diffusion sees."""
+        pixel_values = pixel_values.to(self.vision_tower.dtype)
+        size = (self.config.vision_config.image_size,) * 2
+        clip_view = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
+        mean, std = (
+            torch.tensor(value, device=pixel_values.device, dtype=pixel_values.dtype).view(1, 3, 1, 1)
+            for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        )
+        if self.config.normalize_twice:
+            # The original takes its pixels for values in -1..1, which they are not; see DiffLmmConfig.
+            return (clip_view * 0.5 + 0.5 - mean) / std, pixel_values
+        return clip_view, (pixel_values * std + mean) * 2 - 1
+
+    def prompt_embeds(self, clip_features: torch.FloatTensor) -> torch.FloatTensor:
+        """What the UNet is conditioned on, `(num_images, prompt_length, cross_attention_dim)`."""
+        if self.implicit_captioner is not None:
+            return self.implicit_captioner(clip_features)
+        ids = torch.tensor([self.config.empty_prompt_ids], device=self.prompt_encoder.device)
+        return self.prompt_encoder(input_ids=ids).last_hidden_state.expand(len(clip_features), -1, -1)
+
+    def _noise(
+        self,
+        num_images: int,
+        vae_noise: torch.FloatTensor | None,
+        latent_noise: torch.FloatTensor | None,
+        noise_seed: int | None,
+        generator: torch.Generator | None,
+    ) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+        if vae_noise is None and latent_noise is None:
+            return draw_noise(self.config, num_images, noise_seed, generator)
+        if noise_seed is not None or generator is not None:
+            raise ValueError("Noise was given both as tensors and as a seed or generator; give one of them.")
+        check_noise(self.config, num_images, vae_noise=vae_noise, latent_noise=latent_noise)
+        return vae_noise, latent_noise
+
+
+class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
+    r"""
+    DiffLMM with its language head: answers questions about images, and is an image-text-to-text model like any other.
+
+    Args:
+        config ([`DiffLmmConfig`]): What to compose.
+
+    Raises:
+        ImportError: If diffusers is not installed.
+    """
+
+    config: DiffLmmConfig
+    config_class = DiffLmmConfig
+    _can_compile_fullgraph = False
+    _no_split_modules = ["DiffusionFeatures", "ImplicitCaptioner", "SDCLIPBlock"]
+
+    def __init__(self, config: DiffLmmConfig):
+        LlavaPreTrainedModel.__init__(self, config)
+        self.model = DiffLmmModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_image_features(self, pixel_values: torch.FloatTensor, **kwargs) -> DiffLmmImageOutput:
+        """See [`DiffLmmModel.get_image_features`]."""
+        return self.model.get_image_features(pixel_values=pixel_values, **kwargs)
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        vae_noise: torch.FloatTensor | None = None,
+        latent_noise: torch.FloatTensor | None = None,
+        noise_seed: int | None = None,
+        generator: torch.Generator | None = None,
+        mm_encoder_outputs: dict[str, DiffLmmImageOutput] | None = None,
+        **kwargs,
+    ) -> LlavaCausalLMOutputWithPast:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Ids in which every image has `image_seq_length` placeholders.
+            pixel_values, vae_noise, latent_noise, noise_seed, generator: See [`DiffLmmModel.get_image_features`].
+                `generate` takes them too.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
+            mm_encoder_outputs (`dict`, *optional*): `{"image": get_image_features(...)}`, in place of `pixel_values`.
+            kwargs: Further inputs of [`LlavaForConditionalGeneration`].
+        """
+        if pixel_values is not None and mm_encoder_outputs is None:
+            images = self.get_image_features(
+                pixel_values,
+                vae_noise=vae_noise,
+                latent_noise=latent_noise,
+                noise_seed=noise_seed,
+                generator=generator,
+                return_dict=True,
+            )
+            pixel_values, mm_encoder_outputs = None, {"image": images}
+        return super().forward(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+
+
+__all__ = ["DiffLmmForConditionalGeneration", "DiffLmmImageOutput", "DiffLmmModel"]
