@@ -138,6 +138,50 @@ class UprightImageBackend(PilBackend):
             raise ValueError("An empty list of images was given. Pass at least one image.")
         return images
 
+    def _resize_visible_part(
+        self,
+        image: np.ndarray,
+        max_image_pixels: int,
+        do_resize: bool,
+        size: SizeDict,
+        resample: PILImageResampling,
+        do_center_crop: bool,
+        crop_size: SizeDict,
+        **kwargs,
+    ) -> np.ndarray:
+        """Resize only what the centre crop will keep of a very long picture.
+
+        A picture of 1 x 10000 pixels becomes 224 x 2240000 before the crop takes 224 x 224 of it. Other pictures are
+        returned unchanged; the regular resize leaves the picture returned here as it is. Pillow may filter the part
+        in another order of rows and columns than the whole, so that values can differ by the rounding in between.
+        """
+        if not (do_resize and size.shortest_edge and not size.longest_edge):
+            return image
+        height, width = get_resize_output_image_size(
+            image, size.shortest_edge, default_to_square=False, input_data_format=ChannelDimension.FIRST
+        )
+        if not do_center_crop:
+            check_pixel_count(height, width, "The picture resized for the vision-language model", max_image_pixels)
+            return image
+        kept = max(crop_size.height, crop_size.width, size.shortest_edge)
+        if height * width <= _MAX_RESIZED_PIXELS or max(height, width) <= kept:
+            return image
+        # the same offset of the crop, whether it is taken from the whole picture or from the kept part
+        long_edge, crop_edge = (height, crop_size.height) if height > width else (width, crop_size.width)
+        start = (long_edge - crop_edge) // 2 - (kept - crop_edge) // 2
+        scale = max(image.shape[-2:]) / long_edge
+        first, last = start * scale, (start + kept) * scale
+        margin = math.ceil(_WIDEST_FILTER * max(scale, 1.0)) + 1
+        cut_first, cut_last = max(0, math.floor(first) - margin), min(max(image.shape[-2:]), math.ceil(last) + margin)
+        first, last = first - cut_first, last - cut_first
+        cut = image[:, cut_first:cut_last] if height > width else image[..., cut_first:cut_last]
+        if height > width:
+            new_size, box = (width, kept), (0, first, cut.shape[-1], last)
+        else:
+            new_size, box = (kept, height), (first, 0, last, cut.shape[-2])
+        channels = [Image.fromarray(channel) for channel in np.ascontiguousarray(cut)]
+        return np.stack([np.asarray(channel.resize(new_size, resample, box=box)) for channel in channels])
+
 
 class SegmenterImageProcessor(UprightImageBackend):
     r"""The segmenter's view alone, for models whose vision-language model brings its own image processor.
@@ -293,50 +337,6 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
         )
         data["original_sizes"] = original_sizes
         return BatchFeature(data, tensor_type=return_tensors)
-
-    def _resize_visible_part(
-        self,
-        image: np.ndarray,
-        max_image_pixels: int,
-        do_resize: bool,
-        size: SizeDict,
-        resample: PILImageResampling,
-        do_center_crop: bool,
-        crop_size: SizeDict,
-        **kwargs,
-    ) -> np.ndarray:
-        """Resize only what the centre crop will keep of a very long picture.
-
-        A picture of 1 x 10000 pixels becomes 224 x 2240000 before the crop takes 224 x 224 of it. Other pictures are
-        returned unchanged; the regular resize leaves the picture returned here as it is. Pillow may filter the part
-        in another order of rows and columns than the whole, so that values can differ by the rounding in between.
-        """
-        if not (do_resize and size.shortest_edge and not size.longest_edge):
-            return image
-        height, width = get_resize_output_image_size(
-            image, size.shortest_edge, default_to_square=False, input_data_format=ChannelDimension.FIRST
-        )
-        if not do_center_crop:
-            check_pixel_count(height, width, "The picture resized for the vision-language model", max_image_pixels)
-            return image
-        kept = max(crop_size.height, crop_size.width, size.shortest_edge)
-        if height * width <= _MAX_RESIZED_PIXELS or max(height, width) <= kept:
-            return image
-        # the same offset of the crop, whether it is taken from the whole picture or from the kept part
-        long_edge, crop_edge = (height, crop_size.height) if height > width else (width, crop_size.width)
-        start = (long_edge - crop_edge) // 2 - (kept - crop_edge) // 2
-        scale = max(image.shape[-2:]) / long_edge
-        first, last = start * scale, (start + kept) * scale
-        margin = math.ceil(_WIDEST_FILTER * max(scale, 1.0)) + 1
-        cut_first, cut_last = max(0, math.floor(first) - margin), min(max(image.shape[-2:]), math.ceil(last) + margin)
-        first, last = first - cut_first, last - cut_first
-        cut = image[:, cut_first:cut_last] if height > width else image[..., cut_first:cut_last]
-        if height > width:
-            new_size, box = (width, kept), (0, first, cut.shape[-1], last)
-        else:
-            new_size, box = (kept, height), (first, 0, last, cut.shape[-2])
-        channels = [Image.fromarray(channel) for channel in np.ascontiguousarray(cut)]
-        return np.stack([np.asarray(channel.resize(new_size, resample, box=box)) for channel in channels])
 
 
 def _target_size(size: dict[str, int] | SizeDict) -> tuple[int, int]:
