@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 
 IMAGE_TOKEN = "<image>"
+_MARKED_IMAGE = f"<im_start>{IMAGE_TOKEN}<im_end>"
 
 # LLaVA's conversation "llava_v1", which every published LISA and GSVA command uses and ViP-LLaVA's Vicuna models were
 # trained with ("v1" says "curious user" instead).
@@ -126,7 +127,7 @@ _OWN_MACROS = {
 CHAT_TEMPLATE_NAMES = tuple(_TURNS)
 
 
-def build_chat_template(name: str = "llava_v1", image: str = "<im_start><image><im_end>") -> str:
+def build_chat_template(name: str = "llava_v1", image: str = _MARKED_IMAGE) -> str:
     r"""
     Args:
         name (`str`): `"llava_v1"`, `"llava_llama_2"`, `"llava_llama_3"` or `"llava_phi_3"`.
@@ -147,11 +148,14 @@ def build_chat_template(name: str = "llava_v1", image: str = "<im_start><image><
     return (macros + _OWN_MACROS.get(name, "") + _TURNS[name].lstrip()).strip()
 
 
-def choose_chat_template(template: str | None, chat_template: str | dict[str, str] | None) -> str | dict | None:
+def choose_chat_template(
+    template: str | None, chat_template: str | dict[str, str] | None, image: str = _MARKED_IMAGE
+) -> str | dict | None:
     """
     Args:
         template (`str`, *optional*): Name of a template.
         chat_template (`str` or `dict[str, str]`, *optional*): A template's text, e.g. from a saved checkpoint.
+        image (`str`, *optional*): What stands for a picture where there is no text yet.
 
     Returns:
         The text, unless it is that of another named template: then somebody asked for `template` by name.
@@ -161,10 +165,10 @@ def choose_chat_template(template: str | None, chat_template: str | dict[str, st
     """
     if template is None:
         return chat_template
-    named = build_chat_template(template)
+    named = build_chat_template(template, image)
     if not isinstance(chat_template, str):
         return chat_template if chat_template is not None else named
-    for image in ("<im_start><image><im_end>", IMAGE_TOKEN):
+    for image in (_MARKED_IMAGE, IMAGE_TOKEN):
         others = {build_chat_template(other, image) for other in CHAT_TEMPLATE_NAMES if other != template}
         if chat_template in others:
             return build_chat_template(template, image)

@@ -6,6 +6,7 @@ vision-language processor takes.
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
@@ -64,6 +65,9 @@ _DEFAULT_SIZE_RATIO = 1.25
 _DEFAULT_ARROW_LENGTH = 50
 _DEFAULT_HEAD_SHARE = 0.35
 _SCRIBBLE_STEPS = 1000
+
+# "<bbox>", "<bbox0>", "<region 0>"; without a number it means the only prompt there is.
+_PLACEHOLDER = re.compile(r"<(?:bbox|region)\s*(\d*)>")
 
 Rgb = tuple[int, int, int]
 
@@ -198,6 +202,43 @@ def describe_shape(shape: str, color_name: str | None = None, article: bool = Tr
     """As [`describe`], of a shape and the name of its colour."""
     preposition, noun = SHAPE_WORDS[read_shape(shape)]
     return " ".join(word for word in (preposition, "the" if article else None, color_name, noun) if word)
+
+
+def fill_placeholders(text: str, prompts: Sequence[VisualPrompt]) -> str:
+    """
+    Args:
+        text (`str`):
+            A question or an answer. `<bboxN>` and `<region N>` stand for the prompt number N, counted from 0; `<bbox>`
+            and `<region>` for the only one.
+        prompts (`Sequence[VisualPrompt]`):
+            What is drawn on the picture. Those without a colour are named as `draw_visual_prompts` colours them.
+
+    Returns:
+        `str`: The text with the phrases in place.
+
+    Raises:
+        ValueError: If a placeholder stands for no prompt.
+
+    Example:
+        >>> mug = VisualPrompt("rectangle", box_xyxy=(10, 12, 60, 70))
+        >>> fill_placeholders("What is the thing <bbox0>?", [mug])
+        'What is the thing within the red rectangle?'
+    """
+    phrases = [describe(prompt) for prompt in assign_colors(prompts)]
+
+    def phrase(found: re.Match) -> str:
+        number = found[1]
+        if number and int(number) < len(phrases):
+            return phrases[int(number)]
+        if not number and len(phrases) == 1:
+            return phrases[0]
+        if number:
+            problem = f"{len(phrases)} visual prompts were given; they are counted from 0"
+        else:
+            problem = f"{len(phrases)} visual prompts were given; say which one: <bbox0>, <bbox1>, ..."
+        raise ValueError(f"The text {text[:80]!r} holds {found[0]}, and {problem}.")
+
+    return _PLACEHOLDER.sub(phrase, text)
 
 
 def read_shape(shape: str) -> str:
@@ -456,6 +497,7 @@ __all__ = [
     "describe",
     "describe_shape",
     "draw_visual_prompts",
+    "fill_placeholders",
     "read_color",
     "read_shape",
     "scale_length",

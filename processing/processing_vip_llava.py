@@ -1,0 +1,185 @@
+"""ViP-LLaVA's processor: visual prompts drawn on the picture, words for them in the text, LLaVA's prompts around."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import Unpack
+
+from .chat_processor import ChatInputs, ChatProcessor, ChatProcessorKwargs
+from .chat_templates import IMAGE_TOKEN, choose_chat_template
+from .llava_image_tokens import LlavaImageTokens
+from .prompt_rows import read_image_index, read_images, read_texts
+from .visual_prompts import VisualPrompt, draw_visual_prompts, fill_placeholders
+
+
+if TYPE_CHECKING:
+    # So that these travel with a saved processor: files named in such lines are copied.
+    from .image_processing_vip_llava import VipLlavaImageProcessor  # noqa: F401
+    from .visual_prompt_sampling import sample_visual_prompt  # noqa: F401
+
+
+class VipLlavaProcessorKwargs(ChatProcessorKwargs, total=False):
+    pass
+
+
+class VipLlavaProcessor(LlavaImageTokens, ChatProcessor):
+    r"""
+    Turns pictures, marks on them and messages into inputs of transformers' [`VipLlavaForConditionalGeneration`].
+
+    Args:
+        image_processor ([`VipLlavaImageProcessor`]): Pads pictures to a square and makes CLIP's view.
+        tokenizer (`PreTrainedTokenizerBase`): Knows `image_token`.
+        patch_size (`int`): Side of CLIP's patches in pixels.
+        vision_feature_select_strategy (`str`): `"default"` leaves CLIP's class token out, as the model does.
+        chat_template (`str` or `dict`, *optional*): Jinja template; that of the name `template` by default.
+        image_token (`str`): What stands for a picture in texts.
+        num_additional_image_tokens (`int`): Tokens that CLIP adds to its patches; 1 for the class token.
+        template (`str`, *optional*): `"llava_v1"` (Vicuna), `"llava_llama_3"` or `"llava_phi_3"`.
+
+    Example:
+        ```python
+        mug = VisualPrompt("rectangle", box_xyxy=(40, 30, 120, 100), color="red")
+        inputs = processor(image, "What is the thing <bbox0> for?", visual_prompts=[mug], return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=64)
+        answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        ```
+    """
+
+    valid_processor_kwargs = VipLlavaProcessorKwargs
+    answers_without_images = True
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        chat_template=None,
+        image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=1,
+        template="llava_v1",
+        **kwargs,
+    ):
+        self.patch_size = patch_size
+        self.vision_feature_select_strategy = vision_feature_select_strategy
+        self.num_additional_image_tokens = num_additional_image_tokens
+        self._set_image_token(tokenizer, image_token)
+        self.template = template
+        # The marks around a picture are LLaVA v1's; no ViP-LLaVA checkpoint has them.
+        super().__init__(
+            image_processor, tokenizer, chat_template=choose_chat_template(template, chat_template, IMAGE_TOKEN)
+        )
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        visual_prompts: Sequence[VisualPrompt] | Sequence[Sequence[VisualPrompt]] | None = None,
+        answer: str | list[str] | None = None,
+        image_index: list[int] | None = None,
+        **kwargs: Unpack[VipLlavaProcessorKwargs],
+    ) -> ChatInputs:
+        r"""
+        Every row is one prompt, about one picture or none.
+
+        Args:
+            images (`ImageInput`, *optional*):
+                One picture per row, or one for all rows; of any kind that `load_rgb_image` reads. `None` in a list is
+                a row without a picture.
+            text (`str` or `list[str]`, *optional*):
+                The user's message, put behind the picture in the checkpoint's chat template. A text that holds the
+                image token is the whole prompt up to the answer, and stays as it is. `<bboxN>` and `<region N>` (from
+                0; `<bbox>` where there is one) become the phrase for the visual prompt: "within the red rectangle".
+            visual_prompts (`list[list[VisualPrompt]]`, *optional*):
+                Per row what to draw on its picture, at the picture's own size. A single list is one row. Prompts
+                without a colour get one that tells them apart.
+            answer (`str` or `list[str]`, *optional*):
+                The answer to each text, with the same placeholders. Spacing and end token are the chat template's.
+            image_index (`list[int]`, *optional*):
+                The image of each row, where rows share images.
+            return_labels (`bool`, *optional*, defaults to `False`):
+                Whether to return `labels`: ids of the answers, -100 elsewhere.
+            apply_template (`bool`, *optional*):
+                Whether to wrap `text` in the chat template; by default unless it holds the image token.
+            padding_side (`str`, *optional*):
+                `"left"` or `"right"`; by default left if a row awaits its answer, right if all have one.
+            kwargs:
+                Further arguments of the tokenizer (`padding`, `truncation`, `max_length`, `return_tensors`, ...) and
+                of the image processor.
+
+        Returns:
+            [`ChatInputs`]: `input_ids`, `attention_mask`, `pixel_values` with one entry per row that has a picture,
+            and `labels` where asked for. With `images` alone only `pixel_values`.
+
+        Raises:
+            ValueError: If texts, answers, images and visual prompts do not match, or truncation would cut off an
+                image.
+        """
+        if images is None and text is None:
+            raise ValueError(f"{type(self).__name__} needs `images`, `text` or both; nothing was given.")
+        options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        if text is None:
+            if answer is not None or visual_prompts is not None:
+                raise ValueError("`answer` or `visual_prompts` came without `text`. Give the message they belong to.")
+            return self._views_alone(images, options, kwargs)
+        texts = read_texts(text, answer)
+        pictures = _picture_of_rows(images, len(texts), image_index)
+        marks = _read_visual_prompts(visual_prompts, pictures)
+        rows = []
+        for place, ((message, reply), picture, prompts) in enumerate(zip(texts, pictures, marks, strict=True)):
+            if prompts is not None:
+                message = fill_placeholders(message, prompts)
+                reply = None if reply is None else fill_placeholders(reply, prompts)
+                pictures[place] = draw_visual_prompts(picture, prompts) if prompts else picture
+            rows.append(self._prompt_row(message, reply, kwargs.get("apply_template"), picture is not None))
+        for place, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
+            count = row.conversation.count(self.image_token)
+            if count != (picture is not None):
+                raise ValueError(
+                    f"Row {place} holds {count} {self.image_token} tokens and has "
+                    f"{'no image' if picture is None else 'one image'}. Every row takes one image, with one token in "
+                    "a whole prompt, or none of both; plain messages need no token."
+                )
+        pictures = [picture for picture in pictures if picture is not None]
+        return self._model_inputs(rows, pictures or None, None, options, kwargs)
+
+    def _image_of_rows(self, conversations, num_images, image_index):
+        """Checked per row already; every row that holds the token has a picture of its own."""
+        return None
+
+
+def _picture_of_rows(images: Any, num_rows: int, image_index: list[int] | None) -> list[Any]:
+    """The picture of each row, `None` for rows without one."""
+    if images is None:
+        if image_index is not None:
+            raise ValueError("`image_index` was given without `images`.")
+        return [None] * num_rows
+    images = read_images(images)
+    index = read_image_index(image_index, num_rows, len(images))
+    return list(images) if index is None else [images[place] for place in index]
+
+
+def _read_visual_prompts(visual_prompts: Any, pictures: Sequence[Any]) -> list[Sequence[VisualPrompt] | None]:
+    """The prompts of each row; `None` where none were given at all, so that texts keep their placeholders."""
+    if visual_prompts is None:
+        return [None] * len(pictures)
+    rows = [visual_prompts] if isinstance(visual_prompts, VisualPrompt) else list(visual_prompts)
+    if any(isinstance(row, VisualPrompt) for row in rows):
+        rows = [rows]
+    if len(rows) != len(pictures):
+        raise ValueError(
+            f"{len(pictures)} texts and {len(rows)} rows of visual prompts were given. Give one list per text, empty "
+            "for a text without any."
+        )
+    for place, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
+        row = rows[place] = [] if row is None else list(row)
+        wrong = [type(prompt).__name__ for prompt in row if not isinstance(prompt, VisualPrompt)]
+        if wrong:
+            raise ValueError(f"Row {place} of visual_prompts holds a {wrong[0]}; each entry must be a VisualPrompt.")
+        if row and picture is None:
+            raise ValueError(f"Row {place} has {len(row)} visual prompts and no image to draw them on.")
+    return rows
+
+
+__all__ = ["VipLlavaProcessor"]
