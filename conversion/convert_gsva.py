@@ -12,7 +12,8 @@ import torch
 from ..modeling.configuration_gsva import GsvaConfig
 from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
 from ..processing.processing_gsva import GsvaProcessor
-from .convert_lisa_gsva import ConversionReport, Options, Sources, System, convert
+from .assembly import ConversionReport
+from .convert_lisa_gsva import Options, Sources, System, convert
 from .errors import ConversionError
 from .locations import locate, pin
 from .progress import ProgressCallback

@@ -12,7 +12,8 @@ import torch
 from ..modeling.configuration_lisa import LisaConfig
 from ..modeling.modeling_lisa import LisaForReasoningSegmentation
 from ..processing.processing_lisa import LisaProcessor
-from .convert_lisa_gsva import ConversionReport, Options, Sources, System, convert
+from .assembly import ConversionReport
+from .convert_lisa_gsva import Options, Sources, System, convert
 from .errors import ConversionError
 from .locations import locate, pin
 from .progress import ProgressCallback

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import CLIPVisionConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..modeling.configuration_lisa import LisaConfig
 from ..processing.chat_templates import CHAT_TEMPLATE_NAMES, build_chat_template
 from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
-from .card import check_card, render_card
+from .assembly import ConversionReport, PublishedSystem, assemble, float_type
+from .card import check_card
 from .configs import (
     clip_config_from_folder,
     clip_config_from_shapes,
@@ -24,11 +24,10 @@ from .configs import (
     text_config,
 )
 from .errors import ConversionError, refusing
-from .inventory import Dropped, Inventory
+from .inventory import Inventory
 from .locations import Location, locate
-from .manifest import write_manifest
-from .plan import EMBEDDING, PlannedTensor, dominant_dtype, expected_shapes, plan_tensors, require_components
-from .progress import ProgressCallback, no_progress
+from .plan import EMBEDDING, dominant_dtype, expected_shapes, plan_tensors, require_components
+from .progress import ProgressCallback
 from .rules_lisa_gsva import (
     MM_PROJECTOR,
     SEGMENTER,
@@ -43,11 +42,9 @@ from .sam_config import read_sam_config
 from .sniffing import check_side_file
 from .sources import TensorSource, holds_weights, open_source
 from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, SLOT_TOKENS, build_tokenizer
-from .verify import check_staged
-from .writer import check_free_space, refuse_existing, staging_folder, write_repository
+from .writer import refuse_existing
 
 
-_FLOAT_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 _IMAGE_WITH_MARKS = f"{IM_START_TOKEN}{IMAGE_TOKEN}{IM_END_TOKEN}"
 _OTHER_COPY = "Copy the file again from the original publisher."
 _TOKENIZER_FILES = (
@@ -61,21 +58,15 @@ _SLOT_FIELDS = ("seg_token_id", "rej_token_id")
 
 
 @dataclass(frozen=True)
-class System:
+class System(PublishedSystem):
     """What differs between LISA and GSVA.
 
     Args:
-        name (`str`): `"lisa"` or `"gsva"`.
-        config_class, model_class, processor_class (`type`): The published classes.
         tower_first (`bool`): Whether the CLIP folder goes before a tower inside the checkpoint, as the original
             loads it.
         base_projector (`bool`): Whether a projector that the checkpoint lacks may be the base's.
     """
 
-    name: str
-    config_class: type[LisaConfig]
-    model_class: type[PreTrainedModel]
-    processor_class: type[ProcessorMixin]
     tower_first: bool
     base_projector: bool
 
@@ -116,25 +107,6 @@ class Options:
     segmenter_dtype: torch.dtype | str | None = None
 
 
-@dataclass(frozen=True)
-class ConversionReport:
-    """What a conversion did.
-
-    Args:
-        out (`Path`): The repository.
-        num_parameters (`int`): Parameters written.
-        dtype (`torch.dtype`): Type of the vision-language model.
-        origins (`dict[str, int]`): Number of tensors by where they come from.
-        dropped (`list[Dropped]`): Tensors of the sources that were not used, with the reason.
-    """
-
-    out: Path
-    num_parameters: int
-    dtype: torch.dtype
-    origins: dict[str, int]
-    dropped: list[Dropped]
-
-
 def convert(system: System, sources: Sources, out: str | Path, options: Options) -> ConversionReport:
     """Convert one checkpoint into a complete repository.
 
@@ -159,45 +131,29 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
     vision = _vision_config(sources, inventory)
     with refusing("No model can be built from this config", path=sources.config, next_step=_OTHER_COPY):
         model = build_model(system, config, vision, inventory, tokenizer, options.sam_options)
-    dtype = _FLOAT_TYPES.get(options.dtype, options.dtype) or dominant_dtype(inventory)
+    dtype = float_type("dtype", options.dtype) or dominant_dtype(inventory)
     tensors = plan_tensors(
         inventory,
         expected_shapes(model),
         dtype=dtype,
         alpha_of_rank=options.alpha_of_rank,
         identity_projector=model.config.vlm_config.projector_hidden_act == "linear",
-        segmenter_dtype=_FLOAT_TYPES.get(options.segmenter_dtype, options.segmenter_dtype) or torch.float32,
+        segmenter_dtype=float_type("segmenter_dtype", options.segmenter_dtype) or torch.float32,
     )
-    check_free_space(Path(out), sum(tensor.num_bytes for tensor in tensors))
     with refusing("The preprocessor cannot be rebuilt", path=sources.vision_tower, next_step=_OTHER_COPY):
         processor = _build_processor(system, sources, config, model.config, tokenizer, options)
-    _publish_code(system)
-    with staging_folder(out) as folder:
-        digests = write_repository(
-            folder,
-            model=model,
-            tensors=tensors,
-            dtype=dtype,
-            generation_config=_generation_config(tokenizer),
-            processor=processor,
-            card=render_card(system.name, options.card or sources.checkpoint.absolute().stem, model.config, dtype),
-            max_shard_size=options.max_shard_size,
-            progress=options.progress or no_progress,
-            release=inventory.release,
-        )
-        write_manifest(
-            folder, system=system.name, dtype=dtype, tensors=tensors, dropped=inventory.dropped, digests=digests
-        )
-        check_staged(folder)
-    return _report(Path(out), tensors, dtype, inventory)
-
-
-def _publish_code(system: System) -> None:
-    """Have the code copied beside the weights, also where nobody has registered the classes with transformers."""
-    system.config_class.register_for_auto_class("AutoConfig")
-    system.model_class.register_for_auto_class("AutoModel")
-    system.processor_class.register_for_auto_class("AutoProcessor")
-    ReasoningSegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
+    return assemble(
+        system,
+        out,
+        model=model,
+        processor=processor,
+        tensors=tensors,
+        inventory=inventory,
+        dtype=dtype,
+        card=options.card or sources.checkpoint.absolute().stem,
+        max_shard_size=options.max_shard_size,
+        progress=options.progress,
+    )
 
 
 def gather(system: System, sources: Sources, config: Mapping[str, Any]) -> Inventory:
@@ -366,33 +322,11 @@ def _uses_marks(original: Mapping[str, Any]) -> bool:
     return bool(original.get("mm_use_im_start_end", True))
 
 
-def _generation_config(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
-    return GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        # A generated placeholder would be taken for an image by the next forward pass.
-        suppress_tokens=[tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)],
-    )
-
-
 def _check_options(system: System, options: Options) -> None:
     """Refuse what would fail only after everything has been read."""
     for name in ("dtype", "segmenter_dtype"):
-        dtype = getattr(options, name)
-        if dtype is not None and dtype not in (*_FLOAT_TYPES, *_FLOAT_TYPES.values()):
-            raise ConversionError(f"{name} is {dtype!r}; allowed are {', '.join(_FLOAT_TYPES)}.")
+        float_type(name, getattr(options, name))
     if options.template not in CHAT_TEMPLATE_NAMES:
         raise ConversionError(f"template is {options.template!r}; allowed are {', '.join(CHAT_TEMPLATE_NAMES)}.")
     if options.card is not None:
         check_card(system.name, options.card)
-
-
-def _report(out: Path, tensors: list[PlannedTensor], dtype: torch.dtype, inventory: Inventory) -> ConversionReport:
-    return ConversionReport(
-        out=out,
-        num_parameters=sum(tensor.num_bytes // tensor.dtype.itemsize for tensor in tensors),
-        dtype=dtype,
-        origins=dict(Counter(tensor.origin for tensor in tensors)),
-        dropped=inventory.dropped,
-    )

@@ -12,7 +12,7 @@ from .failures import print_error, readable_failures, stderr_console
 
 
 if TYPE_CHECKING:
-    from ..conversion.convert_lisa_gsva import ConversionReport
+    from ..conversion.assembly import ConversionReport
 
 
 app = typer.Typer(
