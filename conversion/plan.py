@@ -20,8 +20,6 @@ from .rules_lisa_gsva import MM_PROJECTOR, PROJECTOR, SEGMENTER, TEXT_MODEL, VIS
 
 
 EMBEDDING, HEAD = f"{TEXT_MODEL}embed_tokens.weight", f"{VLM}lm_head.weight"
-_APPEND_ROW = {EMBEDDING: APPEND_ZERO_ROW, HEAD: APPEND_FIRST_ROW}
-# What to do when a component of the model is in none of the sources, by the prefix of its parameters.
 _REMEDIES = {
     f"{SEGMENTER}mask_decoder.": (
         "SAM's mask decoder",
@@ -40,6 +38,36 @@ _REMEDIES = {
     ),
     VLM: ("the language model", "Pass base= with the LLaVA folder the checkpoint was trained from, with its weights."),
 }
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How the parameters of one kind of model are called.
+
+    Args:
+        vlm, text_model (`str`): Prefixes of the vision-language model and of its language model.
+        segmenter (`str`, *optional*): Prefix of the segmenter.
+        remedies (`Mapping[str, tuple[str, str]]`): What a component is called and what to do when it is in none of the
+            sources, by the prefix of its parameters. Every prefix must have parameters.
+        embedding, head (`str`): The parameters with a row per token of the vocabulary.
+        appended_rows (`int`): Rows both have beyond those of the sources, for tokens the original does not embed.
+    """
+
+    vlm: str
+    text_model: str
+    segmenter: str | None
+    remedies: Mapping[str, tuple[str, str]]
+    embedding: str
+    head: str
+    appended_rows: int = 1
+
+    def append(self, name: str) -> tuple[str, ...]:
+        """The operations that append vocabulary rows to a parameter."""
+        operation = {self.embedding: APPEND_ZERO_ROW, self.head: APPEND_FIRST_ROW}.get(name)
+        return () if operation is None else (operation,) * self.appended_rows
+
+
+SEGMENTATION = Scheme(VLM, TEXT_MODEL, SEGMENTER, _REMEDIES, EMBEDDING, HEAD)
 
 
 @dataclass(frozen=True)
@@ -79,22 +107,22 @@ def expected_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in tied}
 
 
-def require_components(inventory: Inventory) -> None:
+def require_components(inventory: Inventory, scheme: Scheme = SEGMENTATION) -> None:
     """Check that every component has at least one parameter.
 
     Raises:
         ConversionError: A component is in none of the sources; names it and says what to pass.
     """
-    for prefix, (component, next_step) in _REMEDIES.items():
+    for prefix, (component, next_step) in scheme.remedies.items():
         if not inventory.has(prefix):
             raise ConversionError(f"The checkpoint does not hold {component}.", next_step=next_step)
 
 
-def dominant_dtype(inventory: Inventory) -> torch.dtype:
+def dominant_dtype(inventory: Inventory, scheme: Scheme = SEGMENTATION) -> torch.dtype:
     """The type most of the language model is stored in; some checkpoints keep trained parts in float32."""
     sizes = Counter()
     for target, parts in inventory.pieces.items():
-        if target.startswith(TEXT_MODEL) and WEIGHT in parts:
+        if target.startswith(scheme.text_model) and WEIGHT in parts:
             info = parts[WEIGHT].info
             sizes[info.dtype] += math.prod(info.shape)
     return max(sizes, key=lambda dtype: (sizes[dtype], dtype.itemsize))
@@ -108,6 +136,7 @@ def plan_tensors(
     alpha_of_rank: Callable[[int], float],
     identity_projector: bool,
     segmenter_dtype: torch.dtype = torch.float32,
+    scheme: Scheme = SEGMENTATION,
 ) -> list[PlannedTensor]:
     """Match what the sources hold with what the model needs.
 
@@ -118,6 +147,7 @@ def plan_tensors(
         alpha_of_rank (`Callable[[int], float]`): LoRA's alpha for the rank found in the checkpoint.
         identity_projector (`bool`): Whether the projector is one Linear, to be completed by an identity.
         segmenter_dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Type of the segmenter.
+        scheme (`Scheme`, *optional*): How the model's parameters are called; LISA's and GSVA's by default.
 
     Returns:
         `list[PlannedTensor]`: One for every expected parameter, in the same order.
@@ -128,28 +158,36 @@ def plan_tensors(
     adapted = inventory.adapted()
     alpha = _check_adapters(adapted, alpha_of_rank)
     generated = _identity(expected, dtype) if identity_projector else {}
-    _compare(inventory, expected, generated)
+    _compare(inventory, expected, generated, scheme)
     planned = []
     for name, shape in expected.items():
         if name in generated:
             planned.append(generated[name])
             continue
-        stored = dtype if name.startswith(VLM) else segmenter_dtype if name.startswith(SEGMENTER) else torch.float32
-        planned.append(_from_sources(name, inventory.pieces[name], shape, stored, alpha))
+        stored = torch.float32
+        if name.startswith(scheme.vlm):
+            stored = dtype
+        elif scheme.segmenter is not None and name.startswith(scheme.segmenter):
+            stored = segmenter_dtype
+        appended = scheme.append(name)
+        planned.append(_from_sources(name, inventory.pieces[name], shape, stored, alpha, appended))
     return planned
 
 
 def _from_sources(
-    name: str, parts: Mapping[str, Piece], shape: tuple[int, ...], dtype: torch.dtype, alpha: float
+    name: str,
+    parts: Mapping[str, Piece],
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    alpha: float,
+    appended: tuple[str, ...],
 ) -> PlannedTensor:
     operations = []
     if LORA_A in parts:
         operations.append(MERGE_LORA)
     if parts[WEIGHT].info.dtype != dtype:
         operations.append(CAST)
-    if name in _APPEND_ROW:
-        operations.append(_APPEND_ROW[name])
-    recipe = Recipe(tuple(operations), float(alpha) if LORA_A in parts else None)
+    recipe = Recipe((*operations, *appended), float(alpha) if LORA_A in parts else None)
     origin = " + ".join(sorted({piece.origin for piece in parts.values()}))
 
     def build() -> torch.Tensor:
@@ -188,11 +226,16 @@ def _check_adapters(adapted: Mapping[str, Mapping[str, Piece]], alpha_of_rank: C
 
 
 def _compare(
-    inventory: Inventory, expected: Mapping[str, tuple[int, ...]], generated: Mapping[str, PlannedTensor]
+    inventory: Inventory,
+    expected: Mapping[str, tuple[int, ...]],
+    generated: Mapping[str, PlannedTensor],
+    scheme: Scheme,
 ) -> None:
     found = inventory.shapes()
     if missing := [name for name in expected if name not in found and name not in generated]:
-        component, next_step = next(value for prefix, value in _REMEDIES.items() if missing[0].startswith(prefix))
+        component, next_step = next(
+            value for prefix, value in scheme.remedies.items() if missing[0].startswith(prefix)
+        )
         raise ConversionError(
             f"The sources lack {len(missing)} parameters of {component}, the first is {missing[0]!r}.",
             next_step=next_step,
@@ -207,8 +250,8 @@ def _compare(
         )
     for name, shape in found.items():
         wanted = expected[name]
-        if name in _APPEND_ROW:
-            wanted = (wanted[0] - 1, *wanted[1:])
+        if appended := scheme.append(name):
+            wanted = (wanted[0] - len(appended), *wanted[1:])
         if shape != wanted:
             piece = inventory.pieces[name][WEIGHT]
             raise ConversionError(
