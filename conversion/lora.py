@@ -42,7 +42,7 @@ def common_rank(ranks: Iterable[int]) -> int:
     found = sorted(set(ranks))
     if len(found) != 1:
         raise ConversionError(
-            f"The adapters have different ranks ({', '.join(map(str, found))}); LISA and GSVA train one rank.",
+            f"The adapters have different ranks ({', '.join(map(str, found))}); the originals train one rank.",
             next_step="Pass weights and adapters from the same checkpoint.",
         )
     return found[0]

@@ -36,12 +36,9 @@ def read_sam_config(shapes: Shapes, options: Mapping[str, Any] | None = None) ->
     Raises:
         ConversionError: Parameters are missing, contradict each other, or leave a size open.
     """
-    options = dict(options or {})
-    if unknown := set(options) - set(_OPTIONS):
-        raise ConversionError(f"Unknown SAM options {sorted(unknown)}; allowed are {', '.join(_OPTIONS)}.")
+    options = _known_options(options)
     vision = _vision_config(shapes, options)
     hidden_size = _shape(shapes, "mask_decoder.iou_token.weight")[1]
-    inner_size = _shape(shapes, "mask_decoder.transformer.final_attn_token_to_image.q_proj.weight")[0]
     iou_head = "mask_decoder.iou_prediction_head"
     return SamConfig(
         vision_config=vision,
@@ -53,17 +50,55 @@ def read_sam_config(shapes: Shapes, options: Mapping[str, Any] | None = None) ->
             "num_point_embeddings": _count(shapes, r"prompt_encoder\.point_embed\.(\d+)\.weight"),
         },
         mask_decoder_config={
-            "hidden_size": hidden_size,
-            "mlp_dim": _shape(shapes, "mask_decoder.transformer.layers.0.mlp.lin1.weight")[0],
-            "num_hidden_layers": _count(shapes, r"mask_decoder\.transformer\.layers\.(\d+)\.mlp\.lin1\.weight"),
-            "num_attention_heads": _DECODER_HEADS,
-            "attention_downsample_rate": hidden_size // inner_size,
-            "num_multimask_outputs": _shape(shapes, "mask_decoder.mask_tokens.weight")[0] - 1,
+            **_decoder_config(shapes, hidden_size),
             "iou_head_depth": 2 + _count(shapes, re.escape(iou_head) + r"\.layers\.(\d+)\.weight"),
             "iou_head_hidden_dim": _shape(shapes, f"{iou_head}.proj_in.weight")[0],
-            "layer_norm_eps": _DECODER_LAYER_NORM_EPS,
         },
     )
+
+
+def read_conditioned_sam_config(shapes: Shapes, options: Mapping[str, Any] | None = None) -> SamConfig:
+    """Build the config of IVM's SAM: the same image encoder, a decoder without IoU head, no prompt encoder.
+
+    Args:
+        shapes (`Mapping[str, tuple[int, ...]]`): Shapes by `ConditionedSam` parameter name.
+        options (`Mapping[str, Any]`, *optional*): See `read_sam_config`.
+
+    Raises:
+        ConversionError: Parameters are missing, contradict each other, or leave a size open.
+    """
+    options = _known_options(options)
+    vision = _vision_config(shapes, options)
+    hidden_size = _shape(shapes, "mask_decoder.mask_tokens.weight")[1]
+    return SamConfig(
+        vision_config=vision,
+        prompt_encoder_config={
+            "hidden_size": hidden_size,
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+        },
+        mask_decoder_config=_decoder_config(shapes, hidden_size),
+    )
+
+
+def _known_options(options: Mapping[str, Any] | None) -> dict[str, Any]:
+    options = dict(options or {})
+    if unknown := set(options) - set(_OPTIONS):
+        raise ConversionError(f"Unknown SAM options {sorted(unknown)}; allowed are {', '.join(_OPTIONS)}.")
+    return options
+
+
+def _decoder_config(shapes: Shapes, hidden_size: int) -> dict[str, Any]:
+    inner_size = _shape(shapes, "mask_decoder.transformer.final_attn_token_to_image.q_proj.weight")[0]
+    return {
+        "hidden_size": hidden_size,
+        "mlp_dim": _shape(shapes, "mask_decoder.transformer.layers.0.mlp.lin1.weight")[0],
+        "num_hidden_layers": _count(shapes, r"mask_decoder\.transformer\.layers\.(\d+)\.mlp\.lin1\.weight"),
+        "num_attention_heads": _DECODER_HEADS,
+        "attention_downsample_rate": hidden_size // inner_size,
+        "num_multimask_outputs": _shape(shapes, "mask_decoder.mask_tokens.weight")[0] - 1,
+        "layer_norm_eps": _DECODER_LAYER_NORM_EPS,
+    }
 
 
 def _vision_config(shapes: Shapes, options: dict[str, Any]) -> dict[str, Any]:
