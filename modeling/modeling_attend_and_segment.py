@@ -17,7 +17,8 @@ from .outputs import AttendAndSegmentOutput, ImageCache
 from .segmenters import segmenter_adapter
 
 
-PhraseFinder = Callable[[list[int]], Sequence]
+# (ids of an answer, its input row) -> phrases with `tokens`
+PhraseFinder = Callable[[list[int], int], Sequence]
 
 _GRID_NAMES = ("grid_sizes", "grid_boxes", "grid_tokens")
 _OPTION_NAMES = (
@@ -174,9 +175,9 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             answer_ranges (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
                 Where each answer stands in `input_ids`, from its first id to behind its end token. Without it the
                 output has no maps.
-            phrase_finder (`Callable[[list[int]], Sequence]`, *optional*):
-                Finds phrases in the ids of an answer; each result has `tokens`, the places of its tokens among them.
-                Without it maps are returned, but no masks.
+            phrase_finder (`Callable[[list[int], int], Sequence]`, *optional*):
+                Finds phrases in the ids of an answer, whose input row it is told too; each result has `tokens`, the
+                places of its tokens among the ids. Without it maps are returned, but no masks.
             image_index, image_cache: As in [`ReasoningSegmentationModel.forward`].
             kwargs:
                 Fields of the configuration that shall differ for this call (`heads`, `attention_layers`,
@@ -229,7 +230,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
                 for row, (cells, (start, stop)) in enumerate(zip(reducer.take(), ranges, strict=True))
             ]
             answers = [ids[start:stop].tolist() for ids, (start, stop) in zip(input_ids, ranges, strict=True)]
-            drawn = self._segment(maps, answers, found, image_cache, image_index, phrase_finder, options)
+            drawn = self._segment(maps, answers, found, image_cache, image_index, phrase_finder, options, num_rows)
         return AttendAndSegmentOutput(
             loss=language.get("loss"),
             logits=language.logits,
@@ -326,7 +327,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         rows = Grids(
             [found.sizes[row] for row in source], found.boxes[index.cpu()], [found.tokens[row] for row in source]
         )
-        drawn = self._segment(maps, answers, rows, images, image_index[index], phrase_finder, options)
+        drawn = self._segment(maps, answers, rows, images, image_index[index], phrase_finder, options, len(input_ids))
         if reject_threshold is not None and "rejected" in drawn:
             drawn["rejected"] = [scores < reject_threshold for scores in drawn["mask_scores"]]
         output = AttendAndSegmentOutput(
@@ -391,10 +392,12 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         image_index: torch.LongTensor,
         phrase_finder: PhraseFinder | None,
         options: dict,
+        num_inputs: int,
     ) -> dict:
         if phrase_finder is None:
             return {"attention_maps": maps, "grid_boxes": grids.boxes}
-        phrases = [list(phrase_finder(answer)) for answer in answers]
+        per_input = len(answers) // num_inputs
+        phrases = [list(phrase_finder(answer, row // per_input)) for row, answer in enumerate(answers)]
         return self._draw_phrases(maps, phrases, grids, images, image_index, options)
 
     def _draw_phrases(

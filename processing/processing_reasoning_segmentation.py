@@ -38,6 +38,8 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
     """
 
     valid_processor_kwargs = ReasoningSegmentationProcessorKwargs
+    # What processor_config.json holds besides both processors.
+    own_fields = ("seg_token", "rej_token", "wording")
 
     def __init__(
         self,
@@ -150,9 +152,7 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
         output["vlm_processor_class"] = output["processor_class"]
         output["processor_class"] = type(self).__name__
         output["segmenter_image_processor"] = self.segmenter_image_processor.to_dict()
-        output["seg_token"] = self.seg_token
-        output["rej_token"] = self.rej_token
-        output["wording"] = deepcopy(self.wording)
+        output |= {name: deepcopy(getattr(self, name)) for name in self.own_fields}
         if hasattr(self, "auto_map"):
             output["auto_map"] = self.auto_map
         return output
@@ -180,8 +180,8 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
         **kwargs,
     ) -> "ReasoningSegmentationProcessor":
         """
-        As [`ProcessorMixin.from_pretrained`]; `seg_token`, `rej_token` and `wording` may be given anew, everything
-        else (`trust_remote_code`, ...) goes to the vision-language model's processor.
+        As [`ProcessorMixin.from_pretrained`]; the fields of this class (`seg_token`, `wording`, ...) may be given
+        anew, everything else (`trust_remote_code`, ...) goes to the vision-language model's processor.
 
         Raises:
             ValueError: If the folder holds no processor of this class.
@@ -202,7 +202,7 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
                 f"it must be a processor of transformers. Was this folder saved by another class than {cls.__name__} "
                 f"({saved.get('processor_class')})?"
             )
-        own = {name: kwargs.pop(name, saved.get(name)) for name in ("seg_token", "rej_token", "wording")}
+        own = {name: kwargs.pop(name, saved.get(name)) for name in cls.own_fields}
         segmenter = saved["segmenter_image_processor"]
         return cls(
             vlm_class.from_pretrained(pretrained_model_name_or_path, **hub, **kwargs),

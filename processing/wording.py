@@ -54,6 +54,16 @@ GENERIC_WORDING = {
     "omit_space_after_phrases": False,
 }
 
+# Attend-and-segment has no slot token: the words of a phrase point. The question is that of its evaluations.
+DESCRIPTION_WORDING = {
+    **GENERIC_WORDING,
+    "question": "Describe the image in detail.",
+    "questions": "Describe the image in detail.",
+    "answer": "The image shows {items}.",
+    "answers": "The image shows {items}.",
+    "item": "{phrase}{seg}",
+}
+
 _PLACEHOLDERS = {
     "question": {"phrases"},
     "questions": {"phrases"},
@@ -126,4 +136,12 @@ def _fill(template: str, **values: str) -> str:
     return re.sub(r"\{(\w+)\}", lambda found: values[found[1]], template)
 
 
-__all__ = ["GENERIC_WORDING", "GSVA_WORDING", "LISA_WORDING", "ask_and_answer", "clean_phrase", "complete_wording"]
+__all__ = [
+    "DESCRIPTION_WORDING",
+    "GENERIC_WORDING",
+    "GSVA_WORDING",
+    "LISA_WORDING",
+    "ask_and_answer",
+    "clean_phrase",
+    "complete_wording",
+]

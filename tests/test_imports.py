@@ -16,7 +16,7 @@ TOOLS = ("conversion", "training", "evaluation")
 MODEL_PACKAGES = {"torch", "transformers", "huggingface_hub"}
 ALLOWED_PACKAGES = {
     "modeling": MODEL_PACKAGES | {"diffusers"},
-    "processing": MODEL_PACKAGES | {"numpy", "PIL", "pycocotools", "supervision"},
+    "processing": MODEL_PACKAGES | {"numpy", "PIL", "pycocotools", "spacy", "supervision"},
 }
 # Optional there: a checkpoint loads in an environment without them.
 OPTIONAL_PACKAGES = {"diffusers", "pycocotools", "supervision"}

@@ -1,0 +1,372 @@
+"""Attend-and-segment's processor: any vision-language model's own, with the geometry of its tokens and its phrases."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.processing_utils import Unpack
+
+from .answer_phrases import AnswerPhrase, PhraseFinder
+from .attention_grids import LEVELS, attention_grids, grid_inputs
+from .noun_phrases import make_extractor
+from .phrase_segments import (
+    PhraseSegment,
+    PhraseSegmentationResult,
+    match_categories,
+    without_overlaps,
+)
+from .processing_reasoning_segmentation import ReasoningSegmentationProcessor
+from .prompt_rows import PromptRow
+from .prompted_processor import ReasoningSegmentationProcessorKwargs
+from .segments import post_process_masks
+from .slot_results import MaskSizes, SlotReader
+from .token_rows import IGNORED_LABEL
+from .token_spans import token_spans
+from .wording import DESCRIPTION_WORDING
+
+
+class AttendAndSegmentProcessorKwargs(ReasoningSegmentationProcessorKwargs, total=False):
+    pass
+
+
+class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
+    r"""
+    The processor of any vision-language model, for [`AttendAndSegmentModel`].
+
+    Besides the views of the pictures it returns where the image tokens lie in them (`grid_sizes`, `grid_boxes`,
+    `grid_tokens`), where given answers stand (`answer_ranges`), and a `phrase_finder` that the model asks for the
+    phrases of its answer.
+
+    Args:
+        vlm_processor (`ProcessorMixin`): Processor of the vision-language model (`LlavaProcessor`, ...).
+        segmenter_image_processor ([`SegmenterImageProcessor`], *optional*): The segmenter's view; SAM's by default.
+        chat_template (`str` or `dict`, *optional*): Takes the place of the vision-language model's own.
+        phrase_extractor (`str` or `Callable`, *optional*, defaults to `"auto"`):
+            What finds noun phrases: `"spacy"` or `"spacy:<pipeline>"` (needs spaCy and an English pipeline), `"rules"`
+            (needs nothing), `"auto"` (spaCy where it is installed, else the rules; results name which), a loaded spaCy
+            pipeline, or any callable that takes a text and returns phrases, see [`CustomExtractor`]. A callable is not
+            saved.
+        attention_grid (`str`, *optional*, defaults to `"fine"`):
+            `"fine"`, or `"base"` for the overview that models with tiles see besides.
+        wording (`dict`, *optional*): Fields of `DESCRIPTION_WORDING` that differ, for calls with `phrases`.
+
+    Example:
+        ```python
+        inputs = processor(images=image, text="Describe the image in detail.", return_tensors="pt")
+        output = model.generate_with_masks(**inputs, max_new_tokens=256)
+        result = processor.post_process_segmentation(output, inputs)[0]
+        ```
+    """
+
+    valid_processor_kwargs = AttendAndSegmentProcessorKwargs
+    default_wording = DESCRIPTION_WORDING
+    own_fields = ("wording", "phrase_extractor", "attention_grid")
+
+    def __init__(
+        self,
+        vlm_processor=None,
+        segmenter_image_processor=None,
+        chat_template=None,
+        phrase_extractor="auto",
+        attention_grid="fine",
+        wording=None,
+        **kwargs,
+    ):
+        if attention_grid not in LEVELS:
+            raise ValueError(f"attention_grid is {attention_grid!r}; allowed are {', '.join(map(repr, LEVELS))}.")
+        super().__init__(
+            vlm_processor,
+            segmenter_image_processor,
+            chat_template=chat_template,
+            # no slot stands for a phrase: its own words do
+            seg_token="",
+            wording=wording,
+        )
+        self.phrase_extractor = phrase_extractor
+        self.attention_grid = attention_grid
+
+    @property
+    def slot_tokens(self) -> dict[int, str]:
+        """None: phrases point with their own words."""
+        return {}
+
+    @property
+    def phrase_extractor(self) -> Any:
+        """What finds noun phrases, as it was given."""
+        return self.__dict__["_phrase_extractor"]
+
+    @phrase_extractor.setter
+    def phrase_extractor(self, choice: Any):
+        if choice in ("auto", "spacy") or (isinstance(choice, str) and choice.startswith("spacy:")):
+            extractor = None  # loads at its first use: a parser takes its time
+        else:
+            extractor = make_extractor(choice)
+        self.__dict__["_phrase_extractor"] = choice
+        self.__dict__["_loaded_extractor"] = extractor
+
+    def extract_phrases(self, text: str) -> list:
+        """The noun phrases of a text, as [`NounPhrase`] objects."""
+        return list(self._extractor(text))
+
+    @property
+    def _extractor(self) -> Any:
+        if self.__dict__["_loaded_extractor"] is None:
+            self.__dict__["_loaded_extractor"] = make_extractor(self.phrase_extractor)
+        return self.__dict__["_loaded_extractor"]
+
+    def find_phrases(self, token_ids: list[int]) -> list[AnswerPhrase]:
+        """The phrases of an answer given as ids, with their tokens."""
+        return PhraseFinder(self._decode_answer, self.extract_phrases)(token_ids)
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        answer: str | list[str] | None = None,
+        phrases: list[list[str]] | None = None,
+        image_index: list[int] | None = None,
+        **kwargs: Unpack[AttendAndSegmentProcessorKwargs],
+    ) -> BatchFeature:
+        r"""
+        As in the other processors. `text` alone lets the model write; with `answer` its phrases are found in the given
+        words; `phrases` puts what shall be segmented into an answer of its own ("The image shows ...").
+
+        Returns:
+            [`ReasoningSegmentationInputs`]: Also `grid_sizes` `(images, 2)`, `grid_boxes` `(images, 4)`,
+            `grid_tokens` `(images, cells)`, `phrase_finder`, and `answer_ranges` `(rows, 2)` where answers are given.
+        """
+        has_answers = answer is not None or phrases is not None
+        wants_labels = kwargs.pop("return_labels", False)
+        if has_answers or wants_labels:
+            kwargs["return_labels"] = True
+        inputs = super().__call__(
+            images=images, text=text, answer=answer, phrases=phrases, image_index=image_index, **kwargs
+        )
+        if inputs.rows is None:
+            return inputs
+        if has_answers:
+            ranges = [_last_answer(_as_list(labels)) for labels in inputs["labels"]]
+            inputs["answer_ranges"] = _like(inputs["input_ids"], ranges)
+        if not wants_labels and "labels" in inputs:
+            del inputs["labels"]
+        inputs["phrase_finder"] = PhraseFinder(
+            self._decode_answer, self.extract_phrases, tuple(self._asked(row) for row in inputs.rows)
+        )
+        return inputs
+
+    def _asked(self, row: PromptRow) -> tuple[str, ...] | None:
+        return None if row.phrases is None else tuple(phrase.strip() for phrase in row.phrases)
+
+    def _encode(self, conversations, images, index, options, kwargs):
+        tokens, views = super()._encode(conversations, images, index, options, kwargs)
+        if images is not None and "grid_sizes" not in views:
+            views = self._with_grids(views)
+        return tokens, views
+
+    def _encode_images(self, images, options, kwargs):
+        return self._with_grids(super()._encode_images(images, options, kwargs))
+
+    def _with_grids(self, views: dict[str, Any]) -> dict[str, Any]:
+        sizes = [(int(height), int(width)) for height, width in views["original_sizes"]]
+        grids = attention_grids(self.vlm_processor, views, sizes, self.attention_grid)
+        inputs = grid_inputs(grids)
+        if isinstance(views["original_sizes"], torch.Tensor):
+            inputs = {name: torch.tensor(values) for name, values in inputs.items()}
+        return {**views, **inputs}
+
+    def _decode_answer(self, ids: list[int]) -> str:
+        """Decodes without special tokens and without tidying up, so that text grows with every token."""
+        return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    # ---- results ------------------------------------------------------------------------------------------------
+
+    def post_process_segmentation(
+        self,
+        output: Mapping[str, Any],
+        inputs: Mapping[str, Any] | None = None,
+        threshold: float = 0.0,
+        reject_threshold: float | None = None,
+        original_sizes: Any = None,
+        rows: list[PromptRow] | None = None,
+        candidates: str = "chosen",
+        min_score: float | None = None,
+        categories: list[str] | None = None,
+        min_similarity: float = 0.7,
+        compare: str = "phrase",
+        word_vector: Any = None,
+        nms_threshold: float | None = None,
+        keep_maps: bool = False,
+    ) -> list[PhraseSegmentationResult]:
+        r"""
+        Args:
+            output ([`AttendAndSegmentOutput`]): What the model returned.
+            inputs ([`ReasoningSegmentationInputs`]): What the processor returned.
+            threshold (`float`, *optional*, defaults to 0.0): Pixels with a larger mask logit belong to the segment.
+            reject_threshold (`float`, *optional*):
+                Mark segments whose score is lower as rejected; they stay in the list without a mask.
+            original_sizes (`list[tuple[int, int]]`, *optional*): (height, width) that masks shall have.
+            rows (`list[PromptRow]`, *optional*): `inputs.rows`, where `inputs` has lost it on the way.
+            candidates (`str`, *optional*, defaults to `"chosen"`):
+                `"all"` returns a segment for each of the segmenter's candidate masks, each with its own score.
+            min_score (`float`, *optional*): Leave out segments with a lower score (the released demo: 0.85).
+            categories (`list[str]`, *optional*):
+                Leave out phrases that are similar to none of these; the others get `category` and `similarity`.
+            min_similarity (`float`, *optional*, defaults to 0.7): The least similarity that counts.
+            compare (`str`, *optional*, defaults to `"phrase"`): What is compared: `"phrase"` or `"core_word"`.
+            word_vector (`Callable[[str], np.ndarray]`, *optional*): Vector of a text; spaCy's by default.
+            nms_threshold (`float`, *optional*): Leave out masks whose IoU with a better one is greater (demo: 0.75).
+            keep_maps (`bool`, *optional*, defaults to `False`): Whether results hold the answer's attention maps.
+
+        Returns:
+            `list[PhraseSegmentationResult]`: One per row of the output, a segment per phrase in reading order.
+
+        Raises:
+            ValueError: If output and inputs do not match or an option means nothing.
+        """
+        if candidates not in ("chosen", "all"):
+            raise ValueError(f"candidates is {candidates!r}; allowed are 'chosen' and 'all'.")
+        if compare not in ("phrase", "core_word"):
+            raise ValueError(f"compare is {compare!r}; allowed are 'phrase' and 'core_word'.")
+        if output.get("phrases") is None or output.get("pred_masks") is None:
+            raise ValueError(
+                "The output has no phrases. Call generate_with_masks, or forward with an answer, with all that the "
+                "processor returned: phrase_finder and answer_ranges are among it."
+            )
+        inputs = {} if inputs is None else inputs
+        rows = rows if rows is not None else getattr(inputs, "rows", None)
+        num_rows = len(output["phrases"])
+        num_inputs = len(inputs["input_ids"]) if "input_ids" in inputs else num_rows
+        if not num_inputs or num_rows % num_inputs:
+            raise ValueError(
+                f"The output has {num_rows} rows and the inputs {num_inputs}; pass the inputs that led to this output."
+            )
+        source = [row // (num_rows // num_inputs) for row in range(num_rows)]
+        reader = SlotReader(self.tokenizer, {}, self.image_token_id, None, self._segmenter_view)
+        sizes = reader.sizes(inputs, original_sizes, source)
+        if categories is not None and word_vector is None:
+            word_vector = self._word_vector()
+
+        results = []
+        for row in range(num_rows):
+            ids = self._answer_ids(output, inputs, row, source[row])
+            whole, spans = token_spans(self._decode_answer, ids)
+            lead = len(whole) - len(whole.lstrip())
+            segments = self._phrase_segments(output, row, sizes[row], threshold, candidates, reject_threshold)
+            if categories is not None:
+                match_categories(segments, categories, word_vector, compare)
+                segments = [segment for segment in segments if segment.similarity >= min_similarity]
+            if min_score is not None:
+                segments = [segment for segment in segments if segment.score >= min_score]
+            if nms_threshold is not None:
+                segments = without_overlaps(segments, nms_threshold)
+            given = rows is not None and rows[source[row]].phrases is not None
+            results.append(
+                PhraseSegmentationResult(
+                    text=whole.strip(),
+                    segments=segments,
+                    image_size=sizes[row].original,
+                    phrase_extractor="given" if given else self._extractor.name,
+                    token_spans=[(max(0, start - lead), max(0, stop - lead)) for start, stop in spans],
+                    attention_maps=output["attention_maps"][row].float().cpu().numpy() if keep_maps else None,
+                )
+            )
+        return results
+
+    def _phrase_segments(
+        self,
+        output: Mapping[str, Any],
+        row: int,
+        sizes: MaskSizes,
+        threshold: float,
+        candidates: str,
+        reject_threshold: float | None,
+    ) -> list[PhraseSegment]:
+        phrases: list[AnswerPhrase] = output["phrases"][row]
+        if candidates == "all":
+            masks, scores = output["candidate_masks"][row], output["candidate_scores"][row]
+        else:
+            masks, scores = output["pred_masks"][row][:, None], output["mask_scores"][row][:, None]
+        drawn = post_process_masks(masks.flatten(0, 1), sizes.original, sizes.resized, sizes.target, threshold)
+        drawn, scores = drawn.cpu().numpy().reshape(*masks.shape[:2], *sizes.original), scores.float().tolist()
+        if reject_threshold is not None:
+            rejected = [[score < reject_threshold for score in row_scores] for row_scores in scores]
+        else:
+            flags = output["rejected"][row].tolist() if candidates == "chosen" else [False] * len(phrases)
+            rejected = [[flag] * masks.shape[1] for flag in flags]
+        points, boxes = (_row_lists(output.get(name), row) for name in ("points", "boxes"))
+        return [
+            PhraseSegment(
+                label=phrase.text,
+                span=phrase.span,
+                mask=None if rejected[place][candidate] else drawn[place, candidate],
+                score=scores[place][candidate],
+                rejected=rejected[place][candidate],
+                core_word=phrase.core_word,
+                core_span=phrase.core_span,
+                point_xy=None if points is None else tuple(points[place]),
+                prompt_box_xyxy=None if boxes is None else tuple(boxes[place]),
+                candidate=candidate if candidates == "all" else None,
+            )
+            for place, phrase in enumerate(phrases)
+            for candidate in range(masks.shape[1])
+        ]
+
+    def _answer_ids(self, output: Mapping[str, Any], inputs: Mapping[str, Any], row: int, source: int) -> list[int]:
+        """The ids that the maps of a row belong to."""
+        count = len(output["attention_maps"][row])
+        if output.get("sequences") is not None:
+            start = len(inputs["input_ids"][0]) if "input_ids" in inputs else None
+            if start is None:
+                raise ValueError("Where the answer begins is not known. Pass the processor's `inputs`.")
+            return _as_list(output["sequences"][row])[start : start + count]
+        if "answer_ranges" not in inputs:
+            raise ValueError("The text of a forward pass is not in its output. Pass the processor's `inputs`.")
+        start, stop = _as_list(inputs["answer_ranges"][source])
+        return _as_list(inputs["input_ids"][source])[start:stop]
+
+    def _word_vector(self) -> Any:
+        extractor = self._extractor
+        if not hasattr(extractor, "vector"):
+            raise ValueError(
+                f"categories needs vectors of words, which the phrase extractor {extractor.name!r} has not. Pass "
+                "word_vector=, a callable that takes a text, or use a spaCy pipeline with vectors (en_core_web_lg)."
+            )
+        return extractor.vector
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in the base class; a phrase extractor that is no name is not saved."""
+        output = super().to_dict()
+        if not isinstance(self.phrase_extractor, str):
+            output["phrase_extractor"] = "auto"
+        return output
+
+
+def _last_answer(labels: list[int]) -> list[int]:
+    """Range of the last run of labelled positions; an empty one at the end where there is none."""
+    places = [place for place, label in enumerate(labels) if label != IGNORED_LABEL]
+    if not places:
+        return [len(labels), len(labels)]
+    start = places[-1]
+    while start and labels[start - 1] != IGNORED_LABEL:
+        start -= 1
+    return [start, places[-1] + 1]
+
+
+def _as_list(values: Any) -> list:
+    return values.tolist() if isinstance(values, (torch.Tensor, np.ndarray)) else list(values)
+
+
+def _row_lists(values: Any, row: int) -> list | None:
+    return None if values is None else _as_list(values[row])
+
+
+def _like(other: Any, values: list) -> Any:
+    """A list in the form of `other`: tensor, array or list."""
+    if isinstance(other, torch.Tensor):
+        return torch.tensor(values, device=other.device)
+    return np.array(values) if isinstance(other, np.ndarray) else values
+
+
+__all__ = ["AttendAndSegmentProcessor"]
