@@ -120,8 +120,32 @@ class Benchmark:
         return getattr(importlib.import_module(f".{module}", __package__), function)(options)
 
 
+_SAMPLING_SETTINGS = {"temperature": "0, the default, takes the most likely token", "seed": "0 by default"}
+_REGION_SETTINGS = {
+    "alpha": "opacity of the marks, 0 to 255 or random; 128 by default",
+    "preprocess": "pad, or resize to the model's square; resize for vcr by default",
+    **_SAMPLING_SETTINGS,
+}
+_JUDGE_SETTINGS = {
+    "judge": "keyword by default, exact, the URL of an OpenAI-compatible server, or a model for text-generation",
+    "judge_model": "name of the model at that URL; gpt-4-0613 by default",
+    "key_variable": "environment variable with that server's key; OPENAI_API_KEY by default",
+    "runs": "how often each answer is scored; 5 by default, 1 for exact and keyword",
+    **_SAMPLING_SETTINGS,
+}
 BENCHMARKS: dict[str, Benchmark] = {
     "tabletop": Benchmark("drawn scenes with requests", ("free", "paper"), "question_benchmarks:run_tabletop"),
+    "v7w": Benchmark(
+        "Visual7W, which of four marked boxes", ("accuracy",), "region_benchmarks:run_v7w", _REGION_SETTINGS
+    ),
+    "pointqa": Benchmark("PointQA-LookTwice", ("accuracy",), "region_benchmarks:run_pointqa", _REGION_SETTINGS),
+    "vcr": Benchmark("VCR: Q->A, QA->R, Q->AR", ("both", "qa", "qar"), "region_benchmarks:run_vcr", _REGION_SETTINGS),
+    "regions": Benchmark(
+        "any file of ViP-LLaVA's region data", ("accuracy",), "region_benchmarks:run_regions", _REGION_SETTINGS
+    ),
+    "vip-bench": Benchmark(
+        "ViP-Bench (bbox or human), scored by a judge", ("judged",), "region_benchmarks:run_vip_bench", _JUDGE_SETTINGS
+    ),
 }
 # A folder in place of a name.
 _FOLDER = Benchmark("the folder of one split", ("free", "paper"), "question_benchmarks:run_image_folder")

@@ -1,0 +1,195 @@
+"""A model's answers to questions about pictures, in batches, into a file that a stopped run goes on with."""
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from ..processing.chat_templates import user_message
+
+
+class AnswersError(ValueError):
+    """An answers file that cannot be gone on with."""
+
+
+@dataclass
+class PictureQuestion:
+    """
+    Args:
+        id (`str`): Name of the question in its data set.
+        image (`PIL.Image.Image`): The picture, with its marks drawn.
+        text (`str`): The user's message, without an image token.
+        answer (`str`): The right answer; empty where there is no single one.
+    """
+
+    id: str
+    image: Any
+    text: str
+    answer: str = ""
+
+
+@dataclass
+class Answering:
+    """
+    How answers are made.
+
+    Args:
+        batch_size (`int`): Questions per step.
+        max_new_tokens (`int`): Longest answer.
+        temperature (`float`): 0 takes the most likely token (ViP-LLaVA's commands for ViP-Bench); its default for the
+            other benchmarks samples at 0.2.
+        seed (`int`): Of sampling.
+    """
+
+    batch_size: int = 8
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    seed: int = 0
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the answers; a file is gone on with only if all of it is the same."""
+        sampled = {"temperature": self.temperature, "seed": self.seed} if self.temperature > 0 else {}
+        return {**self.about, "max_new_tokens": self.max_new_tokens, **sampled}
+
+
+def answer_questions(
+    model,
+    processor,
+    questions: Sequence[PictureQuestion],
+    folder: str | Path,
+    answering: Answering,
+    model_id: str = "",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[dict[str, Any]]:
+    """
+    Asks all questions that `answers.jsonl` in `folder` does not answer yet. With several processes each takes a part.
+
+    Any image-text-to-text model will do. Questions are taken by their number when their turn comes, so a sequence may
+    draw its pictures then.
+
+    Args:
+        model: Has `generate`.
+        processor: Its processor, with a chat template.
+        questions (`Sequence[PictureQuestion]`): What to ask.
+        folder (`str` or `Path`): Where the file is, or will be.
+        answering ([`Answering`]): How.
+        model_id (`str`): Written into the file.
+        progress (`Callable`, *optional*): Called with the number of finished and of all questions of this process.
+
+    Returns:
+        `list[dict]`: The lines of the file, in the order of the questions: `question_id`, `prompt`, `text`,
+        `answer_id`, `model_id` and `metadata` with the question's number and right answer.
+
+    Raises:
+        AnswersError: If the file was made with other settings.
+    """
+    folder, state = Path(folder), PartialState()
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = answering.settings()
+    done = read_answers(folder, settings)
+    state.wait_for_everyone()  # nobody appends before all have read
+    mine = range(state.process_index, len(questions), state.num_processes)
+    pending = [number for number in mine if number not in done]
+    model.eval()
+    part = folder / f"answers.part{state.process_index}.jsonl"
+    with part.open("a", encoding="utf-8") as file:
+        if file.tell() and not part.read_bytes().endswith(b"\n"):
+            file.write("\n")  # behind a line that was cut off
+        for start in range(0, len(pending), answering.batch_size):
+            numbers = pending[start : start + answering.batch_size]
+            batch = [questions[number] for number in numbers]
+            texts = _generate(model, processor, batch, answering, numbers[0])
+            for number, question, text in zip(numbers, batch, texts, strict=True):
+                line = {
+                    "question_id": question.id,
+                    "prompt": question.text,
+                    "text": text,
+                    "answer_id": uuid.uuid4().hex,
+                    "model_id": model_id,
+                    "metadata": {"number": number, "answer": question.answer, "settings": settings},
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            if progress is not None:
+                progress(len(mine) - len(pending) + start + len(numbers), len(mine))
+    state.wait_for_everyone()
+    answers = read_answers(folder, settings)
+    lines = [answers[number] for number in range(len(questions))]
+    state.wait_for_everyone()
+    if state.is_main_process:
+        _merge(folder, lines)
+    state.wait_for_everyone()
+    return lines
+
+
+def read_answers(folder: str | Path, settings: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """
+    Args:
+        folder (`str` or `Path`): Of `answers.jsonl`, and of the parts of runs that were stopped.
+        settings (`dict`): Those of this run.
+
+    Returns:
+        `dict[int, dict]`: Lines by the number of their question. A line that was cut off is left out.
+
+    Raises:
+        AnswersError: If a line was made with other settings.
+    """
+    answers = {}
+    for path in sorted(Path(folder).glob("answers*.jsonl")):
+        for line in _complete_lines(path):
+            made_with = line["metadata"]["settings"]
+            if made_with != settings:
+                different = sorted(key for key in {*made_with, *settings} if made_with.get(key) != settings.get(key))
+                before = ", ".join(f"{key} = {made_with.get(key)!r}" for key in different)
+                now = ", ".join(f"{settings.get(key)!r}" for key in different)
+                raise AnswersError(
+                    f"{path} was made with {before}; now it is {now}. Use another output folder or delete the file."
+                )
+            answers[line["metadata"]["number"]] = line
+    return answers
+
+
+def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue  # cut off when the run was stopped; its question is asked again
+
+
+def _merge(folder: Path, lines: list[dict[str, Any]]) -> None:
+    draft = folder / "answers.jsonl.partial"
+    draft.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    draft.replace(folder / "answers.jsonl")
+    for part in folder.glob("answers.part*.jsonl"):
+        part.unlink()
+
+
+def _generate(model, processor, batch: list[PictureQuestion], answering: Answering, number: int) -> list[str]:
+    prompts = [
+        processor.apply_chat_template([user_message(question.text)], add_generation_prompt=True) for question in batch
+    ]
+    inputs = processor(
+        images=[question.image for question in batch],
+        text=prompts,
+        padding=True,
+        padding_side="left",
+        return_tensors="pt",
+    ).to(model.device)
+    options: dict[str, Any] = {"do_sample": False}
+    if answering.temperature > 0:
+        options = {"do_sample": True, "temperature": answering.temperature}
+        torch.manual_seed(answering.seed + number)  # the same answers after a stop
+    with torch.inference_mode():
+        output = model.generate(**inputs, max_new_tokens=answering.max_new_tokens, **options)
+    new = output[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+
+
+__all__ = ["Answering", "AnswersError", "PictureQuestion", "answer_questions", "read_answers"]

@@ -1,0 +1,120 @@
+"""Answers in batches into a file, a stop in between, and accuracy of exact answers."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from reasonseg.evaluation.answering import Answering, AnswersError, PictureQuestion, answer_questions
+from reasonseg.evaluation.choice_accuracy import choice_result, is_right
+
+
+class Letters:
+    """Stands for model and processor: answers "Which is B?" with the letter before the question mark."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.batches = []
+
+    def eval(self):
+        return self
+
+    def apply_chat_template(self, messages, add_generation_prompt):
+        (text,) = [part["text"] for part in messages[0]["content"] if part["type"] == "text"]
+        return f"USER: {text} ASSISTANT:"
+
+    def __call__(self, images, text, padding, padding_side, return_tensors):
+        assert padding_side == "left"
+        assert len(images) == len(text)
+        self.batches.append(text)
+        ids = torch.tensor([[1, ord(prompt[prompt.index("?") - 1])] for prompt in text])
+        return Inputs(input_ids=ids)
+
+    def generate(self, input_ids, max_new_tokens, do_sample, **kwargs):
+        self.sampling = {"do_sample": do_sample, **kwargs}
+        return torch.cat([input_ids, input_ids[:, 1:]], dim=1)
+
+    def batch_decode(self, ids, skip_special_tokens):
+        return [f" {chr(row[0])} " for row in ids.tolist()]
+
+
+class Inputs(dict):
+    def __getattr__(self, name):
+        return self[name]
+
+    def to(self, device):
+        return self
+
+
+def questions(count=7):
+    return [PictureQuestion(f"q-{n}", SimpleNamespace(), f"Which is {'ABCD'[n % 4]}?", "A") for n in range(count)]
+
+
+def test_answers_file(tmp_path):
+    model, steps = Letters(), []
+    lines = answer_questions(
+        model, model, questions(), tmp_path, Answering(batch_size=3), "m", lambda *step: steps.append(step)
+    )
+    assert [len(batch) for batch in model.batches] == [3, 3, 1]
+    assert steps == [(3, 7), (6, 7), (7, 7)]
+    assert [line["text"] for line in lines] == list("ABCDABC")
+    assert model.sampling == {"do_sample": False}
+    written = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert written == lines
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
+    assert lines[4].keys() == {"question_id", "prompt", "text", "answer_id", "model_id", "metadata"}
+    assert (lines[4]["question_id"], lines[4]["prompt"], lines[4]["model_id"]) == ("q-4", "Which is A?", "m")
+
+
+def test_a_stopped_run_goes_on(tmp_path):
+    class Stops(Letters):
+        def generate(self, *args, **kwargs):
+            if len(self.batches) == 3:
+                raise KeyboardInterrupt
+            return super().generate(*args, **kwargs)
+
+    model = Stops()
+    with pytest.raises(KeyboardInterrupt):
+        answer_questions(model, model, questions(), tmp_path, Answering(batch_size=2))
+    part = tmp_path / "answers.part0.jsonl"
+    text = part.read_text(encoding="utf-8")
+    part.write_text(text[:-20], encoding="utf-8")  # as a killed process leaves it
+
+    model = Letters()
+    lines = answer_questions(model, model, questions(), tmp_path, Answering(batch_size=2))
+    assert [line["text"] for line in lines] == list("ABCDABC")
+    assert [len(batch) for batch in model.batches] == [2, 2]
+    assert "D?" in model.batches[0][0]
+    model = Letters()
+    assert answer_questions(model, model, questions(), tmp_path, Answering(batch_size=8)) == lines
+    assert model.batches == []
+
+
+def test_other_settings_are_refused(tmp_path):
+    model = Letters()
+    answer_questions(model, model, questions(2), tmp_path, Answering(about={"alpha": 128}))
+    with pytest.raises(AnswersError, match="was made with alpha = 128; now it is 255"):
+        answer_questions(model, model, questions(2), tmp_path, Answering(about={"alpha": 255}))
+
+
+def test_sampling(tmp_path):
+    model = Letters()
+    answer_questions(model, model, questions(1), tmp_path, Answering(temperature=0.2))
+    assert model.sampling == {"do_sample": True, "temperature": 0.2}
+
+
+def test_accuracy():
+    assert is_right(" a ", "A")
+    assert not is_right("A.", "A")
+    first = [{"text": text, "metadata": {"answer": "B"}} for text in "BbAC"]
+    second = [{"text": text, "metadata": {"answer": "D"}} for text in "DADA"]
+    result = choice_result({"q-a": first, "qa-r": second}, all_of_them="q-ar")
+    assert result.to_dict() == {
+        "accuracy": {"q-a": 0.5, "qa-r": 0.5, "q-ar": 0.25},
+        "questions": {"q-a": 4, "qa-r": 4, "q-ar": 4},
+    }
+    assert result.table("VCR").row_count == 3
+    with pytest.raises(ValueError, match="There are no questions to count"):
+        choice_result({"v7w": []})
