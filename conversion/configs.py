@@ -77,11 +77,11 @@ def read_llava_config(folder: Path) -> dict[str, Any]:
         )
     if missing := [name for name in _LLAMA_REQUIRED if not isinstance(config.get(name), int)]:
         raise ConversionError(f"The config does not state {', '.join(missing)}.", path=path)
-    _check_sizes(config, (*_LLAMA_REQUIRED, "num_key_value_heads", "max_position_embeddings"), path)
+    check_sizes(config, (*_LLAMA_REQUIRED, "num_key_value_heads", "max_position_embeddings"), path)
     return config
 
 
-def _check_sizes(config: Mapping[str, Any], names: Iterable[str], path: Path) -> None:
+def check_sizes(config: Mapping[str, Any], names: Iterable[str], path: Path) -> None:
     """Refuse sizes that no model has."""
     for name in names:
         value, largest = config.get(name), _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST_SIZE
@@ -142,7 +142,7 @@ def clip_config_from_folder(folder: Path) -> CLIPVisionConfig:
         )
     if not isinstance(config, Mapping):
         raise ConversionError("The config's `vision_config` is no JSON object.", path=path)
-    _check_sizes(config, _CLIP_FIELDS[:8], path)
+    check_sizes(config, _CLIP_FIELDS[:8], path)
     with refusing("The CLIP config cannot be used", path=path, next_step="Download the CLIP model again."):
         return CLIPVisionConfig(**{name: config[name] for name in _CLIP_FIELDS if config.get(name) is not None})
 

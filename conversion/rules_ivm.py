@@ -89,9 +89,27 @@ def ivm_table(layout: IvmLayout) -> RuleTable:
     return RuleTable(rules, "IVM")
 
 
-def _language_model_rules(layout: IvmLayout) -> list[Rule]:
-    text = _WRAPPED + ("model.language_model." if layout.renamed else "language_model.model.")
-    head = _WRAPPED + ("" if layout.renamed else "language_model.")
+def llava_hf_table(keys: Collection[str]) -> RuleTable:
+    """The base: LLaVA-1.5 as any version of transformers has saved it.
+
+    Raises:
+        ConversionError: The names are another model's, or LLaVA's in its authors' layout.
+    """
+    renamed = any(key.startswith("model.language_model.") for key in keys)
+    if not renamed and not any(key.startswith("language_model.model.") for key in keys):
+        raise ConversionError(
+            "The base is not LLaVA-1.5 in the layout of transformers, which has `language_model` and "
+            f"`multi_modal_projector`; its first tensors are {', '.join(map(repr, list(keys)[:3]))}.",
+            next_step="Pass llava-hf/llava-1.5-7b-hf, or a folder with it.",
+        )
+    nested = any("vision_tower.vision_model." in key for key in keys)
+    layout = IvmLayout(renamed=renamed, adapted=(), base_layer=False, nested_tower=nested)
+    return RuleTable([*_language_model_rules(layout, ""), *_tower_rules(layout, "")], "LLaVA-1.5")
+
+
+def _language_model_rules(layout: IvmLayout, wrapped: str = _WRAPPED) -> list[Rule]:
+    text = wrapped + ("model.language_model." if layout.renamed else "language_model.model.")
+    head = wrapped + ("" if layout.renamed else "language_model.")
     layer, target = f"{text}layers.{{n}}.", f"{TEXT_MODEL}layers.{{n}}."
     rules = []
     for module in layout.adapted:
@@ -110,8 +128,8 @@ def _language_model_rules(layout: IvmLayout) -> list[Rule]:
     ]
 
 
-def _tower_rules(layout: IvmLayout) -> list[Rule]:
-    source = _WRAPPED + ("model." if layout.renamed else "")
+def _tower_rules(layout: IvmLayout, wrapped: str = _WRAPPED) -> list[Rule]:
+    source = wrapped + ("model." if layout.renamed else "")
     tower = f"{source}vision_tower." + ("vision_model." if layout.nested_tower else "")
     return [
         Rule(f"{tower}embeddings.position_ids", None, reason="position ids are recomputed", optional=True),

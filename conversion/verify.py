@@ -19,10 +19,13 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from ..modeling.configuration_gsva import GsvaConfig
+from ..modeling.configuration_ivm import IvmConfig
 from ..modeling.configuration_lisa import LisaConfig
 from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
+from ..modeling.modeling_ivm import IvmForVisualMasking
 from ..modeling.modeling_lisa import LisaForReasoningSegmentation
 from ..processing.processing_gsva import GsvaProcessor
+from ..processing.processing_ivm import IvmProcessor
 from ..processing.processing_lisa import LisaProcessor
 from .errors import ConversionError
 from .locations import locate
@@ -38,6 +41,7 @@ _HASHING, _COMPARING = "Checking files", "Comparing tensors"
 _CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], type[ProcessorMixin]]] = {
     "lisa": (LisaConfig, LisaForReasoningSegmentation, LisaProcessor),
     "gsva": (GsvaConfig, GsvaForReasoningSegmentation, GsvaProcessor),
+    "ivm": (IvmConfig, IvmForVisualMasking, IvmProcessor),
 }
 _RELEASE_BYTES = 1 << 30  # mapped pages count as this process's memory until they are given back
 _EXPECTED_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
