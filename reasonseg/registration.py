@@ -11,16 +11,19 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .modeling.configuration_attend_and_segment import AttendAndSegmentConfig
 from .modeling.configuration_gsva import GsvaConfig
 from .modeling.configuration_ivm import IvmConfig
 from .modeling.configuration_lisa import LisaConfig
 from .modeling.configuration_reasoning_segmentation import PIPELINE_TASK, ReasoningSegmentationConfig
+from .modeling.modeling_attend_and_segment import AttendAndSegmentModel
 from .modeling.modeling_gsva import GsvaForReasoningSegmentation
 from .modeling.modeling_ivm import IvmForVisualMasking
 from .modeling.modeling_lisa import LisaForReasoningSegmentation
 from .modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
 from .processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from .processing.pipeline_reasoning_segmentation import ReasoningSegmentationPipeline
+from .processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from .processing.processing_gsva import GsvaProcessor
 from .processing.processing_ivm import IvmProcessor
 from .processing.processing_lisa import LisaProcessor
@@ -32,6 +35,7 @@ SYSTEMS = (
     (LisaConfig, LisaForReasoningSegmentation, LisaProcessor),
     (GsvaConfig, GsvaForReasoningSegmentation, GsvaProcessor),
     (IvmConfig, IvmForVisualMasking, IvmProcessor),
+    (AttendAndSegmentConfig, AttendAndSegmentModel, AttendAndSegmentProcessor),
 )
 # One Pillow class for both backends, so that results do not depend on whether torchvision is installed.
 IMAGE_PROCESSORS = {

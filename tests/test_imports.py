@@ -19,7 +19,7 @@ ALLOWED_PACKAGES = {
     "processing": MODEL_PACKAGES | {"numpy", "PIL", "pycocotools", "spacy", "supervision"},
 }
 # Optional there: a checkpoint loads in an environment without them.
-OPTIONAL_PACKAGES = {"diffusers", "pycocotools", "supervision"}
+OPTIONAL_PACKAGES = {"diffusers", "pycocotools", "spacy", "supervision"}
 
 FORBIDDEN_MODULES = {
     *("subprocess", "socket", "pickle", "marshal", "shelve", "ctypes", "importlib", "runpy", "code"),
