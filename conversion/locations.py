@@ -19,6 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from .errors import ConversionError
+from .sources import DIFFUSION_INDEX
 
 
 Location = str | os.PathLike
@@ -29,6 +30,7 @@ _HUB_NAME = re.compile(
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _SMALL_FILES = (
     "config.json",
+    "adapter_config.json",
     "preprocessor_config.json",
     "tokenizer.model",
     "tokenizer.json",
@@ -38,13 +40,18 @@ _SMALL_FILES = (
 )
 # Of a repository that holds its weights in several forms, the first one is taken.
 _WEIGHTS = (
-    re.compile(r"model(?:-\d{5}-of-\d{5})?\.safetensors|model\.safetensors\.index\.json"),
-    re.compile(r"pytorch_model(?:-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json"),
+    re.compile(
+        r"(?:diffusion_pytorch_)?model(?:-\d{5}-of-\d{5})?\.safetensors"
+        r"|(?:diffusion_pytorch_)?model\.safetensors\.index\.json"
+    ),
+    re.compile(r"(?:diffusion_)?pytorch_model(?:-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json"),
     re.compile(r"[^/]+\.(?:safetensors|bin|pth|pt)"),
 )
+# Of a diffusers repository's other parts only what says how to use them.
+_DIFFUSION_SMALL_FILES = re.compile(r"(?:scheduler|tokenizer|text_encoder)/[^/]+\.(?:json|txt)|model_index\.json")
 
 
-def locate(location: Location, *, weights: bool = True) -> Path:
+def locate(location: Location, *, weights: bool = True, parts: Sequence[str] = ("unet", "vae")) -> Path:
     """Find what the user named, and download it into the Hub's cache where it is not on this machine.
 
     What exists here goes first. Another string of the form `org/name`, `org/name@revision` or `org/name/file.pth`
@@ -54,6 +61,7 @@ def locate(location: Location, *, weights: bool = True) -> Path:
         location (`str` or `os.PathLike`): A path, or a name on the Hub.
         weights (`bool`, *optional*, defaults to `True`): Whether the weights of a repository are needed, or only its
             config and tokenizer.
+        parts (`Sequence[str]`, *optional*): Sub-folders of a diffusers repository whose weights are needed.
 
     Returns:
         `Path`: The file or folder. A path that does not exist is returned as it is; whoever opens it says so.
@@ -73,6 +81,8 @@ def locate(location: Location, *, weights: bool = True) -> Path:
             if file not in names:
                 raise ConversionError(f"{repo!r} on the Hub has no file {file!r}.", next_step=_offer(names))
             chosen = [file]
+        elif DIFFUSION_INDEX in names:
+            chosen = _diffusion_files(names, parts if weights else ())
         else:
             chosen = [small for small in _SMALL_FILES if small in names]
             found = _weight_files(names)
@@ -127,6 +137,16 @@ def _weight_files(names: Sequence[str]) -> list[str]:
         if found := [name for name in names if pattern.fullmatch(name)]:
             return found
     return []
+
+
+def _diffusion_files(names: Sequence[str], parts: Sequence[str]) -> list[str]:
+    """What is needed of a diffusers repository."""
+    chosen = [name for name in names if _DIFFUSION_SMALL_FILES.fullmatch(name)]
+    for part in parts:
+        inside = [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
+        wanted = [name for name in ("config.json", *_weight_files(inside)) if name in inside]
+        chosen += [f"{part}/{name}" for name in wanted]
+    return list(dict.fromkeys(chosen))
 
 
 def _offer(names: Sequence[str]) -> str:

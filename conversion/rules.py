@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from .errors import ConversionError
@@ -145,6 +145,16 @@ class RuleTable:
             if rule.part == part and (key := rule.backward(target)) is not None:
                 return key
         raise ConversionError(f"The {self.name} layout has no tensor for the {part} of {target!r}.")
+
+    def retargeted(self, old: str, new: str) -> RuleTable:
+        """The same table for a model whose parameters have the prefix `new` instead of `old`."""
+        return RuleTable(
+            [
+                rule if rule.target is None else replace(rule, target=new + rule.target.removeprefix(old))
+                for rule in self.rules
+            ],
+            self.name,
+        )
 
     def apply(self, keys: Iterable[str]) -> KeyMap:
         """Sort a checkpoint's names into targets, dropped ones and unknown ones.

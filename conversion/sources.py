@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -33,10 +33,29 @@ _SAFETENSORS_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_SINGLE_FILES = ("model.safetensors", "pytorch_model.bin")
-# LISA v0 keeps the segmenter and the projector beside the shards of its language model, in no index.
-_LISA_V0_SIDE_FILES = ("pytorch_model-visual_model.bin", "pytorch_model-text_hidden_fcs.bin")
+_INDEXES = (
+    "model.safetensors.index.json",
+    "pytorch_model.bin.index.json",
+    "diffusion_pytorch_model.safetensors.index.json",
+)
+_SINGLE_FILES = (
+    "model.safetensors",
+    "pytorch_model.bin",
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+)
+# LISA v0 keeps the segmenter and the projector beside the shards of its language model, in no index; LLaVA's training
+# keeps what it trained in full beside the adapters.
+_SIDE_FILES = (
+    "pytorch_model-visual_model.bin",
+    "pytorch_model-text_hidden_fcs.bin",
+    "non_lora_trainables.bin",
+)
+# A diffusers folder has a sub-folder for each part of its pipeline; these hold what features are made of.
+DIFFUSION_INDEX = "model_index.json"
+DIFFUSION_PARTS = ("unet", "vae", "text_encoder")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?:bin|safetensors))")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 # Tied weights may share memory, but a few bytes that a thousand tensors share are a bomb.
@@ -265,6 +284,42 @@ class ShardedSource(TensorSource):
             file.release()
 
 
+class PartedSource(TensorSource):
+    """The parts of a diffusers folder; names begin with the part's own, as in `unet.conv_in.weight`.
+
+    Args:
+        path (`Path`): The folder, for messages.
+        parts (`Mapping[str, TensorSource]`): The weights of each part.
+    """
+
+    def __init__(self, path: Path, parts: Mapping[str, TensorSource]):
+        self.path = path
+        self._parts = dict(parts)
+
+    def _find(self, key: str) -> tuple[TensorSource, str]:
+        part, _, name = key.partition(".")
+        return self._parts[part], name
+
+    def names(self) -> list[str]:
+        return [f"{part}.{name}" for part, source in self._parts.items() for name in source.names()]
+
+    def info(self, key: str) -> TensorInfo:
+        source, name = self._find(key)
+        return source.info(name)
+
+    def load(self, key: str) -> torch.Tensor:
+        source, name = self._find(key)
+        return source.load(name)
+
+    def file(self, key: str) -> Path:
+        source, name = self._find(key)
+        return source.file(name)
+
+    def release(self) -> None:
+        for source in self._parts.values():
+            source.release()
+
+
 def open_file(path: Path) -> TensorSource:
     """Open one weight file, whatever its container.
 
@@ -279,7 +334,7 @@ def open_source(path: str | Path) -> TensorSource:
     """Open a weight file, or the weights of a folder.
 
     In a folder an index comes first, then a single file of a usual name, then shards without an index, then the only
-    weight file there is. Safetensors go before pickles.
+    weight file there is. Safetensors go before pickles. A diffusers folder is opened with all parts that are known.
 
     Args:
         path (`str` or `Path`): A file or folder.
@@ -290,6 +345,13 @@ def open_source(path: str | Path) -> TensorSource:
     path = Path(path)
     if not path.is_dir():
         return open_file(path)
+    if (path / DIFFUSION_INDEX).exists():
+        parts = {part: open_source(path / part) for part in DIFFUSION_PARTS if holds_weights(path / part)}
+        if not parts:
+            raise ConversionError(
+                "The diffusion model's folders hold no weights.", path=path, next_step="Download them too."
+            )
+        return PartedSource(path, parts)
     for name in _INDEXES:
         if (path / name).exists():
             return _open_indexed(path, path / name)
@@ -355,7 +417,7 @@ def _complete_shards(folder: Path, shards: list[Path]) -> list[Path]:
 
 
 def _with_side_files(folder: Path, files: list[Path]) -> TensorSource:
-    files = files + [folder / name for name in _LISA_V0_SIDE_FILES if (folder / name).exists()]
+    files = files + [folder / name for name in _SIDE_FILES if (folder / name).exists()]
     unique = list(dict.fromkeys(files))
     for file in unique:
         check_link(file, folder)

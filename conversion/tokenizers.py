@@ -1,4 +1,4 @@
-"""Turn the slow tokenizer of an original LISA or GSVA folder into a saved fast one that gives the same ids."""
+"""Turn the slow tokenizer of an original LLaMA-based folder into a saved fast one that gives the same ids."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from transformers.tokenization_utils_base import generate_merges
 from .errors import ConversionError
 
 
-System = Literal["lisa", "gsva"]
+System = Literal["lisa", "gsva", "difflmm", "vip_llava"]
 
 SEG_TOKEN = "[SEG]"
 REJ_TOKEN = "[REJ]"
@@ -27,9 +27,16 @@ IM_END_TOKEN = "<im_end>"
 IM_PATCH_TOKEN = "<im_patch>"
 IMAGE_TOKEN = "<image>"
 # In the order in which the training scripts add them: LISA train_ds.py, GSVA main.py.
-SLOT_TOKENS: dict[str, tuple[str, ...]] = {"lisa": (SEG_TOKEN,), "gsva": (SEG_TOKEN, REJ_TOKEN)}
+SLOT_TOKENS: dict[str, tuple[str, ...]] = {
+    "lisa": (SEG_TOKEN,),
+    "gsva": (SEG_TOKEN, REJ_TOKEN),
+    "difflmm": (),
+    "vip_llava": (),
+}
 
 _SPACE_PIECE = "▁"
+# The last of several image tokens in a row, where something other than an added token follows.
+_LAST_IMAGE = rf"{IMAGE_TOKEN}(?!{IMAGE_TOKEN})(?=.|\n)"
 # sentencepiece_model.proto: TrainerSpec.ModelType and SentencePiece.Type
 _BPE_MODEL = 2
 _NORMAL_PIECE, _USER_DEFINED_PIECE = 1, 4
@@ -68,7 +75,7 @@ def build_tokenizer(
         source_dir (`str` or `os.PathLike`):
             Folder with `tokenizer.model` (or, without it, a SentencePiece-style `tokenizer.json`) and, where they
             exist, `tokenizer_config.json`, `added_tokens.json`, `special_tokens_map.json`.
-        system (`str`): `"lisa"` or `"gsva"`.
+        system (`str`): `"lisa"`, `"gsva"`, `"difflmm"` or `"vip_llava"`.
         use_im_start_end (`bool`): Whether the model knows `<im_start>` and `<im_end>` (`mm_use_im_start_end`).
         model_max_length (`int`, *optional*):
             Longest input of the model in tokens, image tokens included. The folder's own value is not used: it is a
@@ -116,7 +123,12 @@ def build_tokenizer(
                 next_step="Copy the tokenizer files again from the original checkpoint.",
             )
     backend.add_tokens([added_token(content) for content in wanted if backend.token_to_id(content) is None])
-    backend.add_tokens([AddedToken(IMAGE_TOKEN, normalized=False, special=True)])
+    # LLaVA encodes what follows the image on its own, so that it begins like a text, with a dummy space. Legacy
+    # tokenizers put one behind every added token; the others are told to here, before they look for the token.
+    begins_anew = system in ("difflmm", "vip_llava") and not legacy and vocabulary.dummy_prefix
+    if begins_anew:
+        backend.normalizer = normalizers.Replace(Regex(_LAST_IMAGE), f"{IMAGE_TOKEN} ")
+    backend.add_tokens([AddedToken(IMAGE_TOKEN, normalized=begins_anew, special=True)])
 
     backend.decoder = _decoder(_added_contents(backend), separates_slots=system == "lisa", dummy_prefix=legacy)
     backend.post_processor = _post_processor(backend, config, names)
