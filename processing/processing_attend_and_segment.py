@@ -116,6 +116,11 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
             self.__dict__["_loaded_extractor"] = make_extractor(self.phrase_extractor)
         return self.__dict__["_loaded_extractor"]
 
+    @property
+    def extractor_name(self) -> str:
+        """`str`: What finds the phrases, such as `"spacy:en_core_web_lg"` or `"rules"`."""
+        return self._extractor.name
+
     def find_phrases(self, token_ids: list[int]) -> list[AnswerPhrase]:
         """The phrases of an answer given as ids, with their tokens."""
         return PhraseFinder(self._decode_answer, self.extract_phrases)(token_ids)
@@ -267,7 +272,7 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
                     text=whole.strip(),
                     segments=segments,
                     image_size=sizes[row].original,
-                    phrase_extractor="given" if given else self._extractor.name,
+                    phrase_extractor="given" if given else self.extractor_name,
                     token_spans=[(max(0, start - lead), max(0, stop - lead)) for start, stop in spans],
                     attention_maps=output["attention_maps"][row].float().cpu().numpy() if keep_maps else None,
                 )
