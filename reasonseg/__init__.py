@@ -44,6 +44,7 @@ _PUBLIC = {
     "mask_image": "processing.masked_images",
     "convert_lisa": "conversion.convert_lisa",
     "convert_gsva": "conversion.convert_gsva",
+    "convert_ivm": "conversion.convert_ivm",
     "ConversionError": "conversion.errors",
     "register": "registration",
 }

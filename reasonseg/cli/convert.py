@@ -102,6 +102,29 @@ def gsva(
     _convert(convert_gsva, source, out, dtype, template, max_shard_size=max_shard_size, card=card, **options)
 
 
+@app.command()
+@readable_failures
+def ivm(
+    source: Source,
+    base: Annotated[
+        str, typer.Option(help="LLaVA-1.5 of transformers: folder, or ORG/NAME[@REVISION] (llava-hf/llava-1.5-7b-hf).")
+    ],
+    out: Out,
+    sam: Sam = None,
+    lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha.  [default: 16 for the released rank 8]")] = None,
+    dtype: DtypeOption = None,
+    segmenter_dtype: SegmenterDtype = None,
+    max_shard_size: ShardSize = "5GB",
+    card: Card = None,
+):
+    """Convert an IVM checkpoint: IVM-V1.0.bin (trained parts), or a dump of the whole module."""
+    from ..conversion.convert_ivm import convert_ivm
+
+    options = {"base": base, "sam": sam, "lora_alpha": lora_alpha}
+    options["segmenter_dtype"] = None if segmenter_dtype is None else segmenter_dtype.value
+    _convert(convert_ivm, source, out, dtype, max_shard_size=max_shard_size, card=card, **options)
+
+
 @app.command("to-original")
 @readable_failures
 def to_original(
@@ -134,7 +157,7 @@ def _convert(
     source: Path,
     out: Path,
     dtype: Dtype | None,
-    template: Template,
+    template: Template | None = None,
     **options: Any,
 ) -> None:
     """Run a conversion and say on stdout what it made of which sources."""
@@ -142,13 +165,14 @@ def _convert(
     from ..registration import register
 
     register()  # saving copies the code of registered classes
+    if template is not None:
+        options["template"] = template.value
     try:
         with rich_progress(stderr_console()) as progress:
             report = convert(
                 source,
                 out=out,
                 dtype=None if dtype is None else dtype.value,
-                template=template.value,
                 progress=progress,
                 **options,
             )
