@@ -1,0 +1,103 @@
+"""A small IVM for tabletop scenes of 64 pixels: about a million parameters, trained from scratch within minutes."""
+
+import math
+
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+)
+
+from ..modeling.configuration_ivm import IvmConfig
+from ..modeling.modeling_ivm import IvmForVisualMasking
+from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
+from ..processing.processing_ivm import IvmProcessor
+from .tabletop_processor import BOS, EOS, IMAGE, PAD, build_tokenizer
+
+
+SIDE, PATCH = 64, 8
+
+
+def masking_processor(side: int = SIDE, patch: int = PATCH) -> IvmProcessor:
+    """
+    Args:
+        side (`int`): Side of both square views in pixels.
+        patch (`int`): Side of a patch in pixels.
+    """
+    image_processor = ReasoningSegmentationImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        segmenter_size={"height": side, "width": side},
+        squash_first=True,
+    )
+    return IvmProcessor(image_processor, build_tokenizer(), patch_size=patch)
+
+
+def masking_model(
+    processor: IvmProcessor, seed: int, side: int = SIDE, patch: int = PATCH, width: int = 96, layers: int = 3
+) -> IvmForVisualMasking:
+    """
+    Random weights from which the model can be trained.
+
+    Args:
+        processor ([`IvmProcessor`]): Knows the vocabulary.
+        seed (`int`): Of the weights.
+        side, patch (`int`): As for `masking_processor`.
+        width, layers (`int`): Of each of the three transformers.
+    """
+    ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in (BOS, EOS, PAD, IMAGE)}
+    common = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 4}
+    config = IvmConfig(
+        vlm_config=LlavaConfig(
+            text_config=LlamaConfig(
+                vocab_size=len(processor.tokenizer),
+                intermediate_size=2 * width,
+                num_key_value_heads=4,
+                max_position_embeddings=256,
+                bos_token_id=ids[BOS],
+                eos_token_id=ids[EOS],
+                pad_token_id=ids[PAD],
+                **common,
+            ),
+            vision_config=CLIPVisionConfig(intermediate_size=2 * width, image_size=side, patch_size=patch, **common),
+            image_token_index=ids[IMAGE],
+            image_seq_length=(side // patch) ** 2,
+            vision_feature_layer=-1,
+        ),
+        segmenter_config=SamConfig(
+            vision_config=SamVisionConfig(
+                output_channels=64,
+                image_size=side,
+                patch_size=patch,
+                window_size=side // patch,
+                global_attn_indexes=[layers - 1],
+                num_pos_feats=32,
+                mlp_dim=2 * width,
+                use_rel_pos=False,
+                # SAM's default of 1e-10 is meant for loading weights; nothing learns from there.
+                initializer_range=0.02,
+                **common,
+            ),
+            prompt_encoder_config=SamPromptEncoderConfig(hidden_size=64, image_size=side, patch_size=patch),
+            mask_decoder_config=SamMaskDecoderConfig(
+                hidden_size=64, mlp_dim=128, num_attention_heads=4, num_multimask_outputs=0, layer_norm_eps=1e-5
+            ),
+        ),
+        projector_hidden_size=width,
+    )
+    torch.manual_seed(seed)
+    model = IvmForVisualMasking(config)
+    with torch.no_grad():
+        # SAM draws its positional features with a spread made for 1024 pixels; at this size they would be noise.
+        model.segmenter.shared_image_embedding.positional_embedding.normal_(0.0, 1.0)
+        vision = model.segmenter.vision_encoder
+        vision.pos_embed.normal_(0.0, 1 / math.sqrt(width))
+    return model
+
+
+__all__ = ["PATCH", "SIDE", "masking_model", "masking_processor"]
