@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from ..processing.phrase_segments import PhraseSegment, WordVector, match_categories
 from .annotated_images import AnnotatedImage, read_annotations, read_images
-from .category_matching import CategoryMatcher
 from .coco_masks import iou_matrix, segmentation_rle
 from .coco_scores import coco_scores
 from .contact_sheet import StoredCase
+from .grounded_answer import GroundedAnswer
 from .mask_pairing import PROTOCOLS
 
 
@@ -48,9 +49,9 @@ class CocoInstances:
         """What is annotated in a picture."""
         return self._annotations.get(image.id, [])
 
-    def candidates(self, image: AnnotatedImage, protocol: str) -> list[int]:
+    def candidates(self, image: AnnotatedImage, protocol: str) -> dict[int, str]:
         """
-        Categories that a phrase of this picture may mean, by id.
+        Categories that a phrase of this picture may mean, names by id.
 
         Args:
             image ([`AnnotatedImage`]): The picture.
@@ -62,80 +63,69 @@ class CocoInstances:
         """
         if protocol not in PROTOCOLS:
             raise ValueError(f"There is no protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
-        if protocol == "fixed":
-            return sorted(self.categories)
-        return sorted({annotation["category_id"] for annotation in self.annotations(image)} & set(self.categories))
-
-
-@dataclass(frozen=True)
-class PhraseMasks:
-    """
-    What a model found for one phrase.
-
-    Args:
-        phrase (`str`): As the answer has it.
-        word (`str`): Its head word, whose meaning decides the category.
-        masks (`list[dict]`): Run lengths of one mask, or of several candidates.
-        scores (`list[float]`): The segmenter's estimate for each.
-        point (`tuple[int, int]`, *optional*): (x, y) the segmenter was given, in pixels of the picture.
-        box (`tuple[int, int, int, int]`, *optional*): (x1, y1, x2, y2) it was given.
-    """
-
-    phrase: str
-    word: str
-    masks: list[dict[str, Any]]
-    scores: list[float]
-    point: tuple[int, int] | None = None
-    box: tuple[int, int, int, int] | None = None
+        present = {annotation["category_id"] for annotation in self.annotations(image)}
+        return {id: name for id, name in sorted(self.categories.items()) if protocol == "fixed" or id in present}
 
 
 def name_instances(
     image: AnnotatedImage,
-    phrases: Sequence[PhraseMasks],
-    matcher: CategoryMatcher,
-    candidates: Sequence[int],
+    answer: GroundedAnswer,
+    categories: dict[int, str],
+    vector: WordVector,
     category_threshold: float = 0.0,
 ) -> list[dict[str, Any]]:
     """
-    Gives every mask the category its phrase means.
+    Gives every mask the category that its phrase's head word means.
 
     Args:
         image ([`AnnotatedImage`]): The picture.
-        phrases (`Sequence[PhraseMasks]`): What was found in it.
-        matcher ([`CategoryMatcher`]): Compares words with categories.
-        candidates (`Sequence[int]`): Categories to choose from; with none, nothing is kept.
+        answer ([`GroundedAnswer`]): What was found in it: one mask per phrase, or several candidates.
+        categories (`dict[int, str]`): Categories to choose from, names by id; with none, nothing is kept.
+        vector (`Callable[[str], np.ndarray]`): Vector of a word.
         category_threshold (`float`): Phrases that are less similar to any category are dropped; the released code
             defaults to 0, its documented command sets 0.5.
 
     Returns:
         `list[dict]`: Entries of COCO's results format with `category_name`, `noun_phrase`, `point` or `box`; masks
         without a pixel are left out. `id` is not set, see `number_instances`.
+
+    Raises:
+        ValueError: If the answer has another number of masks than phrases, as GLaMM's files may.
     """
-    if not candidates:
+    if len(answer.phrases) != len(answer.masks):
+        raise ValueError(
+            f"The answer about {image.id!r} has {len(answer.phrases)} phrases and {len(answer.masks)} masks; each "
+            "mask needs its phrase."
+        )
+    if not categories:
         return []
+    ids = {name: id for id, name in sorted(categories.items(), reverse=True)}
+    names = [categories[id] for id in sorted(categories)]
+    words = answer.core_words or answer.phrases
+    segments = [
+        PhraseSegment(label=phrase, core_word=word) for phrase, word in zip(answer.phrases, words, strict=True)
+    ]
+    match_categories(segments, names, vector, by="core_word")
     instances = []
-    for found, match in zip(phrases, matcher([found.word for found in phrases], candidates), strict=True):
-        if match.similarity < category_threshold:
+    for place, segment in enumerate(segments):
+        area = int(coco_mask.area(segmentation_rle(answer.masks[place], image.size)))
+        if segment.similarity < category_threshold or area == 0:
             continue
-        for mask, score in zip(found.masks, found.scores, strict=True):
-            area = int(coco_mask.area(segmentation_rle(mask, image.size)))
-            if area == 0:
-                continue
-            instance = {
-                "image_id": image.id,
-                "category_id": match.category_id,
-                "category_name": match.name,
-                "noun_phrase": found.phrase,
-                "segmentation": mask,
-                "score": float(score),
-                "iscrowd": 0,
-                "area": area,
-            }
-            if found.point is not None:
-                instance["point"] = [int(value) for value in found.point]
-            if found.box is not None:
-                instance["box"] = [int(value) for value in found.box]
-            instances.append(instance)
+        instance = {
+            "image_id": image.id,
+            "category_id": ids[segment.category],
+            "category_name": segment.category,
+            "noun_phrase": segment.label,
+            "segmentation": answer.masks[place],
+            "score": 1.0 if answer.scores is None else answer.scores[place],
+            "iscrowd": 0,
+            "area": area,
+        }
+        if answer.points is not None:
+            instance["point"] = list(answer.points[place])
+        if answer.boxes is not None:
+            instance["box"] = list(answer.boxes[place])
+        instances.append(instance)
     return instances
 
 
@@ -284,7 +274,6 @@ def _cases(data: CocoInstances, instances: Sequence[dict[str, Any]], folder: Pat
 __all__ = [
     "CocoInstances",
     "InstanceResult",
-    "PhraseMasks",
     "name_instances",
     "number_instances",
     "point_hits",

@@ -4,7 +4,6 @@ The numbers are those of `aas/eval_gcg.py` of attend-and-segment, which are GLaM
 and CIDEr of captions, mean IoU of paired masks, and recall of phrases that have both the mask and the meaning.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from .caption_scores import CaptionsUnavailableError, caption_scores
 from .coco_masks import iou_matrix, segmentation_rle
 from .coco_scores import coco_scores
 from .contact_sheet import StoredCase
+from .grounded_answer import GroundedAnswer
 from .mask_pairing import PROTOCOLS, match_phrases, paired_ious
 from .phrase_similarity import PhraseVectors, cosine_similarities
 
@@ -40,54 +40,6 @@ class GroundedTarget:
     captions: list[str]
     phrases: list[str]
     masks: list[dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class GroundedAnswer:
-    """
-    What a model says about one picture.
-
-    Args:
-        caption (`str`): The whole answer.
-        phrases (`list[str]`): Its phrases that have a mask.
-        masks (`list[dict]`): Their run lengths `{"size": [height, width], "counts": str}`.
-        points (`list[tuple[int, int]]`, *optional*): (x, y) that the model pointed at, in pixels of the picture.
-    """
-
-    caption: str
-    phrases: list[str]
-    masks: list[dict[str, Any]]
-    points: list[tuple[int, int]] | None = None
-
-    def to_dict(self, image_id: int | str) -> dict[str, Any]:
-        """As the original writes it, one file per picture."""
-        entry = {
-            "image_id": image_id,
-            "caption": self.caption,
-            "phrases": self.phrases,
-            "pred_masks": self.masks,
-        }
-        return entry if self.points is None else {**entry, "points": [list(point) for point in self.points]}
-
-    @classmethod
-    def from_dict(cls, entry: dict[str, Any]):
-        """Read what `to_dict` or the original wrote, or GLaMM's `{name: {caption, phrases, pred_masks}}`.
-
-        Raises:
-            ValueError: If it is none of these.
-        """
-        first = next(iter(entry.values()), None) if isinstance(entry, dict) else None
-        entry = first if isinstance(first, dict) and "caption" in first else entry
-        missing = [name for name in ("caption", "phrases", "pred_masks") if name not in entry]
-        if missing:
-            raise ValueError(f"An answer lacks {', '.join(missing)}.")
-        points = entry.get("points")
-        return cls(
-            caption=entry["caption"],
-            phrases=list(entry["phrases"]),
-            masks=list(entry["pred_masks"]),
-            points=None if points is None else [(int(x), int(y)) for x, y in points],
-        )
 
 
 class GroundedConversations:
@@ -141,32 +93,6 @@ class GroundedConversations:
             if "segmentation" in annotation
         ]
         return GroundedTarget([entry["caption"] for entry in captions], list(captions[0]["labels"]), masks)
-
-
-def read_grounded_answers(folder: str | Path, images: Sequence[AnnotatedImage]) -> dict[int | str, GroundedAnswer]:
-    """
-    Args:
-        folder (`str` or `Path`): One JSON file per picture, by this project, the original or GLaMM.
-        images (`Sequence[AnnotatedImage]`): The pictures.
-
-    Returns:
-        `dict`: Answers by id of the picture; a picture without a file is left out.
-
-    Raises:
-        FileNotFoundError: If no picture has a file.
-        ValueError: If a file is no answer.
-    """
-    answers = {}
-    for image in images:
-        path = Path(folder) / f"{image.stem}.json"
-        if path.is_file():
-            try:
-                answers[image.id] = GroundedAnswer.from_dict(json.loads(path.read_text(encoding="utf-8")))
-            except ValueError as error:
-                raise ValueError(f"{path} cannot be read: {error}") from None
-    if not answers:
-        raise FileNotFoundError(f"{folder} has no answer to any of the {len(images)} pictures (one JSON file each).")
-    return answers
 
 
 @dataclass
@@ -302,10 +228,8 @@ def _cases(path: Path, target: GroundedTarget, given: list[dict[str, Any]], ious
 
 
 __all__ = [
-    "GroundedAnswer",
     "GroundedConversationResult",
     "GroundedConversations",
     "GroundedTarget",
-    "read_grounded_answers",
     "score_grounded_conversation",
 ]

@@ -1,6 +1,6 @@
-"""How alike two phrases are: the cosine between vectors of a text encoder or of words."""
+"""How alike two phrases are: the cosine between vectors of a text encoder."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -89,55 +89,9 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(lengths == 0, 1, lengths)
 
 
-def without_article(phrase: str) -> str:
-    """`The cat` -> `cat`: lower case, and one leading article less, as attend-and-segment compares words."""
-    phrase = phrase.lower()
-    for article in ("the ", "an ", "a "):
-        if phrase.startswith(article):
-            return phrase[len(article) :]
-    return phrase
-
-
-class WordVectors:
-    """
-    Vectors of words from an installed spaCy pipeline, articles left out (the original: `en_core_web_lg`).
-
-    Args:
-        pipeline: A loaded spaCy pipeline with vectors.
-        name (`str`): What results call it.
-    """
-
-    def __init__(self, pipeline: Any, name: str):
-        self.pipeline = pipeline
-        self.name = name
-
-    @classmethod
-    def from_spacy(cls, name: str = "en_core_web_lg"):
-        """
-        Raises:
-            ImportError: If spaCy or the pipeline is not installed; with what to do.
-        """
-        try:
-            import spacy
-
-            return cls(spacy.load(name), name)
-        except (ImportError, OSError) as error:
-            raise ImportError(
-                f"Categories are chosen by the word vectors of spaCy's {name!r}, which is not installed ({error}). "
-                f"Install it (pip install spacy; python -m spacy download {name}), or compare with a text encoder: "
-                "--set word_vectors=encoder:FOLDER."
-            ) from error
-
-    def __call__(self, phrases: Iterable[str]) -> np.ndarray:
-        """Vectors `(phrases, size)` float32."""
-        return np.stack([self.pipeline(phrase).vector for phrase in phrases])
-
-
 __all__ = [
     "TEXT_ENCODER",
     "EncodedPhrases",
     "PhraseVectors",
-    "WordVectors",
     "cosine_similarities",
-    "without_article",
 ]

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from .contact_sheet import save_contact_sheet
 COLUMNS = ("giou", "ciou", "n_acc", "t_acc", "pr@0.5", "pr@0.7", "pr@0.9")
 
 
-def write_report(result: EvaluationResult, out: str | Path, about: dict[str, Any]) -> Path:
+def write_report(result: Any, out: str | Path, about: dict[str, Any]) -> Path:
     """
     Args:
-        result ([`EvaluationResult`]): What was measured.
+        result ([`EvaluationResult`] or like it): What was measured; has `to_dict()` and `cases`.
         out (`str` or `Path`): Folder for `results.json` and `cases.png`.
         about (`dict`): Model, data set and settings, written beside the numbers.
 
@@ -46,4 +47,21 @@ def results_table(result: EvaluationResult) -> Table:
     return table
 
 
-__all__ = ["results_table", "write_report"]
+def numbers_table(title: str, numbers: Mapping[str, float | int | None], notes: list[str]) -> Table:
+    """
+    One row per number.
+
+    Args:
+        title (`str`): Stands above.
+        numbers (`Mapping`): Names and values; shares in percent, counts as they are.
+        notes (`list[str]`): Stand below: what is not measured, and why.
+    """
+    table = Table(title=title, caption="\n".join(notes) or None, caption_justify="left")
+    table.add_column("number", justify="left")
+    table.add_column("value", justify="right")
+    for name, value in numbers.items():
+        table.add_row(name, "-" if value is None else str(value) if isinstance(value, int) else f"{100 * value:.1f}")
+    return table
+
+
+__all__ = ["numbers_table", "results_table", "write_report"]

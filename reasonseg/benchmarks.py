@@ -133,6 +133,22 @@ _JUDGE_SETTINGS = {
     "runs": "how often each answer is scored; 5 by default, 1 for exact and keyword",
     **_SAMPLING_SETTINGS,
 }
+_GROUNDING_SETTINGS = {
+    "maps": "folder for attention maps: all answers first, then all masks, which can be repeated with other settings",
+    "answers": "folder with answers to score, one JSON file per picture; no model is needed then",
+    "question": "what every picture is asked",
+    "candidates": "chosen, or all for each of the segmenter's masks",
+    "phrase_extractor": "spacy, spacy:<pipeline> or rules",
+    "dtype": "of the model; as stored by default",
+    "heads": "paper, mean, or numbers with commas",
+    "attention_layers": "numbers with commas",
+    "subtract_mean": "yes or no",
+    "remove_corners": "yes or no",
+    "prompt": "point, box, mask or mask_and_box",
+    "attention_temperature": "value of a map that counts as probability 1",
+    "box_threshold": "probability above which a pixel belongs to the box",
+    "mask_choice": "third or best",
+}
 BENCHMARKS: dict[str, Benchmark] = {
     "tabletop": Benchmark("drawn scenes with requests", ("free", "paper"), "question_benchmarks:run_tabletop"),
     "v7w": Benchmark(
@@ -142,6 +158,27 @@ BENCHMARKS: dict[str, Benchmark] = {
     "vcr": Benchmark("VCR: Q->A, QA->R, Q->AR", ("both", "qa", "qar"), "region_benchmarks:run_vcr", _REGION_SETTINGS),
     "regions": Benchmark(
         "any file of ViP-LLaVA's region data", ("accuracy",), "region_benchmarks:run_regions", _REGION_SETTINGS
+    ),
+    "coco": Benchmark(
+        "COCO instances by phrases; --annotations instances_val2017.json",
+        ("paper", "fixed"),
+        "grounding_benchmarks:run_coco",
+        {
+            **_GROUNDING_SETTINGS,
+            "results": "file in COCO's results format to score; no model is needed then",
+            "category_threshold": "least similarity of phrase and category; 0 by default",
+            "word_vectors": "spacy, spacy:<pipeline> or encoder:<folder or name>, which compare phrase and category",
+        },
+    ),
+    "grandf": Benchmark(
+        "grounded conversations; --annotations folder of GranD-f's val_test, --split val or test",
+        ("paper", "fixed"),
+        "grounding_benchmarks:run_grandf",
+        {
+            **_GROUNDING_SETTINGS,
+            "text_encoder": "what compares phrases for recall, google-bert/bert-base-uncased by default; or none",
+            "captions": "yes or no: score captions, where pycocoevalcap and Java are installed",
+        },
     ),
     "vip-bench": Benchmark(
         "ViP-Bench (bbox or human), scored by a judge", ("judged",), "region_benchmarks:run_vip_bench", _JUDGE_SETTINGS

@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reasonseg.evaluation.category_matching import CategoryMatcher
 from reasonseg.evaluation.coco_instances import (
     CocoInstances,
-    PhraseMasks,
     name_instances,
     number_instances,
     point_hits,
@@ -19,6 +17,7 @@ from reasonseg.evaluation.coco_instances import (
 from reasonseg.evaluation.coco_masks import decode_segmentation, segmentation_rle
 from reasonseg.evaluation.coco_scores import coco_scores
 from reasonseg.evaluation.contact_sheet import save_contact_sheet
+from reasonseg.evaluation.grounded_answer import GroundedAnswer
 from reasonseg.processing.segments import mask_to_rle
 from tests.parity_data import PARITY
 
@@ -29,8 +28,8 @@ RECORDED = json.loads((EVAL / "metrics.json").read_text(encoding="utf-8"))["inst
 WORDS = {"person": (1, 0, 0), "man": (0.9, 0.1, 0), "dog": (0, 1, 0), "puppy": (0.1, 0.9, 0), "car": (0, 0, 1)}
 
 
-def vectors(words):
-    return np.array([WORDS.get(word, (0, 0, 0)) for word in words], dtype=np.float32)
+def vector(word):
+    return np.array(WORDS.get(word, (0, 0, 0)), dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -84,30 +83,30 @@ def test_a_category_that_is_not_in_the_picture_is_a_miss(data, instances):
 
 def test_candidates(data):
     for image in data.images:
-        assert data.candidates(image, "fixed") == [1, 2, 5]
+        assert data.candidates(image, "fixed") == {1: "person", 2: "dog", 5: "car"}
         present = {annotation["category_id"] for annotation in data.annotations(image)}
         assert set(data.candidates(image, "paper")) == present
     with pytest.raises(ValueError, match="no protocol 'both'"):
         data.candidates(data.images[0], "both")
 
 
-def found(phrase, word, *areas, **prompt):
-    masks = []
-    for area in areas:
-        mask = np.zeros((60, 80), dtype=bool)
-        mask.reshape(-1)[:area] = True
-        masks.append(mask_to_rle(mask))
-    return PhraseMasks(phrase, word, masks, [0.5 + 0.1 * n for n in range(len(areas))], **prompt)
+def filled(area):
+    mask = np.zeros((60, 80), dtype=bool)
+    mask.reshape(-1)[:area] = True
+    return mask_to_rle(mask)
 
 
 def test_phrases_get_the_most_similar_category(data):
-    matcher, image = CategoryMatcher(data.categories, vectors), data.images[0]
-    phrases = [
-        found("The man", "The Man", 10, point=(3, 4)),
-        found("a puppy", "puppy", 5, 0, 7, box=(1, 2, 3, 4)),
-        found("a thing", "thing", 9),
-    ]
-    named = number_instances(name_instances(image, phrases, matcher, [1, 2, 5], category_threshold=0.5))
+    image = data.images[0]
+    answer = GroundedAnswer(
+        caption="The man with a puppy and a thing.",
+        phrases=["The man", "a puppy", "a puppy", "a puppy", "a thing"],
+        core_words=["The Man", "puppy", "puppy", "puppy", "thing"],
+        masks=[filled(area) for area in (10, 5, 0, 7, 9)],
+        scores=[1.0, 0.5, 0.6, 0.7, 0.9],
+        points=[(3, 4), (5, 6), (5, 6), (5, 6), (7, 8)],
+    )
+    named = number_instances(name_instances(image, answer, data.categories, vector, category_threshold=0.5))
     assert [(entry["id"], entry["category_name"], entry["area"]) for entry in named] == [
         (1, "person", 10),
         (2, "dog", 5),
@@ -117,13 +116,17 @@ def test_phrases_get_the_most_similar_category(data):
         *("id", "image_id", "category_id", "category_name", "noun_phrase"),
         *("segmentation", "score", "iscrowd", "area", "point"),
     ]
-    assert named[0]["point"] == [3, 4]
-    assert named[2]["box"] == [1, 2, 3, 4]
-    assert named[2]["score"] == pytest.approx(0.7)
-    only_car = name_instances(image, phrases, matcher, [5], category_threshold=0.0)
+    assert (named[0]["point"], named[2]["point"]) == ([3, 4], [5, 6])
+    assert (named[2]["category_id"], named[2]["score"]) == (2, 0.7)
+    only_car = name_instances(image, answer, {5: "car"}, vector, category_threshold=0.0)
     assert {entry["category_name"] for entry in only_car} == {"car"}, "without a threshold, anything is named"
-    assert name_instances(image, phrases, matcher, []) == []
-    assert name_instances(image, [], matcher, [1]) == []
+    assert name_instances(image, answer, {}, vector) == []
+    assert name_instances(image, GroundedAnswer("", [], []), data.categories, vector) == []
+    bare = GroundedAnswer("", ["dog"], [filled(3)], boxes=[(1, 2, 3, 4)])
+    (entry,) = name_instances(image, bare, data.categories, vector)
+    assert (entry["category_name"], entry["box"], entry["score"]) == ("dog", [1, 2, 3, 4], 1.0)
+    with pytest.raises(ValueError, match="1 phrases and 2 masks"):
+        name_instances(image, GroundedAnswer("", ["dog"], [filled(3)] * 2), data.categories, vector)
 
 
 def test_segmentations_of_all_kinds(data):

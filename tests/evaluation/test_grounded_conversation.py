@@ -13,12 +13,8 @@ from reasonseg.evaluation.caption_scores import CaptionsUnavailableError, captio
 from reasonseg.evaluation.coco_masks import iou_matrix, segmentation_rle
 from reasonseg.evaluation.coco_scores import COCO_SCORES
 from reasonseg.evaluation.contact_sheet import save_contact_sheet
-from reasonseg.evaluation.grounded_conversation import (
-    GroundedAnswer,
-    GroundedConversations,
-    read_grounded_answers,
-    score_grounded_conversation,
-)
+from reasonseg.evaluation.grounded_answer import GroundedAnswer, read_grounded_answers
+from reasonseg.evaluation.grounded_conversation import GroundedConversations, score_grounded_conversation
 from reasonseg.evaluation.mask_pairing import match_phrases, paired_ious
 from reasonseg.evaluation.phrase_similarity import EncodedPhrases, cosine_similarities
 from tests.parity_data import PARITY
@@ -167,18 +163,6 @@ def test_files_by_split(tmp_path, data):
     assert GroundedConversations(tmp_path, "test").images == data.images
     with pytest.raises(FileNotFoundError, match=r"val_gcg_coco_mask_gt\.json does not exist"):
         GroundedConversations(tmp_path, "val")
-
-
-def test_answers_of_all_three_kinds_are_read(tmp_path, data, answers):
-    image = data.images[0]
-    for entry in (answers[image.id].to_dict(image.id), {"img_a.jpg": answers[image.id].to_dict(image.id)}):
-        (tmp_path / "img_a.json").write_text(json.dumps(entry), encoding="utf-8")
-        assert read_grounded_answers(tmp_path, data.images) == {image.id: answers[image.id]}
-    (tmp_path / "img_a.json").write_text('{"caption": "x"}', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"img_a.json cannot be read: An answer lacks phrases, pred_masks"):
-        read_grounded_answers(tmp_path, data.images)
-    with pytest.raises(FileNotFoundError, match="no answer to any of the 3 pictures"):
-        read_grounded_answers(tmp_path / "nowhere", data.images)
 
 
 def test_bad_annotation_files(tmp_path):

@@ -1,0 +1,124 @@
+"""What a model says about a picture, with a mask for every phrase, as a file."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..processing.phrase_segments import PhraseSegmentationResult
+from .annotated_images import AnnotatedImage
+
+
+# Names in the file where they are not those of the attributes: the file is that of the original and of GLaMM.
+_FILE_NAMES = {"masks": "pred_masks"}
+
+
+@dataclass(frozen=True)
+class GroundedAnswer:
+    """
+    An answer whose phrases have masks. All lists are in the same order, one entry per mask.
+
+    Args:
+        caption (`str`): The whole answer.
+        phrases (`list[str]`): The phrase of each mask.
+        masks (`list[dict]`): Run lengths `{"size": [height, width], "counts": str}`.
+        points (`list[tuple[int, int]]`, *optional*): (x, y) that the model pointed at, in pixels of the picture.
+        boxes (`list[tuple[int, int, int, int]]`, *optional*): (x1, y1, x2, y2) that it pointed at.
+        core_words (`list[str]`, *optional*): The word each phrase is about.
+        scores (`list[float]`, *optional*): The segmenter's estimate of each mask's IoU.
+    """
+
+    caption: str
+    phrases: list[str]
+    masks: list[dict[str, Any]]
+    points: list[tuple[int, int]] | None = None
+    boxes: list[tuple[int, int, int, int]] | None = None
+    core_words: list[str] | None = None
+    scores: list[float] | None = None
+
+    def __post_init__(self):
+        for name in ("points", "boxes", "core_words", "scores"):
+            values = getattr(self, name)
+            if values is not None and len(values) != len(self.phrases):
+                raise ValueError(f"There are {len(values)} {name} for {len(self.phrases)} phrases.")
+
+    @classmethod
+    def from_result(cls, result: PhraseSegmentationResult):
+        """What the processor of attend-and-segment returned; rejected phrases are left out."""
+        segments = [segment for segment in result.segments if segment.mask is not None]
+        points = [segment.point_xy for segment in segments]
+        boxes = [segment.prompt_box_xyxy for segment in segments]
+        return cls(
+            caption=result.text,
+            phrases=[segment.label for segment in segments],
+            masks=[segment.rle for segment in segments],
+            points=None if None in points else points,
+            boxes=None if None in boxes else boxes,
+            core_words=[segment.core_word for segment in segments],
+            scores=[float(segment.score) for segment in segments],
+        )
+
+    def to_dict(self, image_id: int | str) -> dict[str, Any]:
+        """As the original writes it (`aas/gcg.py`), with what else is known."""
+        values = {_FILE_NAMES.get(name, name): value for name, value in vars(self).items() if value is not None}
+        return {"image_id": image_id, **values}
+
+    def to_bytes(self, image_id: int | str) -> bytes:
+        """The content of the file of a picture."""
+        return json.dumps(self.to_dict(image_id)).encode()
+
+    @classmethod
+    def from_dict(cls, entry: dict[str, Any]):
+        """Read what `to_dict` or the original wrote, or GLaMM's `{name: {caption, phrases, pred_masks}}`.
+
+        Raises:
+            ValueError: If it is none of these.
+        """
+        first = next(iter(entry.values()), None) if isinstance(entry, dict) else None
+        entry = first if isinstance(first, dict) and "caption" in first else entry
+        missing = [name for name in ("caption", "phrases", "pred_masks") if name not in entry]
+        if missing:
+            raise ValueError(f"An answer lacks {', '.join(missing)}.")
+        points, boxes = (
+            [tuple(place) for place in entry[name]] if entry.get(name) else entry.get(name)
+            for name in ("points", "boxes")
+        )
+        return cls(
+            caption=entry["caption"],
+            phrases=list(entry["phrases"]),
+            masks=list(entry["pred_masks"]),
+            points=points,
+            boxes=boxes,
+            core_words=entry.get("core_words"),
+            scores=entry.get("scores"),
+        )
+
+
+def read_grounded_answers(folder: str | Path, images: Sequence[AnnotatedImage]) -> dict[int | str, GroundedAnswer]:
+    """
+    Args:
+        folder (`str` or `Path`): One JSON file per picture, by this project, the original or GLaMM.
+        images (`Sequence[AnnotatedImage]`): The pictures.
+
+    Returns:
+        `dict`: Answers by id of the picture; a picture without a file is left out.
+
+    Raises:
+        FileNotFoundError: If no picture has a file.
+        ValueError: If a file is no answer.
+    """
+    answers = {}
+    for image in images:
+        path = Path(folder) / f"{image.stem}.json"
+        if path.is_file():
+            try:
+                answers[image.id] = GroundedAnswer.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            except ValueError as error:
+                raise ValueError(f"{path} cannot be read: {error}") from None
+    if not answers:
+        raise FileNotFoundError(f"{folder} has no answer to any of the {len(images)} pictures (one JSON file each).")
+    return answers
+
+
+__all__ = ["GroundedAnswer", "read_grounded_answers"]
