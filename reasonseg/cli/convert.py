@@ -111,7 +111,9 @@ def ivm(
     ],
     out: Out,
     sam: Sam = None,
-    lora_alpha: Annotated[float | None, typer.Option(help="LoRA alpha.  [default: 16 for the released rank 8]")] = None,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="LoRA alpha.  [default: 16 for the released rank 8]")
+    ] = None,
     dtype: DtypeOption = None,
     segmenter_dtype: SegmenterDtype = None,
     max_shard_size: ShardSize = "5GB",
