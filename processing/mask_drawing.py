@@ -25,6 +25,11 @@ def segment_color(index: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
+def is_light(color: tuple[int, int, int]) -> bool:
+    """Whether black is easier to read on a colour than white (weights of Rec. 601 luma)."""
+    return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+
+
 def draw_segments(image: Any, segments: Sequence[Any], image_size: tuple[int, int], alpha: float = 0.5) -> Image.Image:
     """Draw masks and labels on a picture.
 
@@ -79,10 +84,9 @@ def _draw_label(
     x = max(0, min(corner[0], picture_width - width))
     y = max(0, min(corner[1] - height, picture_height - height))
     canvas.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
-    # black on light colours, white on dark ones (weights of Rec. 601 luma)
-    is_light = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
-    canvas.text((x + 3 - left, y + 3 - top), text, fill=(0, 0, 0) if is_light else (255, 255, 255), font=font)
+    fill = (0, 0, 0) if is_light(color) else (255, 255, 255)
+    canvas.text((x + 3 - left, y + 3 - top), text, fill=fill, font=font)
     return y
 
 
-__all__ = ["draw_segments", "segment_color"]
+__all__ = ["draw_segments", "is_light", "segment_color"]

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from .answer_rendering import answer_html, draw_answer
 from .mask_drawing import draw_segments
 from .mask_polygons import mask_to_polygons
 
@@ -165,6 +166,29 @@ class SegmentationResult:
             ValueError: `image` has another size than the masks, or `alpha` is outside 0..1.
         """
         return draw_segments(image, self.segments, self.image_size, alpha)
+
+    def to_html(self, image: Any = None) -> str:
+        """Return the answer as HTML whose phrases have the colours of their masks.
+
+        Args:
+            image (*optional*): the picture these segments belong to; with it the overlay stands above the text.
+
+        Returns:
+            `str`: one `<div>` that needs no other file.
+        """
+        return answer_html(self.text, self.segments, None if image is None else self.overlay(image))
+
+    def draw_answer(self, image: Any = None, width: int | None = None) -> Image.Image:
+        """Draw the answer with the colours of `overlay`, which stands above the text where `image` is given.
+
+        Args:
+            image (*optional*): the picture these segments belong to.
+            width (`int`, *optional*): width in pixels; by default that of the picture, but at least 480.
+
+        Returns:
+            `PIL.Image.Image`: mode RGB; save it as PNG.
+        """
+        return draw_answer(self.text, self.segments, None if image is None else self.overlay(image), width)
 
 
 def post_process_masks(
