@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import (
+    BaseImageProcessor,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 
 from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from .card import render_card
@@ -19,7 +26,7 @@ from .plan import PlannedTensor
 from .progress import ProgressCallback, no_progress
 from .tokenizers import IMAGE_TOKEN
 from .verify import check_staged
-from .writer import check_free_space, staging_folder, write_repository
+from .writer import check_free_space, is_of_transformers, staging_folder, write_repository
 
 
 FLOAT_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -31,13 +38,16 @@ class PublishedSystem:
 
     Args:
         name (`str`): Such as `"lisa"`.
-        config_class, model_class, processor_class (`type`): The published classes.
+        config_class, model_class, processor_class (`type`): The classes that load it. The code of those that are not
+            transformers' own is published with it.
+        image_processor_class (`type`, *optional*): Its image processor, LISA's and GSVA's by default.
     """
 
     name: str
     config_class: type[PreTrainedConfig]
     model_class: type[PreTrainedModel]
     processor_class: type[ProcessorMixin]
+    image_processor_class: type[BaseImageProcessor] = field(default=ReasoningSegmentationImageProcessor, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -93,6 +103,8 @@ def assemble(
     card: str,
     max_shard_size: int | str,
     progress: ProgressCallback | None,
+    generation_config: GenerationConfig | None = None,
+    finish: Callable[[Path], None] | None = None,
 ) -> ConversionReport:
     """Write a complete, verified repository, or nothing.
 
@@ -107,6 +119,9 @@ def assemble(
         card (`str`): Name of the model card's values.
         max_shard_size (`int` or `str`): Largest weight file.
         progress (`ProgressCallback`, *optional*): Told about bytes written.
+        generation_config (`GenerationConfig`, *optional*): Defaults of `generate`, where `generation_defaults` are not
+            enough.
+        finish (`Callable[[Path], None]`, *optional*): Given the folder, last changes to its small files.
 
     Raises:
         ConversionError: The disk is too small, a value is not finite, or what was written does not verify.
@@ -120,13 +135,15 @@ def assemble(
             model=model,
             tensors=tensors,
             dtype=dtype,
-            generation_config=generation_defaults(processor.tokenizer),
+            generation_config=generation_config or generation_defaults(processor.tokenizer),
             processor=processor,
             card=render_card(system.name, card, model.config, dtype),
             max_shard_size=max_shard_size,
             progress=progress or no_progress,
             release=inventory.release,
         )
+        if finish is not None:
+            finish(folder)
         write_manifest(
             folder, system=system.name, dtype=dtype, tensors=tensors, dropped=inventory.dropped, digests=digests
         )
@@ -142,7 +159,12 @@ def assemble(
 
 def _publish_code(system: PublishedSystem) -> None:
     """Have the code copied beside the weights, also where nobody has registered the classes with transformers."""
-    system.config_class.register_for_auto_class("AutoConfig")
-    system.model_class.register_for_auto_class("AutoModel")
-    system.processor_class.register_for_auto_class("AutoProcessor")
-    ReasoningSegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
+    published = {
+        "AutoConfig": system.config_class,
+        "AutoModel": system.model_class,
+        "AutoProcessor": system.processor_class,
+        "AutoImageProcessor": system.image_processor_class,
+    }
+    for auto_class, own in published.items():
+        if not is_of_transformers(own):
+            own.register_for_auto_class(auto_class)

@@ -75,10 +75,19 @@ def read_llava_config(folder: Path) -> dict[str, Any]:
             path=path,
             next_step="Pass the folder of the original checkpoint, or its LLaVA base in the original layout.",
         )
+    check_llama_sizes(config, path)
+    return config
+
+
+def check_llama_sizes(config: Mapping[str, Any], path: Path) -> None:
+    """Check that a config states the language model's sizes, and such as models have.
+
+    Raises:
+        ConversionError: It does not.
+    """
     if missing := [name for name in _LLAMA_REQUIRED if not isinstance(config.get(name), int)]:
         raise ConversionError(f"The config does not state {', '.join(missing)}.", path=path)
     check_sizes(config, (*_LLAMA_REQUIRED, "num_key_value_heads", "max_position_embeddings"), path)
-    return config
 
 
 def check_sizes(config: Mapping[str, Any], names: Iterable[str], path: Path) -> None:

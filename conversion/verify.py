@@ -16,7 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
+)
 
 from ..modeling.configuration_gsva import GsvaConfig
 from ..modeling.configuration_ivm import IvmConfig
@@ -27,6 +33,7 @@ from ..modeling.modeling_lisa import LisaForReasoningSegmentation
 from ..processing.processing_gsva import GsvaProcessor
 from ..processing.processing_ivm import IvmProcessor
 from ..processing.processing_lisa import LisaProcessor
+from ..processing.processing_vip_llava import VipLlavaProcessor
 from .errors import ConversionError
 from .locations import locate
 from .manifest import MANIFEST, file_sha256, read_manifest, repository_files
@@ -42,6 +49,7 @@ _CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], type[Pr
     "lisa": (LisaConfig, LisaForReasoningSegmentation, LisaProcessor),
     "gsva": (GsvaConfig, GsvaForReasoningSegmentation, GsvaProcessor),
     "ivm": (IvmConfig, IvmForVisualMasking, IvmProcessor),
+    "vip_llava": (VipLlavaConfig, VipLlavaForConditionalGeneration, VipLlavaProcessor),
 }
 _RELEASE_BYTES = 1 << 30  # mapped pages count as this process's memory until they are given back
 _EXPECTED_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)

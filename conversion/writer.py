@@ -123,6 +123,11 @@ def _is_running(process: int) -> bool:
     return True
 
 
+def is_of_transformers(own: type) -> bool:
+    """Whether everybody who has transformers has a class, so that its code need not be published."""
+    return own.__module__.split(".")[0] == "transformers"
+
+
 def write_repository(
     folder: Path,
     *,
@@ -155,7 +160,8 @@ def write_repository(
     """
     model.config.architectures = [type(model).__name__]
     model.config.dtype = dtype
-    custom_object_save(model, folder, config=model.config)
+    if not is_of_transformers(type(model)):
+        custom_object_save(model, folder, config=model.config)
     model.config.save_pretrained(folder)
     generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -8,6 +8,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
+    VipLlavaConfig,
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
@@ -22,12 +23,14 @@ from .modeling.modeling_ivm import IvmForVisualMasking
 from .modeling.modeling_lisa import LisaForReasoningSegmentation
 from .modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
 from .processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
+from .processing.image_processing_vip_llava import VipLlavaImageProcessor
 from .processing.pipeline_reasoning_segmentation import ReasoningSegmentationPipeline
 from .processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from .processing.processing_gsva import GsvaProcessor
 from .processing.processing_ivm import IvmProcessor
 from .processing.processing_lisa import LisaProcessor
 from .processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
+from .processing.processing_vip_llava import VipLlavaProcessor
 
 
 SYSTEMS = (
@@ -68,6 +71,7 @@ def register() -> None:
         model_class.register_for_auto_class("AutoModel")
         processor_class.register_for_auto_class("AutoProcessor")
     ReasoningSegmentationImageProcessor.register_for_auto_class("AutoImageProcessor")
+    _register_vip_llava()
     PIPELINE_REGISTRY.register_pipeline(
         PIPELINE_TASK,
         pipeline_class=ReasoningSegmentationPipeline,
@@ -75,3 +79,12 @@ def register() -> None:
         default=_NoDefaultModel(model=None),
         type="multimodal",
     )
+
+
+def _register_vip_llava() -> None:
+    """Config and model are transformers' own. Repositories that name another processor keep theirs."""
+    AutoProcessor.register(VipLlavaConfig, VipLlavaProcessor, exist_ok=True)
+    classes = dict.fromkeys(IMAGE_PROCESSORS, VipLlavaImageProcessor)
+    AutoImageProcessor.register(VipLlavaConfig, image_processor_classes=classes, exist_ok=True)
+    VipLlavaProcessor.register_for_auto_class("AutoProcessor")
+    VipLlavaImageProcessor.register_for_auto_class("AutoImageProcessor")

@@ -1,0 +1,217 @@
+"""ViP-LLaVA: the published shards, on Vicuna, Llama 3 or Phi-3, with or without the CLIP tower inside."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    CLIPVisionConfig,
+    PreTrainedTokenizerBase,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
+)
+
+from ..processing.chat_templates import CHAT_TEMPLATE_NAMES, IMAGE_TOKEN, build_chat_template
+from ..processing.image_processing_vip_llava import VipLlavaImageProcessor
+from ..processing.processing_vip_llava import VipLlavaProcessor
+from .assembly import ConversionReport, PublishedSystem, assemble, float_type
+from .card import check_card
+from .configs import clip_config_from_folder, clip_config_from_shapes, image_view
+from .configs_vip_llava import (
+    choose_template,
+    read_vip_llava_config,
+    vip_llava_config,
+    vip_llava_generation_config,
+    write_both_spellings,
+)
+from .errors import ConversionError, refusing
+from .inventory import Inventory
+from .locations import locate
+from .plan import Scheme, dominant_dtype, expected_shapes, plan_tensors, require_components
+from .progress import ProgressCallback
+from .rules_lisa_gsva import clip_table
+from .rules_vip_llava import vip_llava_table
+from .sniffing import check_side_file
+from .sources import holds_weights, open_source
+from .tokenizers import build_tokenizer
+from .tokenizers_fast import build_fast_tokenizer
+from .writer import refuse_existing
+
+
+VIP_LLAVA = PublishedSystem(
+    name="vip_llava",
+    config_class=VipLlavaConfig,
+    model_class=VipLlavaForConditionalGeneration,
+    processor_class=VipLlavaProcessor,
+    image_processor_class=VipLlavaImageProcessor,
+)
+_TEXT_MODEL, _TOWER = "model.language_model.", "model.vision_tower."
+_EMBEDDING, _HEAD = f"{_TEXT_MODEL}embed_tokens.weight", "lm_head.weight"
+_INSIDE = "It is trained with the model, so only a checkpoint that holds it can be converted."
+_REMEDIES = {
+    "model.multi_modal_projector.": ("the multimodal projector", _INSIDE),
+    _TEXT_MODEL: ("the language model", "Pass the folder with all of its shards."),
+    _HEAD: ("the output embedding", _INSIDE),
+    _TOWER: ("the CLIP tower", "Pass vision_tower= with its folder (openai/clip-vit-large-patch14-336)."),
+}
+_OTHER_COPY = "Copy the file again from the original publisher."
+_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def convert_vip_llava(
+    source: str | os.PathLike,
+    *,
+    out: str | os.PathLike,
+    vision_tower: str | os.PathLike | None = None,
+    dtype: torch.dtype | str | None = None,
+    template: str | None = None,
+    max_shard_size: int | str = "5GB",
+    card: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> ConversionReport:
+    """Convert a ViP-LLaVA checkpoint into a complete repository of transformers' `VipLlavaForConditionalGeneration`.
+
+    Args:
+        source (`str` or `os.PathLike`): The published folder: config, tokenizer, and weights in one file or in shards.
+        out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
+        vision_tower (`str` or `os.PathLike`, *optional*): The CLIP model, as a folder or its name on the Hub
+            (`openai/clip-vit-large-patch14-336`, also with `@revision`). Needed where the source holds none; where
+            it holds one, the folder goes first, as the original loads it.
+        dtype (`torch.dtype` or `str`, *optional*): Type of all weights, by default the one most of the source's
+            language model is stored in.
+        template (`str`, *optional*): The conversation template the model was trained with; by default the one of its
+            language model: `"llava_v1"`, `"llava_llama_3"` or `"llava_phi_3"`.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest weight file.
+        card (`str`, *optional*): Name of the values in `model_cards/`; by default the source's name, where known.
+        progress (`ProgressCallback`, *optional*): Told about bytes written; `rich_progress` makes one.
+
+    Returns:
+        `ConversionReport`: Where the tensors came from and which were dropped.
+
+    Raises:
+        ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        raise ConversionError(
+            "There is no such folder.",
+            path=source,
+            next_step="Pass the folder that holds config.json, the tokenizer and the weights.",
+        )
+    refuse_existing(Path(out))
+    wanted = float_type("dtype", dtype)
+    if template is not None and template not in CHAT_TEMPLATE_NAMES:
+        raise ConversionError(f"template is {template!r}; allowed are {', '.join(CHAT_TEMPLATE_NAMES)}.")
+    if card is not None:
+        check_card(VIP_LLAVA.name, card)
+
+    config = read_vip_llava_config(source)
+    tower = None if vision_tower is None else locate(vision_tower)
+    inventory = _gather(source, tower)
+    with refusing("The tokenizer cannot be rebuilt", path=source, next_step=_OTHER_COPY):
+        tokenizer = _build_tokenizer(source, config)
+    rows = _vocabulary_rows(inventory, tokenizer)
+    scheme = _scheme(rows - inventory.shapes()[_EMBEDDING][0])
+    vision = _vision_config(inventory, tower)
+    template = template or choose_template(config, tokenizer)
+    with refusing("No model can be built from this config", path=source, next_step=_OTHER_COPY):
+        composed = vip_llava_config(config, vision, tokenizer, rows)
+        with torch.device("meta"):
+            model = VipLlavaForConditionalGeneration(composed)
+    dtype = wanted or dominant_dtype(inventory, scheme)
+    tensors = plan_tensors(
+        inventory,
+        expected_shapes(model),
+        dtype=dtype,
+        alpha_of_rank=_no_adapters,
+        identity_projector=False,
+        scheme=scheme,
+    )
+    with refusing("The preprocessor cannot be rebuilt", path=tower, next_step=_OTHER_COPY):
+        processor = VipLlavaProcessor(
+            image_processor=VipLlavaImageProcessor(
+                **image_view(tower, vision.image_size), do_pad=config.get("image_aspect_ratio") == "pad"
+            ),
+            tokenizer=tokenizer,
+            patch_size=vision.patch_size,
+            template=template,
+            chat_template=build_chat_template(template, IMAGE_TOKEN),
+        )
+    return assemble(
+        VIP_LLAVA,
+        out,
+        model=model,
+        processor=processor,
+        tensors=tensors,
+        inventory=inventory,
+        dtype=dtype,
+        card=card or source.absolute().name,
+        max_shard_size=max_shard_size,
+        progress=progress,
+        generation_config=vip_llava_generation_config(template, tokenizer),
+        finish=write_both_spellings,
+    )
+
+
+def _gather(source: Path, tower: Path | None) -> Inventory:
+    """Collect every parameter; the CLIP folder has the last word, as in the original."""
+    inventory = Inventory()
+    if tower is not None and holds_weights(tower):
+        weights = open_source(tower)
+        inventory.add(weights, clip_table(weights.names(), _TOWER), "vision tower")
+    inventory.add(open_source(source), vip_llava_table(), "checkpoint")
+    require_components(inventory, _scheme(1))
+    return inventory
+
+
+def _scheme(appended_rows: int) -> Scheme:
+    return Scheme(
+        vlm="",  # everything is stored in the same type
+        text_model=_TEXT_MODEL,
+        segmenter=None,
+        remedies=_REMEDIES,
+        embedding=_EMBEDDING,
+        head=_HEAD,
+        appended_rows=appended_rows,
+    )
+
+
+def _build_tokenizer(source: Path, config: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    """The original reads Vicuna's slow tokenizer, Phi-3's fast one, and the only one of Llama 3, which is fast."""
+    for name in _TOKENIZER_FILES:
+        check_side_file(source / name)
+    max_length = config.get("tokenizer_model_max_length") or config.get("max_position_embeddings")
+    if config["model_type"] == "llava_phi3" or not (source / "tokenizer.model").is_file():
+        return build_fast_tokenizer(source, model_max_length=max_length)
+    return build_tokenizer(source, "vip_llava", use_im_start_end=False, model_max_length=max_length)
+
+
+def _vocabulary_rows(inventory: Inventory, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows of the converted embeddings: those of the checkpoint, and where none is free one for `<image>`.
+
+    Phi-3 has rows that no token uses. Llama 3's tokenizer may know a pad token without a row, which gets one, too.
+    """
+    return max(inventory.shapes()[_EMBEDDING][0], len(tokenizer))
+
+
+def _vision_config(inventory: Inventory, tower: Path | None) -> CLIPVisionConfig:
+    if tower is None:
+        return clip_config_from_shapes(inventory.shapes(_TOWER))
+    return clip_config_from_folder(tower)
+
+
+def _no_adapters(rank: int) -> float:
+    raise ConversionError(
+        f"The checkpoint holds unmerged adapters of rank {rank}.",
+        next_step="Merge them first with merge_lora_weights.py of the original.",
+    )
