@@ -1,0 +1,249 @@
+"""DiffLMM: the published LoRA folder beside Vicuna, Stable Diffusion and CLIP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from ..modeling.configuration_difflmm import DiffLmmConfig
+from ..modeling.modeling_difflmm import DiffLmmForConditionalGeneration
+from ..processing.chat_templates import CHAT_TEMPLATE_NAMES
+from ..processing.image_processing_difflmm import DiffLmmImageProcessor
+from ..processing.processing_difflmm import DiffLmmProcessor
+from .assembly import ConversionReport, PublishedSystem, assemble, float_type
+from .card import check_card
+from .configs import clip_config_from_folder, text_config
+from .configs_difflmm import difflmm_config, read_difflmm_config, read_lora_alpha
+from .errors import ConversionError, refusing
+from .inventory import Inventory
+from .locations import locate, pin
+from .plan import Scheme, dominant_dtype, expected_shapes, plan_tensors, require_components
+from .progress import ProgressCallback
+from .rules_difflmm import (
+    CAPTIONER,
+    DIFFUSION,
+    PROJECTOR,
+    PROMPT_ENCODER,
+    TEXT_MODEL,
+    VISION_TOWER,
+    difflmm_prefix,
+    difflmm_table,
+    stable_diffusion_table,
+)
+from .rules_lisa_gsva import VLM, clip_table, detect_layout, llava_table
+from .sniffing import check_side_file
+from .sources import DIFFUSION_INDEX, open_source
+from .tokenizers import IMAGE_TOKEN, build_tokenizer
+from .writer import refuse_existing
+
+
+DIFFLMM = PublishedSystem("difflmm", DiffLmmConfig, DiffLmmForConditionalGeneration, DiffLmmProcessor)
+_EMBEDDING, _HEAD = f"{TEXT_MODEL}embed_tokens.weight", "lm_head.weight"
+_TRAINED = "It is trained with the model, so only a folder that holds it can be converted (non_lora_trainables.bin)."
+_BASE = "Pass base= with the language model the adapters were trained on (lmsys/vicuna-7b-v1.5), with its weights."
+_STABLE_DIFFUSION = "Pass diffusion= with Stable Diffusion 1.5 in diffusers' layout, with its weights."
+_REMEDIES = {
+    PROJECTOR: ("the projector", _TRAINED),
+    f"{DIFFUSION}unet.": ("the UNet", _STABLE_DIFFUSION),
+    f"{DIFFUSION}vae.": ("the VAE", _STABLE_DIFFUSION),
+    VISION_TOWER: ("the CLIP tower", "Pass vision_tower= with its folder (openai/clip-vit-large-patch14-336)."),
+    TEXT_MODEL: ("the language model", _BASE),
+    _HEAD: ("the language model's head", _BASE),
+}
+_CAPTION_REMEDY = {CAPTIONER: ("the implicit captioner (mm_projector.clip_projector)", _TRAINED)}
+_PROMPT_REMEDY = {PROMPT_ENCODER: ("the text encoder", _STABLE_DIFFUSION)}
+_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+
+
+def convert_difflmm(
+    source: str | os.PathLike,
+    *,
+    base: str | os.PathLike,
+    diffusion: str | os.PathLike,
+    vision_tower: str | os.PathLike,
+    out: str | os.PathLike,
+    dtype: torch.dtype | str | None = None,
+    template: str = "llava_v1",
+    max_shard_size: int | str = "5GB",
+    card: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> ConversionReport:
+    """Convert a DiffLMM adapter and the models it was trained on into one complete repository.
+
+    Args:
+        source (`str` or `os.PathLike`): The folder with `adapter_model`, `non_lora_trainables.bin` and their configs,
+            or of a pretraining stage with `mm_projector.bin`; also its name on the Hub
+            (`Shengcao1006/difflmm-llava-v1.5-7b-lora`).
+        base (`str` or `os.PathLike`): The language model the adapters were trained on, as a folder or its name on the
+            Hub (`lmsys/vicuna-7b-v1.5`, also with `@revision`): weights and tokenizer.
+        diffusion (`str` or `os.PathLike`): Stable Diffusion 1.5 in diffusers' layout, old or new, as a folder or its
+            name on the Hub. Only the VAE's encoder and the UNet up to the block in use are kept.
+        vision_tower (`str` or `os.PathLike`): The CLIP model (`openai/clip-vit-large-patch14-336`).
+        out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
+        dtype (`torch.dtype` or `str`, *optional*): Type of all weights, by default the one most of the base is stored
+            in. Adapters are merged in float32 and rounded once.
+        template (`str`, *optional*, defaults to `"llava_v1"`): Prompt format; the one the authors' scripts ask in.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest weight file.
+        card (`str`, *optional*): Name of the values in `model_cards/`; by default the source's name, where known.
+        progress (`ProgressCallback`, *optional*): Told about bytes written.
+
+    Returns:
+        `ConversionReport`: Where the tensors came from and which were dropped.
+
+    Raises:
+        ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
+        ImportError: diffusers is not installed.
+    """
+    refuse_existing(Path(out))
+    stored = float_type("dtype", dtype)
+    if template not in CHAT_TEMPLATE_NAMES:
+        raise ConversionError(f"template is {template!r}; allowed are {', '.join(CHAT_TEMPLATE_NAMES)}.")
+    if card is not None:
+        check_card(DIFFLMM.name, card)
+    folder = _folder(locate(source), "source")
+    original = read_difflmm_config(folder)
+    implicit = bool(original.get("mm_vision_sd_implicit_caption", False))
+    parts = ("unet", "vae") if implicit else ("unet", "vae", "text_encoder")
+    diffusion = _folder(locate(diffusion, parts=parts), "diffusion model")
+    if not (diffusion / DIFFUSION_INDEX).is_file():
+        raise ConversionError(
+            f"There is no {DIFFUSION_INDEX}: this is no diffusion model in diffusers' layout.",
+            path=diffusion,
+            next_step="Pass the folder of Stable Diffusion 1.5 that holds unet, vae and scheduler.",
+        )
+    tower = _folder(locate(vision_tower), "vision tower")
+    base = pin(base)
+
+    inventory = Inventory()
+    adapted = _add_checkpoint(inventory, folder, implicit)
+    alpha_of_rank = read_lora_alpha(folder) if adapted else float
+    base_folder = _folder(locate(base), "base")
+    _add_base(inventory, base_folder)
+    clip = open_source(tower)
+    inventory.add(clip, clip_table(clip.names(), VISION_TOWER), "vision tower")
+    with refusing("The tokenizer cannot be rebuilt", path=base_folder, next_step="Download the base again."):
+        tokenizer = _build_tokenizer(base_folder, original)
+    config = difflmm_config(
+        original,
+        diffusion,
+        clip_config_from_folder(tower),
+        text_config(original, tokenizer),
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+    )
+    table = stable_diffusion_table(
+        len(config.unet_config["up_block_types"]), config.diffusion_block, text_encoder=not implicit
+    )
+    inventory.add(open_source(diffusion), table, "diffusion")
+    remedies = _REMEDIES | (_CAPTION_REMEDY if implicit else _PROMPT_REMEDY)
+    scheme = Scheme("", TEXT_MODEL, None, remedies, _EMBEDDING, _HEAD)
+    require_components(inventory, scheme)
+    _check_vocabulary(inventory, tokenizer, base_folder)
+    with (
+        refusing("No model can be built from this config", path=folder / "config.json", next_step="Check the config."),
+        torch.device("meta"),
+    ):
+        model = DiffLmmForConditionalGeneration(config)
+    stored = stored or dominant_dtype(inventory, scheme)
+    tensors = plan_tensors(
+        inventory,
+        expected_shapes(model),
+        dtype=stored,
+        alpha_of_rank=alpha_of_rank,
+        identity_projector=False,
+        scheme=scheme,
+    )
+    DiffLmmImageProcessor.register_for_auto_class("AutoImageProcessor")
+    return assemble(
+        DIFFLMM,
+        out,
+        model=model,
+        processor=_build_processor(original, config, tokenizer, template),
+        tensors=tensors,
+        inventory=inventory,
+        dtype=stored,
+        card=card or _name(source),
+        max_shard_size=max_shard_size,
+        progress=progress,
+    )
+
+
+def _folder(path: Path, what: str) -> Path:
+    if not path.is_dir():
+        raise ConversionError(f"There is no such folder for the {what}.", path=path, next_step="Check the path.")
+    return path
+
+
+def _name(source: str | os.PathLike) -> str:
+    """The last part of a path or of a name on the Hub."""
+    return Path(os.fspath(source).partition("@")[0]).absolute().name
+
+
+def _add_checkpoint(inventory: Inventory, folder: Path, implicit_caption: bool) -> bool:
+    """Add what was trained; returns whether there are adapters."""
+    checkpoint = open_source(folder)
+    names = checkpoint.names()
+    try:
+        prefix = difflmm_prefix(names)
+    except ConversionError as error:
+        raise error.at(folder) from None
+    adapted = any(".lora_A." in name for name in names)
+    adapter = "default." if any(".lora_A.default." in name for name in names) else ""
+    table = difflmm_table(prefix, adapter, adapted=adapted, implicit_caption=implicit_caption)
+    inventory.add(checkpoint, table, "checkpoint")
+    return adapted
+
+
+def _add_base(inventory: Inventory, folder: Path) -> None:
+    base = open_source(folder)
+    try:
+        table = llava_table(detect_layout(base.names())).retargeted(VLM, "")
+    except ConversionError as error:
+        raise error.at(folder) from None
+    # A LLaVA is a Vicuna with a projector of its own, which is not this model's.
+    inventory.add(base, table, "base", lambda target: target.startswith((TEXT_MODEL, _HEAD)))
+
+
+def _build_tokenizer(folder: Path, original: Mapping[str, Any]) -> PreTrainedTokenizerFast:
+    for name in _TOKENIZER_FILES:
+        check_side_file(folder / name)
+    return build_tokenizer(
+        folder,
+        "difflmm",
+        use_im_start_end=False,
+        model_max_length=original.get("max_position_embeddings"),
+    )
+
+
+def _check_vocabulary(inventory: Inventory, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    rows, known = inventory.shapes()[_EMBEDDING][0], tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    if known != rows:
+        raise ConversionError(
+            f"The base's vocabulary has {rows} rows; its tokenizer has {known} entries.",
+            path=folder,
+            next_step="Download the base again.",
+        )
+
+
+def _build_processor(
+    original: Mapping[str, Any], config: DiffLmmConfig, tokenizer: PreTrainedTokenizerFast, template: str
+) -> DiffLmmProcessor:
+    side = config.image_size
+    image_processor = DiffLmmImageProcessor(
+        size={"shortest_edge": side},
+        crop_size={"height": side, "width": side},
+        do_pad=original.get("image_aspect_ratio") == "pad",
+    )
+    return DiffLmmProcessor(
+        image_processor=image_processor, tokenizer=tokenizer, patch_size=config.patch_size, template=template
+    )

@@ -1,0 +1,115 @@
+"""DiffLMM's processor: LLaVA-v1 prompts, one view of the picture for both towers."""
+
+from typing import TYPE_CHECKING
+
+from transformers.image_utils import ImageInput
+from transformers.processing_utils import Unpack
+
+from .chat_processor import ChatInputs, ChatProcessor, ChatProcessorKwargs
+from .chat_templates import IMAGE_TOKEN, build_chat_template
+from .llava_image_tokens import LlavaImageTokens
+from .prompt_rows import read_images, read_texts
+
+
+if TYPE_CHECKING:
+    # So that it travels with a saved processor: files named in such lines are copied.
+    from .image_processing_difflmm import DiffLmmImageProcessor  # noqa: F401
+
+
+class DiffLmmProcessorKwargs(ChatProcessorKwargs, total=False):
+    pass
+
+
+class DiffLmmProcessor(LlavaImageTokens, ChatProcessor):
+    r"""
+    Turns pictures and messages into inputs of [`DiffLmmForConditionalGeneration`].
+
+    Args:
+        image_processor ([`DiffLmmImageProcessor`]): Makes the view.
+        tokenizer (`PreTrainedTokenizerBase`): Knows `image_token`.
+        patch_size (`int`): Side in pixels of what one image token stands for; `config.patch_size`.
+        vision_feature_select_strategy (`str`): `"full"`: no image token is left out.
+        chat_template (`str` or `dict`, *optional*): Jinja template; that of the name `template` by default.
+        image_token (`str`): What stands for a picture in texts.
+        num_additional_image_tokens (`int`): Image tokens that are none of the grid's.
+        template (`str`): Name of the prompt format; LLaVA's `"llava_v1"`, with which the authors' scripts ask.
+
+    Example:
+        ```python
+        inputs = processor(images=image, text="Describe the image.", return_tensors="pt")
+        output = model.generate(**inputs, max_new_tokens=64)
+        processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        ```
+    """
+
+    valid_processor_kwargs = DiffLmmProcessorKwargs
+    answers_without_images = True
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        patch_size=16,
+        vision_feature_select_strategy="full",
+        chat_template=None,
+        image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=0,
+        template="llava_v1",
+        **kwargs,
+    ):
+        self.patch_size = patch_size
+        self.vision_feature_select_strategy = vision_feature_select_strategy
+        self.num_additional_image_tokens = num_additional_image_tokens
+        self._set_image_token(tokenizer, image_token)
+        self.template = template
+        super().__init__(
+            image_processor,
+            tokenizer,
+            chat_template=build_chat_template(template, IMAGE_TOKEN) if chat_template is None else chat_template,
+        )
+
+    def __call__(
+        self,
+        images: ImageInput | None = None,
+        text: str | list[str] | None = None,
+        answer: str | list[str] | None = None,
+        **kwargs: Unpack[DiffLmmProcessorKwargs],
+    ) -> ChatInputs:
+        r"""
+        Args:
+            images (`ImageInput`, *optional*):
+                One picture per text, or one for all; of any kind that `load_rgb_image` reads.
+            text (`str` or `list[str]`, *optional*):
+                The user's message, put behind the picture in the chat template. A text that holds the image token is
+                the whole prompt up to the answer, and stays as it is.
+            answer (`str` or `list[str]`, *optional*):
+                The answer to each text. Spacing and end token are the chat template's.
+            kwargs:
+                `return_labels`, `apply_template`, `padding_side` (by default left if a row awaits its answer, right if
+                all have one), and arguments of the tokenizer and the image processor.
+
+        Returns:
+            [`ChatInputs`]: `input_ids`, `attention_mask`, `pixel_values`, and `labels` where asked for. With `images`
+            alone only `pixel_values`.
+
+        Raises:
+            ValueError: If texts, answers and images do not match, or truncation would cut off image tokens.
+        """
+        if images is None and text is None:
+            raise ValueError(f"{type(self).__name__} needs `text`, `images` or both; nothing was given.")
+        options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        if text is None:
+            if answer is not None:
+                raise ValueError("`answer` was given without `text`. Give the message that it answers.")
+            return self._views_alone(images, options, kwargs)
+        rows = [
+            self._prompt_row(message, reply, kwargs.get("apply_template"), images is not None)
+            for message, reply in read_texts(text, answer)
+        ]
+        images = None if images is None else read_images(images)
+        if images is not None and len(images) == 1:
+            images = images * len(rows)
+        return self._model_inputs(rows, images, None, options, kwargs)
+
+
+__all__ = ["DiffLmmProcessor"]
