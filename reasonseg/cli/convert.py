@@ -36,6 +36,14 @@ class Template(StrEnum):
     llava_llama_2 = "llava_llama_2"
 
 
+class VipLlavaTemplate(StrEnum):
+    """The prompt templates of ViP-LLaVA's language models."""
+
+    llava_v1 = "llava_v1"
+    llava_llama_3 = "llava_llama_3"
+    llava_phi_3 = "llava_phi_3"
+
+
 Source = Annotated[Path, typer.Argument(help="Folder or file of the original weights.", show_default=False)]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to make; it must not exist or be empty.")]
 Sam = Annotated[
@@ -127,6 +135,61 @@ def ivm(
     _convert(convert_ivm, source, out, dtype, max_shard_size=max_shard_size, card=card, **options)
 
 
+@app.command("vip-llava")
+@readable_failures
+def vip_llava(
+    source: Annotated[Path, typer.Argument(help="Folder of the original checkpoint.", show_default=False)],
+    out: Out,
+    vision_tower: Annotated[
+        str | None,
+        typer.Option(help="CLIP folder, or ORG/NAME (openai/clip-vit-large-patch14-336), if there is none inside."),
+    ] = None,
+    dtype: DtypeOption = None,
+    template: Annotated[
+        VipLlavaTemplate | None, typer.Option(help="Prompt template.  [default: the language model's]")
+    ] = None,
+    max_shard_size: ShardSize = "5GB",
+    card: Card = None,
+):
+    """Convert a ViP-LLaVA checkpoint, on Vicuna, Llama 3 or Phi-3, to transformers' VipLlava."""
+    from ..conversion.convert_vip_llava import convert_vip_llava
+
+    options = {"vision_tower": vision_tower, "max_shard_size": max_shard_size, "card": card}
+    _convert(convert_vip_llava, source, out, dtype, template, **options)
+
+
+@app.command()
+@readable_failures
+def difflmm(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder with adapter_model and non_lora_trainables, or ORG/NAME[@REVISION]", show_default=False
+        ),
+    ],
+    base: Annotated[
+        str,
+        typer.Option(help="Language model with its weights: folder, or ORG/NAME[@REVISION] (lmsys/vicuna-7b-v1.5)."),
+    ],
+    diffusion: Annotated[
+        str, typer.Option(help="Stable Diffusion 1.5 in diffusers' layout: folder, or ORG/NAME[@REVISION].")
+    ],
+    vision_tower: Annotated[
+        str, typer.Option(help="CLIP model: folder, or name on the Hub (openai/clip-vit-large-patch14-336).")
+    ],
+    out: Out,
+    dtype: Annotated[Dtype | None, typer.Option(help="Store all weights so.  [default: as the base is]")] = None,
+    template: TemplateOption = Template.llava_v1,
+    max_shard_size: ShardSize = "5GB",
+    card: Card = None,
+):
+    """Merge a DiffLMM adapter with its language model, Stable Diffusion and CLIP. Needs diffusers."""
+    from ..conversion.convert_difflmm import convert_difflmm
+
+    options = {"base": base, "diffusion": diffusion, "vision_tower": vision_tower}
+    _convert(convert_difflmm, source, out, dtype, template, max_shard_size=max_shard_size, card=card, **options)
+
+
 @app.command("to-original")
 @readable_failures
 def to_original(
@@ -156,10 +219,10 @@ def to_original(
 
 def _convert(
     convert: Callable[..., "ConversionReport"],
-    source: Path,
+    source: Path | str,
     out: Path,
     dtype: Dtype | None,
-    template: Template | None = None,
+    template: Template | VipLlavaTemplate | None = None,
     **options: Any,
 ) -> None:
     """Run a conversion and say on stdout what it made of which sources."""
