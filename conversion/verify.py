@@ -24,12 +24,15 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
+from ..modeling.configuration_difflmm import DiffLmmConfig
 from ..modeling.configuration_gsva import GsvaConfig
 from ..modeling.configuration_ivm import IvmConfig
 from ..modeling.configuration_lisa import LisaConfig
+from ..modeling.modeling_difflmm import DiffLmmForConditionalGeneration
 from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
 from ..modeling.modeling_ivm import IvmForVisualMasking
 from ..modeling.modeling_lisa import LisaForReasoningSegmentation
+from ..processing.processing_difflmm import DiffLmmProcessor
 from ..processing.processing_gsva import GsvaProcessor
 from ..processing.processing_ivm import IvmProcessor
 from ..processing.processing_lisa import LisaProcessor
@@ -48,6 +51,7 @@ _HASHING, _COMPARING = "Checking files", "Comparing tensors"
 _CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], type[ProcessorMixin]]] = {
     "lisa": (LisaConfig, LisaForReasoningSegmentation, LisaProcessor),
     "gsva": (GsvaConfig, GsvaForReasoningSegmentation, GsvaProcessor),
+    "difflmm": (DiffLmmConfig, DiffLmmForConditionalGeneration, DiffLmmProcessor),
     "ivm": (IvmConfig, IvmForVisualMasking, IvmProcessor),
     "vip_llava": (VipLlavaConfig, VipLlavaForConditionalGeneration, VipLlavaProcessor),
 }
@@ -107,8 +111,8 @@ def verify_repository(
     Args:
         repo (`str` or `Path`): The folder.
         against (`Mapping[str, str | Path]`, *optional*): Original weights by their role in the manifest:
-            `"checkpoint"`, `"vision tower"`, `"base"`, `"SAM file"`. Every tensor that comes from them is computed
-            again and compared bit for bit. All but the checkpoint may be names on the Hub.
+            `"checkpoint"`, `"vision tower"`, `"base"`, `"SAM file"`, `"diffusion"`. Every tensor that comes from them
+            is computed again and compared bit for bit. All but the checkpoint may be names on the Hub.
         progress (`ProgressCallback`, *optional*): Told about bytes read.
 
     Returns:

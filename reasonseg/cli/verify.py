@@ -30,6 +30,9 @@ def verify(
         str | None, typer.Option(help="The base LLaVA folder, or ORG/NAME[@REVISION], it was converted with.")
     ] = None,
     sam: Annotated[str | None, typer.Option(help="The SAM file, or ORG/NAME/FILE, it was converted with.")] = None,
+    diffusion: Annotated[
+        str | None, typer.Option(help="The diffusion model's folder, or ORG/NAME[@REVISION], it was converted with.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ):
     """Check a repository: sha256 of every file, tensors, values, code, that it loads, and the originals' bits.
@@ -38,8 +41,11 @@ def verify(
     """
     from ..conversion.progress import rich_progress
     from ..conversion.verify import verify_repository
+    from ..registration import register
 
+    register()  # else loading the processor would ask whether to run the repository's own code
     given = {"checkpoint": against, "vision tower": vision_tower, "base": base, "SAM file": sam}
+    given["diffusion"] = diffusion
     with rich_progress(stderr_console()) as progress:
         report = verify_repository(
             repo, against={role: path for role, path in given.items() if path is not None}, progress=progress
