@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from reasonseg.conversion.convert_gsva import convert_gsva
+from reasonseg.conversion.convert_ivm import convert_ivm
 from reasonseg.conversion.convert_lisa import convert_lisa
 from tests.parity_data import PARITY, gsva_vision_tower
 
@@ -59,6 +60,14 @@ def gsva_repo(tmp_path_factory):
     out = tmp_path_factory.mktemp("converted") / "gsva"
     gsva = PARITY / "gsva"
     convert_gsva(gsva / "gsva-tiny.bin", base=gsva / "base_llava", vision_tower=gsva_vision_tower(), out=out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def ivm_repo(tmp_path_factory):
+    """The recorded IVM checkpoint, converted."""
+    out, ivm = tmp_path_factory.mktemp("converted") / "ivm", PARITY / "ivm"
+    convert_ivm(ivm / "IVM-V1.0.bin", base=ivm / "llava_base", sam=ivm / "sam_vit_h_4b8939.pth", out=out)
     return out
 
 

@@ -20,7 +20,7 @@ SAMPLED = re.compile(r"_(?:stride(?P<stride>\d+)|every(?P<step>\d+)th)$")
 
 
 def load_meta(system: str) -> dict:
-    """Return `meta.json` of `system` (`"lisa"` or `"gsva"`): prompts, token strings, losses, metrics, key lists."""
+    """Return `meta.json` of `system` (such as `"lisa"`): prompts, token strings, losses, metrics, key lists."""
     return json.loads((PARITY / system / "meta.json").read_text(encoding="utf-8"))
 
 
@@ -123,3 +123,25 @@ def gsva_vision_tower() -> Path:
     others = {name: value for name, value in whole.items() if not name.startswith("vision_model.")}
     torch.save(others | tower, folder / "pytorch_model.bin")
     return folder
+
+
+IVM_WRAPPED = "prompt_encoder.model.base_model.model."
+
+
+def ivm_dump(folder: Path) -> Path:
+    """Write the dump of IVM's whole module to `folder/ivm.bin` and return that path.
+
+    It is LLaVA, SAM's image encoder and the trained parts, which are stored one by one.
+    """
+    ivm = PARITY / "ivm"
+    state = torch.load(ivm / "IVM-V1.0.bin", weights_only=True)
+    state |= torch.load(ivm / "sam_vit_h_4b8939.pth", weights_only=True)
+    base = load_file(ivm / "llava_base" / "model.safetensors")
+    keys = load_meta("ivm")["bin_full_keys"]
+    whole = {}
+    for key in keys:
+        whole[key] = state[key] if key in state else base[key.removeprefix(IVM_WRAPPED).replace(".base_layer.", ".")]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "ivm.bin"
+    torch.save(whole, path)
+    return path
