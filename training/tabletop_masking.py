@@ -51,7 +51,13 @@ def masking_model(
         width, layers (`int`): Of each of the three transformers.
     """
     ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in (BOS, EOS, PAD, IMAGE)}
-    common = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 4}
+    common = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
+        # The usual 0.02 is meant for wide layers (and SAM's 1e-10 for loading weights); narrow ones hardly start.
+        "initializer_range": width**-0.5,
+    }
     config = IvmConfig(
         vlm_config=LlavaConfig(
             text_config=LlamaConfig(
@@ -79,16 +85,16 @@ def masking_model(
                 num_pos_feats=32,
                 mlp_dim=2 * width,
                 use_rel_pos=False,
-                # SAM's default of 1e-10 is meant for loading weights; nothing learns from there.
-                initializer_range=0.02,
                 **common,
             ),
             prompt_encoder_config=SamPromptEncoderConfig(hidden_size=64, image_size=side, patch_size=patch),
             mask_decoder_config=SamMaskDecoderConfig(
                 hidden_size=64, mlp_dim=128, num_attention_heads=4, num_multimask_outputs=0, layer_norm_eps=1e-5
             ),
+            initializer_range=width**-0.5,
         ),
         projector_hidden_size=width,
+        initializer_range=width**-0.5,
     )
     torch.manual_seed(seed)
     model = IvmForVisualMasking(config)

@@ -1,0 +1,216 @@
+"""Visual masking as a plug: hide what a question does not need before any model sees the picture."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+from .processing.image_loading import load_rgb_image
+from .processing.masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage
+
+
+@dataclass(frozen=True)
+class MaskingOptions:
+    """How a heat-map becomes a masked picture; see `mask_image`.
+
+    Args:
+        threshold (`float`): pixels with a larger value of the heat-map are kept, 0..1.
+        crop (`bool`): cut the picture to what is kept.
+        overlay_color: what the rest is painted with: `(red, green, blue)`, a name or a hex code.
+        dilate, blur (`float`): how far the kept part is widened and softened, as shares of the height.
+        min_kept_ratio (`float`): keep the whole picture where a smaller share of it would be kept, 0..1.
+    """
+
+    threshold: float = DEFAULT_THRESHOLD
+    crop: bool = False
+    overlay_color: Any = DEFAULT_COLOR
+    dilate: float = DEFAULT_SPREAD
+    blur: float = DEFAULT_SPREAD
+    min_kept_ratio: float = 0.0
+
+
+class Masker:
+    """An IVM model with its processor: pictures and instructions in, masked pictures out.
+
+    Args:
+        model: an `IvmForVisualMasking`, or the folder or Hub name of a converted checkpoint.
+        processor (*optional*): its processor; loaded from where `model` was, when omitted.
+        options (`MaskingOptions`, *optional*): how to mask.
+
+    Raises:
+        ValueError: The checkpoint is of another system, or the processor of a loaded model is missing.
+    """
+
+    def __init__(self, model: Any, processor: Any = None, options: MaskingOptions | None = None):
+        if isinstance(model, torch.nn.Module):
+            if processor is None:
+                raise ValueError("A loaded model needs its processor too: pass processor=.")
+        else:
+            processor = processor or AutoProcessor.from_pretrained(model)
+            model = AutoModel.from_pretrained(model, dtype="auto").eval()
+        if not hasattr(processor, "post_process_masking"):
+            raise ValueError(
+                f"{type(model).__name__} draws no heat-map of what an instruction needs. Masking takes an IVM "
+                "checkpoint; `reasonseg convert ivm --help` shows how to make one."
+            )
+        self.model, self.processor, self.options = model, processor, options or MaskingOptions()
+
+    def __call__(self, images: Sequence[Image.Image], instructions: Sequence[str]) -> list[MaskedImage]:
+        """Mask each picture by its own instruction, all in one forward pass.
+
+        Args:
+            images: RGB pictures of any sizes.
+            instructions: one for each.
+        """
+        options = self.options
+        inputs = self.processor(images=list(images), text=list(instructions), return_tensors="pt")
+        with torch.inference_mode():
+            output = self.model(**inputs.to(self.model.device))
+        return self.processor.post_process_masking(
+            output,
+            inputs,
+            list(images),
+            threshold=options.threshold,
+            overlay_color=options.overlay_color,
+            dilate=options.dilate,
+            blur=options.blur,
+            min_kept_ratio=options.min_kept_ratio,
+        )
+
+    def picture(self, masked: MaskedImage) -> Image.Image:
+        """What is shown to the next model: the masked picture, cut where the options say so."""
+        return masked.crop if self.options.crop else masked.masked_image
+
+
+@dataclass
+class MaskedAnswer:
+    """An answer to a masked picture, and what led to it.
+
+    Args:
+        text (`str`): the answer.
+        image (`PIL.Image.Image`): the picture that was asked about.
+        masked (`MaskedImage`): heat-map, mask, kept ratio and whether anything was found.
+        original_image (`PIL.Image.Image`): the whole picture.
+        original_text (`str`, *optional*): the answer to the whole picture, where it was asked for.
+    """
+
+    text: str
+    image: Image.Image
+    masked: MaskedImage
+    original_image: Image.Image
+    original_text: str | None = None
+
+
+class MaskedInput:
+    """Puts IVM before any `image-text-to-text` pipeline: mask first, ask then.
+
+    Example:
+        ```python
+        ask = MaskedInput(pipeline("image-text-to-text", model="llava-hf/llava-1.5-7b-hf"), "ivm-repo", threshold=0.5)
+        ask("kitchen.jpg", "What colour is the cup?", max_new_tokens=20).text
+        both = ask(["a.jpg", "b.jpg"], "Where can I sit?", compare=True, batch_size=2)
+        both[0].text, both[0].original_text, both[0].image
+        ```
+
+    Args:
+        pipe: a pipeline of transformers for `image-text-to-text`.
+        model, processor: as in `Masker`; a `Masker` of your own as `model` is taken as it is.
+        options: fields of `MaskingOptions`.
+
+    Raises:
+        TypeError: An option is unknown.
+        ValueError: The pipeline is for another task, or `model` is no IVM.
+    """
+
+    def __init__(self, pipe: Any, model: Any, processor: Any = None, **options: Any):
+        task = getattr(pipe, "task", None)
+        if task not in (None, "image-text-to-text"):
+            raise ValueError(
+                f"The pipeline's task is {task!r}. Masked pictures go to pipeline('image-text-to-text', ...)."
+            )
+        if isinstance(model, Masker):
+            if options or processor is not None:
+                raise ValueError("The Masker brings its own options; set them there.")
+            self.masker = model
+        else:
+            self.masker = Masker(model, processor, MaskingOptions(**options))
+        self.pipe = pipe
+
+    def __call__(
+        self,
+        images: Any,
+        text: str | Sequence[str],
+        instruction: str | Sequence[str] | None = None,
+        compare: bool = False,
+        batch_size: int = 1,
+        **kwargs: Any,
+    ) -> MaskedAnswer | list[MaskedAnswer]:
+        """
+        Args:
+            images: one picture or a list of them, of any kind `load_rgb_image` reads.
+            text (`str` or `Sequence[str]`): the question, one for all pictures or one for each.
+            instruction (`str` or `Sequence[str]`, *optional*): what the picture is masked by, if not the question:
+                without answer options or demands on the form of the answer, for example.
+            compare (`bool`): ask about the whole picture too.
+            batch_size (`int`): pictures per forward pass, of both models.
+            kwargs: options of the pipeline, such as `max_new_tokens`.
+
+        Returns:
+            `MaskedAnswer`, or a list of them where a list of pictures was given.
+
+        Raises:
+            ValueError: Pictures and questions do not match, or a picture cannot be read.
+        """
+        is_list = isinstance(images, (list, tuple))
+        pictures = [load_rgb_image(image) for image in (images if is_list else [images])]
+        questions = _for_each(text, len(pictures), "texts")
+        instructions = questions if instruction is None else _for_each(instruction, len(pictures), "instructions")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}. It must be at least 1.")
+        masked = [
+            one
+            for start in range(0, len(pictures), batch_size)
+            for one in self.masker(pictures[start : start + batch_size], instructions[start : start + batch_size])
+        ]
+        shown = [self.masker.picture(one) for one in masked]
+        answers = self._ask(shown, questions, batch_size, kwargs)
+        whole = self._ask(pictures, questions, batch_size, kwargs) if compare else [None] * len(pictures)
+        results = [MaskedAnswer(*parts) for parts in zip(answers, shown, masked, pictures, whole, strict=True)]
+        return results if is_list else results[0]
+
+    def _ask(
+        self, pictures: list[Image.Image], questions: list[str], batch_size: int, options: dict[str, Any]
+    ) -> list[str]:
+        """The pipeline's answer to each picture, without the question."""
+        if not pictures:
+            return []
+        options = {"return_full_text": False, "batch_size": batch_size, **options}
+        if getattr(self.pipe.processor, "chat_template", None) is None:
+            # The question is the whole prompt then, with the model's own picture token.
+            rows = [
+                {"images": picture, "text": question} for picture, question in zip(pictures, questions, strict=True)
+            ]
+            return [_generated(self.pipe(**row, **options)) for row in rows]
+        chats = [
+            [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
+            for picture, question in zip(pictures, questions, strict=True)
+        ]
+        return [_generated(answer) for answer in self.pipe(text=chats, **options)]
+
+
+def _for_each(values: str | Sequence[str], count: int, what: str) -> list[str]:
+    values = [values] * count if isinstance(values, str) else list(values)
+    if len(values) != count:
+        raise ValueError(f"{count} pictures and {len(values)} {what} were given. Give one for each, or one for all.")
+    return values
+
+
+def _generated(answer: Any) -> str:
+    record = answer[0] if isinstance(answer, list) else answer
+    return record["generated_text"].strip()
+
+
+__all__ = ["MaskedAnswer", "MaskedInput", "Masker", "MaskingOptions"]
