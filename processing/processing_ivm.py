@@ -317,6 +317,11 @@ class IvmProcessor(LisaProcessor):
         """
         heatmaps = self.post_process_heatmaps(output, inputs)
         images = read_images(images)
+        if len(images) != len(inputs["original_sizes"]):
+            raise ValueError(
+                f"{len(images)} pictures were given and the inputs were made of {len(inputs['original_sizes'])}; pass "
+                "the pictures that the processor was called with."
+            )
         index = inputs.get("image_index")
         index = read_image_index(index, len(heatmaps), len(images)) or range(len(heatmaps))
         return [
