@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -105,6 +105,7 @@ def assemble(
     progress: ProgressCallback | None,
     generation_config: GenerationConfig | None = None,
     finish: Callable[[Path], None] | None = None,
+    folders: Mapping[str, Path] | None = None,
 ) -> ConversionReport:
     """Write a complete, verified repository, or nothing.
 
@@ -122,6 +123,7 @@ def assemble(
         generation_config (`GenerationConfig`, *optional*): Defaults of `generate`, where `generation_defaults` are not
             enough.
         finish (`Callable[[Path], None]`, *optional*): Given the folder, last changes to its small files.
+        folders (`Mapping[str, Path]`, *optional*): See `write_manifest`.
 
     Raises:
         ConversionError: The disk is too small, a value is not finite, or what was written does not verify.
@@ -145,7 +147,13 @@ def assemble(
         if finish is not None:
             finish(folder)
         write_manifest(
-            folder, system=system.name, dtype=dtype, tensors=tensors, dropped=inventory.dropped, digests=digests
+            folder,
+            system=system.name,
+            dtype=dtype,
+            tensors=tensors,
+            dropped=inventory.dropped,
+            digests=digests,
+            folders=folders,
         )
         check_staged(folder)
     return ConversionReport(

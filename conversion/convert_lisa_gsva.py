@@ -142,6 +142,7 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
     )
     with refusing("The preprocessor cannot be rebuilt", path=sources.vision_tower, next_step=_OTHER_COPY):
         processor = _build_processor(system, sources, config, model.config, tokenizer, options)
+    folders = {"config": sources.config, "tokenizer": sources.tokenizer, "vision tower": sources.vision_tower}
     return assemble(
         system,
         out,
@@ -153,6 +154,7 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
         card=options.card or sources.checkpoint.absolute().stem,
         max_shard_size=options.max_shard_size,
         progress=options.progress,
+        folders={role: folder for role, folder in folders.items() if folder is not None},
     )
 
 

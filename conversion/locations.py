@@ -27,6 +27,7 @@ Location = str | os.PathLike
 _HUB_NAME = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[\w./-]+))?", re.ASCII
 )
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _SMALL_FILES = (
     "config.json",
@@ -104,6 +105,26 @@ def pin(location: Location) -> Location:
     if name is None or name["file"] is not None:
         return location
     return f"{name['repo']}@{locate(location, weights=False).name}"
+
+
+def hub_snapshot(path: Path) -> dict[str, str] | None:
+    """Which commit of which repository a path in the Hub's cache belongs to.
+
+    Args:
+        path (`Path`): Such as `locate` returns.
+
+    Returns:
+        `dict[str, str]`, *optional*: `"repo"`, `"revision"` and, for a file of the repository, its `"path"`; `None`
+        for what is no download from the Hub.
+    """
+    path = path.absolute()  # not resolved: the cache's files are links to blobs that belong to no commit
+    for folder in (path, *path.parents):
+        kind, _, name = folder.parent.parent.name.partition("--")
+        if folder.parent.name == "snapshots" and kind == "models" and name and _COMMIT.fullmatch(folder.name):
+            below = {} if folder == path else {"path": path.relative_to(folder).as_posix()}
+            # The cache writes "/" as "--", which no name on the Hub may hold.
+            return {"repo": name.replace("--", "/"), "revision": folder.name, **below}
+    return None
 
 
 def _hub_name(location: Location) -> re.Match[str] | None:

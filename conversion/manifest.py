@@ -15,6 +15,7 @@ import torch
 
 from .errors import ConversionError
 from .inventory import Dropped
+from .locations import hub_snapshot
 from .plan import PlannedTensor
 from .shards import DTYPE_NAMES
 from .sources import read_json
@@ -54,8 +55,11 @@ def write_manifest(
     tensors: Sequence[PlannedTensor],
     dropped: Iterable[Dropped],
     digests: Mapping[Path, str],
+    folders: Mapping[str, Path] | None = None,
 ) -> None:
     """Write the manifest of a finished repository.
+
+    Of sources that were downloaded from the Hub it holds the commit.
 
     Args:
         folder (`Path`): The repository.
@@ -64,7 +68,9 @@ def write_manifest(
         tensors (`Sequence[PlannedTensor]`): What was written.
         dropped (`Iterable[Dropped]`): What was left out, and why.
         digests (`Mapping[Path, str]`): sha256 of files that need not be read again.
+        folders (`Mapping[str, Path]`, *optional*): What was read beside tensors, such as `"tokenizer"`.
     """
+    places = {piece.origin: piece.source.path for tensor in tensors for piece in tensor.pieces.values()}
     left_out: dict[str, dict[str, list[str]]] = {}
     for entry in dropped:
         left_out.setdefault(entry.origin, {}).setdefault(entry.reason, []).append(entry.key)
@@ -72,6 +78,7 @@ def write_manifest(
         "format": _FORMAT,
         "system": system,
         "dtype": str(dtype).removeprefix("torch."),
+        "sources": _downloads(dict(folders or {}) | places),
         "files": {name: _describe(folder / name, digests.get(folder / name)) for name in repository_files(folder)},
         "tensors": {tensor.name: _origin(tensor) for tensor in tensors},
         "dropped": left_out,
@@ -148,6 +155,11 @@ def _is_tensor_entry(entry: object) -> bool:
         and len(pieces) == len(entry["from"])
         and all(isinstance(piece.get(name), str) for piece in pieces for name in ("part", "source", "file", "key"))
     )
+
+
+def _downloads(places: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """The commits of the places that are downloads from the Hub, by their role."""
+    return {role: snapshot for role, path in sorted(places.items()) if (snapshot := hub_snapshot(path)) is not None}
 
 
 def _origin(tensor: PlannedTensor) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from reasonseg.cli import app
 from reasonseg.conversion.convert_gsva import convert_gsva
 from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.errors import ConversionError
-from reasonseg.conversion.locations import locate, pin
+from reasonseg.conversion.locations import hub_snapshot, locate, pin
+from reasonseg.conversion.manifest import MANIFEST, read_manifest
 from reasonseg.conversion.trained import Base, export_trained, restore
 from reasonseg.conversion.verify import verify_repository
 from tests.conversion.hub_server import HubServer, Repo, allow_only_this_machine
@@ -126,6 +127,21 @@ def test_refusals_are_worded(hub, tmp_path, name, code, message):
         locate(name)
 
 
+def test_the_commit_of_a_download_is_told(hub, tmp_path):
+    commit = put(hub, "org/model", {"config.json": b"{}", "a.pth": b"weights"})
+    assert hub_snapshot(locate("org/model", weights=False)) == {"repo": "org/model", "revision": commit}
+    file = locate(f"org/model/a.pth@{commit}")
+    assert hub_snapshot(file) == {"repo": "org/model", "revision": commit, "path": "a.pth"}
+    for other in (
+        tmp_path,
+        Path("model"),
+        file.resolve(),
+        tmp_path / "snapshots" / commit,
+        file.parent.parent / "main",
+    ):
+        assert hub_snapshot(other) is None
+
+
 def test_without_a_network_the_cache_is_used(hub, monkeypatch):
     commit = put(hub, "org/tower", TOWER)
     online = locate("org/tower")
@@ -150,9 +166,16 @@ def test_without_a_network_the_cache_is_used(hub, monkeypatch):
 
 
 def test_lisa_from_the_hub_is_lisa_from_folders(hub, lisa_repo, tmp_path):
-    put(hub, "org/tower", TOWER)
+    commit = put(hub, "org/tower", TOWER)
     convert_lisa(LISA / "checkpoint", vision_tower="org/tower", out=tmp_path / "repo")
-    assert digests(tmp_path / "repo") == digests(lisa_repo)
+    one, other = digests(tmp_path / "repo"), digests(lisa_repo)
+    assert one.pop(MANIFEST) != other.pop(MANIFEST)
+    assert one == other
+    manifest, local = read_manifest(tmp_path / "repo"), read_manifest(lisa_repo)
+    tower = {"repo": "org/tower", "revision": commit, "path": "pytorch_model.bin"}
+    assert manifest.pop("sources") == {"vision tower": tower}
+    assert local.pop("sources") == {}
+    assert manifest == local
     against = {"checkpoint": LISA / "checkpoint", "vision tower": "org/tower"}
     report = verify_repository(tmp_path / "repo", against=against)
     assert report.ok, report.problems
@@ -164,8 +187,8 @@ def test_lisa_from_the_hub_is_lisa_from_folders(hub, lisa_repo, tmp_path):
 
 def test_base_tower_and_sam_from_the_hub(hub, gsva_repo, tmp_path):
     """The base's weights are left on the Hub, because the file has all of the language model."""
-    put(hub, "org/tower", gsva_vision_tower())
-    put(
+    tower = put(hub, "org/tower", gsva_vision_tower())
+    base = put(
         hub,
         "org/base",
         {path.name: path.read_bytes() for path in (GSVA / "base_llava").iterdir()} | {"pytorch_model.bin": b"x"},
@@ -174,7 +197,7 @@ def test_base_tower_and_sam_from_the_hub(hub, gsva_repo, tmp_path):
     state = gsva_state()
     sam = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     torch.save(sam, tmp_path / "sam.pth")
-    put(hub, "org/sam", {"weights/sam.pth": (tmp_path / "sam.pth").read_bytes()})
+    frozen = put(hub, "org/sam", {"weights/sam.pth": (tmp_path / "sam.pth").read_bytes()})
     part = {key: value for key, value in state.items() if not key.startswith(f"{prefix}image_encoder")}
     torch.save(part, tmp_path / "part.bin")
     arguments = ["--base", "org/base@main", "--vision-tower", "org/tower", "--sam", "org/sam/weights/sam.pth"]
@@ -182,6 +205,12 @@ def test_base_tower_and_sam_from_the_hub(hub, gsva_repo, tmp_path):
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "repo" / "model.safetensors").read_bytes() == (gsva_repo / "model.safetensors").read_bytes()
+    assert read_manifest(tmp_path / "repo")["sources"] == {
+        "SAM file": {"repo": "org/sam", "revision": frozen, "path": "weights/sam.pth"},
+        "config": {"repo": "org/base", "revision": base},
+        "tokenizer": {"repo": "org/base", "revision": base},
+        "vision tower": {"repo": "org/tower", "revision": tower},  # its config: the file has the weights
+    }
     assert "weights/sam.pth" in downloaded(hub)
     tower_weights = {path.name for path in (gsva_vision_tower()).iterdir()}
     assert "pytorch_model.bin" in tower_weights
