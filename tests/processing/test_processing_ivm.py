@@ -138,9 +138,8 @@ def test_masked_pictures_for_every_row(processor):
     pictures = [image(seed=0), image(24, 18, seed=1)]
     inputs = processor(images=pictures, phrases=[["cup", "dog"], ["tree"]], return_tensors="pt")
     output = output_of(logits(box=(0, 0, 8, 8)), logits(), logits(box=(8, 8, 16, 16)))
-    first, nothing, last = processor.post_process_masking(
-        output, inputs, pictures, threshold=0.5, overlay_color="blue"
-    )
+    masked = processor.post_process_masking(output, inputs, pictures, threshold=0.5, overlay_color="blue")
+    first, nothing, _ = masked
     assert [one.found for one in masked] == [True, False, True]
     assert [one.masked_image.size for one in masked] == [(30, 20), (30, 20), (18, 24)]
     assert np.array_equal(np.asarray(nothing.masked_image), pictures[0])
