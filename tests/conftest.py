@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from reasonseg.conversion.convert_difflmm import convert_difflmm
 from reasonseg.conversion.convert_gsva import convert_gsva
 from reasonseg.conversion.convert_ivm import convert_ivm
 from reasonseg.conversion.convert_lisa import convert_lisa
-from tests.parity_data import PARITY, gsva_vision_tower
+from tests.parity_data import PARITY, difflmm_sources, gsva_vision_tower
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +69,15 @@ def ivm_repo(tmp_path_factory):
     """The recorded IVM checkpoint, converted."""
     out, ivm = tmp_path_factory.mktemp("converted") / "ivm", PARITY / "ivm"
     convert_ivm(ivm / "IVM-V1.0.bin", base=ivm / "llava_base", sam=ivm / "sam_vit_h_4b8939.pth", out=out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def difflmm_repo(tmp_path_factory):
+    """The recorded DiffLMM, converted in float32."""
+    pytest.importorskip("diffusers", reason="DiffLMM needs diffusers; `pip install .[dev]` has it.")
+    out = tmp_path_factory.mktemp("converted") / "difflmm"
+    convert_difflmm(**difflmm_sources(), out=out, dtype="float32")
     return out
 
 

@@ -145,3 +145,14 @@ def ivm_dump(folder: Path) -> Path:
     path = folder / "ivm.bin"
     torch.save(whole, path)
     return path
+
+
+def difflmm_sources() -> dict[str, Path]:
+    """Return what `convert_difflmm` reads, by its arguments."""
+    folder = PARITY / "difflmm" / "checkpoint"
+    return {
+        "source": folder / "difflmm-llava-v1.5-7b-lora",
+        "base": folder / "vicuna-7b-v1.5",
+        "diffusion": folder / "stable-diffusion-v1-5",
+        "vision_tower": folder / "clip-vit-large-patch14-336",
+    }

@@ -23,8 +23,10 @@ from transformers import (
     SamVisionConfig,
 )
 
+from reasonseg.modeling.configuration_difflmm import DiffLmmConfig
 from reasonseg.modeling.configuration_gsva import GsvaConfig
 from reasonseg.modeling.configuration_ivm import IvmConfig
+from reasonseg.modeling.modeling_difflmm import DiffLmmForConditionalGeneration
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_ivm import IvmForVisualMasking
 
@@ -172,6 +174,41 @@ def gsva_config(vlm_config=None, segmenter_config=None, **fields) -> GsvaConfig:
             **fields,
         }
     )
+
+
+def difflmm_config(**fields) -> DiffLmmConfig:
+    """16 pixels -> 8 x 8 latents -> 2 x 2 at the bottom of the UNet -> 4 x 4 after its first up block; CLIP 4 x 4."""
+    unet = {
+        "sample_size": 8,
+        "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
+        "block_out_channels": [8, 16, 16],
+        "layers_per_block": 1,
+        "cross_attention_dim": 12,
+        "attention_head_dim": 2,
+        "norm_num_groups": 4,
+    }
+    vae = {
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "block_out_channels": [8, 8],
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+    }
+    defaults = {
+        "text_config": LlamaConfig(**TEXT),
+        "vision_config": CLIPVisionConfig(**CLIP | {"image_size": 8, "patch_size": 2}),
+        "unet_config": unet,
+        "vae_config": vae,
+        "image_size": 16,
+        "diffusion_block": 0,
+        "image_token_index": IMAGE,
+    }
+    return DiffLmmConfig(**defaults | fields)
+
+
+def difflmm_model(seed: int = 0, **fields) -> DiffLmmForConditionalGeneration:
+    return randomize(DiffLmmForConditionalGeneration(difflmm_config(**fields)), seed=seed)
 
 
 def randomize(model: torch.nn.Module, std: float = 0.15, seed: int = 0) -> torch.nn.Module:
