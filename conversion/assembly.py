@@ -106,6 +106,7 @@ def assemble(
     generation_config: GenerationConfig | None = None,
     finish: Callable[[Path], None] | None = None,
     folders: Mapping[str, Path] | None = None,
+    beside: Sequence[PlannedTensor] = (),
 ) -> ConversionReport:
     """Write a complete, verified repository, or nothing.
 
@@ -124,12 +125,13 @@ def assemble(
             enough.
         finish (`Callable[[Path], None]`, *optional*): Given the folder, last changes to its small files.
         folders (`Mapping[str, Path]`, *optional*): See `write_manifest`.
+        beside (`Sequence[PlannedTensor]`, *optional*): Tensors that `finish` writes to a weight file of their own.
 
     Raises:
         ConversionError: The disk is too small, a value is not finite, or what was written does not verify.
     """
-    out = Path(out)
-    check_free_space(out, sum(tensor.num_bytes for tensor in tensors))
+    out, everything = Path(out), [*tensors, *beside]
+    check_free_space(out, sum(tensor.num_bytes for tensor in everything))
     _publish_code(system)
     with staging_folder(out) as folder:
         digests = write_repository(
@@ -150,7 +152,7 @@ def assemble(
             folder,
             system=system.name,
             dtype=dtype,
-            tensors=tensors,
+            tensors=everything,
             dropped=inventory.dropped,
             digests=digests,
             folders=folders,
@@ -158,9 +160,9 @@ def assemble(
         check_staged(folder)
     return ConversionReport(
         out=out,
-        num_parameters=sum(tensor.num_bytes // tensor.dtype.itemsize for tensor in tensors),
+        num_parameters=sum(tensor.num_bytes // tensor.dtype.itemsize for tensor in everything),
         dtype=dtype,
-        origins=dict(Counter(tensor.origin for tensor in tensors)),
+        origins=dict(Counter(tensor.origin for tensor in everything)),
         dropped=inventory.dropped,
     )
 

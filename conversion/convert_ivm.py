@@ -20,6 +20,7 @@ from .card import check_card
 from .configs import check_sizes, image_view
 from .errors import ConversionError, refusing
 from .inventory import Inventory
+from .kept_adapters import keep_adapters
 from .locations import locate
 from .plan import EMBEDDING, HEAD, Scheme, dominant_dtype, expected_shapes, plan_tensors, require_components
 from .progress import ProgressCallback
@@ -33,8 +34,9 @@ from .writer import refuse_existing
 
 
 IVM = PublishedSystem("ivm", IvmConfig, IvmForVisualMasking, IvmProcessor)
-# Rank and alpha of LLaVAEncoder in the original; alpha is in no file.
+# Rank, alpha and dropout of LLaVAEncoder in the original; alpha is in no file.
 _ALPHA_OF_RANK = {8: 16.0}
+_DROPOUT = 0.05
 _POSITIONS = f"{SEGMENTER}shared_image_embedding.positional_embedding"
 _ENCODER = f"{SEGMENTER}vision_encoder."
 _TRAINED = "It is trained with the model, so only a checkpoint that holds it can be converted."
@@ -68,6 +70,7 @@ def convert_ivm(
     out: str | os.PathLike,
     sam: str | os.PathLike | None = None,
     lora_alpha: float | None = None,
+    keep_lora: bool = False,
     dtype: torch.dtype | str | None = None,
     max_shard_size: int | str = "5GB",
     sam_options: Mapping[str, Any] | None = None,
@@ -86,6 +89,8 @@ def convert_ivm(
         sam (`str` or `os.PathLike`, *optional*): SAM's own file, for a source of trained parts only; also
             `org/name/file.pth` on the Hub. Only its image encoder is used.
         lora_alpha (`float`, *optional*): LoRA's alpha in training; 16 for the released rank 8.
+        keep_lora (`bool`, *optional*, defaults to `False`): Keep the adapter beside the weights, as a PEFT adapter
+            that is loaded with them, instead of merging it. Such a repository needs `peft`.
         dtype (`torch.dtype` or `str`, *optional*): Type of the vision-language model, by default the one most of the
             language model is stored in.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest weight file.
@@ -120,13 +125,18 @@ def convert_ivm(
     require_components(inventory, _SCHEME)
     vlm_config = _read_llava_hf_config(folder)
     tokenizer = _read_tokenizer(folder, vlm_config, inventory)
-    model = _build_model(vlm_config, inventory, sam_options)
+    model = _build_model(vlm_config, inventory, sam_options, keep_lora)
+
+    def alpha_of_rank(rank: int) -> float:
+        return _alpha(rank, lora_alpha, source)
+
+    adapter = keep_adapters(inventory, alpha_of_rank, _DROPOUT) if keep_lora else None
     stored = types[0] or dominant_dtype(inventory, _SCHEME)
     tensors = plan_tensors(
         inventory,
         expected_shapes(model),
         dtype=stored,
-        alpha_of_rank=lambda rank: _alpha(rank, lora_alpha, source),
+        alpha_of_rank=alpha_of_rank,
         identity_projector=False,
         segmenter_dtype=types[1] or torch.float32,
         scheme=_SCHEME,
@@ -142,6 +152,9 @@ def convert_ivm(
         card=card or source.absolute().stem,
         max_shard_size=max_shard_size,
         progress=progress,
+        finish=None if adapter is None else adapter.write,
+        beside=() if adapter is None else adapter.tensors,
+        folders={"base": folder},
     )
 
 
@@ -233,13 +246,14 @@ def _read_tokenizer(folder: Path, config: LlavaConfig, inventory: Inventory) -> 
 
 
 def _build_model(
-    vlm_config: LlavaConfig, inventory: Inventory, sam_options: Mapping[str, Any] | None
+    vlm_config: LlavaConfig, inventory: Inventory, sam_options: Mapping[str, Any] | None, needs_adapter: bool
 ) -> PreTrainedModel:
     """The published model with the right sizes and no weights."""
     config = IvmConfig(
         vlm_config=vlm_config,
         segmenter_config=read_conditioned_sam_config(inventory.shapes(SEGMENTER), sam_options),
         projector_hidden_size=inventory.shapes(PROJECTOR)["linear_1.weight"][0],
+        needs_adapter=needs_adapter,
     )
     with torch.device("meta"):
         return IvmForVisualMasking(config)

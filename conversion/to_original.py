@@ -17,11 +17,12 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from .errors import ConversionError
+from .kept_adapters import ADAPTER_WEIGHTS
 from .manifest import read_manifest
 from .progress import ProgressCallback, no_progress
 from .recipe import MERGE_LORA, Recipe
 from .rules import WEIGHT
-from .sources import TensorSource, open_source
+from .sources import ShardedSource, TensorSource, open_source
 from .writer import staging_folder
 
 
@@ -94,6 +95,8 @@ def write_original(
     repo = Path(repo)
     manifest = read_manifest(repo)
     source = open_source(repo)
+    if (repo / ADAPTER_WEIGHTS).is_file():
+        source = ShardedSource(repo, [source, open_source(repo / ADAPTER_WEIGHTS)])
     report, held = OriginalReport(Path(out)), frozenset(source.names())
     tensors = [
         tensor

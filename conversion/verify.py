@@ -38,6 +38,7 @@ from ..processing.processing_ivm import IvmProcessor
 from ..processing.processing_lisa import LisaProcessor
 from ..processing.processing_vip_llava import VipLlavaProcessor
 from .errors import ConversionError
+from .kept_adapters import split_adapter_names
 from .locations import locate
 from .manifest import MANIFEST, file_sha256, read_manifest, repository_files
 from .plan import expected_shapes
@@ -184,7 +185,8 @@ def _check_model(report: VerifyReport, manifest: Mapping[str, Any], tensors: Map
         return
     if missing := [name for name in expected if name not in tensors]:
         report.add("config.json", f"The weights lack {len(missing)} parameters, the first is {missing[0]!r}.")
-    if extra := [name for name in tensors if name not in expected]:
+    _, others = split_adapter_names(list(tensors), expected)
+    if extra := [name for name in others if name not in expected]:
         report.add("config.json", f"The model has no place for {len(extra)} tensors, the first is {extra[0]!r}.")
     for name in expected.keys() & tensors.keys():
         if expected[name] != (shape := tensors[name].info(name).shape):

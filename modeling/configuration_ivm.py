@@ -44,6 +44,8 @@ class IvmConfig(ReasoningSegmentationConfig):
     Args:
         projector_hidden_size (`int`, *optional*, defaults to 2048):
             Width of the hidden layer between language state and mask prompt.
+        needs_adapter (`bool`, *optional*, defaults to `False`):
+            Whether a LoRA adapter of the language model lies beside the weights, which are wrong without it.
         bce_loss_weight, dice_loss_weight (`float`, *optional*, defaults to 1.0):
             Weights of the per-pixel loss and the overlap loss.
     """
@@ -54,6 +56,7 @@ class IvmConfig(ReasoningSegmentationConfig):
     sub_configs_defaults = {"vlm_config": LLAVA_15_DEFAULTS, "segmenter_config": _conditioned_sam_defaults()}
 
     projector_hidden_size: int = 2048
+    needs_adapter: bool = False
     bce_loss_weight: float = 1.0
     dice_loss_weight: float = 1.0
 

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers import SamConfig
+from transformers.utils import is_peft_available
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ivm import IvmConfig
@@ -45,6 +46,14 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
     config: IvmConfig
     config_class = IvmConfig
     _no_split_modules = ["PromptProjector", "ConditionedSam"]
+
+    def __init__(self, config: IvmConfig):
+        if config.needs_adapter and not is_peft_available():
+            raise ImportError(
+                "This checkpoint keeps its LoRA adapter beside the weights, and transformers loads it with PEFT only. "
+                "Install it: pip install peft"
+            )
+        super().__init__(config)
 
     @staticmethod
     def _build_segmenter(config: IvmConfig) -> ConditionedSam:

@@ -122,6 +122,9 @@ def ivm(
     lora_alpha: Annotated[
         float | None, typer.Option(help="LoRA alpha.  [default: 16 for the released rank 8]")
     ] = None,
+    keep_lora: Annotated[
+        bool, typer.Option("--keep-lora", help="Keep the LoRA as a PEFT adapter beside the weights; needs peft.")
+    ] = False,
     dtype: DtypeOption = None,
     segmenter_dtype: SegmenterDtype = None,
     max_shard_size: ShardSize = "5GB",
@@ -130,7 +133,7 @@ def ivm(
     """Convert an IVM checkpoint: IVM-V1.0.bin (trained parts), or a dump of the whole module."""
     from ..conversion.convert_ivm import convert_ivm
 
-    options = {"base": base, "sam": sam, "lora_alpha": lora_alpha}
+    options = {"base": base, "sam": sam, "lora_alpha": lora_alpha, "keep_lora": keep_lora}
     options["segmenter_dtype"] = None if segmenter_dtype is None else segmenter_dtype.value
     _convert(convert_ivm, source, out, dtype, max_shard_size=max_shard_size, card=card, **options)
 
