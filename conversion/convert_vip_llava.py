@@ -120,6 +120,8 @@ def convert_vip_llava(
     inventory = _gather(source, tower)
     with refusing("The tokenizer cannot be rebuilt", path=source, next_step=_OTHER_COPY):
         tokenizer = _build_tokenizer(source, config)
+    # Transformers' own pipeline pads prompts on the tokenizer's side; the processor chooses its side itself.
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
     rows = _vocabulary_rows(inventory, tokenizer)
     scheme = _scheme(rows - inventory.shapes()[_EMBEDDING][0])
     vision = _vision_config(inventory, tower)

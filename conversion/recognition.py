@@ -151,7 +151,9 @@ def _language_model(embedding: tuple[int, ...] | None) -> str:
 def _vip_llava(shapes: Shapes) -> Recognised:
     embedding = shapes.get("model.embed_tokens.weight", ())
     variant = _VIP_LLAVA.get((embedding[-1], embedding[0]) if len(embedding) == 2 else None, _UNKNOWN_SIZE)
-    return _described("vip_llava", variant, vip_llava_table(), shapes)
+    tower = any(name.startswith("model.vision_tower.") for name in shapes)
+    notes = () if tower else ("It holds no CLIP tower: the conversion needs --vision-tower.",)
+    return _described("vip_llava", variant, vip_llava_table(), shapes, notes)
 
 
 def _ivm(shapes: Shapes) -> Recognised:
