@@ -156,6 +156,19 @@ class DiffLmmModel(LlavaModel):
         tokens = self.multi_modal_projector(features, clip_features if self.config.concat_clip else None)
         return DiffLmmImageOutput(pooler_output=list(tokens), clip_features=clip_features, diffusion_features=features)
 
+    def get_placeholder_mask(
+        self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
+    ) -> torch.BoolTensor:
+        """As in LLaVA, with both counts in the message where they do not match."""
+        if input_ids is not None:
+            placeholders = int((input_ids == self.config.image_token_id).sum())
+            if placeholders != len(image_features):
+                raise ValueError(
+                    f"input_ids hold {placeholders} image tokens and the images give {len(image_features)}: every "
+                    f"image needs {self.config.image_seq_length}, as DiffLmmProcessor writes them."
+                )
+        return super().get_placeholder_mask(input_ids, inputs_embeds, image_features)
+
     def two_views(self, pixel_values: torch.FloatTensor) -> tuple[torch.FloatTensor, torch.FloatTensor]:
         """What CLIP sees, `(num_images, 3, clip_size, clip_size)`, and what Stable Diffusion sees."""
         pixel_values = pixel_values.to(self.vision_tower.dtype)

@@ -1,0 +1,213 @@
+"""DiffLMM as a model of transformers: text and images in, text out, saved and loaded, trained, and bad input."""
+
+import importlib.util
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, CLIPTextConfig
+
+from reasonseg.modeling.configuration_difflmm import DiffLmmConfig
+from reasonseg.modeling.modeling_difflmm import DiffLmmForConditionalGeneration
+from tests.tiny import IMAGE, difflmm_config, difflmm_model, prompts, randomize
+
+
+needs_diffusers = pytest.mark.skipif(
+    importlib.util.find_spec("diffusers") is None, reason="DiffLMM needs diffusers; `pip install .[dev]` has it."
+)
+
+
+def batch(lengths: list[int]) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    pixel_values = torch.randn(len(lengths), 3, 16, 16, generator=generator)
+    return prompts(lengths, image_tokens=16) | {"pixel_values": pixel_values}
+
+
+def row(inputs: dict[str, torch.Tensor], place: int) -> dict[str, torch.Tensor]:
+    kept = inputs["attention_mask"][place].bool()
+    return {
+        "input_ids": inputs["input_ids"][place : place + 1, kept],
+        "attention_mask": inputs["attention_mask"][place : place + 1, kept],
+        "pixel_values": inputs["pixel_values"][place : place + 1],
+    }
+
+
+@needs_diffusers
+@torch.inference_mode()
+def test_padded_rows_answer_as_they_do_alone():
+    model, inputs = difflmm_model(), batch([4, 9, 6])
+    logits = model(**inputs).logits[:, -1]
+    answers = model.generate(**inputs, max_new_tokens=5, do_sample=False)[:, inputs["input_ids"].shape[1] :]
+    for place in range(3):
+        alone = row(inputs, place)
+        assert (model(**alone).logits[0, -1] - logits[place]).abs().max() < 1e-4
+        answer = model.generate(**alone, max_new_tokens=5, do_sample=False)[0, alone["input_ids"].shape[1] :]
+        assert answer.tolist() == answers[place, : len(answer)].tolist()
+
+
+@needs_diffusers
+@torch.inference_mode()
+def test_images_and_their_noise_matter():
+    model, inputs = difflmm_model(), batch([6])
+    logits = model(**inputs).logits
+    assert not torch.allclose(model(**inputs | {"pixel_values": -inputs["pixel_values"]}).logits, logits)
+    assert not torch.allclose(model(**inputs, noise_seed=7).logits, logits)
+    encoded = model.get_image_features(inputs["pixel_values"], noise_seed=7)
+    without = {name: value for name, value in inputs.items() if name != "pixel_values"}
+    assert torch.equal(
+        model(**without, mm_encoder_outputs={"image": encoded}).logits, model(**inputs, noise_seed=7).logits
+    )
+
+
+@needs_diffusers
+@torch.inference_mode()
+def test_generation_takes_noise_also_with_beams_and_several_answers():
+    model, inputs = difflmm_model(), batch([4, 6])
+    shape = (2, *model.config.latent_shape)
+    noise = {"vae_noise": torch.randn(shape), "latent_noise": torch.randn(shape)}
+    beams = model.generate(**inputs, **noise, max_new_tokens=4, num_beams=3)
+    assert len(beams) == 2
+    sampled = model.generate(
+        **inputs,
+        generator=torch.Generator().manual_seed(0),
+        max_new_tokens=4,
+        num_beams=2,
+        num_return_sequences=2,
+    )
+    assert len(sampled) == 4
+    assert torch.equal(beams, model.generate(**inputs, **noise, max_new_tokens=4, num_beams=3))
+
+
+@needs_diffusers
+def test_saved_and_loaded_it_is_the_same(tmp_path):
+    model, inputs = difflmm_model(ensemble_size=2, noise_seed=3), batch([5])
+    model.save_pretrained(tmp_path)
+    loaded, report = DiffLmmForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[name] for name in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert loaded.config.noise_seed == 3
+    assert loaded.config.unet_config == model.config.unet_config
+    with torch.inference_mode():
+        assert torch.equal(loaded(**inputs).logits, model(**inputs).logits)
+    half = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    with torch.inference_mode():
+        logits = half(**inputs).logits
+    assert logits.dtype == torch.bfloat16
+    assert torch.isfinite(logits).all()
+
+
+@needs_diffusers
+def test_everything_learns():
+    model, inputs = difflmm_model(), batch([6, 6])
+    labels = inputs["input_ids"].masked_fill(inputs["input_ids"] == IMAGE, -100)
+    model.train()
+    model(**inputs, labels=labels).loss.backward()
+    # The tower's last layer and last norm come behind the hidden state that is read.
+    unread = ("vision_tower.encoder.layers.2.", "vision_tower.post_layernorm.")
+    idle = [name for name, value in model.named_parameters() if value.grad is None or not value.grad.abs().sum()]
+    assert [name for name in idle if not name.startswith(tuple(f"model.{part}" for part in unread))] == []
+
+
+@needs_diffusers
+def test_activation_checkpointing_changes_nothing():
+    model, inputs = difflmm_model().train(), batch([6])
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.activation_checkpointing_enable({"use_reentrant": False})
+            assert model.model.diffusion.unet.mid_block.gradient_checkpointing
+        model.zero_grad()
+        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        gradients.append(model.model.implicit_captioner.clip_projector[0].weight.grad.clone())
+    assert torch.allclose(*gradients, atol=1e-6)
+    assert gradients[0].abs().max() > 0
+
+
+@needs_diffusers
+@torch.inference_mode()
+def test_the_empty_prompt_in_place_of_the_implicit_caption():
+    text = CLIPTextConfig(
+        vocab_size=20,
+        hidden_size=12,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=6,
+        bos_token_id=0,
+        eos_token_id=1,
+    )
+    model = difflmm_model(implicit_caption=False, prompt_config=text, empty_prompt_ids=[0, 1, 1, 1, 1, 1])
+    assert model.model.implicit_captioner is None
+    features = model.get_image_features(batch([5, 5])["pixel_values"])
+    embeds = model.model.prompt_embeds(features.clip_features)
+    assert embeds.shape == (2, 6, 12)
+    assert torch.equal(embeds[0], embeds[1])
+    with pytest.raises(ValueError, match="needs `prompt_config` and `empty_prompt_ids`"):
+        difflmm_config(implicit_caption=False, prompt_config=text)
+
+
+@needs_diffusers
+@torch.inference_mode()
+def test_the_views_of_both_towers():
+    model = difflmm_model()
+    grey = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
+    std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
+    pixel_values = ((0.5 - grey) / std).expand(1, 3, 16, 16)  # a picture of medium grey
+    clip_view, diffusion_view = model.model.two_views(pixel_values)
+    assert clip_view.shape == (1, 3, 8, 8)
+    assert torch.equal(diffusion_view, pixel_values)
+    assert torch.allclose(clip_view, ((pixel_values * 0.5 + 0.5 - grey) / std)[..., :8, :8], atol=1e-6)
+    model.config.normalize_twice = False
+    clip_view, diffusion_view = model.model.two_views(pixel_values)
+    assert torch.allclose(clip_view, pixel_values[..., :8, :8], atol=1e-6)
+    assert diffusion_view.abs().max() < 1e-6  # medium grey in -1..1
+
+
+def test_the_default_is_the_published_model():
+    config = DiffLmmConfig()
+    assert (config.image_token_grid, config.image_seq_length, config.patch_size) == ((24, 24), 576, 16)
+    assert config.diffusion_channels == 1280
+    assert config.latent_shape == (4, 48, 48)
+    assert config.to_dict()["auto_map"]["AutoConfig"] == "configuration_difflmm.DiffLmmConfig"
+    again = DiffLmmConfig.from_dict(config.to_dict())
+    assert again.to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"diffusion_block": 3}, "diffusion_block is 3; allowed is 0 to 2: the UNet has 3 up blocks"),
+        ({"timestep": 1000}, "timestep is 1000; allowed is 0 to 999"),
+        ({"ensemble_size": 0}, "ensemble_size is 0; allowed is 1 or more"),
+        ({"image_size": 20}, "image_size is 20; this VAE and UNet take multiples of 8 pixels"),
+        ({"image_size": 24}, r"gives \(6, 6\) features for 24 pixels and CLIP \(4, 4\) for 8"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        difflmm_config(**fields)
+
+
+@needs_diffusers
+def test_inputs_that_do_not_fit_are_refused():
+    model, inputs = difflmm_model(), batch([5])
+    image = inputs["pixel_values"]
+    noise = torch.zeros(1, *model.config.latent_shape)
+    with pytest.raises(ValueError, match=r"shape \(1, 3, 16, 24\); this model takes \(num_images, 3, 16, 16\)"):
+        model.get_image_features(torch.zeros(1, 3, 16, 24))
+    with pytest.raises(ValueError, match="latent_noise was given without vae_noise"):
+        model.get_image_features(image, latent_noise=noise)
+    with pytest.raises(ValueError, match="both as tensors and as a seed or generator"):
+        model.get_image_features(image, latent_noise=noise, vae_noise=noise, noise_seed=1)
+    with pytest.raises(ValueError, match="hold 16 image tokens and the images give 32: every image needs 16"):
+        model(**inputs | {"pixel_values": image.repeat(2, 1, 1, 1)})
+    with pytest.raises(ValueError, match="not used by the model"):
+        model.generate(**inputs, noise=noise, max_new_tokens=1)
+
+
+@needs_diffusers
+def test_weights_are_initialised_on_the_meta_device():
+    with torch.device("meta"):
+        model = DiffLmmForConditionalGeneration(difflmm_config())
+    assert {value.device.type for value in model.state_dict().values()} == {"meta"}
+    on_cpu = randomize(model.to_empty(device="cpu"))
+    with torch.inference_mode():
+        assert on_cpu.model.diffusion.add_noise(torch.ones(1, 4, 8, 8), torch.zeros(1, 4, 8, 8)).device.type == "cpu"
