@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from .errors import ConversionError
 from .inventory import Dropped
 from .locations import hub_snapshot
 from .plan import PlannedTensor
+from .rules import WEIGHT
 from .shards import DTYPE_NAMES
-from .sources import read_json
+from .sources import SafetensorsFile, read_json
 
 
 MANIFEST = "manifest.json"
@@ -26,6 +28,9 @@ _FORMAT = 1
 _OWN_DIGEST = "manifest_sha256"
 _FIELDS = {"format": int, "system": str, "dtype": str, "files": dict, "tensors": dict, "dropped": dict}
 _CHUNK = 1 << 22
+_MAKER, TRAINING = "made_by", "training"
+# What a training run needs to go on, beside the repository it has finished.
+_TRAINING_STATE = re.compile(r"(?:checkpoint-\d+|towers|dwsl|runs)/.*|trained_parts\.safetensors|training_args\.bin")
 
 
 def file_sha256(path: Path) -> str:
@@ -37,14 +42,25 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def repository_files(folder: Path) -> list[str]:
-    """Relative paths of the files of a repository; hidden ones (`.git`, `.cache`) belong to other tools."""
+def repository_files(folder: Path, *, trained: bool = False) -> list[str]:
+    """Relative paths of the files of a repository; hidden ones (`.git`, `.cache`) belong to other tools.
+
+    Args:
+        folder (`Path`): The repository.
+        trained (`bool`, *optional*, defaults to `False`): Whether a training run made it, whose own state in the same
+            folder does not belong to it either.
+    """
     files = []
     for path in sorted(folder.rglob("*")):
         relative = path.relative_to(folder)
         if not any(part.startswith(".") or part == "__pycache__" for part in relative.parts) and not path.is_dir():
             files.append(relative.as_posix())
-    return files
+    return [name for name in files if not (trained and _TRAINING_STATE.fullmatch(name))]
+
+
+def is_trained(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest describes what a training run has left."""
+    return manifest.get(_MAKER) == TRAINING
 
 
 def write_manifest(
@@ -86,6 +102,47 @@ def write_manifest(
     _write(folder, body)
 
 
+def write_saved_manifest(folder: Path, *, system: str, dtype: str) -> None:
+    """Write the manifest of a repository whose tensors come from training.
+
+    Args:
+        folder (`Path`): The repository.
+        system (`str`): Such as `"lisa"`.
+        dtype (`str`): The type its config names.
+
+    Raises:
+        ConversionError: A weight file is unreadable, or holds a type that is not published.
+    """
+    names = [name for name in repository_files(folder, trained=True) if name != MANIFEST]
+    tensors = {}
+    for name in names:
+        if name.endswith(".safetensors"):
+            source = SafetensorsFile(folder / name)
+            tensors |= {key: _saved(source, key) for key in source.names()}
+    body = {
+        "format": _FORMAT,
+        "system": system,
+        "dtype": dtype,
+        _MAKER: TRAINING,
+        "sources": {},
+        "files": {name: _describe(folder / name) for name in names},
+        "tensors": dict(sorted(tensors.items())),
+        "dropped": {},
+    }
+    _write(folder, body)
+
+
+def _saved(source: SafetensorsFile, key: str) -> dict[str, Any]:
+    info = source.info(key)
+    if info.dtype not in DTYPE_NAMES:
+        raise ConversionError(
+            f"{key!r} is stored as {info.dtype}; allowed are {', '.join(map(str, DTYPE_NAMES))}.", path=source.path
+        )
+    dtype = str(info.dtype).removeprefix("torch.")
+    piece = {"part": WEIGHT, "source": TRAINING, "file": source.path.name, "key": key, "dtype": dtype}
+    return {"dtype": DTYPE_NAMES[info.dtype], "shape": list(info.shape), "operations": [], "from": [piece]}
+
+
 def update_manifest(folder: Path, names: Iterable[str]) -> None:
     """Enter files again that were changed on purpose, such as a new model card.
 
@@ -116,7 +173,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ConversionError(
             "The folder has no manifest.json, so it is not a repository that `reasonseg convert` made.",
             path=folder,
-            next_step="Pass the folder a conversion has written.",
+            next_step="Pass the folder a conversion has written; for a model you have trained or saved, "
+            "`reasonseg verify --write-manifest` checks it and writes one.",
         )
     body = read_json(path)
     digest = body.pop(_OWN_DIGEST, None)

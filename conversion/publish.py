@@ -24,7 +24,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from .card import card_name, pin_card, publishing_permission, read_card_values
 from .errors import ConversionError
-from .manifest import MANIFEST, file_sha256, read_manifest, repository_files, update_manifest
+from .manifest import MANIFEST, file_sha256, is_trained, read_manifest, repository_files, update_manifest
 from .progress import ProgressCallback
 from .trained import Base, check_trained, export_trained, is_trained_export
 from .verify import verify_repository
@@ -238,10 +238,9 @@ class _LocalFiles:
 
     def __init__(self, folder: Path, repo_id: str):
         self.folder, self.repo_id = folder, repo_id
-        self.names = repository_files(folder)
-        self._digests = {}
-        if (folder / MANIFEST).is_file():
-            self._digests = {name: entry["sha256"] for name, entry in read_manifest(folder)["files"].items()}
+        manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {"files": {}}
+        self.names = repository_files(folder, trained=is_trained(manifest))
+        self._digests = {name: entry["sha256"] for name, entry in manifest["files"].items()}
 
     def size(self, name: str) -> int:
         return (self.folder / name).stat().st_size

@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from .convert_lisa import LISA
 from .errors import ConversionError
 from .inventory import Inventory
 from .locations import Location, locate
-from .manifest import MANIFEST, file_sha256, read_manifest, repository_files
+from .manifest import MANIFEST, file_sha256, is_trained, read_manifest, repository_files
 from .progress import ProgressCallback, no_progress
 from .rules import WEIGHT
 from .rules_lisa_gsva import SEGMENTER, TEXT_MODEL, VLM, clip_table, detect_layout, lisa_gsva_table, sam_table
@@ -134,12 +134,12 @@ def export_trained(
             path=repo,
             next_step=f"Possible with {', '.join(_SYSTEMS)}.",
         )
-    files = sorted(path for path in repo.glob("*.safetensors"))
-    headers = {path.name: _raw_header(path) for path in files}
+    names = repository_files(repo, trained=is_trained(manifest))
+    headers = {name: _raw_header(repo / name) for name in names if name.endswith(".safetensors")}
     full, base_weights = open_source(repo), _BaseWeights(base)
     tensors = _compare(full, base_weights, progress)
     with staging_folder(out) as folder:
-        _copy_others(repo, folder)
+        _copy_others(repo, folder, names)
         (folder / _FULL).mkdir(parents=True)
         for name in _OWN:
             if (repo / name).is_file():
@@ -197,7 +197,7 @@ def restore(folder: str | Path, out: str | Path, *, base: Base, progress: Progre
     total = sum(end for header in headers.values() for end in _ends(header))
     done = 0
     with staging_folder(out) as staging:
-        _copy_others(folder, staging)
+        _copy_others(folder, staging, repository_files(folder))
         for name in _OWN:
             if (folder / _FULL / name).is_file():
                 shutil.copyfile(folder / _FULL / name, staging / name)
@@ -361,9 +361,9 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
     return recipe
 
 
-def _copy_others(source: Path, target: Path) -> None:
-    """Everything that is neither weights nor names them."""
-    for name in repository_files(source):
+def _copy_others(source: Path, target: Path, names: Iterable[str]) -> None:
+    """Of the named files, those that neither are weights nor name them."""
+    for name in names:
         own = name.split("/")[0] == TRAINED or name.endswith(".safetensors") or name in _OWN
         if not own:
             (target / name).parent.mkdir(parents=True, exist_ok=True)

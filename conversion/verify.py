@@ -24,23 +24,29 @@ from transformers import (
     VipLlavaForConditionalGeneration,
 )
 
+from ..modeling.configuration_attend_and_segment import AttendAndSegmentConfig
 from ..modeling.configuration_difflmm import DiffLmmConfig
 from ..modeling.configuration_gsva import GsvaConfig
 from ..modeling.configuration_ivm import IvmConfig
 from ..modeling.configuration_lisa import LisaConfig
+from ..modeling.configuration_reasoning_segmentation import ReasoningSegmentationConfig
+from ..modeling.modeling_attend_and_segment import AttendAndSegmentModel
 from ..modeling.modeling_difflmm import DiffLmmForConditionalGeneration
 from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
 from ..modeling.modeling_ivm import IvmForVisualMasking
 from ..modeling.modeling_lisa import LisaForReasoningSegmentation
+from ..modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
+from ..processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from ..processing.processing_difflmm import DiffLmmProcessor
 from ..processing.processing_gsva import GsvaProcessor
 from ..processing.processing_ivm import IvmProcessor
 from ..processing.processing_lisa import LisaProcessor
+from ..processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
 from ..processing.processing_vip_llava import VipLlavaProcessor
 from .errors import ConversionError
 from .kept_adapters import split_adapter_names
 from .locations import locate
-from .manifest import MANIFEST, file_sha256, read_manifest, repository_files
+from .manifest import MANIFEST, file_sha256, is_trained, read_manifest, repository_files
 from .plan import expected_shapes
 from .progress import ProgressCallback, no_progress
 from .recipe import CAST, MERGE_LORA, Recipe
@@ -52,8 +58,14 @@ _HASHING, _COMPARING = "Checking files", "Comparing tensors"
 _CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], type[ProcessorMixin]]] = {
     "lisa": (LisaConfig, LisaForReasoningSegmentation, LisaProcessor),
     "gsva": (GsvaConfig, GsvaForReasoningSegmentation, GsvaProcessor),
+    "attend_and_segment": (AttendAndSegmentConfig, AttendAndSegmentModel, AttendAndSegmentProcessor),
     "difflmm": (DiffLmmConfig, DiffLmmForConditionalGeneration, DiffLmmProcessor),
     "ivm": (IvmConfig, IvmForVisualMasking, IvmProcessor),
+    "reasoning_segmentation": (
+        ReasoningSegmentationConfig,
+        ReasoningSegmentationModel,
+        ReasoningSegmentationProcessor,
+    ),
     "vip_llava": (VipLlavaConfig, VipLlavaForConditionalGeneration, VipLlavaProcessor),
 }
 _RELEASE_BYTES = 1 << 30  # mapped pages count as this process's memory until they are given back
@@ -99,6 +111,22 @@ class VerifyReport:
 
     def add(self, file: str, cause: str) -> None:
         self.problems.append(Problem(file, " ".join(cause.split())))
+
+
+def system_of(config: Mapping[str, Any], repo: Path) -> str:
+    """The name of the system a repository's `config.json` belongs to.
+
+    Raises:
+        ConversionError: It belongs to none.
+    """
+    names = {classes[0].model_type: name for name, classes in _CLASSES.items()}
+    if config.get("model_type") not in names:
+        raise ConversionError(
+            f"config.json has the model_type {config.get('model_type')!r}; known are {', '.join(sorted(names))}.",
+            path=repo / "config.json",
+            next_step="Pass a model of this package.",
+        )
+    return names[config["model_type"]]
 
 
 def verify_repository(
@@ -204,7 +232,7 @@ def _check_processor(report: VerifyReport, manifest: Mapping[str, Any]) -> None:
 
 def _check_files(report: VerifyReport, manifest: Mapping[str, Any], progress: ProgressCallback) -> None:
     repo, files = report.repo, manifest["files"]
-    present = set(repository_files(repo)) - {MANIFEST}
+    present = set(repository_files(repo, trained=is_trained(manifest))) - {MANIFEST}
     for name in sorted(present - set(files)):
         report.add(name, "The manifest does not know this file.")
     total, done = sum(entry["size"] for entry in files.values()), 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .failures import print_error, stderr_console
+from .failures import CommandError, print_error, stderr_console
 
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ _MAX_SHOWN = 20
 
 
 def verify(
-    repo: Annotated[Path, typer.Argument(help="A repository that `reasonseg convert` made.", show_default=False)],
+    repo: Annotated[Path, typer.Argument(help="A converted, trained or saved repository.", show_default=False)],
     against: Annotated[
         Path | None, typer.Option(help="The original checkpoint: compare every tensor that comes from it.")
     ] = None,
@@ -33,23 +33,38 @@ def verify(
     diffusion: Annotated[
         str | None, typer.Option(help="The diffusion model's folder, or ORG/NAME[@REVISION], it was converted with.")
     ] = None,
+    write_manifest: Annotated[
+        bool, typer.Option("--write-manifest", help="Write the manifest of a model you have trained or saved.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
 ):
     """Check a repository: sha256 of every file, tensors, values, code, that it loads, and the originals' bits.
 
-    No code of the repository is run. The exit code is 0 only when nothing is wrong.
+    No code of the repository is run. The exit code is 0 only when nothing is wrong, and only then --write-manifest
+    leaves a manifest behind.
     """
+    given = {
+        "checkpoint": against,
+        "vision tower": vision_tower,
+        "base": base,
+        "SAM file": sam,
+        "diffusion": diffusion,
+    }
+    given = {role: path for role, path in given.items() if path is not None}
+    if write_manifest and given:
+        raise CommandError("--write-manifest compares with no source. Pass it alone, then verify as you like.")
+
+    from ..conversion.adoption import adopt_repository
     from ..conversion.progress import rich_progress
     from ..conversion.verify import verify_repository
     from ..registration import register
 
     register()  # else loading the processor would ask whether to run the repository's own code
-    given = {"checkpoint": against, "vision tower": vision_tower, "base": base, "SAM file": sam}
-    given["diffusion"] = diffusion
     with rich_progress(stderr_console()) as progress:
-        report = verify_repository(
-            repo, against={role: path for role, path in given.items() if path is not None}, progress=progress
-        )
+        if write_manifest:
+            report = adopt_repository(repo, progress=progress)
+        else:
+            report = verify_repository(repo, against=given, progress=progress)
     sys.stdout.write(_as_json(report) if as_json else _as_text(report))
     if not report.ok:
         files = len({problem.file for problem in report.problems})
@@ -70,7 +85,7 @@ def _as_text(report: "VerifyReport") -> str:
         lines.append(f"{report.repo}: {report.files} of {report.files} files and {report.tensors} tensors are right")
     lines += [f"{count} tensors equal the source {how}" for how, count in sorted(report.compared.items())]
     lines += [
-        f"{count} tensors not compared: the {source} was not given"
+        f"{count} tensors not compared: their source ({source}) was not given"
         for source, count in sorted(report.not_compared.items())
     ]
     return "\n".join(lines) + "\n"
