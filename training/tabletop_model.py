@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import nn
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -19,6 +20,7 @@ from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
 
 VLM_SIDE, VLM_PATCH = 128, 16
 SEGMENTER_SIDE, SEGMENTER_PATCH = 128, 8
+LOOK_ALIKE_LAYERS, LIKENESS = 2, 1.2
 
 
 def tabletop_config(token_ids: dict[str, int]) -> GsvaConfig:
@@ -35,6 +37,8 @@ def tabletop_config(token_ids: dict[str, int]) -> GsvaConfig:
         num_attention_heads=5,
         num_key_value_heads=5,
         max_position_embeddings=512,
+        # Slow rotations: what a word is counts over the 64 patches between it and the picture's first.
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=True,
         bos_token_id=token_ids["<s>"],
         eos_token_id=token_ids["</s>"],
@@ -108,7 +112,20 @@ def tabletop_model(config: GsvaConfig, seed: int) -> GsvaForReasoningSegmentatio
         positions.normal_(0.0, 1.0)
         vision = model.segmenter.vision_encoder
         vision.pos_embed.normal_(0.0, 1 / math.sqrt(vision.config.hidden_size))
+        for layer in model.vlm.base_model.language_model.layers[:LOOK_ALIKE_LAYERS]:
+            look_for_likeness(layer.self_attn)
     return model
+
+
+def look_for_likeness(attention: nn.Module) -> None:
+    """
+    Queries and keys begin as the same projection, so that tokens look at tokens like themselves: a word at the patches
+    that the first stage has made resemble it. After "Mimetic Initialization of Self-Attention Layers" (Trockman and
+    Kolter, 2023).
+    """
+    shared = LIKENESS * nn.init.orthogonal_(torch.empty_like(attention.q_proj.weight))
+    attention.q_proj.weight += shared
+    attention.k_proj.weight += shared
 
 
 __all__ = ["SEGMENTER_PATCH", "SEGMENTER_SIDE", "VLM_PATCH", "VLM_SIDE", "tabletop_config", "tabletop_model"]

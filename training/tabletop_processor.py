@@ -31,9 +31,9 @@ CHAT_TEMPLATE = """
 WORDING = {
     "question": "What is {phrases}?",
     "questions": "What are {phrases}?",
-    "answer": "It is {seg}.",
+    "answer": "{items}.",
     "answers": "{items}.",
-    "item": "{phrase}: {seg}",
+    "item": "{phrase} {seg}",
     "lower_case": True,
     "strip_full_stops": True,
     "omit_space_after_phrases": False,

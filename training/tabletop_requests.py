@@ -1,6 +1,6 @@
 """Requests about a tabletop scene: the wording of question and answer around phrases, and the masks they mean.
 
-Questions and answers are plain English ("What is the red cup?" / "It is [SEG]."); `normalise` brings them, and what
+Questions and answers are plain English ("What is the red cup?" / "the red cup [SEG]."); `normalise` brings them, and what
 people type, into the form of the closed vocabulary `WORDS`.
 """
 
@@ -64,6 +64,7 @@ class Request:
         phrase_types: Per phrase a key of `TYPE_WEIGHTS`.
         type: The type of the only phrase, or `several`.
         question: The message of the user.
+        named: Whether the answer repeats the phrase; "What gives light?" has none to repeat.
     """
 
     phrases: list[str]
@@ -72,6 +73,7 @@ class Request:
     phrase_types: list[str]
     type: str
     question: str
+    named: bool = True
 
     @property
     def present(self) -> list[bool]:
@@ -80,8 +82,8 @@ class Request:
 
     @property
     def answer(self) -> str:
-        """The right answer, e.g. `It is [SEG].` or `the red cup: [SEG], all plates: [REJ].`"""
-        return build_answer(self.phrases, self.present)
+        """The right answer, e.g. `the red cup [SEG], all plates [REJ].`, or `It is [SEG].`"""
+        return build_answer(self.phrases, self.present, self.named)
 
 
 def build_question(
@@ -106,18 +108,27 @@ def build_question(
     return question[0].upper() + question[1:]
 
 
-def build_answer(phrases: Sequence[str], present: Sequence[bool]) -> str:
+def build_answer(phrases: Sequence[str], present: Sequence[bool], named: bool = True) -> str:
     """The answer to phrases of which some are absent.
 
+    Each slot follows the last word of its phrase at once, so that one state stands for the word, decides and points.
+
+    Args:
+        phrases: The phrases.
+        present: Per phrase whether it names something.
+        named: Whether phrases are repeated; if not, there must be a single one.
+
     Raises:
-        ValueError: If there is no phrase, or the two lengths differ.
+        ValueError: If there is no phrase, the two lengths differ, or several phrases are not repeated.
     """
     if not phrases or len(phrases) != len(present):
         raise ValueError(f"An answer needs one flag per phrase, got {len(phrases)} phrases and {len(present)} flags.")
     slots = [SEG_TOKEN if flag else REJ_TOKEN for flag in present]
-    if len(phrases) == 1:
+    if not named and len(phrases) > 1:
+        raise ValueError(f"An answer to {len(phrases)} phrases must repeat them.")
+    if not named:
         return f"It is {slots[0]}."
-    return ", ".join(f"{phrase}: {slot}" for phrase, slot in zip(phrases, slots, strict=True)) + "."
+    return ", ".join(f"{phrase} {slot}" for phrase, slot in zip(phrases, slots, strict=True)) + "."
 
 
 _TOKEN = re.compile(r"\[SEG\]|\[REJ\]|\w+|[^\w\s]")
@@ -218,6 +229,7 @@ def _word_request(scene: TabletopScene, rng: TabletopRandom, phrases: list[Phras
         targets=[phrase.targets for phrase in phrases],
         phrase_types=[phrase.type for phrase in phrases],
         type=phrases[0].type if len(phrases) == 1 else SEVERAL,
+        named=own_words is None,
         question=own_words or build_question(texts, phrases[0].plural, template, last_joiner=joiner),
     )
 
@@ -227,7 +239,7 @@ def _collect_words() -> tuple[str, ...]:
     texts += ["the a an all every", "and", "it is are"]
     texts += [text for affordance in AFFORDANCES for text in (*affordance.phrases, *affordance.questions)]
     texts += [template.format(verb="is", phrases="") for template in (CANONICAL_QUESTION, *_QUESTIONS)]
-    texts.append("? . , : !")
+    texts.append("? . , !")
     return tuple(sorted({token for text in texts for token in normalise(text).split()}))
 
 

@@ -2,8 +2,8 @@
 
 Seeing is the bottleneck of training from scratch (which of ten kinds is it?), and answers and masks teach it slowly.
 So this stage goes around the language model: patches name kind, colour and size of what they show with the very
-word embeddings that questions are made of, and the sum of a thing's words and its place draws its mask. What the
-language model has to learn then is to find words among patches.
+word embeddings that questions are made of, and sums of a thing's words and its place draw what they describe. What
+the language model has to learn then is to find words among patches.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import nn
 from ..modeling.mask_losses import bce_per_mask, dice_per_mask
 from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
 from ..modeling.segmenters import segmenter_adapter
-from .tabletop_scenes import COLOURS, KINDS, SIZES, TabletopScene
+from .tabletop_scenes import COLOURS, KINDS, SIZES, TabletopScene, scene_random
 
 
 WORDS = {"kind": tuple(KINDS), "colour": tuple(COLOURS), "size": tuple(SIZES)}
@@ -24,8 +24,21 @@ BACKGROUND_WORD = "table"
 # A patch of bare table still teaches something, but there are so many of them that they would drown the things.
 BACKGROUND_WEIGHT = 0.05
 CENTRE_WEIGHT = 5.0
-THINGS_PER_SCENE = 3
+# Of the comparison of patches with words. As a learned number it would grow until a hint of likeness is enough, and
+# attention, which begins with what is alike, would find nothing.
+WORD_SHARPNESS = 6.0
+DESCRIPTIONS_PER_SCENE = 3
+# Draw from what a phrase may say, and from where a thing is, alone and together.
+DESCRIPTIONS = (
+    ("kind",),
+    ("colour",),
+    ("colour", "kind"),
+    ("centre_xy",),
+    ("kind", "centre_xy"),
+    ("size", "colour", "kind", "centre_xy"),
+)
 MASK_SIDE = 64
+_DESCRIPTION_STREAM = (1 << 32) + (1 << 31)
 
 
 def unit_rms(values: torch.FloatTensor) -> torch.FloatTensor:
@@ -76,7 +89,6 @@ class TowerPretraining(nn.Module):
         self.model = model
         self.word_ids = word_ids
         width = model.config.get_text_config().hidden_size
-        self.word_scale = nn.Parameter(torch.tensor(0.1))
         self.patch_centre = nn.Linear(width, 2)
         self.place = nn.Linear(2, width)
         self.segmenter_heads = PatchHeads(model.config.segmenter_config.vision_config.output_channels)
@@ -107,19 +119,19 @@ class TowerPretraining(nn.Module):
 
     def _word_loss(self, patches: torch.FloatTensor, labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
         """Patches are close to the words for what they show, and know where the centre of their thing lies."""
-        directions = unit_rms(patches)
         weight, loss = foreground_weight(labels), CENTRE_WEIGHT * centre_loss(self.patch_centre(patches), labels)
         for name in WORDS:
             words = torch.cat([self._words("background"), self._words(name)])
-            scores = self.word_scale * directions @ words.T
+            scores = WORD_SHARPNESS * F.cosine_similarity(patches[..., None, :], words, dim=-1)
             loss = loss - (weight * (labels[name] * scores.log_softmax(-1)).sum(-1)).sum()
         return loss
 
     def _drawing_losses(self, segmenter, features: dict[str, torch.Tensor], things: dict[str, torch.Tensor]) -> dict:
-        """The words of a thing and its place, added up where the language model's state will stand, draw its mask."""
-        state = self.place(things["centre_xy"])
+        """Words of a thing and its place, added up where the language model's state will stand, draw its mask."""
+        given = things["given"]
+        state = given["centre_xy"][:, None] * self.place(things["centre_xy"])
         for name in WORDS:
-            state = state + self._words(name)[things[name]]
+            state = state + given[name][:, None] * self._words(name)[things[name]]
         prompts = self.model.seg_projector(unit_rms(state))
         masks, _ = segmenter.decode({name: value[things["scene"]] for name, value in features.items()}, prompts)
         config = self.model.config
@@ -151,29 +163,40 @@ def patch_labels(scenes: Sequence[TabletopScene], side: int) -> dict[str, torch.
     return pooled
 
 
-def _some_positions(scene: TabletopScene) -> list[int]:
-    """Places of a few things of the scene, near and far ones over many scenes."""
-    count = len(scene.objects)
-    return [(scene.index + step) % count for step in range(min(count, THINGS_PER_SCENE))]
-
-
-def described_things(scenes: Sequence[TabletopScene]) -> dict[str, torch.Tensor]:
-    """Some things of each scene: the places of their words in `WORDS`, their centre and their visible mask."""
-    rows = [
-        (number, thing, scene.mask(position), scene.size)
-        for number, scene in enumerate(scenes)
-        for position in _some_positions(scene)
-        for thing in [scene.objects[position]]
+def _described(scene: TabletopScene, position: int, given: Sequence[str]) -> torch.FloatTensor:
+    """The visible pixels of the thing at its place, or, where that is not said, of all things of which it is true."""
+    thing = scene.objects[position]
+    alike = [
+        other
+        for other, candidate in enumerate(scene.objects)
+        if all(getattr(candidate, name) == getattr(thing, name) for name in given)
     ]
-    masks = torch.stack([torch.from_numpy(mask).float() for _, _, mask, _ in rows])
+    return torch.from_numpy(scene.mask(*alike)).float()
+
+
+def described_things(scenes: Sequence[TabletopScene]) -> dict[str, Any]:
+    """
+    Some descriptions of things in each scene.
+
+    Returns:
+        `scene` (rows,), where each is; `given`, by part of the description (rows,) 1.0 where it is said; the places of
+        its words in `WORDS`, `centre_xy` (rows, 2) and `masks` (rows, side, side).
+    """
+    rows = []
+    for number, scene in enumerate(scenes):
+        rng = scene_random(scene.split, scene.index, scene.seed, _DESCRIPTION_STREAM)
+        for _ in range(DESCRIPTIONS_PER_SCENE):
+            position, given = rng.below(len(scene.objects)), rng.choice(DESCRIPTIONS)
+            thing = scene.objects[position]
+            rows.append(
+                (number, thing, [c / scene.size for c in thing.centre_xy], given, _described(scene, position, given))
+            )
     return {
-        "scene": torch.tensor([number for number, _, _, _ in rows]),
-        **{
-            name: torch.tensor([words.index(getattr(thing, name)) for _, thing, _, _ in rows])
-            for name, words in WORDS.items()
-        },
-        "centre_xy": torch.tensor([[c / size for c in thing.centre_xy] for _, thing, _, size in rows]),
-        "masks": F.adaptive_avg_pool2d(masks, MASK_SIDE),
+        "scene": torch.tensor([row[0] for row in rows]),
+        **{name: torch.tensor([words.index(getattr(row[1], name)) for row in rows]) for name, words in WORDS.items()},
+        "centre_xy": torch.tensor([row[2] for row in rows]),
+        "given": {name: torch.tensor([float(name in row[3]) for row in rows]) for name in (*WORDS, "centre_xy")},
+        "masks": F.adaptive_avg_pool2d(torch.stack([row[4] for row in rows]), MASK_SIDE),
     }
 
 

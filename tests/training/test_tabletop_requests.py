@@ -282,9 +282,10 @@ def test_question_and_answer_wording():
     assert build_question(["the red cup", "a dog"]) == "What are the red cup, a dog?"
     assert build_question(["a", "b", "c"], template="Find {phrases}.", last_joiner=" and ") == "Find a, b and c."
     assert build_question(["the key"], template="{phrases}") == "The key"
-    assert build_answer(["the red cup"], [True]) == "It is [SEG]."
-    assert build_answer(["the red cup"], [False]) == "It is [REJ]."
-    assert build_answer(["the cup", "a dog"], [True, False]) == "the cup: [SEG], a dog: [REJ]."
+    assert build_answer(["the red cup"], [True]) == "the red cup [SEG]."
+    assert build_answer(["the red cup"], [False]) == "the red cup [REJ]."
+    assert build_answer(["the cup", "a dog"], [True, False]) == "the cup [SEG], a dog [REJ]."
+    assert build_answer(["something to drink from"], [True], named=False) == "It is [SEG]."
 
 
 def test_affordances_are_asked_in_their_own_words(asked):
@@ -329,6 +330,8 @@ def test_wrong_arguments_are_explained(asked):
         build_question([])
     with pytest.raises(ValueError, match="1 phrases and 2 flags"):
         build_answer(["a"], [True, False])
+    with pytest.raises(ValueError, match="2 phrases must repeat them"):
+        build_answer(["a", "b"], [True, False], named=False)
 
 
 def test_all_kinds_and_colours_are_words():
