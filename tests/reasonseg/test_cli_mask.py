@@ -1,0 +1,212 @@
+"""`reasonseg mask` as it is typed."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from reasonseg import Masker, MaskingOptions
+from reasonseg.cli import app
+
+
+QUESTION = "What is the red cup?"
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder with pictures of several kinds, one of them deeper."""
+    folder, rng = tmp_path / "in", np.random.default_rng(0)
+    (folder / "sub").mkdir(parents=True)
+    for name, size in (("a.png", (40, 60)), ("b.jpg", (64, 30)), ("sub/a.png", (32, 32))):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+def run(*arguments: object, code: int = 0):
+    """Run the command in this process and check its exit code."""
+    result = CliRunner().invoke(app, ["mask", *map(str, arguments)])
+    assert result.exit_code == code, (result.output, result.exception)
+    return result
+
+
+def records(out: Path) -> dict[str, dict]:
+    lines = (out / "results.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    return {record["name"]: record for record in map(json.loads, lines)}
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_rows(path: Path, *rows: dict) -> Path:
+    path.write_text("\n".join(map(json.dumps, rows)) + "\n", encoding="utf-8")
+    return path
+
+
+def test_names_and_folders_stay(ivm_repo, pictures, tmp_path):
+    out = tmp_path / "out"
+    result = run(pictures, QUESTION, "-m", ivm_repo, "-o", out, "--threshold", 0.5, "--batch-size", 2)
+    assert files(out) == {"a.png", "b.jpg", "sub/a.png", "results.jsonl"}
+    assert result.stdout.count("% kept ->") == 3
+    masker = Masker(str(ivm_repo), options=MaskingOptions(threshold=0.5))
+    for name, record in records(out).items():
+        original = Image.open(pictures / name).convert("RGB")
+        (expected,) = masker([original], [QUESTION])
+        written = np.asarray(Image.open(out / name).convert("RGB"), dtype=int)
+        tolerance = 0.5 if name.endswith(".png") else 6.0  # JPEG loses something of noise, even at its best
+        assert np.abs(written - np.asarray(expected.masked_image, dtype=int)).mean() < tolerance
+        assert record["found"]
+        assert record["kept_ratio"] == pytest.approx(expected.kept_ratio, abs=0.01)
+        assert 0.02 < record["kept_ratio"] < 0.98, "the pictures above would be whole or empty"
+        assert record["question"] == QUESTION
+        assert record["crop_xyxy"] is None
+
+
+def test_patterns_keep_what_follows_the_first_wildcard(ivm_repo, pictures, tmp_path):
+    run(pictures / "*" / "*.png", "-t", QUESTION, "-m", ivm_repo, "-o", tmp_path / "a")
+    assert files(tmp_path / "a") == {"sub/a.png", "results.jsonl"}
+    run(pictures / "a.png", pictures / "sub" / "a.png", "-t", QUESTION, "-m", ivm_repo, "-o", tmp_path / "b")
+    assert files(tmp_path / "b") == {"a.png", "a-2.png", "results.jsonl"}
+
+
+def test_options_reach_the_picture(ivm_repo, pictures, tmp_path):
+    common = (pictures / "a.png", "-t", QUESTION, "-m", ivm_repo, "--dilate", 0, "--blur", 0, "--threshold", 0.5)
+    run(*common, "-o", tmp_path / "colour", "--overlay-color", "0,128,255")
+    painted = np.asarray(Image.open(tmp_path / "colour" / "a.png"))
+    changed = (painted != np.asarray(Image.open(pictures / "a.png"))).any(-1)
+    assert changed.any()
+    assert (painted[changed] == [0, 128, 255]).all()
+    run(*common, "-o", tmp_path / "crop", "--crop", "--json")
+    (record,) = records(tmp_path / "crop").values()
+    left, top, right, bottom = record["crop_xyxy"]
+    assert Image.open(tmp_path / "crop" / "a.png").size == (right - left, bottom - top)
+    assert record["crop_xyxy"] == record["box_xyxy"]
+    whole = run(*common, "-o", tmp_path / "whole", "--min-kept", 1)
+    assert "nothing found, the whole picture is kept" in whole.stdout
+    assert np.array_equal(
+        np.asarray(Image.open(tmp_path / "whole" / "a.png")), np.asarray(Image.open(pictures / "a.png"))
+    )
+    assert not next(iter(records(tmp_path / "whole").values()))["found"]
+
+
+def test_a_file_of_questions(ivm_repo, pictures, tmp_path):
+    """Every question has its own masked picture; all other fields stay as they are."""
+    rows = [
+        {"question_id": 1, "image": "a.png", "text": QUESTION + "\n(A) here\n(B) there", "label": "A"},
+        {"question_id": 2, "image": "a.png", "text": "Where is the plate?"},
+        {"question_id": 3, "image": "sub/a.png", "text": "Where is the plate?\u2028Say it."},
+        {"question_id": 4, "image": "a.png", "text": "Where is the plate?"},
+    ]
+    source, out = write_rows(pictures / "questions.jsonl", *rows), tmp_path / "out"
+    run("--jsonl", source, "-m", ivm_repo, "-o", out, "--threshold", 0.5)
+    assert files(out) == {"a.png", "a-2.png", "sub/a.png", "questions.jsonl", "results.jsonl"}
+    written = [json.loads(line) for line in (out / "questions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    assert [row["image"] for row in written] == ["a.png", "a-2.png", "sub/a.png", "a-2.png"]
+    for row, original in zip(written, rows, strict=True):
+        masking = row.pop("masking")
+        assert masking["image"] == original["image"]
+        assert masking["kept_ratio"] == records(out)[row["image"]]["kept_ratio"]
+        assert {**row, "image": original["image"]} == original
+    assert records(out)["a.png"]["question"] == rows[0]["text"]
+
+    run("--jsonl", source, "-m", ivm_repo, "-o", tmp_path / "short", "--first-line")
+    assert records(tmp_path / "short")["a.png"]["question"] == QUESTION
+
+
+def test_fields_and_folder_of_a_file_of_questions(ivm_repo, pictures, tmp_path):
+    source = write_rows(tmp_path / "vqa.jsonl", {"file": str(pictures / "b.jpg"), "ask": "Where?"})
+    options = ("--image-key", "file", "--question-key", "ask", "-m", ivm_repo)
+    run("--jsonl", source, *options, "-o", tmp_path / "a")
+    assert files(tmp_path / "a") == {"b.jpg", "vqa.jsonl", "results.jsonl"}
+    source = write_rows(tmp_path / "vqa.jsonl", {"file": "../in/b.jpg", "ask": "Where?"})
+    run("--jsonl", source, *options, "-o", tmp_path / "b", "--image-folder", pictures)
+    assert files(tmp_path / "b") == {"b.jpg", "vqa.jsonl", "results.jsonl"}, "nothing is written outside --out"
+
+
+def test_a_second_run_does_only_what_is_left(ivm_repo, pictures, tmp_path):
+    source, out = pictures / "q.jsonl", tmp_path / "out"
+    write_rows(source, {"image": "a.png", "question": "Where?"})
+    command = ("--jsonl", source, "-m", ivm_repo, "-o", out)
+    run(*command)
+    stamp = (out / "a.png").stat().st_mtime_ns
+    write_rows(source, {"image": "a.png", "question": "What?"}, {"image": "a.png", "question": "Where?"})
+    result = run(*command)
+    assert "1 of 2 pictures are done already" in result.stderr
+    assert (out / "a.png").stat().st_mtime_ns == stamp
+    written = [json.loads(line)["image"] for line in (out / "q.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert written == ["a-2.png", "a.png"], "what is done keeps its name"
+    assert "2 of 2 pictures are done already" in run(*command).stderr
+    (out / "a.png").unlink()
+    run(*command)
+    assert (out / "a.png").is_file()
+    refused = run(*command, "--threshold", 0.7, code=1)
+    assert "with another threshold" in " ".join(refused.stderr.split())
+    run(*command, "--threshold", 0.7, "--overwrite")
+    assert {record["request"]["threshold"] for record in records(out).values()} == {0.7}
+
+    run(pictures, QUESTION, "-m", ivm_repo, "-o", tmp_path / "images")
+    refused = run(pictures, "Another question?", "-m", ivm_repo, "-o", tmp_path / "images", code=1)
+    assert "with another text" in " ".join(refused.stderr.split())
+
+
+def test_a_bad_picture_is_reported_and_its_line_left_out(ivm_repo, pictures, tmp_path):
+    (pictures / "b.jpg").write_bytes(b"no picture")
+    names = ("a.png", "b.jpg", "gone.png", "sub/a.png")
+    source = write_rows(pictures / "q.jsonl", *({"image": name, "question": "Where?"} for name in names))
+    out = tmp_path / "out"
+    result = run("--jsonl", source, "-m", ivm_repo, "-o", out, "--batch-size", 4, code=1)
+    message = " ".join(result.stderr.split())
+    assert "2 of 4 pictures failed" in message
+    assert "Their lines are left out" in message
+    written = [json.loads(line)["image"] for line in (out / "q.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert written == ["a.png", "sub/a.png"]
+    Image.new("RGB", (20, 20)).save(pictures / "b.jpg")
+    Image.new("RGB", (20, 20)).save(pictures / "gone.png")
+    assert "2 of 4 pictures are done already" in run("--jsonl", source, "-m", ivm_repo, "-o", out).stderr
+    assert len((out / "q.jsonl").read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_pictures_without_a_suffix_that_can_be_written(ivm_repo, pictures, tmp_path):
+    (pictures / "a.png").rename(pictures / "photo")
+    run(pictures / "photo", "-t", QUESTION, "-m", ivm_repo, "-o", tmp_path / "out")
+    assert files(tmp_path / "out") == {"photo.png", "results.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Name pictures and a question"),
+        (("{in}",), "There is no question"),
+        (("{in}", "x", "--image-folder", "{in}"), "--image-folder belongs to --jsonl"),
+        (("{in}", "x", "--jsonl", "{in}/q.jsonl"), "leave IMAGE and TEXT out"),
+        (("--jsonl", "{in}/none.jsonl"), "cannot be read"),
+        (("--jsonl", "{in}/results.jsonl"), "give --jsonl another name"),
+        (("--jsonl", "{in}/empty.jsonl"), "has no lines"),
+        (("--jsonl", "{in}/broken.jsonl"), "Line 2 of .* is not JSON"),
+        (
+            ("--jsonl", "{in}/other.jsonl"),
+            r"Line 1 of .* has no text under 'image' and 'question'; it has \['picture'\]",
+        ),
+        (("{in}", "x", "--overlay-color", "1,2,300"), "Give three numbers in 0..255"),
+        (("{in}", "x", "--overlay-color", "nocolour"), "Give three numbers in 0..255"),
+    ],
+)
+def test_wrong_requests(pictures, tmp_path, arguments, message):
+    (pictures / "q.jsonl").write_text("{}", encoding="utf-8")
+    (pictures / "empty.jsonl").write_text("\n", encoding="utf-8")
+    (pictures / "broken.jsonl").write_text('{"image": "a.png", "question": "x"}\n{', encoding="utf-8")
+    write_rows(pictures / "other.jsonl", {"picture": "a.png"})
+    arguments = [argument.replace("{in}", str(pictures)) for argument in arguments]
+    result = run(*arguments, "-m", "model", "-o", tmp_path / "out", code=1)
+
+    assert re.search(message, " ".join(result.stderr.split())), result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_system_is_refused(lisa_repo, pictures, tmp_path):
+    result = run(pictures, QUESTION, "-m", lisa_repo, "-o", tmp_path / "out", code=1)
+    assert "Masking takes an IVM checkpoint" in " ".join(result.stderr.split())
