@@ -249,9 +249,15 @@ def _build_model(
     vlm_config: LlavaConfig, inventory: Inventory, sam_options: Mapping[str, Any] | None, needs_adapter: bool
 ) -> PreTrainedModel:
     """The published model with the right sizes and no weights."""
+    try:
+        segmenter = read_conditioned_sam_config(inventory.shapes(SEGMENTER), sam_options)
+    except ConversionError as error:
+        if "mask_decoder." in error.cause:  # SAM's own file, which the message offers, has another decoder
+            raise ConversionError(error.cause.replace("SAM's", "The decoder's"), next_step=_TRAINED) from None
+        raise
     config = IvmConfig(
         vlm_config=vlm_config,
-        segmenter_config=read_conditioned_sam_config(inventory.shapes(SEGMENTER), sam_options),
+        segmenter_config=segmenter,
         projector_hidden_size=inventory.shapes(PROJECTOR)["linear_1.weight"][0],
         needs_adapter=needs_adapter,
     )
