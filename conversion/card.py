@@ -230,12 +230,21 @@ def _sizes(config: PreTrainedConfig | None, dtype: torch.dtype | None) -> dict[s
     """The table of a composed model's parts; empty for other models."""
     if not hasattr(config, "vlm_config") or not hasattr(config, "segmenter_config"):
         return {}
-    vlm, text, segmenter = config.vlm_config, config.vlm_config.text_config, config.segmenter_config.vision_config
+    vlm, text, segmenter = config.vlm_config, config.get_text_config(), config.segmenter_config
     stored = f", {str(dtype).removeprefix('torch.')}" if dtype is not None else ""
-    layers = f"{text.num_hidden_layers} layers of {text.hidden_size}"
-    return {
-        "language model": f"{layers}, {text.vocab_size} tokens{stored}",
-        "vision tower": f"CLIP at {vlm.vision_config.image_size} px, {vlm.image_seq_length} image tokens",
-        "segmenter": f"SAM, {segmenter.num_hidden_layers} layers of {segmenter.hidden_size} at "
-        f"{segmenter.image_size} px, float32",
+    sizes = {
+        "language model": f"{text.num_hidden_layers} layers of {text.hidden_size}, {text.vocab_size} tokens{stored}"
     }
+    side, tokens = getattr(vlm.vision_config, "image_size", None), getattr(vlm, "image_seq_length", None)
+    if vlm.vision_config.model_type == "clip_vision_model" and side and tokens:
+        sizes["vision tower"] = f"CLIP at {side} px, {tokens} image tokens"
+    else:
+        sizes["vision tower"] = f"that of {vlm.model_type}"
+    if segmenter.model_type == "sam":
+        encoder = segmenter.vision_config
+        layers = f"{encoder.num_hidden_layers} layers of {encoder.hidden_size}"
+        sizes["segmenter"] = f"SAM, {layers} at {encoder.image_size} px, float32"
+    else:
+        side = segmenter.prompt_encoder_config.image_size
+        sizes["segmenter"] = f"{segmenter.model_type} at {side} px, float32"
+    return sizes

@@ -32,12 +32,19 @@ _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _SMALL_FILES = (
     "config.json",
     "adapter_config.json",
+    "generation_config.json",
     "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
     "tokenizer.model",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
 )
 # Of a repository that holds its weights in several forms, the first one is taken.
 _WEIGHTS = (

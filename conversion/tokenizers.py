@@ -18,7 +18,7 @@ from transformers.tokenization_utils_base import generate_merges
 from .errors import ConversionError
 
 
-System = Literal["lisa", "gsva", "difflmm", "vip_llava"]
+System = Literal["lisa", "gsva", "difflmm", "llava", "vip_llava"]
 
 SEG_TOKEN = "[SEG]"
 REJ_TOKEN = "[REJ]"
@@ -31,6 +31,7 @@ SLOT_TOKENS: dict[str, tuple[str, ...]] = {
     "lisa": (SEG_TOKEN,),
     "gsva": (SEG_TOKEN, REJ_TOKEN),
     "difflmm": (),
+    "llava": (),
     "vip_llava": (),
 }
 
@@ -75,7 +76,7 @@ def build_tokenizer(
         source_dir (`str` or `os.PathLike`):
             Folder with `tokenizer.model` (or, without it, a SentencePiece-style `tokenizer.json`) and, where they
             exist, `tokenizer_config.json`, `added_tokens.json`, `special_tokens_map.json`.
-        system (`str`): `"lisa"`, `"gsva"`, `"difflmm"` or `"vip_llava"`.
+        system (`str`): `"lisa"`, `"gsva"`, `"difflmm"`, `"llava"` or `"vip_llava"`.
         use_im_start_end (`bool`): Whether the model knows `<im_start>` and `<im_end>` (`mm_use_im_start_end`).
         model_max_length (`int`, *optional*):
             Longest input of the model in tokens, image tokens included. The folder's own value is not used: it is a
@@ -125,7 +126,7 @@ def build_tokenizer(
     backend.add_tokens([added_token(content) for content in wanted if backend.token_to_id(content) is None])
     # LLaVA encodes what follows the image on its own, so that it begins like a text, with a dummy space. Legacy
     # tokenizers put one behind every added token; the others are told to here, before they look for the token.
-    begins_anew = system in ("difflmm", "vip_llava") and not legacy and vocabulary.dummy_prefix
+    begins_anew = not SLOT_TOKENS[system] and not legacy and vocabulary.dummy_prefix
     if begins_anew:
         backend.normalizer = normalizers.Replace(Regex(_LAST_IMAGE), f"{IMAGE_TOKEN} ")
     backend.add_tokens([AddedToken(IMAGE_TOKEN, normalized=begins_anew, special=True)])

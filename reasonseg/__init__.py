@@ -58,6 +58,7 @@ _PUBLIC = {
     "convert_vip_llava": "conversion.convert_vip_llava",
     "convert_ivm": "conversion.convert_ivm",
     "convert_difflmm": "conversion.convert_difflmm",
+    "convert_attend_and_segment": "conversion.convert_attend_and_segment",
     "ConversionError": "conversion.errors",
     "register": "registration",
 }

@@ -193,6 +193,54 @@ def difflmm(
     _convert(convert_difflmm, source, out, dtype, template, max_shard_size=max_shard_size, card=card, **options)
 
 
+@app.command("attend-and-segment")
+@readable_failures
+def attend_and_segment(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="VLM",
+            help="Vision-language model: folder of transformers or of an original LLaVA-1.5, or ORG/NAME[@REVISION].",
+            show_default=False,
+        ),
+    ],
+    sam: Annotated[
+        str, typer.Option(help="SAM's own file, or a SAM, SAM-HQ or SAM 2 of transformers; also on the Hub.")
+    ],
+    out: Out,
+    vision_tower: Annotated[
+        str | None, typer.Option(help="CLIP of an original LLaVA-1.5 (openai/clip-vit-large-patch14-336).")
+    ] = None,
+    heads: Annotated[
+        str | None, typer.Option(help="paper, mean, or numbers such as 3,17.  [default: paper for LLaVA, else mean]")
+    ] = None,
+    phrase_extractor: Annotated[
+        str, typer.Option(help="auto, spacy, spacy:PIPELINE or rules: what finds noun phrases.")
+    ] = "auto",
+    dtype: DtypeOption = None,
+    segmenter_dtype: SegmenterDtype = None,
+    template: TemplateOption = Template.llava_v1,
+    max_shard_size: ShardSize = "5GB",
+    card: Card = None,
+):
+    """Put any vision-language model and any SAM into one repository that grounds every phrase it writes."""
+    from ..conversion.convert_attend_and_segment import convert_attend_and_segment
+
+    options = {"sam": sam, "vision_tower": vision_tower, "phrase_extractor": phrase_extractor}
+    options["heads"] = _heads(heads)
+    options["segmenter_dtype"] = None if segmenter_dtype is None else segmenter_dtype.value
+    _convert(
+        convert_attend_and_segment, source, out, dtype, template, max_shard_size=max_shard_size, card=card, **options
+    )
+
+
+def _heads(text: str | None) -> str | list[int] | None:
+    """Read `--heads`: a name, or numbers between commas."""
+    if text is None or not text.replace(",", "").replace("-", "").replace(" ", "").isdigit():
+        return text
+    return [int(number) for number in text.split(",")]
+
+
 @app.command("to-original")
 @readable_failures
 def to_original(

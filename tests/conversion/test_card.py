@@ -37,7 +37,7 @@ PUBLISHED = {
     *(f"vip-llava-{name}" for name in ("7b", "13b", "llama-3-8b", "phi-3-mini-3.8b")),
     "difflmm-llava-v1.5-7b-lora",
 }
-SYSTEMS = ["lisa", "gsva", "ivm", "vip_llava", "difflmm"]
+SYSTEMS = ["lisa", "gsva", "ivm", "vip_llava", "difflmm", "attend_and_segment"]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -49,7 +49,7 @@ def test_every_published_checkpoint_has_values():
     assert set(known_cards()) == PUBLISHED
 
 
-@pytest.mark.parametrize("name", [*sorted(PUBLISHED), "lisa-unheard-of", "gsva-unheard-of"])
+@pytest.mark.parametrize("name", [*sorted(PUBLISHED), "lisa-unheard-of", "gsva-unheard-of", "attend-and-segment-any"])
 @pytest.mark.parametrize("form", ["full", "trained"])
 def test_cards_render(name, form):
     system = system_of(name)

@@ -1,0 +1,145 @@
+"""Attend-and-segment: any vision-language model and any SAM in one repository."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from ..modeling.attention_maps import attention_modules
+from ..modeling.configuration_attend_and_segment import AttendAndSegmentConfig
+from ..modeling.modeling_attend_and_segment import AttendAndSegmentModel
+from ..processing.chat_templates import CHAT_TEMPLATE_NAMES
+from ..processing.processing_attend_and_segment import AttendAndSegmentProcessor
+from .assembly import ConversionReport, PublishedSystem, assemble, float_type
+from .errors import ConversionError, refusing
+from .inventory import Inventory
+from .locations import locate
+from .plan import EMBEDDING, HEAD, Scheme, dominant_dtype, expected_shapes, plan_tensors, require_components
+from .progress import ProgressCallback
+from .rules_lisa_gsva import SEGMENTER, VLM
+from .segmenter_part import SegmenterPart, add_segmenter
+from .vlm_part import VlmPart, add_vlm
+from .writer import refuse_existing
+
+
+ATTEND_AND_SEGMENT = PublishedSystem(
+    "attend_and_segment", AttendAndSegmentConfig, AttendAndSegmentModel, AttendAndSegmentProcessor
+)
+_REMEDIES = {
+    SEGMENTER: ("the segmenter", "Pass sam= with SAM's own file (sam_vit_h_4b8939.pth) or a folder of transformers."),
+    VLM: ("the vision-language model", "Pass a folder that holds its weights."),
+}
+# The released code reads these models' attention off one head; the later models of its authors off all of them.
+_ONE_HEAD = ("llava", "llava_next", "vipllava", "difflmm")
+
+
+def convert_attend_and_segment(
+    source: str | os.PathLike,
+    *,
+    sam: str | os.PathLike,
+    out: str | os.PathLike,
+    vision_tower: str | os.PathLike | None = None,
+    heads: str | list[int] | None = None,
+    phrase_extractor: str = "auto",
+    pointing: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | str | None = None,
+    segmenter_dtype: torch.dtype | str | None = None,
+    template: str = "llava_v1",
+    max_shard_size: int | str = "5GB",
+    sam_options: Mapping[str, Any] | None = None,
+    card: str | None = None,
+    progress: ProgressCallback | None = None,
+) -> ConversionReport:
+    """Put a vision-language model and a segmenter into one repository. No weight changes.
+
+    Args:
+        source (`str` or `os.PathLike`): The vision-language model: a folder that transformers saved, an original
+            LLaVA-1.5 folder, or the name of either on the Hub (`llava-hf/llava-1.5-7b-hf`, `liuhaotian/llava-v1.5-7b`,
+            also with `@revision`).
+        sam (`str` or `os.PathLike`): SAM's own file, or a folder of transformers (`facebook/sam-vit-huge`,
+            `facebook/sam2.1-hiera-large`); also on the Hub.
+        out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
+        vision_tower (`str` or `os.PathLike`, *optional*): The CLIP model of an original LLaVA-1.5
+            (`openai/clip-vit-large-patch14-336`), which holds none.
+        heads (`str` or `list[int]`, *optional*): See [`AttendAndSegmentConfig`]; by default `"paper"` for LLaVA-1.5,
+            LLaVA-NeXT, ViP-LLaVA and DiffLMM, `"mean"` for others.
+        phrase_extractor (`str`, *optional*, defaults to `"auto"`): See [`AttendAndSegmentProcessor`].
+        pointing (`Mapping[str, Any]`, *optional*): Further fields of [`AttendAndSegmentConfig`].
+        dtype (`torch.dtype` or `str`, *optional*): Type of the vision-language model, by default as it is stored.
+        segmenter_dtype (`torch.dtype` or `str`, *optional*): Type of the segmenter, by default float32.
+        template (`str`, *optional*, defaults to `"llava_v1"`): Prompt format of an original LLaVA-1.5.
+        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest weight file.
+        sam_options (`Mapping[str, Any]`, *optional*): `num_attention_heads`, `window_size` and `global_attn_indexes`
+            of a SAM without relative positions.
+        card (`str`, *optional*): Name of the model card's values; those of the system by default.
+        progress (`ProgressCallback`, *optional*): Told about bytes written.
+
+    Returns:
+        `ConversionReport`: Where the tensors came from and which were dropped.
+
+    Raises:
+        ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
+    """
+    out = Path(out)
+    refuse_existing(out)
+    types = float_type("dtype", dtype), float_type("segmenter_dtype", segmenter_dtype)
+    if template not in CHAT_TEMPLATE_NAMES:
+        raise ConversionError(f"template is {template!r}; allowed are {', '.join(CHAT_TEMPLATE_NAMES)}.")
+    inventory = Inventory()
+    tower = None if vision_tower is None else locate(vision_tower)
+    if tower is not None and not tower.is_dir():
+        raise ConversionError("There is no such folder.", path=tower, next_step="Check the path of the vision tower.")
+    folder = locate(source)
+    vlm = add_vlm(inventory, folder, tower, template)
+    segmenter = add_segmenter(inventory, locate(sam), sam_options)
+    scheme = Scheme(VLM, VLM, SEGMENTER, _REMEDIES, EMBEDDING, HEAD, appended_rows=vlm.appended_rows)
+    require_components(inventory, scheme)
+    if heads is None:
+        heads = "paper" if vlm.config.model_type in _ONE_HEAD else "mean"
+    model = _build_model(vlm, segmenter, {"heads": heads, **(pointing or {})}, folder)
+    stored = types[0] or dominant_dtype(inventory, scheme)
+    tensors = plan_tensors(
+        inventory,
+        expected_shapes(model),
+        dtype=stored,
+        alpha_of_rank=float,
+        identity_projector=False,
+        segmenter_dtype=types[1] or torch.float32,
+        scheme=scheme,
+    )
+    with refusing("The processor cannot be built", path=folder, next_step="Download the model again."):
+        processor = AttendAndSegmentProcessor(
+            vlm.processor, segmenter.image_processor, phrase_extractor=phrase_extractor
+        )
+    return assemble(
+        ATTEND_AND_SEGMENT,
+        out,
+        model=model,
+        processor=processor,
+        tensors=tensors,
+        inventory=inventory,
+        dtype=stored,
+        card=card or folder.absolute().name,
+        max_shard_size=max_shard_size,
+        progress=progress,
+        generation_config=vlm.generation_config,
+    )
+
+
+def _build_model(vlm: VlmPart, segmenter: SegmenterPart, fields: Mapping[str, Any], folder: Path) -> PreTrainedModel:
+    """The published model with the right sizes and no weights.
+
+    Raises:
+        ConversionError: A field means nothing, or the language model exposes no attentions.
+    """
+    with refusing("No model can be built", path=folder, next_step="See the message for what is allowed."):
+        config = AttendAndSegmentConfig(vlm_config=vlm.config, segmenter_config=segmenter.config, **fields)
+        with torch.device("meta"):
+            model = AttendAndSegmentModel(config)
+        attention_modules(model.vlm)
+    return model
