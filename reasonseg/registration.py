@@ -12,6 +12,7 @@ from transformers import (
 )
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from .embedding import EMBEDDED_MODEL
 from .modeling.configuration_attend_and_segment import AttendAndSegmentConfig
 from .modeling.configuration_difflmm import DiffLmmConfig
 from .modeling.configuration_gsva import GsvaConfig
@@ -54,16 +55,6 @@ IMAGE_PROCESSORS = {
 }
 
 
-class _NoDefaultModel(dict):
-    """Stands where transformers looks up a task's default model, and says that there is none."""
-
-    def __getitem__(self, key: str):
-        raise ValueError(
-            f"pipeline({PIPELINE_TASK!r}) needs a model: pass model= with the folder or Hub name of a converted "
-            "checkpoint. `reasonseg convert --help` shows how to make one."
-        )
-
-
 @cache
 def register() -> None:
     """Register every system with transformers' Auto classes and the pipeline with its registry. Done once."""
@@ -85,7 +76,7 @@ def register() -> None:
         PIPELINE_TASK,
         pipeline_class=ReasoningSegmentationPipeline,
         pt_model=AutoModel,
-        default=_NoDefaultModel(model=None),
+        default={"model": (str(EMBEDDED_MODEL), "main")},
         type="multimodal",
     )
 

@@ -1,7 +1,7 @@
 """Requests about a tabletop scene: the wording of question and answer around phrases, and the masks they mean.
 
-Questions and answers are plain English ("What is the red cup?" / "the red cup [SEG]."); `normalise` brings them, and what
-people type, into the form of the closed vocabulary `WORDS`.
+Questions and answers are plain English ("What is the red cup?" / "the red cup [SEG]."); `normalise` brings them, and
+what people type, into the form of the closed vocabulary `WORDS`.
 """
 
 from __future__ import annotations

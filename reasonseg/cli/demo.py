@@ -12,10 +12,12 @@ from .failures import stderr_console
 
 
 def demo(
-    model: Annotated[str, typer.Option("--model", "-m", help="A repository trained by `reasonseg train tabletop`.")],
     seed: Annotated[int, typer.Option(min=0, help="Which tabletop to draw.")] = 0,
     text: Annotated[
         list[str] | None, typer.Option("--text", "-t", help="Your own question; may be given several times.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Another model trained by `reasonseg train tabletop`.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("demo.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
@@ -24,11 +26,13 @@ def demo(
     from PIL import Image
     from transformers import AutoModel, AutoProcessor
 
+    from ..embedding import EMBEDDED_MODEL
     from ..questions import demo_questions, draw_demo_scene
     from ..registration import register
 
     register()
-    network, processor = AutoModel.from_pretrained(model).eval(), AutoProcessor.from_pretrained(model)
+    repo = model or EMBEDDED_MODEL
+    network, processor = AutoModel.from_pretrained(repo).eval(), AutoProcessor.from_pretrained(repo)
     scene = draw_demo_scene(seed)
     questions = text or demo_questions(scene)
     # Enlarged for people: the model sees its own small views, the masks come at the size of the picture.
