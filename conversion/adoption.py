@@ -52,6 +52,6 @@ def adopt_repository(
         raise ConversionError(
             f"{first.file}: {first.cause}" + (f" ({more} more problems)" if more else ""),
             path=repo,
-            next_step="Mend it, then write the manifest again.",
+            next_step="Mend it; then `reasonseg verify --write-manifest` writes the manifest.",
         )
     return report

@@ -1,5 +1,6 @@
 """`reasonseg train`: follow a training recipe."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -28,3 +29,14 @@ def train(
     register()
     finished = run_recipe(load_recipe(recipe, overrides or ()), out, resume)
     stderr_console().print(f"Finished: {finished}", soft_wrap=True)
+    if int(os.environ.get("RANK", "0")) == 0:  # of the processes that torchrun has started, one writes
+        _write_manifest(finished)
+
+
+def _write_manifest(repo: Path) -> None:
+    """Check what was trained, and write down what belongs to it, so that it can be verified and published."""
+    from ..conversion.adoption import adopt_repository
+    from ..conversion.progress import rich_progress
+
+    with rich_progress(stderr_console()) as progress:
+        adopt_repository(repo, replace=True, progress=progress)

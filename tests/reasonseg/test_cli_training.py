@@ -25,6 +25,12 @@ def trained(tmp_path_factory):
     return out
 
 
+def test_what_was_trained_can_be_verified(trained):
+    assert json.loads((trained / "manifest.json").read_text())["made_by"] == "training"
+    result = run("verify", trained)
+    assert result.exit_code == 0, result.output
+
+
 @pytest.mark.parametrize("protocol", ["free", "paper"])
 def test_evaluate(trained, tmp_path, protocol):
     result = run(
