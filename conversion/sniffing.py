@@ -212,7 +212,8 @@ def check_side_file(path: Path) -> None:
 def check_link(path: Path, folder: Path) -> None:
     """Refuse a file of a folder that is a link to somewhere else.
 
-    The Hub's cache keeps the files of `snapshots/REVISION` as links to `blobs` beside it, which is allowed.
+    The Hub's cache keeps the files of `snapshots/REVISION` and its sub-folders as links to `blobs` beside `snapshots`,
+    which is allowed.
 
     Args:
         path (`Path`): The file.
@@ -224,8 +225,9 @@ def check_link(path: Path, folder: Path) -> None:
     if not path.is_symlink():
         return
     root = folder.resolve()
-    if root.parent.name == "snapshots":
-        root = root.parents[1]
+    snapshot = next((place for place in (root, root.parent) if place.parent.name == "snapshots"), None)
+    if snapshot is not None:
+        root = snapshot.parents[1]
     try:
         target = path.resolve(strict=True)
     except (OSError, RuntimeError):

@@ -15,6 +15,7 @@ from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.locations import hub_snapshot, locate, pin
 from reasonseg.conversion.manifest import MANIFEST, read_manifest
+from reasonseg.conversion.sources import open_source
 from reasonseg.conversion.trained import Base, export_trained, restore
 from reasonseg.conversion.verify import verify_repository
 from tests.conversion.hub_server import HubServer, Repo, allow_only_this_machine
@@ -96,6 +97,29 @@ def test_only_what_is_needed_is_downloaded(hub):
         "model-00001-of-00001.safetensors",
         "model.safetensors.index.json",
     }
+
+
+def test_of_a_diffusion_model_only_the_parts_in_use_are_downloaded(hub):
+    small = {"model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "text_encoder/config.json"}
+    features = {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
+    features |= {"vae/config.json", "vae/diffusion_pytorch_model.safetensors"}
+    unused = {"v1-5-pruned.safetensors", "safety_checker/model.safetensors", "unet/diffusion_pytorch_model.bin"}
+    unused |= {"unet/diffusion_pytorch_model.fp16.safetensors", "feature_extractor/preprocessor_config.json"}
+    text = {"text_encoder/model.safetensors"}
+    contents = {"a": torch.ones(2)}
+    put(
+        hub,
+        "org/diffusion",
+        {
+            path: safetensors_bytes(contents) if path.endswith(".safetensors") else b"{}"
+            for path in small | features | unused | text
+        },
+    )
+    assert set(open_source(locate("org/diffusion")).names()) == {"unet.a", "vae.a"}
+    assert downloaded(hub) == small | features
+    folder = locate("org/diffusion", parts=("unet", "vae", "text_encoder"))
+    assert downloaded(hub) == small | features | text
+    assert set(open_source(folder).names()) == {"unet.a", "vae.a", "text_encoder.a"}
 
 
 def test_revisions_and_files(hub):
