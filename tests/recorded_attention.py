@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from reasonseg.conversion.convert_attend_and_segment import convert_attend_and_segment
 from tests.parity_data import PARITY
 
 
@@ -59,4 +60,26 @@ def recorded_sam() -> Path:
     return folder / "sam_tiny.pth"
 
 
-__all__ = ["IMAGES", "LLAVA", "RECORDED", "TOWER", "recorded_sam"]
+@cache
+def converted_repo() -> Path:
+    """Convert the recorded LLaVA-1.5, CLIP and SAM into one repository and return its path; do not change it."""
+    folder = Path(tempfile.mkdtemp(prefix="attend-and-segment-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    convert_attend_and_segment(LLAVA, sam=recorded_sam(), vision_tower=TOWER, out=folder / "repo")
+    return folder / "repo"
+
+
+def recorded_chunks(chunks: list[dict]) -> list[tuple[int, int, int, int]]:
+    """Recorded noun chunks in the form that a phrase extractor returns."""
+    return [
+        (
+            chunk["start"],
+            chunk["start"] + len(chunk["text"]),
+            chunk["root_idx"],
+            chunk["root_idx"] + len(chunk["root"]),
+        )
+        for chunk in chunks
+    ]
+
+
+__all__ = ["IMAGES", "LLAVA", "RECORDED", "TOWER", "converted_repo", "recorded_chunks", "recorded_sam"]

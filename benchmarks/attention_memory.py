@@ -1,0 +1,84 @@
+"""Attention of a 512-token answer to 24 x 24 image tokens: one small map per token, against keeping all of it.
+
+    python -m benchmarks.attention_memory [--tokens 512] [--layers 8] [--heads 8]
+
+The baseline is what the released attend-and-segment code does (`output_attentions=True`, everything kept until the end);
+LLaVA-1.5-7B has 32 layers of 32 heads, 16 times the default here.
+"""
+
+import argparse
+
+import torch
+from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
+
+from benchmarks.midsize import seconds
+from reasonseg.modeling.attention_maps import AttentionMapCollector, ImageColumns, reduce_attentions
+
+
+CELLS, IMAGE = 576, 99
+
+
+def small_llava(layers: int, heads: int):
+    """LLaVA-1.5's number of image tokens on a narrow language model with eager attention."""
+    torch.manual_seed(0)
+    text = LlamaConfig(
+        vocab_size=100,
+        hidden_size=8 * heads,
+        intermediate_size=16 * heads,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=4096,
+    )
+    text._attn_implementation = "eager"
+    vision = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=336, patch_size=14
+    )
+    config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE, image_seq_length=CELLS)
+    return AutoModelForImageTextToText.from_config(config).eval()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--heads", type=int, default=8)
+    arguments = parser.parse_args()
+    model = small_llava(arguments.layers, arguments.heads)
+    ids = torch.cat([torch.arange(3, 33), torch.full((CELLS,), IMAGE), torch.arange(3, 33)])[None]
+    inputs = {
+        "input_ids": ids,
+        "pixel_values": torch.randn(1, 3, 336, 336, generator=torch.Generator().manual_seed(1)),
+    }
+    # every answer has the full length, and never the placeholder
+    options = {
+        "max_new_tokens": arguments.tokens,
+        "do_sample": False,
+        "eos_token_id": None,
+        "suppress_tokens": [IMAGE],
+    }
+
+    columns = ImageColumns.find(ids, IMAGE, [torch.arange(CELLS)])
+    collector = AttentionMapCollector(model, columns, "paper", None)
+
+    def reduced():
+        with reduce_attentions(collector):
+            return model.generate(**inputs, **options, logits_processor=[collector])
+
+    map_time, sequences = seconds(reduced)
+    all_time, kept = seconds(
+        lambda: model.generate(**inputs, **options, output_attentions=True, return_dict_in_generate=True)
+    )
+    assert torch.equal(sequences, kept.sequences)
+    maps = collector.maps_of(torch.zeros(arguments.tokens, dtype=torch.long), ids.shape[1], 0)
+    image = slice(30, 30 + CELLS)
+    for step in (0, arguments.tokens - 1):
+        expected = torch.stack([layer[0, -2, -1, image] for layer in kept.attentions[step]]).mean(0)
+        torch.testing.assert_close(maps[step], expected, atol=1e-6, rtol=1e-4)
+    kept_bytes = sum(layer.nbytes for step in kept.attentions for layer in step)
+    print(f"maps                {collector.num_bytes / 1e6:10.2f} MB   {map_time:6.1f} s")
+    print(f"all attentions      {kept_bytes / 1e6:10.2f} MB   {all_time:6.1f} s")
+    print(f"ratio               {kept_bytes / collector.num_bytes:10.0f} x")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""Any vision-language model with any segmenter: maps against the model's own attentions, decoding, prompts, errors."""
+
+import pytest
+import torch
+
+from reasonseg.modeling.attention_maps import AttentionMapCollector, ImageColumns, reduce_attentions
+from reasonseg.modeling.configuration_attend_and_segment import AttendAndSegmentConfig
+from reasonseg.modeling.modeling_attend_and_segment import AttendAndSegmentModel, TokenGroup
+from tests import tiny
+
+
+GROUPS = [TokenGroup((0, 1)), TokenGroup((2,))]
+TOLERANCE = {"atol": 1e-5, "rtol": 1e-4}
+
+
+def find_two(token_ids: list[int], row: int) -> list[TokenGroup]:
+    return [group for group in GROUPS if max(group.tokens) < len(token_ids)]
+
+
+def llava_inputs(count: int) -> tuple[dict, int, dict]:
+    return {"pixel_values": tiny.images(count)["pixel_values"]}, 4, {}
+
+
+def llava_next_inputs(count: int) -> tuple[dict, int, dict]:
+    """28 x 56 pixels: a base of 2 x 2, then two tiles of 2 x 2 side by side with a newline behind each row."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(count, 3, 3, 28, 28, generator=generator)
+    views = {"pixel_values": pixels, "image_sizes": torch.tensor([[28, 56]] * count)}
+    return views, 14, grid(count, 2, 4, [4, 5, 6, 7, 9, 10, 11, 12])
+
+
+def qwen_inputs(count: int) -> tuple[dict, int, dict]:
+    """56 x 84 pixels: 4 x 6 patches, merged 2 x 2 to a grid of 2 x 3."""
+    generator = torch.Generator().manual_seed(0)
+    views = {
+        "pixel_values": torch.randn(count * 24, 3 * 2 * 14 * 14, generator=generator),
+        "image_grid_thw": torch.tensor([[1, 4, 6]] * count),
+    }
+    return views, 6, grid(count, 2, 3, range(6))
+
+
+def grid(count: int, rows: int, columns: int, tokens) -> dict:
+    return {
+        "grid_sizes": torch.tensor([[rows, columns]] * count),
+        "grid_boxes": torch.tensor([[0.0, 0.0, 40.0, 30.0]] * count),
+        "grid_tokens": torch.tensor([list(tokens)] * count),
+    }
+
+
+PAIRS = {
+    "llava and sam": (tiny.llava_config, tiny.sam_config, llava_inputs),
+    "llava and sam_hq": (tiny.llava_config, tiny.sam_hq_config, llava_inputs),
+    "llava_next and sam2": (tiny.llava_next_config, tiny.sam2_config, llava_next_inputs),
+    "qwen2_5_vl and sam2": (tiny.qwen2_5_vl_config, tiny.sam2_config, qwen_inputs),
+}
+
+
+def build(vlm_config=None, segmenter_config=None, **fields) -> AttendAndSegmentModel:
+    config = AttendAndSegmentConfig(
+        vlm_config=vlm_config or tiny.llava_config(),
+        segmenter_config=segmenter_config or tiny.sam_config(),
+        **{"attention_temperature": 0.05, **fields},
+    )
+    return tiny.randomize(AttendAndSegmentModel(config), seed=3)
+
+
+def inputs_of(make_inputs, lengths: list[int], model) -> tuple[dict, dict]:
+    views, image_tokens, grids = make_inputs(len(lengths))
+    batch = tiny.prompts(lengths, image_tokens=image_tokens)
+    if model.vlm.config.model_type == "qwen2_5_vl":
+        batch["mm_token_type_ids"] = (batch["input_ids"] == tiny.IMAGE).long()
+    sizes = {name: value for name, value in tiny.images(len(lengths)).items() if name != "pixel_values"}
+    return batch, {**views, **sizes, **grids}
+
+
+@pytest.fixture(scope="module", params=PAIRS)
+def pair(request):
+    vlm_config, segmenter_config, make_inputs = PAIRS[request.param]
+    model = build(vlm_config(), segmenter_config())
+    batch, images = inputs_of(make_inputs, [6, 9], model)
+    return model, batch, images
+
+
+@pytest.fixture(scope="module")
+def llava():
+    model = build()
+    batch, images = inputs_of(llava_inputs, [6, 9], model)
+    return model, batch, images
+
+
+def answered(batch: dict, sequences: torch.Tensor) -> dict:
+    """The prompts with their generated answers."""
+    start = batch["input_ids"].shape[1]
+    new = sequences[:, start:]
+    mask = torch.cat([batch["attention_mask"], torch.ones_like(new)], dim=1)
+    inputs = {"input_ids": sequences, "attention_mask": mask}
+    if "mm_token_type_ids" in batch:
+        inputs["mm_token_type_ids"] = torch.cat([batch["mm_token_type_ids"], torch.zeros_like(new)], dim=1)
+    return inputs
+
+
+def own_maps(model, inputs: dict, images: dict, start: int) -> list[torch.Tensor]:
+    """What the model's own attentions say: second-last head, mean over layers, the cells of the grid."""
+    views = {
+        name: value for name, value in images.items() if name in ("pixel_values", "image_sizes", "image_grid_thw")
+    }
+    attentions = model.vlm(**inputs, **views, output_attentions=True).attentions
+    heads = torch.stack([layer[:, -2] for layer in attentions]).mean(0)
+    maps = []
+    for row, ids in enumerate(inputs["input_ids"]):
+        columns = (ids == tiny.IMAGE).nonzero()[:, 0]
+        cells = images["grid_tokens"][row] if "grid_tokens" in images else torch.arange(4)
+        rows, width = images["grid_sizes"][row].tolist() if "grid_sizes" in images else (2, 2)
+        maps.append(heads[row, start - 1 : -1][:, columns[cells]].reshape(-1, rows, width))
+    return maps
+
+
+@torch.no_grad()
+def test_maps_are_the_models_attentions(pair):
+    model, batch, images = pair
+    start = batch["input_ids"].shape[1]
+    output = model.generate_with_masks(
+        **batch, **images, max_new_tokens=5, do_sample=False, phrase_finder=find_two, eos_token_id=None
+    )
+    inputs = answered(batch, output.sequences)
+    for found, expected in zip(output.attention_maps, own_maps(model, inputs, images, start), strict=True):
+        torch.testing.assert_close(found, expected, **TOLERANCE)
+
+    ranges = torch.tensor([[start, output.sequences.shape[1]]] * 2)
+    forced = model(**inputs, **images, answer_ranges=ranges, phrase_finder=find_two)
+    for name in ("attention_maps", "phrase_maps", "pred_masks", "candidate_scores"):
+        for found, expected in zip(forced[name], output[name], strict=True):
+            torch.testing.assert_close(found, expected, **TOLERANCE)
+    assert [len(masks) for masks in output.pred_masks] == [2, 2]
+    assert output.candidate_masks[0].shape[:2] == (2, 3)
+
+
+@torch.no_grad()
+def test_a_row_does_not_depend_on_its_batch(pair):
+    model, batch, images = pair
+    together = model.generate_with_masks(**batch, **images, max_new_tokens=4, do_sample=False, phrase_finder=find_two)
+    keep = batch["attention_mask"][0].bool()
+    alone = {name: value[:1, keep] for name, value in batch.items()}
+    first = {}
+    for name, value in images.items():
+        per_image = len(value) // 2
+        first[name] = value[:per_image]
+    single = model.generate_with_masks(**alone, **first, max_new_tokens=4, do_sample=False, phrase_finder=find_two)
+    count = len(single.attention_maps[0])
+    torch.testing.assert_close(together.attention_maps[0][:count], single.attention_maps[0], **TOLERANCE)
+    torch.testing.assert_close(together.pred_masks[0], single.pred_masks[0], **TOLERANCE)
+
+
+@pytest.mark.parametrize("prompt", ["point", "box", "mask", "mask_and_box"])
+def test_every_kind_of_prompt(pair, prompt):
+    model, batch, images = pair
+    output = model.generate_with_masks(
+        **batch, **images, max_new_tokens=4, do_sample=False, phrase_finder=find_two, prompt=prompt
+    )
+    assert (output.points is not None) == (prompt == "point")
+    assert (output.boxes is not None) == ("box" in prompt)
+    assert all(torch.isfinite(masks).all() for masks in output.pred_masks)
+
+
+def test_which_candidate_is_the_mask(llava):
+    model, batch, images = llava
+    options = {"max_new_tokens": 4, "do_sample": False, "phrase_finder": find_two}
+    third = model.generate_with_masks(**batch, **images, **options)
+    best = model.generate_with_masks(**batch, **images, **options, mask_choice="best")
+    for row in range(2):
+        assert torch.equal(third.pred_masks[row], third.candidate_masks[row][:, 2])
+        assert torch.equal(best.mask_scores[row], best.candidate_scores[row].max(dim=1).values)
+
+
+@torch.no_grad()
+def test_beams_and_several_sequences(llava):
+    model, batch, images = llava
+    start = batch["input_ids"].shape[1]
+    output = model.generate_with_masks(
+        **batch,
+        **images,
+        max_new_tokens=5,
+        num_beams=3,
+        num_return_sequences=2,
+        do_sample=False,
+        phrase_finder=find_two,
+        eos_token_id=None,
+    )
+    assert len(output.sequences) == len(output.attention_maps) == len(output.pred_masks) == 4
+    doubled = {name: value.repeat_interleave(2, dim=0) for name, value in batch.items()}
+    images = {name: value.repeat_interleave(2, dim=0) for name, value in images.items()}
+    expected = own_maps(model, answered(doubled, output.sequences), images, start)
+    for found, own in zip(output.attention_maps, expected, strict=True):
+        torch.testing.assert_close(found, own, **TOLERANCE)
+
+
+def test_steps_after_the_end_do_not_count(llava):
+    model, batch, images = llava
+    free = model.generate_with_masks(**batch, **images, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    start = batch["input_ids"].shape[1]
+    ids = free.sequences[:, start:]
+    stop = int(ids[0, 1])
+    ended = model.generate_with_masks(
+        **batch, **images, max_new_tokens=6, do_sample=False, eos_token_id=stop, pad_token_id=tiny.PAD
+    )
+    for row in range(2):
+        places = (ids[row] == stop).nonzero()[:, 0].tolist()
+        count = places[0] + 1 if places else 6
+        torch.testing.assert_close(ended.attention_maps[row], free.attention_maps[row][:count], **TOLERANCE)
+    assert len(ended.attention_maps[0]) <= 2
+
+
+def test_maps_kept_from_earlier(llava):
+    model, batch, images = llava
+    output = model.generate_with_masks(**batch, **images, max_new_tokens=4, do_sample=False, phrase_finder=find_two)
+    groups = [[phrase.tokens for phrase in row] for row in output.phrases]
+    again = model.segment_maps(output.attention_maps, groups, model.encode_image(**images))
+    for row in range(2):
+        assert torch.equal(again.pred_masks[row], output.pred_masks[row])
+    with pytest.raises(ValueError, match=r"Unknown options \['colour'\]"):
+        model.segment_maps(output.attention_maps, groups, model.encode_image(**images), colour="red")
+
+
+def test_rows_that_share_a_picture(llava):
+    model, batch, images = llava
+    one = {name: value[:1] for name, value in images.items()}
+    options = {"max_new_tokens": 4, "do_sample": False, "phrase_finder": find_two}
+    cache = model.encode_image(**one)
+    shared = model.generate_with_masks(**batch, image_cache=cache, **options)
+    both = {name: value[[0, 0]] for name, value in images.items()}
+    apart = model.generate_with_masks(**batch, **both, **options)
+    for row in range(2):
+        torch.testing.assert_close(shared.pred_masks[row], apart.pred_masks[row], **TOLERANCE)
+
+
+def test_memory_does_not_grow_with_layers_and_heads(llava):
+    model, batch, images = llava
+    columns = ImageColumns.find(batch["input_ids"], tiny.IMAGE, [torch.arange(4)] * 2)
+    collector = AttentionMapCollector(model.vlm, columns, "paper", None)
+    with reduce_attentions(collector):
+        model.vlm.generate(
+            **batch,
+            pixel_values=images["pixel_values"],
+            max_new_tokens=7,
+            do_sample=False,
+            eos_token_id=None,
+            logits_processor=[collector],
+        )
+    assert collector.num_bytes == 7 * 2 * 4 * 4  # tokens, rows, cells, float32
+    # an answer of 512 tokens of a model with 24 x 24 cells
+    assert collector.num_bytes // (7 * 2 * 4) * 512 * 576 < 2_000_000
+
+
+def test_text_alone(llava):
+    model, batch, images = llava
+    inputs = {**batch, **images, "phrase_finder": find_two, "answer_ranges": torch.zeros(2, 2)}
+    sequences = model.generate(**inputs, max_new_tokens=3, do_sample=False)
+    output = model.generate_with_masks(**batch, **images, max_new_tokens=3, do_sample=False)
+    assert torch.equal(sequences, output.sequences)
+    assert output.pred_masks is None
+    assert len(output.attention_maps) == 2
+
+
+def test_saving(llava, tmp_path):
+    model, batch, images = llava
+    model.save_pretrained(tmp_path)
+    again = AttendAndSegmentModel.from_pretrained(tmp_path).eval()
+    assert again.vlm.get_decoder().config._attn_implementation == "eager"
+    options = {"max_new_tokens": 3, "do_sample": False, "phrase_finder": find_two}
+    found, expected = (one.generate_with_masks(**batch, **images, **options) for one in (again, model))
+    for row in range(2):
+        assert torch.equal(found.pred_masks[row], expected.pred_masks[row])
+
+
+def test_labels_train_the_language_model(llava):
+    model, batch, images = llava
+    output = model(**batch, **images, labels=batch["input_ids"].masked_fill(batch["input_ids"] == tiny.IMAGE, -100))
+    assert output.loss.requires_grad
+    assert torch.isfinite(output.loss)
+
+
+class TestBadInput:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"heads": [9]}, r"heads names \[9\], but a layer of .* has 4"),
+            ({"heads": "some"}, "heads is 'some'; allowed are 'paper', 'mean' or a list"),
+            ({"attention_layers": [5]}, r"attention_layers names \[5\], but .* has 2"),
+            ({"prompt": "circle"}, "prompt is 'circle'; allowed are 'point'"),
+            ({"mask_choice": "second"}, "mask_choice is 'second'; allowed are 'third', 'best'"),
+            ({"attention_temperature": 0.0}, "give a positive number"),
+            ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens predicts several tokens per pass"),
+            ({"guidance_scale": 2.0}, "guidance_scale runs a second pass"),
+            ({"grid_sizes": torch.tensor([[2, 2]] * 2)}, "grid_boxes, grid_tokens must be given together"),
+            ({"grid_tokens": torch.tensor([[9, 1, 2, 3]] * 2), **{
+                "grid_sizes": torch.tensor([[2, 2]] * 2), "grid_boxes": torch.zeros(2, 4)}},
+             "has 4 image tokens, but its grid names token 9"),
+        ],
+    )  # fmt: skip
+    def test_options(self, llava, options, message):
+        model, batch, images = llava
+        with pytest.raises(ValueError, match=message):
+            model.generate_with_masks(**batch, **images, max_new_tokens=2, do_sample=False, **options)
+
+    def test_no_picture(self, llava):
+        model, batch, _ = llava
+        with pytest.raises(ValueError, match="A picture is needed"):
+            model.generate_with_masks(**batch, max_new_tokens=2)
+
+    def test_no_square_grid(self, llava):
+        model, _, images = llava
+        with pytest.raises(ValueError, match=r"\[6, 6\] image tokens, which form no square grid"):
+            model.generate_with_masks(**tiny.prompts([6, 9], image_tokens=6), **images, max_new_tokens=2)
+
+    def test_no_segmenter_view(self, llava):
+        model, batch, images = llava
+        images = {name: value for name, value in images.items() if name != "sam_pixel_values"}
+        with pytest.raises(ValueError, match="need the segmenter's view"):
+            model.generate_with_masks(**batch, **images, max_new_tokens=2, phrase_finder=lambda ids, row: GROUPS[:1])
+
+    def test_groups_outside_the_answer(self, llava):
+        model, batch, images = llava
+        with pytest.raises(ValueError, match="must name tokens of an answer"):
+            model.generate_with_masks(
+                **batch, **images, max_new_tokens=2, phrase_finder=lambda ids, row: [TokenGroup((7,))]
+            )
+
+    def test_answer_ranges(self, llava):
+        model, batch, images = llava
+        with pytest.raises(ValueError, match=r"answer_ranges .* must name one range per row"):
+            model(**batch, **images, answer_ranges=torch.tensor([[0, 3]] * 2))
+
+    def test_another_attention(self, llava):
+        _, batch, images = llava
+        model = build()
+        model.vlm.get_decoder().config._attn_implementation = "sdpa"
+        with pytest.raises(ValueError, match="return no weights"):
+            model.generate_with_masks(**batch, **images, max_new_tokens=2)
+
+    def test_config(self):
+        with pytest.raises(ValueError, match="prompt is 'star'"):
+            AttendAndSegmentConfig(prompt="star")
+        assert AttendAndSegmentConfig(segmenter_config=tiny.sam_hq_config()).chosen_mask == "best"
+        assert AttendAndSegmentConfig(segmenter_config=tiny.sam_config()).chosen_mask == "third"
