@@ -60,6 +60,7 @@ _PUBLIC = {
     "convert_difflmm": "conversion.convert_difflmm",
     "convert_attend_and_segment": "conversion.convert_attend_and_segment",
     "ConversionError": "conversion.errors",
+    "EMBEDDED_MODEL": "embedding",
     "register": "registration",
 }
 

@@ -142,7 +142,7 @@ def write_card(repo: Path, results: list[dict[str, Any]], minutes: float | None)
 
 
 def _table(result: dict[str, Any]) -> str:
-    title = f"`{result['split']}`, {result['scenes']} scenes, protocol `{result['protocol']}`"
+    title = f"`{result['split']}`, {result['questions']} requests, protocol `{result['protocol']}`"
     columns = ("giou", "ciou", "n_acc", "t_acc", "pr@0.5")
     lines = [
         f"{title}:",

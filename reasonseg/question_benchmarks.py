@@ -25,11 +25,12 @@ def run_image_folder(options: EvaluationOptions) -> Outcome:
 def _run(options: EvaluationOptions, questions: list[Question]) -> Outcome:
     options.require("model")
     register()
+    questions = questions[: options.limit]
     network = AutoModel.from_pretrained(options.model, dtype="auto", **options.load_arguments())
     result = evaluate(
         network.to(PartialState().device),
         AutoProcessor.from_pretrained(options.model, **options.load_arguments()),
-        questions[: options.limit],
+        questions,
         protocol=options.protocol,
         batch_size=options.batch_size,
         max_new_tokens=options.max_new_tokens or 128,
@@ -40,6 +41,7 @@ def _run(options: EvaluationOptions, questions: list[Question]) -> Outcome:
         "model": options.model,
         "dataset": options.dataset,
         "split": options.split,
+        "questions": len(questions),
         "rule": options.rule,
     }
     return Outcome(result, results_table(result), about)
