@@ -75,8 +75,11 @@ def read_images(entries: Sequence[dict[str, Any]], suffix: str = ".jpg") -> list
         suffix (`str`): Ending of the file of a picture that has only an id.
 
     Raises:
-        ValueError: If two pictures share an id or a name without its ending (their files would overwrite each other).
+        ValueError: If a picture has no size, or two share an id or a name without its ending (their files would
+            overwrite each other).
     """
+    if unknown := [entry["id"] for entry in entries if not entry.get("height") or not entry.get("width")]:
+        raise ValueError(f"{len(unknown)} pictures have no height and width, such as {unknown[0]!r}.")
     images = [
         AnnotatedImage(
             id=entry["id"],

@@ -66,18 +66,28 @@ class GroundedConversations:
         captions_path = path.with_name(path.name.replace(_MASKS, _CAPTIONS))
         self.mask_dataset = read_annotations(masks_path, ("images", "annotations", "categories"))
         captions = read_annotations(captions_path, ("images", "annotations"))
-        sizes = {entry["id"]: entry for entry in self.mask_dataset["images"]}
-        # Captions say which pictures count; sizes may stand with the masks alone.
+        self._masks = _by_image(self.mask_dataset["annotations"])
+        described = {entry["id"]: entry for entry in self.mask_dataset["images"]}
+        # Captions say which pictures count; their sizes may stand with the masks alone, or in the masks.
         self.images: list[AnnotatedImage] = read_images(
-            [{**sizes.get(entry["id"], {}), **entry} for entry in captions["images"]]
+            [
+                {**self._size_of_masks(entry["id"]), **described.get(entry["id"], {}), **entry}
+                for entry in captions["images"]
+            ]
         )[:limit]
         # AP counts every picture with masks, as the original does, unless only the first ones are asked for.
-        self.scored_ids = None if limit is None else [image.id for image in self.images if image.id in sizes]
-        self._masks = _by_image(self.mask_dataset["annotations"])
+        self.scored_ids = None if limit is None else [image.id for image in self.images if image.id in described]
         self._captions = _by_image(captions["annotations"])
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def _size_of_masks(self, image_id: int | str) -> dict[str, int]:
+        for annotation in self._masks.get(image_id, []):
+            if isinstance(annotation.get("segmentation"), dict):
+                height, width = annotation["segmentation"]["size"]
+                return {"height": height, "width": width}
+        return {}
 
     def target(self, image: AnnotatedImage) -> GroundedTarget:
         """

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,8 @@ class ImageFiles:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         """
-        Make the files that are missing; with several processes each takes a part. Returns when all are done.
+        Make the files that are missing; with several processes each takes a part. Returns when this part is done, the
+        same for the same pictures and number of processes: what is made of these files needs no waiting.
 
         Args:
             images (`Sequence[AnnotatedImage]`): All pictures.
@@ -80,7 +82,19 @@ class ImageFiles:
                 write_whole(self.path(image), content)
             if progress is not None:
                 progress(done + start + len(batch), len(mine))
-        state.wait_for_everyone()
+
+    def wait(self, images: Sequence[AnnotatedImage], seconds: float = 1.0) -> None:
+        """
+        Wait until all files are there. Not a barrier of the process group, which gives up after some minutes: parts of
+        a large data set may differ by more. A process that fails is noticed by what launched it (`torchrun`).
+
+        Args:
+            images (`Sequence[AnnotatedImage]`): All pictures.
+            seconds (`float`): Time between two looks.
+        """
+        missing = list(images)
+        while missing := [image for image in missing if not self.path(image).exists()]:
+            time.sleep(seconds)
 
     def _check(self, settings: dict[str, Any]) -> None:
         if not self.settings_path.exists():

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from ..modeling.outputs import ImageCache
 from ..processing.phrase_segments import PhraseSegmentationResult
@@ -150,7 +151,7 @@ def ground_pictures(
 ) -> Path:
     """
     Answers about all pictures, one JSON file each; goes on where an earlier run stopped. With several processes each
-    takes a part; all return when everything is done.
+    takes a part; the main one returns when everything is done, the others with their part.
 
     Args:
         grounder ([`Grounder`]): Model and settings.
@@ -196,6 +197,8 @@ def ground_pictures(
         stored = ImageFiles(maps, ".npz", {**about, **grounder.map_settings()})
         stored.fill(images, attend, batch_size, report("answering"))
         files.fill(images, segment_stored, 1, report("segmenting"))
+    if PartialState().is_main_process:
+        files.wait(images)
     return Path(out)
 
 

@@ -165,6 +165,17 @@ def test_files_by_split(tmp_path, data):
         GroundedConversations(tmp_path, "val")
 
 
+def test_sizes_may_stand_in_the_masks(tmp_path, data):
+    for kind in ("mask", "caption"):
+        content = json.loads((EVAL / f"gcg_{kind}_gt.json").read_text(encoding="utf-8"))
+        content["images"] = [{"id": entry["id"]} for entry in content["images"]]
+        (tmp_path / f"gcg_{kind}_gt.json").write_text(json.dumps(content), encoding="utf-8")
+    assert GroundedConversations(tmp_path / "gcg_mask_gt.json").images == data.images
+    (tmp_path / "gcg_mask_gt.json").write_text('{"images": [], "annotations": [], "categories": []}', "utf-8")
+    with pytest.raises(ValueError, match="3 pictures have no height and width, such as 'img_a'"):
+        GroundedConversations(tmp_path / "gcg_mask_gt.json")
+
+
 def test_bad_annotation_files(tmp_path):
     bad = tmp_path / "x_mask_gt.json"
     bad.write_text("{", encoding="utf-8")

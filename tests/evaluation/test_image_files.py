@@ -73,6 +73,7 @@ state = PartialState(cpu=True)
 images = [AnnotatedImage(n, f"{n}.jpg", (1, 1)) for n in range(7)]
 files = ImageFiles(sys.argv[1], ".txt", {"a": 1})
 files.fill(images, lambda batch: [str(state.process_index).encode() for _ in batch], batch_size=2)
+files.wait(images, seconds=0.1)
 missing = [image for image in images if not files.path(image).exists()]
 print("MISSING", len(missing))
 state.destroy_process_group()
