@@ -2,7 +2,7 @@
 
     python -m benchmarks.attention_memory [--tokens 512] [--layers 8] [--heads 8]
 
-The baseline is what the released attend-and-segment code does (`output_attentions=True`, everything kept until the end);
+The baseline is what the released attend-and-segment code does (`output_attentions=True`, all kept until the end).
 LLaVA-1.5-7B has 32 layers of 32 heads, 16 times the default here.
 """
 

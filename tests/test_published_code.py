@@ -17,12 +17,13 @@ from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmenta
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
 from tests.parity_data import PARITY
+from tests.recorded_attention import converted_repo
 
 
 IMAGES = [PARITY / "lisa" / "images" / name for name in ("img0.png", "img1.png")]
 PHRASES = [["the dog", "a red cup"], ["the tree"]]
 TASK = "reasoning-segmentation"
-SYSTEMS = ("lisa", "gsva", "ivm", "reasoning_segmentation")
+SYSTEMS = ("lisa", "gsva", "ivm", "reasoning_segmentation", "attend_and_segment")
 
 # Runs before everything else in the child: this package cannot be imported, and nothing can be reached.
 BLOCK = """
@@ -165,6 +166,8 @@ def repo(request, lisa_repo, gsva_repo, ivm_repo, tmp_path_factory) -> Path:
         out = tmp_path_factory.mktemp("composed")
         save_composed(lisa_repo, out)
         return out
+    if request.param == "attend_and_segment":
+        return converted_repo()
     return {"lisa": lisa_repo, "gsva": gsva_repo, "ivm": ivm_repo}[request.param]
 
 
