@@ -1,6 +1,6 @@
 """ViP-LLaVA's processor: visual prompts drawn on the picture, words for them in the text, LLaVA's prompts around."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from transformers.image_utils import ImageInput
@@ -39,7 +39,7 @@ class VipLlavaProcessor(LlavaImageTokens, ChatProcessor):
 
     Example:
         ```python
-        mug = VisualPrompt("rectangle", box_xyxy=(40, 30, 120, 100), color="red")
+        mug = {"shape": "rectangle", "box_xyxy": (40, 30, 120, 100), "color": "red"}
         inputs = processor(image, "What is the thing <bbox0> for?", visual_prompts=[mug], return_tensors="pt")
         output = model.generate(**inputs, max_new_tokens=64)
         answer = processor.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -75,7 +75,7 @@ class VipLlavaProcessor(LlavaImageTokens, ChatProcessor):
         self,
         images: ImageInput | None = None,
         text: str | list[str] | None = None,
-        visual_prompts: Sequence[VisualPrompt] | Sequence[Sequence[VisualPrompt]] | None = None,
+        visual_prompts: Sequence[VisualPrompt | dict] | Sequence[Sequence[VisualPrompt | dict]] | None = None,
         answer: str | list[str] | None = None,
         image_index: list[int] | None = None,
         **kwargs: Unpack[VipLlavaProcessorKwargs],
@@ -92,8 +92,8 @@ class VipLlavaProcessor(LlavaImageTokens, ChatProcessor):
                 image token is the whole prompt up to the answer, and stays as it is. `<bboxN>` and `<region N>` (from
                 0; `<bbox>` where there is one) become the phrase for the visual prompt: "within the red rectangle".
             visual_prompts (`list[list[VisualPrompt]]`, *optional*):
-                Per row what to draw on its picture, at the picture's own size. A single list is one row. Prompts
-                without a colour get one that tells them apart.
+                Per row what to draw on its picture, at the picture's own size; also as dicts of the arguments of
+                [`VisualPrompt`]. A single list is one row. Prompts without a colour get one that tells them apart.
             answer (`str` or `list[str]`, *optional*):
                 The answer to each text, with the same placeholders. Spacing and end token are the chat template's.
             image_index (`list[int]`, *optional*):
@@ -164,8 +164,8 @@ def _read_visual_prompts(visual_prompts: Any, pictures: Sequence[Any]) -> list[S
     """The prompts of each row; `None` where none were given at all, so that texts keep their placeholders."""
     if visual_prompts is None:
         return [None] * len(pictures)
-    rows = [visual_prompts] if isinstance(visual_prompts, VisualPrompt) else list(visual_prompts)
-    if any(isinstance(row, VisualPrompt) for row in rows):
+    rows = [visual_prompts] if _is_prompt(visual_prompts) else list(visual_prompts)
+    if any(_is_prompt(row) for row in rows):
         rows = [rows]
     if len(rows) != len(pictures):
         raise ValueError(
@@ -173,13 +173,22 @@ def _read_visual_prompts(visual_prompts: Any, pictures: Sequence[Any]) -> list[S
             "for a text without any."
         )
     for place, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
-        row = rows[place] = [] if row is None else list(row)
-        wrong = [type(prompt).__name__ for prompt in row if not isinstance(prompt, VisualPrompt)]
+        row = [] if row is None else list(row)
+        wrong = [type(prompt).__name__ for prompt in row if not _is_prompt(prompt)]
         if wrong:
-            raise ValueError(f"Row {place} of visual_prompts holds a {wrong[0]}; each entry must be a VisualPrompt.")
+            raise ValueError(
+                f"Row {place} of visual_prompts holds a {wrong[0]}; each entry must be a VisualPrompt or a dict of "
+                "its arguments."
+            )
         if row and picture is None:
             raise ValueError(f"Row {place} has {len(row)} visual prompts and no image to draw them on.")
+        rows[place] = [VisualPrompt(**prompt) if isinstance(prompt, Mapping) else prompt for prompt in row]
     return rows
+
+
+def _is_prompt(value: Any) -> bool:
+    # Code that a checkpoint brings along may define the class a second time, so its kind is told by what it has.
+    return isinstance(value, Mapping) or (hasattr(value, "shape") and hasattr(value, "region"))
 
 
 __all__ = ["VipLlavaProcessor"]

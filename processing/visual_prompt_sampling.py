@@ -217,7 +217,9 @@ def _ellipse(rng: PromptRandom, region: Region, part: int | None, scaled: _Scale
 
 
 def _triangle(rng: PromptRandom, region: Region, part: int | None, scaled: _Scale, style: str) -> dict[str, Any]:
-    for _ in range(_MAX_TRIANGLES):
+    x1, y1, x2, y2 = region.bounds()
+    is_line = x1 == x2 or y1 == y2
+    for _ in range(1 if is_line else _MAX_TRIANGLES):
         corners = tuple(_place(rng, region, None) for _ in range(3))
         if not _has_flat_angle(corners):
             break

@@ -18,6 +18,7 @@ from reasonseg.conversion.convert_difflmm import convert_difflmm
 from reasonseg.conversion.convert_gsva import convert_gsva
 from reasonseg.conversion.convert_ivm import convert_ivm
 from reasonseg.conversion.convert_lisa import convert_lisa
+from reasonseg.conversion.convert_vip_llava import convert_vip_llava
 from tests.parity_data import PARITY, difflmm_sources, gsva_vision_tower
 
 
@@ -93,4 +94,25 @@ def talking_lisa_repo(lisa_repo, tmp_path_factory):
         model.vlm.lm_head.weight[: len(head)] = head
     model.save_pretrained(out, save_original_format=False)
     AutoProcessor.from_pretrained(lisa_repo).save_pretrained(out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def vip_llava_repo(tmp_path_factory):
+    """The recorded ViP-LLaVA on Vicuna, converted."""
+    return _converted_vip_llava("checkpoint/vip-llava-7b", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def vip_llava_phi_3_repo(tmp_path_factory):
+    """The recorded ViP-LLaVA on Phi-3, converted."""
+    return _converted_vip_llava("phi3/vip-llava-phi-3", tmp_path_factory)
+
+
+def _converted_vip_llava(checkpoint, tmp_path_factory):
+    recorded = PARITY / "vip_llava"
+    out = tmp_path_factory.mktemp("converted") / checkpoint.rpartition("/")[2]
+    # the recordings were made in float32; the stored halves are exact
+    tower = recorded / "checkpoint" / "clip-vit-large-patch14-336"
+    convert_vip_llava(recorded / checkpoint, vision_tower=tower, out=out, dtype="float32")
     return out

@@ -156,3 +156,14 @@ def difflmm_sources() -> dict[str, Path]:
         "diffusion": folder / "stable-diffusion-v1-5",
         "vision_tower": folder / "clip-vit-large-patch14-336",
     }
+
+
+def vip_llava_with_tower(folder: Path) -> Path:
+    """Write the recorded ViP-LLaVA with its CLIP tower inside, as its training saves it, and return the folder."""
+    checkpoint = PARITY / "vip_llava" / "checkpoint"
+    shutil.copytree(checkpoint / "vip-llava-7b", folder)
+    state = torch.load(folder / "pytorch_model.bin", weights_only=True)
+    tower = torch.load(checkpoint / "clip-vit-large-patch14-336" / "pytorch_model.bin", weights_only=True)
+    state |= {f"model.vision_tower.vision_tower.{name}": value for name, value in tower.items()}
+    torch.save(state, folder / "pytorch_model.bin")
+    return folder

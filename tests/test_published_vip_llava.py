@@ -1,0 +1,124 @@
+"""A converted ViP-LLaVA loads, draws and answers where this package does not exist; only its processor is code."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+from reasonseg.processing.visual_prompts import VisualPrompt
+from tests.recorded_vip_llava import recorded_image, tensors
+from tests.test_published_code import run_without_the_package
+
+
+BOX, QUESTION = (40, 30, 120, 100), "What is shown <bbox0>?"
+OPTIONS = {"max_new_tokens": 8, "return_full_text": False}
+
+LOAD_AND_RUN = """
+import json
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+
+arguments = json.loads(sys.argv[1])
+repo, image = arguments["repo"], Image.open(arguments["image"])
+model = AutoModelForImageTextToText.from_pretrained(repo).eval()
+assert type(model).__module__.startswith("transformers.models.vipllava"), type(model).__module__
+processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
+for thing in (processor, processor.image_processor):
+    assert type(thing).__module__.startswith("transformers_modules."), type(thing).__module__
+own = sys.modules[type(processor).__module__]
+mark = own.VisualPrompt("rectangle", box_xyxy=arguments["box"], color="red", anchor=112)
+inputs = processor(image, arguments["question"], visual_prompts=[mark], return_tensors="pt")
+with torch.inference_mode():
+    logits = model(**inputs).logits
+found = {"logits": logits, "input_ids": inputs["input_ids"], "pixel_values": inputs["pixel_values"]}
+save_file({name: tensor.contiguous().clone() for name, tensor in found.items()}, "forward.safetensors")
+
+ask = pipeline("image-text-to-text", model=repo, trust_remote_code=True)
+
+def chat(question):
+    return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+
+options = {"max_new_tokens": 8, "return_full_text": False}
+answers = {
+    "marked": ask(text=chat(arguments["question"]), processor_kwargs={"visual_prompts": [mark]}, **options),
+    "batch": ask(text=[chat("What?"), chat("Where is the brown dog?")], batch_size=2, **options),
+    "plain": ask(image, text="What is this?", **options),
+    "text": ask(text="Who are you?", **options),
+}
+texts = {
+    name: [row["generated_text"] for row in sum((r if isinstance(r, list) else [r] for r in rows), [])]
+    for name, rows in answers.items()
+}
+json.dump(texts, open("answers.json", "w"))
+
+processor.save_pretrained("again")
+again = AutoProcessor.from_pretrained("again", trust_remote_code=True)
+views = [one(image, "x", return_tensors="pt")["pixel_values"] for one in (processor, again)]
+assert torch.equal(*views)
+"""
+
+REFUSED_WITHOUT_TRUST = """
+import json
+from transformers import AutoProcessor
+
+try:
+    AutoProcessor.from_pretrained(json.loads(sys.argv[1])["repo"], trust_remote_code=False)
+except ValueError as error:
+    assert "trust_remote_code=True" in str(error), error
+else:
+    raise SystemExit("another processor took its place, or code ran that nobody asked for")
+"""
+
+
+@pytest.fixture(scope="module")
+def child(vip_llava_repo, tmp_path_factory):
+    """The folder in which a process without this package has loaded and run the repository."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    recorded_image(0, blended=False).save(folder / "picture.png")
+    run_without_the_package(
+        LOAD_AND_RUN,
+        folder,
+        repo=str(vip_llava_repo),
+        image=str(folder / "picture.png"),
+        box=BOX,
+        question=QUESTION,
+    )
+    return folder
+
+
+def test_inputs_and_logits_are_the_same_bits(vip_llava_repo, child):
+    model = AutoModelForImageTextToText.from_pretrained(vip_llava_repo).eval()
+    processor = AutoProcessor.from_pretrained(vip_llava_repo)  # no trust_remote_code: the package is imported
+    mark = VisualPrompt("rectangle", box_xyxy=BOX, color="red", anchor=112)
+    inputs = processor(recorded_image(0, blended=False), QUESTION, visual_prompts=[mark], return_tensors="pt")
+    with torch.inference_mode():
+        logits = model(**inputs).logits
+    theirs = load_file(child / "forward.safetensors")
+    assert torch.equal(theirs["input_ids"], inputs["input_ids"])
+    assert torch.equal(theirs["pixel_values"], inputs["pixel_values"])
+    assert torch.equal(theirs["logits"], logits)
+
+
+def test_the_pipeline_of_transformers(vip_llava_repo, child):
+    theirs = json.loads((child / "answers.json").read_text(encoding="utf-8"))
+    processor = AutoProcessor.from_pretrained(vip_llava_repo)
+    recorded = tensors()["case_00.generated_ids"].tolist()[1:9]
+    assert theirs["marked"] == [processor.decode(recorded, skip_special_tokens=True)]
+
+    ask = pipeline("image-text-to-text", model=str(vip_llava_repo))
+    image = recorded_image(0, blended=False)
+    alone = []
+    for question in ("What?", "Where is the brown dog?"):
+        content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
+        alone += ask(text=[{"role": "user", "content": content}], **OPTIONS)
+    assert theirs["batch"] == [row["generated_text"] for row in alone]
+    assert theirs["plain"] == [row["generated_text"] for row in ask(image, text="What is this?", **OPTIONS)]
+    assert len(theirs["text"]) == 1
+
+
+def test_without_trust_nothing_takes_its_place(vip_llava_repo, tmp_path):
+    run_without_the_package(REFUSED_WITHOUT_TRUST, tmp_path, repo=str(vip_llava_repo))
