@@ -156,7 +156,8 @@ def read_answers(folder: str | Path, settings: dict[str, Any]) -> dict[int, dict
 
 
 def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    # splitlines would also cut at rare marks inside an answer
+    for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
         try:
             yield json.loads(line)
         except json.JSONDecodeError:

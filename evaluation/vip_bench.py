@@ -59,7 +59,7 @@ def read_vip_bench(folder: str | Path, split: str) -> list[VipBenchQuestion]:
     if missing := [str(path) for path in files.values() if not path.is_file()]:
         raise VipBenchError(f"{folder} lacks {', '.join(missing)}; extract the files of mucai/ViP-Bench there.")
     metadata = json.loads(files[METADATA].read_text(encoding="utf-8"))
-    lines = files[f"{split}/questions.jsonl"].read_text(encoding="utf-8").splitlines()
+    lines = files[f"{split}/questions.jsonl"].read_text(encoding="utf-8").split("\n")
     asked = {f"v1_{row['question_id']}": row for row in map(json.loads, filter(str.strip, lines))}
     if different := sorted(metadata.keys() ^ asked.keys()):
         raise VipBenchError(f"Metadata and questions of {split} do not have the same ids: {different[:5]} ...")

@@ -1,6 +1,8 @@
 """Muon for the matrices of a network and AdamW for everything else, as one optimizer for the Trainer."""
 
+import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,4 +80,38 @@ def muon_and_adamw(
     return OptimizerGroup([muon, adamw])
 
 
-__all__ = ["OptimizerGroup", "is_hidden_matrix", "muon_and_adamw"]
+def split_learning_rates(
+    groups: list[dict[str, Any]],
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    learning_rates: dict[str, float],
+) -> list[dict[str, Any]]:
+    """
+    Args:
+        groups (`list[dict]`): `param_groups` of an optimizer that has not stepped yet.
+        named_parameters: Names and parameters of the model.
+        learning_rates (`dict[str, float]`): By regular expressions, searched from the start of the name; the first
+            that matches counts.
+
+    Returns:
+        `list[dict]`: The groups, split where learning rates differ.
+
+    Raises:
+        ValueError: If a pattern matches nothing that learns.
+    """
+    rates = {}
+    for name, parameter in named_parameters:
+        pattern = next((pattern for pattern in learning_rates if re.match(pattern, name)), None)
+        if pattern is not None and parameter.requires_grad:
+            rates[parameter] = pattern
+    if unused := sorted(set(learning_rates) - set(rates.values())):
+        raise ValueError(f"learning_rates: {', '.join(map(repr, unused))} matches no parameter that learns.")
+    split = []
+    for group in groups:
+        for pattern in (None, *learning_rates):
+            if parameters := [parameter for parameter in group["params"] if rates.get(parameter) == pattern]:
+                rate = group["lr"] if pattern is None else learning_rates[pattern]
+                split.append({**group, "params": parameters, "lr": rate})
+    return split
+
+
+__all__ = ["OptimizerGroup", "is_hidden_matrix", "muon_and_adamw", "split_learning_rates"]

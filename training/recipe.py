@@ -6,6 +6,8 @@ from typing import Any
 
 import yaml
 
+from .parts import LORA_TARGETS
+
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -18,13 +20,15 @@ class RecipeError(ValueError):
 class DataRecipe:
     """
     Args:
-        kind (`str`): `tabletop` (drawn on the fly), `image_folder` or `ivm_mix` (for IVM).
-        path (`str`, *optional*): Folder of one split, for `image_folder`.
+        kind (`str`): `tabletop` (drawn on the fly), `image_folder`, `ivm_mix` (for IVM) or `regions` (for ViP-LLaVA).
+        path (`str`, *optional*): Folder of one split, for `image_folder`; the JSON file, for `regions`.
         split (`str`): Split of `tabletop`.
         length (`int`): Scenes of `tabletop` in an epoch; every epoch draws new ones.
         requests_per_scene (`int`): Conversations about each scene.
         curriculum (`list[dict]`): Arguments of `make_requests` for the first epochs, one entry each.
-        options (`dict`): Arguments of `make_requests` for all epochs; for `ivm_mix` of `IvmMixDataset`.
+        options (`dict`): Arguments of `make_requests` for all epochs; for `ivm_mix` of `IvmMixDataset`, for `regions`
+            of `RegionDialogues`.
+        collator (`dict`): For `regions`, arguments of `DialogueCollator`.
         sources (`list[dict]`): The parts of `ivm_mix`, each with the fields of `IvmMixSource`.
     """
 
@@ -36,15 +40,33 @@ class DataRecipe:
     curriculum: list[dict[str, Any]] = field(default_factory=list)
     options: dict[str, Any] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
+    collator: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class PartsRecipe:
+    """
+    A new ViP-LLaVA.
+
+    Args:
+        language_model (`str`): Folder or Hub id: Vicuna, Llama 3 or Phi-3.
+        vision_tower (`str`): Folder or Hub id of CLIP.
+        template (`str`): `llava_v1`, `llava_llama_3` or `llava_phi_3`.
+    """
+
+    language_model: str
+    vision_tower: str
+    template: str = "llava_v1"
 
 
 @dataclass
 class LoraRecipe:
-    """LoRA in the language model; see `peft.LoraConfig`."""
+    """LoRA in the language model; see `peft.LoraConfig`. `targets` matches the names of modules that get adapters."""
 
     r: int = 8
     lora_alpha: float = 16.0
     lora_dropout: float = 0.05
+    targets: str = LORA_TARGETS
 
 
 @dataclass
@@ -54,6 +76,15 @@ class OptimizerRecipe:
     learning_rate: float = 1e-3
     muon_learning_rate: float = 3e-3
     weight_decay: float = 0.01
+
+
+@dataclass
+class GuidanceRecipe:
+    """Where the language model should look; see [`AttentionGuidance`]."""
+
+    layer: int
+    heads: int = 2
+    weight: float = 1.0
 
 
 @dataclass
@@ -89,13 +120,19 @@ class DwslRecipe:
 class Recipe:
     """
     Args:
-        model (`str`): A repo (folder or Hub id) to start from, or `tabletop` for the embedded model from scratch.
+        model (`str`): A repo (folder or Hub id) to start from, `tabletop` for the embedded model from scratch, or
+            `vip_llava` for one of `parts`.
         data ([`DataRecipe`]): What to learn from.
         trained (`list[str]`, *optional*): Patterns of parameter names that learn in full; all if not given.
         lora ([`LoraRecipe`], *optional*): Adapters.
         towers ([`TowerRecipe`], *optional*): First stage, for `tabletop` only.
         dwsl ([`DwslRecipe`], *optional*): First stage, for `ivm_mix` only.
         optimizer ([`OptimizerRecipe`], *optional*): Muon and AdamW.
+        parts ([`PartsRecipe`], *optional*): For `model: vip_llava`, a new model of these.
+        learning_rates (`dict[str, float]`): Learning rates of parameters whose names match a pattern, where they
+            differ from `arguments.learning_rate`.
+        dtype (`str`): Number format the weights are trained in; `auto` is that of the repo.
+        guidance ([`GuidanceRecipe`], *optional*): Additional loss on the language model's attention.
         decision_loss_weight (`float`): Weight of the additional loss on `[SEG]` against `[REJ]`.
         mask_size (`int`, *optional*): Side in pixels of the mask targets; the size of the picture if not given.
         attn_implementation (`str`, *optional*): As for `from_pretrained`.
@@ -112,6 +149,10 @@ class Recipe:
     towers: TowerRecipe | None = None
     dwsl: DwslRecipe | None = None
     optimizer: OptimizerRecipe | None = None
+    parts: PartsRecipe | None = None
+    learning_rates: dict[str, float] = field(default_factory=dict)
+    dtype: str = "auto"
+    guidance: GuidanceRecipe | None = None
     decision_loss_weight: float = 0.0
     mask_size: int | None = None
     attn_implementation: str | None = None
@@ -121,8 +162,14 @@ class Recipe:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.data.kind not in ("tabletop", "image_folder", "ivm_mix"):
-            raise RecipeError(f"data.kind is {self.data.kind!r}; it must be 'tabletop', 'image_folder' or 'ivm_mix'.")
+        if self.data.kind not in (known := ("tabletop", "image_folder", "ivm_mix", "regions")):
+            raise RecipeError(f"data.kind is {self.data.kind!r}; it must be one of {', '.join(known)}.")
+        if self.data.kind == "regions" and not self.data.path:
+            raise RecipeError("data.path is missing: name the JSON file with the conversations.")
+        if (self.model == "vip_llava") != (self.parts is not None):
+            raise RecipeError("`model: vip_llava` is built from `parts`, and only that: give both or neither.")
+        if self.learning_rates and self.optimizer is not None:
+            raise RecipeError("learning_rates are for the Trainer's own optimizer; leave out `optimizer`.")
         if self.data.kind == "image_folder" and not self.data.path:
             raise RecipeError("data.path is missing: name the folder of one split (with its metadata.jsonl).")
         if self.data.kind == "ivm_mix":
@@ -153,9 +200,11 @@ def _check_ivm_sources(sources: Any) -> None:
 _PARTS = {
     "data": DataRecipe,
     "lora": LoraRecipe,
+    "parts": PartsRecipe,
     "towers": TowerRecipe,
     "dwsl": DwslRecipe,
     "optimizer": OptimizerRecipe,
+    "guidance": GuidanceRecipe,
 }
 
 
@@ -209,8 +258,10 @@ def load_recipe(name_or_path: str | Path, overrides: list[str] | tuple[str, ...]
 __all__ = [
     "DataRecipe",
     "DwslRecipe",
+    "GuidanceRecipe",
     "LoraRecipe",
     "OptimizerRecipe",
+    "PartsRecipe",
     "Recipe",
     "RecipeError",
     "TowerRecipe",

@@ -182,7 +182,7 @@ def _read_rows(path: Path) -> list[Any]:
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.splitlines() if line.strip()]
+            return [json.loads(line) for line in text.split("\n") if line.strip()]
         rows = json.loads(text)
     except json.JSONDecodeError as error:
         raise RegionDataError(f"{path} is not JSON: {error}.") from error

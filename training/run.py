@@ -1,15 +1,19 @@
 """Follows a recipe: builds model, data and Trainer, trains, and leaves a complete repo."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor, TrainingArguments, set_seed
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from .attention_guidance import AttentionGuidance
 from .collator import SegmentationCollator
 from .datasets import ImageFolderExamples, TabletopExamples
+from .dialogues import DialogueCollator, RegionDialogues
 from .dwsl import WeightedExamples
 from .dwsl_stages import discriminator_weights
 from .ivm_mix import IvmMixDataset, IvmMixSource
@@ -24,12 +28,16 @@ from .tabletop_towers import BACKGROUND_WORD, WORDS, TowerCollator, TowerPretrai
 from .trainer import ReasoningSegmentationTrainer
 
 
-def run_recipe(recipe: Recipe, out: str | Path, resume: bool = False) -> Path:
+def run_recipe(
+    recipe: Recipe, out: str | Path, resume: bool = False, build: Callable[..., tuple[Any, Any]] | None = None
+) -> Path:
     """
     Args:
         recipe ([`Recipe`]): What to do.
         out (`str` or `Path`): Folder of the finished repo; checkpoints are folders in it.
         resume (`bool`): Continue from the last checkpoint in `out`.
+        build (`Callable`, *optional*): Makes model and processor of `recipe.parts`, a number format and an
+            implementation of attention.
 
     Returns:
         `Path`: `out`, a repo that loads and runs.
@@ -47,29 +55,37 @@ def run_recipe(recipe: Recipe, out: str | Path, resume: bool = False) -> Path:
     precision_before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(recipe.matmul_precision)
     try:
-        _train(recipe, out, checkpoint)
+        _train(recipe, out, checkpoint, build)
     finally:
         # A setting of the whole process: what runs after the training keeps its own.
         torch.set_float32_matmul_precision(precision_before)
     return out
 
 
-def _train(recipe: Recipe, out: Path, checkpoint: str | None) -> None:
+def _train(recipe: Recipe, out: Path, checkpoint: str | None, build: Callable[..., tuple[Any, Any]] | None) -> None:
     """Train from `checkpoint`, or from the start, and save the repo to `out`."""
     if recipe.model == "tabletop":
         model, processor = build_tabletop(recipe)
         if recipe.towers is not None and checkpoint is None:
             pretrain_towers(model, processor, recipe, out)
+    elif recipe.parts is not None:
+        if build is None:
+            raise RecipeError("`parts` needs somebody who puts them together; pass `build` (`reasonseg train` does).")
+        model, processor = build(recipe.parts, recipe.dtype, recipe.attn_implementation)
     else:
-        model = AutoModel.from_pretrained(recipe.model, attn_implementation=recipe.attn_implementation, dtype="auto")
+        # A model that only talks has its language head under this name alone.
+        kind = AutoModelForImageTextToText if recipe.data.kind == "regions" else AutoModel
+        model = kind.from_pretrained(recipe.model, attn_implementation=recipe.attn_implementation, dtype=recipe.dtype)
         processor = AutoProcessor.from_pretrained(recipe.model)
     data = training_data(recipe)
     if recipe.dwsl is not None:
         data = WeightedExamples(data, dwsl_weights(model, processor, data, recipe, out))
     if recipe.lora is not None:
-        add_lora(model, recipe.lora.r, recipe.lora.lora_alpha, recipe.lora.lora_dropout)
+        lora = recipe.lora
+        add_lora(model, lora.r, lora.lora_alpha, lora.lora_dropout, lora.targets)
     select_trained(model, recipe.trained)
 
+    guidance = recipe.guidance
     trainer = ReasoningSegmentationTrainer(
         model=model,
         args=training_arguments(recipe, out),
@@ -77,7 +93,10 @@ def _train(recipe: Recipe, out: Path, checkpoint: str | None) -> None:
         data_collator=collator(processor, recipe),
         processing_class=processor,
         decision_loss_weight=recipe.decision_loss_weight,
+        guidance=guidance and AttentionGuidance(model, guidance.layer, guidance.heads),
+        guidance_weight=guidance.weight if guidance else 0.0,
         optimizer_factory=optimizer_factory(recipe.optimizer),
+        learning_rates=recipe.learning_rates,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -108,8 +127,13 @@ def training_arguments(recipe: Recipe, out: Path, **overrides) -> TrainingArgume
     )
 
 
-def training_data(recipe: Recipe) -> TabletopExamples | ImageFolderExamples | IvmMixDataset:
+def training_data(recipe: Recipe) -> TabletopExamples | ImageFolderExamples | IvmMixDataset | RegionDialogues:
     data = recipe.data
+    if data.kind == "regions":
+        try:
+            return RegionDialogues(data.path, **{"seed": recipe.seed, **data.options})
+        except TypeError as error:
+            raise RecipeError(f"data.options of regions: {error}") from error
     if data.kind == "ivm_mix":
         sources = [IvmMixSource(**source) for source in data.sources]
         return IvmMixDataset(sources, seed=recipe.seed, size=recipe.mask_size or 1024, **data.options)
@@ -127,7 +151,9 @@ def training_data(recipe: Recipe) -> TabletopExamples | ImageFolderExamples | Iv
     )
 
 
-def collator(processor, recipe: Recipe) -> SegmentationCollator | MaskingCollator:
+def collator(processor, recipe: Recipe) -> SegmentationCollator | MaskingCollator | DialogueCollator:
+    if recipe.data.kind == "regions":
+        return DialogueCollator(processor, **recipe.data.collator)
     if recipe.data.kind == "ivm_mix":
         return MaskingCollator(processor, recipe.mask_size or 1024)
     return SegmentationCollator(processor, recipe.mask_size)

@@ -10,7 +10,9 @@ from .failures import stderr_console
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, or lisa, gsva or tabletop.", show_default=False)],
+    recipe: Annotated[
+        str, typer.Argument(help="A YAML file, or a name such as lisa or tabletop.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the finished repository and its checkpoints.")],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
     overrides: Annotated[
@@ -25,9 +27,10 @@ def train(
     from ..registration import register
     from ..training.recipe import load_recipe
     from ..training.run import run_recipe
+    from ..vip_llava_start import build_vip_llava
 
     register()
-    finished = run_recipe(load_recipe(recipe, overrides or ()), out, resume)
+    finished = run_recipe(load_recipe(recipe, overrides or ()), out, resume, build=build_vip_llava)
     stderr_console().print(f"Finished: {finished}", soft_wrap=True)
     if int(os.environ.get("RANK", "0")) == 0:  # of the processes that torchrun has started, one writes
         _write_manifest(finished)
