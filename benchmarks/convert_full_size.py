@@ -5,7 +5,7 @@
 Shards are written on the fly with the published names, shapes and types. Then copies and conversions take turns, each
 in a process of its own that reads from the disk and is timed until all it wrote is there; every product is deleted
 before the next. The ratio is the median over the turns. At `--scale 1` the source and one product together take about
-59 GB; smaller scales keep the widths, and with them the largest tensor, and leave layers out, so that starting Python
+60 GB; smaller scales keep the widths, and with them the largest tensor, and leave layers out, so that starting Python
 and torch weighs more.
 """
 
