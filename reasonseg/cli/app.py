@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import card, convert, demo, evaluate, inspect, mask, publish, restore, segment, train, verify
+from . import ask, card, convert, demo, evaluate, inspect, mask, publish, restore, segment, train, verify
 from .failures import print_version_and_stop, readable_failures, show_tracebacks
 
 
@@ -19,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("segment")(readable_failures(segment.segment))
+app.command("ask")(readable_failures(ask.ask))
 app.command("mask")(readable_failures(mask.mask))
 app.add_typer(convert.app, name="convert")
 app.command("inspect")(readable_failures(inspect.inspect))

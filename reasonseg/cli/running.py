@@ -17,14 +17,23 @@ class Dtype(StrEnum):
 
 
 def load_checkpoint(
-    name: str, revision: str | None, dtype: str, device: str, trust_remote_code: bool
+    name: str,
+    revision: str | None,
+    dtype: str,
+    device: str,
+    trust_remote_code: bool,
+    auto_class: str = "AutoModel",
 ) -> tuple[Any, Any]:
     """Load model and processor of a folder or Hub name; the model is on its device, in evaluation mode.
+
+    Args:
+        auto_class: the class of transformers that finds the model's own.
 
     Raises:
         CommandError: `device` cannot be used here.
     """
-    from transformers import AutoModel, AutoProcessor
+    import transformers
+    from transformers import AutoProcessor
     from transformers.utils import logging
 
     from ..registration import register
@@ -33,7 +42,7 @@ def load_checkpoint(
     register()
     source = {"revision": revision, "trust_remote_code": trust_remote_code}
     processor = AutoProcessor.from_pretrained(name, **source)
-    model = AutoModel.from_pretrained(name, dtype=dtype, **source)
+    model = getattr(transformers, auto_class).from_pretrained(name, dtype=dtype, **source)
     return model.to(torch_device(device)).eval(), processor
 
 

@@ -1,0 +1,61 @@
+"""Marked pictures asked about in batches, against one at a time as the original evaluates; drawing included.
+
+python -m benchmarks.region_answers [--questions 32] [--batch-size 8]
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from benchmarks.midsize import seconds
+from reasonseg.evaluation.answering import Answering, answer_questions
+from reasonseg.region_benchmarks import RegionQuestions
+from reasonseg.training.region_data import RegionFile
+from tests.tiny_vip_llava import write_repo
+
+
+BOXES = [[20, 20, 200, 160], [220, 40, 420, 300], [60, 220, 260, 420], [300, 310, 600, 460]]
+
+
+def write_questions(folder: Path, count: int) -> RegionFile:
+    """Visual7W rows about one picture of 640 x 480."""
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(folder / "picture.png")
+    row = {"image": "picture.png", "bboxes": BOXES, "question": "Which object is red?"}
+    rows = [{**row, "id": f"v7w-{number}", "answer": BOXES[number % 4]} for number in range(count)]
+    (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
+    return RegionFile(folder / "rows.json")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--questions", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=8)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        repo = write_repo(folder)
+        model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
+        questions = RegionQuestions(write_questions(folder, options.questions), side=28)
+
+        def answer(batch_size: int) -> list[str]:
+            answering = Answering(batch_size=batch_size, max_new_tokens=16)
+            lines = answer_questions(model, processor, questions, folder / str(batch_size), answering)
+            return [line["text"] for line in lines]
+
+        apart, single = seconds(lambda: answer(1))
+        together, batched = seconds(lambda: answer(options.batch_size))
+        draw, _ = seconds(lambda: [questions[number] for number in range(len(questions))])
+    print(f"one at a time      {apart:8.2f} s")
+    print(f"batches of {options.batch_size:<8d}{together:8.2f} s, of which drawing {draw:.2f} s")
+    print(f"ratio              {apart / together:8.1f} x")
+    print(f"equal answers      {np.mean([a == b for a, b in zip(single, batched, strict=True)]):8.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""`reasonseg ask`: talk with a vision-language model about a picture and places marked in it."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .failures import CommandError, stderr_console
+from .results import written_whole
+from .running import Dtype, load_checkpoint
+
+
+if TYPE_CHECKING:
+    from ..processing.visual_prompts import VisualPrompt
+
+RESET, LEAVE = "/reset", ("/exit", "/quit")
+
+
+def ask(
+    image: Annotated[Path, typer.Argument(help="The picture.", show_default=False)],
+    model: Annotated[str, typer.Option("--model", "-m", help="Folder or Hub name of a converted checkpoint.")],
+    text: Annotated[
+        str | None,
+        typer.Argument(help="The question. <bbox0>, <bbox1> ... become the words for the marks.", show_default=False),
+    ] = None,
+    box: Annotated[
+        list[str] | None, typer.Option("--box", "-b", metavar="X1,Y1,X2,Y2", help="Mark this place, in pixels.")
+    ] = None,
+    polygon: Annotated[
+        list[str] | None,
+        typer.Option(metavar="X,Y,X,Y,...", help="Mark this polygon; ';' between several of a thing."),
+    ] = None,
+    mask: Annotated[
+        list[Path] | None, typer.Option(help="Mark what is not black in this picture of the same size.")
+    ] = None,
+    rle: Annotated[list[Path] | None, typer.Option(help="Mark the COCO run lengths in this JSON file.")] = None,
+    shape: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--shape",
+            "-s",
+            help="rectangle, ellipse, triangle, point, scribble, arrow, mask or mask-contour; one for all, or one per "
+            "mark (boxes, polygons, masks, run lengths).  [default: rectangle]",
+        ),
+    ] = None,
+    color: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--color",
+            "-c",
+            help="A name, or #rrggbb, which has no words; one for all or one per mark.  [default: red, ...]",
+        ),
+    ] = None,
+    alpha: Annotated[int, typer.Option(min=0, max=255, help="Opacity of the marks.")] = 128,
+    width: Annotated[
+        int | None, typer.Option(min=1, help="Of lines, in pixels of the picture.  [default: 3 at the model's size]")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="The marked picture to write.")] = Path("prompted.png"),
+    interactive: Annotated[
+        bool, typer.Option("--interactive", "-i", help="Go on asking; without TEXT this is what happens anyway.")
+    ] = False,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
+    top_p: Annotated[
+        float | None, typer.Option(min=0.0, max=1.0, help="With a temperature: nucleus sampling.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="With a temperature: the same answer again.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: an accelerator if there is one.")] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")] = Dtype.auto,
+    revision: Annotated[str | None, typer.Option(help="Commit hash, tag or branch of a Hub checkpoint.")] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each answer as a JSON line.")] = False,
+):
+    """Ask about IMAGE, with places marked as ViP-LLaVA knows them; the answer appears while it is written.
+
+    Works with every model of transformers' image-text-to-text kind. The marked picture is written to --out. When you
+    go on asking, /reset forgets what was said and /exit (or the end of the input) leaves.
+    """
+    if not image.is_file():
+        raise CommandError(f"There is no picture {str(image)!r}.")
+    if text is not None and not text.strip():
+        raise CommandError("The question is empty.")
+    regions = read_regions(box or [], polygon or [], mask or [], rle or [])
+    prompts = make_prompts(regions, shape or [], color or [], alpha, width)
+
+    from ..processing.image_loading import load_rgb_image
+    from ..processing.visual_prompts import assign_colors, describe, draw_visual_prompts, fill_placeholders
+
+    console, picture = stderr_console(), load_rgb_image(image)
+    if prompts:
+        prompts = assign_colors(prompts)
+        picture = draw_visual_prompts(picture, prompts)
+        with written_whole(out) as draft:
+            picture.save(draft)
+        for number, prompt in enumerate(prompts):
+            console.print(f"<bbox{number}>: {describe(prompt)}", markup=False)
+        console.print(f"Written: {out}", soft_wrap=True)
+    questions = iter(()) if text is None else iter((text,))
+    if text is not None:
+        fill_placeholders(text, prompts)  # what cannot be said is refused before anything is loaded
+
+    with console.status(f"Loading {model} ..."):
+        network, processor = load_checkpoint(
+            model, revision, dtype.value, device, trust_remote_code, "AutoModelForImageTextToText"
+        )
+        from ..picture_chat import PictureChat
+
+        chat = PictureChat(network, processor, picture, max_new_tokens, temperature, top_p)
+    if seed is not None:
+        import torch
+
+        torch.manual_seed(seed)
+    goes_on = interactive or text is None
+    while (question := next(questions, None) or (_read_question(console) if goes_on else None)) is not None:
+        if question == RESET:
+            chat.reset()
+            console.print("Forgotten.")
+            continue
+        try:
+            question = fill_placeholders(question, prompts)
+        except ValueError as error:
+            console.print(str(error), style="red", markup=False)
+            continue
+        answer = chat.ask(question, None if as_json else _write)
+        if as_json:
+            _write(json.dumps({"image": str(image), "question": question, "answer": answer}, ensure_ascii=False))
+        _write("\n")
+
+
+def read_regions(boxes: list[str], polygons: list[str], masks: list[Path], rles: list[Path]) -> list[dict[str, Any]]:
+    """Turn options into arguments of `VisualPrompt`: boxes, then polygons, masks and run lengths.
+
+    Raises:
+        CommandError: something is no list of numbers, or a file cannot be read.
+    """
+    regions: list[dict[str, Any]] = [{"box_xyxy": _numbers("--box", given, 4)} for given in boxes]
+    for given in polygons:
+        parts = [part for part in given.split(";") if part.strip()]
+        regions.append({"polygons": [_numbers("--polygon", part) for part in parts]})
+    for path in masks:
+        from ..processing.image_loading import load_rgb_image
+
+        if not path.is_file():
+            raise CommandError(f"There is no picture --mask {str(path)!r}.")
+        import numpy as np
+
+        regions.append({"mask": np.asarray(load_rgb_image(path)).any(axis=-1)})
+    for path in rles:
+        try:
+            regions.append({"rle": json.loads(path.read_text(encoding="utf-8"))})
+        except (OSError, ValueError) as error:
+            raise CommandError(f"--rle {str(path)!r} holds no run lengths as JSON ({error}).") from None
+    return regions
+
+
+def make_prompts(
+    regions: list[dict[str, Any]], shapes: list[str], colors: list[str], alpha: int, width: int | None
+) -> list["VisualPrompt"]:
+    """One mark per region.
+
+    Raises:
+        CommandError: there are neither one nor as many shapes or colours as regions.
+    """
+    from ..processing.visual_prompts import VisualPrompt
+
+    given = {"--shape": shapes, "--color": colors}
+    for name, values in given.items():
+        if len(values) not in (0, 1, len(regions)) or (values and not regions):
+            raise CommandError(
+                f"{len(values)} {name} and {len(regions)} marks were given. Give one for all marks, or one for each; "
+                "a mark is a --box, --polygon, --mask or --rle."
+            )
+    shapes = shapes or ["rectangle"]
+    shapes = shapes * len(regions) if len(shapes) == 1 else shapes
+    colors = colors * len(regions) if len(colors) == 1 else colors or [None] * len(regions)
+    return [
+        VisualPrompt(shape, color=color, alpha=alpha, **({} if width is None else {"width": width}), **region)
+        for shape, color, region in zip(shapes, colors, regions, strict=True)
+    ]
+
+
+def _numbers(name: str, given: str, count: int | None = None) -> list[float]:
+    try:
+        numbers = [float(part) for part in given.replace(" ", ",").split(",") if part]
+    except ValueError:
+        numbers = []
+    if not numbers or (count is not None and len(numbers) != count) or len(numbers) % 2:
+        wanted = f"{count} numbers" if count is not None else "pairs of numbers"
+        raise CommandError(f"{name} {given!r} must be {wanted} in pixels, with commas between.")
+    # Pillow draws whole and broken numbers differently; what was given whole stays so.
+    return [int(number) if number.is_integer() else number for number in numbers]
+
+
+def _read_question(console: Any) -> str | None:
+    """The next line that says something; `None` at the end."""
+    while True:
+        console.print("> ", end="", markup=False)
+        line = sys.stdin.readline()
+        if not line or line.strip() in LEAVE:
+            return None
+        if line.strip():
+            return line.strip()
+
+
+def _write(piece: str) -> None:
+    sys.stdout.write(piece)
+    sys.stdout.flush()

@@ -1,0 +1,135 @@
+"""`reasonseg ask` as it is typed: marks, their words, streaming, a conversation with history."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from typer.testing import CliRunner
+
+from reasonseg.cli.app import app
+from reasonseg.picture_chat import PictureChat
+from reasonseg.processing.visual_prompts import VisualPrompt, draw_visual_prompts
+from tests.tiny_vip_llava import write_repo
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory):
+    return write_repo(tmp_path_factory.mktemp("ask"))
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "in.png"
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    return path
+
+
+def run(*arguments, typed=None):
+    return CliRunner().invoke(app, ["ask", *map(str, arguments)], input=typed)
+
+
+def test_one_question(repo, picture, tmp_path):
+    out = tmp_path / "folder" / "marked.png"
+    common = ("--model", repo, "--max-new-tokens", 6, "--out", out)
+    result = run(
+        *(picture, "What is <bbox1>?", *common, "--alpha", 200, "--width", 2),
+        *("--box", "5,5,30,30.5", "--polygon", "40,10,70,10,60,50", "--shape", "rectangle", "--shape", "arrow"),
+    )
+    assert result.exit_code == 0, result.output
+    assert "<bbox0>: within the red rectangle\n<bbox1>: pointed to by the red arrow\n" in result.stderr
+    prompts = [
+        VisualPrompt("rectangle", box_xyxy=(5, 5, 30, 30.5), color="red", alpha=200, width=2),
+        VisualPrompt("arrow", polygons=[[40, 10, 70, 10, 60, 50]], color="red", alpha=200, width=2),
+    ]
+    drawn = draw_visual_prompts(picture, prompts)
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(drawn))
+    assert [path.name for path in out.parent.iterdir()] == ["marked.png"]
+
+    model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
+    pieces = []
+    answer = PictureChat(model, processor, drawn, 6).ask("What is pointed to by the red arrow?", pieces.append)
+    assert "".join(pieces).strip() == answer == result.stdout.strip()
+    assert len(pieces) > 1
+
+    again = run(picture, "What is <bbox0>?", *common, "--box", "5 5 30 30", "--color", "#00ff00", "--json")
+    assert json.loads(again.stdout)["question"] == "What is within the rectangle?"
+    inputs = processor(picture, "Hello", return_tensors="pt")
+    plain = run(picture, "Hello", *common, "--json")
+    output = model.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
+    assert json.loads(plain.stdout)["answer"] == processor.decode(output, skip_special_tokens=True).strip()
+
+
+def test_masks_and_run_lengths(repo, picture, tmp_path):
+    from pycocotools import mask as coco_mask
+
+    mask = np.zeros((60, 80), dtype=np.uint8, order="F")
+    mask[10:40, 20:50] = 1
+    Image.fromarray(np.ascontiguousarray(mask) * 255).save(tmp_path / "mask.png")
+    rle = coco_mask.encode(mask)
+    text = json.dumps({"size": rle["size"], "counts": rle["counts"].decode()})
+    (tmp_path / "rle.json").write_text(text, encoding="utf-8")
+    pictures = []
+    for option, file in (("--mask", "mask.png"), ("--rle", "rle.json")):
+        out = tmp_path / f"{file}.png"
+        result = run(
+            *(picture, "What is <bbox0>?", "--model", repo, "--max-new-tokens", 1, "--out", out),
+            *(option, tmp_path / file, "--shape", "mask-contour", "--color", "blue"),
+        )
+        assert result.exit_code == 0, result.output
+        assert "with the blue mask contour" in result.stderr
+        pictures.append(np.asarray(Image.open(out)))
+    assert np.array_equal(*pictures)
+    assert not np.array_equal(pictures[0], np.asarray(Image.open(picture)))
+
+
+def test_a_conversation(repo, picture, tmp_path):
+    result = run(
+        *(picture, "--model", repo, "--max-new-tokens", 4, "--box", "1,1,9,9", "--out", tmp_path / "o.png", "--json"),
+        typed="What is <bbox0>?\n\nWhat is <bbox7>?\nAnd why?\n/reset\nAnd why?\n/exit\nnever asked\n",
+    )
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["question"] for line in lines] == ["What is within the red rectangle?", "And why?", "And why?"]
+    assert "holds <bbox7>, and 1 visual prompts were given" in " ".join(result.stderr.split())
+
+    model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
+    chat = PictureChat(model, processor, Image.open(tmp_path / "o.png"), 4)
+    answers = [chat.ask(line["question"]) for line in lines[:2]]
+    assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
+    assert [part["type"] for message in chat.messages for part in message["content"]].count("image") == 1
+    chat.reset()
+    answers.append(chat.ask("And why?"))
+    assert answers == [line["answer"] for line in lines]
+
+
+def test_sampling_is_repeatable(repo, picture):
+    common = (picture, "Hello", "--model", repo, "--max-new-tokens", 8, "--temperature", 2.0)
+    first, second, other = (run(*common, "--seed", seed).stdout for seed in (1, 1, 2))
+    assert first == second != other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("missing.png", "What?"), "There is no picture 'missing.png'"),
+        (("PICTURE", " "), "The question is empty"),
+        (("PICTURE", "What?", "--box", "1,2,3"), "--box '1,2,3' must be 4 numbers in pixels"),
+        (("PICTURE", "What?", "--polygon", "1,2,x"), "must be pairs of numbers"),
+        (("PICTURE", "What?", "--shape", "arrow"), "1 --shape and 0 marks were given"),
+        (("PICTURE", "What?", "--box", "1,1,5,5", "--color", "red", "--color", "blue"), "2 --color and 1 marks"),
+        (("PICTURE", "What?", "--box", "1,1,5,5", "--shape", "star"), "Unknown shape 'star'"),
+        (("PICTURE", "What?", "--box", "500,500,600,600"), "lies outside the picture of 80 x 60"),
+        (("PICTURE", "What?", "--mask", "missing.png"), "no picture --mask"),
+        (("PICTURE", "What?", "--rle", "missing.json"), "holds no run lengths"),
+        (("PICTURE", "What is <bbox0>?"), "0 visual prompts were given"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_is_loaded(picture, arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*(picture if argument == "PICTURE" else argument for argument in arguments), "--model", "nowhere")
+    assert result.exit_code == 1
+    assert message in " ".join(result.stderr.split())
+    assert "nowhere" not in result.stderr

@@ -1,0 +1,133 @@
+"""ViP-LLaVA's benchmarks through `reasonseg evaluate`, on a tiny model."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from reasonseg.cli.app import app
+from reasonseg.region_benchmarks import RegionQuestions
+from reasonseg.training.region_data import RegionFile
+from tests.parity_data import PARITY
+from tests.tiny_vip_llava import SIDE, write_repo
+
+
+BOXES = [[10, 12, 60, 70], [50, 30, 120, 100], [30, 60, 90, 110], [5, 5, 40, 40]]
+RECORDED = PARITY / "vip_llava" / "visual_prompts"
+VCR = next(
+    case["source"]
+    for case in json.loads((RECORDED / "organizer.json").read_text(encoding="utf-8"))["cases"]
+    if case["name"] == "organizer_vcr_vcr_qa_1320"
+)
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory):
+    return write_repo(tmp_path_factory.mktemp("benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    for name in ("input0.png", "vcr_meta.json"):
+        shutil.copy(RECORDED / name, folder)
+    row = {"image": "input0.png"}
+    files = {
+        "v7w": [
+            {**row, "id": f"v7w-{n}", "bboxes": BOXES, "question": "Which?", "answer": BOXES[n]} for n in range(3)
+        ],
+        "pointqa": [
+            {**row, "id": f"pointQA_twice-{n}", "bboxes": BOXES[:1], "general_question": "How many?", "answer": n}
+            for n in range(3)
+        ],
+        "vcr": [{**VCR, **row, "id": f"vcr-{n}"} for n in range(2)],
+    }
+    for name, rows in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(rows), encoding="utf-8")
+    return folder
+
+
+def evaluate(dataset, repo, data, out, *more):
+    arguments = ["evaluate", "--dataset", dataset, "--out", out, "--max-new-tokens", 2, "--batch-size", 2, "--json"]
+    arguments += ["--model", repo] if repo is not None else []
+    result = CliRunner().invoke(app, [str(argument) for argument in (*arguments, "--annotations", data, *more)])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize(
+    ("dataset", "counts"),
+    [
+        ("v7w", {"v7w": 3}),
+        ("pointqa", {"pointqa-looktwice": 3}),
+        ("vcr", {"q-a": 2, "qa-r": 2, "q-ar": 2}),
+    ],
+)
+def test_accuracy(repo, data, tmp_path, dataset, counts):
+    numbers = evaluate(dataset, repo, data / f"{dataset}.json", tmp_path)
+    assert numbers["questions"] == counts
+    assert numbers == json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    name = next(iter(counts))
+    path = tmp_path / name / "answers.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == counts[name]
+    assert "<image>" not in lines[0]["prompt"]
+    # Right answers count: those of the file, put in the model's mouth.
+    for line in lines:
+        line["text"] = line["metadata"]["answer"].lower()
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    assert evaluate(dataset, repo, data / f"{dataset}.json", tmp_path)["accuracy"][name] == 1.0
+
+
+def test_questions_are_drawn_the_same_again(data):
+    file = RegionFile(data / "v7w.json")
+    first, again = RegionQuestions(file, seed=5)[1], RegionQuestions(file, seed=5)[1]
+    assert (first.text, first.answer, first.id) == (again.text, "B", "v7w-1")
+    assert np.array_equal(np.asarray(first.image), np.asarray(again.image))
+    other = RegionQuestions(file, seed=6)[1]
+    assert other.text != first.text
+    assert first.image.size == Image.open(data / "input0.png").size
+    assert RegionQuestions(file, squashed=True, side=SIDE)[0].image.size == (SIDE, SIDE)
+    assert len(RegionQuestions(file, limit=2)) == 2
+    with pytest.raises(IndexError):
+        RegionQuestions(file, limit=2)[2]
+
+
+def test_vip_bench(repo, data, tmp_path):
+    bench, out = tmp_path / "bench", tmp_path / "out"
+    (bench / "bbox" / "images").mkdir(parents=True)
+    shutil.copy(data / "input0.png", bench / "bbox" / "images")
+    rows = [{"question_id": n, "image": "input0.png", "text": f"What is {n}?"} for n in range(3)]
+    (bench / "bbox" / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    metadata = {f"v1_{n}": {"question": "?", "answer": "red<OR>blue", "capability": ["rec"]} for n in range(3)}
+    (bench / "vip-bench-meta-data.json").write_text(json.dumps(metadata), encoding="utf-8")
+    numbers = evaluate("vip-bench", repo, bench, out, "--split", "bbox")
+    assert numbers["counts"] == {"rec": 3, "total": 3}
+    assert numbers["judge"] == "keyword"
+    answers = json.loads((out / "bbox.json").read_text(encoding="utf-8"))
+    assert list(answers) == ["v1_0", "v1_1", "v1_2"]
+    assert (out / "bbox-keyword-capabilities.csv").is_file()
+    # Answers of elsewhere are judged without a model.
+    (out / "bbox.json").write_text(json.dumps({**answers, "v1_0": "a red one"}), encoding="utf-8")
+    numbers = evaluate("vip-bench", None, bench, out, "--split", "bbox", "--set", "judge=exact", "--set", "runs=2")
+    assert numbers["runs"] == [0.0, 0.0]
+    (out / "bbox-keyword-grade.json").unlink()
+    numbers = evaluate("vip-bench", None, bench, out, "--split", "bbox", "--set", "judge=keyword")
+    assert numbers["capabilities"]["total"] >= 33.3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--dataset", "v7w", "--model", "m"), "also needs --annotations"),
+        (("--dataset", "v7w", "--model", "m", "--annotations", "no.json", "--set", "preprocess=x"), "pad or resize"),
+        (("--dataset", "vip-bench", "--annotations", "nowhere"), "lacks nowhere/vip-bench-meta-data.json"),
+    ],
+)
+def test_what_cannot_be_run(arguments, message, tmp_path):
+    result = CliRunner().invoke(app, ["evaluate", *arguments, "--out", str(tmp_path)])
+    assert result.exit_code == 1
+    assert message in " ".join(result.stderr.split())
