@@ -56,7 +56,7 @@ def numbers_table(title: str, numbers: Mapping[str, float | int | None], notes: 
         numbers (`Mapping`): Names and values; shares in percent, counts as they are.
         notes (`list[str]`): Stand below: what is not measured, and why.
     """
-    table = Table(title=title, caption="\n".join(notes) or None, caption_justify="left")
+    table = Table(title=title, caption="\n".join(notes) or None, caption_justify="left", min_width=70)
     table.add_column("number", justify="left")
     table.add_column("value", justify="right")
     for name, value in numbers.items():

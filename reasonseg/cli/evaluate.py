@@ -50,12 +50,15 @@ def evaluate(
     except UnknownBenchmarkError as error:
         raise CommandError(str(error)) from None
 
+    import torch
     from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
     from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from ..evaluation.report import write_report
 
-    state = PartialState()
+    # Without an accelerator accelerate would run every process as if it were alone.
+    state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
     columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=stderr_console(), disable=not state.is_main_process) as bar:
         tasks = {}

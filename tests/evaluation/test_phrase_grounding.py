@@ -2,7 +2,11 @@
 
 import gzip
 import json
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -205,6 +209,27 @@ def test_coco_on_the_command_line(repo, data, tmp_path, monkeypatch):
         assert json.loads(again.stdout.splitlines()[-1])[name] == printed[name]
     table = run(*common, "--out", tmp_path / "b", "--set", f"results={tmp_path / 'a' / 'instances.json'}")
     assert "point accuracy" in table.stdout
+
+
+def test_of_several_processes_one_reports(tmp_path):
+    """On a machine without an accelerator, where accelerate takes several processes for one each unless told."""
+    (tmp_path / "found.json").write_text(json.dumps(INSTANCES["iseg_point"]), encoding="utf-8")
+    finished = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29743"),
+            *("-m", "reasonseg", "evaluate", "--dataset", "coco", "--json", "--out", str(tmp_path / "out")),
+            *("--annotations", str(RECORDED / "instances_gt.json"), "--set", f"results={tmp_path / 'found.json'}"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=400,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "ACCELERATE_USE_CPU": "true"},
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr[-2000:]
+    lines = [line for line in finished.stdout.splitlines() if line.startswith("{")]
+    assert len(lines) == 1
+    assert json.loads(lines[0])["instances"] == len(INSTANCES["iseg_point"])
 
 
 def test_grandf_on_the_command_line(tmp_path):
