@@ -4,6 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
+from .configuration_difflmm import DiffLmmConfig
 from .configuration_lisa import SAM_VIT_H_DEFAULTS
 from .configuration_reasoning_segmentation import ReasoningSegmentationConfig
 
@@ -59,6 +60,10 @@ class AttendAndSegmentConfig(ReasoningSegmentationConfig):
     mask_choice: str | None = None
 
     def __post_init__(self, **kwargs):
+        vlm = self.vlm_config
+        if (vlm.get("model_type") if isinstance(vlm, dict) else None) == DiffLmmConfig.model_type:
+            # Known already where the package is imported; elsewhere this checkpoint brings the class along.
+            AutoConfig.register(DiffLmmConfig.model_type, DiffLmmConfig, exist_ok=True)
         super().__post_init__(**kwargs)
         check_pointing_option("heads", self.heads)
         check_pointing_option("prompt", self.prompt)

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from transformers import AutoModelForImageTextToText, PreTrainedConfig
 from transformers.utils.generic import can_return_tuple
 
+from .answer_steps import answer_ids, check_ranges, predicting_positions, stop_ids_of
 from .attention_maps import AttentionMapCollector, AttentionReducer, ImageColumns, reduce_attentions
 from .attention_prompts import box_above, group_maps, mask_prompt, peak, upsample_map
 from .configuration_attend_and_segment import AttendAndSegmentConfig, check_pointing_option
@@ -21,6 +23,7 @@ from .segmenters import segmenter_adapter
 PhraseFinder = Callable[[list[int], int], Sequence]
 
 _GRID_NAMES = ("grid_sizes", "grid_boxes", "grid_tokens")
+_PLACE_NAMES = (*_GRID_NAMES, "tile_counts")
 _OPTION_NAMES = (
     "heads",
     "attention_layers",
@@ -77,6 +80,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
 
     def __init__(self, config: AttendAndSegmentConfig):
         config.get_text_config()._attn_implementation = "eager"
+        _register_own_vlm(config.vlm_config)
         super().__init__(config)
         language_config = self.vlm.get_decoder().config
         if language_config._attn_implementation != "eager":
@@ -89,12 +93,41 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
 
     # ---- images and their grids ---------------------------------------------------------------------------------
 
-    def encode_image(self, pixel_values: torch.FloatTensor, *args, **kwargs) -> ImageCache:
-        """As [`ReasoningSegmentationModel.encode_image`]; also remembers the grids that the processor returned."""
-        grids = {name: kwargs.pop(name) for name in _GRID_NAMES if kwargs.get(name) is not None}
-        cache = super().encode_image(pixel_values, *args, **kwargs)
+    def encode_image(
+        self,
+        pixel_values: torch.FloatTensor,
+        sam_pixel_values: torch.FloatTensor | None = None,
+        original_sizes: torch.LongTensor | None = None,
+        sam_resized_sizes: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> ImageCache:
+        """
+        As [`ReasoningSegmentationModel.encode_image`]; also remembers the grids that the processor returned, and
+        takes `tile_counts` `(num_images,)` for models whose pictures have several entries of `pixel_values`.
+        """
+        grids = {name: kwargs.pop(name) for name in _PLACE_NAMES if kwargs.get(name) is not None}
+        tiles = grids.get("tile_counts")
+        segmenter_views = (sam_pixel_values, original_sizes, sam_resized_sizes)
+        if tiles is None:
+            cache = super().encode_image(pixel_values, *segmenter_views, **kwargs)
+        else:
+            # Counted in tiles there, in pictures here.
+            cache = super().encode_image(pixel_values, **kwargs)
+            if int(tiles.sum()) != cache.num_images:
+                raise ValueError(f"tile_counts {tiles.tolist()} must add up to the {cache.num_images} pixel_values.")
+            cache.num_images, cache.segmenter_features = len(tiles), [None] * len(tiles)
+            cache.sam_pixel_values, cache.original_sizes, cache.sam_resized_sizes = segmenter_views
         cache.grids = grids or None
         return cache
+
+    def _vlm_image_inputs(self, images: ImageCache | None, image_index: torch.LongTensor | None) -> dict:
+        tiles = images.grids.get("tile_counts") if images is not None and images.grids else None
+        if tiles is not None:
+            stops = tiles.cumsum(0).tolist()
+            counts = tiles.tolist()
+            places = [range(stops[image] - counts[image], stops[image]) for image in image_index.tolist()]
+            image_index = torch.tensor([tile for image in places for tile in image], device=image_index.device)
+        return super()._vlm_image_inputs(images, image_index)
 
     def _grids(
         self,
@@ -104,7 +137,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         image_index: torch.LongTensor,
     ) -> Grids:
         """One grid per row; where the processor named none, a square one over the whole picture."""
-        given = given or images.grids or {}
+        given = {name: value for name, value in (given or images.grids or {}).items() if name in _GRID_NAMES}
         rows = image_index.tolist()
         counts = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
         if given and (missing := [name for name in _GRID_NAMES if given.get(name) is None]):
@@ -149,10 +182,12 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         grid_sizes: torch.LongTensor | None = None,
         grid_boxes: torch.FloatTensor | None = None,
         grid_tokens: torch.LongTensor | None = None,
+        tile_counts: torch.LongTensor | None = None,
         answer_ranges: torch.LongTensor | None = None,
         phrase_finder: PhraseFinder | None = None,
         image_index: torch.LongTensor | None = None,
         image_cache: ImageCache | None = None,
+        reject_threshold: float | None = None,
         **kwargs,
     ) -> AttendAndSegmentOutput:
         r"""
@@ -172,6 +207,8 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
                 What part of the picture the grid covers, `(x1, y1, x2, y2)` in its pixels.
             grid_tokens (`torch.LongTensor` of shape `(num_images, cells)`, *optional*):
                 Which of the image's tokens form the grid, row by row; -1 fills shorter ones.
+            tile_counts (`torch.LongTensor` of shape `(num_images,)`, *optional*):
+                Entries of `pixel_values` that show each picture, where there are several (InternVL).
             answer_ranges (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
                 Where each answer stands in `input_ids`, from its first id to behind its end token. Without it the
                 output has no maps.
@@ -179,6 +216,8 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
                 Finds phrases in the ids of an answer, whose input row it is told too; each result has `tokens`, the
                 places of its tokens among the ids. Without it maps are returned, but no masks.
             image_index, image_cache: As in [`ReasoningSegmentationModel.forward`].
+            reject_threshold (`float`, *optional*):
+                Reject phrases for whose mask the segmenter's own score is lower.
             kwargs:
                 Fields of the configuration that shall differ for this call (`heads`, `attention_layers`,
                 `subtract_mean`, `remove_corners`, `prompt`, `attention_temperature`, `box_threshold`, `mask_choice`),
@@ -195,7 +234,13 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         image_inputs = {name: kwargs.pop(name) for name in image_encoder_parameters(self.vlm) & set(kwargs)}
         if image_cache is None and pixel_values is not None:
             image_cache = self.encode_image(
-                pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes, **grids, **image_inputs
+                pixel_values,
+                sam_pixel_values,
+                original_sizes,
+                sam_resized_sizes,
+                tile_counts=tile_counts,
+                **grids,
+                **image_inputs,
             )
         num_rows = len(input_ids if input_ids is not None else kwargs["inputs_embeds"])
         if image_cache is not None:
@@ -215,13 +260,13 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             language = language_pass()
         else:
             found = self._grids(grids, image_cache, input_ids, image_index)
-            ranges = _check_ranges(answer_ranges, input_ids)
+            ranges = check_ranges(answer_ranges, input_ids)
             reducer = AttentionReducer(
                 self.vlm,
                 ImageColumns.find(input_ids, self.config.image_token_id, found.tokens),
                 options["heads"],
                 options["attention_layers"],
-                queries=_predicting_positions(ranges).to(input_ids.device),
+                queries=predicting_positions(ranges).to(input_ids.device),
             )
             with reduce_attentions(reducer):
                 language = language_pass()
@@ -231,6 +276,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             ]
             answers = [ids[start:stop].tolist() for ids, (start, stop) in zip(input_ids, ranges, strict=True)]
             drawn = self._segment(maps, answers, found, image_cache, image_index, phrase_finder, options, num_rows)
+            _reject(drawn, reject_threshold)
         return AttendAndSegmentOutput(
             loss=language.get("loss"),
             logits=language.logits,
@@ -248,7 +294,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         _, kwargs = self._take_options(kwargs)
         left_aside = (*_GRID_NAMES, "phrase_finder", "answer_ranges")
         kwargs = {name: value for name, value in kwargs.items() if name not in left_aside}
-        return super().generate(input_ids, *args, **kwargs)
+        return super().generate(input_ids, *args, **self._with_encoded_tiles(kwargs))
 
     @torch.no_grad()
     def generate_with_masks(
@@ -270,8 +316,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
                 Prompts, padded on the left.
             image_index, image_cache: As in `forward`.
             phrase_finder (`Callable`, *optional*): As in `forward`.
-            reject_threshold (`float`, *optional*):
-                Reject phrases for whose mask the segmenter's own score is lower.
+            reject_threshold (`float`, *optional*): As in `forward`.
             return_dict (`bool`): `False` returns a tuple of the fields that are set.
             kwargs:
                 The images, grids and options as in `forward`, and anything that [`~GenerationMixin.generate`] takes:
@@ -295,13 +340,15 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         if (kwargs.get("guidance_scale") or getattr(settings, "guidance_scale", None) or 1) != 1:
             raise ValueError("guidance_scale runs a second pass per step and is not supported; leave it unset.")
 
+        kwargs = self._with_encoded_tiles({"image_cache": image_cache, **kwargs})
+        image_cache = kwargs.pop("image_cache")
         images, image_index, kwargs = self._generation_images(input_ids, image_index, image_cache, kwargs)
         if images is None:
             raise ValueError("A picture is needed to point at: pass `pixel_values`, or an `image_cache`.")
         found = self._grids(grids, images, input_ids, image_index)
         columns = ImageColumns.find(input_ids, self.config.image_token_id, found.tokens)
         collector = AttentionMapCollector(self.vlm, columns, options["heads"], options["attention_layers"])
-        stop_ids = _stop_ids(kwargs.get("eos_token_id", settings.eos_token_id))
+        stop_ids = stop_ids_of(kwargs.get("eos_token_id", settings.eos_token_id))
         if kwargs.get("generation_config") is None:
             kwargs["return_dict_in_generate"] = True
         else:
@@ -314,7 +361,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         per_input = len(sequences) // len(input_ids)
         source = [row // per_input for row in range(len(sequences))]
         pad_id = kwargs.get("pad_token_id", settings.pad_token_id)
-        answers = [_answer_ids(row[start:].tolist(), stop_ids, pad_id) for row in sequences]
+        answers = [answer_ids(row[start:].tolist(), stop_ids, pad_id) for row in sequences]
         beam_indices = generated.get("beam_indices")
         maps = []
         for row, answer in enumerate(answers):
@@ -328,8 +375,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             [found.sizes[row] for row in source], found.boxes[index.cpu()], [found.tokens[row] for row in source]
         )
         drawn = self._segment(maps, answers, rows, images, image_index[index], phrase_finder, options, len(input_ids))
-        if reject_threshold is not None and "rejected" in drawn:
-            drawn["rejected"] = [scores < reject_threshold for scores in drawn["mask_scores"]]
+        _reject(drawn, reject_threshold)
         output = AttendAndSegmentOutput(
             sequences=sequences,
             sequences_scores=generated.get("sequences_scores"),
@@ -337,6 +383,17 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             **drawn,
         )
         return output if return_dict else output.to_tuple()
+
+    def _with_encoded_tiles(self, kwargs: dict) -> dict:
+        """Encodes pictures that come in tiles, which must be told from pictures; others are left as they are."""
+        tiles = kwargs.get("tile_counts")
+        kwargs = {name: value for name, value in kwargs.items() if name != "tile_counts"}
+        if tiles is None or kwargs.get("image_cache") is not None or kwargs.get("pixel_values") is None:
+            return kwargs
+        names = image_encoder_parameters(self.vlm) | {"sam_pixel_values", "original_sizes", "sam_resized_sizes"}
+        views = {name: value for name, value in kwargs.items() if name in names}
+        kwargs = {name: value for name, value in kwargs.items() if name not in names}
+        return {**kwargs, "image_cache": self.encode_image(**views, tile_counts=tiles)}
 
     # ---- from maps to masks -------------------------------------------------------------------------------------
 
@@ -531,49 +588,23 @@ class TokenGroup:
 _NEEDS = {"point": ("points",), "box": ("boxes",), "mask": ("masks",), "mask_and_box": ("masks", "boxes")}
 
 
+def _register_own_vlm(config: PreTrainedConfig) -> None:
+    """Lets transformers build a vision-language model that is not its own, where the package has not done so."""
+    if config.model_type != "difflmm":
+        return
+    from .modeling_difflmm import DiffLmmForConditionalGeneration
+
+    AutoModelForImageTextToText.register(type(config), DiffLmmForConditionalGeneration, exist_ok=True)
+
+
 def _given_grids(grid_sizes, grid_boxes, grid_tokens) -> dict[str, torch.Tensor]:
     values = dict(zip(_GRID_NAMES, (grid_sizes, grid_boxes, grid_tokens), strict=True))
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _check_ranges(answer_ranges: torch.LongTensor, input_ids: torch.LongTensor) -> list[tuple[int, int]]:
-    ranges = [(int(start), int(stop)) for start, stop in answer_ranges]
-    if len(ranges) != len(input_ids) or any(not 1 <= start <= stop <= input_ids.shape[1] for start, stop in ranges):
-        raise ValueError(
-            f"answer_ranges {ranges} must name one range per row ({len(input_ids)}) behind its first position and "
-            f"within the {input_ids.shape[1]} of input_ids."
-        )
-    return ranges
-
-
-def _predicting_positions(ranges: list[tuple[int, int]]) -> torch.LongTensor:
-    """Positions that predict each answer's tokens, `(rows, longest answer)`; short rows are filled with 0."""
-    longest = max(1, max(stop - start for start, stop in ranges))
-    positions = torch.zeros(len(ranges), longest, dtype=torch.long)
-    for row, (start, stop) in enumerate(ranges):
-        positions[row, : stop - start] = torch.arange(start - 1, stop - 1)
-    return positions
-
-
-def _stop_ids(eos_token_id: int | Sequence[int] | torch.Tensor | None) -> set[int]:
-    if eos_token_id is None:
-        return set()
-    if isinstance(eos_token_id, torch.Tensor):
-        eos_token_id = eos_token_id.tolist()
-    return {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
-
-
-def _answer_ids(new_ids: list[int], stop_ids: set[int], pad_id: int | None) -> list[int]:
-    """
-    The ids a row has written, its end token included: that one has a map too, and takes part in the mean, as in the
-    released code. What fills the row up behind it belongs to no step of this row.
-    """
-    for place, token_id in enumerate(new_ids):
-        if token_id in stop_ids:
-            return new_ids[: place + 1]
-    while new_ids and new_ids[-1] == pad_id:
-        new_ids = new_ids[:-1]
-    return new_ids
+def _reject(drawn: dict, threshold: float | None) -> None:
+    if threshold is not None and "rejected" in drawn:
+        drawn["rejected"] = [scores < threshold for scores in drawn["mask_scores"]]
 
 
 __all__ = ["AttendAndSegmentModel"]

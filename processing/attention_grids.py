@@ -26,12 +26,14 @@ class AttentionGrid:
             the picture where that was padded and is smaller where it was cropped.
         tokens (`np.ndarray` of shape `(rows * columns,)`):
             Which of the picture's image tokens are its cells, row by row.
+        tiles (`int`): Entries of `pixel_values` that show the picture.
     """
 
     rows: int
     columns: int
     box: Box
     tokens: np.ndarray
+    tiles: int = 1
 
 
 def attention_grids(
@@ -58,7 +60,8 @@ def attention_grids(
     if getattr(image_processor, "image_grid_pinpoints", None) and "image_sizes" in views:
         return [_any_resolution(processor, views, size, level) for size in sizes]
     if hasattr(image_processor, "crop_to_patches") and hasattr(processor, "image_seq_length"):
-        return [_tiles(processor, size, level) for size in sizes]
+        is_tiled = len(views["pixel_values"]) != len(sizes)
+        return [_tiles(processor, size, level, is_tiled) for size in sizes]
     if getattr(processor, "patch_size", None) and "pixel_values" in views:
         return [_single_view(processor, views, size) for size in sizes]
     raise ValueError(
@@ -127,14 +130,14 @@ def unpadded_grid(rows: int, columns: int, size: tuple[int, int]) -> tuple[int, 
     return rows, columns - 2 * ((columns - kept) // 2)
 
 
-def _tiles(processor: ProcessorMixin, size: tuple[int, int], level: str) -> AttentionGrid:
+def _tiles(processor: ProcessorMixin, size: tuple[int, int], level: str, is_tiled: bool) -> AttentionGrid:
     """InternVL: tiles one after the other, each row by row, then the thumbnail where there are several."""
     image_processor = processor.image_processor
     side = round(processor.image_seq_length**0.5)
     if side * side != processor.image_seq_length:
         raise ValueError(f"{processor.image_seq_length} tokens per tile form no square.")
     tiles_wide = tiles_high = 1
-    if image_processor.crop_to_patches and image_processor.max_patches > 1:
+    if is_tiled:
         tile = dict(image_processor.size)
         tiles_wide, tiles_high = get_optimal_tiled_canvas(
             size, (tile["height"], tile["width"]), image_processor.min_patches, image_processor.max_patches
@@ -142,10 +145,11 @@ def _tiles(processor: ProcessorMixin, size: tuple[int, int], level: str) -> Atte
     count = tiles_wide * tiles_high
     if level == "base" or count == 1:
         first = count * side * side if count > 1 else 0
-        return AttentionGrid(side, side, _whole(size), first + np.arange(side * side))
+        tokens = first + np.arange(side * side)
+        return AttentionGrid(side, side, _whole(size), tokens, tiles=count + (count > 1))
     cells = np.arange(count * side * side).reshape(tiles_high, tiles_wide, side, side)
     tokens = cells.transpose(0, 2, 1, 3).reshape(-1)
-    return AttentionGrid(tiles_high * side, tiles_wide * side, _whole(size), tokens)
+    return AttentionGrid(tiles_high * side, tiles_wide * side, _whole(size), tokens, tiles=count + 1)
 
 
 def _single_view(processor: ProcessorMixin, views: Mapping[str, Any], size: tuple[int, int]) -> AttentionGrid:
@@ -194,10 +198,12 @@ def grid_inputs(grids: Sequence[AttentionGrid]) -> dict[str, list]:
 
     Returns:
         `dict[str, list]`: `grid_sizes` (rows, columns), `grid_boxes` and `grid_tokens`, which -1 fills to equal
-        lengths.
+        lengths; and `tile_counts` where pictures have several entries of `pixel_values`.
     """
     longest = max(len(grid.tokens) for grid in grids)
+    tiles = [grid.tiles for grid in grids]
     return {
+        **({"tile_counts": tiles} if set(tiles) != {1} else {}),
         "grid_sizes": [[grid.rows, grid.columns] for grid in grids],
         "grid_boxes": [list(grid.box) for grid in grids],
         "grid_tokens": [[*grid.tokens.tolist(), *[-1] * (longest - len(grid.tokens))] for grid in grids],

@@ -95,7 +95,8 @@ class ReasoningSegmentationPipeline(Pipeline):
             `dict`, a `list` of them where a list was given, or an iterator over them for a generator or `Dataset`:
             `generated_text` (`str`) and `segments`, a list of `{"label", "score", "rejected", "span", "box", "mask"}`
             in reading order. `span` is the `(start, end)` of its token in the text, `box` `[x1, y1, x2, y2]` in pixels
-            of the upright picture, `mask` has its size; both are None for rejected segments.
+            of the upright picture, `mask` has its size; both are None for rejected segments. Systems that find phrases
+            in the answer add `phrase_extractor`, what found them.
 
         Raises:
             ValueError: Pictures and questions do not match, or an option has no meaning here.
@@ -202,13 +203,7 @@ class ReasoningSegmentationPipeline(Pipeline):
         results = self.processor.post_process_segmentation(
             model_outputs["output"], model_outputs["batch"].inputs, **options
         )
-        return [
-            {
-                "generated_text": result.text,
-                "segments": [_segment_as_dict(segment, mask_format) for segment in result.segments],
-            }
-            for result in results
-        ]
+        return [_result_as_dict(result, mask_format) for result in results]
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """Save the model and its processor, a complete checkpoint; `kwargs` go to both `save_pretrained`."""
@@ -310,6 +305,16 @@ def _iterate(items: Any) -> Iterator[Any]:
     if hasattr(items, "__len__") and hasattr(items, "__getitem__"):
         return (items[index] for index in range(len(items)))
     return iter(items)
+
+
+def _result_as_dict(result: Any, mask_format: str) -> dict[str, Any]:
+    """Turn a `SegmentationResult` into the pipeline's plain form."""
+    output = {
+        "generated_text": result.text,
+        "segments": [_segment_as_dict(segment, mask_format) for segment in result.segments],
+    }
+    extractor = getattr(result, "phrase_extractor", None)
+    return output if extractor is None else {**output, "phrase_extractor": extractor}
 
 
 def _segment_as_dict(segment: Any, mask_format: str) -> dict[str, Any]:

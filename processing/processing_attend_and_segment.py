@@ -340,6 +340,19 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
             )
         return extractor.vector
 
+    @classmethod
+    def _vlm_processor_class(cls, name: str) -> type | None:
+        """Also the processors of the vision-language models that come with this package."""
+        if name == "DiffLmmProcessor":
+            from .processing_difflmm import DiffLmmProcessor
+
+            return DiffLmmProcessor
+        if name == "VipLlavaProcessor":
+            from .processing_vip_llava import VipLlavaProcessor
+
+            return VipLlavaProcessor
+        return super()._vlm_processor_class(name)
+
     def to_dict(self) -> dict[str, Any]:
         """As in the base class; a phrase extractor that is no name is not saved."""
         output = super().to_dict()

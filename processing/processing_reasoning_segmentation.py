@@ -169,6 +169,11 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
         return [processor_file]
 
     @classmethod
+    def _vlm_processor_class(cls, name: str) -> type[ProcessorMixin] | None:
+        """The class of a saved `vlm_processor`; `None` if there is none of that name."""
+        return getattr(transformers, name, None)
+
+    @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path: str | os.PathLike,
@@ -195,7 +200,7 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
         }
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
         class_name = saved.get("vlm_processor_class")
-        vlm_class = getattr(transformers, class_name, None) if class_name else None
+        vlm_class = cls._vlm_processor_class(class_name) if class_name else None
         if vlm_class is None:
             raise ValueError(
                 f"{pretrained_model_name_or_path}: {PROCESSOR_NAME} names the vlm_processor_class {class_name!r}, but "

@@ -167,6 +167,8 @@ def _save(results: ResultFolder, image: Path, name: str, picture: "Image.Image",
         "overlay": overlay,
         "request": results.request,
     }
+    if extractor := getattr(result, "phrase_extractor", None):
+        record["phrase_extractor"] = extractor
     results.add(record)
     return record
 

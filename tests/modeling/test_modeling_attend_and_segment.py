@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers import InternVLConfig, LlamaConfig
 
 from reasonseg.modeling.attention_maps import AttentionMapCollector, ImageColumns, reduce_attentions
 from reasonseg.modeling.configuration_attend_and_segment import AttendAndSegmentConfig
@@ -39,6 +40,29 @@ def qwen_inputs(count: int) -> tuple[dict, int, dict]:
     return views, 6, grid(count, 2, 3, range(6))
 
 
+def internvl_config() -> InternVLConfig:
+    return InternVLConfig(
+        vision_config={
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": [56, 56],
+            "patch_size": [14, 14],
+        },
+        text_config=LlamaConfig(**tiny.TEXT),
+        image_token_id=tiny.IMAGE,
+        image_seq_length=4,
+    )
+
+
+def internvl_inputs(count: int) -> tuple[dict, int, dict]:
+    """Two tiles side by side and a thumbnail, 2 x 2 tokens each."""
+    generator = torch.Generator().manual_seed(0)
+    grids = grid(count, 2, 4, [0, 1, 4, 5, 2, 3, 6, 7]) | {"tile_counts": torch.tensor([3] * count)}
+    return {"pixel_values": torch.randn(3 * count, 3, 56, 56, generator=generator)}, 12, grids
+
+
 def grid(count: int, rows: int, columns: int, tokens) -> dict:
     return {
         "grid_sizes": torch.tensor([[rows, columns]] * count),
@@ -52,6 +76,7 @@ PAIRS = {
     "llava and sam_hq": (tiny.llava_config, tiny.sam_hq_config, llava_inputs),
     "llava_next and sam2": (tiny.llava_next_config, tiny.sam2_config, llava_next_inputs),
     "qwen2_5_vl and sam2": (tiny.qwen2_5_vl_config, tiny.sam2_config, qwen_inputs),
+    "internvl and sam": (internvl_config, tiny.sam_config, internvl_inputs),
 }
 
 
@@ -324,6 +349,11 @@ class TestBadInput:
             model.generate_with_masks(
                 **batch, **images, max_new_tokens=2, phrase_finder=lambda ids, row: [TokenGroup((7,))]
             )
+
+    def test_tiles_that_do_not_add_up(self, llava):
+        model, batch, images = llava
+        with pytest.raises(ValueError, match=r"tile_counts \[2, 1\] must add up to the 2 pixel_values"):
+            model.generate_with_masks(**batch, **images, tile_counts=torch.tensor([2, 1]), max_new_tokens=2)
 
     def test_answer_ranges(self, llava):
         model, batch, images = llava

@@ -1,0 +1,83 @@
+"""Answers in the colours of their masks."""
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reasonseg.processing.mask_drawing import segment_color
+from reasonseg.processing.segments import Segment, SegmentationResult
+
+
+TEXT = "A brown <dog> sits on a bench & a cup.\nThe dog waits."
+MASK = np.zeros((30, 40), dtype=bool)
+MASK[5:20, 5:30] = True
+PICTURE = Image.new("RGB", (40, 30), "gray")
+
+
+def result(*segments: Segment) -> SegmentationResult:
+    return SegmentationResult(TEXT, list(segments), (30, 40))
+
+
+def at(part: str) -> tuple[int, int]:
+    start = TEXT.index(part)
+    return start, start + len(part)
+
+
+DOG = Segment("A brown <dog>", at("A brown <dog>"), MASK, 0.9)
+BENCH = Segment("a bench", at("a bench"), ~MASK, 0.8)
+CUP = Segment("a cup", at("a cup"), None, 0.1, rejected=True)
+
+
+def test_html_is_the_text_with_colours():
+    page = result(DOG, BENCH, CUP).to_html()
+    visible = re.sub(r"<[^>]*>", "", page)
+    assert visible == TEXT.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    for place, part in ((0, "A brown &lt;dog&gt;"), (1, "a bench")):
+        color = "rgb({}, {}, {})".format(*segment_color(place))
+        assert re.search(rf'<mark style="background-color: {re.escape(color)};[^>]*>{part}</mark>', page)
+    assert '<s title="not in the image">a cup</s>' in page
+
+
+def test_html_escapes_labels():
+    page = result(Segment('"><script>', at("a bench"), MASK, 1.0)).to_html()
+    assert "<script>" not in page
+
+
+def test_html_with_the_picture():
+    segments = result(DOG, BENCH)
+    data = re.search(r'src="data:image/png;base64,([^"]*)"', segments.to_html(PICTURE))[1]
+    shown = Image.open(io.BytesIO(base64.b64decode(data)))
+    assert np.array_equal(np.asarray(shown), np.asarray(segments.overlay(PICTURE)))
+
+
+def test_overlapping_and_missing_spans():
+    page = result(DOG, Segment("dog", at("<dog>"), MASK, 0.5), Segment("nowhere", None, MASK, 0.5)).to_html()
+    assert page.count("<mark") == 1
+    assert result().to_html().count("<mark") == 0
+
+
+def test_drawn_answers_show_the_colours():
+    drawn = result(DOG, BENCH, CUP).draw_answer(width=300)
+    assert drawn.mode == "RGB"
+    assert drawn.width == 300
+    colors = {color for _, color in drawn.getcolors(maxcolors=1 << 16)}
+    assert {segment_color(0), segment_color(1)} <= colors
+    assert segment_color(2) not in colors, "rejected phrases have no mask, and no colour"
+
+
+def test_long_answers_get_more_lines():
+    short = SegmentationResult("A dog.", [], (30, 40)).draw_answer(width=200)
+    long = SegmentationResult("A dog and a cat. " * 40 + "x" * 300, [], (30, 40)).draw_answer(width=200)
+    assert long.height > 5 * short.height
+    with_picture = SegmentationResult("A dog.", [], (30, 40)).draw_answer(PICTURE)
+    assert with_picture.width == 480
+    assert with_picture.height > 30
+
+
+def test_too_narrow():
+    with pytest.raises(ValueError, match="width is 50"):
+        result(DOG).draw_answer(width=50)

@@ -1,0 +1,252 @@
+"""From pictures and questions to inputs, and from maps and masks to phrases with segments; the pipeline."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor, pipeline
+
+from reasonseg.processing.phrase_segments import PhraseSegment, match_categories, without_overlaps
+from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
+from reasonseg.processing.segments import mask_to_rle
+from tests.processing.test_processing_reasoning_segmentation import llava_next_processor, llava_processor
+from tests.recorded_attention import IMAGES, RECORDED, converted_repo
+
+
+PICTURES = [Image.open(RECORDED / "images" / f"{name}.jpg") for name in IMAGES]
+ANSWER = "A brown dog sits on the two old chairs."
+PHRASES = ["A brown dog", "the two old chairs"]
+VECTORS = {
+    "two dogs": [0.5, 0.5],
+    "brown dog": [1.0, 0.1],
+    "two old chairs": [0.1, 1.0],
+    "dog": [1.0, 0.0],
+    "chair": [0.0, 1.0],
+}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModel.from_pretrained(converted_repo(), dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return AutoProcessor.from_pretrained(converted_repo(), phrase_extractor="rules")
+
+
+@pytest.fixture(scope="module")
+def answered(model, processor):
+    """A given answer about both pictures, as inputs and output."""
+    inputs = processor(images=PICTURES, text=["What is here?"] * 2, answer=[ANSWER, "Two dogs."], return_tensors="pt")
+    with torch.no_grad():
+        return inputs, model(**inputs)
+
+
+def results(processor, answered, **options):
+    inputs, output = answered
+    return processor.post_process_segmentation(output, inputs, **options)
+
+
+class TestInputs:
+    def test_a_question(self, processor):
+        inputs = processor(
+            images=PICTURES, text=["What is here?", "Describe the image in detail."], return_tensors="pt"
+        )
+        assert inputs["grid_boxes"].tolist() == [[0, -20, 160, 140], [-30, 0, 140, 170]]
+        assert inputs["grid_tokens"].shape == (2, 64)
+        assert "answer_ranges" not in inputs
+        assert "labels" not in inputs
+        assert inputs["attention_mask"][0, 0] == 0, "prompts that await their answer are padded on the left"
+        moved = inputs.to("cpu")
+        assert moved["phrase_finder"] is inputs["phrase_finder"]
+
+    def test_a_given_answer(self, processor, answered):
+        inputs, _ = answered
+        for row, (start, stop) in enumerate(inputs["answer_ranges"].tolist()):
+            ids = inputs["input_ids"][row, start:stop].tolist()
+            assert ids[-1] == processor.tokenizer.eos_token_id
+            assert processor.tokenizer.decode(ids, skip_special_tokens=True).strip() == (ANSWER, "Two dogs.")[row]
+        labels = processor(images=PICTURES[0], text="What?", answer=ANSWER, return_labels=True, return_tensors="pt")
+        (start, stop) = labels["answer_ranges"][0].tolist()
+        assert torch.equal(labels["labels"][0, start:stop], labels["input_ids"][0, start:stop])
+
+    def test_lists_without_tensors(self, processor):
+        inputs = processor(images=PICTURES[0], text="What?", answer=ANSWER)
+        assert isinstance(inputs["answer_ranges"], list)
+        assert len(inputs["grid_tokens"][0]) == 64
+
+    def test_pictures_alone(self, processor):
+        inputs = processor(images=PICTURES, return_tensors="pt")
+        assert inputs["grid_sizes"].tolist() == [[8, 8]] * 2
+        assert "phrase_finder" not in inputs
+
+    def test_shared_pictures(self, processor):
+        inputs = processor(images=PICTURES[0], text=["What?", "Where?"], return_tensors="pt")
+        assert inputs["image_index"].tolist() == [0, 0]
+        assert inputs["grid_sizes"].shape == (1, 2)
+
+    def test_the_overview_of_tiles(self):
+        fine = AttendAndSegmentProcessor(llava_next_processor(), phrase_extractor="rules")
+        base = AttendAndSegmentProcessor(llava_next_processor(), phrase_extractor="rules", attention_grid="base")
+        wide = Image.new("RGB", (60, 30))
+        found = [one(images=wide, text="What?", return_tensors="pt") for one in (fine, base)]
+        assert [inputs["grid_sizes"].tolist() for inputs in found] == [[[2, 4]], [[2, 2]]]
+        with pytest.raises(ValueError, match="attention_grid is 'top'; allowed are 'fine', 'base'"):
+            AttendAndSegmentProcessor(llava_processor(), attention_grid="top")
+
+
+class TestResults:
+    def test_one_segment_per_phrase(self, processor, answered):
+        first, second = results(processor, answered)
+        assert first.text == ANSWER
+        assert [segment.label for segment in first.segments] == PHRASES
+        for segment in first.segments:
+            assert first.text[slice(*segment.span)] == segment.label
+            assert first.text[slice(*segment.core_span)] == segment.core_word
+            assert segment.mask.shape == (120, 160)
+            x, y = segment.point_xy
+            assert 0 <= x < 160
+            assert 0 <= y < 120
+        assert [segment.core_word for segment in first.segments] == ["dog", "chairs"]
+        assert [segment.label for segment in second.segments] == ["Two dogs"]
+        assert second.image_size == (170, 110)
+        assert {first.phrase_extractor, second.phrase_extractor} == {"rules"}
+        assert first.attention_maps is None
+
+    def test_the_common_exports(self, processor, answered):
+        result = results(processor, answered)[0]
+        coco = result.to_coco(image_id=7)
+        assert [entry["label"] for entry in coco] == PHRASES
+        assert coco[0]["segmentation"] == mask_to_rle(result.segments[0].mask)
+        assert result.overlay(PICTURES[0]).size == (160, 120)
+        assert result.to_html().count("<mark") == 2
+        assert result.draw_answer(PICTURES[0]).width == 480
+
+    def test_maps_on_request(self, processor, answered):
+        result = results(processor, answered, keep_maps=True)[0]
+        assert result.attention_maps.shape == (len(result.token_spans), 8, 8)
+
+    def test_all_candidates(self, processor, answered):
+        result = results(processor, answered, candidates="all")[0]
+        assert [segment.label for segment in result.segments] == [phrase for phrase in PHRASES for _ in range(3)]
+        assert [segment.candidate for segment in result.segments] == [0, 1, 2] * 2
+        chosen = results(processor, answered)[0]
+        assert np.array_equal(result.segments[2].mask, chosen.segments[0].mask)
+
+    def test_filters(self, processor, answered):
+        whole = results(processor, answered)[0]
+        scores = [segment.score for segment in whole.segments]
+        kept = results(processor, answered, min_score=max(scores))[0]
+        assert [segment.score for segment in kept.segments] == [max(scores)]
+        rejected = results(processor, answered, reject_threshold=max(scores))[0]
+        assert [segment.rejected for segment in rejected.segments] == [score < max(scores) for score in scores]
+        assert [segment.mask is None for segment in rejected.segments] == [s.rejected for s in rejected.segments]
+        named = results(processor, answered, categories=["dog"], word_vector=VECTORS.__getitem__)
+        assert [[segment.label for segment in result.segments] for result in named[:1]] == [["A brown dog"]]
+        assert named[0].segments[0].category == "dog"
+        assert named[0].segments[0].similarity == pytest.approx(1 / np.hypot(1, 0.1))
+
+    def test_phrases_that_were_asked_for(self, model, processor):
+        asked = [["the red cup on the table", "a dog"], ["a cup", "a cup"]]
+        inputs = processor(images=PICTURES, phrases=asked, return_tensors="pt")
+        with torch.no_grad():
+            found = processor.post_process_segmentation(model(**inputs), inputs)
+        assert [[segment.label for segment in result.segments] for result in found] == asked
+        assert [segment.core_word for segment in found[0].segments] == ["cup", "dog"]
+        assert found[1].segments[0].span != found[1].segments[1].span
+        assert {result.phrase_extractor for result in found} == {"given"}
+
+    def test_an_answer_without_phrases(self, model, processor):
+        inputs = processor(images=PICTURES[0], text="Is it?", answer="It is.", return_tensors="pt")
+        with torch.no_grad():
+            output = model(**inputs)
+        assert output.pred_masks[0].shape[0] == 0
+        assert processor.post_process_segmentation(output, inputs)[0].segments == []
+
+    def test_errors(self, processor, answered):
+        inputs, output = answered
+        with pytest.raises(ValueError, match="candidates is 'some'"):
+            results(processor, answered, candidates="some")
+        with pytest.raises(ValueError, match="compare is 'all'"):
+            results(processor, answered, compare="all")
+        with pytest.raises(ValueError, match="which the phrase extractor 'rules' has not"):
+            results(processor, answered, categories=["dog"])
+        with pytest.raises(ValueError, match="categories is empty"):
+            results(processor, answered, categories=[], word_vector=VECTORS.__getitem__)
+        with pytest.raises(ValueError, match="The output has no phrases"):
+            processor.post_process_segmentation({"pred_masks": []}, inputs)
+        with pytest.raises(ValueError, match="The output has 2 rows and the inputs 3"):
+            processor.post_process_segmentation(output, {"input_ids": [[1]] * 3})
+        without = {name: value for name, value in inputs.items() if name != "answer_ranges"}
+        with pytest.raises(ValueError, match="text of a forward pass is not in its output"):
+            processor.post_process_segmentation(output, without)
+
+
+def square(left: int) -> np.ndarray:
+    mask = np.zeros((10, 40), dtype=bool)
+    mask[:, left : left + 10] = True
+    return mask
+
+
+def test_overlapping_segments():
+    segments = [PhraseSegment(mask=square(0), score=0.5), PhraseSegment(mask=square(1), score=0.9),
+                PhraseSegment(mask=square(20), score=0.1), PhraseSegment(mask=None, rejected=True)]  # fmt: skip
+    assert without_overlaps(segments, 0.75) == segments[1:]
+    assert without_overlaps(segments, 0.95) == segments
+
+
+def test_categories():
+    segments = [PhraseSegment(label="The two old chairs", core_word="dog"), PhraseSegment(label=None)]
+    vectors = {**VECTORS, "": [0.0, 0.0]}
+    match_categories(segments[:1], ["A dog", "chair"], vectors.__getitem__)
+    assert segments[0].category == "chair"
+    match_categories(segments, ["A dog", "chair"], vectors.__getitem__, by="core_word")
+    assert segments[0].category == "A dog"
+    assert segments[1].similarity == 0.0
+
+
+class TestFiles:
+    def test_reload(self, processor, tmp_path):
+        own = AttendAndSegmentProcessor(
+            llava_processor(), phrase_extractor="rules", attention_grid="base", wording={"answer": "Here: {items}."}
+        )
+        own.save_pretrained(tmp_path)
+        again = AttendAndSegmentProcessor.from_pretrained(tmp_path)
+        assert (again.phrase_extractor, again.attention_grid) == ("rules", "base")
+        assert again.wording == own.wording
+        assert AttendAndSegmentProcessor.from_pretrained(tmp_path, phrase_extractor="auto").phrase_extractor == "auto"
+
+    def test_a_callable_is_not_saved(self, tmp_path):
+        own = AttendAndSegmentProcessor(llava_processor(), phrase_extractor=lambda text: [])
+        own.save_pretrained(tmp_path)
+        saved = json.loads((tmp_path / "processor_config.json").read_text(encoding="utf-8"))
+        assert saved["phrase_extractor"] == "auto"
+
+
+def test_pipeline(model, processor):
+    pipe = pipeline("reasoning-segmentation", model=model, processor=processor)
+    written = pipe(PICTURES[0], text="Describe the image in detail.", max_new_tokens=12, mask_format="rle")
+    assert set(written) == {"generated_text", "segments", "phrase_extractor"}
+    assert written["phrase_extractor"] == "rules"
+    for segment in written["segments"]:
+        assert written["generated_text"][slice(*segment["span"])] == segment["label"]
+    asked = pipe(PICTURES, phrases=["the red cup", "a dog"], batch_size=2)
+    assert [[segment["label"] for segment in one["segments"]] for one in asked] == [["the red cup", "a dog"]] * 2
+    assert asked[0]["phrase_extractor"] == "given"
+    assert asked[0]["segments"][0]["mask"].size == PICTURES[0].size
+    rejected = pipe(PICTURES[0], phrases=["the red cup"], reject_threshold=1e6)
+    assert [(segment["rejected"], segment["mask"]) for segment in rejected["segments"]] == [(True, None)]
+    shared = pipe(PICTURES[0], text=["What?", "Where?"], max_new_tokens=4, batch_size=1)
+    assert len(shared) == 2
+
+
+def test_rows_survive_copies(processor, answered):
+    """The pipeline and data loaders hand the inputs on as plain dicts."""
+    inputs, output = answered
+    plain = dict(inputs)
+    found = processor.post_process_segmentation(output, plain, rows=[replace(row) for row in inputs.rows])
+    assert [segment.label for segment in found[0].segments] == PHRASES
