@@ -15,8 +15,8 @@ from .segments import mask_box
 DEFAULT_SPREAD = 0.05
 DEFAULT_COLOR = (255, 255, 255)
 DEFAULT_THRESHOLD = 0.1
-# Columns that are blurred at a time, so that all passes over them stay in the cache.
-_STRIP = 512
+# Pixels that are blurred at a time, so that all passes over them stay in the cache.
+_BLOCK = 2**15
 
 
 @dataclass
@@ -137,13 +137,16 @@ def dilate_mask(mask: np.ndarray, radius: int) -> np.ndarray:
     Returns:
         `np.ndarray`: bool, of the same shape.
     """
+    length = 2 * radius + 1
     for axis in (0, 1) if radius else ():
-        # how many pixels of the window are set, from running sums: the work does not depend on the radius
-        size = mask.shape[axis]
-        margin = [(radius + 1, radius) if other == axis else (0, 0) for other in (0, 1)]
-        sums = np.cumsum(np.pad(mask, margin), axis=axis, dtype=np.int32)
-        last, first = range(2 * radius + 1, 2 * radius + 1 + size), range(size)
-        mask = np.take(sums, last, axis) > np.take(sums, first, axis)
+        wide = np.pad(mask, [(radius, radius) if other == axis else (0, 0) for other in (0, 1)])
+        covered = 1  # how many pixels of the window each value stands for, doubled until it is all of them
+        while covered < length:
+            step = min(covered, length - covered)
+            size = wide.shape[axis] - step
+            wide = (wide[:size] | wide[step:]) if axis == 0 else (wide[:, :size] | wide[:, step:])
+            covered += step
+        mask = wide
     return mask
 
 
@@ -180,24 +183,37 @@ def blur_mask(mask: np.ndarray, radius: int) -> np.ndarray:
     top, bottom = max(0, box[1] - radius), min(height, box[3] + radius)
     rows = _mirrored(np.arange(top - radius, bottom + radius), height)
     columns = _mirrored(np.arange(left - radius, right + radius), width)
-    for start in range(0, right - left, _STRIP):
-        stop = min(start + _STRIP, right - left)
-        source = mask[np.ix_(rows, columns[start : stop + 2 * radius])]
-        strip = np.zeros((len(rows), stop - start), np.float32)
-        for place, weight in enumerate(weights):
-            strip += weight * source[:, place : place + stop - start]
-        blurred[top:bottom, left + start : left + stop] = _blur_columns(strip, weights, bottom - top)
+    blurred_rows = _blur_rows(mask[np.ix_(rows, columns)], weights)
+    step = max(1, _BLOCK // len(rows))
+    for start in range(0, right - left, step):
+        block = _blur_columns(np.ascontiguousarray(blurred_rows[:, start : start + step]), weights)
+        blurred[top:bottom, left + start : left + start + block.shape[1]] = block
     return blurred
 
 
-def _blur_columns(strip: np.ndarray, weights: np.ndarray, height: int) -> np.ndarray:
-    radius = len(weights) // 2
-    total = weights[radius] * strip[radius : radius + height]
+def _blur_rows(mask: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    width = mask.shape[1] - len(weights) + 1
+    blurred = np.zeros((len(mask), width), np.float32)
+    step = max(1, _BLOCK // mask.shape[1])
+    for start in range(0, len(mask), step):
+        source, total = mask[start : start + step].astype(np.float32), blurred[start : start + step]
+        product = np.empty_like(total)
+        for place, weight in enumerate(weights):
+            total += np.multiply(source[:, place : place + width], weight, out=product)
+    return blurred
+
+
+def _blur_columns(block: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    radius, height = len(weights) // 2, len(block) - len(weights) + 1
+    total = weights[radius] * block[radius : radius + height]
+    pair, wide = np.empty_like(total), np.empty(total.shape, np.float64)
     for distance in range(1, radius + 1):
         below, above = radius + distance, radius - distance
-        pair = strip[below : below + height] + strip[above : above + height]
+        np.add(block[below : below + height], block[above : above + height], out=pair)
         # A product of two float32 is exact in float64, so this rounds once, as a fused multiply-add does.
-        total = (pair * np.float64(weights[below]) + total.astype(np.float64)).astype(np.float32)
+        np.multiply(pair, np.float64(weights[below]), out=wide)
+        np.add(wide, total, out=wide)
+        total[...] = wide
     return total
 
 

@@ -116,11 +116,12 @@ def test_blur_is_a_mirrored_gaussian():
     assert not blur_mask(np.zeros((4, 4), bool), 1).any()
 
 
-def test_a_wide_mask_is_blurred_in_strips_without_seams():
-    mask = np.zeros((20, 1500), bool)
-    mask[5:15, 3:1400] = True
+def test_a_large_mask_is_blurred_in_blocks_without_seams():
+    mask = np.zeros((30, 4000), bool)
+    mask[5:15, 3:3900] = True
     blurred = blur_mask(mask, 4)
-    assert np.array_equal(blurred[:, 400:600], np.repeat(blurred[:, 400:401], 200, axis=1))
+    assert np.array_equal(blurred[:, 400:3800], np.repeat(blurred[:, 400:401], 3400, axis=1))
+    assert np.array_equal(blur_mask(np.tile(mask[:, 1000:1100], (1, 40)), 4)[:, 400:3800], blurred[:, 400:3800])
 
 
 @pytest.mark.parametrize(
