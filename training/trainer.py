@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback
 
 from .attention_guidance import AttentionGuidance
 from .optimizers import split_learning_rates
@@ -15,6 +15,16 @@ from .parts import has_lora, merged_state_dict, trained_state_dict
 
 
 TRAINED_PARTS_FILE = "trained_parts.safetensors"
+
+
+class EpochCallback(TrainerCallback):
+    """Tells the data set which epoch begins. accelerate tells the sampler, and where there is one, nobody else."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def on_epoch_begin(self, args, state, control, **kwargs):
+        self.dataset.set_epoch(int(state.epoch))
 
 
 class ReasoningSegmentationTrainer(Trainer):
@@ -60,6 +70,8 @@ class ReasoningSegmentationTrainer(Trainer):
         self.optimizer_factory = optimizer_factory
         self.learning_rates = learning_rates or {}
         self._loss_parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+        if hasattr(self.train_dataset, "set_epoch"):
+            self.add_callback(EpochCallback(self.train_dataset))
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.optimizer_factory is not None:

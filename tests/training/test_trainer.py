@@ -155,6 +155,26 @@ def test_fifty_steps_on_one_batch(model, processor, tmp_path):
     assert history[0]["loss"] == pytest.approx(sum(history[0][name] for name in parts), rel=1e-2)
 
 
+def test_every_epoch_asks_something_else(model, processor, tmp_path):
+    class Recording(TabletopExamples):
+        asked: list[str] = []
+
+        def __getitem__(self, index):
+            example = super().__getitem__(index)
+            self.asked.append(example.questions[0])
+            return example
+
+    data = Recording("train", 4, size=64, requests_per_scene=1, fresh_scenes=True)
+    trainer_of(model, processor, tmp_path, data=data, num_train_epochs=3, save_strategy="no").train()
+    epochs = [sorted(data.asked[start : start + 4]) for start in (0, 4, 8)]
+    expected = []
+    for epoch in range(3):
+        data.set_epoch(epoch)
+        expected.append(sorted(TabletopExamples.__getitem__(data, index).questions[0] for index in range(4)))
+    assert epochs == expected
+    assert expected[0] != expected[1] != expected[2]
+
+
 @pytest.mark.parametrize("muon", [False, True])
 def test_resumed_run_is_bit_equal(model, processor, tmp_path, muon):
     factory = (lambda named: muon_and_adamw(named, 1e-3, 1e-3, 0.01)) if muon else None
