@@ -217,12 +217,15 @@ def _add_base(inventory: Inventory, folder: Path) -> None:
 def _build_tokenizer(folder: Path, original: Mapping[str, Any]) -> PreTrainedTokenizerFast:
     for name in _TOKENIZER_FILES:
         check_side_file(folder / name)
-    return build_tokenizer(
+    tokenizer = build_tokenizer(
         folder,
         "difflmm",
         use_im_start_end=False,
         model_max_length=original.get("max_position_embeddings"),
     )
+    # The pipeline of transformers pads rows that await their answer on the tokenizer's side.
+    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+    return tokenizer
 
 
 def _check_vocabulary(inventory: Inventory, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

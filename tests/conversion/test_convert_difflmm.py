@@ -69,6 +69,7 @@ def test_the_repository(difflmm_repo):
     assert len(unet.up_blocks) == 2
     processor = AutoProcessor.from_pretrained(difflmm_repo)
     assert (processor.patch_size, processor.image_processor.do_pad) == (16, True)
+    assert processor.tokenizer.padding_side == "left"
     generation = json.loads((difflmm_repo / "generation_config.json").read_text(encoding="utf-8"))
     assert generation["suppress_tokens"] == [600]
     assert "Stable Diffusion" in (difflmm_repo / "README.md").read_text(encoding="utf-8")
