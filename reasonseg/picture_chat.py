@@ -7,6 +7,17 @@ import torch
 from transformers import TextStreamer
 
 from .processing.chat_templates import assistant_message, user_message
+from .processing.visual_prompts import ANCHOR
+
+
+def input_side(processor) -> int:
+    """Side in pixels of the square that the model sees, by which ViP-LLaVA's marks scale; 336 where nobody says."""
+    image_processor = processor.image_processor
+    for size in (getattr(image_processor, "crop_size", None), getattr(image_processor, "size", None)):
+        for name in ("height", "shortest_edge"):
+            if size is not None and (side := dict(size).get(name)):
+                return int(side)
+    return ANCHOR
 
 
 class PictureChat:
@@ -76,4 +87,4 @@ class _Pieces(TextStreamer):
             self.write(text)
 
 
-__all__ = ["PictureChat"]
+__all__ = ["PictureChat", "input_side"]

@@ -19,6 +19,7 @@ from .evaluation.vip_bench import (
     write_results,
     write_tables,
 )
+from .picture_chat import input_side
 from .processing.chat_templates import IMAGE_TOKEN
 from .processing.image_loading import load_rgb_image
 from .processing.visual_prompt_sampling import PromptRandom
@@ -115,7 +116,7 @@ def _run_choices(options: EvaluationOptions, tasks: dict[str, str | None], all_o
             seed=answering.seed,
             alpha=None if alpha == "random" else _integer("alpha", alpha),
             squashed=preprocess == "resize",
-            side=_input_side(processor),
+            side=input_side(processor),
             limit=options.limit,
         )
         answering.about = {"model": options.model, "dataset": options.dataset, "task": name, "seed": answering.seed}
@@ -224,12 +225,6 @@ def _answering(options: EvaluationOptions, settings: dict[str, str], default_len
         temperature=_number("temperature", settings.get("temperature", "0")),
         seed=_integer("seed", settings.get("seed", "0")),
     )
-
-
-def _input_side(processor) -> int:
-    """Side of the square the model sees, for processors that say it; ViP-LLaVA's marks scale by it."""
-    size = getattr(processor.image_processor, "crop_size", None) or processor.image_processor.size
-    return int(size.get("height") or size.get("shortest_edge") or ANCHOR)
 
 
 def _integer(name: str, value: str) -> int:

@@ -55,7 +55,7 @@ def ask(
     ] = None,
     alpha: Annotated[int, typer.Option(min=0, max=255, help="Opacity of the marks.")] = 128,
     width: Annotated[
-        int | None, typer.Option(min=1, help="Of lines, in pixels of the picture.  [default: 3 at the model's size]")
+        int | None, typer.Option(min=1, help="Of lines, in pixels at the size in which the model sees the picture.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", "-o", help="The marked picture to write.")] = Path("prompted.png"),
     interactive: Annotated[
@@ -85,31 +85,31 @@ def ask(
     if text is not None and not text.strip():
         raise CommandError("The question is empty.")
     regions = read_regions(box or [], polygon or [], mask or [], rle or [])
-    prompts = make_prompts(regions, shape or [], color or [], alpha, width)
+    prompts = make_prompts(regions, shape or [], color or [], alpha)
 
     from ..processing.image_loading import load_rgb_image
     from ..processing.visual_prompts import assign_colors, describe, draw_visual_prompts, fill_placeholders
 
-    console, picture = stderr_console(), load_rgb_image(image)
+    # What cannot be drawn or said is refused before anything is loaded.
+    console, picture, prompts = stderr_console(), load_rgb_image(image), assign_colors(prompts)
+    for prompt in prompts:
+        prompt.region.check_size((picture.height, picture.width))
+    fill_placeholders(text or "", prompts)
+    with console.status(f"Loading {model} ..."):
+        network, processor = load_checkpoint(
+            model, revision, dtype.value, device, trust_remote_code, "AutoModelForImageTextToText"
+        )
+        from ..picture_chat import PictureChat, input_side
     if prompts:
-        prompts = assign_colors(prompts)
-        picture = draw_visual_prompts(picture, prompts)
+        scaled = scale_prompts(prompts, (picture.height, picture.width), input_side(processor), width)
+        picture = draw_visual_prompts(picture, scaled)
         with written_whole(out) as draft:
             picture.save(draft)
         for number, prompt in enumerate(prompts):
             console.print(f"<bbox{number}>: {describe(prompt)}", markup=False)
         console.print(f"Written: {out}", soft_wrap=True)
     questions = iter(()) if text is None else iter((text,))
-    if text is not None:
-        fill_placeholders(text, prompts)  # what cannot be said is refused before anything is loaded
-
-    with console.status(f"Loading {model} ..."):
-        network, processor = load_checkpoint(
-            model, revision, dtype.value, device, trust_remote_code, "AutoModelForImageTextToText"
-        )
-        from ..picture_chat import PictureChat
-
-        chat = PictureChat(network, processor, picture, max_new_tokens, temperature, top_p)
+    chat = PictureChat(network, processor, picture, max_new_tokens, temperature, top_p)
     if seed is not None:
         import torch
 
@@ -158,7 +158,7 @@ def read_regions(boxes: list[str], polygons: list[str], masks: list[Path], rles:
 
 
 def make_prompts(
-    regions: list[dict[str, Any]], shapes: list[str], colors: list[str], alpha: int, width: int | None
+    regions: list[dict[str, Any]], shapes: list[str], colors: list[str], alpha: int
 ) -> list["VisualPrompt"]:
     """One mark per region.
 
@@ -178,9 +178,21 @@ def make_prompts(
     shapes = shapes * len(regions) if len(shapes) == 1 else shapes
     colors = colors * len(regions) if len(colors) == 1 else colors or [None] * len(regions)
     return [
-        VisualPrompt(shape, color=color, alpha=alpha, **({} if width is None else {"width": width}), **region)
+        VisualPrompt(shape, color=color, alpha=alpha, **region)
         for shape, color, region in zip(shapes, colors, regions, strict=True)
     ]
+
+
+def scale_prompts(
+    prompts: list["VisualPrompt"], image_size: tuple[int, int], anchor: int, width: int | None
+) -> list["VisualPrompt"]:
+    """The marks as large as a model with inputs of `anchor` pixels knows them; so does ViP-LLaVA's cli_vip."""
+    from dataclasses import replace
+
+    from ..processing.visual_prompts import scale_length
+
+    lines = {} if width is None else {"width": max(scale_length(width, image_size, anchor), 1)}
+    return [replace(prompt, anchor=anchor, **lines) for prompt in prompts]
 
 
 def _numbers(name: str, given: str, count: int | None = None) -> list[float]:

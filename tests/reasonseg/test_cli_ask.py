@@ -11,7 +11,9 @@ from typer.testing import CliRunner
 from reasonseg.cli.app import app
 from reasonseg.picture_chat import PictureChat
 from reasonseg.processing.visual_prompts import VisualPrompt, draw_visual_prompts
-from tests.tiny_vip_llava import write_repo
+from tests.parity_data import PARITY, load_meta
+from tests.recorded_vip_llava import tensors
+from tests.tiny_vip_llava import SIDE, write_repo
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +43,8 @@ def test_one_question(repo, picture, tmp_path):
     assert result.exit_code == 0, result.output
     assert "<bbox0>: within the red rectangle\n<bbox1>: pointed to by the red arrow\n" in result.stderr
     prompts = [
-        VisualPrompt("rectangle", box_xyxy=(5, 5, 30, 30.5), color="red", alpha=200, width=2),
-        VisualPrompt("arrow", polygons=[[40, 10, 70, 10, 60, 50]], color="red", alpha=200, width=2),
+        VisualPrompt("rectangle", box_xyxy=(5, 5, 30, 30.5), color="red", alpha=200, width=5, anchor=SIDE),
+        VisualPrompt("arrow", polygons=[[40, 10, 70, 10, 60, 50]], color="red", alpha=200, width=5, anchor=SIDE),
     ]
     drawn = draw_visual_prompts(picture, prompts)
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(drawn))
@@ -60,6 +62,24 @@ def test_one_question(repo, picture, tmp_path):
     plain = run(picture, "Hello", *common, "--json")
     output = model.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
     assert json.loads(plain.stdout)["answer"] == processor.decode(output, skip_special_tokens=True).strip()
+
+
+def test_recorded_picture_and_answer(vip_llava_repo, tmp_path):
+    """What the original's cli_vip draws and says."""
+    recorded, case = PARITY / "vip_llava", load_meta("vip_llava")["cases"][0]
+    out = tmp_path / "marked.png"
+    result = run(
+        *(recorded / "image0.png", "What is shown <bbox0>?", "--model", vip_llava_repo, "--max-new-tokens", 16),
+        *("--box", "40,30,120,100", "--color", "red", "--width", 3, "--alpha", 128, "--out", out, "--json"),
+    )
+    assert result.exit_code == 0, result.output
+    assert np.array_equal(np.asarray(Image.open(out)), np.asarray(Image.open(recorded / "image0_blended.png")))
+    said = json.loads(result.stdout)
+    assert said["question"] == case["question"]
+    # The ids of the recording, in the words of this tokenizer: bytes that are no character look different there.
+    ids = tensors()[f"{case['name']}.generated_ids"]
+    tokenizer = AutoProcessor.from_pretrained(vip_llava_repo).tokenizer
+    assert said["answer"] == tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def test_masks_and_run_lengths(repo, picture, tmp_path):
