@@ -1,4 +1,4 @@
-"""transformers' common processor tests, on the processors of LISA and GSVA."""
+"""transformers' common processor tests, on the processors of LISA, GSVA and ViP-LLaVA."""
 
 import unittest
 from unittest.mock import patch
@@ -8,8 +8,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from reasonseg.processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
+from reasonseg.processing.image_processing_vip_llava import VipLlavaImageProcessor
 from reasonseg.processing.processing_gsva import GsvaProcessor
 from reasonseg.processing.processing_lisa import LisaProcessor
+from reasonseg.processing.processing_vip_llava import VipLlavaProcessor
 from reasonseg.registration import register
 from tests.common_mixins.transformers_mixins import processing
 
@@ -33,12 +35,19 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 
 class CommonProcessorTests(processing.ProcessorTesterMixin):
+    image_processor_class = ReasoningSegmentationImageProcessor
+    # What the processor says to rows with several pictures, in the mixin's tests that have them.
+    several_pictures = (
+        r"\[2, 2, 2, 2\] <image> tokens, and 8 images were passed",
+        r"rows have \[0, 1, 1\] images. Each row needs exactly one",
+    )
+
     @classmethod
     def setUpClass(cls):
         register()
         # Registered classes write an `auto_map` into what they save, but take none from it when they are loaded, as
         # they need no remote code; the mixin expects both to be the same.
-        for published in (cls.processor_class, ReasoningSegmentationImageProcessor):
+        for published in (cls.processor_class, cls.image_processor_class):
             unpublished = patch.object(published, "_auto_class", None)
             unpublished.start()
             cls.addClassCleanup(unpublished.stop)
@@ -63,11 +72,11 @@ class CommonProcessorTests(processing.ProcessorTesterMixin):
     # several, the override checks that the processor says so, by the counts that only that part of the test gives.
 
     def test_get_num_multimodal_tokens_matches_processor_call(self):
-        with pytest.raises(ValueError, match=r"\[2, 2, 2, 2\] <image> tokens, and 8 images were passed"):
+        with pytest.raises(ValueError, match=self.several_pictures[0]):
             super().test_get_num_multimodal_tokens_matches_processor_call()
 
     def test_processor_text_has_no_visual(self):
-        with pytest.raises(ValueError, match=r"rows have \[0, 1, 1\] images. Each row needs exactly one"):
+        with pytest.raises(ValueError, match=self.several_pictures[1]):
             super().test_processor_text_has_no_visual()
 
     def test_apply_chat_template_assistant_mask(self):
@@ -83,3 +92,20 @@ class LisaProcessorTest(CommonProcessorTests, unittest.TestCase):
 
 class GsvaProcessorTest(CommonProcessorTests, unittest.TestCase):
     processor_class = GsvaProcessor
+
+
+class VipLlavaProcessorTest(CommonProcessorTests, unittest.TestCase):
+    processor_class = VipLlavaProcessor
+    image_processor_class = VipLlavaImageProcessor
+    several_pictures = ("4 texts and 8 images were given", CommonProcessorTests.several_pictures[1])
+
+    @classmethod
+    def _setup_image_processor(cls):
+        return VipLlavaImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+
+    def test_subprocessor_defaults_0_text(self):
+        # A text alone is a message, which the mixin takes for a whole prompt.
+        processor, text = self.get_processor(), self.prepare_text_inputs()
+        prompt = processor(text=text, apply_template=False)["input_ids"]
+        assert prompt == [processor.tokenizer(text)["input_ids"]]
+        assert len(processor(text=text)["input_ids"][0]) > len(prompt[0])

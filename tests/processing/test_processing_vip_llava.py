@@ -1,5 +1,7 @@
 """ViP-LLaVA's processor: the original's ids and pictures, phrases for marks, labels, rows without pictures."""
 
+import shutil
+
 import numpy as np
 import pytest
 import sentencepiece
@@ -272,6 +274,15 @@ class TestFiles:
         again = VipLlavaProcessor.from_pretrained(tmp_path)
         inputs = [one(recorded_image(0), "What?", return_tensors="pt") for one in (processor, again)]
         assert all(torch.equal(inputs[0][name], inputs[1][name]) for name in inputs[0])
+
+    def test_repositories_with_another_processor_keep_it(self, processor, vip_llava_repo, tmp_path):
+        """Transformers' own ViP-LLaVA repositories name LLaVA's processor."""
+        stock = LlavaProcessor(CLIPImageProcessorPil(), processor.tokenizer, patch_size=14)
+        stock.save_pretrained(tmp_path)
+        shutil.copy(vip_llava_repo / "config.json", tmp_path)
+        loaded = AutoProcessor.from_pretrained(tmp_path)
+        assert type(loaded) is LlavaProcessor
+        assert isinstance(loaded.image_processor, CLIPImageProcessorPil)
 
     def test_another_template_by_name(self, vip_llava_repo):
         other = VipLlavaProcessor.from_pretrained(vip_llava_repo, template="llava_phi_3")

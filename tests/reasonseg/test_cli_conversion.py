@@ -8,6 +8,8 @@ from safetensors.torch import save_file
 
 from tests.conversion.originals import GSVA, LISA
 from tests.reasonseg.test_cli import one_line, run
+from tests.recorded_vip_llava import CHECKPOINT as VIP_LLAVA
+from tests.recorded_vip_llava import TOWER as VIP_LLAVA_TOWER
 
 
 def test_verify_says_that_all_is_right(lisa_repo):
@@ -67,3 +69,18 @@ def test_to_original_says_what_cannot_be_undone(gsva_repo, tmp_path):
     text = run("convert", "to-original", gsva_repo, "--out", tmp_path / "back").stdout
     assert "4 weights contain their LoRA adapter: a merge cannot be undone" in text
     assert (tmp_path / "back" / "pytorch_model.bin").exists()
+
+
+def test_vip_llava_as_typed(tmp_path):
+    out = tmp_path / "vip-llava-7b"
+    text = run("convert", "vip-llava", VIP_LLAVA, "--vision-tower", VIP_LLAVA_TOWER, "--out", out).stdout
+    assert "199 from vision tower, 27 from checkpoint" in text
+    text = run("verify", out, "--against", VIP_LLAVA, "--vision-tower", VIP_LLAVA_TOWER).stdout
+    assert "226 tensors equal the source bit for bit" in text
+    assert "custom_code" in (out / "README.md").read_text(encoding="utf-8")
+    assert "no CLIP tower" in run("inspect", VIP_LLAVA, "--summary").stdout
+
+
+def test_vip_llava_without_its_tower(tmp_path):
+    result = run("convert", "vip-llava", VIP_LLAVA, "--out", tmp_path / "out", code=1)
+    assert "openai/clip-vit-large-patch14-336" in one_line(result.stderr)
