@@ -78,8 +78,11 @@ def read_original_maps(
         offset (`int`): Leading tokens without a map: the one BOS that transformers before 4.38 returned.
 
     Raises:
+        FileNotFoundError: If the file does not exist.
         ValueError: If it is not such a file.
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There are no attention maps {path}.")
     stored: Any = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(stored, dict) or not {"sequences", "attentions"} <= set(stored):
         raise ValueError(f"{path} lacks `sequences` or `attentions`; it is no file of aas/infer_attn.py.")

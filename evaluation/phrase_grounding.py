@@ -13,7 +13,7 @@ from ..modeling.outputs import ImageCache
 from ..processing.phrase_segments import PhraseSegmentationResult
 from ..processing.token_spans import token_spans
 from .annotated_images import AnnotatedImage
-from .attention_store import AttendedAnswer
+from .attention_store import AttendedAnswer, read_original_maps
 from .grounded_answer import GroundedAnswer
 from .image_files import ImageFiles
 
@@ -135,6 +135,10 @@ class Grounder:
         no_prompt = {"input_ids": torch.zeros(1, 0, dtype=torch.long), **view}
         return self.processor.post_process_segmentation(output, no_prompt, candidates=self.candidates)[0]
 
+    def read_original(self, folder: str | Path, image: AnnotatedImage) -> AttendedAnswer:
+        """What the released code stored about a picture under its name; see `read_original_maps`."""
+        return read_original_maps(Path(folder) / f"{image.stem}.pth", self._decode, image.size)
+
     def _decode(self, ids: list[int]) -> str:
         return self.processor.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
@@ -146,6 +150,7 @@ def ground_pictures(
     out: str | Path,
     about: dict[str, Any],
     maps: str | Path | None = None,
+    original_maps: str | Path | None = None,
     batch_size: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
@@ -162,13 +167,21 @@ def ground_pictures(
         maps (`str` or `Path`, *optional*):
             Folder for the attention maps, one compressed file per picture: first all answers are written, then all
             are segmented, which can be repeated with other settings. Without it both happen picture by picture.
+        original_maps (`str` or `Path`, *optional*):
+            Folder of maps that `aas/infer_attn.py` stored, to be segmented without asking the model anything; see
+            `read_original_maps`.
         batch_size (`int`): Pictures that are answered together.
         progress (`Callable`, *optional*): Called with the step, the number of finished and of all files of this
             process.
 
     Returns:
         `Path`: `out`.
+
+    Raises:
+        ValueError: If both kinds of maps are given, or `out` or `maps` was filled with other settings.
     """
+    if maps is not None and original_maps is not None:
+        raise ValueError("Give either `maps` or `original_maps`: the latter are read only.")
 
     def report(step: str) -> Callable[[int, int], None] | None:
         return None if progress is None else lambda done, total: progress(step, done, total)
@@ -185,13 +198,19 @@ def ground_pictures(
     def segment_stored(batch: list[AnnotatedImage]) -> list[bytes]:
         return [segment(image, load(image), AttendedAnswer.read(stored.path(image))) for image in batch]
 
+    def segment_original(batch: list[AnnotatedImage]) -> list[bytes]:
+        return [segment(image, load(image), grounder.read_original(original_maps, image)) for image in batch]
+
     def answer(batch: list[AnnotatedImage]) -> list[bytes]:
         pictures = [load(image) for image in batch]
         return [segment(*parts) for parts in zip(batch, pictures, grounder.attend(pictures), strict=True)]
 
     # Both folders are checked before hours of work.
-    files = ImageFiles(out, ".json", {**about, **grounder.settings()})
-    if maps is None:
+    source = {} if original_maps is None else {"original_maps": str(original_maps)}
+    files = ImageFiles(out, ".json", {**about, **grounder.settings(), **source})
+    if original_maps is not None:
+        files.fill(images, segment_original, 1, report("segmenting"))
+    elif maps is None:
         files.fill(images, answer, batch_size, report("answering"))
     else:
         stored = ImageFiles(maps, ".npz", {**about, **grounder.map_settings()})

@@ -135,6 +135,7 @@ _JUDGE_SETTINGS = {
 }
 _GROUNDING_SETTINGS = {
     "maps": "folder for attention maps: all answers first, then all masks, which can be repeated with other settings",
+    "original_maps": "folder of .pth files of aas/infer_attn.py; the model only segments then",
     "answers": "folder with answers to score, one JSON file per picture; no model is needed then",
     "question": "what every picture is asked",
     "candidates": "chosen, or all for each of the segmenter's masks",

@@ -146,6 +146,7 @@ def _ground(options: EvaluationOptions, settings: dict[str, Any], images: list[A
         folder,
         identity,
         maps=settings.get("maps"),
+        original_maps=settings.get("original_maps"),
         batch_size=options.batch_size,
         progress=options.progress,
     )
@@ -157,8 +158,9 @@ def _read(options: EvaluationOptions, own: dict[str, Callable[[str], Any]]) -> d
     Raises:
         UnknownBenchmarkError: If a value cannot be read.
     """
-    known = {"maps": Path, "answers": Path, "question": str, "candidates": str, "phrase_extractor": str, "dtype": str}
-    readers = {**known, **_POINTING, **own}
+    paths = dict.fromkeys(("maps", "original_maps", "answers"), Path)
+    words = dict.fromkeys(("question", "candidates", "phrase_extractor", "dtype"), str)
+    readers = {**paths, **words, **_POINTING, **own}
     values = {}
     for name, text in options.settings.items():
         try:
@@ -181,10 +183,28 @@ def _word_vector(choice: str) -> Callable[[str], np.ndarray]:
         encoder = EncodedPhrases.from_pretrained(name or TEXT_ENCODER, PartialState().device)
         return lambda word: encoder([word])[0]
     if kind == "spacy":
-        return functools.cache(SpacyExtractor(name or None).vector)
+        return functools.cache(_spacy_vector(name or None))
     raise UnknownBenchmarkError(
         f"--set word_vectors={choice} is not known; it is spacy, spacy:<pipeline> or encoder:<folder or name>."
     )
+
+
+def _spacy_vector(name: str | None) -> Callable[[str], np.ndarray]:
+    instead = "or compare with a text encoder: --set word_vectors=encoder:FOLDER."
+    try:
+        extractor = SpacyExtractor(name)
+    except ImportError as error:
+        raise UnknownBenchmarkError(
+            "Phrases get their category by spaCy's word vectors, and there are none here. Install them (pip install "
+            f"spacy; python -m spacy download en_core_web_lg), {instead} ({error})"
+        ) from error
+    # Without them spaCy takes what its parser computes, in which related words are not near each other.
+    if not extractor.pipeline.vocab.vectors_length:
+        raise UnknownBenchmarkError(
+            f"The pipeline {extractor.name} has no word vectors, by which phrases get their category. Install "
+            f"en_core_web_lg and name it, --set word_vectors=spacy:en_core_web_lg, {instead}"
+        )
+    return extractor.vector
 
 
 def _about(options: EvaluationOptions, settings: dict[str, Any]) -> dict[str, Any]:

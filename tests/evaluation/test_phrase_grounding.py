@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -162,6 +163,27 @@ def test_stored_maps_give_the_same_files(parts, data, tmp_path, monkeypatch):
         )
 
 
+def test_maps_of_the_original_are_segmented(parts, data, attended, tmp_path):
+    for image in data.images:
+        answer = attended[image.id]
+        stored = {
+            "answer": answer.text,
+            "sequences": torch.tensor([1, *answer.token_ids.tolist()]),
+            "attentions": torch.from_numpy(answer.maps),
+        }
+        torch.save(stored, tmp_path / f"{image.stem}.pth")
+    out = ground_pictures(grounder(parts), data.images, IMAGES, tmp_path / "out", {}, original_maps=tmp_path)
+    for image_id, found in read_grounded_answers(out, data.images).items():
+        (image,) = [image for image in data.images if image.id == image_id]
+        result = grounder(parts).segment(image.load(IMAGES), attended[image_id])
+        assert found == GroundedAnswer.from_result(result)
+    with pytest.raises(ValueError, match="either `maps` or `original_maps`"):
+        ground_pictures(grounder(parts), data.images, IMAGES, tmp_path / "x", {}, tmp_path, tmp_path)
+    (tmp_path / f"{data.images[0].stem}.pth").unlink()
+    with pytest.raises(FileNotFoundError, match="There are no attention maps"):
+        ground_pictures(grounder(parts), data.images, IMAGES, tmp_path / "y", {}, original_maps=tmp_path)
+
+
 def test_pictures_answered_together_get_the_same_maps(parts, data, attended):
     together = grounder(parts).attend([image.load(IMAGES) for image in data.images])
     for image, answer in zip(data.images, together, strict=True):
@@ -256,6 +278,18 @@ def test_grandf_on_the_command_line(tmp_path):
     assert table.exit_code == 0, table.output
     assert "protocol: fixed" in table.stdout
     assert "recall" in table.stdout
+
+
+def test_word_vectors_must_be_there(tmp_path, monkeypatch):
+    pipeline = SimpleNamespace(vocab=SimpleNamespace(vectors_length=0), meta={"lang": "en", "name": "core_web_sm"})
+    monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=lambda name: pipeline))
+    arguments = ("--dataset", "coco", "--out", tmp_path, "--annotations", RECORDED / "instances_gt.json")
+    refused = run(*arguments, "--set", "word_vectors=spacy:en_core_web_sm")
+    assert "The pipeline spacy:en_core_web_sm has no word vectors" in " ".join(refused.stderr.split())
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    refused = run(*arguments)
+    assert refused.exit_code == 1
+    assert "or compare with a text encoder: --set word_vectors=encoder:FOLDER" in " ".join(refused.stderr.split())
 
 
 def test_what_the_command_refuses(repo, lisa_repo, tmp_path):
