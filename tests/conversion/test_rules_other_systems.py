@@ -23,6 +23,8 @@ from reasonseg.conversion.rules_difflmm import difflmm_prefix, difflmm_table
 from reasonseg.conversion.rules_ivm import IvmLayout, detect_ivm_layout, ivm_table
 from reasonseg.conversion.rules_lisa_gsva import sam_table
 from reasonseg.conversion.rules_vip_llava import vip_llava_table
+from reasonseg.modeling.configuration_difflmm import DiffLmmConfig
+from reasonseg.modeling.modeling_difflmm import DiffLmmForConditionalGeneration
 from tests.conversion.full_size import layout_tensors, read_layout
 
 
@@ -190,6 +192,19 @@ def test_difflmm_has_adapters_on_every_linear_layer():
     projector = {target for target, parts in targets.items() if set(parts) == {WEIGHT}}
     assert len(projector) == 14
     assert {target.split(".")[1] for target in projector} == {"multi_modal_projector", "implicit_captioner"}
+
+
+def test_difflmm_fits_into_the_default_model():
+    pytest.importorskip("diffusers", reason="DiffLMM needs diffusers; `pip install .[dev]` has it.")
+    tensors = layout_tensors(DIFFLMM)
+    expected = on_meta(DiffLmmForConditionalGeneration, DiffLmmConfig())
+    for target, parts in difflmm_table().apply(tensors).targets.items():
+        shapes = {part: tensors[key].shape for part, key in parts.items()}
+        if WEIGHT in shapes:
+            assert shapes[WEIGHT] == expected[target]
+        else:
+            assert (shapes[LORA_B][0], shapes[LORA_A][1]) == expected[target]
+            assert shapes[LORA_A][0] == shapes[LORA_B][1] == 128
 
 
 @pytest.mark.parametrize("prefix", ["model.model.", "model."])
