@@ -1,6 +1,7 @@
 """A model's answers to questions about pictures, in batches, into a file that a stopped run goes on with."""
 
 import json
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,10 @@ import torch
 from accelerate import PartialState
 
 from ..processing.chat_templates import user_message
+
+
+# Seconds between two looks at what other processes have written.
+_PAUSE = 1.0
 
 
 class AnswersError(ValueError):
@@ -93,38 +98,16 @@ def answer_questions(
     folder.mkdir(parents=True, exist_ok=True)
     settings = answering.settings()
     done = read_answers(folder, settings)
-    state.wait_for_everyone()  # nobody appends before all have read
     mine = range(state.process_index, len(questions), state.num_processes)
     pending = [number for number in mine if number not in done]
-    model.eval()
-    part = folder / f"answers.part{state.process_index}.jsonl"
-    with part.open("a", encoding="utf-8") as file:
-        if file.tell() and not part.read_bytes().endswith(b"\n"):
-            file.write("\n")  # behind a line that was cut off
-        for start in range(0, len(pending), answering.batch_size):
-            numbers = pending[start : start + answering.batch_size]
-            batch = [questions[number] for number in numbers]
-            texts = _generate(model, processor, batch, answering, numbers[0])
-            for number, question, text in zip(numbers, batch, texts, strict=True):
-                line = {
-                    "question_id": question.id,
-                    "prompt": question.text,
-                    "text": text,
-                    "answer_id": uuid.uuid4().hex,
-                    "model_id": model_id,
-                    "metadata": {"number": number, "answer": question.answer, "settings": settings},
-                }
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
-            file.flush()
-            if progress is not None:
-                progress(len(mine) - len(pending) + start + len(numbers), len(mine))
-    state.wait_for_everyone()
-    answers = read_answers(folder, settings)
+    if pending:
+        _answer_pending(model, processor, questions, folder, answering, model_id, pending, len(mine), progress)
+    # Not a barrier: those give up after some minutes, and the parts may differ by hours.
+    while not (answers := read_answers(folder, settings)).keys() >= set(range(len(questions))):
+        time.sleep(_PAUSE)
     lines = [answers[number] for number in range(len(questions))]
-    state.wait_for_everyone()
     if state.is_main_process:
         _merge(folder, lines)
-    state.wait_for_everyone()
     return lines
 
 
@@ -156,12 +139,53 @@ def read_answers(folder: str | Path, settings: dict[str, Any]) -> dict[int, dict
 
 
 def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return  # the main process has just put it into answers.jsonl
     # splitlines would also cut at rare marks inside an answer
-    for line in filter(None, path.read_text(encoding="utf-8").split("\n")):
+    for line in filter(None, text.split("\n")):
         try:
             yield json.loads(line)
         except json.JSONDecodeError:
             continue  # cut off when the run was stopped; its question is asked again
+
+
+def _answer_pending(
+    model,
+    processor,
+    questions: Sequence[PictureQuestion],
+    folder: Path,
+    answering: Answering,
+    model_id: str,
+    pending: list[int],
+    total: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Ask the questions of these numbers and append their answers to this process's own file."""
+    settings = answering.settings()
+    model.eval()
+    part = folder / f"answers.part{PartialState().process_index}.jsonl"
+    with part.open("a", encoding="utf-8") as file:
+        if file.tell() and not part.read_bytes().endswith(b"\n"):
+            file.write("\n")  # behind a line that was cut off
+        for start in range(0, len(pending), answering.batch_size):
+            numbers = pending[start : start + answering.batch_size]
+            batch = [questions[number] for number in numbers]
+            texts = _generate(model, processor, batch, answering, numbers[0])
+            for number, question, text in zip(numbers, batch, texts, strict=True):
+                line = {
+                    "question_id": question.id,
+                    "prompt": question.text,
+                    "text": text,
+                    "answer_id": uuid.uuid4().hex,
+                    "model_id": model_id,
+                    "metadata": {"number": number, "answer": question.answer, "settings": settings},
+                }
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+            file.flush()
+            if progress is not None:
+                progress(total - len(pending) + start + len(numbers), total)
 
 
 def _merge(folder: Path, lines: list[dict[str, Any]]) -> None:

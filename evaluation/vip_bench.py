@@ -2,6 +2,7 @@
 
 import csv
 import json
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -99,11 +100,11 @@ def grade(
         results (`Mapping[str, str]`): Answers by id.
         judge ([`Judge`]): Who scores.
         runs (`int`): How often; 5 in the paper.
-        path (`Path`): JSON file, written after every score, in the original's form.
+        path (`Path`): JSON file, written after every score, in the original's form with the answer beside.
         progress (`Callable`, *optional*): Called with the number of scores there are and of all.
 
     Returns:
-        `dict`: By id `model`, `content` and `score`, one entry per run each.
+        `dict`: By id the `prediction`, and `model`, `content` and `score`, one entry per run each.
 
     Raises:
         VipBenchError: If an answer is missing.
@@ -114,16 +115,31 @@ def grade(
     done = 0
     for run in range(runs):
         for question in questions:
-            grade_of = grades.setdefault(question.id, {"model": [], "content": [], "score": []})
+            grade_of = grades.get(question.id)
+            if grade_of is None or grade_of.get("prediction") != results[question.id]:
+                # Never scored, or another answer was.
+                grade_of = {"prediction": results[question.id], "model": [], "content": [], "score": []}
+                grades[question.id] = grade_of
             if len(grade_of["score"]) <= run:
                 verdict = judge.judge(question.text, question.answer, results[question.id], question.plain_text)
-                for name in grade_of:
+                for name in ("model", "content", "score"):
                     grade_of[name].append(getattr(verdict, name))
                 _write_json(grades, path, indent=4)
             done += 1
             if progress is not None:
                 progress(done, runs * len(questions))
     return grades
+
+
+def wait_for_grades(
+    questions: Sequence[VipBenchQuestion], runs: int, path: Path, seconds: float = 1.0
+) -> dict[str, dict[str, list]]:
+    """What another process of this run has [`grade`] write, when it is complete."""
+    while True:
+        grades = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if all(len(grades.get(question.id, {}).get("score", ())) >= runs for question in questions):
+            return grades
+        time.sleep(seconds)
 
 
 @dataclass
@@ -228,6 +244,7 @@ __all__ = [
     "grade",
     "read_vip_bench",
     "scores_by_capability",
+    "wait_for_grades",
     "write_results",
     "write_tables",
 ]

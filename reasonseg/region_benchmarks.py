@@ -16,6 +16,7 @@ from .evaluation.vip_bench import (
     grade,
     read_vip_bench,
     scores_by_capability,
+    wait_for_grades,
     write_results,
     write_tables,
 )
@@ -32,6 +33,9 @@ from .training.region_questions import build_conversation
 
 # The names of what is asked about one row of VCR, by protocol; both together give Q->AR.
 _VCR_TASKS = {"qa": {"q-a": "vcr_qa"}, "qar": {"qa-r": "vcr_qar"}, "both": {"q-a": "vcr_qa", "qa-r": "vcr_qar"}}
+
+_RULES = ("keyword", "exact")
+_JUDGE_MODEL = "gpt-4-0613"  # who gave the published numbers
 
 
 class RegionQuestions(Sequence):
@@ -159,29 +163,29 @@ def run_vip_bench(options: EvaluationOptions) -> Outcome:
         del model
         if state.is_main_process:
             write_results(lines, out / f"{split}.json")
-    state.wait_for_everyone()
-    results = _read_results(out / f"{split}.json")
-    judge = _judge(settings, options)
-    runs = _integer("runs", settings.get("runs", "1" if isinstance(judge, RuleJudge) else "5"))
-    stem = f"{split}-{Path(judge.name).name}"
-    grades = {}
+    given = settings.get("judge", _RULES[0])
+    judged_by = settings.get("judge_model", _JUDGE_MODEL) if "://" in given else given
+    runs = _integer("runs", settings.get("runs", "1" if given in _RULES else "5"))
+    stem = f"{split}-{Path(judged_by).name}"
+    path = out / f"{stem}-grade.json"
     if state.is_main_process:
+        results = _read_results(out / f"{split}.json")
         grades = grade(
             questions,
             results,
-            judge,
+            _judge(given, judged_by, options),
             runs,
-            out / f"{stem}-grade.json",
+            path,
             progress=lambda done, total: options.progress("judging", done, total),
         )
-    state.wait_for_everyone()
-    grades = grades or grade(questions, results, judge, runs, out / f"{stem}-grade.json")
+    else:
+        grades = wait_for_grades(questions, runs, path)
     result = scores_by_capability(questions, grades, runs)
     if state.is_main_process:
         name = str(options.model or out.name)
         write_tables(result, name, out / f"{stem}-capabilities.csv", out / f"{stem}-integrations.csv")
-    about = {"model": options.model, "dataset": "vip-bench", "split": split, "judge": judge.name}
-    return Outcome(result, result.table(f"ViP-Bench {split}, judged by {judge.name}"), about)
+    about = {"model": options.model, "dataset": "vip-bench", "split": split, "judge": judged_by}
+    return Outcome(result, result.table(f"ViP-Bench {split}, judged by {judged_by}"), about)
 
 
 class _Opened(Sequence):
@@ -198,15 +202,14 @@ class _Opened(Sequence):
         return PictureQuestion(question.id, load_rgb_image(question.image), question.text, question.answer)
 
 
-def _judge(settings: dict[str, str], options: EvaluationOptions) -> Judge:
-    given = settings.get("judge", "keyword")
-    if given in ("exact", "keyword"):
+def _judge(given: str, name: str, options: EvaluationOptions) -> Judge:
+    if given in _RULES:
         return RuleJudge(given)
     if "://" in given:
-        more = {"key_variable": settings["key_variable"]} if "key_variable" in settings else {}
-        return EndpointJudge(given, settings.get("judge_model", "gpt-4-0613"), **more)
+        variable = options.settings.get("key_variable")
+        return EndpointJudge(given, name, **({} if variable is None else {"key_variable": variable}))
     generate = pipeline("text-generation", model=given, dtype="auto", **options.load_arguments())
-    return PipelineJudge(generate, given)
+    return PipelineJudge(generate, name)
 
 
 def _load(options: EvaluationOptions):

@@ -1,11 +1,14 @@
 """Answers in batches into a file, a stop in between, and accuracy of exact answers."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from reasonseg.evaluation import answering
 from reasonseg.evaluation.answering import Answering, AnswersError, PictureQuestion, answer_questions
 from reasonseg.evaluation.choice_accuracy import choice_result, is_right
 
@@ -90,6 +93,39 @@ def test_a_stopped_run_goes_on(tmp_path):
     model = Letters()
     assert answer_questions(model, model, questions(), tmp_path, Answering(batch_size=8)) == lines
     assert model.batches == []
+
+
+def test_processes_share_the_questions(tmp_path, monkeypatch):
+    """Two processes, here as threads: each answers its part, the slower one is waited for, all get everything."""
+    local = threading.local()
+    monkeypatch.setattr(answering, "PartialState", lambda: local.state)
+    monkeypatch.setattr(answering, "_PAUSE", 0.01)
+    models, first_is_done = [Letters(), Letters()], threading.Event()
+
+    def run(index):
+        local.state = SimpleNamespace(process_index=index, num_processes=2, is_main_process=index == 0)
+        if index == 0:
+            return answer_questions(models[0], models[0], questions(), tmp_path, Answering(batch_size=2))
+        assert first_is_done.wait(60)
+        return answer_questions(models[1], models[1], questions(), tmp_path, Answering(batch_size=2))
+
+    def last_of_the_first(done, total):
+        if done == total:
+            first_is_done.set()
+
+    original = answering._answer_pending
+
+    def watched(*arguments):
+        *others, progress = arguments
+        original(*others, last_of_the_first if progress is None and local.state.process_index == 0 else progress)
+
+    monkeypatch.setattr(answering, "_answer_pending", watched)
+    with ThreadPoolExecutor(2) as pool:
+        both = [future.result(timeout=60) for future in [pool.submit(run, index) for index in (0, 1)]]
+    assert both[0] == both[1]
+    assert [line["text"] for line in both[0]] == list("ABCDABC")
+    assert [sum(map(len, model.batches)) for model in models] == [4, 3]
+    assert [path.name for path in tmp_path.iterdir()] == ["answers.jsonl"]
 
 
 def test_other_settings_are_refused(tmp_path):

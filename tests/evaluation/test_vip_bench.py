@@ -10,6 +10,7 @@ from reasonseg.evaluation.vip_bench import (
     grade,
     read_vip_bench,
     scores_by_capability,
+    wait_for_grades,
     write_results,
     write_tables,
 )
@@ -67,7 +68,8 @@ def test_scores(folder, tmp_path):
     steps = []
     grades = grade(questions, ANSWERS, judge, 2, path, progress=lambda done, total: steps.append((done, total)))
     assert judge.asked[0] == ("within the red rectangle 0?", "red", "a red one", "<obj>?")
-    assert grades["v1_1"] == {"model": ["judge-1"] * 2, "content": ["said"] * 2, "score": [0.0, 0.2]}
+    said = {"model": ["judge-1"] * 2, "content": ["said"] * 2, "score": [0.0, 0.2]}
+    assert grades["v1_1"] == {"prediction": "three", **said}
     assert json.loads(path.read_text(encoding="utf-8")) == grades
     assert steps[-1] == (8, 8)
 
@@ -99,7 +101,10 @@ def test_a_stopped_grading_goes_on(folder, tmp_path):
     judge = Scripted(0.0, 0.0)
     grades = grade(questions, ANSWERS, judge, 1, path)
     assert [grades[key]["score"] for key in METADATA] == [[1.0], [0.5], [0.0], [0.0]]
-    assert grade(questions, ANSWERS, Scripted(), 1, path) == grades
+    assert grade(questions, ANSWERS, Scripted(), 1, path) == grades == wait_for_grades(questions, 1, path)
+    # Another answer has to be scored anew.
+    changed = grade(questions, {**ANSWERS, "v1_2": "b"}, Scripted(0.9), 1, path)
+    assert changed["v1_2"]["score"] == [0.9]
 
 
 def test_rules_and_missing_answers(folder, tmp_path):
