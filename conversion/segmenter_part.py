@@ -25,6 +25,8 @@ ORIGIN = "SAM file"
 _OTHER_COPY = "Download the segmenter again."
 # SAM and SAM-HQ keep the aspect ratio and pad; the later ones squash.
 _KEEPS_ASPECT = ("sam", "sam_hq")
+_TRANSFORMERS_DECODER_EPS = 1e-6
+_SAM2_FIELDS = ("vision_config", "prompt_encoder_config", "mask_decoder_config", "initializer_range")
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,12 @@ def add_segmenter(inventory: Inventory, location: Path, sam_options: Mapping[str
 
 def _read_config(folder: Path) -> PreTrainedConfig:
     path = folder / "config.json"
-    family = read_json(path).get("model_type")
-    if family == "sam2_video":  # the published SAM 2 folders name the video model, which holds the one for pictures
+    stored = read_json(path)
+    family = stored.pop("model_type", None)
+    if family == "sam2_video":
+        # Published SAM 2 folders name the model for videos, which holds the one for pictures and a memory besides.
         family = "sam2"
+        stored = {name: value for name, value in stored.items() if name in _SAM2_FIELDS}
     if family not in SEGMENTER_ADAPTERS:
         raise ConversionError(
             f"A segmenter of type {family!r} is not known; there are {', '.join(SEGMENTER_ADAPTERS)}.",
@@ -75,13 +80,11 @@ def _read_config(folder: Path) -> PreTrainedConfig:
             next_step="Pass a folder such as facebook/sam-vit-huge or facebook/sam2.1-hiera-large, or SAM's own file.",
         )
     with refusing("The segmenter's config cannot be used", path=path, next_step=_OTHER_COPY):
-        stored = read_json(path)
-        stored.pop("model_type", None)
         config = AutoConfig.for_model(family, **stored)
-    decoder = stored.get("mask_decoder_config") or {}
-    if family in _KEEPS_ASPECT and "layer_norm_eps" not in decoder:
-        # transformers' default differs from what these decoders were trained with.
-        config.mask_decoder_config.layer_norm_eps = ORIGINAL_SAM_DECODER_EPS
+    decoder = config.mask_decoder_config
+    if family in _KEEPS_ASPECT and decoder.layer_norm_eps == _TRANSFORMERS_DECODER_EPS:
+        # transformers' default, also where it was written out: these decoders were trained with another value.
+        decoder.layer_norm_eps = ORIGINAL_SAM_DECODER_EPS
     return config
 
 

@@ -275,6 +275,7 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
                     phrase_extractor="given" if given else self.extractor_name,
                     token_spans=[(max(0, start - lead), max(0, stop - lead)) for start, stop in spans],
                     attention_maps=output["attention_maps"][row].float().cpu().numpy() if keep_maps else None,
+                    grid_box=tuple(_as_list(output["grid_boxes"][row])) if keep_maps else None,
                 )
             )
         return results

@@ -66,6 +66,9 @@ def segment(
         bool, typer.Option("--json", help="Print each image's JSON line to stdout instead of a summary.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do images again that are already done.")] = False,
+    answers: Annotated[
+        bool, typer.Option("--answers", help="Also write each answer in the colours of its masks, as PNG and HTML.")
+    ] = False,
 ):
     """Answer a question about each IMAGE with text and masks.
 
@@ -95,7 +98,7 @@ def segment(
                 print_error(f"{image}: {describe(outcome)}")
                 continue
             picture, result = outcome
-            record = _save(results, image, names[image], picture, result)
+            record = _save(results, image, names[image], picture, result, answers)
             _report(record, out, json_lines)
     if failed:
         print_error(
@@ -133,7 +136,9 @@ class _Segmenter:
         return self.processor.post_process_segmentation(output, inputs, threshold=settings.threshold)
 
 
-def _save(results: ResultFolder, image: Path, name: str, picture: "Image.Image", result: Any) -> dict[str, Any]:
+def _save(
+    results: ResultFolder, image: Path, name: str, picture: "Image.Image", result: Any, answers: bool
+) -> dict[str, Any]:
     """Write the files of one image, then its line."""
     from PIL import Image
 
@@ -169,6 +174,12 @@ def _save(results: ResultFolder, image: Path, name: str, picture: "Image.Image",
     }
     if extractor := getattr(result, "phrase_extractor", None):
         record["phrase_extractor"] = extractor
+    if answers:
+        page = result.to_html(picture)
+        record["answer_png"] = results.save_picture(f"{name}_answer.png", result.draw_answer(picture).save)
+        record["answer_html"] = results.save_picture(
+            f"{name}_answer.html", lambda path: path.write_text(page, encoding="utf-8")
+        )
     results.add(record)
     return record
 

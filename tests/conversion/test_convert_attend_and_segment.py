@@ -5,14 +5,16 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
 from reasonseg.conversion.convert_attend_and_segment import convert_attend_and_segment
 from reasonseg.conversion.errors import ConversionError
+from reasonseg.conversion.inventory import Inventory
 from reasonseg.conversion.rules_lisa_gsva import sam_table
+from reasonseg.conversion.segmenter_part import add_segmenter
 from reasonseg.conversion.verify import verify_repository
 from tests import tiny
 from tests.conversion.originals import change_json, read, weights
@@ -94,6 +96,21 @@ def test_llava_next_in_half_precision_with_sams_file(tmp_path):
     assert model.config.segmenter_config.mask_decoder_config.layer_norm_eps == 1e-5
 
 
+def test_sam2_as_it_is_published(sam2_folder, tmp_path):
+    """The published folders are those of the model for videos, with a memory that pictures do not need."""
+    folder = shutil.copytree(sam2_folder[0], tmp_path / "sam2")
+    change_json(folder / "config.json", lambda stored: stored | {"model_type": "sam2_video", "num_maskmem": 7})
+    state = load_file(folder / "model.safetensors") | {"memory_temporal_positional_encoding": torch.ones(7, 1, 1, 4)}
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    inventory = Inventory()
+    part = add_segmenter(inventory, folder)
+    assert part.config.model_type == "sam2"
+    assert not hasattr(part.config, "num_maskmem")
+    assert [dropped.key for dropped in inventory.dropped if "memory" in dropped.key] == [
+        "memory_temporal_positional_encoding"
+    ]
+
+
 def test_difflmm(difflmm_repo, tmp_path):
     """DiffLMM is a vision-language model of this package, with a processor and an image encoder of its own."""
     convert_attend_and_segment(difflmm_repo, sam=recorded_sam(), out=tmp_path / "repo", phrase_extractor="rules")
@@ -134,8 +151,6 @@ def change_config(**fields):
 
 
 def drop_tensor(folder):
-    from safetensors.torch import save_file
-
     state = load_file(folder / "model.safetensors")
     del state[sorted(state)[0]]
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})

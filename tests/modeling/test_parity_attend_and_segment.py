@@ -256,6 +256,22 @@ def test_non_maximum_suppression(name, threshold):
     assert kept == sorted(META["helpers"][f"nms_with_scores_{name}"])
 
 
+@pytest.mark.parametrize("place", range(len(IMAGES)))
+def test_the_released_demo(model, runs, place):
+    """example.py counts the token in front that nobody generated, so each token gets the map of the one behind it."""
+    name, call = IMAGES[place], META["example_py"]["sam_calls"][place]
+    inputs, output, _ = runs[name]
+    shifted = [[[token + 1 for token in phrase.tokens] for phrase in output.phrases[0]]]
+    seen = []
+    hook = model.segmenter.prompt_encoder.register_forward_pre_hook(
+        lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+    )
+    drawn = model.segment_maps(output.attention_maps, shifted, model.encode_image(**inputs))
+    hook.remove()
+    assert seen[-1]["input_points"][:, 0, 0].tolist() == [pytest.approx(point) for point in call["point_coords"]]
+    torch.testing.assert_close(drawn.candidate_scores[0], torch.tensor(call["iou"]), atol=1e-4, rtol=1e-4)
+
+
 def test_groups_are_checked():
     with pytest.raises(ValueError, match=r"groups \[\[\], \[5\]\] must name tokens of an answer of 2 tokens"):
         group_maps(torch.rand(2, 3, 3), [[0], [], [5]])

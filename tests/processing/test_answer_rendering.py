@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reasonseg.processing.attention_drawing import draw_attention_maps
 from reasonseg.processing.mask_drawing import segment_color
 from reasonseg.processing.segments import Segment, SegmentationResult
 
@@ -76,6 +77,25 @@ def test_long_answers_get_more_lines():
     with_picture = SegmentationResult("A dog.", [], (30, 40)).draw_answer(PICTURE)
     assert with_picture.width == 480
     assert with_picture.height > 30
+
+
+def test_attention_maps_are_red_where_they_are_strong():
+    maps = np.zeros((3, 2, 2))
+    maps[0, 0, 0] = maps[1, 1, 1] = 1.0
+    picture = Image.new("RGB", (40, 40), "white")
+    sheet = np.asarray(draw_attention_maps(picture, maps, (0, 0, 40, 40), ["a", "dog", ""], per_row=2, cell_width=40))
+    assert sheet.shape[1] == 2 * 46 + 6
+
+    def greenness(x: int, y: int) -> int:
+        return int(sheet[y, x, 1])
+
+    assert greenness(8, 8) < greenness(40, 40), "the first looks at the upper left"
+    assert greenness(46 + 40, 40) < greenness(46 + 8, 8), "the second at the lower right"
+    # a grid that reaches beyond the picture: what lies outside is cut off
+    padded = draw_attention_maps(picture, maps, (-40, 0, 40, 80), ["a", "b", "c"], cell_width=40)
+    assert padded.width == 3 * 46 + 6
+    with pytest.raises(ValueError, match="3 maps and 2 words"):
+        draw_attention_maps(picture, maps, (0, 0, 40, 40), ["a", "b"])
 
 
 def test_too_narrow():

@@ -128,7 +128,16 @@ class TestResults:
 
     def test_maps_on_request(self, processor, answered):
         result = results(processor, answered, keep_maps=True)[0]
-        assert result.attention_maps.shape == (len(result.token_spans), 8, 8)
+        count = len(result.token_spans)
+        assert result.attention_maps.shape == (count, 8, 8)
+        assert result.grid_box == (0, -20, 160, 140)
+        sheet = result.draw_attention(PICTURES[0], per_row=4, cell_width=40)
+        assert sheet.width == 4 * 46 + 6
+        assert sheet.height > -(-count // 4) * 30
+        with pytest.raises(ValueError, match="The result holds no maps"):
+            results(processor, answered)[0].draw_attention(PICTURES[0])
+        with pytest.raises(ValueError, match="Pass the image that was segmented"):
+            result.draw_attention(PICTURES[1])
 
     def test_all_candidates(self, processor, answered):
         result = results(processor, answered, candidates="all")[0]
