@@ -123,7 +123,7 @@ def convert_vip_llava(
     # Transformers' own pipeline pads prompts on the tokenizer's side; the processor chooses its side itself.
     tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
     rows = _vocabulary_rows(inventory, tokenizer)
-    scheme = _scheme(rows - inventory.shapes()[_EMBEDDING][0])
+    scheme = vip_llava_scheme(rows - inventory.shapes()[_EMBEDDING][0])
     vision = _vision_config(inventory, tower)
     template = template or choose_template(config, tokenizer)
     with refusing("No model can be built from this config", path=source, next_step=_OTHER_COPY):
@@ -172,11 +172,12 @@ def _gather(source: Path, tower: Path | None) -> Inventory:
         weights = open_source(tower)
         inventory.add(weights, clip_table(weights.names(), _TOWER), "vision tower")
     inventory.add(open_source(source), vip_llava_table(), "checkpoint")
-    require_components(inventory, _scheme(1))
+    require_components(inventory, vip_llava_scheme(1))
     return inventory
 
 
-def _scheme(appended_rows: int) -> Scheme:
+def vip_llava_scheme(appended_rows: int) -> Scheme:
+    """How the parameters of `VipLlavaForConditionalGeneration` are called."""
     return Scheme(
         vlm="",  # everything is stored in the same type
         text_model=_TEXT_MODEL,

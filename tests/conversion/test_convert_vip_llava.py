@@ -9,11 +9,17 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoProcessor, GenerationConfig, VipLlavaConfig, VipLlavaForConditionalGeneration
 
-from reasonseg.conversion.convert_vip_llava import convert_vip_llava
+from reasonseg.conversion.configs import clip_config_from_shapes
+from reasonseg.conversion.configs_vip_llava import vip_llava_config
+from reasonseg.conversion.convert_vip_llava import convert_vip_llava, vip_llava_scheme
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.inspection import inspect_checkpoint
+from reasonseg.conversion.inventory import Inventory
+from reasonseg.conversion.plan import expected_shapes, plan_tensors
+from reasonseg.conversion.rules_vip_llava import vip_llava_table
 from reasonseg.conversion.to_original import write_original
 from reasonseg.conversion.verify import verify_repository
+from tests.conversion.full_size import FakeTokenizer, ShapesOnly, layout_tensors, read_layout
 from tests.conversion.originals import change_json, digests, weights
 from tests.parity_data import vip_llava_with_tower
 from tests.recorded_vip_llava import CHECKPOINT, PHI_3, TOWER, recorded_image
@@ -118,6 +124,13 @@ def test_verified_and_written_back(vip_llava_repo, tmp_path):
     found = torch.load(tmp_path / "original" / "pytorch_model.bin", weights_only=True)
     assert found.keys() == original.keys()
     assert all(torch.equal(found[name], original[name]) for name in original)
+
+
+def test_pictures_that_were_not_padded_in_training(tmp_path):
+    source = copy(CHECKPOINT, tmp_path / "source")
+    change_json(source / "config.json", lambda config: config | {"image_aspect_ratio": "square"})
+    report = convert_vip_llava(source, vision_tower=TOWER, out=tmp_path / "out")
+    assert AutoProcessor.from_pretrained(report.out).image_processor.do_pad is False
 
 
 def test_recognised():
@@ -225,6 +238,50 @@ class TestLlama3:
         assert (written[:, inputs["input_ids"].shape[1] :] != processor.image_token_id).all()
 
 
+class SizedTokenizer(FakeTokenizer):
+    """Says how many tokens there are; the image's is the last."""
+
+    def __init__(self, length: int):
+        super().__init__({}, length - 1)
+        self.image_token_id = length - 1
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "rows", "text_type"),
+    [
+        ("vip-llava-7b", 32001, 32001, "llama"),
+        ("vip-llava-13b", 32001, 32001, "llama"),
+        ("vip-llava-llama-3-8b", 128257, 128257, "llama"),
+        ("vip-llava-phi-3-mini-3.8b", 32012, 32064, "phi3"),
+    ],
+)
+def test_published_sizes(name, tokens, rows, text_type):
+    """Names and shapes of every published checkpoint fill the model that its config describes."""
+    layout, tensors = read_layout(name), layout_tensors(name)
+    inventory = Inventory()
+    inventory.add(ShapesOnly(tensors), vip_llava_table(), "checkpoint")
+    vision = clip_config_from_shapes(inventory.shapes("model.vision_tower."))
+    assert (vision.image_size, vision.num_hidden_layers) == (336, 24)
+    composed = vip_llava_config(layout["config"], vision, SizedTokenizer(tokens), rows)
+    with torch.device("meta"):
+        model = VipLlavaForConditionalGeneration(composed)
+    scheme = vip_llava_scheme(rows - layout["config"]["vocab_size"])
+    planned = plan_tensors(
+        inventory,
+        expected_shapes(model),
+        dtype=torch.float16,
+        alpha_of_rank=lambda rank: 0.0,
+        identity_projector=False,
+        scheme=scheme,
+    )
+    assert {tensor.name: tensor.shape for tensor in planned} == expected_shapes(model)
+    text = composed.text_config
+    assert (text.model_type, text.vocab_size, composed.image_seq_length) == (text_type, rows, 576)
+    assert text.rms_norm_eps == 1e-5
+    assert text.rope_parameters["rope_theta"] == layout["config"].get("rope_theta", 10000.0)
+    assert getattr(text, "sliding_window", None) == layout["config"].get("sliding_window")
+
+
 class TestErrors:
     @pytest.mark.parametrize(
         ("change", "message"),
@@ -234,6 +291,7 @@ class TestErrors:
             ({"hidden_size": 32}, "the configs ask for"),
             ({"num_hidden_layers": 3}, "lack 9 parameters of the language model"),
             ({"num_hidden_layers": None}, "does not state num_hidden_layers"),
+            ({"mm_use_im_start_end": True}, "marks stand around the picture"),
         ],
     )
     def test_another_config(self, tmp_path, change, message):
