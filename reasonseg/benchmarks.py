@@ -70,7 +70,7 @@ class EvaluationOptions:
 @dataclass
 class Outcome:
     """
-    What a benchmark hands to the command, the same on every process.
+    What a benchmark hands to the command. Only that of the main process counts; others may be empty.
 
     Args:
         result: Has `to_dict()` (plain JSON values) and `cases` (for the contact sheet, may be empty).

@@ -14,7 +14,7 @@ from reasonseg.evaluation.coco_instances import (
     read_instances,
     score_instances,
 )
-from reasonseg.evaluation.coco_masks import decode_segmentation, segmentation_rle
+from reasonseg.evaluation.coco_masks import decode_segmentation, iou_matrix, segmentation_rle
 from reasonseg.evaluation.coco_scores import coco_scores
 from reasonseg.evaluation.contact_sheet import save_contact_sheet
 from reasonseg.evaluation.grounded_answer import GroundedAnswer
@@ -142,6 +142,15 @@ def test_segmentations_of_all_kinds(data):
         segmentation_rle(mask_to_rle(square), (8, 6))
     with pytest.raises(ValueError, match="list of polygons or have `size`"):
         segmentation_rle("x", (8, 6))
+
+
+def test_overlaps_of_empty_masks_are_zero():
+    empty, square = np.zeros((6, 8), dtype=bool), np.zeros((6, 8), dtype=bool)
+    square[1:3, 2:6] = True
+    masks = [segmentation_rle(mask_to_rle(mask), (6, 8)) for mask in (empty, square, ~square)]
+    np.testing.assert_array_equal(iou_matrix(masks, masks), [[0, 0, 0], [0, 1, 0], [0, 0, 1]])
+    assert iou_matrix(masks, []).shape == (3, 0)
+    assert iou_matrix([], masks).shape == (0, 3)
 
 
 def test_bad_files(tmp_path, data, instances):
