@@ -51,7 +51,7 @@ def read_vip_llava_config(folder: Path) -> dict[str, Any]:
         raise ConversionError(
             "The config sets mm_use_im_start_end: marks stand around the picture, which no published ViP-LLaVA has.",
             path=path,
-            next_step="Pass a checkpoint that was trained with --mm_use_im_start_end False, as all published ones were.",
+            next_step="Pass a checkpoint trained with --mm_use_im_start_end False, as all published ones were.",
         )
     check_llama_sizes(config, path)
     return config
