@@ -16,10 +16,13 @@ from .rules import LORA_A, LORA_B, WEIGHT
 from .shards import write_shards
 
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# In a folder of their own: beside config.json, transformers would look for the model in what the adapter's config
+# names, which on the Hub is not known before it is uploaded. The model itself looks here.
+ADAPTER_FOLDER = "adapter"
+ADAPTER_WEIGHTS = f"{ADAPTER_FOLDER}/adapter_model.safetensors"
+_CONFIG, _WRITTEN = "adapter_config.json", "model.safetensors"
 _PREFIX = "base_model.model."
 _NAME = re.compile(re.escape(_PREFIX) + r"(?P<module>.+)\.lora_[AB]\.weight")
-_STAGED = "adapter"
 
 
 @dataclass(frozen=True)
@@ -39,13 +42,12 @@ class KeptAdapter:
     modules: list[str]
 
     def write(self, folder: Path) -> None:
-        """Write `adapter_config.json` and `adapter_model.safetensors`."""
-        staged = folder / _STAGED
-        staged.mkdir()
+        """Write `adapter/adapter_config.json` and `adapter/adapter_model.safetensors`."""
+        own = folder / ADAPTER_FOLDER
+        own.mkdir()
         total = sum(tensor.num_bytes for tensor in self.tensors)
-        write_shards(staged, self.tensors, 2 * total, no_progress, lambda: None)
-        (staged / "model.safetensors").rename(folder / ADAPTER_WEIGHTS)
-        staged.rmdir()
+        write_shards(own, self.tensors, 2 * total, no_progress, lambda: None)
+        (own / _WRITTEN).rename(folder / ADAPTER_WEIGHTS)
         config = {
             "peft_type": "LORA",
             "task_type": None,
@@ -57,7 +59,7 @@ class KeptAdapter:
             "bias": "none",
             "target_modules": self.modules,
         }
-        (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        (own / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def keep_adapters(inventory: Inventory, alpha_of_rank: Callable[[int], float], dropout: float) -> KeptAdapter | None:

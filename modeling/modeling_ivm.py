@@ -18,6 +18,9 @@ from .segmenters import prepare_segmenter_config, upsample_masks
 
 # LLaVAEncoder of the original reads the state at index -2: the token before the colon of "ASSISTANT:".
 _STATE_FROM_END = 2
+# Where a conversion puts an adapter it keeps, and what of `from_pretrained` says where the repository is.
+_ADAPTER_FOLDER = "adapter"
+_SOURCE_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
 
 
 class PromptProjector(nn.Module):
@@ -54,6 +57,17 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
                 "Install it: pip install peft"
             )
         super().__init__(config)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+        """As in every model of transformers; a checkpoint that keeps its adapter apart is loaded with it."""
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.needs_adapter and not getattr(model, "_hf_peft_config_loaded", False):
+            source = {name: value for name, value in kwargs.items() if name in _SOURCE_OPTIONS and value is not None}
+            model.load_adapter(pretrained_model_name_or_path, adapter_kwargs={**source, "subfolder": _ADAPTER_FOLDER})
+            model.eval()
+        return loaded
 
     @staticmethod
     def _build_segmenter(config: IvmConfig) -> ConditionedSam:

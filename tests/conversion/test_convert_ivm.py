@@ -71,7 +71,7 @@ def test_the_repository(ivm_repo):
     assert config["segmenter_config"]["mask_decoder_config"]["num_multimask_outputs"] == 0
     names = {path.name for path in ivm_repo.iterdir()}
     assert {"modeling_ivm.py", "ivm_decoder.py", "processing_ivm.py", "masked_images.py", "README.md"} <= names
-    assert "adapter_config.json" not in names
+    assert "adapter" not in names
     _, info = IvmForVisualMasking.from_pretrained(ivm_repo, output_loading_info=True)
     assert not any(info.values()), info
     assert AutoProcessor.from_pretrained(ivm_repo).tokenizer.padding_side == "left"
@@ -168,7 +168,7 @@ def test_the_way_back(ivm_repo, dump, tmp_path):
 def test_a_kept_adapter_is_loaded_with_the_weights(ivm_repo, kept, tmp_path):
     report, repo = kept
     assert report.origins == {"checkpoint": 108, "SAM file": 37, "base": 80}
-    assert json.loads((repo / "adapter_config.json").read_text())["lora_alpha"] == 16
+    assert json.loads((repo / "adapter" / "adapter_config.json").read_text())["lora_alpha"] == 16
     found, merged = load_file(repo / "model.safetensors"), load_file(ivm_repo / "model.safetensors")
     changed = {name for name in merged if not torch.equal(found[name], merged[name])}
     assert changed == {
@@ -176,6 +176,10 @@ def test_a_kept_adapter_is_loaded_with_the_weights(ivm_repo, kept, tmp_path):
     }
     model = AutoModel.from_pretrained(repo)
     assert sum(".lora_" in name for name, _ in model.named_parameters()) == 8
+    assert not model.training
+    half, info = IvmForVisualMasking.from_pretrained(repo, dtype=torch.float16, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert sum(".lora_" in name for name, _ in half.named_parameters()) == 8
     torch.testing.assert_close(mask_of(repo), mask_of(ivm_repo), atol=2e-4, rtol=0)
     report = verify_repository(repo, against={"checkpoint": BIN, "base": BASE, "SAM file": SAM})
     assert report.ok, report.problems
@@ -194,10 +198,10 @@ def test_a_kept_adapter_is_not_left_out_where_peft_is_missing(kept, monkeypatch)
 
 def test_a_damaged_kept_adapter_is_noticed(kept, tmp_path):
     repo = shutil.copytree(kept[1], tmp_path / "repo")
-    adapter = load_file(repo / "adapter_model.safetensors")
-    save_file({f"{name}x" if "lora_A" in name else name: value for name, value in adapter.items()}, repo / "a.tmp")
-    (repo / "a.tmp").replace(repo / "adapter_model.safetensors")
-    assert {problem.file for problem in verify_repository(repo).problems} >= {"adapter_model.safetensors"}
+    path = repo / "adapter" / "adapter_model.safetensors"
+    adapter = load_file(path)
+    save_file({f"{name}x" if "lora_A" in name else name: value for name, value in adapter.items()}, path)
+    assert {problem.file for problem in verify_repository(repo).problems} >= {"adapter/adapter_model.safetensors"}
 
 
 def test_full_size_names_and_shapes_are_those_of_the_default_model():
@@ -295,7 +299,7 @@ def test_the_commands(ivm_repo, tmp_path):
     out = tmp_path / "out"
     result = run("convert", "ivm", BIN, "--base", BASE, "--sam", SAM, "--out", out, "--keep-lora")
     assert "checkpoint" in result.stdout
-    assert (out / "adapter_model.safetensors").exists()
+    assert (out / "adapter" / "adapter_model.safetensors").exists()
     result = run("verify", out, "--against", BIN, "--base", BASE, "--sam", SAM)
     assert "225 tensors equal the source bit for bit" in result.stdout
     result = run("convert", "ivm", BIN, "--base", BASE, "--out", tmp_path / "none", code=1)
