@@ -78,8 +78,8 @@ def read_vip_bench(folder: str | Path, split: str) -> list[VipBenchQuestion]:
 
 
 def write_results(lines: Sequence[Mapping[str, Any]], path: Path) -> dict[str, str]:
-    """The answers as the benchmark's evaluation server takes them: one JSON object, text by id."""
-    results = {line["question_id"]: line["text"] for line in lines}
+    """The answers as the benchmark's evaluation server takes them: one JSON object, text by `v1_` and the number."""
+    results = {f"v1_{line['question_id']}": line["text"] for line in lines}
     _write_json(results, path, indent=2)
     return results
 

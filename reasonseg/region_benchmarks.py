@@ -150,7 +150,7 @@ def run_vip_bench(options: EvaluationOptions) -> Outcome:
     if options.model is not None:
         model, processor = _load(options)
         answering.about = {"model": options.model, "dataset": f"vip-bench {split}"}
-        asked = [PictureQuestion(question.id, question.image, question.text) for question in questions]
+        asked = [PictureQuestion(row.id.removeprefix("v1_"), row.image, row.text) for row in questions]
         lines = answer_questions(
             model,
             processor,

@@ -109,7 +109,7 @@ def test_a_stopped_grading_goes_on(folder, tmp_path):
 
 def test_rules_and_missing_answers(folder, tmp_path):
     questions = read_vip_bench(folder, "bbox")
-    lines = [{"question_id": key, "text": text} for key, text in ANSWERS.items()]
+    lines = [{"question_id": key.removeprefix("v1_"), "text": text} for key, text in ANSWERS.items()]
     results = write_results(lines, tmp_path / "bbox.json")
     assert json.loads((tmp_path / "bbox.json").read_text(encoding="utf-8")) == results == ANSWERS
     grades = grade(questions, results, RuleJudge("keyword"), 1, tmp_path / "grade.json")

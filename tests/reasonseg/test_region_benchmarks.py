@@ -109,6 +109,8 @@ def test_vip_bench(repo, data, tmp_path):
     assert numbers["judge"] == "keyword"
     answers = json.loads((out / "bbox.json").read_text(encoding="utf-8"))
     assert list(answers) == ["v1_0", "v1_1", "v1_2"]
+    lines = (out / "bbox" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["question_id"] for line in lines] == ["0", "1", "2"]
     assert (out / "bbox-keyword-capabilities.csv").is_file()
     # Answers of elsewhere are judged without a model.
     (out / "bbox.json").write_text(json.dumps({**answers, "v1_0": "a red one"}), encoding="utf-8")

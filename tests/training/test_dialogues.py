@@ -139,6 +139,10 @@ def test_captions(data, processor):
     said = [processor.tokenizer.decode(row[row != -100]).strip() for row in batch["labels"]]
     assert said == ["a picture", "2"]
     assert (batch["labels"] != -100).sum(1).tolist() == (batch["attention_mask"].sum(1) - 1 - IMAGE_TOKENS).tolist()
+    # The caption begins like a text of its own, as in the original, which encodes it apart.
+    caption = processor.tokenizer("a picture\n", add_special_tokens=False)["input_ids"]
+    image = [processor.image_token_id] * IMAGE_TOKENS
+    assert batch["input_ids"][0].tolist() == [processor.tokenizer.bos_token_id, *image, *caption]
     padded = DialogueCollator(processor, captions=True)([dialogues[4]])
     assert not torch.equal(padded["pixel_values"][0], batch["pixel_values"][0])
     cut = DialogueCollator(processor, captions=True, max_length=7)([dialogues[4]])
