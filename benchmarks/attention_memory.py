@@ -29,11 +29,11 @@ def small_llava(layers: int, heads: int):
         num_attention_heads=heads,
         max_position_embeddings=4096,
     )
-    text._attn_implementation = "eager"
     vision = CLIPVisionConfig(
         hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=336, patch_size=14
     )
     config = LlavaConfig(text_config=text, vision_config=vision, image_token_index=IMAGE, image_seq_length=CELLS)
+    config.text_config._attn_implementation = "eager"  # the only one that returns its weights
     return AutoModelForImageTextToText.from_config(config).eval()
 
 

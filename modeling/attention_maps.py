@@ -76,10 +76,12 @@ class ImageColumns:
     Args:
         positions (`torch.LongTensor` of shape `(rows, cells)`): Position of each cell; short rows are filled with 0.
         counts (`list[int]`): Cells of each row.
+        last (`int`): The greatest position.
     """
 
     positions: torch.LongTensor
     counts: list[int]
+    last: int
 
     @classmethod
     def find(
@@ -105,7 +107,9 @@ class ImageColumns:
                     "returned them together."
                 )
             positions.append(places[cells.to(places.device)])
-        return cls(nn.utils.rnn.pad_sequence(positions, batch_first=True), [len(found) for found in positions])
+        padded = nn.utils.rnn.pad_sequence(positions, batch_first=True)
+        # A number, not a tensor: it is compared in every layer of every step.
+        return cls(padded, [len(found) for found in positions], int(padded.max()))
 
 
 class AttentionReducer:
@@ -141,6 +145,7 @@ class AttentionReducer:
         self.places = {modules[layer][0]: (place, modules[layer][1]) for place, layer in enumerate(chosen)}
         self._sum: torch.Tensor | None = None
         self._layers = 0
+        self._keys = 0
 
     def observe(self, place: int, weights: torch.Tensor) -> None:
         """
@@ -150,7 +155,8 @@ class AttentionReducer:
         """
         if place == 0:
             # A prompt that is read in pieces passes several times; the last piece predicts.
-            self._sum, self._layers = None, 0
+            self._sum, self._layers, self._keys = None, 0, weights.shape[-1]
+        self._keys = min(self._keys, weights.shape[-1])
         if self._sum is not None and weights.device != self._sum.device:
             weights = weights.to(self._sum.device)
         maps = self._cells(self._heads(weights.detach()))
@@ -186,22 +192,25 @@ class AttentionReducer:
         chosen = [-2] if self.heads == "paper" else list(self.heads)
         if bad := [head for head in chosen if not -count <= head < count]:
             raise ValueError(f"heads names {bad}, but a layer of {self.model_name} has {count}.")
-        return weights[:, chosen].float().mean(1)
+        return weights[:, chosen[0]].float() if len(chosen) == 1 else weights[:, chosen].float().mean(1)
 
     def _cells(self, weights: torch.Tensor) -> torch.Tensor:
         """Picks the asked queries and the columns of the grid: `(rows, queries, cells)`."""
         positions = self.columns.positions.to(weights.device)
-        if int(positions.max()) >= weights.shape[-1]:
-            raise ValueError(
-                f"An attention layer of {self.model_name} sees {weights.shape[-1]} positions only, and the image "
-                "stands outside of them (a sliding window). Name the layers with full attention in `attention_layers`."
-            )
+        if self.columns.last >= weights.shape[-1]:
+            raise self._window_error()
         if len(positions) != len(weights):  # beams and returned sequences multiply rows
             positions = positions.repeat_interleave(len(weights) // len(positions), dim=0)
         if self.queries is not None:
             queries = self.queries.to(weights.device)[:, :, None].expand(-1, -1, weights.shape[-1])
             weights = weights.gather(1, queries)
         return weights.gather(2, positions[:, None].expand(-1, weights.shape[1], -1))
+
+    def _window_error(self) -> ValueError:
+        return ValueError(
+            f"An attention layer of {self.model_name} sees the last {self._keys} positions only (a sliding window), "
+            "so that the image may stand outside of them. Name the layers with full attention in `attention_layers`."
+        )
 
 
 class AttentionMapCollector(LogitsProcessor, AttentionReducer):
@@ -216,6 +225,9 @@ class AttentionMapCollector(LogitsProcessor, AttentionReducer):
         self._by_length: dict[int, torch.Tensor] = {}
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        if self._keys < input_ids.shape[1]:
+            # A cache that drops what leaves the window; its columns are no positions any more.
+            raise self._window_error()
         self._by_length[input_ids.shape[1]] = self.take()[:, 0]
         return scores
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import InternVLConfig, LlamaConfig
+from transformers import CLIPVisionConfig, InternVLConfig, LlamaConfig, LlavaConfig, MistralConfig
 
 from reasonseg.modeling.attention_maps import AttentionMapCollector, ImageColumns, reduce_attentions
 from reasonseg.modeling.configuration_attend_and_segment import AttendAndSegmentConfig
@@ -366,6 +366,13 @@ class TestBadInput:
         model.vlm.get_decoder().config._attn_implementation = "sdpa"
         with pytest.raises(ValueError, match="return no weights"):
             model.generate_with_masks(**batch, **images, max_new_tokens=2)
+
+    def test_a_sliding_window(self, llava):
+        _, batch, images = llava
+        text = MistralConfig(**tiny.TEXT, sliding_window=6, head_dim=8)
+        vlm = LlavaConfig(text_config=text, vision_config=CLIPVisionConfig(**tiny.CLIP), image_token_index=tiny.IMAGE)
+        with pytest.raises(ValueError, match=r"positions only \(a sliding window\), so that the image"):
+            build(vlm).generate_with_masks(**batch, **images, max_new_tokens=4, eos_token_id=None)
 
     def test_config(self):
         with pytest.raises(ValueError, match="prompt is 'star'"):
