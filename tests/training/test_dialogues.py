@@ -8,7 +8,9 @@ import pytest
 import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from typer.testing import CliRunner
 
+from reasonseg.cli.app import app
 from reasonseg.processing.chat_templates import IMAGE_TOKEN
 from reasonseg.training.dialogues import DialogueCollator, RegionDialogues
 from reasonseg.training.recipe import RecipeError, load_recipe
@@ -177,9 +179,9 @@ def train(name, out, *overrides, resume=False):
 
 @pytest.fixture(scope="module")
 def stage_1(parts, data, tmp_path_factory):
-    return train(
-        "vip_llava_stage1",
-        tmp_path_factory.mktemp("stage1") / "repo",
+    """Trained as it is typed."""
+    out = tmp_path_factory.mktemp("stage1") / "repo"
+    overrides = settings(
         f"parts.language_model={parts.language_model}",
         f"parts.vision_tower={parts.vision_tower}",
         f"data.path={data / 'captions.json'}",
@@ -187,6 +189,10 @@ def stage_1(parts, data, tmp_path_factory):
         "arguments.max_steps=12",
         "arguments.learning_rate=0.02",
     )
+    options = [part for override in overrides for part in ("--set", override)]
+    result = CliRunner().invoke(app, ["train", "vip_llava_stage1", "--out", str(out), *options])
+    assert result.exit_code == 0, result.output
+    return out
 
 
 def test_the_first_stage_trains_the_projector_alone(parts, stage_1):
