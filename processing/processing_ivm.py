@@ -19,7 +19,8 @@ from .segments import Segment, SegmentationResult, post_process_masks
 from .slot_results import SlotReader
 
 
-# LLaVA-1.5's turns without a system message, but for the white space around the second line break, which is IVM's own.
+# LLaVA-1.5's turns, without a system message unless one is given; the white space around the second line break is
+# IVM's own.
 IVM_CHAT_TEMPLATE = """
 {%- macro text_of(content) -%}
   {%- if content is string -%}{{ content }}{%- else -%}
@@ -38,8 +39,10 @@ IVM_CHAT_TEMPLATE = """
   {%- elif message['role'] == 'assistant' -%}
     {{- 'ASSISTANT:' -}}
     {%- generation -%}{{- ' ' + text_of(message['content']) + '</s>' -}}{%- endgeneration -%}
+  {%- elif loop.first and message['role'] == 'system' -%}
+    {{- text_of(message['content']) + ' ' -}}
   {%- else -%}
-    {{- raise_exception('Roles are user and assistant.') -}}
+    {{- raise_exception('Roles are user and assistant, and system for the first message only.') -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerFast
 from reasonseg.processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from reasonseg.processing.image_processing_vip_llava import VipLlavaImageProcessor
 from reasonseg.processing.processing_gsva import GsvaProcessor
+from reasonseg.processing.processing_ivm import IvmProcessor
 from reasonseg.processing.processing_lisa import LisaProcessor
 from reasonseg.processing.processing_vip_llava import VipLlavaProcessor
 from reasonseg.registration import register
@@ -109,3 +110,16 @@ class VipLlavaProcessorTest(CommonProcessorTests, unittest.TestCase):
         prompt = processor(text=text, apply_template=False)["input_ids"]
         assert prompt == [processor.tokenizer(text)["input_ids"]]
         assert len(processor(text=text)["input_ids"][0]) > len(prompt[0])
+
+
+class IvmProcessorTest(CommonProcessorTests, unittest.TestCase):
+    processor_class = IvmProcessor
+
+    @classmethod
+    def _setup_image_processor(cls):
+        return ReasoningSegmentationImageProcessor(
+            size={"shortest_edge": 28},
+            crop_size={"height": 28, "width": 28},
+            squash_first=True,
+            segmenter_size={"height": 64, "width": 64},
+        )
