@@ -150,6 +150,17 @@ class VisualPrompt:
         if self.color is not None:
             read_color(self.color)
         self.region  # noqa: B018  so that a bad region is refused where it was given
+        for name in ("alpha", "width"):
+            value = getattr(self, name)
+            if value is None:
+                continue
+            if int(value) != value:
+                raise ValueError(f"{name} of a visual prompt is {value}; it must be a whole number.")
+            object.__setattr__(self, name, int(value))  # Pillow takes no other kind
+        for name in ("angle", "length", "head_length", "points", "bend"):
+            value = getattr(self, name)
+            if value is not None and not np.isfinite(np.asarray(value, dtype=np.float64)).all():
+                raise ValueError(f"{name} of a visual prompt is {value}; it must hold finite numbers.")
         if self.alpha is not None and not 0 <= self.alpha <= 255:
             raise ValueError(f"alpha is {self.alpha}. It is the opacity of a visual prompt and must lie in 0..255.")
         if self.width is not None and self.width < (0 if self.shape == "mask contour" else 1):
