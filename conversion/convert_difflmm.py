@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..modeling.configuration_difflmm import DiffLmmConfig
+from ..modeling.diffusion_features import diffusers_classes
 from ..modeling.modeling_difflmm import DiffLmmForConditionalGeneration
 from ..processing.chat_templates import CHAT_TEMPLATE_NAMES
 from ..processing.image_processing_difflmm import DiffLmmImageProcessor
@@ -106,6 +107,7 @@ def convert_difflmm(
         ImportError: diffusers is not installed.
     """
     refuse_existing(Path(out))
+    diffusers_classes()  # before gigabytes are read or downloaded
     stored = float_type("dtype", dtype)
     if template not in CHAT_TEMPLATE_NAMES:
         raise ConversionError(f"template is {template!r}; allowed are {', '.join(CHAT_TEMPLATE_NAMES)}.")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -231,6 +232,12 @@ def test_swapped_and_missing_folders_are_refused(tmp_path):
         convert_difflmm(**SOURCES, out=tmp_path / "out", dtype="int8")
     with pytest.raises(ConversionError, match="no card for 'lisa-7b-v1'"):
         convert(tmp_path / "out", card="lisa-7b-v1")
+
+
+def test_without_diffusers_nothing_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ImportError, match=r"reasonseg\[diffusion\]"):
+        convert(tmp_path / "out", source=tmp_path / "nowhere")
 
 
 def test_the_table_of_stable_diffusion_uses_or_drops_every_name():
