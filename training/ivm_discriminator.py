@@ -84,9 +84,9 @@ class IvmDiscriminator(nn.Module):
         loss = (balance * F.binary_cross_entropy_with_logits(logits, labels, reduction="none")).mean()
         return {"loss": loss, "losses": {"discriminator_loss": loss}, "logits": logits}
 
-    def gradient_checkpointing_enable(self, **kwargs) -> None:
+    def activation_checkpointing_enable(self, **kwargs) -> None:
         """As of a model of transformers, for the Trainer."""
-        self.vlm.gradient_checkpointing_enable(**kwargs)
+        self.vlm.activation_checkpointing_enable(**kwargs)
 
     @torch.inference_mode()
     def scores(self, batch: dict[str, Any]) -> torch.FloatTensor:

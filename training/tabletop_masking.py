@@ -1,4 +1,4 @@
-"""A small IVM for tabletop scenes of 64 pixels: about a million parameters, trained from scratch within minutes."""
+"""A small IVM for drawn tabletops, to be trained from scratch within seconds to minutes."""
 
 import math
 
@@ -20,14 +20,14 @@ from ..processing.processing_ivm import IvmProcessor
 from .tabletop_processor import BOS, EOS, IMAGE, PAD, build_tokenizer
 
 
-SIDE, PATCH = 64, 8
+SIDE, PATCH, SEGMENTER_PATCH = 32, 8, 4
 
 
 def masking_processor(side: int = SIDE, patch: int = PATCH) -> IvmProcessor:
     """
     Args:
         side (`int`): Side of both square views in pixels.
-        patch (`int`): Side of a patch in pixels.
+        patch (`int`): Side of a patch of the vision-language model's view in pixels.
     """
     image_processor = ReasoningSegmentationImageProcessor(
         size={"shortest_edge": side},
@@ -39,7 +39,13 @@ def masking_processor(side: int = SIDE, patch: int = PATCH) -> IvmProcessor:
 
 
 def masking_model(
-    processor: IvmProcessor, seed: int, side: int = SIDE, patch: int = PATCH, width: int = 96, layers: int = 3
+    processor: IvmProcessor,
+    seed: int,
+    side: int = SIDE,
+    patch: int = PATCH,
+    segmenter_patch: int = SEGMENTER_PATCH,
+    width: int = 32,
+    layers: int = 1,
 ) -> IvmForVisualMasking:
     """
     Random weights from which the model can be trained.
@@ -48,6 +54,7 @@ def masking_model(
         processor ([`IvmProcessor`]): Knows the vocabulary.
         seed (`int`): Of the weights.
         side, patch (`int`): As for `masking_processor`.
+        segmenter_patch (`int`): Side of a patch of the segmenter's view; masks have four pixels along it.
         width, layers (`int`): Of each of the three transformers.
     """
     ids = {token: processor.tokenizer.convert_tokens_to_ids(token) for token in (BOS, EOS, PAD, IMAGE)}
@@ -77,19 +84,25 @@ def masking_model(
         ),
         segmenter_config=SamConfig(
             vision_config=SamVisionConfig(
-                output_channels=64,
+                output_channels=width,
                 image_size=side,
-                patch_size=patch,
-                window_size=side // patch,
+                patch_size=segmenter_patch,
+                window_size=side // segmenter_patch,
                 global_attn_indexes=[layers - 1],
-                num_pos_feats=32,
+                num_pos_feats=width // 2,
                 mlp_dim=2 * width,
                 use_rel_pos=False,
                 **common,
             ),
-            prompt_encoder_config=SamPromptEncoderConfig(hidden_size=64, image_size=side, patch_size=patch),
+            prompt_encoder_config=SamPromptEncoderConfig(
+                hidden_size=width, image_size=side, patch_size=segmenter_patch
+            ),
             mask_decoder_config=SamMaskDecoderConfig(
-                hidden_size=64, mlp_dim=128, num_attention_heads=4, num_multimask_outputs=0, layer_norm_eps=1e-5
+                hidden_size=width,
+                mlp_dim=2 * width,
+                num_attention_heads=4,
+                num_multimask_outputs=0,
+                layer_norm_eps=1e-5,
             ),
             initializer_range=width**-0.5,
         ),
@@ -106,4 +119,4 @@ def masking_model(
     return model
 
 
-__all__ = ["PATCH", "SIDE", "masking_model", "masking_processor"]
+__all__ = ["PATCH", "SEGMENTER_PATCH", "SIDE", "masking_model", "masking_processor"]

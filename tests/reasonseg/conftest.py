@@ -10,8 +10,8 @@ from reasonseg.training.tabletop_masking import masking_model, masking_processor
 def ivm_repo(tmp_path_factory):
     """A small untrained IVM; its heat-maps span enough for thresholds to matter."""
     out = tmp_path_factory.mktemp("untrained") / "ivm"
-    processor = masking_processor(32, 8)
-    model = masking_model(processor, 0, 32, 8, width=16, layers=1)
+    processor = masking_processor()
+    model = masking_model(processor, 0, width=16)
     with torch.no_grad():
         model.segmenter.mask_decoder.output_hypernetworks_mlps.proj_out.weight.mul_(8)
     model.save_pretrained(out)

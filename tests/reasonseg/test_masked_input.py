@@ -28,8 +28,8 @@ CHAT = (
 @pytest.fixture(scope="module")
 def asker():
     """A LLaVA that reads pictures and answers with whatever its random weights say."""
-    ours = masking_processor(32, 8)
-    model = masking_model(ours, 3, 32, 8, width=16, layers=1).vlm
+    ours = masking_processor()
+    model = masking_model(ours, 3, width=16).vlm
     assert isinstance(model, LlavaForConditionalGeneration)
     processor = LlavaProcessor(
         CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
