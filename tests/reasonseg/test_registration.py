@@ -1,6 +1,5 @@
 import subprocess
 import sys
-import time
 
 import pytest
 from transformers import (
@@ -53,21 +52,18 @@ def test_a_checkpoint_loads_without_trust(name, request, monkeypatch):
     assert type(pipeline("reasoning-segmentation", model=str(repo))).__module__.startswith("reasonseg.")
 
 
-def test_the_task_without_a_model_says_what_to_do():
-    with pytest.raises(ValueError, match="pass model= with the folder or Hub name"):
-        pipeline("reasoning-segmentation")
-
-
 def run_python(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys; sys.argv = ['reasonseg', '--help']; import reasonseg.cli; print('torch' in sys.modules)"
-    assert run_python("-c", code).stdout.strip() == "False"
-    start = time.perf_counter()
-    run = run_python("-m", "reasonseg", "--help")
-    assert run.returncode == 0
+    code = """
+import atexit, runpy, sys
+sys.argv = ["reasonseg", "--help"]
+atexit.register(lambda: print("heavy:", [name for name in ("torch", "transformers") if name in sys.modules]))
+runpy.run_module("reasonseg", run_name="__main__")
+"""
+    run = run_python("-c", code)
+    assert run.returncode == 0, run.stderr
     assert "segment" in run.stdout
-    # importing torch and transformers alone takes longer; the bound leaves room for a busy machine
-    assert time.perf_counter() - start < 5
+    assert run.stdout.splitlines()[-1] == "heavy: []"
