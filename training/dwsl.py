@@ -1,7 +1,7 @@
 """Stage II of IVM's training: discriminator-weighted supervised learning (DWSL).
 
-Section 4 and figure 6 (stage II) of arXiv 2405.19783: every example, of people or machines, teaches with the weight
-that the trained and fixed discriminator gives it,
+After figure 6 (stage II) of arXiv 2405.19783: every example, of people or machines, teaches with the weight that the
+trained and fixed discriminator gives it. As a formula, which is our reading and not a quotation,
 
     min_G  E_all[ w(picture, instruction, mask) * (BCE + dice)(G(picture, instruction), mask) ],
 

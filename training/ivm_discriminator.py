@@ -1,8 +1,8 @@
 """Stage I of IVM's training: a vision-language model learns to tell masks that people drew from machines' masks.
 
-Section 4 and figure 6 (stage I) of arXiv 2405.19783: a LoRA-tuned LLaVA, the generator's own base with adapters of its
-own, sees the picture through a mask beside the instruction and is trained with binary cross entropy, people's masks
-being the positive class:
+After figure 6 (stage I) of arXiv 2405.19783: a LoRA-tuned LLaVA, the generator's own base with adapters of its own,
+sees the picture through a mask beside the instruction and is trained with binary cross entropy, people's masks being
+the positive class. As a formula, which is our reading and not a quotation:
 
     min_D  E_people[-log D(picture, instruction, mask)] + E_machines[-log(1 - D(picture, instruction, mask))]
 

@@ -133,6 +133,7 @@ class Recipe:
             differ from `arguments.learning_rate`.
         dtype (`str`): Number format the weights are trained in; `auto` is that of the repo.
         guidance ([`GuidanceRecipe`], *optional*): Additional loss on the language model's attention.
+        score_steps (`int`): Steps of a last stage in which only the segmenter's IoU head learns.
         decision_loss_weight (`float`): Weight of the additional loss on `[SEG]` against `[REJ]`.
         mask_size (`int`, *optional*): Side in pixels of the mask targets; the size of the picture if not given.
         attn_implementation (`str`, *optional*): As for `from_pretrained`.
@@ -153,6 +154,7 @@ class Recipe:
     learning_rates: dict[str, float] = field(default_factory=dict)
     dtype: str = "auto"
     guidance: GuidanceRecipe | None = None
+    score_steps: int = 0
     decision_loss_weight: float = 0.0
     mask_size: int | None = None
     attn_implementation: str | None = None

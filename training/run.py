@@ -17,6 +17,7 @@ from .dialogues import DialogueCollator, RegionDialogues
 from .dwsl import WeightedExamples
 from .dwsl_stages import discriminator_weights
 from .ivm_mix import IvmMixDataset, IvmMixSource
+from .mask_scores import IOU_HEAD, MaskScoreTrainer
 from .masking_data import MaskingCollator
 from .optimizers import muon_and_adamw
 from .parts import add_lora, select_trained
@@ -99,9 +100,27 @@ def _train(recipe: Recipe, out: Path, checkpoint: str | None, build: Callable[..
         learning_rates=recipe.learning_rates,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
+    if recipe.score_steps:
+        fit_mask_scores(model, processor, data, recipe, out)
     trainer.save_model()
     if recipe.storage_dtype is not None and trainer.is_world_process_zero():
         store_as(out, getattr(torch, recipe.storage_dtype))
+
+
+def fit_mask_scores(model, processor, data, recipe: Recipe, out: Path) -> None:
+    """Trains the segmenter's IoU head alone, in place; masks and words stay as they are."""
+    select_trained(model, [IOU_HEAD])
+    args = training_arguments(
+        recipe,
+        out / "scores",
+        max_steps=recipe.score_steps,
+        save_strategy="no",
+        learning_rate=3e-3,
+        lr_scheduler_type="cosine",
+        lr_scheduler_kwargs={},
+        warmup_steps=recipe.score_steps // 8,
+    )
+    MaskScoreTrainer(model=model, args=args, train_dataset=data, data_collator=collator(processor, recipe)).train()
 
 
 def store_as(repo: Path, dtype: torch.dtype) -> None:

@@ -59,15 +59,30 @@ def draw_answers(image, questions: list[str], results: list):
     """One tile per question: the picture with that answer's masks, labels and rejections, the question above."""
     from PIL import Image, ImageDraw, ImageFont
 
-    font, line = ImageFont.load_default(size=17), 30
+    font, line = ImageFont.load_default(size=17), 24
     tiles = [result.overlay(image) for result in results]
+    titles = [wrap(question, font, image.width - 8) for question in questions]
+    header = max(map(len, titles)) * line + 8
     columns = min(len(tiles), 3)
     rows = -(-len(tiles) // columns)
-    height = max(tile.height for tile in tiles) + line
+    height = max(tile.height for tile in tiles) + header
     sheet = Image.new("RGB", (columns * (image.width + 8) - 8, rows * height), "white")
     pen = ImageDraw.Draw(sheet)
-    for number, (question, tile) in enumerate(zip(questions, tiles, strict=True)):
+    for number, (title, tile) in enumerate(zip(titles, tiles, strict=True)):
         left, top = (number % columns) * (image.width + 8), (number // columns) * height
-        pen.text((left + 4, top + 5), question, fill=(20, 20, 24), font=font)
-        sheet.paste(tile, (left, top + line))
+        for row, text in enumerate(title):
+            pen.text((left + 4, top + 4 + row * line), text, fill=(20, 20, 24), font=font)
+        sheet.paste(tile, (left, top + header))
     return sheet
+
+
+def wrap(text: str, font, width: int) -> list[str]:
+    """Lines of a text that are no wider than `width` pixels, single words excepted."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and font.getlength(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines

@@ -9,7 +9,13 @@ from typer.testing import CliRunner
 from reasonseg.cli.app import app
 
 
-SMALL = ("towers.steps=1", "towers.batch_size=2", "arguments.per_device_train_batch_size=2", "arguments.max_steps=1")
+SMALL = (
+    "towers.steps=1",
+    "towers.batch_size=2",
+    "arguments.per_device_train_batch_size=2",
+    "arguments.max_steps=1",
+    "score_steps=1",
+)
 
 
 def run(*arguments: str):
@@ -58,7 +64,7 @@ def test_demo(trained, tmp_path):
     result = run("demo", "--model", trained, "--seed", 5, "--text", "Where is the red cup?", "--out", picture)
     assert result.exit_code == 0, result.output
     assert "Where is the red cup?" in result.stdout
-    assert Image.open(picture).size == (480, 510)
+    assert Image.open(picture).size == (480, 480 + 32)  # one line of text above it
     again = run("demo", "--model", trained, "--seed", 5, "--out", picture, "--json")
     assert again.exit_code == 0, again.output
     assert len(json.loads(again.stdout)) == 3
