@@ -16,7 +16,7 @@ EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 
 # What only published weights need, or what only the training run that wrote it needs.
 _NOT_EMBEDDED = ("*.py", "*.pt", "*.pth", "training_args.bin", "trainer_state.json", "manifest.json", "checkpoint-*")
-_NOT_EMBEDDED_DIRECTORIES = ("towers", "__pycache__")
+_NOT_EMBEDDED_DIRECTORIES = ("towers", "scores", "runs", "__pycache__")
 # Would send transformers to code files beside the weights.
 _CODE_POINTERS = ("auto_map", "custom_pipelines")
 
@@ -104,8 +104,11 @@ def embed(trained: str | Path, results: list[str | Path], minutes: float | None 
         _drop_code_pointers(path)
     card = write_card(draft, [json.loads(Path(path).read_text(encoding="utf-8")) for path in results], minutes)
     (draft / "README.md").write_text(card, encoding="utf-8")
-    shutil.rmtree(EMBEDDED_MODEL, ignore_errors=True)
+    replaced = EMBEDDED_MODEL.with_name(".replaced.partial")
+    if EMBEDDED_MODEL.exists():
+        EMBEDDED_MODEL.rename(replaced)
     draft.rename(EMBEDDED_MODEL)
+    shutil.rmtree(replaced, ignore_errors=True)
     return EMBEDDED_MODEL
 
 

@@ -66,14 +66,16 @@ class AttentionGuidance:
                 be square, so that they lie on the grid of patches.
         """
         attention, self._attention = self._attention, None
-        rows = torch.repeat_interleave(torch.arange(len(input_ids)), torch.tensor([len(p) for p in slot_positions]))
+        device = input_ids.device
+        counts = torch.tensor([len(positions) for positions in slot_positions], device=device)
+        rows = torch.repeat_interleave(torch.arange(len(input_ids), device=device), counts)
         if not len(rows):
             return attention.sum() * 0.0
         # Predicting positions; their attention to every token, (slots, heads, sequence_length).
         attention = attention[rows, : self.heads, torch.cat(list(slot_positions)) - 1]
         is_patch = input_ids == self.image_token_id
         side = int(is_patch[0].sum() ** 0.5)
-        patches = is_patch.float().argmax(-1)[rows, None] + torch.arange(side * side)
+        patches = is_patch.float().argmax(-1)[rows, None] + torch.arange(side * side, device=device)
         to_patches = attention.gather(-1, patches[:, None].expand(-1, self.heads, -1))
         covered = F.adaptive_avg_pool2d(torch.cat(list(mask_labels)), side).flatten(1)
         is_target = covered > (covered.amax(-1, keepdim=True) / 2).clamp(max=COVERED)
