@@ -17,6 +17,8 @@ _DETERMINERS = _words(
     "numerous multiple different certain his her its their my our your whose one two three four five six seven eight "
     "nine ten eleven twelve dozen"
 )
+# Behind these a word is a noun or an adjective, however it is spelled ("the display"); the others stand alone as well.
+_NOUN_OPENERS = _words("a an the his her its their my our your")
 _PRONOUNS = _words(
     "i you he she it we they me him us them who whom which what someone something anyone anything everyone everything "
     "nobody nothing one's there here himself herself itself themselves others each"
@@ -102,9 +104,9 @@ def _runs(text: str) -> list[list[re.Match[str]]]:
 
 def _breaks(lower: str, run: list[re.Match[str]]) -> bool:
     content = [word for word in run if not _is_determiner(word)]
-    if lower in _VERBS and run and not content and lower not in _PREPOSITIONS:
-        # "the display", "a show": right behind a determiner it is a noun or an adjective.
-        return not _is_determiner(run[-1])
+    if lower in _VERBS and run and not content:
+        # "the display", "a show"; but "this is", "each holds".
+        return run[-1][0].lower() not in _NOUN_OPENERS
     if lower in _BREAKS:
         return True
     if lower.endswith("ly") and len(lower) > 4:

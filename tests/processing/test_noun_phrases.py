@@ -40,6 +40,10 @@ CAPTIONS = {
         ("Paris", "Paris"),
     ],
     "It is quietly walking.": [],
+    "This is a dog.": [("a dog", "dog")],
+    "There is a bus that is parked.": [("a bus", "bus")],
+    "Both are on. One of them is red, the other is black.": [],
+    "Each holds a ball near the display.": [("a ball", "ball"), ("the display", "display")],
     "": [],
 }
 
