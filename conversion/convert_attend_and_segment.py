@@ -19,6 +19,7 @@ from .assembly import ConversionReport, PublishedSystem, assemble, float_type
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import locate
+from .lora import no_adapters
 from .plan import EMBEDDING, HEAD, Scheme, dominant_dtype, expected_shapes, plan_tensors, require_components
 from .progress import ProgressCallback
 from .rules_lisa_gsva import SEGMENTER, VLM
@@ -107,7 +108,7 @@ def convert_attend_and_segment(
         inventory,
         expected_shapes(model),
         dtype=stored,
-        alpha_of_rank=float,
+        alpha_of_rank=no_adapters,
         identity_projector=False,
         segmenter_dtype=types[1] or torch.float32,
         scheme=scheme,

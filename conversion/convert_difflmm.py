@@ -23,6 +23,7 @@ from .configs_difflmm import difflmm_config, read_difflmm_config, read_lora_alph
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import locate, pin
+from .lora import no_adapters
 from .plan import Scheme, dominant_dtype, expected_shapes, plan_tensors, require_components
 from .progress import ProgressCallback
 from .rules_difflmm import (
@@ -129,7 +130,7 @@ def convert_difflmm(
 
     inventory = Inventory()
     adapted = _add_checkpoint(inventory, folder, implicit)
-    alpha_of_rank = read_lora_alpha(folder) if adapted else float
+    alpha_of_rank = read_lora_alpha(folder) if adapted else no_adapters
     base_folder = _folder(locate(base), "base")
     _add_base(inventory, base_folder)
     clip = open_source(tower)
@@ -209,9 +210,16 @@ def _add_checkpoint(inventory: Inventory, folder: Path, implicit_caption: bool) 
 def _add_base(inventory: Inventory, folder: Path) -> None:
     base = open_source(folder)
     try:
-        table = llava_table(detect_layout(base.names())).retargeted(VLM, "")
+        layout = detect_layout(base.names())
     except ConversionError as error:
         raise error.at(folder) from None
+    if layout.adapted:
+        raise ConversionError(
+            f"The base holds unmerged adapters of its own ({', '.join(layout.adapted)}).",
+            path=folder,
+            next_step="Pass the model DiffLMM's adapters were trained on (lmsys/vicuna-7b-v1.5), or merge them first.",
+        )
+    table = llava_table(layout).retargeted(VLM, "")
     # A LLaVA is a Vicuna with a projector of its own, which is not this model's.
     inventory.add(base, table, "base", lambda target: target.startswith((TEXT_MODEL, _HEAD)))
 

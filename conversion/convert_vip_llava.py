@@ -31,6 +31,7 @@ from .configs_vip_llava import (
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import locate
+from .lora import no_adapters
 from .plan import Scheme, dominant_dtype, expected_shapes, plan_tensors, require_components
 from .progress import ProgressCallback
 from .rules_lisa_gsva import clip_table
@@ -135,7 +136,7 @@ def convert_vip_llava(
         inventory,
         expected_shapes(model),
         dtype=dtype,
-        alpha_of_rank=_no_adapters,
+        alpha_of_rank=no_adapters,
         identity_projector=False,
         scheme=scheme,
     )
@@ -211,10 +212,3 @@ def _vision_config(inventory: Inventory, tower: Path | None) -> CLIPVisionConfig
     if tower is None:
         return clip_config_from_shapes(inventory.shapes(_TOWER))
     return clip_config_from_folder(tower)
-
-
-def _no_adapters(rank: int) -> float:
-    raise ConversionError(
-        f"The checkpoint holds unmerged adapters of rank {rank}.",
-        next_step="Merge them first with merge_lora_weights.py of the original.",
-    )

@@ -48,6 +48,18 @@ def common_rank(ranks: Iterable[int]) -> int:
     return found[0]
 
 
+def no_adapters(rank: int) -> float:
+    """In place of alpha where a conversion merges none: a made-up alpha would give wrong weights.
+
+    Raises:
+        ConversionError: Always; it is asked for only where there are adapters.
+    """
+    raise ConversionError(
+        f"The checkpoint holds unmerged adapters of rank {rank}.",
+        next_step="Merge them first with merge_lora_weights.py of the original.",
+    )
+
+
 def merge_lora(weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, alpha: float) -> torch.FloatTensor:
     """Add an adapter to its weight: `W + alpha / r * B @ A`, in float32 so that only the final cast rounds.
 

@@ -84,6 +84,19 @@ def test_folders_of_transformers(llava_folder, sam2_folder, tmp_path):
     assert [segment.label for segment in result.segments] == ["A dog"]
 
 
+def test_unmerged_adapters_are_refused(tmp_path):
+    """Alpha is in no checkpoint, so that merging with any would be a guess."""
+    source = shutil.copytree(LLAVA, tmp_path / "llava")
+    state = read(source / "pytorch_model.bin")
+    module = "model.layers.0.self_attn.q_proj."
+    width = state[f"{module}weight"].shape[0]
+    state |= {f"{module}lora_A.weight": torch.ones(2, width), f"{module}lora_B.weight": torch.ones(width, 2)}
+    torch.save(state, source / "pytorch_model.bin")
+    with pytest.raises(ConversionError, match="unmerged adapters of rank 2"):
+        convert_attend_and_segment(source, sam=recorded_sam(), vision_tower=TOWER, out=tmp_path / "out" / "repo")
+    assert not (tmp_path / "out").exists()
+
+
 def test_llava_next_in_half_precision_with_sams_file(tmp_path):
     save_vlm(tmp_path / "next", tiny.llava_next_config(), llava_next_processor(), torch.bfloat16)
     report = convert_attend_and_segment(

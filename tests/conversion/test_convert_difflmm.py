@@ -234,6 +234,19 @@ def test_swapped_and_missing_folders_are_refused(tmp_path):
         convert(tmp_path / "out", card="lisa-7b-v1")
 
 
+def test_adapters_of_the_base_are_refused(tmp_path):
+    """Nothing states their alpha."""
+    base = copy("base", tmp_path)
+    state = torch.load(base / "pytorch_model.bin", weights_only=True)
+    module = "model.layers.0.self_attn.q_proj."
+    width = state[f"{module}weight"].shape[0]
+    state |= {f"{module}lora_A.weight": torch.ones(2, width), f"{module}lora_B.weight": torch.ones(width, 2)}
+    torch.save(state, base / "pytorch_model.bin")
+    with pytest.raises(ConversionError, match=r"base holds unmerged adapters of its own \(self_attn\.q_proj\)"):
+        convert(tmp_path / "out", base=base)
+    assert not (tmp_path / "out").exists()
+
+
 def test_without_diffusers_nothing_is_read(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     with pytest.raises(ImportError, match=r"reasonseg\[diffusion\]"):

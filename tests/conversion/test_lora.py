@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reasonseg.conversion.errors import ConversionError
-from reasonseg.conversion.lora import common_rank, lora_rank, merge_lora
+from reasonseg.conversion.lora import common_rank, lora_rank, merge_lora, no_adapters
 
 
 def test_merging_equals_applying():
@@ -46,3 +46,8 @@ def test_one_rank_for_all():
     assert common_rank([8, 8]) == 8
     with pytest.raises(ConversionError, match=r"different ranks \(4, 8\)"):
         common_rank([8, 4, 8])
+
+
+def test_no_alpha_is_made_up():
+    with pytest.raises(ConversionError, match="unmerged adapters of rank 8"):
+        no_adapters(8)
