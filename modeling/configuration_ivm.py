@@ -45,7 +45,7 @@ class IvmConfig(ReasoningSegmentationConfig):
         projector_hidden_size (`int`, *optional*, defaults to 2048):
             Width of the hidden layer between language state and mask prompt.
         needs_adapter (`bool`, *optional*, defaults to `False`):
-            Whether a LoRA adapter of the language model lies in the folder `adapter`; without it the weights are wrong.
+            Whether a LoRA adapter of the language model lies in `adapter/`; without it the weights are wrong.
         bce_loss_weight, dice_loss_weight (`float`, *optional*, defaults to 1.0):
             Weights of the per-pixel loss and the overlap loss.
     """
