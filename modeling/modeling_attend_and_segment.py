@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -331,13 +332,12 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         options, kwargs = self._take_options(kwargs)
         kwargs.pop("answer_ranges", None)
         grids = _given_grids(*(kwargs.pop(name, None) for name in _GRID_NAMES))
-        settings = kwargs.get("generation_config") or self.generation_config
         for name in _UNSUPPORTED:
-            if kwargs.get(name) is not None or getattr(settings, name, None) is not None:
+            if self._setting(name, kwargs) is not None:
                 raise ValueError(
                     f"{name} predicts several tokens per pass, so no map belongs to each; leave it unset."
                 )
-        if (kwargs.get("guidance_scale") or getattr(settings, "guidance_scale", None) or 1) != 1:
+        if (self._setting("guidance_scale", kwargs) or 1) != 1:
             raise ValueError("guidance_scale runs a second pass per step and is not supported; leave it unset.")
 
         kwargs = self._with_encoded_tiles({"image_cache": image_cache, **kwargs})
@@ -348,7 +348,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         found = self._grids(grids, images, input_ids, image_index)
         columns = ImageColumns.find(input_ids, self.config.image_token_id, found.tokens)
         collector = AttentionMapCollector(self.vlm, columns, options["heads"], options["attention_layers"])
-        stop_ids = stop_ids_of(kwargs.get("eos_token_id", settings.eos_token_id))
+        stop_ids = stop_ids_of(self._setting("eos_token_id", kwargs))
         if kwargs.get("generation_config") is None:
             kwargs["return_dict_in_generate"] = True
         else:
@@ -360,7 +360,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         sequences, start = generated.sequences, input_ids.shape[1]
         per_input = len(sequences) // len(input_ids)
         source = [row // per_input for row in range(len(sequences))]
-        pad_id = kwargs.get("pad_token_id", settings.pad_token_id)
+        pad_id = self._setting("pad_token_id", kwargs)
         answers = [answer_ids(row[start:].tolist(), stop_ids, pad_id) for row in sequences]
         beam_indices = generated.get("beam_indices")
         maps = []
@@ -383,6 +383,16 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             **drawn,
         )
         return output if return_dict else output.to_tuple()
+
+    def _setting(self, name: str, kwargs: dict) -> Any:
+        """
+        What `generate` goes by: the argument, else the given configuration's value, else the model's own, as
+        transformers fills up what a given configuration leaves open.
+        """
+        if name in kwargs:
+            return kwargs[name]
+        given = getattr(kwargs.get("generation_config"), name, None)
+        return given if given is not None else getattr(self.generation_config, name, None)
 
     def _with_encoded_tiles(self, kwargs: dict) -> dict:
         """Encodes pictures that come in tiles, which must be told from pictures; others are left as they are."""

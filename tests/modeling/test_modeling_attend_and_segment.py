@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, InternVLConfig, LlamaConfig, LlavaConfig, MistralConfig
+from transformers import CLIPVisionConfig, GenerationConfig, InternVLConfig, LlamaConfig, LlavaConfig, MistralConfig
 
 from reasonseg.modeling.attention_maps import AttentionMapCollector, ImageColumns, reduce_attentions
 from reasonseg.modeling.configuration_attend_and_segment import AttendAndSegmentConfig
@@ -233,6 +233,24 @@ def test_steps_after_the_end_do_not_count(llava):
         count = places[0] + 1 if places else 6
         torch.testing.assert_close(ended.attention_maps[row], free.attention_maps[row][:count], **TOLERANCE)
     assert len(ended.attention_maps[0]) <= 2
+
+
+def test_a_given_configuration_is_filled_up(llava, monkeypatch):
+    """What a configuration leaves open is the model's own, the end token among it."""
+    model, batch, images = llava
+    free = model.generate_with_masks(**batch, **images, max_new_tokens=6, do_sample=False, eos_token_id=None)
+    stop = int(free.sequences[0, batch["input_ids"].shape[1] + 1])
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [stop])
+    monkeypatch.setattr(model.generation_config, "pad_token_id", None)
+    given = GenerationConfig(max_new_tokens=6, do_sample=False)
+    found = model.generate_with_masks(**batch, **images, generation_config=given)
+    own = model.generate_with_masks(**batch, **images, max_new_tokens=6, do_sample=False)
+    assert torch.equal(found.sequences, own.sequences)
+    assert [len(maps) for maps in found.attention_maps] == [len(maps) for maps in own.attention_maps]
+    assert len(found.attention_maps[0]) <= 2
+    monkeypatch.setattr(model.generation_config, "prompt_lookup_num_tokens", 2)
+    with pytest.raises(ValueError, match="prompt_lookup_num_tokens predicts several tokens"):
+        model.generate_with_masks(**batch, **images, generation_config=given)
 
 
 def test_maps_kept_from_earlier(llava):
