@@ -124,6 +124,7 @@ def mask(
     tasks = list({task.key: task for task in tasks}.values())
     pending = [task for task in tasks if not results.is_done(task.image, task.key)]
     places = _free_places(tasks, results)
+    _check_originals(tasks, places, out, jsonl)
     console = stderr_console()
     if len(pending) < len(tasks):
         console.print(f"{len(tasks) - len(pending)} of {len(tasks)} pictures are done already.")
@@ -220,6 +221,25 @@ def _free_places(tasks: list[Task], results: ResultFolder) -> dict[str, PurePosi
         taken.add(str(place).lower())
         places[task.key] = place
     return places
+
+
+def _check_originals(tasks: list[Task], places: dict[str, PurePosixPath], out: Path, jsonl: Path | None) -> None:
+    """
+    Raises:
+        CommandError: what is written would replace a picture that is read, or the file of questions.
+    """
+    written = [out / places[task.key] for task in tasks]
+    originals = {task.image for task in tasks}
+    if jsonl is not None:
+        written.append(out / jsonl.name)
+        originals.add(jsonl)
+    # Writing replaces a link itself, not the file that it leads to.
+    kept = {place for path in originals for place in (path.resolve(), path.parent.resolve() / path.name)}
+    for path in written:
+        if path.parent.resolve() / path.name in kept:
+            raise CommandError(
+                f"{str(path)!r} would be overwritten: --out is where the originals lie. Use another folder."
+            )
 
 
 def _writable(place: PurePosixPath) -> PurePosixPath:

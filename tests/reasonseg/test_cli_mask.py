@@ -153,6 +153,26 @@ def test_a_second_run_does_only_what_is_left(ivm_repo, pictures, tmp_path):
     assert "with another text" in " ".join(refused.stderr.split())
 
 
+@pytest.mark.parametrize("questions", ["in", "apart"])
+@pytest.mark.parametrize("through_a_link", [False, True])
+def test_originals_are_not_overwritten(pictures, tmp_path, questions, through_a_link):
+    """Neither the pictures nor the questions, wherever the other of them lies."""
+    (tmp_path / "apart").mkdir()
+    source = write_rows(tmp_path / questions / "q.jsonl", {"image": "a.png", "question": "Where?"})
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    places = {pictures, source.parent}
+    if through_a_link:
+        places = {tmp_path / f"{place.name}-link" for place in places}
+        for place in places:
+            place.symlink_to(tmp_path / place.name.removesuffix("-link"))
+    for out in places:
+        refused = run("--jsonl", source, "--image-folder", pictures, "-m", "model", "-o", out, code=1)
+        assert "would be overwritten: --out is where the originals lie" in " ".join(refused.stderr.split())
+    assert {path: path.read_bytes() for path in before} == before
+    assert files(tmp_path) >= {path.relative_to(tmp_path).as_posix() for path in before}
+    assert not list(tmp_path.rglob("results.jsonl"))
+
+
 def test_a_bad_picture_is_reported_and_its_line_left_out(ivm_repo, pictures, tmp_path):
     (pictures / "b.jpg").write_bytes(b"no picture")
     names = ("a.png", "b.jpg", "gone.png", "sub/a.png")
