@@ -12,6 +12,8 @@ from .failures import CommandError
 
 
 RESULTS_NAME = "results.jsonl"
+# Fields of a line with the files that `segment --answers` writes.
+ANSWER_FIELDS = ("answer_png", "answer_html")
 
 
 @contextmanager
@@ -78,15 +80,20 @@ class ResultFolder:
             self._rewrite(records)
         return records
 
-    def pending(self, images: list[Path]) -> list[Path]:
+    def pending(self, images: list[Path], needed: tuple[str, ...] = ()) -> list[Path]:
         """Return the images that are not done yet, in order.
 
-        An image is done when its line has the same request and the same picture and its files are there.
+        An image is done when its line has the same request, the same picture and the `needed` fields, and its files
+        are there.
 
         Raises:
             CommandError: an image was done with another request and `overwrite` is off.
         """
-        return [image for image in images if not self.is_done(image)]
+        return [
+            image
+            for image in images
+            if not self.is_done(image) or not all(name in self.records[str(image)] for name in needed)
+        ]
 
     def is_done(self, image: Path, key: str | None = None) -> bool:
         """Return whether an image needs nothing more; `key` is the `key` of its line, where lines have one.
@@ -162,7 +169,7 @@ def record_files(record: dict[str, Any]) -> list[str]:
     if "files" in record:
         return list(record["files"])
     files = [segment["mask"] for segment in record["segments"] if segment["mask"]]
-    return [*files, record["overlay"]]
+    return [*files, record["overlay"], *(record[name] for name in ANSWER_FIELDS if name in record)]
 
 
 def _line(record: dict[str, Any]) -> str:

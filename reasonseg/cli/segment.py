@@ -9,7 +9,7 @@ import typer
 
 from .failures import describe, print_error, stderr_console
 from .inputs import find_images, split_text
-from .results import ResultFolder, file_sha256
+from .results import ANSWER_FIELDS, ResultFolder, file_sha256
 from .running import Dtype, load_checkpoint, run_in_batches, with_progress
 
 
@@ -80,7 +80,7 @@ def segment(
     images = find_images(arguments, leave_out=out)
     settings = Settings(model, revision, text, phrase or [], max_new_tokens, threshold, reject_threshold, dtype.value)
     results = ResultFolder(out, vars(settings), overwrite)
-    pending = results.pending(images)
+    pending = results.pending(images, needed=ANSWER_FIELDS if answers else ())
     names = results.output_names(images)
     console = stderr_console()
     if len(pending) < len(images):

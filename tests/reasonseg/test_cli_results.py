@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from reasonseg.cli.failures import CommandError
-from reasonseg.cli.results import RESULTS_NAME, ResultFolder, file_sha256, written_whole
+from reasonseg.cli.results import ANSWER_FIELDS, RESULTS_NAME, ResultFolder, file_sha256, written_whole
 
 
 REQUEST = {"model": "m", "text": "where?", "threshold": 0.5}
@@ -19,7 +19,7 @@ def images(tmp_path) -> list[Path]:
     return paths
 
 
-def finish(results: ResultFolder, image: Path, mask: str | None = None) -> dict:
+def finish(results: ResultFolder, image: Path, mask: str | None = None, answers: bool = False) -> dict:
     """Write what `segment` writes for one image."""
     name = results.output_names([image])[image]
     masks = [results.save_picture(mask, lambda path: path.write_bytes(b"mask"))] if mask else [None]
@@ -31,6 +31,8 @@ def finish(results: ResultFolder, image: Path, mask: str | None = None) -> dict:
         "overlay": results.save_picture(f"{name}_overlay.png", lambda path: path.write_bytes(b"overlay")),
         "request": results.request,
     }
+    for field in ANSWER_FIELDS if answers else ():
+        record[field] = results.save_picture(f"{name}_{field}", lambda path: path.write_bytes(b"answer"))
     results.add(record)
     return record
 
@@ -70,6 +72,21 @@ def test_an_image_whose_files_are_gone_is_done_again(tmp_path, images, lost):
     finish(ResultFolder(tmp_path / "out", REQUEST), images[0], mask="a_mask_0.png")
     (tmp_path / "out" / lost).unlink()
     assert ResultFolder(tmp_path / "out", REQUEST).pending(images[:1]) == images[:1]
+
+
+def test_answers_that_are_missing_are_made_where_they_are_asked_for(tmp_path, images):
+    finish(ResultFolder(tmp_path / "out", REQUEST), images[0])
+    finish(ResultFolder(tmp_path / "out", REQUEST), images[1], answers=True)
+    results = ResultFolder(tmp_path / "out", REQUEST)
+    assert results.pending(images[:2]) == []
+    assert results.pending(images[:2], needed=ANSWER_FIELDS) == images[:1]
+    finish(results, images[0], answers=True)
+    results = ResultFolder(tmp_path / "out", REQUEST)
+    assert results.pending(images[:2], needed=ANSWER_FIELDS) == []
+    (tmp_path / "out" / "a_answer_html").unlink()
+    assert results.pending(images[:2]) == images[:1]
+    finish(results, images[1])
+    assert not list((tmp_path / "out").glob("b_answer*")), "files of the line that was replaced"
 
 
 def test_a_changed_picture_is_done_again_and_its_line_replaced(tmp_path, images):
@@ -114,6 +131,7 @@ def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path, images):
         "[1, 2]",
         '{"image": "a", "request": {}, "name": "a", "overlay": "../a.png", "segments": []}',
         '{"image": "a", "request": {}, "name": "a", "overlay": "a.png", "segments": [{"mask": "/etc/passwd"}]}',
+        '{"image": "a", "request": {}, "name": "a", "overlay": "a", "segments": [], "answer_png": "../b.png"}',
         '{"image": "a", "request": {}, "name": "../a", "overlay": "a.png", "segments": []}',
     ],
 )
