@@ -59,7 +59,8 @@ class RuleJudge:
 
     Args:
         name (`str`): `exact` (equal but for case and surrounding signs) or `keyword` (the truth's words are in the
-            answer, as a whole and in this order). With `<AND>` the score is the share of parts that are there.
+            answer, as a whole and in this order). With `<AND>` the score of both is the share of parts whose words are
+            in the answer.
     """
 
     def __init__(self, name: str):
@@ -72,8 +73,8 @@ class RuleJudge:
         scores = []
         for alternative in truth.split("<OR>"):
             parts = [_words(part) for part in alternative.split("<AND>")]
-            if self.name == "exact":
-                found = [" ".join(parts) == said] if len(parts) == 1 else [part in said.split() for part in parts]
+            if self.name == "exact" and len(parts) == 1:
+                found = [parts[0] == said]
             else:
                 found = [f" {part} " in f" {said} " for part in parts]
             scores.append(sum(found) / len(found))

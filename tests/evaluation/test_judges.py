@@ -34,6 +34,9 @@ from tests import tiny
         ("keyword", "a<AND>b<OR>c", "b", 0.5),
         ("exact", "Red cup", "red cup.", 1.0),
         ("exact", "red", "a red cup", 0.0),
+        ("exact", "red cup<AND>blue plate", "A red cup, a blue plate.", 1.0),
+        ("exact", "red cup<AND>blue plate", "a cup that is red and a blue plate", 0.5),
+        ("exact", "red<AND>blue", "bored, bluest", 0.0),
     ],
 )
 def test_rules(rule, truth, prediction, score):
