@@ -2,7 +2,6 @@
 
 import csv
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -131,17 +130,6 @@ def grade(
     return grades
 
 
-def wait_for_grades(
-    questions: Sequence[VipBenchQuestion], runs: int, path: Path, seconds: float = 1.0
-) -> dict[str, dict[str, list]]:
-    """What another process of this run has [`grade`] write, when it is complete."""
-    while True:
-        grades = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        if all(len(grades.get(question.id, {}).get("score", ())) >= runs for question in questions):
-            return grades
-        time.sleep(seconds)
-
-
 @dataclass
 class VipBenchResult:
     """
@@ -244,7 +232,6 @@ __all__ = [
     "grade",
     "read_vip_bench",
     "scores_by_capability",
-    "wait_for_grades",
     "write_results",
     "write_tables",
 ]

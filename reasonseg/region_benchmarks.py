@@ -16,7 +16,6 @@ from .evaluation.vip_bench import (
     grade,
     read_vip_bench,
     scores_by_capability,
-    wait_for_grades,
     write_results,
     write_tables,
 )
@@ -123,8 +122,8 @@ def _run_choices(options: EvaluationOptions, tasks: dict[str, str | None], all_o
             side=input_side(processor),
             limit=options.limit,
         )
-        answering.about = {"model": options.model, "dataset": options.dataset, "task": name, "seed": answering.seed}
-        answering.about |= {"annotations": str(options.annotations), "alpha": alpha, "preprocess": preprocess}
+        answering.about = {**_asked_of(options), "dataset": options.dataset, "task": name, "seed": answering.seed}
+        answering.about |= {"alpha": alpha, "preprocess": preprocess}
         lines[name] = answer_questions(
             model,
             processor,
@@ -149,7 +148,7 @@ def run_vip_bench(options: EvaluationOptions) -> Outcome:
     answering = _answering(options, settings, default_length=1024)
     if options.model is not None:
         model, processor = _load(options)
-        answering.about = {"model": options.model, "dataset": f"vip-bench {split}"}
+        answering.about = {**_asked_of(options), "dataset": f"vip-bench {split}"}
         asked = [PictureQuestion(row.id.removeprefix("v1_"), row.image, row.text) for row in questions]
         lines = answer_questions(
             model,
@@ -163,27 +162,24 @@ def run_vip_bench(options: EvaluationOptions) -> Outcome:
         del model
         if state.is_main_process:
             write_results(lines, out / f"{split}.json")
+    if not state.is_main_process:
+        return Outcome(None, None, {})  # it has answered its part; one process judges
     given = settings.get("judge", _RULES[0])
     judged_by = settings.get("judge_model", _JUDGE_MODEL) if "://" in given else given
     runs = _integer("runs", settings.get("runs", "1" if given in _RULES else "5"))
     stem = f"{split}-{Path(judged_by).name}"
     path = out / f"{stem}-grade.json"
-    if state.is_main_process:
-        results = _read_results(out / f"{split}.json")
-        grades = grade(
-            questions,
-            results,
-            _judge(given, judged_by, options),
-            runs,
-            path,
-            progress=lambda done, total: options.progress("judging", done, total),
-        )
-    else:
-        grades = wait_for_grades(questions, runs, path)
+    grades = grade(
+        questions,
+        _read_results(out / f"{split}.json"),
+        _judge(given, judged_by, options),
+        runs,
+        path,
+        progress=lambda done, total: options.progress("judging", done, total),
+    )
     result = scores_by_capability(questions, grades, runs)
-    if state.is_main_process:
-        name = str(options.model or out.name)
-        write_tables(result, name, out / f"{stem}-capabilities.csv", out / f"{stem}-integrations.csv")
+    name = str(options.model or out.name)
+    write_tables(result, name, out / f"{stem}-capabilities.csv", out / f"{stem}-integrations.csv")
     about = {"model": options.model, "dataset": "vip-bench", "split": split, "judge": judged_by}
     return Outcome(result, result.table(f"ViP-Bench {split}, judged by {judged_by}"), about)
 
@@ -228,6 +224,12 @@ def _answering(options: EvaluationOptions, settings: dict[str, str], default_len
         temperature=_number("temperature", settings.get("temperature", "0")),
         seed=_integer("seed", settings.get("seed", "0")),
     )
+
+
+def _asked_of(options: EvaluationOptions) -> dict[str, str]:
+    """Which model and which files the answers are of; what was not given is left out."""
+    given = {name: getattr(options, name) for name in ("model", "revision", "images", "annotations")}
+    return {name: str(value) for name, value in given.items() if value is not None}
 
 
 def _integer(name: str, value: str) -> int:

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from reasonseg import region_benchmarks
+from reasonseg.benchmarks import EvaluationOptions
 from reasonseg.cli.app import app
-from reasonseg.region_benchmarks import RegionQuestions
+from reasonseg.region_benchmarks import RegionQuestions, run_vip_bench
 from reasonseg.training.region_data import RegionFile
 from tests.parity_data import PARITY
 from tests.tiny_vip_llava import SIDE, write_repo
@@ -96,14 +99,30 @@ def test_questions_are_drawn_the_same_again(data):
         RegionQuestions(file, limit=2)[2]
 
 
-def test_vip_bench(repo, data, tmp_path):
-    bench, out = tmp_path / "bench", tmp_path / "out"
+@pytest.mark.parametrize("option", ["--revision", "--images", "--annotations"])
+def test_answers_about_other_files_are_not_gone_on_with(repo, data, tmp_path, option):
+    shutil.copy(data / "v7w.json", data / "other.json")
+    evaluate("v7w", repo, data / "v7w.json", tmp_path, "--limit", 1)
+    value = {"--revision": "main", "--images": data, "--annotations": data / "other.json"}[option]
+    arguments = ["evaluate", "--dataset", "v7w", "--model", repo, "--annotations", data / "v7w.json", option, value]
+    arguments += ["--out", tmp_path, "--max-new-tokens", 2, "--limit", 1]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 1
+    assert f"was made with {option.removeprefix('--')} = " in " ".join(result.stderr.split())
+
+
+def write_bench(bench, data):
     (bench / "bbox" / "images").mkdir(parents=True)
     shutil.copy(data / "input0.png", bench / "bbox" / "images")
     rows = [{"question_id": n, "image": "input0.png", "text": f"What is {n}?"} for n in range(3)]
     (bench / "bbox" / "questions.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
     metadata = {f"v1_{n}": {"question": "?", "answer": "red<OR>blue", "capability": ["rec"]} for n in range(3)}
     (bench / "vip-bench-meta-data.json").write_text(json.dumps(metadata), encoding="utf-8")
+    return bench
+
+
+def test_vip_bench(repo, data, tmp_path):
+    bench, out = write_bench(tmp_path / "bench", data), tmp_path / "out"
     numbers = evaluate("vip-bench", repo, bench, out, "--split", "bbox")
     assert numbers["counts"] == {"rec": 3, "total": 3}
     assert numbers["judge"] == "keyword"
@@ -119,6 +138,26 @@ def test_vip_bench(repo, data, tmp_path):
     # The answer that changed is scored again.
     numbers = evaluate("vip-bench", None, bench, out, "--split", "bbox", "--set", "judge=keyword")
     assert numbers["capabilities"]["total"] >= 33.3
+    # A copy of the benchmark elsewhere may have other pictures.
+    arguments = ["evaluate", "--dataset", "vip-bench", "--model", repo, "--out", out, "--max-new-tokens", 2]
+    arguments += ["--annotations", write_bench(tmp_path / "copy", data)]
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == 1
+    assert "was made with annotations = " in " ".join(result.stderr.split())
+
+
+def test_only_the_main_process_judges_vip_bench(data, tmp_path, monkeypatch):
+    """The others do not take the scores that an earlier run left for those of this one."""
+    bench, out = write_bench(tmp_path / "bench", data), tmp_path / "out"
+    out.mkdir()
+    (out / "bbox.json").write_text(json.dumps({f"v1_{n}": "red" for n in range(3)}), encoding="utf-8")
+    options = EvaluationOptions(dataset="vip-bench", out=out, annotations=bench)
+    assert run_vip_bench(options).result.capabilities["total"] == 100.0
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    monkeypatch.setattr(region_benchmarks, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    elsewhere = run_vip_bench(options)
+    assert elsewhere.result is elsewhere.table is None
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
 
 
 @pytest.mark.parametrize(
