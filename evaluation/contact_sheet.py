@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .coco_masks import decode_segmentation
+from .image_files import write_whole
 
 
 GROUPS: tuple[str, ...] = ("best", "median", "worst")
@@ -173,8 +175,10 @@ def save_contact_sheet(cases: Sequence[Case | StoredCase], path: str | Path, cou
         The path.
     """
     path = Path(path)
+    content = io.BytesIO()
+    draw_contact_sheet(cases, count, tile).save(content, format="PNG")
     path.parent.mkdir(parents=True, exist_ok=True)
-    draw_contact_sheet(cases, count, tile).save(path, format="PNG")
+    write_whole(path, content.getvalue())
     return path
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .failures import CommandError
+from .results import written_whole
 
 
 def card(
@@ -33,7 +34,8 @@ def card(
     if out is None:
         sys.stdout.write(text)
     else:
-        out.write_text(text, encoding="utf-8")
+        with written_whole(out) as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def _read_config(repo: Path):

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -173,6 +174,9 @@ def test_names_are_checked():
         check_card("lisa", "lisa-8b")
     with pytest.raises(ConversionError, match="no card for 'gsva-7b-pt'"):
         check_card("lisa", "gsva-7b-pt")
+    with pytest.raises(ConversionError, match=r"no card for 'any'.*values file of your own"):
+        check_card("attend_and_segment", "any")
+    check_card("attend_and_segment", "own.yaml")  # read where its values are used
     with pytest.raises(ConversionError, match="no card for 'nothing'"):
         read_card_values("nothing")
 
@@ -183,13 +187,21 @@ def run(*arguments, code=0):
     return result
 
 
-def test_the_command_writes_cards(lisa_repo, tmp_path):
+def _full(*arguments):
+    raise OSError("disk full")
+
+
+def test_the_command_writes_cards(lisa_repo, tmp_path, monkeypatch):
     assert run("card", "--list").stdout.split() == known_cards()
     assert run("card", "ivm-v1.0").stdout == render_card("ivm", "ivm-v1.0")
     out = tmp_path / "README.md"
     run("card", "lisa-7b-v1", "--repo", lisa_repo, "--out", out)
     text = out.read_text()
     assert re.search(r"\| language model \| \d+ layers of \d+, 404 tokens, float32 \|", text)
+    monkeypatch.setattr(Path, "replace", _full)
+    with pytest.raises(OSError, match="disk full"):
+        CliRunner().invoke(app, ["--debug", "card", "ivm-v1.0", "--out", str(out)], catch_exceptions=False)
+    assert out.read_text() == text, "a stop leaves the card that was there"
     assert "no card for 'lisa-8b'" in " ".join(run("card", "lisa-8b", code=1).stderr.split())
     assert "Pass its name" in run("card", code=1).stderr
     assert "Pass its name" in run("card", "--repo", lisa_repo, code=1).stderr

@@ -57,6 +57,19 @@ def test_sheet_shows_target_green_and_prediction_pink(tmp_path):
     assert prediction[0] > prediction[1] + 30
 
 
+def test_a_stop_leaves_the_sheet_that_was_there(tmp_path, monkeypatch):
+    path = save_contact_sheet([make_case(0.7)], tmp_path / "sheet.png", tile=60)
+    before = path.read_bytes()
+
+    def stop(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.replace", stop)
+    with pytest.raises(OSError, match="disk full"):
+        save_contact_sheet([make_case(0.1)], path, tile=90)
+    assert path.read_bytes() == before
+
+
 def test_sheet_of_many_cases_has_three_rows():
     one, many = (
         draw_contact_sheet([make_case(0.5)]),
