@@ -6,7 +6,7 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import Unpack
 
 from .chat_processor import ChatInputs, ChatProcessor, ChatProcessorKwargs
-from .chat_templates import IMAGE_TOKEN, build_chat_template
+from .chat_templates import IMAGE_TOKEN, choose_chat_template
 from .llava_image_tokens import LlavaImageTokens
 from .prompt_rows import read_images, read_texts
 
@@ -63,9 +63,7 @@ class DiffLmmProcessor(LlavaImageTokens, ChatProcessor):
         self._set_image_token(tokenizer, image_token)
         self.template = template
         super().__init__(
-            image_processor,
-            tokenizer,
-            chat_template=build_chat_template(template, IMAGE_TOKEN) if chat_template is None else chat_template,
+            image_processor, tokenizer, chat_template=choose_chat_template(template, chat_template, IMAGE_TOKEN)
         )
 
     def __call__(

@@ -7,6 +7,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from reasonseg.conversion.tokenizers import build_tokenizer
+from reasonseg.processing.chat_templates import build_chat_template
 from reasonseg.processing.image_processing_difflmm import DiffLmmImageProcessor
 from reasonseg.processing.processing_difflmm import DiffLmmProcessor
 from tests.parity_data import PARITY, difflmm_sources, load_meta
@@ -81,6 +82,14 @@ def test_saved_and_loaded_it_is_the_same(processor, image, tmp_path):
     assert type(loaded) is DiffLmmProcessor
     for name, value in processor(images=image, text=QUESTION, return_tensors="pt").items():
         assert torch.equal(loaded(images=image, text=QUESTION, return_tensors="pt")[name], value)
+
+
+def test_another_template_by_name(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    other = DiffLmmProcessor.from_pretrained(tmp_path, template="llava_llama_2")
+    assert other.chat_template == build_chat_template("llava_llama_2", "<image>") != processor.chat_template
+    own = DiffLmmProcessor.from_pretrained(tmp_path, chat_template="{{ messages[0]['content'] }}")
+    assert own.chat_template == "{{ messages[0]['content'] }}"
 
 
 def test_counted_tokens(processor):
