@@ -36,6 +36,14 @@ STABLE_DIFFUSION_SCHEDULER = {
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
 }
+# Vicuna 7B v1.5, as a conversion writes it: the last row is that of `<image>`, padding is `<unk>`. The rest is what
+# transformers' own LlamaConfig says.
+VICUNA_7B = {
+    "vocab_size": 32001,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 4096,
+    "pad_token_id": 0,
+}
 
 
 @strict
@@ -45,7 +53,7 @@ class DiffLmmConfig(LlavaConfig):
     difflmm-llava-v1.5-7b-lora on Vicuna 7B v1.5, Stable Diffusion 1.5 and CLIP ViT-L/14 at 336 pixels.
 
     Args:
-        text_config (`dict` or `PreTrainedConfig`, *optional*): The language model; a LLaMA 7B by default.
+        text_config (`dict` or `PreTrainedConfig`, *optional*): The language model; Vicuna 7B v1.5 by default.
         vision_config (`dict` or `PreTrainedConfig`, *optional*): The CLIP vision tower.
         unet_config, vae_config, scheduler_config (`dict[str, Any]`, *optional*):
             Fields of diffusers' `UNet2DConditionModel`, `AutoencoderKL` and `DDIMScheduler` that differ from Stable
@@ -94,6 +102,7 @@ class DiffLmmConfig(LlavaConfig):
 
     sub_configs_defaults = {
         **LlavaConfig.sub_configs_defaults,
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs=VICUNA_7B),
         "prompt_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model"),
     }
 

@@ -1,6 +1,7 @@
 """DiffLMM as a model of transformers: text and images in, text out, saved and loaded, trained, and bad input."""
 
 import importlib.util
+import json
 
 import pytest
 import torch
@@ -166,9 +167,12 @@ def test_the_default_is_the_published_model():
     assert (config.image_token_grid, config.image_seq_length, config.patch_size) == ((24, 24), 576, 16)
     assert config.diffusion_channels == 1280
     assert config.latent_shape == (4, 48, 48)
+    text = config.text_config
+    assert (text.hidden_size, text.vocab_size, text.rms_norm_eps) == (4096, 32001, 1e-5)
+    assert (text.max_position_embeddings, text.pad_token_id, config.image_token_id) == (4096, 0, 32000)
     assert config.to_dict()["auto_map"]["AutoConfig"] == "configuration_difflmm.DiffLmmConfig"
-    again = DiffLmmConfig.from_dict(config.to_dict())
-    assert again.to_dict() == config.to_dict()
+    for saved in (config.to_dict(), json.loads(config.to_json_string())):
+        assert DiffLmmConfig.from_dict(saved).to_dict() == config.to_dict()
 
 
 @pytest.mark.parametrize(
