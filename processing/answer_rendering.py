@@ -62,14 +62,14 @@ def draw_answer(
     Args:
         text (`str`): The answer.
         segments (`Sequence[Segment]`): As in `answer_html`.
-        picture (`PIL.Image.Image`, *optional*): Put above the text.
+        picture (`PIL.Image.Image`, *optional*): Put above the text; scaled down where it is wider than `width`.
         width (`int`, *optional*): Width in pixels; that of the picture, but at least 480, by default.
 
     Returns:
         `PIL.Image.Image`: mode RGB, as high as the text needs.
 
     Raises:
-        ValueError: `width` is too small for a word.
+        ValueError: `width` is less than 120 pixels.
     """
     width = width or max(480, picture.width if picture is not None else 640)
     if width < 120:
@@ -80,6 +80,9 @@ def draw_answer(
     lines = _break_lines(
         list(_pieces(text, segments)), lambda part: measure.textlength(part, font), width - 2 * _MARGIN
     )
+    if picture is not None and picture.width > width:
+        height = max(1, round(picture.height * width / picture.width))
+        picture = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     above = 0 if picture is None else picture.height
     canvas = Image.new("RGB", (width, above + 2 * _MARGIN + line_height * max(1, len(lines))), "white")
     if picture is not None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reasonseg.processing.answer_rendering import draw_answer
 from reasonseg.processing.attention_drawing import draw_attention_maps
 from reasonseg.processing.mask_drawing import segment_color
 from reasonseg.processing.segments import Segment, SegmentationResult
@@ -77,6 +78,17 @@ def test_long_answers_get_more_lines():
     with_picture = SegmentationResult("A dog.", [], (30, 40)).draw_answer(PICTURE)
     assert with_picture.width == 480
     assert with_picture.height > 30
+
+
+def test_a_wide_picture_is_shown_whole():
+    picture = Image.new("RGB", (600, 120), "gray")
+    picture.paste("red", (0, 0, 60, 120))
+    picture.paste("blue", (540, 0, 600, 120))
+    drawn = draw_answer("A dog.", [], picture, width=300)
+    assert drawn.width == 300
+    assert (drawn.getpixel((5, 30)), drawn.getpixel((294, 30))) == ((255, 0, 0), (0, 0, 255))
+    assert (drawn.getpixel((150, 58)), drawn.getpixel((150, 62))) == ((128, 128, 128), (255, 255, 255))
+    assert picture.size == (600, 120)
 
 
 def test_attention_maps_are_red_where_they_are_strong():
