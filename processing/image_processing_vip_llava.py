@@ -71,7 +71,7 @@ class VipLlavaImageProcessor(UprightImageBackend):
             max_image_pixels=max_image_pixels,
         )
         pad = kwargs.pop("do_pad")
-        background = [int(255 * mean) for mean in kwargs["image_mean"]]
+        background = [int(255 * mean) for mean in np.atleast_1d(kwargs["image_mean"])]
         pixel_values = []
         for image in images:
             image = _pad_to_square(image, background) if pad else image

@@ -43,6 +43,14 @@ def test_the_padding(width, height):
     assert np.array_equal(found.astype(np.uint8), np.moveaxis(np.asarray(square), -1, 0))
 
 
+def test_one_mean_for_all_channels():
+    options = {"do_resize": False, "do_center_crop": False}
+    one = VipLlavaImageProcessor(image_mean=0.5, image_std=0.25, **options)
+    three = VipLlavaImageProcessor(image_mean=[0.5] * 3, image_std=[0.25] * 3, **options)
+    image = Image.new("RGB", (7, 4), (1, 2, 3))
+    assert np.array_equal(one(image, return_tensors="np").pixel_values, three(image, return_tensors="np").pixel_values)
+
+
 def test_kinds_of_pictures(processor, tmp_path):
     image = recorded_image(0).convert("RGB")
     image.save(tmp_path / "picture.png")
