@@ -1,9 +1,11 @@
 """IVM: the last words of an instruction point, SAM's features with a decoder of their own draw one heat-map."""
 
+import inspect
+
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import SamConfig
+from transformers import GenerationConfig, GenerationMixin, SamConfig
 from transformers.utils import is_peft_available
 from transformers.utils.generic import can_return_tuple
 
@@ -244,13 +246,29 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
             input_ids, attention_mask, image_index, image_cache, reject_threshold: As in `forward`.
             return_dict (`bool`): `False` returns a tuple of the fields that are set.
             kwargs: The images as in `forward`, and options of generation.
+
+        Raises:
+            ValueError: If a keyword is none that any system's `generate_with_masks` takes, such as a misspelt option.
         """
         images, image_index, options = self._generation_images(input_ids, image_index, image_cache, kwargs)
+        given = {name for name, value in options.items() if value is not None}
+        if unknown := sorted(given - self._known_options()):
+            raise ValueError(
+                f"generate_with_masks does not know {', '.join(unknown)}. Pass the images as the processor returns "
+                "them, and options of generation by the names they have in transformers."
+            )
         output = self.forward(input_ids, attention_mask, image_index=image_index, image_cache=images)
         output.sequences = input_ids
         if options.get("streamer") is not None:
             options["streamer"].end()  # a reader in another thread waits for it
         return output if return_dict else output.to_tuple()
+
+    def _known_options(self) -> set[str]:
+        """What `generate` of the vision-language model takes, so that a call works with every system or with none."""
+        names = set(vars(GenerationConfig())) | {"tokenizer", "assistant_tokenizer"}
+        for method in (GenerationMixin.generate, type(self.vlm).prepare_inputs_for_generation, type(self.vlm).forward):
+            names |= set(inspect.signature(method).parameters)
+        return names - {"self", "kwargs"}
 
 
 def state_positions(input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.LongTensor:

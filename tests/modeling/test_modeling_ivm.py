@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModel
+from transformers import AutoModel, GenerationConfig
 
 from reasonseg.modeling.configuration_ivm import IvmConfig
 from reasonseg.modeling.modeling_ivm import IvmForVisualMasking, state_positions
@@ -115,6 +115,13 @@ def test_generate_with_masks_is_the_forward_pass(model, batch):
     assert isinstance(model.generate_with_masks(**batch, return_dict=False), tuple)
     assert not torch.cat(output.rejected).any()
     assert torch.cat(output.slot_probs).tolist() == [1.0] * 3
+
+
+def test_misspelt_options_are_refused(model, batch):
+    with pytest.raises(ValueError, match="does not know max_new_token, pixel_value"):
+        model.generate_with_masks(**batch, max_new_token=5, pixel_value=batch["pixel_values"])
+    options = {"generation_config": GenerationConfig(max_new_tokens=2), "use_cache": True, "tokenizer": None}
+    assert len(model.generate_with_masks(**batch, **options).pred_masks) == 3
 
 
 def test_losses_are_means_of_rows_and_weights_weigh_rows(model, batch):
