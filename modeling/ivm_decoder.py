@@ -45,9 +45,9 @@ class ConditionedMaskDecoder(nn.Module):
     ) -> torch.FloatTensor:
         """
         Args:
-            image_embeddings (`torch.FloatTensor` of shape `(masks, width, height, width)`): SAM's, one per mask.
-            image_positional_embeddings (`torch.FloatTensor` of shape `(1, width, height, width)`): Where each is.
-            language_embeddings (`torch.FloatTensor` of shape `(masks, width)`): What each mask is about.
+            image_embeddings (`torch.FloatTensor` of shape `(masks, channels, height, width)`): SAM's, one per mask.
+            image_positional_embeddings (`torch.FloatTensor` of shape `(1, channels, height, width)`): Where each is.
+            language_embeddings (`torch.FloatTensor` of shape `(masks, channels)`): What each mask is about.
 
         Returns:
             `torch.FloatTensor` of shape `(masks, 4 * height, 4 * width)`: Mask logits.

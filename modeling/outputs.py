@@ -64,7 +64,7 @@ class AttendAndSegmentOutput(ReasoningSegmentationOutput):
             What each token of the answer looked at when it was predicted, its end token included; raw, all positive.
         phrases (`list[list]`): What the phrase finder returned for each row, one entry per mask.
         phrase_maps (`list[torch.FloatTensor]` of shapes `(phrases, grid_rows, grid_columns)`):
-            The map of each phrase, normalised by the answer's mean map.
+            The map of each phrase; with `subtract_mean` the mean map of the answer is taken off.
         grid_boxes (`torch.FloatTensor` of shape `(rows, 4)`):
             What part of the picture the grid covers, `(x1, y1, x2, y2)` in its pixels.
         points (`list[torch.LongTensor]` of shapes `(phrases, 2)`, *optional*):
@@ -97,12 +97,15 @@ class ImageCache:
     Args:
         vlm_features: Output of the model's `get_image_features`, one entry of `pooler_output` per image.
         vlm_inputs (`dict`): Per-image tensors that the language model still needs (`image_grid_thw`, ...).
+        num_images (`int`): Number of pictures; one of several tiles counts once.
         sam_pixel_values (`torch.FloatTensor` of shape `(num_images, 3, height, width)`, *optional*):
             The segmenter's view.
         original_sizes, sam_resized_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
             (height, width) of the picture and of its part of the segmenter's view.
         segmenter_features (`list`): Per image the encoded view, `None` until it is needed.
-        grids (`dict`): Per image where its tokens lie, for models that point by attention.
+        grids (`dict`, *optional*):
+            Per image where its tokens lie, for models that point by attention, and `tile_counts`: how many entries of
+            `pixel_values` each has, where it has several.
     """
 
     vlm_features: object
