@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor
 
-from .image_loading import load_rgb_image
+from .image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from .segments import mask_box
 
 
@@ -109,8 +109,10 @@ def mask_image(
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= largest:
             raise ValueError(f"{name} is {value!r}. It must lie in 0..{largest:g}.")
     color = read_color(overlay_color)
-    pixels = np.asarray(load_rgb_image(image)).astype(np.float32)
     heatmap = np.asarray(heatmap, dtype=np.float32)
+    # the picture was accepted before, when the heat-map was made
+    picture = load_rgb_image(image, max_image_pixels=max(MAX_IMAGE_PIXELS, heatmap.size))
+    pixels = np.asarray(picture).astype(np.float32)
     if heatmap.shape != pixels.shape[:2]:
         raise ValueError(
             f"The heat-map has the shape {heatmap.shape}, the picture {pixels.shape[:2]} (height, width). Pass the "

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from .attention_drawing import draw_attention_maps
-from .image_loading import load_rgb_image
+from .image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from .segments import Segment, SegmentationResult
 
 
@@ -74,7 +74,9 @@ class PhraseSegmentationResult(SegmentationResult):
         """
         if self.attention_maps is None or self.grid_box is None:
             raise ValueError("The result holds no maps. Make it with post_process_segmentation(..., keep_maps=True).")
-        picture = load_rgb_image(image)
+        height, width = self.image_size
+        # the picture was accepted before, when it was segmented
+        picture = load_rgb_image(image, max_image_pixels=max(MAX_IMAGE_PIXELS, height * width))
         if (picture.height, picture.width) != tuple(self.image_size):
             raise ValueError(
                 f"The image is {picture.width} x {picture.height} pixels, the masks are {self.image_size[1]} x "

@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from reasonseg.processing import masked_images
 from reasonseg.processing.masked_images import blur_mask, dilate_mask, gaussian_weights, mask_image, read_color
 from reasonseg.processing.segments import post_process_masks
 from tests.parity_data import load_meta, load_tensors
@@ -148,6 +149,14 @@ def test_a_heatmap_of_another_picture():
     image, heatmap = spot()
     with pytest.raises(ValueError, match=r"The heat-map has the shape \(40, 60\), the picture \(60, 40\)"):
         mask_image(Image.fromarray(image).rotate(90, expand=True), heatmap)
+
+
+def test_a_picture_that_was_accepted_before_is_not_too_large_now(monkeypatch):
+    image, heatmap = spot()
+    monkeypatch.setattr(masked_images, "MAX_IMAGE_PIXELS", 100)
+    assert mask_image(image, heatmap).mask.shape == (40, 60)
+    with pytest.raises(ValueError, match="more than the 100 allowed"):
+        mask_image(image, heatmap[:5, :5])
 
 
 def test_colours():
