@@ -24,7 +24,7 @@ from .segments import post_process_masks
 from .slot_results import MaskSizes, SlotReader
 from .token_rows import IGNORED_LABEL
 from .token_spans import token_spans
-from .wording import DESCRIPTION_WORDING
+from .wording import DESCRIPTION_WORDING, clean_phrase
 
 
 class AttendAndSegmentProcessorKwargs(ReasoningSegmentationProcessorKwargs, total=False):
@@ -140,7 +140,8 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
 
         Returns:
             [`ReasoningSegmentationInputs`]: Also `grid_sizes` `(images, 2)`, `grid_boxes` `(images, 4)`,
-            `grid_tokens` `(images, cells)`, `phrase_finder`, and `answer_ranges` `(rows, 2)` where answers are given.
+            `grid_tokens` `(images, cells)`, all integers, `phrase_finder`, and `answer_ranges` `(rows, 2)` where
+            answers are given.
         """
         has_answers = answer is not None or phrases is not None
         wants_labels = kwargs.pop("return_labels", False)
@@ -156,13 +157,23 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
             inputs["answer_ranges"] = _like(inputs["input_ids"], ranges)
         if not wants_labels and "labels" in inputs:
             del inputs["labels"]
+        asked = tuple(self._asked(row) for row in inputs.rows)
         inputs["phrase_finder"] = PhraseFinder(
-            self._decode_answer, self.extract_phrases, tuple(self._asked(row) for row in inputs.rows)
+            self._decode_answer, self.extract_phrases, asked, tuple(self._lead(phrases) for phrases in asked)
         )
         return inputs
 
     def _asked(self, row: PromptRow) -> tuple[str, ...] | None:
-        return None if row.phrases is None else tuple(phrase.strip() for phrase in row.phrases)
+        """The phrases as the answer holds them."""
+        return None if row.phrases is None else tuple(clean_phrase(self.wording, phrase) for phrase in row.phrases)
+
+    def _lead(self, phrases: tuple[str, ...] | None) -> str:
+        """What the answer says before its phrases."""
+        if phrases is None:
+            return ""
+        template = self.wording["answer" if len(phrases) == 1 else "answers"]
+        lead = template.partition("{items}" if "{items}" in template else "{phrases}")[0]
+        return lead.replace("{seg}", self.seg_token).replace("{phrases}", self.wording["separator"].join(phrases))
 
     def _encode(self, conversations, images, index, options, kwargs):
         tokens, views = super()._encode(conversations, images, index, options, kwargs)
@@ -354,12 +365,11 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
             return VipLlavaProcessor
         return super()._vlm_processor_class(name)
 
-    def to_dict(self) -> dict[str, Any]:
+    def _saved(self, name: str) -> Any:
         """As in the base class; a phrase extractor that is no name is not saved."""
-        output = super().to_dict()
-        if not isinstance(self.phrase_extractor, str):
-            output["phrase_extractor"] = "auto"
-        return output
+        if name == "phrase_extractor" and not isinstance(self.phrase_extractor, str):
+            return "auto"
+        return super()._saved(name)
 
 
 def _last_answer(labels: list[int]) -> list[int]:

@@ -152,10 +152,14 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
         output["vlm_processor_class"] = output["processor_class"]
         output["processor_class"] = type(self).__name__
         output["segmenter_image_processor"] = self.segmenter_image_processor.to_dict()
-        output |= {name: deepcopy(getattr(self, name)) for name in self.own_fields}
+        output |= {name: self._saved(name) for name in self.own_fields}
         if hasattr(self, "auto_map"):
             output["auto_map"] = self.auto_map
         return output
+
+    def _saved(self, name: str) -> Any:
+        """What `processor_config.json` holds for a field of `own_fields`."""
+        return deepcopy(getattr(self, name))
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """As [`ProcessorMixin.save_pretrained`]; returns the path of `processor_config.json`."""

@@ -1,6 +1,7 @@
 """From pictures and questions to inputs, and from maps and masks to phrases with segments; the pipeline."""
 
 import json
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, pipeline
 
+from reasonseg.processing import phrase_segments
 from reasonseg.processing.phrase_segments import PhraseSegment, match_categories, without_overlaps
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from reasonseg.processing.segments import mask_to_rle
@@ -63,6 +65,13 @@ class TestInputs:
         assert inputs["attention_mask"][0, 0] == 0, "prompts that await their answer are padded on the left"
         moved = inputs.to("cpu")
         assert moved["phrase_finder"] is inputs["phrase_finder"]
+
+    def test_boxes_survive_half_precision(self):
+        own = AttendAndSegmentProcessor(llava_processor(), phrase_extractor="rules")
+        inputs = own(images=Image.new("RGB", (1001, 777)), text="What?", return_tensors="pt")
+        box = [112, 0, 889, 777]
+        assert inputs["grid_boxes"].tolist() == [box]
+        assert inputs.to(dtype=torch.bfloat16)["grid_boxes"].tolist() == [box]
 
     def test_a_given_answer(self, processor, answered):
         inputs, _ = answered
@@ -139,6 +148,11 @@ class TestResults:
         with pytest.raises(ValueError, match="Pass the image that was segmented"):
             result.draw_attention(PICTURES[1])
 
+    def test_a_picture_that_was_accepted_before_is_not_too_large_now(self, processor, answered, monkeypatch):
+        result = results(processor, answered, keep_maps=True)[0]
+        monkeypatch.setattr(phrase_segments, "MAX_IMAGE_PIXELS", 100)
+        assert result.draw_attention(PICTURES[0]).width > 0
+
     def test_all_candidates(self, processor, answered):
         result = results(processor, answered, candidates="all")[0]
         assert [segment.label for segment in result.segments] == [phrase for phrase in PHRASES for _ in range(3)]
@@ -168,6 +182,19 @@ class TestResults:
         assert [segment.core_word for segment in found[0].segments] == ["cup", "dog"]
         assert found[1].segments[0].span != found[1].segments[1].span
         assert {result.phrase_extractor for result in found} == {"given"}
+
+    def test_phrases_as_the_answer_words_them(self):
+        wording = {"lower_case": True, "strip_full_stops": True, "answers": "A photo of {phrases}: {items}."}
+        own = AttendAndSegmentProcessor(llava_processor(), phrase_extractor="rules", wording=wording)
+        asked = [["Image."], ["A Photo", "a dog."]]
+        inputs = own(images=Image.new("RGB", (60, 30)), phrases=asked, return_tensors="pt")
+        for row, expected in enumerate([["image"], ["a photo", "a dog"]]):
+            start, stop = inputs["answer_ranges"][row].tolist()
+            ids = inputs["input_ids"][row, start:stop].tolist()
+            text = own._decode_answer(ids).strip()
+            phrases = inputs["phrase_finder"](ids, row)
+            assert [phrase.text for phrase in phrases] == expected
+            assert phrases[0].span[0] == text.rindex(expected[0]), "not what the answer says before its phrases"
 
     def test_an_answer_without_phrases(self, model, processor):
         inputs = processor(images=PICTURES[0], text="Is it?", answer="It is.", return_tensors="pt")
@@ -234,6 +261,20 @@ class TestFiles:
         own.save_pretrained(tmp_path)
         saved = json.loads((tmp_path / "processor_config.json").read_text(encoding="utf-8"))
         assert saved["phrase_extractor"] == "auto"
+
+    def test_a_callable_that_cannot_be_copied_stays_where_it_is(self, tmp_path):
+        class Parser:
+            def __init__(self):
+                self.lock = threading.Lock()
+
+            def __call__(self, text):
+                return []
+
+        parser = Parser()
+        own = AttendAndSegmentProcessor(llava_processor(), phrase_extractor=parser)
+        assert own.to_dict()["phrase_extractor"] == "auto"
+        own.save_pretrained(tmp_path)
+        assert own.phrase_extractor is parser
 
 
 def test_pipeline(model, processor):
