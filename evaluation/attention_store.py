@@ -2,6 +2,7 @@
 vision-language model."""
 
 import io
+import pickle
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -83,8 +84,17 @@ def read_original_maps(
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"There are no attention maps {path}.")
-    stored: Any = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(stored, dict) or not {"sequences", "attentions"} <= set(stored):
+    try:
+        stored: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, LookupError, EOFError, pickle.UnpicklingError) as error:
+        # torch's own words advise to load it unsafely.
+        raise ValueError(
+            f"{path} holds no attention maps: it is cut off, or no file of tensors. Make it anew with "
+            "aas/infer_attn.py."
+        ) from error
+    if not isinstance(stored, dict) or not all(
+        torch.is_tensor(stored.get(key)) for key in ("sequences", "attentions")
+    ):
         raise ValueError(f"{path} lacks `sequences` or `attentions`; it is no file of aas/infer_attn.py.")
     ids, maps = stored["sequences"][offset:].tolist(), stored["attentions"]
     if maps.ndim != 3 or len(ids) != len(maps):

@@ -1,6 +1,7 @@
 """One file per picture: nothing twice, nothing half, nothing mixed; and the attention maps in such files."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -148,6 +149,12 @@ def test_files_of_the_original(tmp_path):
     assert answer.token_spans.tolist() == [[0, 1], [1, 3], [3, 5]]
     np.testing.assert_array_equal(answer.maps, maps.half().float().numpy())
     assert answer.grid_box.tolist() == [0, -10, 80, 70]
-    torch.save([1], path)
-    with pytest.raises(ValueError, match="lacks `sequences` or `attentions`"):
-        read_original_maps(path, str, (60, 80))
+    whole = path.read_bytes()
+    for other in ([1], {"sequences": torch.tensor([1])}, {"sequences": [1], "attentions": [maps]}):
+        torch.save(other, path)
+        with pytest.raises(ValueError, match="lacks `sequences` or `attentions`"):
+            read_original_maps(path, str, (60, 80))
+    for content in (b"", b"text", pickle.dumps(object, protocol=2), whole[:200], whole[:-30]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"x\.pth holds no attention maps: .* Make it anew"):
+            read_original_maps(path, str, (60, 80))
