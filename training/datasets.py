@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 
@@ -13,6 +14,19 @@ from .tabletop_stream import TabletopDataset
 
 
 METADATA_FILE = "metadata.jsonl"
+
+
+class SharedEpoch:
+    """The number of the epoch in shared memory: workers that were started before `set` must see the new number."""
+
+    def __init__(self):
+        self._number = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set(self, epoch: int) -> None:
+        self._number.fill_(epoch)
+
+    def __int__(self) -> int:
+        return int(self._number)
 
 
 class TabletopExamples(Dataset):
@@ -93,4 +107,4 @@ def _decode(rle: dict | None) -> np.ndarray | None:
     return coco_mask.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")}).astype(bool)
 
 
-__all__ = ["ImageFolderExamples", "TabletopExamples", "requests_to_example"]
+__all__ = ["ImageFolderExamples", "SharedEpoch", "TabletopExamples", "requests_to_example"]

@@ -14,6 +14,7 @@ from ..processing.image_loading import load_rgb_image
 from ..processing.token_rows import IGNORED_LABEL, label_answers
 from ..processing.visual_prompt_sampling import PromptRandom
 from ..processing.visual_prompts import ANCHOR
+from .datasets import SharedEpoch
 from .region_conversation import RegionConversation, marked_image
 from .region_data import RegionDataError, RegionFile
 from .region_questions import build_conversation
@@ -73,18 +74,18 @@ class RegionDialogues(Dataset):
         if not self.count:
             raise RegionDataError(f"{path} has no rows to learn from.")
         self.seed, self.alpha, self.side, self.add_missing_images = seed, alpha, side, add_missing_images
-        self.epoch = 0
+        self._epoch = SharedEpoch()
 
     def __len__(self) -> int:
         return self.count
 
     def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
+        self._epoch.set(epoch)
 
     def __getitem__(self, index: int) -> Dialogue:
         if not 0 <= index < self.count:
             raise IndexError(f"There are {self.count} dialogues; there is no dialogue {index}.")
-        (seed,) = np.random.SeedSequence([self.seed, self.epoch, index]).generate_state(1).tolist()
+        (seed,) = np.random.SeedSequence([self.seed, int(self._epoch), index]).generate_state(1).tolist()
         rng = PromptRandom.from_seed(seed)
         for _ in range(_MAX_REPLACEMENTS):
             try:

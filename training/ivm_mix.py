@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
 from ..processing.image_loading import load_rgb_image
+from .datasets import SharedEpoch
 from .masking_data import MaskingExample, resize_mask
 
 
@@ -238,8 +238,7 @@ class IvmMixDataset(Dataset):
             raise IvmMixError("There is no source; give at least one IvmMixSource.")
         self.records = [record for source in sources for record in read_records(source)]
         self.size, self.augment, self.seed, self.skip_unreadable = size, augment, seed, skip_unreadable
-        # Shared memory: workers that were started before `set_epoch` must see the new number.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = SharedEpoch()
 
     def __len__(self) -> int:
         return len(self.records)
@@ -251,7 +250,7 @@ class IvmMixDataset(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose other parts and wordings; `accelerate` calls this at the start of each epoch."""
-        self._epoch.fill_(epoch)
+        self._epoch.set(epoch)
 
     def __getitem__(self, index: int) -> MaskingExample:
         self.records[index]  # also what ends an iteration, by its IndexError

@@ -6,6 +6,7 @@ import random
 import numpy as np
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from reasonseg.training.ivm_mix import (
     IvmMixDataset,
@@ -156,6 +157,18 @@ def test_wrong_lines_are_named(source, line, message):
     write(source, {"uuid": "a", "instruction": ["fine"]}, line)
     with pytest.raises(IvmMixError, match=message):
         read_records(source)
+
+
+def test_workers_follow_the_epoch(source):
+    """Workers of a persistent loader are started before the second epoch is announced."""
+    data = IvmMixDataset([source], size=32)
+    loader = DataLoader(data, batch_size=None, num_workers=1, persistent_workers=True)
+    drawn = []
+    for epoch in (0, 1):
+        data.set_epoch(epoch)
+        drawn.append([example.image.tobytes() for example in loader])
+        assert drawn[-1] == [example.image.tobytes() for example in data]
+    assert drawn[0] != drawn[1]
 
 
 def test_missing_and_empty_files(source, tmp_path):
