@@ -135,6 +135,9 @@ def score_examples(
     """
     state = PartialState()
     folder.mkdir(parents=True, exist_ok=True)
+    if state.is_main_process:
+        repair_scores(folder)
+    state.wait_for_everyone()  # nobody reads while a file is replaced
     done = read_scores(folder, len(examples))
     state.wait_for_everyone()  # nobody writes before all have read what there is
     pending = [place for place in range(len(examples)) if place not in done]
@@ -157,9 +160,20 @@ def score_examples(
     return [done[place] for place in range(len(examples))]
 
 
+def repair_scores(folder: Path) -> None:
+    """Removes lines that were cut off at the end of files, so that others can follow; for one process alone."""
+    for path in sorted(folder.glob(SCORES_PATTERN)):
+        content = path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) != len(content):
+            draft = path.with_suffix(".partial")
+            draft.write_bytes(whole)
+            draft.replace(path)
+
+
 def read_scores(folder: Path, count: int) -> dict[int, float]:
     """
-    The scores in a folder by place; a line that was cut off at the end of a file is removed.
+    The scores in a folder by place, without what was cut off at the end of a file; nothing is written.
 
     Raises:
         ValueError: If the scores are of another number of examples, or a line is damaged.
@@ -168,8 +182,6 @@ def read_scores(folder: Path, count: int) -> dict[int, float]:
     for path in sorted(folder.glob(SCORES_PATTERN)):
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        if len(whole) != len(content) and PartialState().is_main_process:
-            path.write_bytes(whole)
         for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
             try:
                 entry = json.loads(line)
@@ -185,4 +197,4 @@ def read_scores(folder: Path, count: int) -> dict[int, float]:
     return scores
 
 
-__all__ = ["WeightRule", "WeightedExamples", "read_scores", "score_examples"]
+__all__ = ["WeightRule", "WeightedExamples", "read_scores", "repair_scores", "score_examples"]
