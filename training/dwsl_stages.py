@@ -1,9 +1,12 @@
 """IVM's first stage as a recipe runs it: train the discriminator or find it, score every example, make weights."""
 
 import copy
+import json
 import logging
 import shutil
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -15,7 +18,7 @@ from .dwsl import WeightRule, score_examples
 from .ivm_discriminator import IvmDiscriminator, human_share, load_discriminator, save_discriminator
 from .masking_data import DiscriminatorCollator
 from .parts import add_lora, remove_lora, select_trained
-from .recipe import DwslRecipe, LoraRecipe
+from .recipe import DwslRecipe, LoraRecipe, Recipe, RecipeError
 from .trainer import ReasoningSegmentationTrainer
 
 
@@ -23,6 +26,9 @@ logger = logging.getLogger(__name__)
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 SCORES_FOLDER = "scores"
+SETTINGS_FILE = "settings.json"
+# They make weights of scores, which happens anew in every run.
+_WEIGHT_RULE = ("floor", "sharpness", "normalise")
 
 
 def build_discriminator(vlm: nn.Module, share: float, lora: LoraRecipe | None) -> IvmDiscriminator:
@@ -33,9 +39,49 @@ def build_discriminator(vlm: nn.Module, share: float, lora: LoraRecipe | None) -
     if lora is None:
         return IvmDiscriminator(copy.deepcopy(vlm).requires_grad_(True), share)
     discriminator = IvmDiscriminator(vlm, share)
-    add_lora(discriminator, lora.r, lora.lora_alpha, lora.lora_dropout)
+    add_lora(discriminator, lora.r, lora.lora_alpha, lora.lora_dropout, lora.targets)
     select_trained(discriminator, [r"head\."])
     return discriminator
+
+
+def keep_settings(recipe: Recipe, out: Path) -> None:
+    """
+    Writes down what the discriminator and its scores in `out` depend on, before there are any.
+
+    Raises:
+        RecipeError: If those in `out` are of other settings; the message says which differ.
+    """
+    dwsl = {name: value for name, value in asdict(recipe.dwsl).items() if name not in _WEIGHT_RULE}
+    content = json.dumps(
+        {
+            "model": recipe.model,
+            "data": {"sources": recipe.data.sources, "options": recipe.data.options},
+            "lora": recipe.lora and asdict(recipe.lora),
+            "dwsl": dwsl,
+            "seed": recipe.seed,
+        },
+        indent=2,
+        default=str,
+    )
+    file = out / SETTINGS_FILE
+    if file.is_file():
+        if differing := _differences(json.loads(file.read_text(encoding="utf-8")), json.loads(content)):
+            raise RecipeError(
+                f"{out} holds the first stage of another recipe ({'; '.join(differing)}); use another --out."
+            )
+    elif PartialState().is_main_process:
+        out.mkdir(parents=True, exist_ok=True)
+        draft = file.with_suffix(".partial")
+        draft.write_text(content + "\n", encoding="utf-8")
+        draft.replace(file)
+
+
+def _differences(there: Any, here: Any, place: str = "") -> list[str]:
+    if isinstance(there, dict) and isinstance(here, dict):
+        names = sorted(there.keys() | here.keys())
+        parts = [_differences(there.get(name), here.get(name), f"{place}.{name}".lstrip(".")) for name in names]
+        return [line for part in parts for line in part]
+    return [] if there == here else [f"{place} is {there!r} there and {here!r} here"]
 
 
 def train_discriminator(
@@ -63,7 +109,7 @@ def discriminator_weights(
 ) -> torch.FloatTensor:
     """
     Stage I and the weights of stage II. The trained discriminator and the scores stay in `out` and are used again
-    when a run is resumed; the model is left as it was.
+    by later runs, for which `keep_settings` makes sure that they are the same; the model is left as it was.
 
     Args:
         vlm (`nn.Module`): IVM's vision-language model.
@@ -122,7 +168,9 @@ def _log_progress(parts: int = 20):
 __all__ = [
     "DISCRIMINATOR_FILE",
     "SCORES_FOLDER",
+    "SETTINGS_FILE",
     "build_discriminator",
     "discriminator_weights",
+    "keep_settings",
     "train_discriminator",
 ]

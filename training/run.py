@@ -15,7 +15,7 @@ from .collator import SegmentationCollator
 from .datasets import ImageFolderExamples, TabletopExamples
 from .dialogues import DialogueCollator, RegionDialogues
 from .dwsl import WeightedExamples
-from .dwsl_stages import discriminator_weights
+from .dwsl_stages import discriminator_weights, keep_settings
 from .ivm_mix import IvmMixDataset, IvmMixSource
 from .mask_scores import IOU_HEAD, MaskScoreTrainer
 from .masking_data import MaskingCollator
@@ -44,7 +44,8 @@ def run_recipe(
         `Path`: `out`, a repo that loads and runs.
 
     Raises:
-        RecipeError: If there is nothing to resume, or checkpoints would be overwritten.
+        RecipeError: If there is nothing to resume, checkpoints would be overwritten, `out` holds the first stage of
+            another recipe, or the model or an option cannot be used.
     """
     out = Path(out)
     checkpoint = get_last_checkpoint(str(out)) if out.is_dir() else None
@@ -77,6 +78,8 @@ def _train(recipe: Recipe, out: Path, checkpoint: str | None, build: Callable[..
         # A model that only talks has its language head under this name alone.
         kind = AutoModelForImageTextToText if recipe.data.kind == "regions" else AutoModel
         model = kind.from_pretrained(recipe.model, attn_implementation=recipe.attn_implementation, dtype=recipe.dtype)
+        if getattr(model.config, "needs_adapter", False):
+            raise RecipeError(f"{recipe.model} keeps its adapter apart; convert it without --keep-lora to train on.")
         processor = AutoProcessor.from_pretrained(recipe.model)
     data = training_data(recipe)
     if recipe.dwsl is not None:
@@ -155,7 +158,10 @@ def training_data(recipe: Recipe) -> TabletopExamples | ImageFolderExamples | Iv
             raise RecipeError(f"data.options of regions: {error}") from error
     if data.kind == "ivm_mix":
         sources = [IvmMixSource(**source) for source in data.sources]
-        return IvmMixDataset(sources, seed=recipe.seed, size=recipe.mask_size or 1024, **data.options)
+        try:
+            return IvmMixDataset(sources, seed=recipe.seed, size=recipe.mask_size or 1024, **data.options)
+        except TypeError as error:
+            raise RecipeError(f"data.options of ivm_mix: {error}") from error
     if data.kind == "image_folder":
         return ImageFolderExamples(data.path)
     return TabletopExamples(
@@ -172,7 +178,10 @@ def training_data(recipe: Recipe) -> TabletopExamples | ImageFolderExamples | Iv
 
 def collator(processor, recipe: Recipe) -> SegmentationCollator | MaskingCollator | DialogueCollator:
     if recipe.data.kind == "regions":
-        return DialogueCollator(processor, **recipe.data.collator)
+        try:
+            return DialogueCollator(processor, **recipe.data.collator)
+        except TypeError as error:
+            raise RecipeError(f"data.collator of regions: {error}") from error
     if recipe.data.kind == "ivm_mix":
         return MaskingCollator(processor, recipe.mask_size or 1024)
     return SegmentationCollator(processor, recipe.mask_size)
@@ -190,7 +199,9 @@ def dwsl_weights(model, processor, data: IvmMixDataset, recipe: Recipe, out: Pat
         gradient_accumulation_steps=1,
         save_strategy="no",
         label_names=["labels"],
+        warmup_steps=dwsl.steps // 8,
     )
+    keep_settings(recipe, folder)
     plain = training_data(
         replace(recipe, data=replace(recipe.data, options={**recipe.data.options, "augment": False}))
     )

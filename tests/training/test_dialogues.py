@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
@@ -15,7 +16,7 @@ from reasonseg.processing.chat_templates import IMAGE_TOKEN
 from reasonseg.training.dialogues import DialogueCollator, RegionDialogues
 from reasonseg.training.recipe import RecipeError, load_recipe
 from reasonseg.training.region_data import RegionDataError
-from reasonseg.training.run import run_recipe, training_data
+from reasonseg.training.run import collator, run_recipe, training_data
 from reasonseg.vip_llava_start import build_vip_llava
 from tests.tiny_vip_llava import IMAGE_TOKENS, SIDE, write_parts
 
@@ -102,6 +103,19 @@ def test_dialogues_depend_on_seed_epoch_and_row(data):
     assert len(RegionDialogues(data / "rows.json", limit=2)) == 2
     with pytest.raises(IndexError):
         dialogues[5]
+
+
+def test_workers_follow_the_epoch(data):
+    """Workers of a persistent loader are started before the second epoch is announced."""
+    dialogues = RegionDialogues(data / "rows.json", limit=1)
+    loader = DataLoader(dialogues, batch_size=None, num_workers=1, persistent_workers=True)
+    drawn = []
+    for epoch in (0, 1):
+        dialogues.set_epoch(epoch)
+        (dialogue,) = loader
+        assert dialogue.image.tobytes() == dialogues[0].image.tobytes()
+        drawn.append(dialogue.image.tobytes())
+    assert drawn[0] != drawn[1]
 
 
 def test_rows_that_cannot_be_used_are_replaced(data, tmp_path, caplog):
@@ -287,6 +301,9 @@ def test_options_that_do_not_exist(data, tmp_path):
     recipe = load_recipe("vip_llava_stage2", [f"data.path={data / 'rows.json'}", "data.options={color: red}"])
     with pytest.raises(RecipeError, match=r"data.options of regions: .*color"):
         training_data(recipe)
+    recipe = load_recipe("vip_llava_stage2", ["data.collator={longest: 7}"])
+    with pytest.raises(RecipeError, match=r"data.collator of regions: .*longest"):
+        collator(None, recipe)
 
 
 def test_published_settings():
@@ -299,5 +316,11 @@ def test_published_settings():
         assert (arguments["lr_scheduler_type"], arguments["bf16"]) == ("cosine", True)
         assert stage.data.collator["max_length"] == 2048
     lora = load_recipe("vip_llava_lora")
+    # Rows of the published data over the samples of a step: each run is saved before it ends.
+    for stage, steps in zip(
+        [*stages, lora], (558_000 // 256, 1_200_000 // 128, 26_000 // 128, 1_200_000 // 128), strict=True
+    ):
+        assert stage.arguments["save_steps"] < steps
+        assert stage.arguments["save_total_limit"] == 1
     assert (lora.lora.r, lora.lora.lora_alpha, lora.arguments["learning_rate"]) == (128, 256, 2e-4)
     assert list(lora.learning_rates.values()) == [2e-5]

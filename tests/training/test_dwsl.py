@@ -5,12 +5,20 @@ import json
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig
 from PIL import Image
 from torch.nn import functional as F
 from transformers import AutoModel, TrainingArguments
 
-from reasonseg.training.dwsl import WeightedExamples, WeightRule, read_scores, score_examples
-from reasonseg.training.dwsl_stages import DISCRIMINATOR_FILE, build_discriminator, train_discriminator
+from reasonseg.training import dwsl, run
+from reasonseg.training.dwsl import WeightedExamples, WeightRule, read_scores, repair_scores, score_examples
+from reasonseg.training.dwsl_stages import (
+    DISCRIMINATOR_FILE,
+    SETTINGS_FILE,
+    build_discriminator,
+    keep_settings,
+    train_discriminator,
+)
 from reasonseg.training.ivm_discriminator import (
     IvmDiscriminator,
     human_share,
@@ -27,7 +35,7 @@ from reasonseg.training.masking_data import (
 )
 from reasonseg.training.parts import add_lora, has_lora, remove_lora
 from reasonseg.training.recipe import LoraRecipe, RecipeError, load_recipe
-from reasonseg.training.run import run_recipe
+from reasonseg.training.run import run_recipe, training_data
 from reasonseg.training.tabletop_masking import SIDE, masking_model, masking_processor
 
 
@@ -213,6 +221,11 @@ def test_adapters_come_and_go_without_a_trace(model, tmp_path):
         if name.startswith("head.")
     )
     remove_lora(model.vlm)
+    elsewhere = build_discriminator(model.vlm, 0.5, LoraRecipe(r=2, targets=r"vlm\..*language_model\..*\.o_proj"))
+    adapted = {name for name, _ in elsewhere.named_parameters() if ".lora_" in name}
+    assert adapted
+    assert all(".o_proj." in name for name in adapted)
+    remove_lora(model.vlm)
     add_lora(again, 3, 16, 0.0)
     with pytest.raises((ValueError, RuntimeError)):
         load_discriminator(again, tmp_path / "d.safetensors")
@@ -285,6 +298,47 @@ def test_scoring_goes_on_where_it_stopped(tmp_path):
         read_scores(folder, 10)
 
 
+def test_a_cut_off_line_is_removed_by_one_process_only(tmp_path):
+    line = json.dumps({"place": 0, "of": 2, "score": 0.5}) + "\n"
+    file = tmp_path / "scores-00000.jsonl"
+    file.write_text(line + line[:9], encoding="utf-8")
+    assert read_scores(tmp_path, 2) == {0: 0.5}
+    assert file.read_text(encoding="utf-8") == line + line[:9], "reading must not write"
+    repair_scores(tmp_path)
+    assert file.read_text(encoding="utf-8") == line
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_other_processes_wait_for_the_repair(tmp_path, monkeypatch):
+    """The second of two processes, the first one acting while the second waits."""
+    examples, events = sided_examples(4), []
+    lines = [json.dumps({"place": place, "of": 4, "score": 0.5}) + "\n" for place in range(4)]
+    mine, other = tmp_path / "scores-00001.jsonl", tmp_path / "scores-00000.jsonl"
+    mine.write_text(lines[0] + lines[1][:9], encoding="utf-8")
+
+    class SecondProcess:
+        is_main_process, process_index, num_processes = False, 1, 2
+
+        def wait_for_everyone(self):
+            events.append("wait")
+            if len(events) == 1:
+                assert mine.read_text(encoding="utf-8") == lines[0] + lines[1][:9]
+                repair_scores(tmp_path)
+            elif events.count("wait") == 3:
+                other.write_text(lines[1] + lines[3], encoding="utf-8")
+
+    def reading(folder, count):
+        events.append("read")
+        return read_scores(folder, count)
+
+    monkeypatch.setattr(dwsl, "PartialState", SecondProcess)
+    monkeypatch.setattr(dwsl, "read_scores", reading)
+    discriminator = CountingDiscriminator()
+    assert score_examples(discriminator, examples, list, tmp_path) == [0.5, 0.5, 0.0, 0.5]
+    assert events == ["wait", "read", "wait", "wait", "read"]
+    assert discriminator.seen == 1
+
+
 # ---- recipe ---------------------------------------------------------------------------------------------------------
 
 
@@ -329,6 +383,7 @@ def recipe_of(mix, steps: int, lora: bool):
 @pytest.mark.parametrize("lora", [True, False])
 def test_recipe_of_both_stages(mix, lora, caplog):
     run_recipe(recipe_of(mix, 1, lora), mix / "out")
+    assert (mix / "out" / "dwsl" / SETTINGS_FILE).is_file()
     stage = mix / "out" / "dwsl"
     assert (stage / DISCRIMINATOR_FILE).is_file()
     assert len(read_scores(stage / "scores", 8)) == 8
@@ -352,6 +407,78 @@ def test_recipe_of_both_stages(mix, lora, caplog):
     run_recipe(recipe_of(mix, 2, lora), mix / "out", resume=True)
     assert stamps == [(stage / DISCRIMINATOR_FILE).stat().st_mtime_ns, *(file.stat().st_size for file in scores)]
     assert (mix / "out" / "checkpoint-2").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("dwsl.steps=3", "dwsl.steps is 2 there and 3 here"),
+        ("seed=7", "seed is 0 there and 7 here"),
+        ("lora.r=3", "lora.r is 2 there and 3 here"),
+        ("lora=null", r"lora is \{.*\} there and None here"),
+        ("data.options={augment: false}", "data.options.augment is None there and False here"),
+        ("model=tiny", "model is 'repo' there and 'tiny' here"),
+        ("dwsl.floor=0.5", None),
+        ("dwsl.sharpness=2.0", None),
+        ("dwsl.normalise=false", None),
+        ("arguments.max_steps=9", None),
+    ],
+)
+def test_the_first_stage_is_used_again_only_by_its_recipe(change, message, tmp_path):
+    sources = "data.sources=[{meta: a, images: b, human: true}, {meta: c, images: d}]"
+    settings = ["model=repo", sources, "data.options={}", "dwsl.steps=2", "lora.r=2"]
+    keep_settings(load_recipe("ivm", settings), tmp_path / "dwsl")
+    (file,) = (tmp_path / "dwsl").iterdir()
+    assert file.name == SETTINGS_FILE
+    content = file.read_text(encoding="utf-8")
+    keep_settings(load_recipe("ivm", settings), tmp_path / "dwsl")
+    if message is None:
+        keep_settings(load_recipe("ivm", [*settings, change]), tmp_path / "dwsl")
+    else:
+        with pytest.raises(RecipeError, match=f"{message}.*use another --out"):
+            keep_settings(load_recipe("ivm", [*settings, change]), tmp_path / "dwsl")
+    assert file.read_text(encoding="utf-8") == content
+
+
+def test_a_discriminator_of_another_recipe_is_not_used(mix):
+    """Also where the second stage has left no checkpoint to resume from."""
+    (mix / "out" / "dwsl").mkdir(parents=True)
+    first = recipe_of(mix, 1, True)
+    keep_settings(first, mix / "out" / "dwsl")
+    other = recipe_of(mix, 1, True)
+    other.dwsl.learning_rate = 0.5
+    with pytest.raises(RecipeError, match=r"dwsl.learning_rate is 0.0001 there and 0.5 here"):
+        run_recipe(other, mix / "out")
+    assert not (mix / "out" / "dwsl" / DISCRIMINATOR_FILE).exists()
+
+
+def test_the_warm_up_of_the_first_stage_is_its_own(mix, monkeypatch):
+    monkeypatch.setattr(run, "discriminator_weights", lambda *values: values[-1])
+    recipe = recipe_of(mix, 1, True)
+    recipe.dwsl.steps, recipe.arguments["warmup_steps"] = 40, 500
+    vlm = torch.nn.Module()
+    vlm.vlm = None
+    arguments = run.dwsl_weights(vlm, None, training_data(recipe), recipe, mix / "out")
+    assert (arguments.max_steps, arguments.warmup_steps) == (40, 5)
+    assert run.training_arguments(recipe, mix / "out").warmup_steps == 500
+
+
+def test_a_model_that_keeps_its_adapter_apart_is_not_trained(mix):
+    model = masking_model(masking_processor(), 0, width=16)
+    model.config.needs_adapter = True
+    model.save_pretrained(mix / "repo")
+    model.add_adapter(LoraConfig(r=2, target_modules=r"vlm\..*language_model\..*\.q_proj"))
+    model.save_pretrained(mix / "repo" / "adapter")
+    with pytest.raises(RecipeError, match="keeps its adapter apart; convert it without --keep-lora"):
+        run_recipe(recipe_of(mix, 1, True), mix / "out")
+    assert not (mix / "out").exists()
+
+
+def test_options_that_do_not_exist(mix):
+    recipe = recipe_of(mix, 1, True)
+    recipe.data.options = {"colour": "red"}
+    with pytest.raises(RecipeError, match=r"data.options of ivm_mix: .*colour"):
+        training_data(recipe)
 
 
 @pytest.mark.parametrize(
