@@ -36,11 +36,13 @@ class PhraseFinder:
         decode (`Callable[[list[int]], str]`): Turns ids into text, without special tokens.
         extract (`Callable[[str], list[NounPhrase]]`): Finds phrases in a text.
         given (`tuple`): Per input row the phrases that its answer was made of, `None` where it was not.
+        leads (`tuple`): Per input row what such an answer says before its first phrase.
     """
 
     decode: Callable[[list[int]], str]
     extract: Callable[[str], list[NounPhrase]]
     given: tuple[tuple[str, ...] | None, ...] = ()
+    leads: tuple[str, ...] = ()
 
     def __call__(self, token_ids: Sequence[int], row: int = 0) -> list[AnswerPhrase]:
         """
@@ -54,7 +56,8 @@ class PhraseFinder:
         """
         text, spans = token_spans(self.decode, token_ids)
         given = self.given[row] if row < len(self.given) else None
-        phrases = self.extract(text) if given is None else find_given(text, given, self.extract)
+        before = self.leads[row] if row < len(self.leads) else ""
+        phrases = self.extract(text) if given is None else find_given(text, given, self.extract, before)
         lead = len(text) - len(text.lstrip())
         found = []
         for phrase in phrases:
@@ -72,17 +75,24 @@ class PhraseFinder:
         return found
 
 
-def find_given(text: str, phrases: Sequence[str], extract: Callable[[str], list[NounPhrase]]) -> list[NounPhrase]:
+def find_given(
+    text: str, phrases: Sequence[str], extract: Callable[[str], list[NounPhrase]], before: str = ""
+) -> list[NounPhrase]:
     """
-    Places of phrases that a text was made of, in order.
+    Places of phrases that a text was made of, in order, behind what the text says before them.
 
     The core of each is what the extractor takes for the core of its first phrase ("cup" of "the red cup on the
     table"), and its last word where it finds none.
 
     Raises:
-        ValueError: If a phrase is not in the text.
+        ValueError: If a phrase, or what stands before them, is not in the text.
     """
-    found, position = [], 0
+    before = before.strip()
+    position = text.find(before)
+    if position < 0:
+        raise ValueError(f"The answer {text!r} does not hold {before!r}, which the wording puts before its phrases.")
+    position += len(before)
+    found = []
     for phrase in phrases:
         start = text.find(phrase, position)
         if start < 0:

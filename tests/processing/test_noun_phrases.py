@@ -182,3 +182,7 @@ def test_given_phrases():
     assert found[1].span[0] < found[2].span[0]
     with pytest.raises(ValueError, match="'a cat' is not in the answer"):
         find_given(text, ["a cat"], RuleExtractor())
+    text = "The image shows the image."
+    assert find_given(text, ["image"], RuleExtractor(), "The image shows ")[0].span == (20, 25)
+    with pytest.raises(ValueError, match="does not hold 'There is'"):
+        find_given(text, ["image"], RuleExtractor(), "There is ")
