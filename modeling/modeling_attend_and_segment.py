@@ -204,8 +204,8 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             original_sizes, sam_resized_sizes (`torch.LongTensor` of shape `(num_images, 2)`): (height, width).
             grid_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
                 Rows and columns of the grid of image tokens; without it a square grid over the whole picture.
-            grid_boxes (`torch.FloatTensor` of shape `(num_images, 4)`, *optional*):
-                What part of the picture the grid covers, `(x1, y1, x2, y2)` in its pixels.
+            grid_boxes (`torch.LongTensor` of shape `(num_images, 4)`, *optional*):
+                What part of the picture the grid covers, `(x1, y1, x2, y2)` in its pixels; fractions are rounded.
             grid_tokens (`torch.LongTensor` of shape `(num_images, cells)`, *optional*):
                 Which of the image's tokens form the grid, row by row; -1 fills shorter ones.
             tile_counts (`torch.LongTensor` of shape `(num_images,)`, *optional*):
@@ -426,7 +426,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             groups (`Sequence[Sequence[Sequence[int]]]`): Per row the tokens of each phrase.
             image_cache ([`ImageCache`]): From `encode_image`; holds the segmenter's view.
             image_index (`torch.LongTensor` of shape `(rows,)`, *optional*): The image of each row.
-            grid_boxes (`torch.FloatTensor` of shape `(rows, 4)`, *optional*):
+            grid_boxes (`torch.LongTensor` or `torch.FloatTensor` of shape `(rows, 4)`, *optional*):
                 What each grid covers; by default what the cache knows, else the whole picture.
             options: Fields of the configuration that shall differ, as in `forward`.
 

@@ -197,15 +197,16 @@ def grid_inputs(grids: Sequence[AttentionGrid]) -> dict[str, list]:
     Grids as model inputs.
 
     Returns:
-        `dict[str, list]`: `grid_sizes` (rows, columns), `grid_boxes` and `grid_tokens`, which -1 fills to equal
-        lengths; and `tile_counts` where pictures have several entries of `pixel_values`.
+        `dict[str, list]`: `grid_sizes` (rows, columns), `grid_boxes` in whole pixels and `grid_tokens`, which -1 fills
+        to equal lengths; and `tile_counts` where pictures have several entries of `pixel_values`.
     """
     longest = max(len(grid.tokens) for grid in grids)
     tiles = [grid.tiles for grid in grids]
     return {
         **({"tile_counts": tiles} if set(tiles) != {1} else {}),
         "grid_sizes": [[grid.rows, grid.columns] for grid in grids],
-        "grid_boxes": [list(grid.box) for grid in grids],
+        # Maps are brought to whole pixels anyway, and integers stay what they are when inputs are cast to bfloat16.
+        "grid_boxes": [[round(edge) for edge in grid.box] for grid in grids],
         "grid_tokens": [[*grid.tokens.tolist(), *[-1] * (longest - len(grid.tokens))] for grid in grids],
     }
 

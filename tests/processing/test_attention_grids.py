@@ -5,7 +5,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from reasonseg.processing.attention_grids import attention_grids, grid_inputs, unpadded_grid, view_box
+from reasonseg.processing.attention_grids import (
+    AttentionGrid,
+    attention_grids,
+    grid_inputs,
+    unpadded_grid,
+    view_box,
+)
 from tests.processing.test_processing_reasoning_segmentation import (
     IMAGES,
     llava_next_processor,
@@ -116,6 +122,13 @@ def test_inputs_of_equal_length():
     assert len({len(tokens) for tokens in inputs["grid_tokens"]}) == 1
     for tokens, grid in zip(inputs["grid_tokens"], grids, strict=True):
         assert [token for token in tokens if token >= 0] == grid.tokens.tolist()
+
+
+def test_boxes_in_whole_pixels():
+    tokens = np.arange(4)
+    inputs = grid_inputs([AttentionGrid(2, 2, (20.4, 0.0, 139.6, 120.0), tokens)])
+    assert inputs["grid_boxes"] == [[20, 0, 140, 120]]
+    assert all(type(edge) is int for edge in inputs["grid_boxes"][0])
 
 
 def test_unknown_families_and_levels():
