@@ -95,6 +95,15 @@ def recognise(shapes: Shapes) -> Recognised:
     if holds("image_encoder.") and holds("mask_decoder."):
         width = shapes.get("image_encoder.pos_embed", (0,))[-1]
         return _described("sam", f"SAM {_SAM_VARIANTS.get(width, _UNKNOWN_SIZE)}", sam_table(), shapes)
+    if holds("model.diffusion."):
+        return Recognised("difflmm", "a converted repository", ("`reasonseg verify` checks it.",))
+    if any(".projector_layernorm." in f".{name}" for name in names):
+        # A converted repository has the names of the ones that llava-hf publishes.
+        return Recognised(
+            "vip_llava",
+            "ViP-LLaVA in the Hugging Face layout",
+            ("transformers loads it as it is; `reasonseg verify` checks it if it was converted.",),
+        )
     if holds("language_model.", "model.language_model."):
         return Recognised("llava", "LLaVA in the Hugging Face layout", ("transformers loads it as it is.",))
     return Recognised("unknown", "no layout that is known", unknown=tuple(names))

@@ -133,8 +133,9 @@ def test_pictures_that_were_not_padded_in_training(tmp_path):
     assert AutoProcessor.from_pretrained(report.out).image_processor.do_pad is False
 
 
-def test_recognised():
+def test_recognised(vip_llava_repo):
     assert inspect_checkpoint(CHECKPOINT).recognised.system == "vip_llava"
+    assert inspect_checkpoint(vip_llava_repo).recognised.variant == "ViP-LLaVA in the Hugging Face layout"
 
 
 class TestPhi3:

@@ -81,6 +81,12 @@ def test_what_a_part_lacks_is_said():
         (["bert.x"], "unknown", "no layout"),
         (["module.lm_head.weight"], "unknown", "DeepSpeed"),
         (["language_model.model.norm.weight"], "llava", "Hugging Face"),
+        (["model.language_model.norm.weight", "model.diffusion.unet.conv_in.bias"], "difflmm", "converted"),
+        (
+            ["language_model.lm_head.weight", "multi_modal_projector.projector_layernorm.bias"],
+            "vip_llava",
+            "ViP-LLaVA",
+        ),
         (["vlm.lm_head.weight", "segmenter.x", "seg_projector.linear_1.bias"], "reasonseg", "converted"),
         (["prompt_encoder.text_proj.fc1.weight"], "unknown", "mixture"),
         (["model.embed_tokens.weight", "base_model.model.lm_head.weight"], "unknown", "mixture"),
