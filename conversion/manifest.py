@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -79,7 +80,7 @@ def write_manifest(
 
     Args:
         folder (`Path`): The repository.
-        system (`str`): `"lisa"` or `"gsva"`.
+        system (`str`): Name of the `PublishedSystem`, such as `"lisa"`.
         dtype (`torch.dtype`): Type of the vision-language model.
         tensors (`Sequence[PlannedTensor]`): What was written.
         dropped (`Iterable[Dropped]`): What was left out, and why.
@@ -253,4 +254,9 @@ def _encode(body: Mapping[str, Any], digest: str) -> bytes:
 
 def _write(folder: Path, body: dict[str, Any]) -> None:
     body["files"] = {name: entry for name, entry in sorted(body["files"].items()) if name != MANIFEST}
-    (folder / MANIFEST).write_bytes(_encode(body, _digest(body)))
+    draft = folder / f".{MANIFEST}.{os.getpid()}.partial"  # hidden, so that no repository counts it as its own
+    try:
+        draft.write_bytes(_encode(body, _digest(body)))
+        os.replace(draft, folder / MANIFEST)
+    finally:
+        draft.unlink(missing_ok=True)

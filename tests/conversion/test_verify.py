@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -216,6 +217,22 @@ def test_malformed_entries_are_refused_although_the_digest_is_right(repo, change
     (repo / MANIFEST).write_bytes(manifest_module._encode(body, manifest_module._digest(body)))
     with pytest.raises(ConversionError, match=message):
         read_manifest(repo)
+
+
+def test_a_manifest_that_cannot_be_written_leaves_the_old_one(repo, monkeypatch):
+    before = read_manifest(repo)
+
+    def full_disk(path, data):
+        with path.open("wb") as file:
+            file.write(data[:100])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    (repo / "README.md").write_text("new", encoding="utf-8")
+    with pytest.raises(OSError, match="No space left"):
+        update_manifest(repo, ["README.md"])
+    assert read_manifest(repo) == before
+    assert not list(repo.glob(".manifest*"))
 
 
 def test_no_manifest_is_no_repository(repo, tmp_path):
