@@ -1,4 +1,4 @@
-"""SAM's sizes, read off its tensors: no LISA or GSVA config states them."""
+"""SAM's sizes, read off its tensors: no config of LISA, GSVA or IVM states them."""
 
 from __future__ import annotations
 
