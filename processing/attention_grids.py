@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from transformers import ProcessorMixin
+from transformers import LlavaNextProcessor, LlavaProcessor, ProcessorMixin
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+
+from .llava_image_tokens import LlavaImageTokens
 
 
 Box = tuple[float, float, float, float]
@@ -57,16 +59,17 @@ def attention_grids(
     image_processor = processor.image_processor
     if "image_grid_thw" in views:
         return [_merged_patches(*row, image_processor.merge_size, size) for row, size in _rows(views, sizes)]
-    if getattr(image_processor, "image_grid_pinpoints", None) and "image_sizes" in views:
+    if isinstance(processor, LlavaNextProcessor) and "image_sizes" in views:
         return [_any_resolution(processor, views, size, level) for size in sizes]
     if hasattr(image_processor, "crop_to_patches") and hasattr(processor, "image_seq_length"):
         is_tiled = len(views["pixel_values"]) != len(sizes)
         return [_tiles(processor, size, level, is_tiled) for size in sizes]
-    if getattr(processor, "patch_size", None) and "pixel_values" in views:
+    # By class: others have a `patch_size` too, and lay their tokens out differently (Pixtral, LLaVA-OneVision).
+    if isinstance(processor, (LlavaProcessor, LlavaImageTokens)) and "pixel_values" in views:
         return [_single_view(processor, views, size) for size in sizes]
     raise ValueError(
         f"It is not known where the image tokens of {type(processor).__name__} lie in the picture. Known are the "
-        "processors of LLaVA, LLaVA-NeXT, ViP-LLaVA, Qwen2-VL and later, and InternVL."
+        "processors of LLaVA, LLaVA-NeXT, ViP-LLaVA, DiffLMM, Qwen2-VL and later, and InternVL."
     )
 
 

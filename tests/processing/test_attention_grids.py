@@ -134,5 +134,10 @@ def test_boxes_in_whole_pixels():
 def test_unknown_families_and_levels():
     with pytest.raises(ValueError, match="It is not known where the image tokens of SimpleNamespace lie"):
         attention_grids(SimpleNamespace(image_processor=SimpleNamespace()), {}, [(10, 10)])
+    # Pixtral: patches too, but of a picture of any size, with a token behind each row
+    alike = SimpleNamespace(image_processor=image_processor(), patch_size=14)
+    views = {"pixel_values": np.zeros((1, 3, 28, 42))}
+    with pytest.raises(ValueError, match="It is not known where the image tokens"):
+        attention_grids(alike, views, [(28, 42)])
     with pytest.raises(ValueError, match="The grid 'coarse' does not exist"):
         attention_grids(llava_processor(), {}, [], "coarse")
