@@ -1,0 +1,85 @@
+"""The model in the package: it loads without being named, finds what is there and rejects what is not."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModel, AutoProcessor, pipeline
+from typer.testing import CliRunner
+
+import reasonseg
+from reasonseg.cli.app import app
+from reasonseg.embedding import EMBEDDED_MODEL, embed
+from reasonseg.evaluation.benchmark import evaluate
+from reasonseg.questions import tabletop_questions
+from reasonseg.training.tabletop_requests import make_requests
+from reasonseg.training.tabletop_scenes import draw_scene
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return pipeline("reasoning-segmentation")
+
+
+def iou(mask: np.ndarray, truth: np.ndarray) -> float:
+    return (mask & truth).sum() / max((mask | truth).sum(), 1)
+
+
+@pytest.mark.parametrize("index", [1, 2, 3])
+def test_three_scenes_through_the_pipeline(pipe, index):
+    scene = draw_scene("test", index)
+    (request,) = make_requests(
+        scene, 1, several_rate=0.0, absent_rate=0.0, varied_rate=0.0, weights={"colour_kind": 1.0}
+    )
+    found = pipe(scene.image, text=request.question)
+    assert found["generated_text"] == request.answer
+    (segment,) = found["segments"]
+    assert segment["label"] == request.phrases[0]
+    assert not segment["rejected"]
+    assert iou(np.asarray(segment["mask"]) > 0, request.masks[0]) > 0.7
+
+    absent = pipe(scene.image, text="Where is the elephant?")
+    (segment,) = absent["segments"]
+    assert segment["rejected"]
+    assert segment["mask"] is None
+
+
+def test_a_few_scenes_that_training_never_drew():
+    model, processor = (kind.from_pretrained(EMBEDDED_MODEL) for kind in (AutoModel, AutoProcessor))
+    result = evaluate(model.eval(), processor, tabletop_questions("test", 12), "free", batch_size=16)
+    assert result.slots_missing == 0
+    assert result.overall["giou"] > 0.7
+    assert result.overall["n_acc"] > 0.7
+    assert result.overall["t_acc"] > 0.85
+
+
+def test_the_repository_is_small_and_has_no_code():
+    assert reasonseg.EMBEDDED_MODEL == EMBEDDED_MODEL
+    files = {path.name: path.stat().st_size for path in EMBEDDED_MODEL.iterdir()}
+    assert sum(files.values()) < 12_000_000
+    assert {"model.safetensors", "config.json", "processor_config.json", "tokenizer.json", "README.md"} <= set(files)
+    assert not [name for name in files if name.endswith((".py", ".bin", ".pt"))]
+    for name in files:
+        if name.endswith(".json"):
+            text = (EMBEDDED_MODEL / name).read_text(encoding="utf-8")
+            assert "auto_map" not in text
+            assert "custom_pipelines" not in text
+
+
+def test_numbers_are_computed_in_single_precision():
+    assert AutoModel.from_pretrained(EMBEDDED_MODEL, dtype="auto").dtype == torch.float32
+
+
+def test_demo(tmp_path):
+    result = CliRunner().invoke(app, ["demo", "--seed", "1", "--out", str(tmp_path / "demo.png"), "--json"])
+    assert result.exit_code == 0, result.output
+    answers = json.loads(result.stdout)
+    assert answers[0]["segments"] == 1
+    assert (tmp_path / "demo.png").stat().st_size > 10_000
+
+
+def test_embedding_needs_a_trained_model(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors; train with"):
+        embed(tmp_path, [])
+    assert (EMBEDDED_MODEL / "model.safetensors").is_file()
