@@ -84,7 +84,12 @@ def peak(score: torch.FloatTensor) -> tuple[int, int]:
 
 
 def box_above(score: torch.FloatTensor, threshold: float) -> tuple[int, int, int, int]:
-    """Box `(x1, y1, x2, y2)` of the pixels above a threshold, x2 and y2 behind the last one; zeros without any."""
+    """
+    Box `(x1, y1, x2, y2)` of the pixels above a threshold, x2 and y2 behind the last one; zeros without any.
+
+    The released code prompts the segmenter with these zeros too, beside the soft mask (aas/utils.py,
+    convert_box_SAM), and its numbers are made so.
+    """
     above = score > threshold
     columns, rows = above.any(dim=0).nonzero()[:, 0], above.any(dim=1).nonzero()[:, 0]
     if not len(columns):

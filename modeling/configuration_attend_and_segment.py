@@ -39,7 +39,8 @@ class AttendAndSegmentConfig(ReasoningSegmentationConfig):
             What the segmenter gets: `"point"` (the largest value), `"box"` (around what is above `box_threshold`),
             `"mask"` (the soft map) or `"mask_and_box"` (what the released code calls mask mode).
         attention_temperature (`float`, *optional*, defaults to 2e-4): Value of a map that counts as probability 1.
-        box_threshold (`float`, *optional*, defaults to 0.75): Probability above which a pixel belongs to the box.
+        box_threshold (`float`, *optional*, defaults to 0.75): Probability above which a pixel belongs to the
+            box, in (0, 1].
         mask_choice (`str`, *optional*):
             Which of the segmenter's three candidates is the mask: `"third"` as the released code, or `"best"` by the
             segmenter's own score. Third by default; best for SAM-HQ, whose candidates come sorted by score.
@@ -68,6 +69,7 @@ class AttendAndSegmentConfig(ReasoningSegmentationConfig):
         check_pointing_option("heads", self.heads)
         check_pointing_option("prompt", self.prompt)
         check_pointing_option("attention_temperature", self.attention_temperature)
+        check_pointing_option("box_threshold", self.box_threshold)
         if self.mask_choice is not None:
             check_pointing_option("mask_choice", self.mask_choice)
 
@@ -95,6 +97,8 @@ def check_pointing_option(name: str, value: object) -> None:
             raise ValueError(f"heads is {value!r}; allowed are 'paper', 'mean' or a list of head numbers.")
     if name == "attention_temperature" and not 0 < value < float("inf"):
         raise ValueError(f"attention_temperature is {value}; give a positive number (2e-4 for LLaVA-1.5-7B).")
+    if name == "box_threshold" and not 0 < value <= 1:
+        raise ValueError(f"box_threshold is {value}; give a probability above 0, at most 1 (released code: 0.75).")
 
 
 __all__ = ["AttendAndSegmentConfig"]

@@ -332,6 +332,8 @@ class TestBadInput:
             ({"prompt": "circle"}, "prompt is 'circle'; allowed are 'point'"),
             ({"mask_choice": "second"}, "mask_choice is 'second'; allowed are 'third', 'best'"),
             ({"attention_temperature": 0.0}, "give a positive number"),
+            ({"box_threshold": 0.0}, "box_threshold is 0.0; give a probability above 0, at most 1"),
+            ({"box_threshold": 1.5}, "box_threshold is 1.5; give a probability"),
             ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens predicts several tokens per pass"),
             ({"guidance_scale": 2.0}, "guidance_scale runs a second pass"),
             ({"grid_sizes": torch.tensor([[2, 2]] * 2)}, "grid_boxes, grid_tokens must be given together"),
@@ -395,5 +397,7 @@ class TestBadInput:
     def test_config(self):
         with pytest.raises(ValueError, match="prompt is 'star'"):
             AttendAndSegmentConfig(prompt="star")
+        with pytest.raises(ValueError, match="box_threshold is 75"):
+            AttendAndSegmentConfig(box_threshold=75.0)
         assert AttendAndSegmentConfig(segmenter_config=tiny.sam_hq_config()).chosen_mask == "best"
         assert AttendAndSegmentConfig(segmenter_config=tiny.sam_config()).chosen_mask == "third"
