@@ -20,6 +20,7 @@ CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 REPO_PLACEHOLDER, REVISION_PLACEHOLDER = "path/or/name/of/this/repository", "main"
 _TEMPLATE = "card.md.jinja"
 _BASES = "bases"
+_VALUES_FILE = (".yaml", ".yml")
 # The card's own key in the metadata, by which a repository says which values it was made with.
 _CARD_KEY = "reasonseg_card"
 _PINNED_LINES = (
@@ -50,12 +51,19 @@ def known_cards() -> list[str]:
 def check_card(system: str, name: str) -> None:
     """Refuse the name of a checkpoint that has no values of its own.
 
+    The path of a values file (`.yaml`) passes; `read_card_values` reads it.
+
     Raises:
         ConversionError: Names the checkpoints that have.
     """
+    if name.endswith(_VALUES_FILE):
+        return
     known = [card for card in known_cards() if _belongs(card, system)]
     if name.lower() not in known:
-        raise ConversionError(f"There is no card for {name!r}.", next_step=f"Known are {', '.join(known)}.")
+        names = f"Known are {', '.join(known)}" if known else "None is known by name"
+        raise ConversionError(
+            f"There is no card for {name!r}.", next_step=f"{names}; a values file of your own ends in .yaml."
+        )
 
 
 def read_card_values(name: str, system: str | None = None) -> dict[str, Any]:
@@ -101,7 +109,7 @@ def render_card(
     """Render README.md.
 
     Args:
-        system (`str`): `"lisa"`, `"gsva"`, `"ivm"`, `"vip_llava"` or `"difflmm"`.
+        system (`str`): `"lisa"`, `"gsva"`, `"ivm"`, `"vip_llava"`, `"difflmm"` or `"attend_and_segment"`.
         name (`str`): Name of the checkpoint, in any letter case. For an unknown one the card says what is known about
             the system.
         config (`PreTrainedConfig`, *optional*): The model's config; where it is a composed one its sizes are shown.
@@ -177,7 +185,7 @@ def _belongs(card: str, system: str) -> bool:
 
 def _read_own(name: str, system: str | None) -> dict[str, Any]:
     """The values of one checkpoint, with its system; empty for an unknown checkpoint of a known system."""
-    if name.endswith((".yaml", ".yml")):
+    if name.endswith(_VALUES_FILE):
         own = _read(Path(name))
         if own.get("system", system) not in _systems():
             raise ConversionError(

@@ -16,6 +16,7 @@ from ..modeling.modeling_attend_and_segment import AttendAndSegmentModel
 from ..processing.chat_templates import CHAT_TEMPLATE_NAMES
 from ..processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from .assembly import ConversionReport, PublishedSystem, assemble, float_type
+from .card import check_card
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import locate
@@ -77,7 +78,7 @@ def convert_attend_and_segment(
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest weight file.
         sam_options (`Mapping[str, Any]`, *optional*): `num_attention_heads`, `window_size` and `global_attn_indexes`
             of a SAM without relative positions.
-        card (`str`, *optional*): Name of the model card's values; those of the system by default.
+        card (`str`, *optional*): Path of a model card's values (`.yaml`); those of the system by default.
         progress (`ProgressCallback`, *optional*): Told about bytes written.
 
     Returns:
@@ -91,6 +92,8 @@ def convert_attend_and_segment(
     types = float_type("dtype", dtype), float_type("segmenter_dtype", segmenter_dtype)
     if template not in CHAT_TEMPLATE_NAMES:
         raise ConversionError(f"template is {template!r}; allowed are {', '.join(CHAT_TEMPLATE_NAMES)}.")
+    if card is not None:
+        check_card(ATTEND_AND_SEGMENT.name, card)
     inventory = Inventory()
     tower = None if vision_tower is None else locate(vision_tower)
     if tower is not None and not tower.is_dir():
@@ -125,7 +128,7 @@ def convert_attend_and_segment(
         tensors=tensors,
         inventory=inventory,
         dtype=stored,
-        card=card or folder.absolute().name,
+        card=card or ATTEND_AND_SEGMENT.name,
         max_shard_size=max_shard_size,
         progress=progress,
         generation_config=vlm.generation_config,

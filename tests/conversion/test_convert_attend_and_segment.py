@@ -68,7 +68,10 @@ def test_an_original_llava_and_sam():
 
 def test_folders_of_transformers(llava_folder, sam2_folder, tmp_path):
     (vlm, vlm_model), (sam, sam_model) = llava_folder, sam2_folder
-    report = convert_attend_and_segment(vlm, sam=sam, out=tmp_path / "repo", phrase_extractor="rules")
+    card = tmp_path / "own.yaml"
+    card.write_text("system: attend_and_segment\ntitle: My Own Composition\n", encoding="utf-8")
+    report = convert_attend_and_segment(vlm, sam=sam, out=tmp_path / "repo", phrase_extractor="rules", card=str(card))
+    assert "My Own Composition" in (tmp_path / "repo" / "README.md").read_text(encoding="utf-8")
     assert verify_repository(tmp_path / "repo").problems == []
     assert set(report.origins) == {"checkpoint", "SAM file"}
     model = AutoModel.from_pretrained(tmp_path / "repo").eval()
@@ -202,6 +205,7 @@ def test_faults_of_arguments(llava_folder, sam2_folder, tmp_path):
         ({"heads": "all"}, "allowed are 'paper', 'mean'"),
         ({"pointing": {"prompt": "star"}}, "prompt is 'star'"),
         ({"template": "v7"}, "template is 'v7'"),
+        ({"card": "attend-and-segment-7b"}, "no card for 'attend-and-segment-7b'"),
         ({"dtype": "int8"}, "allowed are float32"),
         ({"phrase_extractor": "nltk"}, "phrase_extractor is 'nltk'"),
         ({"out": sam}, "exists already"),
