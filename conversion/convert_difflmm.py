@@ -38,13 +38,18 @@ from .rules_difflmm import (
     stable_diffusion_table,
 )
 from .rules_lisa_gsva import VLM, clip_table, detect_layout, llava_table
-from .sniffing import check_side_file
 from .sources import DIFFUSION_INDEX, open_source
-from .tokenizers import IMAGE_TOKEN, build_tokenizer
+from .tokenizers import IMAGE_TOKEN, build_tokenizer, check_tokenizer_files
 from .writer import refuse_existing
 
 
-DIFFLMM = PublishedSystem("difflmm", DiffLmmConfig, DiffLmmForConditionalGeneration, DiffLmmProcessor)
+DIFFLMM = PublishedSystem(
+    name="difflmm",
+    config_class=DiffLmmConfig,
+    model_class=DiffLmmForConditionalGeneration,
+    processor_class=DiffLmmProcessor,
+    image_processor_class=DiffLmmImageProcessor,
+)
 _EMBEDDING, _HEAD = f"{TEXT_MODEL}embed_tokens.weight", "lm_head.weight"
 _TRAINED = "It is trained with the model, so only a folder that holds it can be converted (non_lora_trainables.bin)."
 _BASE = "Pass base= with the language model the adapters were trained on (lmsys/vicuna-7b-v1.5), with its weights."
@@ -59,13 +64,6 @@ _REMEDIES = {
 }
 _CAPTION_REMEDY = {CAPTIONER: ("the implicit captioner (mm_projector.clip_projector)", _TRAINED)}
 _PROMPT_REMEDY = {PROMPT_ENCODER: ("the text encoder", _STABLE_DIFFUSION)}
-_TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
 
 def convert_difflmm(
@@ -166,7 +164,6 @@ def convert_difflmm(
         identity_projector=False,
         scheme=scheme,
     )
-    DiffLmmImageProcessor.register_for_auto_class("AutoImageProcessor")
     return assemble(
         DIFFLMM,
         out,
@@ -225,8 +222,7 @@ def _add_base(inventory: Inventory, folder: Path) -> None:
 
 
 def _build_tokenizer(folder: Path, original: Mapping[str, Any]) -> PreTrainedTokenizerFast:
-    for name in _TOKENIZER_FILES:
-        check_side_file(folder / name)
+    check_tokenizer_files(folder)
     tokenizer = build_tokenizer(
         folder,
         "difflmm",

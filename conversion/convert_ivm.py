@@ -27,9 +27,8 @@ from .progress import ProgressCallback
 from .rules_ivm import detect_ivm_layout, ivm_table, llava_hf_table
 from .rules_lisa_gsva import MM_PROJECTOR, PROJECTOR, SEGMENTER, TEXT_MODEL, VISION_TOWER, VLM, sam_table
 from .sam_config import read_conditioned_sam_config
-from .sniffing import check_side_file
 from .sources import open_source, read_json
-from .tokenizers import IMAGE_TOKEN
+from .tokenizers import IMAGE_TOKEN, check_tokenizer_files
 from .writer import refuse_existing
 
 
@@ -55,7 +54,6 @@ _REMEDIES = {
 }
 # LLaVA-1.5 in the layout of transformers has rows for `<image>` and `<pad>` already.
 _SCHEME = Scheme(VLM, TEXT_MODEL, SEGMENTER, _REMEDIES, EMBEDDING, HEAD, appended_rows=0)
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _OTHER_BASE = "Pass llava-hf/llava-1.5-7b-hf, or a folder with it."
 _TEXT_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _VISION_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size")
@@ -216,8 +214,7 @@ def _read_llava_hf_config(folder: Path) -> LlavaConfig:
 
 def _read_tokenizer(folder: Path, config: LlavaConfig, inventory: Inventory) -> PreTrainedTokenizerFast:
     """The base's tokenizer, with `<image>` where the config says and padding on the left."""
-    for name in _TOKENIZER_FILES:
-        check_side_file(folder / name)
+    check_tokenizer_files(folder)
     if not (folder / "tokenizer.json").is_file():
         raise ConversionError("There is no tokenizer.json.", path=folder, next_step=_OTHER_BASE)
     with refusing("The tokenizer cannot be read", path=folder, next_step="Download the base again."):

@@ -39,21 +39,13 @@ from .rules_lisa_gsva import (
     sam_table,
 )
 from .sam_config import read_sam_config
-from .sniffing import check_side_file
 from .sources import TensorSource, holds_weights, open_source
-from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, SLOT_TOKENS, build_tokenizer
+from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, SLOT_TOKENS, build_tokenizer, check_tokenizer_files
 from .writer import refuse_existing
 
 
 _IMAGE_WITH_MARKS = f"{IM_START_TOKEN}{IMAGE_TOKEN}{IM_END_TOKEN}"
 _OTHER_COPY = "Copy the file again from the original publisher."
-_TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 _SLOT_FIELDS = ("seg_token_id", "rej_token_id")
 
 
@@ -232,8 +224,7 @@ def _matching_tokenizer(
             path=sources.config,
             next_step="Pass the base the checkpoint was trained from.",
         )
-    for name in _TOKENIZER_FILES:
-        check_side_file(sources.tokenizer / name)
+    check_tokenizer_files(sources.tokenizer)
     tokenizer = build_tokenizer(
         sources.tokenizer,
         system.name,

@@ -36,9 +36,8 @@ from .plan import Scheme, dominant_dtype, expected_shapes, plan_tensors, require
 from .progress import ProgressCallback
 from .rules_lisa_gsva import clip_table
 from .rules_vip_llava import vip_llava_table
-from .sniffing import check_side_file
 from .sources import holds_weights, open_source
-from .tokenizers import build_tokenizer
+from .tokenizers import build_tokenizer, check_tokenizer_files
 from .tokenizers_fast import build_fast_tokenizer
 from .writer import refuse_existing
 
@@ -60,13 +59,6 @@ _REMEDIES = {
     _TOWER: ("the CLIP tower", "Pass vision_tower= with its folder (openai/clip-vit-large-patch14-336)."),
 }
 _OTHER_COPY = "Copy the file again from the original publisher."
-_TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
 
 def convert_vip_llava(
@@ -192,8 +184,7 @@ def vip_llava_scheme(appended_rows: int) -> Scheme:
 
 def _build_tokenizer(source: Path, config: Mapping[str, Any]) -> PreTrainedTokenizerBase:
     """The original reads Vicuna's slow tokenizer, Phi-3's fast one, and the only one of Llama 3, which is fast."""
-    for name in _TOKENIZER_FILES:
-        check_side_file(source / name)
+    check_tokenizer_files(source)
     max_length = config.get("tokenizer_model_max_length") or config.get("max_position_embeddings")
     if config["model_type"] == "llava_phi3" or not (source / "tokenizer.model").is_file():
         return build_fast_tokenizer(source, model_max_length=max_length)

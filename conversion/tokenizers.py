@@ -16,6 +16,7 @@ from transformers.convert_slow_tokenizer import SentencePieceExtractor
 from transformers.tokenization_utils_base import generate_merges
 
 from .errors import ConversionError
+from .sniffing import check_side_file
 
 
 System = Literal["lisa", "gsva", "difflmm", "llava", "vip_llava"]
@@ -35,6 +36,13 @@ SLOT_TOKENS: dict[str, tuple[str, ...]] = {
     "vip_llava": (),
 }
 
+_TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
 _SPACE_PIECE = "▁"
 # The last of several image tokens in a row, where something other than an added token follows.
 _LAST_IMAGE = rf"{IMAGE_TOKEN}(?!{IMAGE_TOKEN})(?=.|\n)"
@@ -56,6 +64,16 @@ class _Vocabulary:
     user_defined: tuple[str, ...] = ()
 
 
+def check_tokenizer_files(folder: Path) -> None:
+    """Refuse tokenizer files that no library should be handed; those that are absent pass.
+
+    Raises:
+        ConversionError: One is a Git LFS pointer, too large, or no regular file.
+    """
+    for name in _TOKENIZER_FILES:
+        check_side_file(folder / name)
+
+
 def build_tokenizer(
     source_dir: str | os.PathLike,
     system: System = "lisa",
@@ -67,10 +85,10 @@ def build_tokenizer(
 
     The text between added tokens is encoded as the slow LlamaTokenizer of the original did: each part on its own, with
     a dummy space in front (`legacy` in tokenizer_config.json, true where it is absent; for false, without it, as
-    transformers does it since 4.33). White space around added
-    tokens vanishes for LISA, whose transformers 4.31 stripped it, and stays for GSVA (4.44). Task tokens are added
-    only where the folder lacks them, in the original order; `<image>`, which the originals cut out before encoding,
-    becomes the last token and never strips. The pad token is `<unk>`, as in both originals.
+    transformers does it since 4.33). White space around added tokens vanishes for LISA, whose transformers 4.31
+    stripped it, and stays for GSVA (4.44). Task tokens are added only where the folder lacks them, in the original
+    order; `<image>`, which the originals cut out before encoding, becomes the last token and never strips. The pad
+    token is `<unk>`, as in both originals.
 
     Args:
         source_dir (`str` or `os.PathLike`):

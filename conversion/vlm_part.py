@@ -27,21 +27,13 @@ from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .plan import EMBEDDING
 from .rules_lisa_gsva import MM_PROJECTOR, VISION_TOWER, VLM, clip_table, detect_layout, llava_table
-from .sniffing import check_side_file
 from .sources import holds_weights, open_source, read_json
-from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, build_tokenizer
+from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, build_tokenizer, check_tokenizer_files
 from .transformers_names import empty_model, transformers_table
 
 
 _OTHER_COPY = "Download the model again."
 _CLIP = "openai/clip-vit-large-patch14-336"
-_TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-)
 
 
 @dataclass(frozen=True)
@@ -159,8 +151,7 @@ def _add_original_llava(inventory: Inventory, folder: Path, tower: Path | None, 
 
 
 def _tokenizer(folder: Path, original: Mapping[str, Any], inventory: Inventory) -> PreTrainedTokenizerBase:
-    for name in _TOKENIZER_FILES:
-        check_side_file(folder / name)
+    check_tokenizer_files(folder)
     tokenizer = build_tokenizer(
         folder,
         "llava",

@@ -12,12 +12,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 from typer.testing import CliRunner
 
 from reasonseg.cli import app
-from reasonseg.conversion.convert_difflmm import convert_difflmm
+from reasonseg.conversion.convert_difflmm import DIFFLMM, convert_difflmm
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.inspection import inspect_checkpoint
 from reasonseg.conversion.rules_difflmm import stable_diffusion_table
 from reasonseg.conversion.sources import open_source
 from reasonseg.conversion.verify import verify_repository
+from reasonseg.processing.image_processing_difflmm import DiffLmmImageProcessor
 from tests.parity_data import PARITY, difflmm_sources, load_meta
 
 
@@ -64,6 +65,8 @@ def test_the_repository(difflmm_repo):
     names = {path.name for path in difflmm_repo.iterdir()}
     assert {"modeling_difflmm.py", "diffusion_features.py", "processing_difflmm.py", "README.md"} <= names
     assert not names & {"modeling_lisa.py", "segmenters.py"}
+    assert "image_processing_difflmm.py" in names
+    assert DIFFLMM.image_processor_class is DiffLmmImageProcessor
     model, info = AutoModelForImageTextToText.from_pretrained(difflmm_repo, output_loading_info=True)
     assert not any(info.values()), info
     unet = model.model.diffusion.unet
@@ -266,10 +269,12 @@ def test_the_table_of_stable_diffusion_uses_or_drops_every_name():
     assert not any(key.startswith(("unet.up_blocks.2", "unet.conv_out", "vae.decoder")) for key in kept)
 
 
-def test_the_folder_is_recognised():
+def test_folders_are_recognised(difflmm_repo):
     found = inspect_checkpoint(SOURCES["source"])
     assert found.recognised.system == "difflmm"
     assert found.recognised.lora_rank == 4
+    converted = inspect_checkpoint(difflmm_repo).recognised
+    assert (converted.system, converted.variant) == ("difflmm", "a converted repository")
 
 
 def test_the_command(tmp_path):

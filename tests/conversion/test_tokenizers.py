@@ -10,7 +10,7 @@ import pytest
 from transformers import AutoTokenizer, LlamaTokenizer
 
 from reasonseg.conversion.errors import ConversionError
-from reasonseg.conversion.tokenizers import build_tokenizer
+from reasonseg.conversion.tokenizers import build_tokenizer, check_tokenizer_files
 from tests.parity_data import PARITY, load_meta, load_tensors
 
 
@@ -234,3 +234,10 @@ class TestErrors:
         )
         with pytest.raises(ConversionError, match="Not the tokenizer of a LLaMA-1 or LLaMA-2 model"):
             build_tokenizer(tmp_path, "lisa")
+
+
+def test_placeholders_of_tokenizer_files_are_refused(tmp_path):
+    check_tokenizer_files(tmp_path)  # what is absent is asked for by whoever needs it
+    (tmp_path / "added_tokens.json").write_text("version https://git-lfs.github.com/spec/v1\n", encoding="utf-8")
+    with pytest.raises(ConversionError, match="Git LFS pointer"):
+        check_tokenizer_files(tmp_path)
