@@ -116,6 +116,11 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             cache = super().encode_image(pixel_values, **kwargs)
             if int(tiles.sum()) != cache.num_images:
                 raise ValueError(f"tile_counts {tiles.tolist()} must add up to the {cache.num_images} pixel_values.")
+            if sam_pixel_values is not None and len(sam_pixel_values) != len(tiles):
+                raise ValueError(
+                    f"tile_counts names {len(tiles)} pictures and sam_pixel_values holds {len(sam_pixel_values)}; "
+                    "both must be about the same pictures in the same order."
+                )
             cache.num_images, cache.segmenter_features = len(tiles), [None] * len(tiles)
             cache.sam_pixel_values, cache.original_sizes, cache.sam_resized_sizes = segmenter_views
         cache.grids = grids or None
@@ -437,8 +442,9 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         if unknown:
             raise ValueError(f"Unknown options {sorted(unknown)}; allowed are {', '.join(_OPTION_NAMES)}.")
         image_index = resolve_image_index(image_index, len(attention_maps), image_cache.num_images, self.device)
-        if grid_boxes is None and image_cache.grids:
-            grid_boxes = image_cache.grids["grid_boxes"][image_index.to(image_cache.grids["grid_boxes"].device)]
+        known = (image_cache.grids or {}).get("grid_boxes")
+        if grid_boxes is None and known is not None:
+            grid_boxes = known[image_index.to(known.device)]
         if grid_boxes is None:
             sizes = self._picture_sizes(image_cache, image_index)
             grid_boxes = torch.tensor([[0.0, 0.0, float(width), float(height)] for height, width in sizes])

@@ -260,6 +260,10 @@ def test_maps_kept_from_earlier(llava):
     again = model.segment_maps(output.attention_maps, groups, model.encode_image(**images))
     for row in range(2):
         assert torch.equal(again.pred_masks[row], output.pred_masks[row])
+    # grids without boxes, as tiles alone are: the whole picture
+    tiled = model.encode_image(**images, tile_counts=torch.tensor([1, 1]))
+    again = model.segment_maps(output.attention_maps, groups, tiled)
+    assert torch.equal(again.pred_masks[0], output.pred_masks[0])
     with pytest.raises(ValueError, match=r"Unknown options \['colour'\]"):
         model.segment_maps(output.attention_maps, groups, model.encode_image(**images), colour="red")
 
@@ -374,6 +378,11 @@ class TestBadInput:
         model, batch, images = llava
         with pytest.raises(ValueError, match=r"tile_counts \[2, 1\] must add up to the 2 pixel_values"):
             model.generate_with_masks(**batch, **images, tile_counts=torch.tensor([2, 1]), max_new_tokens=2)
+
+    def test_tiles_of_other_pictures(self, llava):
+        model, _, images = llava
+        with pytest.raises(ValueError, match="tile_counts names 1 pictures and sam_pixel_values holds 2"):
+            model.encode_image(**images, tile_counts=torch.tensor([2]))
 
     def test_answer_ranges(self, llava):
         model, batch, images = llava
