@@ -62,7 +62,17 @@ class SpacyExtractor:
         return list(_from_document(self.pipeline(text)))
 
     def vector(self, text: str) -> Any:
-        """The pipeline's vector of a text; zeros in pipelines without vectors (`_sm`)."""
+        """
+        The pipeline's vector of a text.
+
+        Raises:
+            ValueError: The pipeline has no word vectors (`_sm`, `_trf`); what it gives instead depends on its parser.
+        """
+        if not self.pipeline.vocab.vectors_length:
+            raise ValueError(
+                f"The pipeline {self.name} has no word vectors, so nothing can be compared by them. Take one with: "
+                "python -m spacy download en_core_web_lg. Or pass word_vector=, a callable that takes a text."
+            )
         return self.pipeline(text).vector
 
 

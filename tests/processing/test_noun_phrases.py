@@ -58,6 +58,7 @@ class FakePipeline:
     """What a spaCy pipeline looks like from outside: a callable whose documents have noun chunks."""
 
     meta = {"lang": "en", "name": "core_web_lg"}
+    vocab = SimpleNamespace(vectors_length=2)
 
     def has_pipe(self, name):
         return name == "parser"
@@ -75,6 +76,10 @@ def test_parsers():
     assert extractor.name == "spacy:en_core_web_lg"
     assert extractor("a brown dog") == [NounPhrase((2, 11), (8, 11))]
     assert extractor.vector("dog") == [3.0, 1.0]
+    without = FakePipeline()
+    without.vocab = SimpleNamespace(vectors_length=0)
+    with pytest.raises(ValueError, match="spacy:en_core_web_lg has no word vectors"):
+        make_extractor(without).vector("dog")
 
 
 def test_what_else_may_find_phrases():
