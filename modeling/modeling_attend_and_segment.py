@@ -365,7 +365,8 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         sequences, start = generated.sequences, input_ids.shape[1]
         per_input = len(sequences) // len(input_ids)
         source = [row // per_input for row in range(len(sequences))]
-        pad_id = self._setting("pad_token_id", kwargs)
+        # Without an end token no row is filled up, and a padding token at its end was written.
+        pad_id = self._setting("pad_token_id", kwargs) if stop_ids else None
         answers = [answer_ids(row[start:].tolist(), stop_ids, pad_id) for row in sequences]
         beam_indices = generated.get("beam_indices")
         maps = []

@@ -235,6 +235,15 @@ def test_steps_after_the_end_do_not_count(llava):
     assert len(ended.attention_maps[0]) <= 2
 
 
+def test_a_padding_token_that_was_written(llava):
+    model, batch, images = llava
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": None}
+    free = model.generate_with_masks(**batch, **images, **options)
+    again = model.generate_with_masks(**batch, **images, **options, pad_token_id=int(free.sequences[0, -1]))
+    assert torch.equal(again.sequences, free.sequences)
+    assert [len(maps) for maps in again.attention_maps] == [4, 4]
+
+
 def test_a_given_configuration_is_filled_up(llava, monkeypatch):
     """What a configuration leaves open is the model's own, the end token among it."""
     model, batch, images = llava
