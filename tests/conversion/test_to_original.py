@@ -83,9 +83,7 @@ def test_gsva_keeps_its_prefix_and_says_that_adapters_are_merged(gsva_repo, tmp_
         down, up = (original[key.replace("weight", f"lora_{part}.default.weight")] for part in "AB")
         torch.testing.assert_close(found[key], original[key] + 2.0 * up @ down, rtol=0, atol=1e-6)
     # Converted again, the merged weights give the same model.
-    convert_gsva(
-        tmp_path / "back", base=GSVA / "base_llava", vision_tower=gsva_vision_tower(), out=tmp_path / "again"
-    )
+    convert_gsva(tmp_path / "back", base=GSVA / "base_llava", vision_tower=gsva_vision_tower(), out=tmp_path / "again")
     assert digests(tmp_path / "again")["model.safetensors"] == digests(gsva_repo)["model.safetensors"]
 
 
