@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 
 from reasonseg.processing.segments import mask_to_rle
 
-from .tabletop_requests import Request, make_requests
+from .tabletop_requests import Request, build_answer, make_requests
 from .tabletop_scenes import DEFAULT_SIZE, SPLITS, TabletopObject, TabletopScene, draw_scene
 
 
@@ -272,13 +272,15 @@ def _request_to_row(request: Request) -> dict[str, Any]:
 def _request_from_row(row: Mapping[str, Any]) -> Request:
     phrases = row["phrases"]
     rles = [phrase["segmentation"] for phrase in phrases]
+    texts = [phrase["text"] for phrase in phrases]
     return Request(
-        phrases=[phrase["text"] for phrase in phrases],
+        phrases=texts,
         masks=[None if rle is None else rle_to_mask(rle) for rle in rles],
         targets=[tuple(phrase["targets"]) for phrase in phrases],
         phrase_types=[phrase["type"] for phrase in phrases],
         type=row["type"],
         question=row["question"],
+        named=row["answer"] == build_answer(texts, [rle is not None for rle in rles]),
     )
 
 

@@ -74,5 +74,5 @@ def test_demo(trained, tmp_path):
 def test_train_refuses_an_unknown_recipe(tmp_path):
     result = run("train", "nothing", "--out", tmp_path / "x")
     assert result.exit_code == 1
-    assert "recipes: gsva, lisa, tabletop" in result.stderr
+    assert "recipes: gsva, ivm, lisa, tabletop" in result.stderr
     assert not (tmp_path / "x").exists()
