@@ -52,7 +52,8 @@ on 2 CPU cores, by
 torchrun --nproc-per-node 2 -m reasonseg train tabletop --out out/tabletop
 ```
 
-(`training/recipes/tabletop.yaml`){minutes}. First both image encoders alone on dense labels, then everything together.
+(`training/recipes/tabletop.yaml`){minutes}. First both image encoders alone on dense labels, then everything together,
+last the head that scores masks.
 
 ## Evaluation
 
