@@ -42,23 +42,28 @@ class SegmentationCollator:
 
     def __call__(self, examples: Sequence[Example]) -> dict[str, Any]:
         rows = [
-            (image, question, answer, masks)
+            (image, question, answer)
             for image, example in enumerate(examples)
-            for question, answer, masks in zip(example.questions, example.answers, example.masks, strict=True)
+            for question, answer in zip(example.questions, example.answers, strict=True)
         ]
         batch = self.processor(
             images=[example.image for example in examples],
-            text=[question for _, question, _, _ in rows],
-            answer=[answer for _, _, answer, _ in rows],
-            image_index=[image for image, _, _, _ in rows],
+            text=[question for _, question, _ in rows],
+            answer=[answer for _, _, answer in rows],
+            image_index=[image for image, _, _ in rows],
             return_labels=True,
             return_tensors="pt",
         )
         sizes = batch["original_sizes"].tolist()
-        return {
-            **batch,
-            "mask_labels": [self._targets(masks, sizes[image]) for image, _, _, masks in rows],
-        }
+        return {**batch, "mask_labels": self.targets([example.masks for example in examples], sizes)}
+
+    def targets(
+        self, masks: Sequence[list[list[np.ndarray | None]]], sizes: Sequence[list[int]]
+    ) -> list[torch.FloatTensor]:
+        """Per conversation `(slots, height, width)`, of all pictures in a row."""
+        return [
+            self._targets(of_row, size) for of_picture, size in zip(masks, sizes, strict=True) for of_row in of_picture
+        ]
 
     def _targets(self, masks: list[np.ndarray | None], size: list[int]) -> torch.FloatTensor:
         """`(slots, height, width)` with an empty mask for every rejection."""

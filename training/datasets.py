@@ -1,6 +1,7 @@
 """Data sets of pictures with conversations and masks, as the collator takes them."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch.utils.data import Dataset
 
 from .collator import Example
 from .tabletop_requests import Request
+from .tabletop_scenes import TabletopScene
 from .tabletop_stream import TabletopDataset
 
 
@@ -43,15 +45,31 @@ class TabletopExamples(Dataset):
 
     def __getitem__(self, index: int) -> Example:
         item = self.scenes[index]
-        return requests_to_example(item["image"], item["requests"])
+        return requests_to_example(item["scene"], item["requests"])
 
 
-def requests_to_example(image, requests: list[Request]) -> Example:
-    return Example(
-        image=image,
+@dataclass
+class TabletopExample(Example):
+    """
+    Args:
+        scene ([`TabletopScene`]): What the picture shows.
+        landmarks (`list[list[np.ndarray | None]]`): Like `masks`, what has to be found before.
+    """
+
+    scene: TabletopScene
+    landmarks: list[list[np.ndarray | None]]
+
+
+def requests_to_example(scene: TabletopScene, requests: list[Request]) -> TabletopExample:
+    return TabletopExample(
+        image=scene.image,
         questions=[request.question for request in requests],
         answers=[request.answer for request in requests],
         masks=[request.masks for request in requests],
+        scene=scene,
+        landmarks=[
+            [scene.mask(*positions) if positions else None for positions in request.landmarks] for request in requests
+        ],
     )
 
 

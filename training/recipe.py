@@ -80,11 +80,24 @@ class OptimizerRecipe:
 
 @dataclass
 class GuidanceRecipe:
-    """Where the language model should look; see [`AttentionGuidance`]."""
+    """
+    Where the language model should look; see [`AttentionGuidance`].
+
+    Args:
+        layer, heads, weight: Of the guidance to what slots name.
+        landmark_layer (`int`, *optional*): Layer that is guided to what has to be found before; for `tabletop` only.
+        word_weight (`float`): Weight of [`WordAlignment`]; for `tabletop` only.
+    """
 
     layer: int
     heads: int = 2
     weight: float = 1.0
+    landmark_layer: int | None = None
+    word_weight: float = 0.0
+
+    @property
+    def needs_scenes(self) -> bool:
+        return self.landmark_layer is not None or self.word_weight > 0
 
 
 @dataclass
@@ -184,6 +197,15 @@ class Recipe:
             )
         if self.towers is not None and self.model != "tabletop":
             raise RecipeError("towers trains encoders from scratch; it needs `model: tabletop`.")
+        if (
+            self.guidance is not None
+            and self.guidance.needs_scenes
+            and (self.model, self.data.kind) != ("tabletop",) * 2
+        ):
+            raise RecipeError(
+                "guidance.landmark_layer and guidance.word_weight need to know what every patch shows; only "
+                "`model: tabletop` with `data.kind: tabletop` does."
+            )
         if self.lora is not None and self.trained is None:
             raise RecipeError("With lora, name in `trained` what learns in full ([] for nothing but the adapters).")
 

@@ -22,10 +22,11 @@ from .masking_data import MaskingCollator
 from .optimizers import muon_and_adamw
 from .parts import add_lora, select_trained
 from .recipe import OptimizerRecipe, Recipe, RecipeError
+from .tabletop_collator import TabletopCollator
 from .tabletop_model import SEGMENTER_PATCH, SEGMENTER_SIDE, VLM_PATCH, VLM_SIDE, tabletop_config, tabletop_model
 from .tabletop_processor import build_processor, token_ids
 from .tabletop_stream import TabletopDataset
-from .tabletop_towers import BACKGROUND_WORD, WORDS, TowerCollator, TowerPretraining
+from .tabletop_towers import BACKGROUND_WORD, WORDS, TowerCollator, TowerPretraining, WordAlignment
 from .trainer import ReasoningSegmentationTrainer
 
 
@@ -89,7 +90,6 @@ def _train(recipe: Recipe, out: Path, checkpoint: str | None, build: Callable[..
         add_lora(model, lora.r, lora.lora_alpha, lora.lora_dropout, lora.targets)
     select_trained(model, recipe.trained)
 
-    guidance = recipe.guidance
     trainer = ReasoningSegmentationTrainer(
         model=model,
         args=training_arguments(recipe, out),
@@ -97,8 +97,7 @@ def _train(recipe: Recipe, out: Path, checkpoint: str | None, build: Callable[..
         data_collator=collator(processor, recipe),
         processing_class=processor,
         decision_loss_weight=recipe.decision_loss_weight,
-        guidance=guidance and AttentionGuidance(model, guidance.layer, guidance.heads),
-        guidance_weight=guidance.weight if guidance else 0.0,
+        auxiliary_losses=auxiliary_losses(model, processor, recipe),
         optimizer_factory=optimizer_factory(recipe.optimizer),
         learning_rates=recipe.learning_rates,
     )
@@ -108,6 +107,26 @@ def _train(recipe: Recipe, out: Path, checkpoint: str | None, build: Callable[..
     trainer.save_model()
     if recipe.storage_dtype is not None and trainer.is_world_process_zero():
         store_as(out, getattr(torch, recipe.storage_dtype))
+
+
+def auxiliary_losses(model, processor, recipe: Recipe) -> dict[str, Callable[..., torch.Tensor]]:
+    guidance = recipe.guidance
+    if guidance is None:
+        return {}
+    losses = {"attention_loss": AttentionGuidance(model, guidance.layer, guidance.heads, guidance.weight)}
+    if guidance.landmark_layer is not None:
+        losses["landmark_loss"] = AttentionGuidance(
+            model, guidance.landmark_layer, guidance.heads, guidance.weight, landmarks=True
+        )
+    if guidance.word_weight:
+        losses["word_loss"] = WordAlignment(model, word_ids(processor), guidance.word_weight)
+    return losses
+
+
+def word_ids(processor) -> dict[str, list[int]]:
+    """Token ids of what patches of a tabletop are compared with."""
+    ids = processor.tokenizer.convert_tokens_to_ids
+    return {name: ids(list(words)) for name, words in {**WORDS, "background": [BACKGROUND_WORD]}.items()}
 
 
 def fit_mask_scores(model, processor, data, recipe: Recipe, out: Path) -> None:
@@ -123,7 +142,9 @@ def fit_mask_scores(model, processor, data, recipe: Recipe, out: Path) -> None:
         lr_scheduler_kwargs={},
         warmup_steps=recipe.score_steps // 8,
     )
-    MaskScoreTrainer(model=model, args=args, train_dataset=data, data_collator=collator(processor, recipe)).train()
+    MaskScoreTrainer(
+        model=model, args=args, train_dataset=data, data_collator=SegmentationCollator(processor, recipe.mask_size)
+    ).train()
 
 
 def store_as(repo: Path, dtype: torch.dtype) -> None:
@@ -184,6 +205,8 @@ def collator(processor, recipe: Recipe) -> SegmentationCollator | MaskingCollato
             raise RecipeError(f"data.collator of regions: {error}") from error
     if recipe.data.kind == "ivm_mix":
         return MaskingCollator(processor, recipe.mask_size or 1024)
+    if recipe.guidance is not None and recipe.guidance.needs_scenes:
+        return TabletopCollator(processor, recipe.mask_size, VLM_SIDE // VLM_PATCH)
     return SegmentationCollator(processor, recipe.mask_size)
 
 
@@ -219,16 +242,12 @@ def optimizer_factory(recipe: OptimizerRecipe | None):
 def build_tabletop(recipe: Recipe):
     """The embedded model with random weights, and its processor."""
     processor = build_processor(VLM_SIDE, VLM_PATCH, SEGMENTER_SIDE)
-    model = tabletop_model(tabletop_config(token_ids(processor)), recipe.seed)
-    if recipe.attn_implementation is not None:
-        model.set_attn_implementation(recipe.attn_implementation)
-    return model, processor
+    return tabletop_model(tabletop_config(token_ids(processor)), recipe.seed, recipe.attn_implementation), processor
 
 
 def pretrain_towers(model, processor, recipe: Recipe, out: Path) -> None:
     """Trains what sees and what draws, in place, on dense labels."""
-    towers, ids = recipe.towers, processor.tokenizer.convert_tokens_to_ids
-    word_ids = {name: ids(list(words)) for name, words in {**WORDS, "background": [BACKGROUND_WORD]}.items()}
+    towers = recipe.towers
     args = training_arguments(
         recipe,
         out / "towers",
@@ -241,7 +260,7 @@ def pretrain_towers(model, processor, recipe: Recipe, out: Path) -> None:
     )
     args.per_device_train_batch_size = max(1, towers.batch_size // args.world_size)
     ReasoningSegmentationTrainer(
-        model=TowerPretraining(model, word_ids),
+        model=TowerPretraining(model, word_ids(processor)),
         args=args,
         train_dataset=TabletopDataset(
             "train", recipe.data.length, seed=recipe.seed, requests_per_scene=1, flip=True, fresh_scenes=True

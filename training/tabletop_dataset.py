@@ -51,8 +51,9 @@ mask of what it names, or none when it names nothing in the picture. Written by 
 
 One row per picture: `image`, `width`, `height`, `index`, `seed`, `view`, `objects` (kind, colour, size, boxes in
 pixels) and `requests`. A request has `type`, `question`, `answer` and `phrases`; a phrase has `text`, `type`,
-`targets` (positions in `objects`) and `segmentation` (COCO run-length encoding of the visible pixels; null when
-absent). The things of a picture are numbered from far to near.
+`targets` (positions in `objects`), `landmarks` (positions of what has to be found before: the box in "the cup left of
+the box", all cups for "the largest cup"; else the targets) and `segmentation` (COCO run-length encoding of the visible
+pixels; null when absent). The things of a picture are numbered from far to near.
 
 `test_unseen` shows pairs of colour and kind that no other split shows or names.
 """
@@ -252,7 +253,9 @@ def _draw_record(
 
 
 def _request_to_row(request: Request) -> dict[str, Any]:
-    columns = zip(request.phrases, request.phrase_types, request.targets, request.masks, strict=True)
+    columns = zip(
+        request.phrases, request.phrase_types, request.targets, request.landmarks, request.masks, strict=True
+    )
     return {
         "type": request.type,
         "question": request.question,
@@ -262,9 +265,10 @@ def _request_to_row(request: Request) -> dict[str, Any]:
                 "text": text,
                 "type": phrase_type,
                 "targets": list(targets),
+                "landmarks": list(landmarks),
                 "segmentation": None if mask is None else mask_to_rle(mask),
             }
-            for text, phrase_type, targets, mask in columns
+            for text, phrase_type, targets, landmarks, mask in columns
         ],
     }
 
@@ -277,6 +281,7 @@ def _request_from_row(row: Mapping[str, Any]) -> Request:
         phrases=texts,
         masks=[None if rle is None else rle_to_mask(rle) for rle in rles],
         targets=[tuple(phrase["targets"]) for phrase in phrases],
+        landmarks=[tuple(phrase["landmarks"]) for phrase in phrases],
         phrase_types=[phrase["type"] for phrase in phrases],
         type=row["type"],
         question=row["question"],

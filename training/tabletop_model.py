@@ -102,10 +102,13 @@ def tabletop_config(token_ids: dict[str, int]) -> GsvaConfig:
     )
 
 
-def tabletop_model(config: GsvaConfig, seed: int) -> GsvaForReasoningSegmentation:
+def tabletop_model(
+    config: GsvaConfig, seed: int, attn_implementation: str | None = None
+) -> GsvaForReasoningSegmentation:
     """Random weights from which a composed model can be trained from scratch."""
     torch.manual_seed(seed)
-    model = GsvaForReasoningSegmentation(config)
+    # At construction: SAM's vision layers cannot be switched afterwards.
+    model = GsvaForReasoningSegmentation._from_config(config, attn_implementation=attn_implementation)
     # SAM draws its positional features with a spread made for 1024 pixels; at this size they would be noise.
     positions = model.segmenter.shared_image_embedding.positional_embedding
     with torch.no_grad():

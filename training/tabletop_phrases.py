@@ -108,6 +108,8 @@ class Phrase(NamedTuple):
         type: A key of `TYPE_WEIGHTS`.
         plural: Whether the verb of the question is "are".
         question: A question that asks for the phrase in its own words, or None for the usual templates.
+        compared: Positions of the things that have to be looked at before the targets can be told: what a relation
+            starts from, or among what a superlative or a size chooses. None where that is the targets themselves.
     """
 
     text: str
@@ -115,6 +117,12 @@ class Phrase(NamedTuple):
     type: str
     plural: bool = False
     question: str | None = None
+    compared: tuple[int, ...] | None = None
+
+    @property
+    def landmarks(self) -> tuple[int, ...]:
+        """What to look at first."""
+        return self.targets if self.compared is None else self.compared
 
 
 class _Noun(NamedTuple):
@@ -183,7 +191,12 @@ class _Speaker:
         if not nouns:
             return None
         noun = self.rng.choice(nouns)
-        return Phrase(self._with_article(noun.words(self.rng)), noun.matches(self.objects), phrase_type)
+        return Phrase(
+            self._with_article(noun.words(self.rng)),
+            noun.matches(self.objects),
+            phrase_type,
+            compared=noun._replace(size=None).matches(self.objects) if noun.size else None,
+        )
 
     def _random_pair(self) -> _Noun:
         while True:
@@ -248,7 +261,8 @@ class _Speaker:
         if not found:
             return None
         word, noun, targets = self.rng.choice(found)
-        return Phrase(f"the {word} {noun.words(self.rng)}", targets, "superlative")
+        compared = noun.matches(self.objects)
+        return Phrase(f"the {word} {noun.words(self.rng)}", targets, "superlative", compared=compared)
 
     def _extreme(self, order: str, positions: tuple[int, ...]) -> tuple[int, ...]:
         """The one thing that comes first in an order by a clear margin, or nothing."""
@@ -291,7 +305,7 @@ class _Speaker:
             if targets is None or len(targets) != (1 if present else 0):
                 continue
             text = f"the {subject.words(self.rng)} {words} the {anchor.words(self.rng)}"
-            return Phrase(text, targets, "relation")
+            return Phrase(text, targets, "relation", compared=anchors)
         return None
 
     def _relation_noun(self, anything: bool) -> _Noun:

@@ -61,6 +61,7 @@ class Request:
         phrases: The phrases in the order of the question, lower case.
         masks: Per phrase the union of the visible pixels it names, `(size, size)` bool, or None when absent.
         targets: Per phrase the positions of the named things in `scene.objects`.
+        landmarks: Per phrase the positions of the things to look at first; see [`Phrase`].
         phrase_types: Per phrase a key of `TYPE_WEIGHTS`.
         type: The type of the only phrase, or `several`.
         question: The message of the user.
@@ -70,6 +71,7 @@ class Request:
     phrases: list[str]
     masks: list[np.ndarray | None]
     targets: list[tuple[int, ...]]
+    landmarks: list[tuple[int, ...]]
     phrase_types: list[str]
     type: str
     question: str
@@ -227,6 +229,7 @@ def _word_request(scene: TabletopScene, rng: TabletopRandom, phrases: list[Phras
         phrases=texts,
         masks=[scene.mask(*phrase.targets) if phrase.targets else None for phrase in phrases],
         targets=[phrase.targets for phrase in phrases],
+        landmarks=[phrase.landmarks for phrase in phrases],
         phrase_types=[phrase.type for phrase in phrases],
         type=phrases[0].type if len(phrases) == 1 else SEVERAL,
         named=own_words is None,

@@ -76,6 +76,41 @@ def centre_loss(centres: torch.FloatTensor, labels: dict[str, torch.Tensor]) -> 
     return (foreground * (centres - labels["centre_xy"]).abs().sum(-1)).sum() / foreground.sum().clamp(min=1)
 
 
+class WordAlignment:
+    """
+    How close patches are to the words for what they show.
+
+    Args:
+        model, word_ids: As in [`TowerPretraining`].
+        weight (`float`): Weight as an auxiliary loss.
+    """
+
+    def __init__(self, model: GsvaForReasoningSegmentation, word_ids: dict[str, list[int]], weight: float = 1.0):
+        self.embeddings = model.get_input_embeddings()
+        self.word_ids, self.weight = word_ids, weight
+        self._patches: torch.Tensor | None = None
+        model.vlm.base_model.multi_modal_projector.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, args, output: torch.Tensor) -> None:
+        self._patches = output
+
+    def words(self, name: str) -> torch.FloatTensor:
+        return unit_rms(self.embeddings.weight[self.word_ids[name]])
+
+    def of_patches(self, patches: torch.FloatTensor, labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
+        weight, loss = foreground_weight(labels), 0.0
+        for name in WORDS:
+            words = torch.cat([self.words("background"), self.words(name)])
+            scores = WORD_SHARPNESS * F.cosine_similarity(patches[..., None, :], words, dim=-1)
+            loss = loss - (weight * (labels[name] * scores.log_softmax(-1)).sum(-1)).sum()
+        return loss
+
+    def __call__(self, inputs: dict, outputs, labels: dict) -> torch.FloatTensor:
+        """As an auxiliary loss of the Trainer, of the patches of the forward pass just made."""
+        patches, self._patches = self._patches, None
+        return self.weight * self.of_patches(patches, labels["patch_labels"])
+
+
 class TowerPretraining(nn.Module):
     """
     Args:
@@ -87,7 +122,7 @@ class TowerPretraining(nn.Module):
     def __init__(self, model: GsvaForReasoningSegmentation, word_ids: dict[str, list[int]]):
         super().__init__()
         self.model = model
-        self.word_ids = word_ids
+        self.word_alignment = WordAlignment(model, word_ids)
         width = model.config.get_text_config().hidden_size
         self.patch_centre = nn.Linear(width, 2)
         self.place = nn.Linear(2, width)
@@ -114,24 +149,17 @@ class TowerPretraining(nn.Module):
         }
         return {"loss": sum(losses.values()), "losses": losses}
 
-    def _words(self, name: str) -> torch.FloatTensor:
-        return unit_rms(self.model.get_input_embeddings().weight[self.word_ids[name]])
-
     def _word_loss(self, patches: torch.FloatTensor, labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
         """Patches are close to the words for what they show, and know where the centre of their thing lies."""
-        weight, loss = foreground_weight(labels), CENTRE_WEIGHT * centre_loss(self.patch_centre(patches), labels)
-        for name in WORDS:
-            words = torch.cat([self._words("background"), self._words(name)])
-            scores = WORD_SHARPNESS * F.cosine_similarity(patches[..., None, :], words, dim=-1)
-            loss = loss - (weight * (labels[name] * scores.log_softmax(-1)).sum(-1)).sum()
-        return loss
+        centres = CENTRE_WEIGHT * centre_loss(self.patch_centre(patches), labels)
+        return centres + self.word_alignment.of_patches(patches, labels)
 
     def _drawing_losses(self, segmenter, features: dict[str, torch.Tensor], things: dict[str, torch.Tensor]) -> dict:
         """Words of a thing and its place, added up where the language model's state will stand, draw its mask."""
         given = things["given"]
         state = given["centre_xy"][:, None] * self.place(things["centre_xy"])
         for name in WORDS:
-            state = state + given[name][:, None] * self._words(name)[things[name]]
+            state = state + given[name][:, None] * self.word_alignment.words(name)[things[name]]
         prompts = self.model.seg_projector(unit_rms(state))
         masks, _ = segmenter.decode({name: value[things["scene"]] for name, value in features.items()}, prompts)
         config = self.model.config
@@ -148,13 +176,22 @@ def patch_labels(scenes: Sequence[TabletopScene], side: int) -> dict[str, torch.
     Returns:
         Per class `(batch_size, patches, 1 + classes)`, the parts of the patch, background first; `centre_xy`
         `(batch_size, patches, 2)`, the centre of the thing as a part of the picture's side.
+
+    Raises:
+        ValueError: If the side of the pictures is not a multiple of `side`.
     """
     labels = [scene.dense_labels() for scene in scenes]
     pooled = {}
+    pixels = scenes[0].size // side
+    if pixels * side != scenes[0].size:
+        raise ValueError(f"Pictures of {scenes[0].size} pixels do not divide into {side} patches a side.")
     for name, words in WORDS.items():
         classes = torch.stack([torch.from_numpy(label[name]) for label in labels])
-        parts = F.one_hot(classes, 1 + len(words)).permute(0, 3, 1, 2).float()
-        pooled[name] = F.adaptive_avg_pool2d(parts, side).flatten(2).transpose(1, 2)
+        patches = classes.view(-1, side, pixels, side, pixels).transpose(2, 3).reshape(-1, pixels**2)
+        # Counting is several times faster than averaging one-hot maps.
+        number = patches + (1 + len(words)) * torch.arange(len(patches))[:, None]
+        counts = torch.bincount(number.flatten(), minlength=len(patches) * (1 + len(words)))
+        pooled[name] = counts.view(len(scenes), side * side, 1 + len(words)) / pixels**2
     foreground = (1 - pooled["kind"][..., :1]).clamp(min=1e-3)
     offsets = F.adaptive_avg_pool2d(torch.stack([torch.from_numpy(label["centre_xy"]) for label in labels]), side)
     steps = (torch.arange(side) + 0.5) / side

@@ -3,13 +3,13 @@
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
 
-from .attention_guidance import AttentionGuidance
 from .optimizers import split_learning_rates
 from .parts import has_lora, merged_state_dict, trained_state_dict
 
@@ -38,8 +38,9 @@ class ReasoningSegmentationTrainer(Trainer):
     Args:
         decision_loss_weight (`float`): Weight of an additional cross entropy between `[SEG]` and `[REJ]` at every
             slot. 0, the originals' value, leaves the decision to the language loss.
-        guidance ([`AttentionGuidance`], *optional*): Adds its loss.
-        guidance_weight (`float`): Weight of that loss.
+        auxiliary_losses (`dict[str, Callable]`, *optional*): Further losses by the name they have in the logs. Each
+            takes the batch, the model's output and `auxiliary_labels`, what the collator puts under that name (which
+            the model does not get), and gives a loss with its weight in it.
         optimizer_factory (`Callable`, *optional*): Makes the optimizer from the model's named parameters; without it
             the Trainer's own choice (`optim`) is used.
         learning_rates (`dict[str, float]`, *optional*): Learning rates of parameters whose names match a pattern, in
@@ -51,8 +52,7 @@ class ReasoningSegmentationTrainer(Trainer):
         self,
         *args,
         decision_loss_weight: float = 0.0,
-        guidance: AttentionGuidance | None = None,
-        guidance_weight: float = 1.0,
+        auxiliary_losses: dict[str, Callable[[dict, Any, dict], torch.Tensor]] | None = None,
         optimizer_factory: Callable | None = None,
         learning_rates: dict[str, float] | None = None,
         **kwargs,
@@ -66,7 +66,7 @@ class ReasoningSegmentationTrainer(Trainer):
         # Every loss here is the mean of its batch, so accumulated batches must be averaged.
         self.loss_is_scaled_for_ga = False
         self.decision_loss_weight = decision_loss_weight
-        self.guidance, self.guidance_weight = guidance, guidance_weight
+        self.auxiliary_losses = auxiliary_losses or {}
         self.optimizer_factory = optimizer_factory
         self.learning_rates = learning_rates or {}
         self._loss_parts: dict[str, list[torch.Tensor]] = defaultdict(list)
@@ -87,15 +87,17 @@ class ReasoningSegmentationTrainer(Trainer):
     # ---- losses -------------------------------------------------------------------------------------------------
 
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        inputs = dict(inputs)
+        auxiliary_labels = inputs.pop("auxiliary_labels", {})
         outputs = model(**inputs)
         # A model without masks has the language loss alone.
         loss, parts = outputs["loss"], dict(outputs.get("losses") or {})
         if self.decision_loss_weight:
             parts["decision_loss"] = self.decision_loss_weight * self._decision_loss(outputs, inputs)
             loss = loss + parts["decision_loss"]
-        if self.guidance is not None:
-            parts["attention_loss"] = self.guidance_weight * self._attention_loss(outputs, inputs)
-            loss = loss + parts["attention_loss"]
+        for name, auxiliary_loss in self.auxiliary_losses.items():
+            parts[name] = auxiliary_loss(inputs, outputs, auxiliary_labels)
+            loss = loss + parts[name]
         if model.training:
             for name, value in parts.items():
                 self._loss_parts[name].append(value.detach())
@@ -111,12 +113,6 @@ class ReasoningSegmentationTrainer(Trainer):
             targets.append((inputs["input_ids"][row, positions] == config.rej_token_id).long())
         logits, targets = torch.cat(logits), torch.cat(targets)
         return F.cross_entropy(logits, targets) if len(targets) else logits.sum()
-
-    def _attention_loss(self, outputs, inputs) -> torch.Tensor:
-        positions = outputs["slot_positions"]
-        slots = torch.cat([ids[places] for ids, places in zip(inputs["input_ids"], positions, strict=True)])
-        is_rejection = slots == self.accelerator.unwrap_model(self.model).config.rej_token_id
-        return self.guidance.loss(inputs["input_ids"], positions, is_rejection, inputs["mask_labels"])
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds the mean of every loss part since the last log, over all processes."""

@@ -23,9 +23,7 @@ def processor():
 
 @pytest.fixture
 def model(processor):
-    model = tabletop_model(tabletop_config(token_ids(processor)), seed=0)
-    model.set_attn_implementation("eager")
-    return model
+    return tabletop_model(tabletop_config(token_ids(processor)), seed=0, attn_implementation="eager")
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +44,7 @@ def batch(processor):
 def guided(model, batch, layer=1, heads=2):
     guidance = AttentionGuidance(model, layer, heads)
     output = model(**batch, output_attentions=True)
-    is_rejection = torch.tensor([False, True, True])
-    loss = guidance.loss(batch["input_ids"], output.slot_positions, is_rejection, batch["mask_labels"])
+    loss = guidance.loss(batch["input_ids"], output.slot_positions, batch["mask_labels"])
     return loss, output
 
 
@@ -72,9 +69,7 @@ def test_following_the_loss_moves_attention_to_the_target(model, batch):
     losses = []
     for _ in range(12):
         output = model(**batch)
-        loss = guidance.loss(
-            batch["input_ids"], output.slot_positions, torch.tensor([False, True, True]), batch["mask_labels"]
-        )
+        loss = guidance.loss(batch["input_ids"], output.slot_positions, batch["mask_labels"])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -82,13 +77,28 @@ def test_following_the_loss_moves_attention_to_the_target(model, batch):
     assert losses[-1] < 0.5 * losses[0]
 
 
+def test_landmarks_are_looked_at_like_masks(model, batch):
+    """As an auxiliary loss: the masks of the batch or, for what has to be found before, those of the landmarks."""
+    output = model(**batch)
+    half = [torch.cat([mask.flip(-1)[:1], mask[1:]]) for mask in batch["mask_labels"]]
+    losses = {}
+    for name, landmarks, masks in (("targets", False, batch["mask_labels"]), ("landmarks", True, half)):
+        guidance = AttentionGuidance(model, layer=1, heads=2, weight=3.0, landmarks=landmarks)
+        output = model(**batch)
+        losses[name] = guidance(batch, output, {"landmark_labels": half})
+        guidance = AttentionGuidance(model, layer=1, heads=2)
+        output = model(**batch)
+        expected = 3 * guidance.loss(batch["input_ids"], output.slot_positions, masks)
+        torch.testing.assert_close(losses[name], expected)
+    assert losses["targets"] != losses["landmarks"]
+
+
 def test_a_batch_without_slots_costs_nothing(model, processor):
     scene = draw_scene("train", 1)
     batch = SegmentationCollator(processor, 64)([Example(scene.image, ["Find a dog."], ["it is a dog."], [[]])])
     guidance = AttentionGuidance(model, layer=0, heads=1)
     output = model(**batch)
-    none = torch.zeros(0, dtype=torch.bool)
-    assert guidance.loss(batch["input_ids"], output.slot_positions, none, batch["mask_labels"]) == 0
+    assert guidance.loss(batch["input_ids"], output.slot_positions, batch["mask_labels"]) == 0
 
 
 def test_what_cannot_be_guided_is_refused(model):

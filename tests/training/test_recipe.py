@@ -32,6 +32,7 @@ def test_published_settings():
         ("data: {kind: tabletop}", "is incomplete: .*model"),
         ("model: x\ndata: {kind: tabletop}\nlora: {r: 8}", "name in `trained` what learns"),
         ("model: x\ndata: {kind: tabletop}\ntowers: {steps: 3}", "needs `model: tabletop`"),
+        ("model: x\ndata: {kind: tabletop}\nguidance: {layer: 2, landmark_layer: 1}", "what every patch shows; only"),
         ("model: [x", "is not YAML"),
         ("- a\n- b", "must hold named fields"),
     ],

@@ -30,7 +30,8 @@ def assert_same(first: TabletopRecord, second: TabletopRecord) -> None:
     assert (first.split, first.objects) == (second.split, second.objects)
     for one, other in zip(first.requests, second.requests, strict=True):
         assert (one.question, one.answer, one.type) == (other.question, other.answer, other.type)
-        assert (one.phrases, one.targets, one.phrase_types) == (other.phrases, other.targets, other.phrase_types)
+        for name in ("phrases", "targets", "landmarks", "phrase_types"):
+            assert getattr(one, name) == getattr(other, name)
         for mask, other_mask in zip(one.masks, other.masks, strict=True):
             assert (mask is None) == (other_mask is None)
             if mask is not None:

@@ -150,6 +150,29 @@ def test_phrases_name_what_they_say(asked, phrase_type):
     assert checked[True] > 20 or phrase_type == "unknown"
 
 
+def read_landmarks(kind: str, text: str, targets, scene) -> list[int]:
+    """What has to be found before the targets of a phrase."""
+    if kind == "relation":
+        relation = max((words for words in RELATIONS if f" {words} the " in text), key=len)
+        return named_by(text.split(f" {relation} the ")[1], scene)
+    if kind == "superlative":
+        return named_by(text.split(" ", 2)[2], scene)
+    if kind == "size":
+        return named_by(" ".join(word for word in text.split()[1:] if word not in SIZE_WORDS), scene)
+    return list(targets)
+
+
+def test_landmarks_come_before_the_targets(asked):
+    differ = Counter()
+    for scene, requests in asked:
+        for request in requests:
+            columns = (request.phrases, request.phrase_types, request.targets, request.landmarks)
+            for text, kind, targets, landmarks in zip(*columns, strict=True):
+                assert sorted(landmarks) == sorted(read_landmarks(kind, text, targets, scene)), text
+                differ[kind] += set(landmarks) != set(targets)
+    assert min(differ[kind] for kind in ("relation", "superlative", "size")) > 20
+
+
 def test_singular_phrases_name_one_thing(asked):
     for _, text, kind, targets in phrases_of(asked):
         if kind not in ("plural", "affordance"):
