@@ -4,50 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import (
-    BaseImageProcessor,
-    GenerationConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-)
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
-from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from .card import render_card
 from .errors import ConversionError
 from .inventory import Dropped, Inventory
 from .manifest import write_manifest
 from .plan import PlannedTensor
 from .progress import ProgressCallback, no_progress
+from .systems import PublishedSystem
 from .tokenizers import IMAGE_TOKEN
 from .verify import check_staged
-from .writer import check_free_space, is_of_transformers, staging_folder, write_repository
+from .writer import check_free_space, staging_folder, write_repository
 
 
 FLOAT_TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-@dataclass(frozen=True)
-class PublishedSystem:
-    """What a converted repository is made of.
-
-    Args:
-        name (`str`): Such as `"lisa"`.
-        config_class, model_class, processor_class (`type`): The classes that load it. The code of those that are not
-            transformers' own is published with it.
-        image_processor_class (`type`, *optional*): Its image processor, LISA's and GSVA's by default.
-    """
-
-    name: str
-    config_class: type[PreTrainedConfig]
-    model_class: type[PreTrainedModel]
-    processor_class: type[ProcessorMixin]
-    image_processor_class: type[BaseImageProcessor] = field(default=ReasoningSegmentationImageProcessor, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -132,7 +107,8 @@ def assemble(
     """
     out, everything = Path(out), [*tensors, *beside]
     check_free_space(out, sum(tensor.num_bytes for tensor in everything))
-    _publish_code(system)
+    # also where nobody has registered the classes with transformers
+    system.publish_code()
     with staging_folder(out) as folder:
         digests = write_repository(
             folder,
@@ -165,16 +141,3 @@ def assemble(
         origins=dict(Counter(tensor.origin for tensor in everything)),
         dropped=inventory.dropped,
     )
-
-
-def _publish_code(system: PublishedSystem) -> None:
-    """Have the code copied beside the weights, also where nobody has registered the classes with transformers."""
-    published = {
-        "AutoConfig": system.config_class,
-        "AutoModel": system.model_class,
-        "AutoProcessor": system.processor_class,
-        "AutoImageProcessor": system.image_processor_class,
-    }
-    for auto_class, own in published.items():
-        if not is_of_transformers(own):
-            own.register_for_auto_class(auto_class)

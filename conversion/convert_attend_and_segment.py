@@ -15,7 +15,7 @@ from ..modeling.configuration_attend_and_segment import AttendAndSegmentConfig
 from ..modeling.modeling_attend_and_segment import AttendAndSegmentModel
 from ..processing.chat_templates import CHAT_TEMPLATE_NAMES
 from ..processing.processing_attend_and_segment import AttendAndSegmentProcessor
-from .assembly import ConversionReport, PublishedSystem, assemble, float_type
+from .assembly import ConversionReport, assemble, float_type
 from .card import check_card
 from .errors import ConversionError, refusing
 from .inventory import Inventory
@@ -25,13 +25,11 @@ from .plan import EMBEDDING, HEAD, Scheme, dominant_dtype, expected_shapes, plan
 from .progress import ProgressCallback
 from .rules_lisa_gsva import SEGMENTER, VLM
 from .segmenter_part import SegmenterPart, add_segmenter
+from .systems import ATTEND_AND_SEGMENT
 from .vlm_part import VlmPart, add_vlm
 from .writer import refuse_existing
 
 
-ATTEND_AND_SEGMENT = PublishedSystem(
-    "attend_and_segment", AttendAndSegmentConfig, AttendAndSegmentModel, AttendAndSegmentProcessor
-)
 _REMEDIES = {
     SEGMENTER: ("the segmenter", "Pass sam= with SAM's own file (sam_vit_h_4b8939.pth) or a folder of transformers."),
     VLM: ("the vision-language model", "Pass a folder that holds its weights."),

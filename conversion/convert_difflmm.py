@@ -16,7 +16,7 @@ from ..modeling.modeling_difflmm import DiffLmmForConditionalGeneration
 from ..processing.chat_templates import CHAT_TEMPLATE_NAMES
 from ..processing.image_processing_difflmm import DiffLmmImageProcessor
 from ..processing.processing_difflmm import DiffLmmProcessor
-from .assembly import ConversionReport, PublishedSystem, assemble, float_type
+from .assembly import ConversionReport, assemble, float_type
 from .card import check_card
 from .configs import clip_config_from_folder, text_config
 from .configs_difflmm import difflmm_config, read_difflmm_config, read_lora_alpha
@@ -39,17 +39,11 @@ from .rules_difflmm import (
 )
 from .rules_lisa_gsva import VLM, clip_table, detect_layout, llava_table
 from .sources import DIFFUSION_INDEX, open_source
+from .systems import DIFFLMM
 from .tokenizers import IMAGE_TOKEN, build_tokenizer, check_tokenizer_files
 from .writer import refuse_existing
 
 
-DIFFLMM = PublishedSystem(
-    name="difflmm",
-    config_class=DiffLmmConfig,
-    model_class=DiffLmmForConditionalGeneration,
-    processor_class=DiffLmmProcessor,
-    image_processor_class=DiffLmmImageProcessor,
-)
 _EMBEDDING, _HEAD = f"{TEXT_MODEL}embed_tokens.weight", "lm_head.weight"
 _TRAINED = "It is trained with the model, so only a folder that holds it can be converted (non_lora_trainables.bin)."
 _BASE = "Pass base= with the language model the adapters were trained on (lmsys/vicuna-7b-v1.5), with its weights."

@@ -9,27 +9,15 @@ from typing import Any
 
 import torch
 
-from ..modeling.configuration_gsva import GsvaConfig
-from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
-from ..processing.processing_gsva import GsvaProcessor
 from .assembly import ConversionReport
-from .convert_lisa_gsva import Options, Sources, System, convert
+from .convert_lisa_gsva import Options, Sources, convert
 from .errors import ConversionError
 from .locations import locate, pin
 from .progress import ProgressCallback
+from .systems import GSVA
 from .writer import refuse_existing
 
 
-GSVA = System(
-    name="gsva",
-    config_class=GsvaConfig,
-    model_class=GsvaForReasoningSegmentation,
-    processor_class=GsvaProcessor,
-    # GSVA loads the .bin last, over CLIP's own weights.
-    tower_first=False,
-    # GSVA draws a new projector before training, so the base's is another one.
-    base_projector=False,
-)
 # Ranks of the released training commands (7B, 13B) and the alpha they leave at its default.
 _ALPHA_OF_RANK = {8: 16.0, 64: 16.0}
 
@@ -89,6 +77,10 @@ def convert_gsva(
         checkpoint=Path(source),
         config=base_folder,
         tokenizer=base_folder,
+        # GSVA loads the .bin last, over CLIP's own weights.
+        tower_first=False,
+        # GSVA draws a new projector before training, so the base's is another one.
+        base_projector=False,
         vision_tower=None if vision_tower is None else locate(vision_tower),
         base=base,
         sam=None if sam is None else locate(sam),

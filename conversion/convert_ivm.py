@@ -15,7 +15,7 @@ from ..modeling.configuration_ivm import IvmConfig
 from ..modeling.modeling_ivm import IvmForVisualMasking
 from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from ..processing.processing_ivm import IvmProcessor
-from .assembly import ConversionReport, PublishedSystem, assemble, float_type
+from .assembly import ConversionReport, assemble, float_type
 from .card import check_card
 from .configs import check_sizes, image_view
 from .errors import ConversionError, refusing
@@ -28,11 +28,11 @@ from .rules_ivm import detect_ivm_layout, ivm_table, llava_hf_table
 from .rules_lisa_gsva import MM_PROJECTOR, PROJECTOR, SEGMENTER, TEXT_MODEL, VISION_TOWER, VLM, sam_table
 from .sam_config import read_conditioned_sam_config
 from .sources import open_source, read_json
+from .systems import IVM
 from .tokenizers import IMAGE_TOKEN, check_tokenizer_files
 from .writer import refuse_existing
 
 
-IVM = PublishedSystem("ivm", IvmConfig, IvmForVisualMasking, IvmProcessor)
 # Rank, alpha and dropout of LLaVAEncoder in the original; alpha is in no file.
 _ALPHA_OF_RANK = {8: 16.0}
 _DROPOUT = 0.05

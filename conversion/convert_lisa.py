@@ -9,27 +9,15 @@ from typing import Any
 
 import torch
 
-from ..modeling.configuration_lisa import LisaConfig
-from ..modeling.modeling_lisa import LisaForReasoningSegmentation
-from ..processing.processing_lisa import LisaProcessor
 from .assembly import ConversionReport
-from .convert_lisa_gsva import Options, Sources, System, convert
+from .convert_lisa_gsva import Options, Sources, convert
 from .errors import ConversionError
 from .locations import locate, pin
 from .progress import ProgressCallback
+from .systems import LISA
 from .writer import refuse_existing
 
 
-LISA = System(
-    name="lisa",
-    config_class=LisaConfig,
-    model_class=LisaForReasoningSegmentation,
-    processor_class=LisaProcessor,
-    # LISA's merge script leaves the tower out, and its loader always takes CLIP's own weights.
-    tower_first=True,
-    # The projector is frozen in training, so that it equals the base's.
-    base_projector=True,
-)
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
@@ -96,6 +84,10 @@ def convert_lisa(
         checkpoint=source,
         config=_first_with(folders, ("config.json",), "config.json"),
         tokenizer=_first_with(folders, _TOKENIZER_FILES, "tokenizer"),
+        # LISA's merge script leaves the tower out, and its loader always takes CLIP's own weights.
+        tower_first=True,
+        # The projector is frozen in training, so that it equals the base's.
+        base_projector=True,
         vision_tower=locate(vision_tower),
         base=base,
         sam=None if sam is None else locate(sam),

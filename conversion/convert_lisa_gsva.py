@@ -13,7 +13,7 @@ from transformers import CLIPVisionConfig, PreTrainedModel, PreTrainedTokenizerB
 from ..modeling.configuration_lisa import LisaConfig
 from ..processing.chat_templates import CHAT_TEMPLATE_NAMES, build_chat_template
 from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
-from .assembly import ConversionReport, PublishedSystem, assemble, float_type
+from .assembly import ConversionReport, assemble, float_type
 from .card import check_card
 from .configs import (
     clip_config_from_folder,
@@ -40,6 +40,7 @@ from .rules_lisa_gsva import (
 )
 from .sam_config import read_sam_config
 from .sources import TensorSource, holds_weights, open_source
+from .systems import PublishedSystem
 from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, SLOT_TOKENS, build_tokenizer, check_tokenizer_files
 from .writer import refuse_existing
 
@@ -50,27 +51,16 @@ _SLOT_FIELDS = ("seg_token_id", "rej_token_id")
 
 
 @dataclass(frozen=True)
-class System(PublishedSystem):
-    """What differs between LISA and GSVA.
-
-    Args:
-        tower_first (`bool`): Whether the CLIP folder goes before a tower inside the checkpoint, as the original
-            loads it.
-        base_projector (`bool`): Whether a projector that the checkpoint lacks may be the base's.
-    """
-
-    tower_first: bool
-    base_projector: bool
-
-
-@dataclass(frozen=True)
 class Sources:
-    """Where everything is read from.
+    """Where everything is read from, and which source has the last word.
 
     Args:
         checkpoint (`Path`): The weights of the model.
         config (`Path`): Folder of the LLaVA v1 `config.json`.
         tokenizer (`Path`): Folder of the tokenizer.
+        tower_first (`bool`): Whether the CLIP folder goes before a tower inside the checkpoint, as the original
+            loads it.
+        base_projector (`bool`): Whether a projector that the checkpoint lacks may be the base's.
         vision_tower (`Path`, *optional*): Folder of the CLIP model.
         base (`str` or `os.PathLike`, *optional*): The base LLaVA, here or on the Hub, for parts of the language model
             the checkpoint lacks; its weights are only fetched for these.
@@ -80,6 +70,8 @@ class Sources:
     checkpoint: Path
     config: Path
     tokenizer: Path
+    tower_first: bool
+    base_projector: bool
     vision_tower: Path | None = None
     base: Location | None = None
     sam: Path | None = None
@@ -99,11 +91,11 @@ class Options:
     segmenter_dtype: torch.dtype | str | None = None
 
 
-def convert(system: System, sources: Sources, out: str | Path, options: Options) -> ConversionReport:
+def convert(system: PublishedSystem, sources: Sources, out: str | Path, options: Options) -> ConversionReport:
     """Convert one checkpoint into a complete repository.
 
     Args:
-        system (`System`): Which model it is.
+        system (`PublishedSystem`): Which model it is.
         sources (`Sources`): What to read.
         out (`str` or `Path`): The repository's folder; it must not exist or be empty.
         options (`Options`): How to convert.
@@ -117,7 +109,7 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
     refuse_existing(Path(out))
     _check_options(system, options)
     config = read_llava_config(sources.config)
-    inventory = gather(system, sources, config)
+    inventory = gather(sources, config)
     with refusing("The tokenizer cannot be rebuilt", path=sources.tokenizer, next_step=_OTHER_COPY):
         tokenizer = _matching_tokenizer(system, sources, config, inventory)
     vision = _vision_config(sources, inventory)
@@ -150,11 +142,10 @@ def convert(system: System, sources: Sources, out: str | Path, options: Options)
     )
 
 
-def gather(system: System, sources: Sources, config: Mapping[str, Any]) -> Inventory:
+def gather(sources: Sources, config: Mapping[str, Any]) -> Inventory:
     """Collect every parameter from the sources, in the order in which the original would have the last word.
 
     Args:
-        system (`System`): Which model it is.
         sources (`Sources`): What to read.
         config (`Mapping[str, Any]`): The original's `config.json`.
 
@@ -167,15 +158,15 @@ def gather(system: System, sources: Sources, config: Mapping[str, Any]) -> Inven
     if tower is not None and not tower.is_dir():
         raise ConversionError("There is no such folder.", path=tower, next_step="Check the path of the vision tower.")
     tower_weights = open_source(tower) if tower is not None and holds_weights(tower) else None
-    if system.tower_first and tower_weights is not None:
+    if sources.tower_first and tower_weights is not None:
         _add_tower(inventory, tower_weights)
     _add_llava(inventory, checkpoint, "checkpoint")
-    if not system.tower_first and tower_weights is not None:
+    if not sources.tower_first and tower_weights is not None:
         _add_tower(inventory, tower_weights)
     if sources.sam is not None:
         inventory.add(open_source(sources.sam), sam_table(), "SAM file", _is_frozen_sam)
     if _lacks_language_model(inventory, config) and sources.base is not None:
-        allowed = (f"{TEXT_MODEL}layers.", f"{TEXT_MODEL}norm.", *([MM_PROJECTOR] if system.base_projector else []))
+        allowed = (f"{TEXT_MODEL}layers.", f"{TEXT_MODEL}norm.", *([MM_PROJECTOR] if sources.base_projector else []))
         base = locate(sources.base)
         if holds_weights(base):
             _add_llava(inventory, open_source(base), "base", lambda target: target.startswith(allowed))
@@ -214,7 +205,7 @@ def _lacks_language_model(inventory: Inventory, config: Mapping[str, Any]) -> bo
 
 
 def _matching_tokenizer(
-    system: System, sources: Sources, config: Mapping[str, Any], inventory: Inventory
+    system: PublishedSystem, sources: Sources, config: Mapping[str, Any], inventory: Inventory
 ) -> PreTrainedTokenizerBase:
     """The tokenizer with task tokens and `<image>`, checked against the rows of the embedding."""
     rows, hidden_size = inventory.shapes()[EMBEDDING]
@@ -249,7 +240,7 @@ def _vision_config(sources: Sources, inventory: Inventory) -> CLIPVisionConfig:
 
 
 def build_model(
-    system: System,
+    system: PublishedSystem,
     config: Mapping[str, Any],
     vision: CLIPVisionConfig,
     inventory: Inventory,
@@ -259,7 +250,7 @@ def build_model(
     """The published model with the right sizes and no weights.
 
     Args:
-        system (`System`): Which model it is.
+        system (`PublishedSystem`): Which model it is.
         config (`Mapping[str, Any]`): The original's `config.json`.
         vision (`CLIPVisionConfig`): The CLIP tower.
         inventory (`Inventory`): The parameters found; SAM's sizes are read off them.
@@ -288,7 +279,7 @@ def build_model(
 
 
 def _build_processor(
-    system: System,
+    system: PublishedSystem,
     sources: Sources,
     original: Mapping[str, Any],
     config: LisaConfig,
@@ -315,7 +306,7 @@ def _uses_marks(original: Mapping[str, Any]) -> bool:
     return bool(original.get("mm_use_im_start_end", True))
 
 
-def _check_options(system: System, options: Options) -> None:
+def _check_options(system: PublishedSystem, options: Options) -> None:
     """Refuse what would fail only after everything has been read."""
     for name in ("dtype", "segmenter_dtype"):
         float_type(name, getattr(options, name))

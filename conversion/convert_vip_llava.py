@@ -11,14 +11,13 @@ import torch
 from transformers import (
     CLIPVisionConfig,
     PreTrainedTokenizerBase,
-    VipLlavaConfig,
     VipLlavaForConditionalGeneration,
 )
 
 from ..processing.chat_templates import CHAT_TEMPLATE_NAMES, IMAGE_TOKEN, build_chat_template
 from ..processing.image_processing_vip_llava import VipLlavaImageProcessor
 from ..processing.processing_vip_llava import VipLlavaProcessor
-from .assembly import ConversionReport, PublishedSystem, assemble, float_type
+from .assembly import ConversionReport, assemble, float_type
 from .card import check_card
 from .configs import clip_config_from_folder, clip_config_from_shapes, image_view
 from .configs_vip_llava import (
@@ -37,18 +36,12 @@ from .progress import ProgressCallback
 from .rules_lisa_gsva import clip_table
 from .rules_vip_llava import vip_llava_table
 from .sources import holds_weights, open_source
+from .systems import VIP_LLAVA
 from .tokenizers import build_tokenizer, check_tokenizer_files
 from .tokenizers_fast import build_fast_tokenizer
 from .writer import refuse_existing
 
 
-VIP_LLAVA = PublishedSystem(
-    name="vip_llava",
-    config_class=VipLlavaConfig,
-    model_class=VipLlavaForConditionalGeneration,
-    processor_class=VipLlavaProcessor,
-    image_processor_class=VipLlavaImageProcessor,
-)
 _TEXT_MODEL, _TOWER = "model.language_model.", "model.vision_tower."
 _EMBEDDING, _HEAD = f"{_TEXT_MODEL}embed_tokens.weight", "lm_head.weight"
 _INSIDE = "It is trained with the model, so only a checkpoint that holds it can be converted."

@@ -24,8 +24,6 @@ import torch
 from transformers import PreTrainedModel
 
 from .card import card_name, render_card
-from .convert_gsva import GSVA
-from .convert_lisa import LISA
 from .errors import ConversionError
 from .inventory import Inventory
 from .locations import Location, locate
@@ -35,6 +33,7 @@ from .rules import WEIGHT
 from .rules_lisa_gsva import SEGMENTER, TEXT_MODEL, VLM, clip_table, detect_layout, lisa_gsva_table, sam_table
 from .shards import DTYPE_NAMES
 from .sources import SafetensorsFile, TensorSource, open_source, read_json
+from .systems import GSVA, LISA
 from .writer import staging_folder
 
 
@@ -47,7 +46,7 @@ _FORMAT = 1
 _SAME, _DIFFERENCE, _WHOLE = "same as base", "difference", "whole"
 _LANGUAGE_MODEL = (TEXT_MODEL, f"{VLM}lm_head.")
 _BITS = {1: (torch.uint8, "U8"), 2: (torch.int16, "I16"), 4: (torch.int32, "I32"), 8: (torch.int64, "I64")}
-_SYSTEMS = {"lisa": LISA, "gsva": GSVA}
+_SYSTEMS = {system.name: system for system in (LISA, GSVA)}
 _RELEASE_BYTES = 1 << 30  # mapped pages count as this process's memory until they are given back
 
 

@@ -16,33 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    PreTrainedConfig,
-    PreTrainedModel,
-    ProcessorMixin,
-    VipLlavaConfig,
-    VipLlavaForConditionalGeneration,
-)
 
-from ..modeling.configuration_attend_and_segment import AttendAndSegmentConfig
-from ..modeling.configuration_difflmm import DiffLmmConfig
-from ..modeling.configuration_gsva import GsvaConfig
-from ..modeling.configuration_ivm import IvmConfig
-from ..modeling.configuration_lisa import LisaConfig
-from ..modeling.configuration_reasoning_segmentation import ReasoningSegmentationConfig
-from ..modeling.modeling_attend_and_segment import AttendAndSegmentModel
-from ..modeling.modeling_difflmm import DiffLmmForConditionalGeneration
-from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
-from ..modeling.modeling_ivm import IvmForVisualMasking
-from ..modeling.modeling_lisa import LisaForReasoningSegmentation
-from ..modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
-from ..processing.processing_attend_and_segment import AttendAndSegmentProcessor
-from ..processing.processing_difflmm import DiffLmmProcessor
-from ..processing.processing_gsva import GsvaProcessor
-from ..processing.processing_ivm import IvmProcessor
-from ..processing.processing_lisa import LisaProcessor
-from ..processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
-from ..processing.processing_vip_llava import VipLlavaProcessor
 from .errors import ConversionError
 from .kept_adapters import split_adapter_names
 from .locations import locate
@@ -52,22 +26,10 @@ from .progress import ProgressCallback, no_progress
 from .recipe import CAST, MERGE_LORA, Recipe
 from .shards import DTYPE_NAMES, all_finite
 from .sources import SafetensorsFile, TensorInfo, TensorSource, open_source, read_json
+from .systems import SYSTEMS
 
 
 _HASHING, _COMPARING = "Checking files", "Comparing tensors"
-_CLASSES: dict[str, tuple[type[PreTrainedConfig], type[PreTrainedModel], type[ProcessorMixin]]] = {
-    "lisa": (LisaConfig, LisaForReasoningSegmentation, LisaProcessor),
-    "gsva": (GsvaConfig, GsvaForReasoningSegmentation, GsvaProcessor),
-    "attend_and_segment": (AttendAndSegmentConfig, AttendAndSegmentModel, AttendAndSegmentProcessor),
-    "difflmm": (DiffLmmConfig, DiffLmmForConditionalGeneration, DiffLmmProcessor),
-    "ivm": (IvmConfig, IvmForVisualMasking, IvmProcessor),
-    "reasoning_segmentation": (
-        ReasoningSegmentationConfig,
-        ReasoningSegmentationModel,
-        ReasoningSegmentationProcessor,
-    ),
-    "vip_llava": (VipLlavaConfig, VipLlavaForConditionalGeneration, VipLlavaProcessor),
-}
 _RELEASE_BYTES = 1 << 30  # mapped pages count as this process's memory until they are given back
 _EXPECTED_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
 
@@ -119,7 +81,7 @@ def system_of(config: Mapping[str, Any], repo: Path) -> str:
     Raises:
         ConversionError: It belongs to none.
     """
-    names = {classes[0].model_type: name for name, classes in _CLASSES.items()}
+    names = {system.model_type: name for name, system in SYSTEMS.items()}
     if config.get("model_type") not in names:
         raise ConversionError(
             f"config.json has the model_type {config.get('model_type')!r}; known are {', '.join(sorted(names))}.",
@@ -200,14 +162,14 @@ def check_staged(folder: Path) -> None:
 
 def _check_model(report: VerifyReport, manifest: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> None:
     """Build the model from its config without memory, and compare its parameters with the weight files."""
-    if manifest["system"] not in _CLASSES:
-        report.add(MANIFEST, f"The system {manifest['system']!r} is none of {', '.join(_CLASSES)}.")
+    if manifest["system"] not in SYSTEMS:
+        report.add(MANIFEST, f"The system {manifest['system']!r} is none of {', '.join(SYSTEMS)}.")
         return
-    config_class, model_class, _ = _CLASSES[manifest["system"]]
+    system = SYSTEMS[manifest["system"]]
     try:
-        config = config_class.from_pretrained(report.repo, local_files_only=True)
+        config = system.config_class.from_pretrained(report.repo, local_files_only=True)
         with torch.device("meta"):
-            expected = expected_shapes(model_class(config))
+            expected = expected_shapes(system.model_class(config))
     except _EXPECTED_ERRORS as error:
         report.add("config.json", f"No model can be built from it ({type(error).__name__}: {error}).")
         return
@@ -222,10 +184,10 @@ def _check_model(report: VerifyReport, manifest: Mapping[str, Any], tensors: Map
 
 
 def _check_processor(report: VerifyReport, manifest: Mapping[str, Any]) -> None:
-    if manifest["system"] not in _CLASSES:
+    if manifest["system"] not in SYSTEMS:
         return
     try:
-        _CLASSES[manifest["system"]][2].from_pretrained(report.repo, local_files_only=True)
+        SYSTEMS[manifest["system"]].processor_class.from_pretrained(report.repo, local_files_only=True)
     except _EXPECTED_ERRORS as error:
         report.add("processor_config.json", f"The processor cannot be loaded ({type(error).__name__}: {error}).")
 

@@ -17,6 +17,7 @@ from .errors import ConversionError
 from .plan import PlannedTensor
 from .progress import ProgressCallback
 from .shards import write_shards
+from .systems import is_of_transformers
 
 
 _SMALL_FILES_BYTES = 20_000_000  # tokenizer, code, configs, manifest
@@ -121,11 +122,6 @@ def _is_running(process: int) -> bool:
     except OSError:
         return True
     return True
-
-
-def is_of_transformers(own: type) -> bool:
-    """Whether everybody who has transformers has a class, so that its code need not be published."""
-    return own.__module__.split(".")[0] == "transformers"
 
 
 def write_repository(

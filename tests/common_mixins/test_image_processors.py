@@ -2,7 +2,8 @@
 
 import unittest
 
-from reasonseg.registration import IMAGE_PROCESSORS, register
+from reasonseg.processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
+from reasonseg.registration import IMAGE_BACKENDS, register
 from tests.common_mixins.transformers_mixins import image_processing
 
 
@@ -17,7 +18,7 @@ class TwoViewsTester(image_processing.ImageProcessingTester):
         )
 
     def _get_image_processing_classes(self):
-        return IMAGE_PROCESSORS
+        return dict.fromkeys(IMAGE_BACKENDS, ReasoningSegmentationImageProcessor)
 
 
 class ReasoningSegmentationImageProcessorTest(image_processing.ImageProcessingTestMixin, unittest.TestCase):

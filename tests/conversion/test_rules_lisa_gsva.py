@@ -5,14 +5,13 @@ import re
 import pytest
 from transformers import CLIPVisionConfig
 
-from reasonseg.conversion.convert_gsva import GSVA
-from reasonseg.conversion.convert_lisa import LISA
 from reasonseg.conversion.convert_lisa_gsva import build_model
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.inventory import Inventory
 from reasonseg.conversion.plan import expected_shapes, plan_tensors
 from reasonseg.conversion.rules import Rule, RuleTable
 from reasonseg.conversion.rules_lisa_gsva import clip_table, detect_layout, lisa_gsva_table, sam_table
+from reasonseg.conversion.systems import GSVA, LISA
 from tests.conversion.full_size import CHECKPOINTS, FakeTokenizer, ShapesOnly, layout_tensors, read_layout
 
 

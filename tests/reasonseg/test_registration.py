@@ -10,9 +10,12 @@ from transformers import (
     AutoProcessor,
     pipeline,
 )
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 import reasonseg
-from reasonseg.registration import SYSTEMS, register
+from reasonseg.conversion.systems import SYSTEMS, is_of_transformers
+from reasonseg.registration import IMAGE_BACKENDS, register
 
 
 def test_every_public_name_exists():
@@ -28,15 +31,18 @@ def test_registering_twice_changes_nothing():
     register()
 
 
-@pytest.mark.parametrize("classes", SYSTEMS, ids=lambda classes: classes[0].model_type)
-def test_auto_classes_know_each_system(classes):
-    config_class, model_class, processor_class = classes
-    config = AutoConfig.for_model(config_class.model_type)
-    assert type(config) is config_class
-    assert type(config).model_type == config_class.model_type
-    for auto_class, registered in ((AutoModel, model_class), (AutoModelForImageTextToText, model_class)):
-        assert auto_class._model_mapping[config_class] is registered
-    assert processor_class._auto_class == "AutoProcessor"
+@pytest.mark.parametrize("system", SYSTEMS.values(), ids=SYSTEMS)
+def test_auto_classes_know_each_system(system):
+    config_class = system.config_class
+    assert type(AutoConfig.for_model(system.model_type)) is config_class
+    assert AutoModelForImageTextToText._model_mapping[config_class] is system.model_class
+    if not is_of_transformers(config_class):
+        assert AutoModel._model_mapping[config_class] is system.model_class
+        assert (config_class._auto_class, system.model_class._auto_class) == ("AutoConfig", "AutoModel")
+    assert PROCESSOR_MAPPING[config_class] is system.processor_class
+    assert IMAGE_PROCESSOR_MAPPING[config_class] == dict.fromkeys(IMAGE_BACKENDS, system.image_processor_class)
+    assert system.processor_class._auto_class == "AutoProcessor"
+    assert system.image_processor_class._auto_class == "AutoImageProcessor"
 
 
 @pytest.mark.parametrize("name", ["lisa", "gsva"])
@@ -54,6 +60,12 @@ def test_a_checkpoint_loads_without_trust(name, request, monkeypatch):
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_importing_says_nothing():
+    run = run_python("-c", "import reasonseg; print(reasonseg.__version__)")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert run.stdout.strip() == reasonseg.__version__
 
 
 def test_help_does_not_wait_for_torch():

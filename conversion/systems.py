@@ -1,0 +1,117 @@
+"""Which classes make up each system: the one table that registration, conversion and verification read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from transformers import (
+    BaseImageProcessor,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
+)
+
+from ..modeling.configuration_attend_and_segment import AttendAndSegmentConfig
+from ..modeling.configuration_difflmm import DiffLmmConfig
+from ..modeling.configuration_gsva import GsvaConfig
+from ..modeling.configuration_ivm import IvmConfig
+from ..modeling.configuration_lisa import LisaConfig
+from ..modeling.configuration_reasoning_segmentation import ReasoningSegmentationConfig
+from ..modeling.modeling_attend_and_segment import AttendAndSegmentModel
+from ..modeling.modeling_difflmm import DiffLmmForConditionalGeneration
+from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
+from ..modeling.modeling_ivm import IvmForVisualMasking
+from ..modeling.modeling_lisa import LisaForReasoningSegmentation
+from ..modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
+from ..processing.image_processing_difflmm import DiffLmmImageProcessor
+from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
+from ..processing.image_processing_vip_llava import VipLlavaImageProcessor
+from ..processing.processing_attend_and_segment import AttendAndSegmentProcessor
+from ..processing.processing_difflmm import DiffLmmProcessor
+from ..processing.processing_gsva import GsvaProcessor
+from ..processing.processing_ivm import IvmProcessor
+from ..processing.processing_lisa import LisaProcessor
+from ..processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
+from ..processing.processing_vip_llava import VipLlavaProcessor
+
+
+@dataclass(frozen=True)
+class PublishedSystem:
+    """What a converted repository is made of.
+
+    Args:
+        name (`str`): Such as `"lisa"`: what manifests, model cards and `model_cards/<name>.yaml` call it.
+        config_class, model_class, processor_class (`type`): The classes that load it. The code of those that are not
+            transformers' own is published with it.
+        image_processor_class (`type`, *optional*): Its image processor, LISA's and GSVA's by default.
+    """
+
+    name: str
+    config_class: type[PreTrainedConfig]
+    model_class: type[PreTrainedModel]
+    processor_class: type[ProcessorMixin]
+    image_processor_class: type[BaseImageProcessor] = field(default=ReasoningSegmentationImageProcessor, kw_only=True)
+
+    @property
+    def model_type(self) -> str:
+        """What its `config.json` says."""
+        return self.config_class.model_type
+
+    def publish_code(self) -> None:
+        """Have `save_pretrained` copy the code of its classes beside the weights."""
+        classes = {
+            "AutoConfig": self.config_class,
+            "AutoModel": self.model_class,
+            "AutoProcessor": self.processor_class,
+            "AutoImageProcessor": self.image_processor_class,
+        }
+        for auto_class, own in classes.items():
+            if not is_of_transformers(own):
+                own.register_for_auto_class(auto_class)
+
+
+def is_of_transformers(own: type) -> bool:
+    """Whether everybody who has transformers has a class, so that its code need not be published."""
+    return own.__module__.split(".")[0] == "transformers"
+
+
+REASONING_SEGMENTATION = PublishedSystem(
+    "reasoning_segmentation",
+    ReasoningSegmentationConfig,
+    ReasoningSegmentationModel,
+    ReasoningSegmentationProcessor,
+)
+LISA = PublishedSystem("lisa", LisaConfig, LisaForReasoningSegmentation, LisaProcessor)
+GSVA = PublishedSystem("gsva", GsvaConfig, GsvaForReasoningSegmentation, GsvaProcessor)
+IVM = PublishedSystem("ivm", IvmConfig, IvmForVisualMasking, IvmProcessor)
+VIP_LLAVA = PublishedSystem(
+    "vip_llava",
+    VipLlavaConfig,
+    VipLlavaForConditionalGeneration,
+    VipLlavaProcessor,
+    image_processor_class=VipLlavaImageProcessor,
+)
+DIFFLMM = PublishedSystem(
+    "difflmm",
+    DiffLmmConfig,
+    DiffLmmForConditionalGeneration,
+    DiffLmmProcessor,
+    image_processor_class=DiffLmmImageProcessor,
+)
+ATTEND_AND_SEGMENT = PublishedSystem(
+    "attend_and_segment",
+    AttendAndSegmentConfig,
+    AttendAndSegmentModel,
+    AttendAndSegmentProcessor,
+)
+
+SYSTEMS: Mapping[str, PublishedSystem] = MappingProxyType(
+    {
+        system.name: system
+        for system in (REASONING_SEGMENTATION, LISA, GSVA, IVM, VIP_LLAVA, DIFFLMM, ATTEND_AND_SEGMENT)
+    }
+)
