@@ -1,12 +1,12 @@
 """Hide what a heat-map does not mark: threshold, widen, soften, paint over or cut out."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor
+from PIL import Image
 
+from .colors import ColorSource, read_color
 from .image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from .segments import mask_box
 
@@ -76,7 +76,7 @@ def mask_image(
     image: Any,
     heatmap: np.ndarray,
     threshold: float = DEFAULT_THRESHOLD,
-    overlay_color: Any = DEFAULT_COLOR,
+    overlay_color: ColorSource = DEFAULT_COLOR,
     dilate: float = DEFAULT_SPREAD,
     blur: float = DEFAULT_SPREAD,
     min_kept_ratio: float = 0.0,
@@ -87,8 +87,7 @@ def mask_image(
         image: the picture the heat-map belongs to, of any kind `load_rgb_image` reads.
         heatmap (`np.ndarray`): values in 0..1, of shape `(height, width)` of the upright picture.
         threshold (`float`, *optional*, defaults to 0.1): pixels with a larger value are kept.
-        overlay_color (*optional*, defaults to white): `(red, green, blue)` with values in 0..255, or a name or hex
-            code that Pillow knows.
+        overlay_color (*optional*, defaults to white): see `read_color`; fractions are allowed.
         dilate (`float`, *optional*, defaults to 0.05): how far the mask is widened, as a share of the height.
         blur (`float`, *optional*, defaults to 0.05): radius over which its edge is softened, as a share of the height.
         min_kept_ratio (`float`, *optional*, defaults to 0.0): keep the whole picture where a smaller share of it
@@ -108,7 +107,7 @@ def mask_image(
     ):
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not 0 <= value <= largest:
             raise ValueError(f"{name} is {value!r}. It must lie in 0..{largest:g}.")
-    color = read_color(overlay_color)
+    color = np.asarray(read_color(overlay_color, whole=False), dtype=np.float32)
     heatmap = np.asarray(heatmap, dtype=np.float32)
     # the picture was accepted before, when the heat-map was made
     picture = load_rgb_image(image, max_image_pixels=max(MAX_IMAGE_PIXELS, heatmap.size))
@@ -228,29 +227,4 @@ def _mirrored(places: np.ndarray, size: int) -> np.ndarray:
     return np.where(places < size, places, period - places)
 
 
-def read_color(color: Any) -> np.ndarray:
-    """
-    Args:
-        color: `(red, green, blue)` with values in 0..255, or a name or hex code that Pillow knows.
-
-    Returns:
-        `np.ndarray`: float32, of shape `(3,)`.
-
-    Raises:
-        ValueError: It is neither.
-    """
-    problem = f"The colour {color!r} was given. Give three numbers in 0..255 (red, green, blue) or a name or hex code."
-    if isinstance(color, str):
-        try:
-            color = ImageColor.getrgb(color)[:3]
-        except ValueError:
-            raise ValueError(problem) from None
-    values = np.asarray(color) if isinstance(color, (tuple, list, np.ndarray)) else None
-    if values is None or values.shape != (3,) or not np.issubdtype(values.dtype, np.number):
-        raise ValueError(problem)
-    if not all(math.isfinite(value) and 0 <= value <= 255 for value in values):
-        raise ValueError(problem)
-    return values.astype(np.float32)
-
-
-__all__ = ["MaskedImage", "blur_mask", "dilate_mask", "gaussian_weights", "mask_image", "read_color"]
+__all__ = ["MaskedImage", "blur_mask", "dilate_mask", "gaussian_weights", "mask_image"]

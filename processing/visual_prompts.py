@@ -13,8 +13,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw
+from PIL import Image, ImageDraw
 
+from .colors import read_color
 from .image_loading import ImageSource, load_rgb_image
 from .visual_prompt_regions import Region, read_region
 from .visual_prompt_shapes import (
@@ -264,31 +265,6 @@ def read_shape(shape: str) -> str:
     return known
 
 
-def read_color(color: str | Sequence[int]) -> Rgb:
-    """
-    Args:
-        color (`str` or `tuple[int, int, int]`): A name, "#rrggbb", or RGB in 0..255.
-
-    Returns:
-        `tuple[int, int, int]`: RGB.
-
-    Raises:
-        ValueError: If it is none of these.
-    """
-    if isinstance(color, str):
-        try:
-            return ImageColor.getrgb(color)[:3]
-        except ValueError:
-            raise ValueError(
-                f"Unknown colour {color!r} of a visual prompt. Give one of {', '.join(COLOR_POOL)}, another CSS name, "
-                "'#rrggbb', or three numbers in 0..255."
-            ) from None
-    values = tuple(int(value) for value in color)
-    if len(values) != 3 or not all(0 <= value <= 255 for value in values):
-        raise ValueError(f"The colour {color!r} of a visual prompt must be three numbers in 0..255: red, green, blue.")
-    return values
-
-
 def color_name(color: str | Sequence[int] | None) -> str | None:
     """The colour as phrases call it: a name is said, "#rrggbb" and numbers are not."""
     return color.lower() if isinstance(color, str) and color.isalpha() else None
@@ -509,7 +485,6 @@ __all__ = [
     "describe_shape",
     "draw_visual_prompts",
     "fill_placeholders",
-    "read_color",
     "read_shape",
     "scale_length",
 ]

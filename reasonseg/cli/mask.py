@@ -264,12 +264,12 @@ class _Masker:
 
     def __init__(self, settings: dict[str, Any], device: str, trust_remote_code: bool):
         from ..masked_input import Masker, MaskingOptions
-        from ..processing.masked_images import read_color
+        from ..processing.colors import read_color
 
         options = MaskingOptions(
             threshold=settings["threshold"],
             crop=settings["crop"],
-            overlay_color=read_color(settings["overlay_color"]),
+            overlay_color=read_color(settings["overlay_color"], whole=False),
             dilate=settings["dilate"],
             blur=settings["blur"],
             min_kept_ratio=settings["min_kept"],

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from reasonseg.processing import masked_images
-from reasonseg.processing.masked_images import blur_mask, dilate_mask, gaussian_weights, mask_image, read_color
+from reasonseg.processing.masked_images import blur_mask, dilate_mask, gaussian_weights, mask_image
 from reasonseg.processing.segments import post_process_masks
 from tests.parity_data import load_meta, load_tensors
 from tests.recorded_cases import picture
@@ -157,8 +157,3 @@ def test_a_picture_that_was_accepted_before_is_not_too_large_now(monkeypatch):
     assert mask_image(image, heatmap).mask.shape == (40, 60)
     with pytest.raises(ValueError, match="more than the 100 allowed"):
         mask_image(image, heatmap[:5, :5])
-
-
-def test_colours():
-    assert read_color("#0a141e").tolist() == [10, 20, 30]
-    assert read_color([1, 2, 3]).tolist() == [1, 2, 3]

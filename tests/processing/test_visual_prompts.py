@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from reasonseg.processing.colors import read_color
 from reasonseg.processing.segments import mask_to_rle
 from reasonseg.processing.visual_prompt_regions import read_region
 from reasonseg.processing.visual_prompt_sampling import PromptRandom, sample_visual_prompt
@@ -22,7 +23,6 @@ from reasonseg.processing.visual_prompts import (
     describe,
     draw_visual_prompts,
     fill_placeholders,
-    read_color,
 )
 from tests.parity_data import PARITY
 
@@ -359,8 +359,8 @@ class TestErrors:
         [
             ({"shape": "circle", "box_xyxy": BOX}, "Unknown shape 'circle'"),
             ({"shape": "point"}, "needs a box, polygons, a mask or RLE"),
-            ({"shape": "point", "box_xyxy": BOX, "color": "redd"}, "Unknown colour 'redd'"),
-            ({"shape": "point", "box_xyxy": BOX, "color": (1, 2, 256)}, "three numbers in 0..255"),
+            ({"shape": "point", "box_xyxy": BOX, "color": "redd"}, "The colour 'redd' was given"),
+            ({"shape": "point", "box_xyxy": BOX, "color": (1, 2, 256)}, "three whole numbers in 0..255"),
             ({"shape": "point", "box_xyxy": BOX, "alpha": 256}, "alpha is 256"),
             ({"shape": "ellipse", "box_xyxy": BOX, "width": 0}, "width of a ellipse is 0"),
             ({"shape": "ellipse", "box_xyxy": BOX, "width": 2.5}, "width of a visual prompt is 2.5"),

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reasonseg.processing.colors import read_color
 from reasonseg.processing.visual_prompt_sampling import PromptRandom
-from reasonseg.processing.visual_prompts import read_color
 from reasonseg.training.region_conversation import SHAPES_OF, RegionConversation, marked_image, sample_prompts
 from reasonseg.training.region_data import RegionDataError, RegionFile, row_dataset
 from reasonseg.training.region_questions import as_sentence, build_conversation
