@@ -1,5 +1,6 @@
 """A small IVM for drawn tabletops, to be trained from scratch within seconds to minutes."""
 
+import copy
 import math
 
 import torch
@@ -14,6 +15,7 @@ from transformers import (
 )
 
 from ..modeling.configuration_ivm import IvmConfig
+from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
 from ..modeling.modeling_ivm import IvmForVisualMasking
 from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from ..processing.processing_ivm import IvmProcessor
@@ -119,4 +121,30 @@ def masking_model(
     return model
 
 
-__all__ = ["PATCH", "SEGMENTER_PATCH", "SIDE", "masking_model", "masking_processor"]
+def masking_model_from(base: GsvaForReasoningSegmentation, seed: int) -> IvmForVisualMasking:
+    """
+    An IVM with the vision-language model and SAM's image encoder of another model; its decoder is new.
+
+    Args:
+        base ([`GsvaForReasoningSegmentation`]): Of LLaVA and SAM, like the embedded model.
+        seed (`int`): Of the new weights.
+    """
+    segmenter = copy.deepcopy(base.config.segmenter_config)
+    segmenter.mask_decoder_config.num_multimask_outputs = 0
+    width = base.config.get_text_config().hidden_size
+    segmenter.initializer_range = segmenter.mask_decoder_config.hidden_size**-0.5
+    config = IvmConfig(
+        vlm_config=copy.deepcopy(base.config.vlm_config),
+        segmenter_config=segmenter,
+        projector_hidden_size=width,
+        initializer_range=width**-0.5,
+    )
+    torch.manual_seed(seed)
+    model = IvmForVisualMasking._from_config(config, attn_implementation=base.config._attn_implementation)
+    model.vlm.load_state_dict(base.vlm.state_dict())
+    for part in ("vision_encoder", "shared_image_embedding"):
+        getattr(model.segmenter, part).load_state_dict(getattr(base.segmenter, part).state_dict())
+    return model
+
+
+__all__ = ["PATCH", "SEGMENTER_PATCH", "SIDE", "masking_model", "masking_model_from", "masking_processor"]

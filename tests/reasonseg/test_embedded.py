@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import reasonseg
 from reasonseg.cli.app import app
-from reasonseg.embedding import EMBEDDED_MODEL, embed
+from reasonseg.embedding import EMBEDDED_MODEL
 from reasonseg.evaluation.benchmark import evaluate
 from reasonseg.questions import tabletop_questions
 from reasonseg.training.tabletop_requests import make_requests
@@ -77,9 +77,3 @@ def test_demo(tmp_path):
     answers = json.loads(result.stdout)
     assert answers[0]["segments"] == 1
     assert (tmp_path / "demo.png").stat().st_size > 10_000
-
-
-def test_embedding_needs_a_trained_model(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"holds no model\.safetensors; train with"):
-        embed(tmp_path, [])
-    assert (EMBEDDED_MODEL / "model.safetensors").is_file()
