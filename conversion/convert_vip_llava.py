@@ -8,12 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import (
-    CLIPVisionConfig,
-    PreTrainedTokenizerBase,
-    VipLlavaForConditionalGeneration,
-)
+from transformers import CLIPVisionConfig, PreTrainedTokenizerBase
 
+from ..modeling.modeling_vip_llava import VipLlavaForConditionalGeneration
 from ..processing.chat_templates import CHAT_TEMPLATE_NAMES, IMAGE_TOKEN, build_chat_template
 from ..processing.image_processing_vip_llava import VipLlavaImageProcessor
 from ..processing.processing_vip_llava import VipLlavaProcessor
@@ -65,7 +62,7 @@ def convert_vip_llava(
     card: str | None = None,
     progress: ProgressCallback | None = None,
 ) -> ConversionReport:
-    """Convert a ViP-LLaVA checkpoint into a complete repository of transformers' `VipLlavaForConditionalGeneration`.
+    """Convert a ViP-LLaVA checkpoint into a complete repository, which transformers' own class loads, too.
 
     Args:
         source (`str` or `os.PathLike`): The published folder: config, tokenizer, and weights in one file or in shards.

@@ -12,7 +12,6 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
     VipLlavaConfig,
-    VipLlavaForConditionalGeneration,
 )
 
 from ..modeling.configuration_attend_and_segment import AttendAndSegmentConfig
@@ -27,6 +26,7 @@ from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
 from ..modeling.modeling_ivm import IvmForVisualMasking
 from ..modeling.modeling_lisa import LisaForReasoningSegmentation
 from ..modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
+from ..modeling.modeling_vip_llava import VipLlavaForConditionalGeneration
 from ..processing.image_processing_difflmm import DiffLmmImageProcessor
 from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from ..processing.image_processing_vip_llava import VipLlavaImageProcessor
@@ -48,6 +48,8 @@ class PublishedSystem:
         config_class, model_class, processor_class (`type`): The classes that load it. The code of those that are not
             transformers' own is published with it.
         image_processor_class (`type`, *optional*): Its image processor, LISA's and GSVA's by default.
+        auto_class (`str`, *optional*): The Auto class under which the model's code is published, `"AutoModel"` by
+            default; configs of this package name it under others as well.
     """
 
     name: str
@@ -55,6 +57,7 @@ class PublishedSystem:
     model_class: type[PreTrainedModel]
     processor_class: type[ProcessorMixin]
     image_processor_class: type[BaseImageProcessor] = field(default=ReasoningSegmentationImageProcessor, kw_only=True)
+    auto_class: str = field(default="AutoModel", kw_only=True)
 
     @property
     def model_type(self) -> str:
@@ -65,7 +68,7 @@ class PublishedSystem:
         """Have `save_pretrained` copy the code of its classes beside the weights."""
         classes = {
             "AutoConfig": self.config_class,
-            "AutoModel": self.model_class,
+            self.auto_class: self.model_class,
             "AutoProcessor": self.processor_class,
             "AutoImageProcessor": self.image_processor_class,
         }
@@ -94,6 +97,8 @@ VIP_LLAVA = PublishedSystem(
     VipLlavaForConditionalGeneration,
     VipLlavaProcessor,
     image_processor_class=VipLlavaImageProcessor,
+    # The config is transformers' own, and so is what AutoModel makes of it: the model without its head.
+    auto_class="AutoModelForImageTextToText",
 )
 DIFFLMM = PublishedSystem(
     "difflmm",

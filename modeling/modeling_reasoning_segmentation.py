@@ -10,24 +10,17 @@ from transformers import (
     GenerationMixin,
     LogitsProcessorList,
     PreTrainedModel,
-    SuppressTokensLogitsProcessor,
 )
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_reasoning_segmentation import ReasoningSegmentationConfig
 from .image_features import accepts_encoded_images, image_encoder_parameters, resolve_image_index, select_images
+from .image_placeholder import PlaceholderSuppressor, ignore_placeholder, without_placeholder
 from .mask_losses import bce_per_mask, dice_per_mask, mean_over_masks
 from .outputs import ImageCache, ReasoningSegmentationOutput
 from .segmenters import prepare_segmenter_config, segmenter_adapter, upsample_masks
 from .slot_states import HeadInputRecorder, SlotStateCollector, record_head_inputs
 from .slots import Slots, find_slots, rejected_by_argmax, seg_probabilities
-
-
-IGNORED_LABEL = -100
-
-
-class PlaceholderSuppressor(SuppressTokensLogitsProcessor):
-    """A type of its own, so that it works beside the `suppress_tokens` of a generation config instead of for it."""
 
 
 class SegProjector(nn.Module):
@@ -327,7 +320,7 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
                 **self._vlm_image_inputs(image_cache, image_index),
                 **kwargs,
             )
-        logits = self._without_placeholder(language.logits)
+        logits = without_placeholder(language.logits, self.config.image_token_id)
         slots, slot_outputs = None, {}
         if input_ids is not None and self.config.seg_token_id is not None and logits.shape[1] == input_ids.shape[1]:
             # Over several devices the head may stand on another one than the inputs.
@@ -363,17 +356,6 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
                 output.loss = output.loss + 0.0 * self._unused_mask_path(image_cache, recorder.states)
         return output
 
-    def _without_placeholder(self, logits: torch.FloatTensor) -> torch.FloatTensor:
-        """
-        The image placeholder stands for features and is never an answer; the originals have no such row at all, so
-        with its column out of the way losses and decisions are theirs.
-        """
-        image_token_id = self.config.image_token_id
-        if image_token_id is None or image_token_id >= logits.shape[-1]:
-            return logits
-        column = torch.arange(logits.shape[-1], device=logits.device) == image_token_id
-        return logits.masked_fill(column, torch.finfo(logits.dtype).min)
-
     def _losses(
         self,
         output: ReasoningSegmentationOutput,
@@ -386,11 +368,10 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         """LISA, section 3.2: language loss over all labelled tokens, mask losses over all masks of the batch."""
         config, losses = self.config, {}
         if labels is not None:
-            # Image positions are never predicted, whatever the labels say there.
-            if config.image_token_id is not None:
-                labels = labels.masked_fill(labels == config.image_token_id, IGNORED_LABEL)
             losses["ce_loss"] = config.ce_loss_weight * self.vlm.loss_function(
-                logits=output.logits, labels=labels, vocab_size=output.logits.shape[-1]
+                logits=output.logits,
+                labels=ignore_placeholder(labels, config.image_token_id),
+                vocab_size=output.logits.shape[-1],
             )
         if mask_labels is None:
             return losses

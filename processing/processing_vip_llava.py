@@ -25,7 +25,7 @@ class VipLlavaProcessorKwargs(ChatProcessorKwargs, total=False):
 
 class VipLlavaProcessor(LlavaImageTokens, ChatProcessor):
     r"""
-    Turns pictures, marks on them and messages into inputs of transformers' [`VipLlavaForConditionalGeneration`].
+    Turns pictures, marks on them and messages into inputs of [`VipLlavaForConditionalGeneration`].
 
     Args:
         image_processor ([`VipLlavaImageProcessor`]): Pads pictures to a square and makes CLIP's view.

@@ -30,6 +30,7 @@ _PUBLIC = {
     "IvmForVisualMasking": "modeling.modeling_ivm",
     "DiffLmmForConditionalGeneration": "modeling.modeling_difflmm",
     "AttendAndSegmentModel": "modeling.modeling_attend_and_segment",
+    "VipLlavaForConditionalGeneration": "modeling.modeling_vip_llava",
     "ReasoningSegmentationProcessor": "processing.processing_reasoning_segmentation",
     "LisaProcessor": "processing.processing_lisa",
     "GsvaProcessor": "processing.processing_gsva",

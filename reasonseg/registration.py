@@ -32,12 +32,12 @@ def register() -> None:
 
 def _register(system: PublishedSystem) -> None:
     config_class = system.config_class
-    # Repositories of a model that transformers has keep the processor they name.
+    # Repositories of a model that transformers has keep the processor they name, and AutoModel stays its own.
     known = is_of_transformers(config_class)
     if not known:
         AutoConfig.register(system.model_type, config_class)
         AutoModel.register(config_class, system.model_class)
-        AutoModelForImageTextToText.register(config_class, system.model_class)
+    AutoModelForImageTextToText.register(config_class, system.model_class, exist_ok=known)
     AutoProcessor.register(config_class, system.processor_class, exist_ok=known)
     # AutoImageProcessor.register would first load transformers' own class, which warns where torchvision is missing.
     backends = dict.fromkeys(IMAGE_BACKENDS, system.image_processor_class)

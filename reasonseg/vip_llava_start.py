@@ -1,13 +1,14 @@
 """A ViP-LLaVA that has learned nothing yet: a language model, a CLIP tower and a projector between them."""
 
 import torch
-from transformers import AutoModelForCausalLM, CLIPVisionModel, VipLlavaConfig, VipLlavaForConditionalGeneration
+from transformers import AutoModelForCausalLM, CLIPVisionModel, VipLlavaConfig
 
 from .conversion.configs import image_view
 from .conversion.configs_vip_llava import VISION_FEATURE_LAYERS, vip_llava_generation_config
 from .conversion.locations import locate
 from .conversion.tokenizers import build_tokenizer
 from .conversion.tokenizers_fast import build_fast_tokenizer
+from .modeling.modeling_vip_llava import VipLlavaForConditionalGeneration
 from .processing.chat_templates import IMAGE_TOKEN, build_chat_template
 from .processing.image_processing_vip_llava import VipLlavaImageProcessor
 from .processing.processing_vip_llava import VipLlavaProcessor

@@ -1,4 +1,4 @@
-"""A converted ViP-LLaVA loads, draws and answers where this package does not exist; only its processor is code."""
+"""A converted ViP-LLaVA loads, draws and answers where this package does not exist, and in transformers' own class."""
 
 import json
 
@@ -24,20 +24,25 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 arguments = json.loads(sys.argv[1])
 repo, image = arguments["repo"], Image.open(arguments["image"])
-model = AutoModelForImageTextToText.from_pretrained(repo).eval()
-assert type(model).__module__.startswith("transformers.models.vipllava"), type(model).__module__
+stock = AutoModelForImageTextToText.from_pretrained(repo).eval()
+assert type(stock).__module__.startswith("transformers.models.vipllava"), type(stock).__module__
+model = AutoModelForImageTextToText.from_pretrained(repo, trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
-for thing in (processor, processor.image_processor):
+for thing in (model, processor, processor.image_processor):
     assert type(thing).__module__.startswith("transformers_modules."), type(thing).__module__
 own = sys.modules[type(processor).__module__]
 mark = own.VisualPrompt("rectangle", box_xyxy=arguments["box"], color="red", anchor=112)
 inputs = processor(image, arguments["question"], visual_prompts=[mark], return_tensors="pt")
 with torch.inference_mode():
-    logits = model(**inputs).logits
+    logits, theirs = model(**inputs).logits, stock(**inputs).logits
+words = torch.arange(logits.shape[-1]) != model.config.image_token_id
+assert torch.equal(logits[..., words], theirs[..., words])
+assert (logits[..., ~words] == torch.finfo(logits.dtype).min).all()
 found = {"logits": logits, "input_ids": inputs["input_ids"], "pixel_values": inputs["pixel_values"]}
 save_file({name: tensor.contiguous().clone() for name, tensor in found.items()}, "forward.safetensors")
 
 ask = pipeline("image-text-to-text", model=repo, trust_remote_code=True)
+assert type(ask.model) is type(model), type(ask.model)
 
 def chat(question):
     return [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
@@ -59,6 +64,13 @@ processor.save_pretrained("again")
 again = AutoProcessor.from_pretrained("again", trust_remote_code=True)
 views = [one(image, "x", return_tensors="pt")["pixel_values"] for one in (processor, again)]
 assert torch.equal(*views)
+
+# Somebody saves what was loaded: the code must travel on.
+model.save_pretrained("again")
+for trust, module in ((True, "transformers_modules."), (False, "transformers.models.")):
+    again = AutoModelForImageTextToText.from_pretrained("again", trust_remote_code=trust)
+    assert type(again).__module__.startswith(module), type(again).__module__
+    assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
 """
 
 REFUSED_WITHOUT_TRUST = """

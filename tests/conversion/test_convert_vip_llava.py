@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoProcessor, GenerationConfig, VipLlavaConfig, VipLlavaForConditionalGeneration
 
+import reasonseg
 from reasonseg.conversion.configs import clip_config_from_shapes
 from reasonseg.conversion.configs_vip_llava import vip_llava_config
 from reasonseg.conversion.convert_vip_llava import convert_vip_llava, vip_llava_scheme
@@ -44,7 +45,7 @@ def test_the_repository(vip_llava_repo):
     config = json.loads((vip_llava_repo / "config.json").read_text())
     assert (config["model_type"], config["image_token_index"], config["image_seq_length"]) == ("vipllava", 620, 64)
     assert config["vision_feature_layer"] == config["vision_feature_layers"] == LAYERS
-    assert "auto_map" not in config, "the model is transformers' own"
+    assert config["auto_map"] == {"AutoModelForImageTextToText": "modeling_vip_llava.VipLlavaForConditionalGeneration"}
     processor = json.loads((vip_llava_repo / "processor_config.json").read_text())
     assert processor["auto_map"]["AutoProcessor"] == "processing_vip_llava.VipLlavaProcessor"
     files = {path.name for path in vip_llava_repo.iterdir()}
@@ -56,9 +57,10 @@ def test_the_repository(vip_llava_repo):
         "README.md",
         "manifest.json",
     } <= files
-    assert not [name for name in files if name.startswith("modeling_")]
-    _, info = VipLlavaForConditionalGeneration.from_pretrained(vip_llava_repo, output_loading_info=True)
-    assert not any(info.values()), info
+    assert {"modeling_vip_llava.py", "image_placeholder.py"} <= files
+    for model_class in (VipLlavaForConditionalGeneration, reasonseg.VipLlavaForConditionalGeneration):
+        _, info = model_class.from_pretrained(vip_llava_repo, output_loading_info=True)
+        assert not any(info.values()), info
     tokenizer = AutoProcessor.from_pretrained(vip_llava_repo).tokenizer
     assert (tokenizer.padding_side, tokenizer.model_max_length, tokenizer.pad_token) == ("left", 2048, "<unk>")
 

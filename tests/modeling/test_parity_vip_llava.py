@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.recorded_vip_llava import (
@@ -116,11 +115,7 @@ def test_a_batch_with_labels(model, processor):
     output = model(
         input_ids=torch.tensor(ids), attention_mask=mask, labels=torch.tensor(labels), pixel_values=pixel_values
     )
-    # Without the placeholder's column, which the original does not have. The model's own loss counts it: a share of
-    # one among 621 tokens here, of one among 32001 in the published models.
-    logits, targets = output.logits[:, :-1, :-1], torch.tensor(labels)[:, 1:]
-    close(cross_entropy(logits.flatten(0, 1), targets.flatten()), record["batch.loss"], 1e-5)
-    close(output.loss, record["batch.loss"], 1e-3)
+    close(output.loss, record["batch.loss"], 1e-5)
     kept = mask[:, ::4].bool()  # what padding computes is nobody's business
     close(output.logits[:, ::4, :-1][kept], record["batch.logits_every4th"][kept], 1e-4)
 

@@ -36,9 +36,12 @@ def test_auto_classes_know_each_system(system):
     config_class = system.config_class
     assert type(AutoConfig.for_model(system.model_type)) is config_class
     assert AutoModelForImageTextToText._model_mapping[config_class] is system.model_class
-    if not is_of_transformers(config_class):
+    assert system.model_class._auto_class == system.auto_class
+    if is_of_transformers(config_class):
+        assert AutoModel._model_mapping[config_class].__module__.startswith("transformers.")
+    else:
         assert AutoModel._model_mapping[config_class] is system.model_class
-        assert (config_class._auto_class, system.model_class._auto_class) == ("AutoConfig", "AutoModel")
+        assert config_class._auto_class == "AutoConfig"
     assert PROCESSOR_MAPPING[config_class] is system.processor_class
     assert IMAGE_PROCESSOR_MAPPING[config_class] == dict.fromkeys(IMAGE_BACKENDS, system.image_processor_class)
     assert system.processor_class._auto_class == "AutoProcessor"
@@ -56,6 +59,11 @@ def test_a_checkpoint_loads_without_trust(name, request, monkeypatch):
     for auto_class in (AutoModel, AutoModelForImageTextToText, AutoProcessor, AutoImageProcessor):
         assert type(auto_class.from_pretrained(repo)).__module__.startswith("reasonseg.")
     assert type(pipeline("reasoning-segmentation", model=str(repo))).__module__.startswith("reasonseg.")
+
+
+def test_vip_llava_is_this_packages_class_without_trust(vip_llava_repo):
+    model = AutoModelForImageTextToText.from_pretrained(vip_llava_repo)
+    assert type(model) is reasonseg.VipLlavaForConditionalGeneration
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess:
