@@ -72,9 +72,10 @@ class DiffusionFeatures(nn.Module):
             latent_noise (`torch.FloatTensor` of the same shape): The noise of the diffusion step.
             keep_layout (`bool`, *optional*, defaults to `False`):
                 Whether latents stay in the memory layout in which the VAE returns them, as in the original. On a CPU
-                those of several images then have their channels last, for which torch normalises groups less
-                exactly: features move by up to 2e-3 of their standard deviation, and an image's features depend on
-                whether others are beside it. Only of use to meet the original's numbers.
+                those of several images then have their channels last, for which torch takes the variance of a group
+                as `E[x^2] - E[x]^2`, inexact where the mean is large: features move by up to 2e-3 of their standard
+                deviation, and an image's features depend on the number of threads and on whether others are beside
+                it. Only of use to meet the original's numbers.
 
         Returns:
             `torch.FloatTensor` of shape `(num_images, diffusion_channels, *image_token_grid)`: Mean over the ensemble.
