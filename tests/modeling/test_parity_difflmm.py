@@ -123,7 +123,7 @@ def test_ensemble_over_a_batch(model, recorded, ensemble):
 
 @torch.inference_mode()
 def test_ensemble_is_closer_to_the_exact_features_than_the_recording(model, recorded, ensemble):
-    """In float64 the memory layout means nothing. What the model computes unless it is given a run's noise is exact."""
+    """In float64 the layout means nothing. What the model computes unless it is given a run's noise is exact."""
     given = noise(recorded, ENSEMBLE)
 
     def features_and_tokens(inner):
