@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..whole_files import write_whole
 from .errors import ConversionError
 from .inventory import Dropped
 from .locations import hub_snapshot
@@ -254,9 +254,4 @@ def _encode(body: Mapping[str, Any], digest: str) -> bytes:
 
 def _write(folder: Path, body: dict[str, Any]) -> None:
     body["files"] = {name: entry for name, entry in sorted(body["files"].items()) if name != MANIFEST}
-    draft = folder / f".{MANIFEST}.{os.getpid()}.partial"  # hidden, so that no repository counts it as its own
-    try:
-        draft.write_bytes(_encode(body, _digest(body)))
-        os.replace(draft, folder / MANIFEST)
-    finally:
-        draft.unlink(missing_ok=True)
+    write_whole(folder / MANIFEST, _encode(body, _digest(body)))

@@ -96,4 +96,12 @@ def read_images(entries: Sequence[dict[str, Any]], suffix: str = ".jpg") -> list
     return images
 
 
-__all__ = ["AnnotatedImage", "read_annotations", "read_images"]
+def by_image(annotations: Sequence[dict[str, Any]]) -> dict[Any, list[dict[str, Any]]]:
+    """Annotations, or results in their format, by their `image_id`."""
+    grouped: dict[Any, list[dict[str, Any]]] = {}
+    for annotation in annotations:
+        grouped.setdefault(annotation["image_id"], []).append(annotation)
+    return grouped
+
+
+__all__ = ["AnnotatedImage", "by_image", "read_annotations", "read_images"]

@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from ..processing.chat_templates import user_message
+from ..whole_files import write_whole
 
 
 # Seconds between two looks at what other processes have written.
@@ -189,9 +190,7 @@ def _answer_pending(
 
 
 def _merge(folder: Path, lines: list[dict[str, Any]]) -> None:
-    draft = folder / "answers.jsonl.partial"
-    draft.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
-    draft.replace(folder / "answers.jsonl")
+    write_whole(folder / "answers.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     for part in folder.glob("answers.part*.jsonl"):
         part.unlink()
 

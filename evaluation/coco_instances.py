@@ -13,7 +13,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..processing.phrase_segments import PhraseSegment, WordVector, match_categories
-from .annotated_images import AnnotatedImage, read_annotations, read_images
+from .annotated_images import AnnotatedImage, by_image, read_annotations, read_images
 from .coco_masks import iou_matrix, segmentation_rle
 from .coco_scores import coco_scores
 from .contact_sheet import StoredCase
@@ -38,9 +38,7 @@ class CocoInstances:
         self.dataset = read_annotations(annotations, ("images", "annotations", "categories"))
         self.images: list[AnnotatedImage] = read_images(self.dataset["images"])[:limit]
         self.categories: dict[int, str] = {entry["id"]: entry["name"] for entry in self.dataset["categories"]}
-        self._annotations: dict[Any, list[dict[str, Any]]] = {}
-        for annotation in self.dataset["annotations"]:
-            self._annotations.setdefault(annotation["image_id"], []).append(annotation)
+        self._annotations = by_image(self.dataset["annotations"])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -222,11 +220,11 @@ def point_hits(data: CocoInstances, instances: Sequence[dict[str, Any]]) -> tupl
 
     A category that is not in the picture is a miss (the original, which never meets one, would stop).
     """
-    by_image = _by_image(instances)
+    answered = by_image(instances)
     right = total = 0
     for image in data.images:
-        regions = _regions_by_category(data, image) if image.id in by_image else {}
-        for instance in by_image.get(image.id, []):
+        regions = _regions_by_category(data, image) if image.id in answered else {}
+        for instance in answered.get(image.id, []):
             if "point" not in instance:
                 continue
             total += 1
@@ -244,21 +242,14 @@ def _regions_by_category(data: CocoInstances, image: AnnotatedImage) -> dict[int
     return {category: coco_mask.decode(coco_mask.merge(masks)).astype(bool) for category, masks in grouped.items()}
 
 
-def _by_image(instances: Sequence[dict[str, Any]]) -> dict[Any, list[dict[str, Any]]]:
-    grouped: dict[Any, list[dict[str, Any]]] = {}
-    for instance in instances:
-        grouped.setdefault(instance["image_id"], []).append(instance)
-    return grouped
-
-
 def _cases(data: CocoInstances, instances: Sequence[dict[str, Any]], folder: Path) -> list[StoredCase]:
     """Every annotated thing with the answer of its category that overlaps it most."""
-    by_image, cases = _by_image(instances), []
+    answered, cases = by_image(instances), []
     for image in data.images:
         for annotation in data.annotations(image):
             if annotation.get("iscrowd"):
                 continue
-            same = [i for i in by_image.get(image.id, []) if i["category_id"] == annotation["category_id"]]
+            same = [i for i in answered.get(image.id, []) if i["category_id"] == annotation["category_id"]]
             target = segmentation_rle(annotation["segmentation"], image.size)
             given = [segmentation_rle(instance["segmentation"], image.size) for instance in same]
             ious = iou_matrix([target], given)[0]

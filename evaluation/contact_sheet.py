@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..whole_files import written_whole
 from .coco_masks import decode_segmentation
-from .image_files import write_whole
 
 
 GROUPS: tuple[str, ...] = ("best", "median", "worst")
@@ -175,10 +174,8 @@ def save_contact_sheet(cases: Sequence[Case | StoredCase], path: str | Path, cou
         The path.
     """
     path = Path(path)
-    content = io.BytesIO()
-    draw_contact_sheet(cases, count, tile).save(content, format="PNG")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, content.getvalue())
+    with written_whole(path) as draft:
+        draw_contact_sheet(cases, count, tile).save(draft, format="PNG")
     return path
 
 

@@ -4,14 +4,13 @@ The numbers are those of `aas/eval_gcg.py` of attend-and-segment, which are GLaM
 and CIDEr of captions, mean IoU of paired masks, and recall of phrases that have both the mask and the meaning.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .annotated_images import AnnotatedImage, read_annotations, read_images
+from .annotated_images import AnnotatedImage, by_image, read_annotations, read_images
 from .caption_scores import CaptionsUnavailableError, caption_scores
 from .coco_masks import iou_matrix, segmentation_rle
 from .coco_scores import coco_scores
@@ -66,7 +65,7 @@ class GroundedConversations:
         captions_path = path.with_name(path.name.replace(_MASKS, _CAPTIONS))
         self.mask_dataset = read_annotations(masks_path, ("images", "annotations", "categories"))
         captions = read_annotations(captions_path, ("images", "annotations"))
-        self._masks = _by_image(self.mask_dataset["annotations"])
+        self._masks = by_image(self.mask_dataset["annotations"])
         described = {entry["id"]: entry for entry in self.mask_dataset["images"]}
         # Captions say which pictures count; their sizes may stand with the masks alone, or in the masks.
         self.images: list[AnnotatedImage] = read_images(
@@ -77,7 +76,7 @@ class GroundedConversations:
         )[:limit]
         # AP counts every picture with masks, as the original does, unless only the first ones are asked for.
         self.scored_ids = None if limit is None else [image.id for image in self.images if image.id in described]
-        self._captions = _by_image(captions["annotations"])
+        self._captions = by_image(captions["annotations"])
 
     def __len__(self) -> int:
         return len(self.images)
@@ -217,13 +216,6 @@ def score_grounded_conversation(
 
 
 _EMPTY = GroundedAnswer("", [], [])
-
-
-def _by_image(annotations: Sequence[dict[str, Any]]) -> dict[Any, list[dict[str, Any]]]:
-    grouped: dict[Any, list[dict[str, Any]]] = {}
-    for annotation in annotations:
-        grouped.setdefault(annotation["image_id"], []).append(annotation)
-    return grouped
 
 
 def _cases(path: Path, target: GroundedTarget, given: list[dict[str, Any]], ious: np.ndarray) -> list[StoredCase]:

@@ -1,7 +1,6 @@
 """A folder with one file per picture, filled by any number of processes and gone on with after a stop."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from ..whole_files import write_whole
 from .annotated_images import AnnotatedImage
 
 
@@ -40,7 +40,7 @@ class ImageFiles:
         if state.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             if not self.settings_path.exists() and not any(self.folder.glob(f"*{suffix}")):
-                write_whole(self.settings_path, (json.dumps(settings, indent=2) + "\n").encode())
+                write_whole(self.settings_path, json.dumps(settings, indent=2) + "\n")
         state.wait_for_everyone()
         self._check(json.loads(json.dumps(settings)))
 
@@ -110,11 +110,4 @@ class ImageFiles:
             )
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it, so that a stop leaves all of it or nothing."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    draft.write_bytes(content)
-    os.replace(draft, path)
-
-
-__all__ = ["ImageFiles", "SettingsDifferError", "write_whole"]
+__all__ = ["ImageFiles", "SettingsDifferError"]

@@ -1,13 +1,13 @@
 """An evaluation as files: numbers as JSON, a table, and a picture of the best, median and worst cases."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
+from ..whole_files import write_whole
 from .benchmark import EvaluationResult
 from .contact_sheet import save_contact_sheet
 
@@ -30,9 +30,7 @@ def write_report(result: Any, out: str | Path, about: dict[str, Any]) -> Path:
     if result.cases:
         save_contact_sheet(result.cases, out / "cases.png")
     path = out / "results.json"
-    draft = path.with_suffix(".json.partial")
-    draft.write_text(json.dumps({**about, **result.to_dict()}, indent=2) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    write_whole(path, json.dumps({**about, **result.to_dict()}, indent=2) + "\n")
     return path
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from ..whole_files import write_whole, written_whole
 from .judges import Judge
 
 
@@ -209,19 +210,14 @@ def scores_by_capability(
 def write_tables(result: VipBenchResult, model: str, capabilities: Path, integrations: Path) -> None:
     """The two tables as the original writes them: one row, with `std` and `runs` last."""
     for scores, path in ((result.capabilities, capabilities), (result.integrations, integrations)):
-        draft = path.with_name(f"{path.name}.partial")
-        with draft.open("w", encoding="utf-8", newline="") as file:
+        with written_whole(path) as draft, draft.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(["", *scores, "std", "runs"])
             writer.writerow([model, *scores.values(), result.std, str(result.runs)])
-        draft.replace(path)
 
 
 def _write_json(value: Any, path: Path, indent: int) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f"{path.name}.partial")
-    draft.write_text(json.dumps(value, indent=indent, ensure_ascii=False), encoding="utf-8")
-    draft.replace(path)
+    write_whole(path, json.dumps(value, indent=indent, ensure_ascii=False))
 
 
 __all__ = [

@@ -26,12 +26,12 @@ from .evaluation.grounded_conversation import (
     GroundedConversations,
     score_grounded_conversation,
 )
-from .evaluation.image_files import write_whole
 from .evaluation.phrase_grounding import MAX_NEW_TOKENS, QUESTION, Grounder, ground_pictures
 from .evaluation.phrase_similarity import TEXT_ENCODER, EncodedPhrases
 from .evaluation.report import numbers_table
 from .processing.noun_phrases import SpacyExtractor
 from .registration import register
+from .whole_files import write_whole
 
 
 _MODEL_TYPE = "attend_and_segment"
@@ -78,8 +78,7 @@ def run_coco(options: EvaluationOptions) -> Outcome:
                 )
             ]
         )
-        options.out.mkdir(parents=True, exist_ok=True)
-        write_whole(options.out / "instances.json", (json.dumps(instances) + "\n").encode())
+        write_whole(options.out / "instances.json", json.dumps(instances) + "\n")
     result = score_instances(data, instances, options.protocol, options.images)
     return Outcome(result, _instance_table(result), _about(options, settings))
 

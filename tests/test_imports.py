@@ -11,6 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ("modeling", "processing")
 TOOLS = ("conversion", "training", "evaluation")
+# Of `reasonseg/` the tools may import this, which imports nothing.
+SHARED = "reasonseg.whole_files"
 
 # Third-party packages each folder may import at all.
 MODEL_PACKAGES = {"torch", "transformers", "huggingface_hub"}
@@ -141,7 +143,7 @@ def test_published_folders_are_flat_with_unique_names():
 @pytest.mark.parametrize("file", files_of(*TOOLS), ids=name)
 def test_tools_import_only_published_folders_and_themselves(file):
     folder = file.relative_to(ROOT).parts[0]
-    allowed = tuple(f"reasonseg.{part}" for part in (folder, *PUBLISHED))
+    allowed = (*(f"reasonseg.{part}" for part in (folder, *PUBLISHED)), SHARED)
     for level, module, node in imports(parse(file)):
         target = absolute_name(file, level, module)
         where = f"{name(file)}:{node.lineno}"
@@ -149,6 +151,12 @@ def test_tools_import_only_published_folders_and_themselves(file):
         if target.split(".")[0] == "reasonseg":
             inside = any(target == prefix or target.startswith(f"{prefix}.") for prefix in allowed)
             assert inside, f"{where}: {folder}/ must not import {target}."
+
+
+def test_what_the_tools_share_imports_nothing():
+    file = ROOT / f"{SHARED.replace('.', '/')}.py"
+    used = {absolute_name(file, level, module).split(".")[0] for level, module, _ in imports(parse(file))}
+    assert used <= set(sys.stdlib_module_names)
 
 
 @pytest.mark.parametrize("file", files_of("reasonseg/cli"), ids=name)

@@ -26,6 +26,7 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import Dataset
 
+from ..whole_files import write_whole
 from .ivm_discriminator import IvmDiscriminator
 from .masking_data import MaskingExample
 
@@ -166,9 +167,7 @@ def repair_scores(folder: Path) -> None:
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         if len(whole) != len(content):
-            draft = path.with_suffix(".partial")
-            draft.write_bytes(whole)
-            draft.replace(path)
+            write_whole(path, whole)
 
 
 def read_scores(folder: Path, count: int) -> dict[int, float]:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
+from ..whole_files import write_whole
 from .dwsl import WeightRule, score_examples
 from .ivm_discriminator import IvmDiscriminator, human_share, load_discriminator, save_discriminator
 from .masking_data import DiscriminatorCollator
@@ -70,10 +71,7 @@ def keep_settings(recipe: Recipe, out: Path) -> None:
                 f"{out} holds the first stage of another recipe ({'; '.join(differing)}); use another --out."
             )
     elif PartialState().is_main_process:
-        out.mkdir(parents=True, exist_ok=True)
-        draft = file.with_suffix(".partial")
-        draft.write_text(content + "\n", encoding="utf-8")
-        draft.replace(file)
+        write_whole(file, content + "\n")
 
 
 def _differences(there: Any, here: Any, place: str = "") -> list[str]:

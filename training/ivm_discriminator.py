@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..modeling.modeling_ivm import PromptProjector
+from ..whole_files import written_whole
 from .parts import trained_state_dict
 
 
@@ -99,10 +100,8 @@ class IvmDiscriminator(nn.Module):
 
 def save_discriminator(discriminator: IvmDiscriminator, path: Path) -> None:
     """Writes what learned, adapters or the whole model and the head, as one safetensors file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".partial")
-    save_file(trained_state_dict(discriminator, discriminator.state_dict()), draft, metadata={"format": "pt"})
-    draft.replace(path)
+    with written_whole(path) as draft:
+        save_file(trained_state_dict(discriminator, discriminator.state_dict()), draft, metadata={"format": "pt"})
 
 
 def load_discriminator(discriminator: IvmDiscriminator, path: Path) -> None:

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..whole_files import written_whole
 from .attention_guidance import AttentionGuidance
 from .collator import SegmentationCollator
 from .datasets import ImageFolderExamples, TabletopExamples
@@ -151,9 +152,8 @@ def store_as(repo: Path, dtype: torch.dtype) -> None:
     """Rewrites the weights in fewer bits; the configuration still names the type they are computed in."""
     for shard in sorted(repo.glob("*.safetensors")):
         tensors = {name: tensor.to(dtype) for name, tensor in load_file(shard).items()}
-        draft = shard.with_suffix(".partial")
-        save_file(tensors, draft, metadata={"format": "pt"})
-        draft.replace(shard)
+        with written_whole(shard) as draft:
+            save_file(tensors, draft, metadata={"format": "pt"})
 
 
 def training_arguments(recipe: Recipe, out: Path, **overrides) -> TrainingArguments:

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from pycocotools import mask as coco_mask
 
 from reasonseg.processing.segments import mask_to_rle
 
+from ..whole_files import write_whole, written_whole
 from .tabletop_requests import Request, build_answer, make_requests
 from .tabletop_scenes import DEFAULT_SIZE, SPLITS, TabletopObject, TabletopScene, draw_scene
 
@@ -203,7 +203,8 @@ def write_dataset(
         with partial.open("a", encoding="utf-8") as lines:
             for index in range(done, count):
                 record = _draw_record(split, index, seed, size, requests_per_scene, request_options)
-                _write_png(folder / record.file_name, record.image)
+                with written_whole(folder / record.file_name) as draft:
+                    Image.fromarray(record.image).save(draft, format="PNG")
                 # The line follows its picture, so that every line that can be read has one.
                 lines.write(json.dumps(record.to_row()) + "\n")
                 lines.flush()
@@ -302,7 +303,7 @@ def _claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
         return
     if any(folder.iterdir()):
         raise FileExistsError(f"{folder} holds files that are not from here; use an empty or a new folder.")
-    _write_text(path, json.dumps(settings, indent=2) + "\n")
+    write_whole(path, json.dumps(settings, indent=2) + "\n")
 
 
 def _keep_whole_lines(partial: Path) -> int:
@@ -316,20 +317,8 @@ def _keep_whole_lines(partial: Path) -> int:
     return whole.count(b"\n")
 
 
-def _write_png(path: Path, image: np.ndarray) -> None:
-    temporary = path.with_name(f".{path.name}{_PARTIAL}")
-    Image.fromarray(image).save(temporary, format="PNG")
-    os.replace(temporary, path)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}{_PARTIAL}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
 def _write_card(out_dir: Path) -> None:
     """Name the finished splits, because `datasets` would take the folder `test_unseen` for a part of `test`."""
     finished = [split for split in SPLITS if (out_dir / split / METADATA_FILE).is_file()]
     splits = "\n".join(f"  - split: {split}\n    path: {split}/*" for split in finished)
-    _write_text(out_dir / "README.md", _CARD.format(splits=splits))
+    write_whole(out_dir / "README.md", _CARD.format(splits=splits))

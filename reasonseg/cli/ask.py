@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..whole_files import written_whole
 from .failures import CommandError, stderr_console
-from .results import written_whole
 from .running import Dtype, load_checkpoint
 
 
@@ -103,7 +103,7 @@ def ask(
     if prompts:
         scaled = scale_prompts(prompts, (picture.height, picture.width), input_side(processor), width)
         picture = draw_visual_prompts(picture, scaled)
-        with written_whole(out) as draft:
+        with written_whole(out, suffix=out.suffix) as draft:
             picture.save(draft)
         for number, prompt in enumerate(prompts):
             console.print(f"<bbox{number}>: {describe(prompt)}", markup=False)

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from ..whole_files import write_whole
 from .failures import CommandError
-from .results import written_whole
 
 
 def card(
@@ -34,8 +34,7 @@ def card(
     if out is None:
         sys.stdout.write(text)
     else:
-        with written_whole(out) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_whole(out, text)
 
 
 def _read_config(repo: Path):

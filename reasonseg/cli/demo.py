@@ -1,13 +1,13 @@
 """`reasonseg demo`: a model trained on tabletops answers questions about a picture drawn for it."""
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..whole_files import written_whole
 from .failures import stderr_console
 
 
@@ -48,10 +48,8 @@ def demo(
             sys.stdout.write(f"{question}\n  {result.text}\n")
     if as_json:
         sys.stdout.write(json.dumps(answers) + "\n")
-    draft = out.with_name(f".{out.name}.partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draw_answers(image, questions, results).save(draft, format="PNG")
-    os.replace(draft, out)
+    with written_whole(out) as draft:
+        draw_answers(image, questions, results).save(draft, format="PNG")
     stderr_console().print(f"Written: {out}", soft_wrap=True)
 
 

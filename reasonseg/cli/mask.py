@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..whole_files import write_whole
 from .failures import CommandError, describe, print_error, stderr_console
 from .inputs import find_named_images, names_something, split_text
-from .results import RESULTS_NAME, ResultFolder, file_sha256, written_whole
+from .results import RESULTS_NAME, ResultFolder, file_sha256
 from .running import Dtype, load_checkpoint, run_in_batches, with_progress
 
 
@@ -324,8 +325,7 @@ def _write_rows(path: Path, rows: list[tuple[dict[str, Any], Task]], results: Re
         record = results.records[task.key]
         masking = {"image": row[image_key], **{name: record[name] for name in ("found", "kept_ratio", "box_xyxy")}}
         lines.append(json.dumps({**row, image_key: record["name"], "masking": masking}, ensure_ascii=False) + "\n")
-    with written_whole(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
+    write_whole(path, "".join(lines))
 
 
 def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:

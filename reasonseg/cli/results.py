@@ -3,30 +3,17 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ..whole_files import write_whole, written_whole
 from .failures import CommandError
 
 
 RESULTS_NAME = "results.jsonl"
 # Fields of a line with the files that `segment --answers` writes.
 ANSWER_FIELDS = ("answer_png", "answer_html")
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary sibling of `path` to write to, and rename it to `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # the suffix stays last, because Pillow takes the format from it
-    temporary = path.with_name(f".{path.stem}.partial{path.suffix}")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def file_sha256(path: Path) -> str:
@@ -135,8 +122,8 @@ class ResultFolder:
 
     def save_picture(self, name: str, save: Callable[[Path], Any]) -> str:
         """Write a file of the folder through a temporary sibling and return its name."""
-        with written_whole(self.folder / name) as temporary:
-            save(temporary)
+        with written_whole(self.folder / name, suffix=Path(name).suffix) as draft:
+            save(draft)
         return name
 
     def add(self, record: dict[str, Any]) -> None:
@@ -155,8 +142,7 @@ class ResultFolder:
             (self.folder / name).unlink(missing_ok=True)
 
     def _rewrite(self, records: dict[str, dict[str, Any]]) -> None:
-        with written_whole(self.path) as temporary:
-            temporary.write_text("".join(map(_line, records.values())), encoding="utf-8")
+        write_whole(self.path, "".join(map(_line, records.values())))
 
 
 def record_key(record: dict[str, Any]) -> str:

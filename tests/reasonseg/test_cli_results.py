@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from reasonseg.cli.failures import CommandError
-from reasonseg.cli.results import ANSWER_FIELDS, RESULTS_NAME, ResultFolder, file_sha256, written_whole
+from reasonseg.cli.results import ANSWER_FIELDS, RESULTS_NAME, ResultFolder, file_sha256
 
 
 REQUEST = {"model": "m", "text": "where?", "threshold": 0.5}
@@ -144,19 +144,3 @@ def test_a_results_file_of_something_else_is_refused(tmp_path, line):
 def test_out_that_is_a_file_is_refused(images):
     with pytest.raises(CommandError, match="is a file"):
         ResultFolder(images[0], REQUEST)
-
-
-def test_a_file_appears_whole_or_not_at_all(tmp_path):
-    target = tmp_path / "mask.png"
-    target.write_bytes(b"old")
-
-    def write_half():
-        with written_whole(target) as temporary:
-            temporary.write_bytes(b"half")
-            assert target.read_bytes() == b"old"
-            raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_half()
-    assert [path.name for path in tmp_path.iterdir()] == ["mask.png"]
-    assert target.read_bytes() == b"old"
