@@ -1,5 +1,6 @@
 """How LLaVA's processors put a picture into a prompt: one image token per patch of its CLIP tower."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from transformers.image_utils import get_image_size, to_numpy_array
@@ -15,12 +16,22 @@ class LlavaImageTokens:
     `patch_size`, `vision_feature_select_strategy`, `num_additional_image_tokens`.
     """
 
-    def _set_image_token(self, tokenizer: Any, image_token: str) -> None:
-        """Set `image_token` and `image_token_id` from a tokenizer.
+    def _set_image_geometry(
+        self,
+        tokenizer: Any,
+        image_token: str,
+        patch_size: int,
+        vision_feature_select_strategy: str,
+        num_additional_image_tokens: int,
+    ) -> None:
+        """Set what says how many image tokens a picture has, and `image_token` and `image_token_id` from a tokenizer.
 
         Raises:
             ValueError: If the tokenizer does not know the token.
         """
+        self.patch_size = patch_size
+        self.vision_feature_select_strategy = vision_feature_select_strategy
+        self.num_additional_image_tokens = num_additional_image_tokens
         self.image_token = getattr(tokenizer, "image_token", None) or image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         if self.image_token_id in (None, tokenizer.unk_token_id):
@@ -36,13 +47,18 @@ class LlavaImageTokens:
         class_token = 1 if self.vision_feature_select_strategy == "default" else 0
         return patches + self.num_additional_image_tokens - class_token
 
+    def _view_size(self, images_kwargs: Mapping[str, Any]) -> tuple[int, int]:
+        """(height, width) of what the model sees of a picture."""
+        crop_size = images_kwargs.get("crop_size") or self.image_processor.crop_size
+        if isinstance(crop_size, int):
+            return crop_size, crop_size
+        return crop_size["height"], crop_size["width"]
+
     def _get_num_multimodal_tokens(self, image_sizes: list[list[int]] | None = None, **kwargs) -> MultiModalData:
         """Number of image tokens for pictures of the given (height, width), without processing them."""
         if image_sizes is None:
             return MultiModalData()
-        options = self._merge_kwargs(**kwargs)["images_kwargs"]
-        crop_size = options.get("crop_size") or self.image_processor.crop_size
-        num_tokens = self._num_image_tokens(crop_size["height"], crop_size["width"])
+        num_tokens = self._num_image_tokens(*self._view_size(self._merge_kwargs(**kwargs)["images_kwargs"]))
         return MultiModalData(
             num_image_tokens=[num_tokens] * len(image_sizes), num_image_patches=[1] * len(image_sizes)
         )

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import Unpack
 
-from .chat_processor import ChatInputs, ChatProcessor, ChatProcessorKwargs
-from .chat_templates import IMAGE_TOKEN, choose_chat_template
-from .llava_image_tokens import LlavaImageTokens
-from .prompt_rows import read_images, read_texts
+from .chat_processor import ChatInputs, ChatProcessorKwargs
+from .chat_templates import IMAGE_TOKEN
+from .llava_chat_processor import LlavaChatProcessor, picture_of_rows
+from .prompt_rows import read_texts
 
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ class DiffLmmProcessorKwargs(ChatProcessorKwargs, total=False):
     pass
 
 
-class DiffLmmProcessor(LlavaImageTokens, ChatProcessor):
+class DiffLmmProcessor(LlavaChatProcessor):
     r"""
     Turns pictures and messages into inputs of [`DiffLmmForConditionalGeneration`].
 
@@ -43,7 +43,6 @@ class DiffLmmProcessor(LlavaImageTokens, ChatProcessor):
     """
 
     valid_processor_kwargs = DiffLmmProcessorKwargs
-    answers_without_images = True
 
     def __init__(
         self,
@@ -57,13 +56,15 @@ class DiffLmmProcessor(LlavaImageTokens, ChatProcessor):
         template="llava_v1",
         **kwargs,
     ):
-        self.patch_size = patch_size
-        self.vision_feature_select_strategy = vision_feature_select_strategy
-        self.num_additional_image_tokens = num_additional_image_tokens
-        self._set_image_token(tokenizer, image_token)
-        self.template = template
         super().__init__(
-            image_processor, tokenizer, chat_template=choose_chat_template(template, chat_template, IMAGE_TOKEN)
+            image_processor,
+            tokenizer,
+            patch_size,
+            vision_feature_select_strategy,
+            chat_template,
+            image_token,
+            num_additional_image_tokens,
+            template,
         )
 
     def __call__(
@@ -71,24 +72,30 @@ class DiffLmmProcessor(LlavaImageTokens, ChatProcessor):
         images: ImageInput | None = None,
         text: str | list[str] | None = None,
         answer: str | list[str] | None = None,
+        image_index: list[int] | None = None,
         **kwargs: Unpack[DiffLmmProcessorKwargs],
     ) -> ChatInputs:
         r"""
+        Every row is one prompt, about one picture or none.
+
         Args:
             images (`ImageInput`, *optional*):
-                One picture per text, or one for all; of any kind that `load_rgb_image` reads.
+                One picture per row, or one for all rows; of any kind that `load_rgb_image` reads. `None` in a list is
+                a row without a picture.
             text (`str` or `list[str]`, *optional*):
                 The user's message, put behind the picture in the chat template. A text that holds the image token is
                 the whole prompt up to the answer, and stays as it is.
             answer (`str` or `list[str]`, *optional*):
                 The answer to each text. Spacing and end token are the chat template's.
+            image_index (`list[int]`, *optional*):
+                The image of each row, where rows share images.
             kwargs:
                 `return_labels`, `apply_template`, `padding_side` (by default left if a row awaits its answer, right if
                 all have one), and arguments of the tokenizer and the image processor.
 
         Returns:
-            [`ChatInputs`]: `input_ids`, `attention_mask`, `pixel_values`, and `labels` where asked for. With `images`
-            alone only `pixel_values`.
+            [`ChatInputs`]: `input_ids`, `attention_mask`, `pixel_values` with one entry per row that has a picture,
+            and `labels` where asked for. With `images` alone only `pixel_values`.
 
         Raises:
             ValueError: If texts, answers and images do not match, or truncation would cut off image tokens.
@@ -100,14 +107,8 @@ class DiffLmmProcessor(LlavaImageTokens, ChatProcessor):
             if answer is not None:
                 raise ValueError("`answer` was given without `text`. Give the message that it answers.")
             return self._views_alone(images, options, kwargs)
-        rows = [
-            self._prompt_row(message, reply, kwargs.get("apply_template"), images is not None)
-            for message, reply in read_texts(text, answer)
-        ]
-        images = None if images is None else read_images(images)
-        if images is not None and len(images) == 1:
-            images = images * len(rows)
-        return self._model_inputs(rows, images, None, options, kwargs)
+        texts = read_texts(text, answer)
+        return self._inputs_of_rows(texts, picture_of_rows(images, len(texts), image_index), options, kwargs)
 
 
 __all__ = ["DiffLmmProcessor"]

@@ -55,10 +55,9 @@ class LisaProcessor(LlavaImageTokens, PromptedSegmentationProcessor):
         wording=None,
         **kwargs,
     ):
-        self.patch_size = patch_size
-        self.vision_feature_select_strategy = vision_feature_select_strategy
-        self.num_additional_image_tokens = num_additional_image_tokens
-        self._set_image_token(tokenizer, image_token)
+        self._set_image_geometry(
+            tokenizer, image_token, patch_size, vision_feature_select_strategy, num_additional_image_tokens
+        )
         self.template = template
         self.seg_token = seg_token
         self.rej_token = rej_token

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import Unpack
 
-from .chat_processor import ChatInputs, ChatProcessor, ChatProcessorKwargs
-from .chat_templates import IMAGE_TOKEN, choose_chat_template
-from .llava_image_tokens import LlavaImageTokens
-from .prompt_rows import read_image_index, read_images, read_texts
+from .chat_processor import ChatInputs, ChatProcessorKwargs
+from .chat_templates import IMAGE_TOKEN
+from .llava_chat_processor import LlavaChatProcessor, picture_of_rows
+from .prompt_rows import read_texts
 from .visual_prompts import VisualPrompt, draw_visual_prompts, fill_placeholders
 
 
@@ -23,7 +23,7 @@ class VipLlavaProcessorKwargs(ChatProcessorKwargs, total=False):
     pass
 
 
-class VipLlavaProcessor(LlavaImageTokens, ChatProcessor):
+class VipLlavaProcessor(LlavaChatProcessor):
     r"""
     Turns pictures, marks on them and messages into inputs of [`VipLlavaForConditionalGeneration`].
 
@@ -47,7 +47,6 @@ class VipLlavaProcessor(LlavaImageTokens, ChatProcessor):
     """
 
     valid_processor_kwargs = VipLlavaProcessorKwargs
-    answers_without_images = True
 
     def __init__(
         self,
@@ -61,14 +60,15 @@ class VipLlavaProcessor(LlavaImageTokens, ChatProcessor):
         template="llava_v1",
         **kwargs,
     ):
-        self.patch_size = patch_size
-        self.vision_feature_select_strategy = vision_feature_select_strategy
-        self.num_additional_image_tokens = num_additional_image_tokens
-        self._set_image_token(tokenizer, image_token)
-        self.template = template
-        # The marks around a picture are LLaVA v1's; no ViP-LLaVA checkpoint has them.
         super().__init__(
-            image_processor, tokenizer, chat_template=choose_chat_template(template, chat_template, IMAGE_TOKEN)
+            image_processor,
+            tokenizer,
+            patch_size,
+            vision_feature_select_strategy,
+            chat_template,
+            image_token,
+            num_additional_image_tokens,
+            template,
         )
 
     def __call__(
@@ -93,7 +93,8 @@ class VipLlavaProcessor(LlavaImageTokens, ChatProcessor):
                 0; `<bbox>` where there is one) become the phrase for the visual prompt: "within the red rectangle".
             visual_prompts (`list[list[VisualPrompt]]`, *optional*):
                 Per row what to draw on its picture, at the picture's own size; also as dicts of the arguments of
-                [`VisualPrompt`]. A single list is one row. Prompts without a colour get one that tells them apart.
+                [`VisualPrompt`]. A single list is one row. Prompts without a colour get one that tells them apart,
+                and sizes that are not given scale with the side of what the model sees.
             answer (`str` or `list[str]`, *optional*):
                 The answer to each text, with the same placeholders. Spacing and end token are the chat template's.
             image_index (`list[int]`, *optional*):
@@ -124,40 +125,19 @@ class VipLlavaProcessor(LlavaImageTokens, ChatProcessor):
                 raise ValueError("`answer` or `visual_prompts` came without `text`. Give the message they belong to.")
             return self._views_alone(images, options, kwargs)
         texts = read_texts(text, answer)
-        pictures = _picture_of_rows(images, len(texts), image_index)
-        marks = _read_visual_prompts(visual_prompts, pictures)
-        rows = []
-        for place, ((message, reply), picture, prompts) in enumerate(zip(texts, pictures, marks, strict=True)):
-            if prompts is not None:
-                message = fill_placeholders(message, prompts)
-                reply = None if reply is None else fill_placeholders(reply, prompts)
-                pictures[place] = draw_visual_prompts(picture, prompts) if prompts else picture
-            rows.append(self._prompt_row(message, reply, kwargs.get("apply_template"), picture is not None))
-        for place, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
-            count = row.conversation.count(self.image_token)
-            if count != (picture is not None):
-                raise ValueError(
-                    f"Row {place} holds {count} {self.image_token} tokens and has "
-                    f"{'no image' if picture is None else 'one image'}. Every row takes one image, with one token in "
-                    "a whole prompt, or none of both; plain messages need no token."
-                )
-        pictures = [picture for picture in pictures if picture is not None]
-        return self._model_inputs(rows, pictures or None, None, options, kwargs)
-
-    def _image_of_rows(self, conversations, num_images, image_index):
-        """Checked per row already; every row that holds the token has a picture of its own."""
-        return None
-
-
-def _picture_of_rows(images: Any, num_rows: int, image_index: list[int] | None) -> list[Any]:
-    """The picture of each row, `None` for rows without one."""
-    if images is None:
-        if image_index is not None:
-            raise ValueError("`image_index` was given without `images`.")
-        return [None] * num_rows
-    images = read_images(images)
-    index = read_image_index(image_index, num_rows, len(images))
-    return list(images) if index is None else [images[place] for place in index]
+        pictures = picture_of_rows(images, len(texts), image_index)
+        for place, prompts in enumerate(_read_visual_prompts(visual_prompts, pictures)):
+            if prompts is None:
+                continue
+            message, reply = texts[place]
+            texts[place] = (
+                fill_placeholders(message, prompts),
+                None if reply is None else fill_placeholders(reply, prompts),
+            )
+            if prompts:
+                side, _ = self._view_size(options["images_kwargs"])
+                pictures[place] = draw_visual_prompts(pictures[place], prompts, anchor=side)
+        return self._inputs_of_rows(texts, pictures, options, kwargs)
 
 
 def _read_visual_prompts(visual_prompts: Any, pictures: Sequence[Any]) -> list[Sequence[VisualPrompt] | None]:
@@ -165,7 +145,7 @@ def _read_visual_prompts(visual_prompts: Any, pictures: Sequence[Any]) -> list[S
     if visual_prompts is None:
         return [None] * len(pictures)
     rows = [visual_prompts] if _is_prompt(visual_prompts) else list(visual_prompts)
-    if any(_is_prompt(row) for row in rows):
+    if any(_is_prompt(row) for row in rows) or (not rows and len(pictures) == 1):
         rows = [rows]
     if len(rows) != len(pictures):
         raise ValueError(

@@ -56,7 +56,7 @@ COLOR_POOL = {
     "purple": (128, 0, 128),
     "gold": (255, 215, 0),
 }
-# Side of the model's input: all sizes below are pixels of a picture whose longer side is this.
+# Side of the published models' input: all sizes below are pixels of a picture whose longer side is this.
 ANCHOR = 336
 # Without a sampler: the command line of the original, and the middle of what training saw.
 DEFAULT_ALPHA = 128
@@ -116,8 +116,9 @@ class VisualPrompt:
             Whether an arrow's head is filled, as by default, or two lines.
         bend (`tuple[float, float]`, *optional*):
             How far the middle of an arrow's shaft is moved; straight by default.
-        anchor (`int`, *optional*, defaults to 336):
-            Side of the model's input, to whose size lines scale.
+        anchor (`int`, *optional*):
+            Side of the model's input, to whose size lines scale; by default that of the processor which draws it, and
+            336 where none does.
 
     Raises:
         ValueError: The shape is unknown, or a parameter is out of its range.
@@ -144,7 +145,7 @@ class VisualPrompt:
     head_length: float | None = None
     head_filled: bool | None = None
     bend: tuple[float, float] | None = None
-    anchor: int = ANCHOR
+    anchor: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shape", read_shape(self.shape))
@@ -170,7 +171,7 @@ class VisualPrompt:
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{name} of a visual prompt is {value}; it must be above 0.")
-        if self.anchor < 1:
+        if self.anchor is not None and self.anchor < 1:
             raise ValueError(f"anchor is {self.anchor}; it is a side in pixels and must be at least 1.")
         wanted = _NUM_POINTS.get(self.shape)
         if self.points is not None and wanted is not None and np.shape(self.points) != (wanted, 2):
@@ -304,11 +305,12 @@ def scale_length(length: float, image_size: tuple[int, int], anchor: int = ANCHO
     return int(length * max(image_size) / anchor)
 
 
-def complete_prompt(prompt: VisualPrompt, image_size: tuple[int, int]) -> VisualPrompt:
+def complete_prompt(prompt: VisualPrompt, image_size: tuple[int, int], anchor: int = ANCHOR) -> VisualPrompt:
     """
     Args:
         prompt (`VisualPrompt`): A mark.
         image_size (`tuple[int, int]`): (height, width) of the picture to draw on.
+        anchor (`int`, *optional*, defaults to 336): Side of the model's input, where the mark names none.
 
     Returns:
         [`VisualPrompt`]: With a value for everything its shape is drawn with, and the given values unchanged.
@@ -317,11 +319,13 @@ def complete_prompt(prompt: VisualPrompt, image_size: tuple[int, int]) -> Visual
         ValueError: If the region is not one of such a picture.
     """
     prompt.region.check_size(image_size)
+    if prompt.anchor is None:
+        prompt = replace(prompt, anchor=anchor)
     values = {"color": "red", "alpha": DEFAULT_ALPHA} | _DEFAULTS[prompt.shape](prompt, image_size)
     return replace(prompt, **{name: value for name, value in values.items() if getattr(prompt, name) is None})
 
 
-def draw_visual_prompts(image: ImageSource, prompts: Sequence[VisualPrompt]) -> Image.Image:
+def draw_visual_prompts(image: ImageSource, prompts: Sequence[VisualPrompt], anchor: int = ANCHOR) -> Image.Image:
     """Draw marks on a picture, one after the other.
 
     Args:
@@ -329,6 +333,8 @@ def draw_visual_prompts(image: ImageSource, prompts: Sequence[VisualPrompt]) -> 
             The picture, at the size in whose pixels the marks were given; it stays as it is.
         prompts (`Sequence[VisualPrompt]`):
             The marks; later ones lie above. Those without a colour get one by `assign_colors`.
+        anchor (`int`, *optional*, defaults to 336):
+            Side of the model's input, where a mark names none.
 
     Returns:
         `PIL.Image.Image`: A new picture, RGB, upright.
@@ -340,7 +346,7 @@ def draw_visual_prompts(image: ImageSource, prompts: Sequence[VisualPrompt]) -> 
     if picture is image:
         picture = picture.copy()
     for prompt in assign_colors(prompts):
-        prompt = complete_prompt(prompt, (picture.height, picture.width))
+        prompt = complete_prompt(prompt, (picture.height, picture.width), anchor)
         layer = Image.new("RGBA", picture.size, (0, 0, 0, 0))
         _DRAW[prompt.shape](ImageDraw.Draw(layer), prompt, (*read_color(prompt.color), prompt.alpha))
         if area := layer.getbbox():

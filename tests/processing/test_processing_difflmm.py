@@ -70,6 +70,27 @@ def test_answers_and_their_labels(processor, image):
     assert torch.equal(inputs["input_ids"][0, -len(answer) :], answer)
 
 
+def test_rows_that_share_pictures_or_have_none(processor, image, monkeypatch):
+    other, looked_at = image.rotate(90), []
+    look = type(processor.image_processor)._preprocess
+    monkeypatch.setattr(
+        type(processor.image_processor),
+        "_preprocess",
+        lambda *args, **kwargs: looked_at.append(1) or look(*args, **kwargs),
+    )
+    inputs = processor(
+        [image, other, None], [QUESTION, "What?", "Why?", "Who?"], image_index=[1, 0, 2, 1], return_tensors="pt"
+    )
+    assert len(looked_at) == 2, "a picture that rows share is looked at once"
+    views = [processor(images=picture, return_tensors="pt")["pixel_values"][0] for picture in (other, image, other)]
+    assert torch.equal(inputs["pixel_values"], torch.stack(views))
+    counts = (inputs["input_ids"] == processor.image_token_id).sum(dim=1)
+    assert counts.tolist() == [64, 64, 0, 64]
+    alone = processor(text="Why?", return_tensors="pt")
+    assert torch.equal(inputs["input_ids"][2][inputs["attention_mask"][2].bool()], alone["input_ids"][0])
+    assert "image_index" not in inputs, "the model takes one picture per row"
+
+
 def test_a_question_without_a_picture(processor):
     inputs = processor(text="Who are you?", return_tensors="pt")
     assert "pixel_values" not in inputs
@@ -103,8 +124,10 @@ def test_counted_tokens(processor):
         ({"images": 2, "answer": "A dog."}, "`answer` was given without `text`"),
         ({"images": 2, "text": ["a", "b", "c"]}, "3 texts and 2 images"),
         ({"images": 1, "text": "a", "answer": ["b", "c"]}, "1 texts and 2 answers"),
-        ({"images": 1, "text": "<image><image> What?"}, "exactly one <image>"),
-        ({"text": "<image> What?"}, "no images were passed"),
+        ({"images": 1, "text": "<image><image> What?"}, "Row 0 holds 2 <image> tokens and has one image"),
+        ({"text": "<image> What?"}, "Row 0 holds 1 <image> tokens and has no image"),
+        ({"text": "a", "image_index": [0]}, "`image_index` was given without `images`"),
+        ({"images": 2, "text": "a", "image_index": [2]}, "each naming an image"),
         ({"images": 1, "text": "a", "truncation": True, "max_length": 20}, "cut off <image> tokens"),
         ({"images": 1, "text": 3}, "not iterable|must be a string"),
     ],

@@ -1,6 +1,7 @@
 """ViP-LLaVA's processor: the original's ids and pictures, phrases for marks, labels, rows without pictures."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,8 +126,26 @@ class TestVisualPrompts:
         plain = processor(image, "x", return_tensors="pt")["pixel_values"]
         assert not torch.equal(inputs["pixel_values"], plain)
 
+    @pytest.mark.parametrize("shape", ["rectangle", "point", "arrow", "scribble"])
+    def test_sizes_scale_with_what_the_model_sees(self, processor, shape):
+        """The anchor of the original is its image processor's crop size, here 112."""
+        image = recorded_image(0, blended=False)
+        mark = VisualPrompt(shape, box_xyxy=(40, 30, 120, 100), color="red")
+        drawn, found, large, other = (
+            processor(picture, "x", visual_prompts=prompts, return_tensors="pt")["pixel_values"]
+            for picture, prompts in (
+                (draw_visual_prompts(image, [mark], anchor=112), []),
+                (image, [mark]),
+                (image, [replace(mark, anchor=336)]),
+                (draw_visual_prompts(image, [mark]), []),
+            )
+        )
+        assert torch.equal(found, drawn)
+        assert torch.equal(large, other)
+        assert not torch.equal(found, large)
+
     def test_dicts_of_arguments(self, processor):
-        mark = {"shape": "rectangle", "box_xyxy": (40, 30, 120, 100), "color": "red", "anchor": 112}
+        mark = {"shape": "rectangle", "box_xyxy": (40, 30, 120, 100), "color": "red"}
         image = recorded_image(0, blended=False)
         found, expected = (
             processor(image, "What is <bbox>?", visual_prompts=[prompt], return_tensors="pt") for prompt in (mark, BOX)
