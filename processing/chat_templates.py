@@ -41,6 +41,22 @@ _MACROS = """
 {%- endif -%}
 """
 
+# Every message under a header with its role; what `header` and `end_of` write is the language model's.
+_HEADED_TURNS = """\
+{%- for message in messages -%}
+  {%- if message['role'] == 'user' -%}
+    {%- set text = user_turn(message['content']) -%}
+    {{- header('user') + text + end_of(text) -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {%- set text = text_of(message['content']) -%}
+    {{- header('assistant') -}}
+    {%- generation -%}{{- text + end_of(text) -}}{%- endgeneration -%}
+  {%- elif not (loop.first and message['role'] == 'system') -%}
+    {{- raise_exception('Roles are user and assistant, and system for the first message only.') -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- header('assistant') -}}{%- endif -%}
+"""
 _TURNS = {
     "llava_v1": """
 {{- state.system + ' ' -}}
@@ -74,37 +90,13 @@ _TURNS = {
     # ViP-LLaVA on Llama 3. The text opens with the token that the tokenizer puts there once more, in training as here.
     "llava_llama_3": """
 {{- '<|begin_of_text|>' + header('system') + state.system + '<|eot_id|>' if state.system else '' -}}
-{%- for message in messages -%}
-  {%- if message['role'] == 'user' -%}
-    {%- set text = user_turn(message['content']) -%}
-    {{- header('user') + text + end_of(text) -}}
-  {%- elif message['role'] == 'assistant' -%}
-    {%- set text = text_of(message['content']) -%}
-    {{- header('assistant') -}}
-    {%- generation -%}{{- text + end_of(text) -}}{%- endgeneration -%}
-  {%- elif not (loop.first and message['role'] == 'system') -%}
-    {{- raise_exception('Roles are user and assistant, and system for the first message only.') -}}
-  {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- header('assistant') -}}{%- endif -%}
-""",
+"""
+    + _HEADED_TURNS,
     # ViP-LLaVA on Phi-3.
     "llava_phi_3": """
 {{- header('system') + state.system + '<|end|>\n' if state.system else '' -}}
-{%- for message in messages -%}
-  {%- if message['role'] == 'user' -%}
-    {%- set text = user_turn(message['content']) -%}
-    {{- header('user') + text + end_of(text) -}}
-  {%- elif message['role'] == 'assistant' -%}
-    {%- set text = text_of(message['content']) -%}
-    {{- header('assistant') -}}
-    {%- generation -%}{{- text + end_of(text) -}}{%- endgeneration -%}
-  {%- elif not (loop.first and message['role'] == 'system') -%}
-    {{- raise_exception('Roles are user and assistant, and system for the first message only.') -}}
-  {%- endif -%}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- header('assistant') -}}{%- endif -%}
-""",
+"""
+    + _HEADED_TURNS,
 }
 _SYSTEMS = {
     "llava_v1": _V1_SYSTEM,
