@@ -7,6 +7,7 @@ from transformers import BatchFeature, ProcessorMixin
 from transformers.processing_utils import ProcessingKwargs
 
 from .chat_templates import TurnMarkers, assistant_message, find_turn_markers, user_message
+from .image_loading import MAX_IMAGE_PIXELS
 from .prompt_rows import PromptRow, check_image_tokens, read_image_index, read_images
 from .token_rows import TokenRows, check_nothing_cut, label_answers, pad, truncate
 
@@ -67,6 +68,11 @@ class ChatProcessor(ProcessorMixin):
     return_labels = False
     # Whether a message may come without a picture.
     answers_without_images = False
+
+    @property
+    def max_image_pixels(self) -> int:
+        """`int`: Largest height x width of a picture; a larger one is refused before it is decoded."""
+        return getattr(self.image_processor, "max_image_pixels", MAX_IMAGE_PIXELS)
 
     def _model_inputs(
         self,

@@ -163,8 +163,7 @@ class ReasoningSegmentationPipeline(Pipeline):
 
     def _load_image(self, image: Any) -> Image.Image:
         """Read a picture within the processor's own size limit, where it has one."""
-        limit = getattr(getattr(self.processor, "image_processor", None), "max_image_pixels", MAX_IMAGE_PIXELS)
-        return load_rgb_image(image, limit)
+        return load_rgb_image(image, getattr(self.processor, "max_image_pixels", MAX_IMAGE_PIXELS))
 
     def _forward(
         self,

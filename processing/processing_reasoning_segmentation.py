@@ -97,6 +97,11 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
         return list(dict.fromkeys(names))
 
     @property
+    def max_image_pixels(self) -> int:
+        """`int`: Largest height x width of a picture; a larger one is refused before it is decoded."""
+        return self.segmenter_image_processor.max_image_pixels
+
+    @property
     def _segmenter_view(self) -> Any:
         return self.segmenter_image_processor
 
@@ -106,31 +111,38 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
     def _encode(self, conversations, images, index, options, kwargs):
         if images is None:
             return self._call_vlm_processor(conversations, None, options, kwargs)
-        images = [load_rgb_image(image) for image in images]
+        limit = self._pixel_limit(options)
+        images = [load_rgb_image(image, limit) for image in images]
         by_row = images if index is None else [images[place] for place in index]
         tokens, views = self._call_vlm_processor(conversations, by_row, options, kwargs)
         if index is not None:
             # A picture that several rows share goes into the model once, so its view is needed once.
             return tokens, self._encode_images(images, options, kwargs)
-        return tokens, {**views, **self._segmenter_inputs(images, options)}
+        return tokens, {**views, **self._segmenter_inputs(images, options, limit)}
 
     def _encode_images(self, images, options, kwargs):
-        images = [load_rgb_image(image) for image in images]
+        limit = self._pixel_limit(options)
+        images = [load_rgb_image(image, limit) for image in images]
         _, views = self._call_vlm_processor([self.image_token] * len(images), images, options, kwargs)
-        return {**views, **self._segmenter_inputs(images, options)}
+        return {**views, **self._segmenter_inputs(images, options, limit)}
 
-    def _segmenter_inputs(self, images: list, options: dict[str, Any]) -> dict[str, Any]:
+    def _pixel_limit(self, options: dict[str, Any]) -> int:
+        """Largest height x width of a picture: what the call says, else what the segmenter's view is set to."""
+        return options["images_kwargs"].get("max_image_pixels") or self.max_image_pixels
+
+    def _segmenter_inputs(self, images: list, options: dict[str, Any], limit: int) -> dict[str, Any]:
         tensors = options["text_kwargs"].get("return_tensors")
-        return dict(self.segmenter_image_processor(images, return_tensors=tensors))
+        return dict(self.segmenter_image_processor(images, return_tensors=tensors, max_image_pixels=limit))
 
     def _call_vlm_processor(
         self, conversations: list[str], images: list | None, options: dict[str, Any], kwargs: dict[str, Any]
     ) -> tuple[TokenRows, dict[str, Any]]:
         """Rows of ids and the vision-language model's views."""
-        own = ("return_labels", "apply_template")
+        own = ("return_labels", "apply_template", "max_image_pixels")
         kwargs = {n: value for n, value in without_row_options(kwargs).items() if n not in own and value is not None}
         text_kwargs = without_row_options(kwargs.pop("text_kwargs", None) or {})
         images_kwargs = dict(kwargs.pop("images_kwargs", None) or {})
+        images_kwargs.pop("max_image_pixels", None)  # pictures are read by now; transformers' own processors know none
         images_kwargs["return_tensors"] = options["text_kwargs"].get("return_tensors")
         pictures = {} if images is None else {"images": [[image] for image in images], "images_kwargs": images_kwargs}
         encoded = self.vlm_processor(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import BatchFeature
 from transformers.image_utils import ImageInput
-from transformers.processing_utils import Unpack
+from transformers.processing_utils import ImagesKwargs, Unpack
 
 from .chat_processor import ChatInputs, ChatProcessor, ChatProcessorKwargs, without_row_options
 from .prompt_rows import PromptRow, read_phrases, read_texts
@@ -24,8 +24,17 @@ if TYPE_CHECKING:
 SEG_TOKEN = "[SEG]"
 
 
+class PictureKwargs(ImagesKwargs, total=False):
+    r"""
+    max_image_pixels (`int`, *optional*):
+        Largest allowed height x width of an input picture.
+    """
+
+    max_image_pixels: int | None
+
+
 class ReasoningSegmentationProcessorKwargs(ChatProcessorKwargs, total=False):
-    pass
+    images_kwargs: PictureKwargs
 
 
 class ReasoningSegmentationInputs(ChatInputs):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from .processing.image_loading import load_rgb_image
+from .processing.image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
 from .processing.masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage
 
 
@@ -79,6 +79,14 @@ class Masker:
             blur=options.blur,
             min_kept_ratio=options.min_kept_ratio,
         )
+
+    def load(self, image: ImageSource) -> Image.Image:
+        """Read one picture, no larger than the processor allows (`processor.image_processor.max_image_pixels`).
+
+        Raises:
+            ValueError: It is too large or cannot be read.
+        """
+        return load_rgb_image(image, getattr(self.processor, "max_image_pixels", MAX_IMAGE_PIXELS))
 
     def picture(self, masked: MaskedImage) -> Image.Image:
         """What is shown to the next model: the masked picture, cut where the options say so."""
@@ -165,7 +173,7 @@ class MaskedInput:
             ValueError: Pictures and questions do not match, or a picture cannot be read.
         """
         is_list = isinstance(images, (list, tuple))
-        pictures = [load_rgb_image(image) for image in (images if is_list else [images])]
+        pictures = [self.masker.load(image) for image in (images if is_list else [images])]
         questions = _for_each(text, len(pictures), "texts")
         instructions = questions if instruction is None else _for_each(instruction, len(pictures), "instructions")
         if batch_size < 1:

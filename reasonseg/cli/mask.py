@@ -280,11 +280,8 @@ class _Masker:
         )
         self.masker = Masker(network, processor, options)
 
-    @staticmethod
-    def load(task: Task) -> tuple["Image.Image", str]:
-        from ..processing.image_loading import load_rgb_image
-
-        return load_rgb_image(task.image), task.text
+    def load(self, task: Task) -> tuple["Image.Image", str]:
+        return self.masker.load(task.image), task.text
 
     def __call__(self, loaded: list[tuple["Image.Image", str]]) -> list[Any]:
         return self.masker([picture for picture, _ in loaded], [text for _, text in loaded])

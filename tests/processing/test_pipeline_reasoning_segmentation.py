@@ -37,6 +37,7 @@ class WordProcessor:
             crop_size={"height": 28, "width": 28},
             segmenter_size={"longest_edge": tiny.SAM_SIDE},
         )
+        self.max_image_pixels = self.image_processor.max_image_pixels
 
     def __call__(self, images, text=None, phrases=None, image_index=None, return_tensors=None, **kwargs):
         self.calls.append({"images": len(images), "rows": len(text or phrases), "index": image_index, **kwargs})
@@ -301,7 +302,7 @@ class TestRows:
     def test_processor_arguments_and_its_pixel_limit(self, pipe):
         pipe(IMAGES[0], phrases=["a"], processor_kwargs={"template": "short"})
         assert pipe.processor.calls[-1]["template"] == "short"
-        pipe.processor.image_processor.max_image_pixels = 1999
+        pipe.processor.max_image_pixels = 1999
         with pytest.raises(ValueError, match="more than the 1999 allowed"):
             pipe(IMAGES[0], phrases=["a"])
 

@@ -189,6 +189,21 @@ class TestInputs:
         assert_same_inputs(found, ours(images=upright, text="a", return_tensors="pt"))
         assert found["original_sizes"].tolist() == [[30, 60]]
 
+    @pytest.mark.parametrize("options", [{"text": ["A?"] * 3}, {"text": ["A?"] * 3, "image_index": [0, 1, 2]}, {}])
+    def test_the_size_limit_is_the_callers_or_the_segmenters(self, ours, options):
+        options = {"images": IMAGES, "return_tensors": "pt", **options}
+        expected = ours(**options)
+        with pytest.raises(ValueError, match="30 x 60 = 1800 pixels, more than the 1799 allowed"):
+            ours(max_image_pixels=1799, **options)
+        with pytest.raises(ValueError, match="more than the 1799 allowed"):
+            ours(images_kwargs={"max_image_pixels": 1799}, **options)
+        ours.segmenter_image_processor.max_image_pixels = 1799
+        assert ours.max_image_pixels == 1799
+        with pytest.raises(ValueError, match="more than the 1799 allowed"):
+            ours(**options)
+        assert_same_inputs(ours(max_image_pixels=1800, **options), expected)
+        assert_same_inputs(ours(images_kwargs={"max_image_pixels": 1800}, **options), expected)
+
     def test_images_alone_and_text_alone(self, ours):
         views = ours(images=IMAGES[:2], return_tensors="pt")
         assert views.keys() >= {"pixel_values", *SEGMENTER_VIEWS}

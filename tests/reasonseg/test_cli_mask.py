@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -225,6 +226,16 @@ def test_wrong_requests(pictures, tmp_path, arguments, message):
 
     assert re.search(message, " ".join(result.stderr.split())), result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_files_larger_than_the_checkpoint_allows(ivm_repo, pictures, tmp_path):
+    repo = shutil.copytree(ivm_repo, tmp_path / "repo")
+    config = json.loads((repo / "processor_config.json").read_text(encoding="utf-8"))
+    config["image_processor"]["max_image_pixels"] = 2399
+    (repo / "processor_config.json").write_text(json.dumps(config), encoding="utf-8")
+    result = run(pictures, QUESTION, "-m", repo, "-o", tmp_path / "out", "--batch-size", 3, code=1)
+    assert files(tmp_path / "out") == {"b.jpg", "sub/a.png", "results.jsonl"}
+    assert "a.png' is 60 x 40 = 2400 pixels, more than the 2399 allowed" in " ".join(result.stderr.split())
 
 
 def test_another_system_is_refused(lisa_repo, pictures, tmp_path):

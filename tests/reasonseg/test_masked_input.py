@@ -133,6 +133,16 @@ def test_wrong_calls(asker, ivm_repo, pictures, call, message):
         call(MaskedInput(asker, ivm_repo), pictures)
 
 
+def test_files_larger_than_the_processor_allows(asker, ivm_repo, pictures, tmp_path):
+    pictures[0].save(tmp_path / "large.png")
+    ask = MaskedInput(asker, ivm_repo)
+    ask.masker.processor.image_processor.max_image_pixels = 2399
+    with pytest.raises(ValueError, match=r"large.png' is 60 x 40 = 2400 pixels, more than the 2399 allowed"):
+        ask(tmp_path / "large.png", "x")
+    ask.masker.processor.image_processor.max_image_pixels = 2400
+    assert ask(tmp_path / "large.png", "x", max_new_tokens=1).original_image.size == (60, 40)
+
+
 def test_wrong_parts(asker, ivm_repo, lisa_repo):
     with pytest.raises(ValueError, match="draws no heat-map"):
         MaskedInput(asker, lisa_repo)
