@@ -1,9 +1,6 @@
 """Attend-and-segment: attention maps of the words a model writes become prompts of a segmenter (arXiv 2410.08209)."""
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -12,12 +9,11 @@ from transformers.utils.generic import can_return_tuple
 
 from .answer_steps import answer_ids, check_ranges, predicting_positions, stop_ids_of
 from .attention_maps import AttentionMapCollector, AttentionReducer, ImageColumns, reduce_attentions
-from .attention_prompts import box_above, group_maps, mask_prompt, peak, upsample_map
 from .configuration_attend_and_segment import AttendAndSegmentConfig, check_pointing_option
-from .image_features import image_encoder_parameters, resolve_image_index
+from .image_features import resolve_image_index
 from .modeling_reasoning_segmentation import ReasoningSegmentationModel
 from .outputs import AttendAndSegmentOutput, ImageCache
-from .segmenters import segmenter_adapter
+from .phrase_drawing import Grids, PhraseDrawer, TokenGroup
 
 
 # (ids of an answer, its input row) -> phrases with `tokens`
@@ -37,24 +33,6 @@ _OPTION_NAMES = (
 )
 # What decodes several tokens per pass or runs other passes in between, so that no single map belongs to a token.
 _UNSUPPORTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
-# Phrases that are drawn at once; each needs a copy of its picture's features (SAM: 4 MB).
-_DRAWN_AT_ONCE = 32
-
-
-@dataclass(frozen=True)
-class Grids:
-    """
-    Where the image tokens of each row lie in its picture.
-
-    Args:
-        sizes (`list[tuple[int, int]]`): Rows and columns of each grid.
-        boxes (`torch.FloatTensor` of shape `(rows, 4)`): What each covers, `(x1, y1, x2, y2)` in the picture's pixels.
-        tokens (`list[torch.LongTensor]`): Which of a row's image tokens form its grid, row by row.
-    """
-
-    sizes: list[tuple[int, int]]
-    boxes: torch.FloatTensor
-    tokens: list[torch.LongTensor]
 
 
 class AttendAndSegmentModel(ReasoningSegmentationModel):
@@ -125,6 +103,9 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             cache.sam_pixel_values, cache.original_sizes, cache.sam_resized_sizes = segmenter_views
         cache.grids = grids or None
         return cache
+
+    def _image_input_names(self) -> set[str]:
+        return super()._image_input_names() | set(_PLACE_NAMES)
 
     def _vlm_image_inputs(self, images: ImageCache | None, image_index: torch.LongTensor | None) -> dict:
         tiles = images.grids.get("tile_counts") if images is not None and images.grids else None
@@ -237,20 +218,15 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         """
         options, kwargs = self._take_options(kwargs)
         grids = _given_grids(grid_sizes, grid_boxes, grid_tokens)
-        image_inputs = {name: kwargs.pop(name) for name in image_encoder_parameters(self.vlm) & set(kwargs)}
-        if image_cache is None and pixel_values is not None:
-            image_cache = self.encode_image(
-                pixel_values,
-                sam_pixel_values,
-                original_sizes,
-                sam_resized_sizes,
-                tile_counts=tile_counts,
-                **grids,
-                **image_inputs,
-            )
-        num_rows = len(input_ids if input_ids is not None else kwargs["inputs_embeds"])
-        if image_cache is not None:
-            image_index = resolve_image_index(image_index, num_rows, image_cache.num_images, self.device)
+        given = {
+            "pixel_values": pixel_values,
+            "sam_pixel_values": sam_pixel_values,
+            "original_sizes": original_sizes,
+            "sam_resized_sizes": sam_resized_sizes,
+            "tile_counts": tile_counts,
+            **grids,
+        }
+        image_cache, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs | given)
 
         def language_pass():
             return self.vlm(
@@ -281,8 +257,9 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
                 for row, (cells, (start, stop)) in enumerate(zip(reducer.take(), ranges, strict=True))
             ]
             answers = [ids[start:stop].tolist() for ids, (start, stop) in zip(input_ids, ranges, strict=True)]
-            drawn = self._segment(maps, answers, found, image_cache, image_index, phrase_finder, options, num_rows)
-            _reject(drawn, reject_threshold)
+            phrases = _find_phrases(phrase_finder, answers, len(ranges))
+            drawer = self._drawer(options)
+            drawn = drawer.draw(maps, phrases, found, image_cache, image_index, reject_threshold)
         return AttendAndSegmentOutput(
             loss=language.get("loss"),
             logits=language.logits,
@@ -298,9 +275,9 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
     def generate(self, input_ids: torch.LongTensor | None = None, *args, **kwargs):
         """As [`ReasoningSegmentationModel.generate`]: text only; what only maps and masks need is left aside."""
         _, kwargs = self._take_options(kwargs)
-        left_aside = (*_GRID_NAMES, "phrase_finder", "answer_ranges")
+        left_aside = ("phrase_finder", "answer_ranges")
         kwargs = {name: value for name, value in kwargs.items() if name not in left_aside}
-        return super().generate(input_ids, *args, **self._with_encoded_tiles(kwargs))
+        return super().generate(input_ids, *args, **kwargs)
 
     @torch.no_grad()
     def generate_with_masks(
@@ -336,29 +313,21 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         """
         options, kwargs = self._take_options(kwargs)
         kwargs.pop("answer_ranges", None)
-        grids = _given_grids(*(kwargs.pop(name, None) for name in _GRID_NAMES))
+        grids = _given_grids(*(kwargs.get(name) for name in _GRID_NAMES))
         for name in _UNSUPPORTED:
             if self._setting(name, kwargs) is not None:
                 raise ValueError(
                     f"{name} predicts several tokens per pass, so no map belongs to each; leave it unset."
                 )
-        if (self._setting("guidance_scale", kwargs) or 1) != 1:
-            raise ValueError("guidance_scale runs a second pass per step and is not supported; leave it unset.")
+        kwargs = self._recorded_generation(kwargs)
 
-        kwargs = self._with_encoded_tiles({"image_cache": image_cache, **kwargs})
-        image_cache = kwargs.pop("image_cache")
-        images, image_index, kwargs = self._generation_images(input_ids, image_index, image_cache, kwargs)
+        images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
         if images is None:
             raise ValueError("A picture is needed to point at: pass `pixel_values`, or an `image_cache`.")
         found = self._grids(grids, images, input_ids, image_index)
         columns = ImageColumns.find(input_ids, self.config.image_token_id, found.tokens)
         collector = AttentionMapCollector(self.vlm, columns, options["heads"], options["attention_layers"])
         stop_ids = stop_ids_of(self._setting("eos_token_id", kwargs))
-        if kwargs.get("generation_config") is None:
-            kwargs["return_dict_in_generate"] = True
-        else:
-            kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])
-            kwargs["generation_config"].return_dict_in_generate = True
         with reduce_attentions(collector):
             generated = self._generate(input_ids, attention_mask, images, image_index, [collector], kwargs)
 
@@ -380,8 +349,8 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         rows = Grids(
             [found.sizes[row] for row in source], found.boxes[index.cpu()], [found.tokens[row] for row in source]
         )
-        drawn = self._segment(maps, answers, rows, images, image_index[index], phrase_finder, options, len(input_ids))
-        _reject(drawn, reject_threshold)
+        phrases = _find_phrases(phrase_finder, answers, len(input_ids))
+        drawn = self._drawer(options).draw(maps, phrases, rows, images, image_index[index], reject_threshold)
         output = AttendAndSegmentOutput(
             sequences=sequences,
             sequences_scores=generated.get("sequences_scores"),
@@ -389,27 +358,6 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             **drawn,
         )
         return output if return_dict else output.to_tuple()
-
-    def _setting(self, name: str, kwargs: dict) -> Any:
-        """
-        What `generate` goes by: the argument, else the given configuration's value, else the model's own, as
-        transformers fills up what a given configuration leaves open.
-        """
-        if name in kwargs:
-            return kwargs[name]
-        given = getattr(kwargs.get("generation_config"), name, None)
-        return given if given is not None else getattr(self.generation_config, name, None)
-
-    def _with_encoded_tiles(self, kwargs: dict) -> dict:
-        """Encodes pictures that come in tiles, which must be told from pictures; others are left as they are."""
-        tiles = kwargs.get("tile_counts")
-        kwargs = {name: value for name, value in kwargs.items() if name != "tile_counts"}
-        if tiles is None or kwargs.get("image_cache") is not None or kwargs.get("pixel_values") is None:
-            return kwargs
-        names = image_encoder_parameters(self.vlm) | {"sam_pixel_values", "original_sizes", "sam_resized_sizes"}
-        views = {name: value for name, value in kwargs.items() if name in names}
-        kwargs = {name: value for name, value in kwargs.items() if name not in names}
-        return {**kwargs, "image_cache": self.encode_image(**views, tile_counts=tiles)}
 
     # ---- from maps to masks -------------------------------------------------------------------------------------
 
@@ -449,141 +397,13 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         if grid_boxes is None:
             sizes = self._picture_sizes(image_cache, image_index)
             grid_boxes = torch.tensor([[0.0, 0.0, float(width), float(height)] for height, width in sizes])
-        grids = Grids(
-            [tuple(maps.shape[1:]) for maps in attention_maps], torch.as_tensor(grid_boxes).float().cpu(), []
-        )
+        grids = Grids([tuple(maps.shape[1:]) for maps in attention_maps], torch.as_tensor(grid_boxes).float().cpu())
         phrases = [[TokenGroup(tuple(tokens)) for tokens in row] for row in groups]
-        return AttendAndSegmentOutput(
-            **self._draw_phrases(list(attention_maps), phrases, grids, image_cache, image_index, options)
-        )
+        drawn = self._drawer(options).draw(list(attention_maps), phrases, grids, image_cache, image_index)
+        return AttendAndSegmentOutput(**drawn)
 
-    def _segment(
-        self,
-        maps: list[torch.FloatTensor],
-        answers: list[list[int]],
-        grids: Grids,
-        images: ImageCache,
-        image_index: torch.LongTensor,
-        phrase_finder: PhraseFinder | None,
-        options: dict,
-        num_inputs: int,
-    ) -> dict:
-        if phrase_finder is None:
-            return {"attention_maps": maps, "grid_boxes": grids.boxes}
-        per_input = len(answers) // num_inputs
-        phrases = [list(phrase_finder(answer, row // per_input)) for row, answer in enumerate(answers)]
-        return self._draw_phrases(maps, phrases, grids, images, image_index, options)
-
-    def _draw_phrases(
-        self,
-        maps: list[torch.FloatTensor],
-        phrases: list[list],
-        grids: Grids,
-        images: ImageCache,
-        image_index: torch.LongTensor,
-        options: dict,
-    ) -> dict:
-        """Everything that the output says about phrases."""
-        scores = [
-            group_maps(
-                row_maps, [phrase.tokens for phrase in row], options["subtract_mean"], options["remove_corners"]
-            )
-            for row_maps, row in zip(maps, phrases, strict=True)
-        ]
-        counts = [len(row) for row in phrases]
-        slot_images = torch.repeat_interleave(image_index.cpu(), torch.tensor(counts))
-        pointers = []
-        for row, row_scores in enumerate(scores):
-            if not len(row_scores):
-                continue
-            pointers += self._pointers(row_scores, grids.boxes[row].tolist(), images, int(image_index[row]), options)
-        masks, iou_scores = self._draw_pointers(pointers, images, slot_images)
-        if options["mask_choice"] == "best":
-            chosen = iou_scores.argmax(dim=1)
-        else:
-            chosen = torch.full((len(iou_scores),), iou_scores.shape[1] - 1, device=iou_scores.device)
-        every = torch.arange(len(chosen), device=chosen.device)
-
-        def per_row(values: torch.Tensor) -> list[torch.Tensor]:
-            return list(values.split(counts))
-
-        output = {
-            "attention_maps": maps,
-            "phrases": phrases,
-            "phrase_maps": scores,
-            "grid_boxes": grids.boxes,
-            "pred_masks": per_row(masks[every, chosen]),
-            "mask_scores": per_row(iou_scores[every, chosen]),
-            "candidate_masks": per_row(masks),
-            "candidate_scores": per_row(iou_scores),
-            "slot_probs": per_row(torch.ones_like(every, dtype=torch.float32)),
-            "rejected": per_row(torch.zeros_like(every, dtype=torch.bool)),
-        }
-        for name in ("points", "boxes"):
-            if name in _NEEDS[options["prompt"]]:
-                width = 2 if name == "points" else 4
-                values = [pointer[name] for pointer in pointers]
-                output[name] = per_row(torch.tensor(values, dtype=torch.long).reshape(-1, width))
-        return output
-
-    def _pointers(
-        self,
-        scores: torch.FloatTensor,
-        grid_box: Sequence[float],
-        images: ImageCache,
-        image: int,
-        options: dict,
-    ) -> list[dict]:
-        """What the segmenter gets for each phrase: in pixels of the picture, and in those of its view."""
-        if images.original_sizes is None or images.sam_resized_sizes is None:
-            raise ValueError("Pointing needs `original_sizes` and `sam_resized_sizes` as the processor returns them.")
-        height, width = images.original_sizes[image].tolist()
-        resized_height, resized_width = images.sam_resized_sizes[image].tolist()
-        # As in SAM's ResizeLongestSide: rounding of the resized size included, no half pixel added.
-        scale = (resized_width / width, resized_height / height)
-        side_height, side_width = images.sam_pixel_values.shape[-2:] if images.sam_pixel_values is not None else (0, 0)
-        squashed = (resized_height, resized_width) == (side_height, side_width) and height != width
-        needs, pointers = _NEEDS[options["prompt"]], []
-        for score in scores:  # one at a time: at full size they may be large
-            full = upsample_map(score, grid_box, (height, width))
-            pointer = {}
-            if "points" in needs:
-                x, y = pointer["points"] = peak(full)
-                pointer["view_points"] = (x * scale[0], y * scale[1])
-            if "boxes" in needs or "masks" in needs:
-                full = full / options["attention_temperature"]
-            if "boxes" in needs:
-                box = pointer["boxes"] = box_above(full, options["box_threshold"])
-                pointer["view_boxes"] = tuple(edge * scale[place % 2] for place, edge in enumerate(box))
-            if "masks" in needs:
-                edge = segmenter_adapter(self.segmenter).mask_size
-                pointer["view_masks"] = mask_prompt(full, edge, keeps_aspect=not squashed)
-            pointers.append(pointer)
-        return pointers
-
-    def _draw_pointers(
-        self, pointers: list[dict], images: ImageCache, slot_images: torch.LongTensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mask logits `(phrases, candidates, h, w)` and scores `(phrases, candidates)` of all rows."""
-        segmenter = segmenter_adapter(self.segmenter)
-        like = {"device": self.segmenter.device, "dtype": self.segmenter.dtype}
-        if not pointers:
-            return torch.zeros(0, 3, *segmenter.mask_size, **like), torch.zeros(0, 3, **like)
-        masks, scores = [], []
-        for start in range(0, len(pointers), _DRAWN_AT_ONCE):
-            part = pointers[start : start + _DRAWN_AT_ONCE]
-            prompts = {
-                name: torch.tensor([pointer[f"view_{name}"] for pointer in part], **like)
-                for name in ("points", "boxes")
-                if f"view_{name}" in part[0]
-            }
-            if "view_masks" in part[0]:
-                prompts["masks"] = torch.stack([pointer["view_masks"] for pointer in part]).to(**like)
-            features = self._segmenter_features(images, slot_images[start : start + _DRAWN_AT_ONCE])
-            drawn = segmenter.draw(features, **prompts)
-            masks.append(drawn[0])
-            scores.append(drawn[1])
-        return torch.cat(masks), torch.cat(scores)
+    def _drawer(self, options: dict) -> PhraseDrawer:
+        return PhraseDrawer(self.segmenter, self._segmenter_features, options)
 
     def _take_options(self, kwargs: dict) -> tuple[dict, dict]:
         """The fields of the configuration, those given in the call first; and the other keyword arguments."""
@@ -593,16 +413,6 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         for name, value in given.items():
             check_pointing_option(name, value)
         return {**options, **given}, {name: value for name, value in kwargs.items() if name not in _OPTION_NAMES}
-
-
-@dataclass(frozen=True)
-class TokenGroup:
-    """Places of a phrase's tokens in its answer."""
-
-    tokens: tuple[int, ...]
-
-
-_NEEDS = {"point": ("points",), "box": ("boxes",), "mask": ("masks",), "mask_and_box": ("masks", "boxes")}
 
 
 def _register_own_vlm(config: PreTrainedConfig) -> None:
@@ -619,9 +429,12 @@ def _given_grids(grid_sizes, grid_boxes, grid_tokens) -> dict[str, torch.Tensor]
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _reject(drawn: dict, threshold: float | None) -> None:
-    if threshold is not None and "rejected" in drawn:
-        drawn["rejected"] = [scores < threshold for scores in drawn["mask_scores"]]
+def _find_phrases(finder: PhraseFinder | None, answers: list[list[int]], num_inputs: int) -> list[list] | None:
+    """The phrases of each answer; several answers in a row may belong to one input."""
+    if finder is None:
+        return None
+    per_input = len(answers) // num_inputs
+    return [list(finder(answer, row // per_input)) for row, answer in enumerate(answers)]
 
 
 __all__ = ["AttendAndSegmentModel"]

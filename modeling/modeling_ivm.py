@@ -10,7 +10,6 @@ from transformers.utils import is_peft_available
 from transformers.utils.generic import can_return_tuple
 
 from .configuration_ivm import IvmConfig
-from .image_features import image_encoder_parameters, resolve_image_index
 from .ivm_decoder import ConditionedSam
 from .mask_losses import bce_per_mask, dice_per_mask, mean_over_masks
 from .modeling_reasoning_segmentation import ReasoningSegmentationModel
@@ -133,15 +132,16 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
         """
         if input_ids is None:
             raise ValueError("IVM reads a prompt with its picture: pass `input_ids` as the processor returns them.")
-        image_inputs = {name: kwargs.pop(name) for name in image_encoder_parameters(self.vlm) & set(kwargs)}
-        if image_cache is None:
-            if pixel_values is None:
-                raise ValueError("IVM masks a picture: pass `pixel_values` and `sam_pixel_values`, or `image_cache`.")
-            image_cache = self.encode_image(
-                pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes, **image_inputs
-            )
+        if image_cache is None and pixel_values is None:
+            raise ValueError("IVM masks a picture: pass `pixel_values` and `sam_pixel_values`, or `image_cache`.")
+        views = {
+            "pixel_values": pixel_values,
+            "sam_pixel_values": sam_pixel_values,
+            "original_sizes": original_sizes,
+            "sam_resized_sizes": sam_resized_sizes,
+        }
+        image_cache, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs | views)
         num_rows = len(input_ids)
-        image_index = resolve_image_index(image_index, num_rows, image_cache.num_images, self.device)
         language = self.vlm.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -250,7 +250,7 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
         Raises:
             ValueError: If a keyword is none that any system's `generate_with_masks` takes, such as a misspelt option.
         """
-        images, image_index, options = self._generation_images(input_ids, image_index, image_cache, kwargs)
+        images, image_index, options = self._take_images(input_ids, image_index, image_cache, kwargs)
         given = {name for name, value in options.items() if value is not None}
         if unknown := sorted(given - self._known_options()):
             raise ValueError(

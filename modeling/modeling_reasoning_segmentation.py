@@ -1,6 +1,7 @@
 """A vision-language model points, a segmenter draws: any of the one with any of the other."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -176,6 +177,28 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
             segmenter_features=[None] * num_images,
         )
 
+    def _image_input_names(self) -> set[str]:
+        """Keyword arguments that `encode_image` takes."""
+        return image_encoder_parameters(self.vlm) | {"sam_pixel_values", "original_sizes", "sam_resized_sizes"}
+
+    def _take_images(
+        self,
+        input_ids: torch.LongTensor | None,
+        image_index: torch.LongTensor | None,
+        images: ImageCache | None,
+        kwargs: dict,
+    ) -> tuple[ImageCache | None, torch.LongTensor | None, dict]:
+        """Takes the images out of the keyword arguments and encodes them unless that was done before."""
+        names = self._image_input_names()
+        image_inputs = {name: value for name, value in kwargs.items() if name in names}
+        kwargs = {name: value for name, value in kwargs.items() if name not in names}
+        if images is None and image_inputs.get("pixel_values") is not None:
+            images = self.encode_image(**image_inputs)
+        if images is not None:
+            num_rows = len(input_ids if input_ids is not None else kwargs["inputs_embeds"])
+            image_index = resolve_image_index(image_index, num_rows, images.num_images, self.device)
+        return images, image_index, kwargs
+
     def _vlm_image_inputs(self, images: ImageCache | None, image_index: torch.LongTensor | None) -> dict:
         """The encoded images as keyword arguments of the vision-language model, one per row."""
         if images is None:
@@ -302,14 +325,13 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
                 "reeval replaces [REJ] by [SEG] to score masks: it needs a rej_token_id in the configuration and "
                 "takes no labels. Call forward without it to get losses."
             )
-        image_inputs = {name: kwargs.pop(name) for name in image_encoder_parameters(self.vlm) & set(kwargs)}
-        if image_cache is None and pixel_values is not None:
-            image_cache = self.encode_image(
-                pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes, **image_inputs
-            )
-        num_rows = len(input_ids if input_ids is not None else kwargs["inputs_embeds"])
-        if image_cache is not None:
-            image_index = resolve_image_index(image_index, num_rows, image_cache.num_images, self.device)
+        views = {
+            "pixel_values": pixel_values,
+            "sam_pixel_values": sam_pixel_values,
+            "original_sizes": original_sizes,
+            "sam_resized_sizes": sam_resized_sizes,
+        }
+        image_cache, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs | views)
 
         recorder = HeadInputRecorder()
         with record_head_inputs(self.vlm, recorder):
@@ -426,7 +448,7 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         `generate` of the vision-language model, text only. Takes everything that the processor returns; what only the
         segmenter needs is left aside. See [`~GenerationMixin.generate`] for the keyword arguments.
         """
-        images, image_index, kwargs = self._generation_images(input_ids, image_index, image_cache, kwargs)
+        images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
         return self._generate(input_ids, attention_mask, images, image_index, [], kwargs)
 
     @torch.no_grad()
@@ -465,16 +487,9 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         """
         if self.config.seg_token_id is None:
             raise ValueError("The configuration names no seg_token_id, so no mask can be asked for; use `generate`.")
-        settings = kwargs.get("generation_config") or self.generation_config
-        if (kwargs.get("guidance_scale") or getattr(settings, "guidance_scale", None) or 1) != 1:
-            raise ValueError("guidance_scale runs a second pass per step and is not supported; leave it unset.")
+        kwargs = self._recorded_generation(kwargs)
 
-        images, image_index, kwargs = self._generation_images(input_ids, image_index, image_cache, kwargs)
-        if kwargs.get("generation_config") is None:
-            kwargs["return_dict_in_generate"] = True
-        else:
-            kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])
-            kwargs["generation_config"].return_dict_in_generate = True
+        images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
         collector = SlotStateCollector()
         with record_head_inputs(self.vlm, collector):
             generated = self._generate(input_ids, attention_mask, images, image_index, [collector], kwargs)
@@ -512,22 +527,33 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         head = self.vlm.get_output_embeddings()
         return head(states.to(head.weight.dtype))
 
-    def _generation_images(
-        self,
-        input_ids: torch.LongTensor | None,
-        image_index: torch.LongTensor | None,
-        images: ImageCache | None,
-        kwargs: dict,
-    ) -> tuple[ImageCache | None, torch.LongTensor | None, dict]:
-        """Takes the images out of the keyword arguments and encodes them unless that was done before."""
-        image_names = image_encoder_parameters(self.vlm) | {"sam_pixel_values", "original_sizes", "sam_resized_sizes"}
-        image_inputs = {name: value for name, value in kwargs.items() if name in image_names}
-        kwargs = {name: value for name, value in kwargs.items() if name not in image_names}
-        if images is None and image_inputs.get("pixel_values") is not None:
-            images = self.encode_image(**image_inputs)
-        if images is not None:
-            image_index = resolve_image_index(image_index, len(input_ids), images.num_images, self.device)
-        return images, image_index, kwargs
+    def _setting(self, name: str, kwargs: dict) -> Any:
+        """
+        What `generate` goes by: the argument, else the given configuration's value, else the model's own, as
+        transformers fills up what a given configuration leaves open.
+        """
+        if name in kwargs:
+            return kwargs[name]
+        given = getattr(kwargs.get("generation_config"), name, None)
+        return given if given is not None else getattr(self.generation_config, name, None)
+
+    def _recorded_generation(self, kwargs: dict) -> dict:
+        """
+        The arguments of a generation each of whose passes is one step that is recorded: its result tells which beam
+        wrote which token.
+
+        Raises:
+            ValueError: For `guidance_scale`.
+        """
+        if (self._setting("guidance_scale", kwargs) or 1) != 1:
+            raise ValueError("guidance_scale runs a second pass per step and is not supported; leave it unset.")
+        if kwargs.get("generation_config") is None:
+            return {**kwargs, "return_dict_in_generate": True}
+        # Beside a configuration transformers takes no single settings.
+        settings = copy.deepcopy(kwargs["generation_config"])
+        settings.return_dict_in_generate = True
+        kwargs = {name: value for name, value in kwargs.items() if name != "return_dict_in_generate"}
+        return {**kwargs, "generation_config": settings}
 
     def _generate(
         self,

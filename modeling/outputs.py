@@ -74,6 +74,8 @@ class AttendAndSegmentOutput(ReasoningSegmentationOutput):
         candidate_masks (`list[torch.FloatTensor]` of shapes `(phrases, candidates, height, width)`):
             All masks the segmenter offered, as logits; `pred_masks` is one of each.
         candidate_scores (`list[torch.FloatTensor]` of shapes `(phrases, candidates)`): Their scores.
+        slot_probs, rejected: 0.0 and True for a phrase that was found nowhere, so that nothing was drawn for it: with
+            `prompt="box"` one for which no pixel lies above `box_threshold`. 1.0 for all others.
     """
 
     attention_maps: list[torch.FloatTensor] | None = None

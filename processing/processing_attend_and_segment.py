@@ -221,7 +221,8 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
             inputs ([`ReasoningSegmentationInputs`]): What the processor returned.
             threshold (`float`, *optional*, defaults to 0.0): Pixels with a larger mask logit belong to the segment.
             reject_threshold (`float`, *optional*):
-                Mark segments whose score is lower as rejected; they stay in the list without a mask.
+                Mark segments whose score is lower as rejected; they stay in the list without a mask. Phrases that
+                were found nowhere (an empty box as only prompt) are rejected in any case.
             original_sizes (`list[tuple[int, int]]`, *optional*): (height, width) that masks shall have.
             rows (`list[PromptRow]`, *optional*): `inputs.rows`, where `inputs` has lost it on the way.
             candidates (`str`, *optional*, defaults to `"chosen"`):
@@ -307,11 +308,13 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
             masks, scores = output["pred_masks"][row][:, None], output["mask_scores"][row][:, None]
         drawn = post_process_masks(masks.flatten(0, 1), sizes.original, sizes.resized, sizes.target, threshold)
         drawn, scores = drawn.cpu().numpy().reshape(*masks.shape[:2], *sizes.original), scores.float().tolist()
+        found = output["slot_probs"][row].tolist()
         if reject_threshold is not None:
             rejected = [[score < reject_threshold for score in row_scores] for row_scores in scores]
         else:
             flags = output["rejected"][row].tolist() if candidates == "chosen" else [False] * len(phrases)
             rejected = [[flag] * masks.shape[1] for flag in flags]
+        rejected = [[flag or not found[place] for flag in flags] for place, flags in enumerate(rejected)]
         points, boxes = (_row_lists(output.get(name), row) for name in ("points", "boxes"))
         return [
             PhraseSegment(
@@ -319,11 +322,12 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
                 span=phrase.span,
                 mask=None if rejected[place][candidate] else drawn[place, candidate],
                 score=scores[place][candidate],
+                slot_prob=found[place],
                 rejected=rejected[place][candidate],
                 core_word=phrase.core_word,
                 core_span=phrase.core_span,
                 point_xy=None if points is None else tuple(points[place]),
-                prompt_box_xyxy=None if boxes is None else tuple(boxes[place]),
+                prompt_box_xyxy=tuple(boxes[place]) if boxes is not None and found[place] else None,
                 candidate=candidate if candidates == "all" else None,
             )
             for place, phrase in enumerate(phrases)

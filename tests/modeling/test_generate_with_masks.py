@@ -136,6 +136,23 @@ def test_guidance_is_refused(model):
         model.generate_with_masks(**tiny.prompts([6]), **tiny.images(1), guidance_scale=1.5)
 
 
+@pytest.mark.parametrize("config", [None, {"max_new_tokens": 2}])
+def test_guidance_of_the_models_own_settings_is_refused(model, config, monkeypatch):
+    """Transformers fills up what a given configuration leaves open from the model's own."""
+    monkeypatch.setattr(model.generation_config, "guidance_scale", 1.5)
+    settings = {} if config is None else {"generation_config": GenerationConfig(**config)}
+    with pytest.raises(ValueError, match="guidance_scale"):
+        model.generate_with_masks(**tiny.prompts([6]), **tiny.images(1), **settings)
+
+
+def test_a_given_configuration_is_left_as_it_was(model):
+    config = GenerationConfig(max_new_tokens=2, do_sample=False)
+    inputs = tiny.prompts([6]) | tiny.images(1)
+    output = model.generate_with_masks(**inputs, generation_config=config, return_dict_in_generate=False)
+    assert output.sequences.shape[1] > inputs["input_ids"].shape[1]
+    assert not config.return_dict_in_generate
+
+
 def test_image_placeholder_is_never_generated():
     model = tiny.gsva_model()
     with torch.no_grad():

@@ -6,7 +6,8 @@ from transformers import CLIPVisionConfig, GenerationConfig, InternVLConfig, Lla
 
 from reasonseg.modeling.attention_maps import AttentionMapCollector, ImageColumns, reduce_attentions
 from reasonseg.modeling.configuration_attend_and_segment import AttendAndSegmentConfig
-from reasonseg.modeling.modeling_attend_and_segment import AttendAndSegmentModel, TokenGroup
+from reasonseg.modeling.modeling_attend_and_segment import AttendAndSegmentModel
+from reasonseg.modeling.phrase_drawing import TokenGroup
 from tests import tiny
 
 
@@ -185,6 +186,49 @@ def test_every_kind_of_prompt(pair, prompt):
     assert (output.points is not None) == (prompt == "point")
     assert (output.boxes is not None) == ("box" in prompt)
     assert all(torch.isfinite(masks).all() for masks in output.pred_masks)
+
+
+@torch.no_grad()
+def test_an_empty_box_finds_nothing(llava):
+    """In the first row nothing rises above the mean map; in the second the first of two phrases stands out."""
+    model, _, images = llava
+    cache = model.encode_image(**images)
+    flat, steep = torch.full((3, 2, 2), 0.25), torch.full((3, 2, 2), 0.1)
+    steep[0, 0, 0] = 0.7
+    arguments = [flat, steep], [[(0,)], [(0,), (1,)]], cache
+    output = model.segment_maps(*arguments, prompt="box")
+    assert [flags.tolist() for flags in output.rejected] == [[True], [False, True]]
+    assert [chances.tolist() for chances in output.slot_probs] == [[0.0], [1.0, 0.0]]
+    assert output.boxes[0].tolist() == [[0, 0, 0, 0]]
+    assert output.boxes[1][0, 2:].gt(output.boxes[1][0, :2]).all()
+    assert [scores[-1].item() for scores in output.mask_scores] == [0, 0]
+    assert all(masks.shape[1] == 3 and (masks[-1] < 0).all() for masks in output.candidate_masks)
+
+    # What is drawn is drawn as if nothing else had been asked for.
+    alone = model.segment_maps([steep], [[(0,)]], cache, torch.tensor([1]), prompt="box")
+    torch.testing.assert_close(output.candidate_masks[1][:1], alone.candidate_masks[0], **TOLERANCE)
+    torch.testing.assert_close(output.candidate_scores[1][:1], alone.candidate_scores[0], **TOLERANCE)
+    nowhere = model.segment_maps([flat], [[(0,)]], cache, torch.tensor([0]), prompt="box", mask_choice="best")
+    assert nowhere.pred_masks[0].shape == (1, *output.pred_masks[0].shape[1:])
+    assert nowhere.rejected[0].tolist() == [True]
+
+    # Beside the soft mask the released code gives SAM the empty box, too.
+    both = model.segment_maps(*arguments, prompt="mask_and_box")
+    assert both.boxes[0].tolist() == [[0, 0, 0, 0]]
+    assert not torch.cat(both.rejected).any()
+    assert torch.cat(both.mask_scores).all()
+
+
+def test_what_is_nowhere_stays_rejected(llava):
+    model, batch, images = llava
+    options = {"max_new_tokens": 4, "do_sample": False, "phrase_finder": find_two, "prompt": "box"}
+    lenient = model.generate_with_masks(**batch, **images, **options, attention_temperature=1.0, reject_threshold=-1e6)
+    assert all(len(flags) and flags.all() for flags in lenient.rejected)
+    scores = torch.cat(model.generate_with_masks(**batch, **images, **options, box_threshold=1e-3).mask_scores)
+    strict = model.generate_with_masks(
+        **batch, **images, **options, box_threshold=1e-3, reject_threshold=scores.max().item()
+    )
+    assert torch.equal(torch.cat(strict.rejected), scores < scores.max())
 
 
 def test_which_candidate_is_the_mask(llava):

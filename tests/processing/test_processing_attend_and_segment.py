@@ -173,6 +173,18 @@ class TestResults:
         assert named[0].segments[0].category == "dog"
         assert named[0].segments[0].similarity == pytest.approx(1 / np.hypot(1, 0.1))
 
+    def test_what_was_found_nowhere(self, model, processor, answered):
+        inputs, _ = answered
+        with torch.no_grad():
+            output = model(**inputs, prompt="box", attention_temperature=100.0)
+        for options in ({}, {"reject_threshold": -1e6}, {"candidates": "all"}):
+            for result in processor.post_process_segmentation(output, inputs, **options):
+                assert result.segments
+                for segment in result.segments:
+                    assert (segment.rejected, segment.mask, segment.slot_prob) == (True, None, 0.0)
+                    assert segment.prompt_box_xyxy is None
+                assert result.to_coco() == []
+
     def test_phrases_that_were_asked_for(self, model, processor):
         asked = [["the red cup on the table", "a dog"], ["a cup", "a cup"]]
         inputs = processor(images=PICTURES, phrases=asked, return_tensors="pt")
