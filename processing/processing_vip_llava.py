@@ -136,7 +136,8 @@ class VipLlavaProcessor(LlavaChatProcessor):
             )
             if prompts:
                 side, _ = self._view_size(options["images_kwargs"])
-                pictures[place] = draw_visual_prompts(pictures[place], prompts, anchor=side)
+                limit = options["images_kwargs"].get("max_image_pixels") or self.max_image_pixels
+                pictures[place] = draw_visual_prompts(pictures[place], prompts, side, limit)
         return self._inputs_of_rows(texts, pictures, options, kwargs)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from .colors import read_color
-from .image_loading import ImageSource, load_rgb_image
+from .image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
 from .visual_prompt_regions import Region, read_region
 from .visual_prompt_shapes import (
     draw_arrow,
@@ -325,7 +325,12 @@ def complete_prompt(prompt: VisualPrompt, image_size: tuple[int, int], anchor: i
     return replace(prompt, **{name: value for name, value in values.items() if getattr(prompt, name) is None})
 
 
-def draw_visual_prompts(image: ImageSource, prompts: Sequence[VisualPrompt], anchor: int = ANCHOR) -> Image.Image:
+def draw_visual_prompts(
+    image: ImageSource,
+    prompts: Sequence[VisualPrompt],
+    anchor: int = ANCHOR,
+    max_image_pixels: int = MAX_IMAGE_PIXELS,
+) -> Image.Image:
     """Draw marks on a picture, one after the other.
 
     Args:
@@ -335,14 +340,16 @@ def draw_visual_prompts(image: ImageSource, prompts: Sequence[VisualPrompt], anc
             The marks; later ones lie above. Those without a colour get one by `assign_colors`.
         anchor (`int`, *optional*, defaults to 336):
             Side of the model's input, where a mark names none.
+        max_image_pixels (`int`, *optional*, defaults to 67108864):
+            Largest allowed height x width of the picture.
 
     Returns:
         `PIL.Image.Image`: A new picture, RGB, upright.
 
     Raises:
-        ValueError: If a region is not one of the picture.
+        ValueError: If the picture is too large or cannot be read, or a region is not one of it.
     """
-    picture = load_rgb_image(image)
+    picture = load_rgb_image(image, max_image_pixels)
     if picture is image:
         picture = picture.copy()
     for prompt in assign_colors(prompts):

@@ -116,6 +116,15 @@ class TestVisualPrompts:
         expected = processor(recorded_image(index), "x", return_tensors="pt")
         assert torch.equal(found["pixel_values"], expected["pixel_values"])
 
+    def test_files_beyond_the_limit_are_not_drawn_on(self, processor, tmp_path):
+        image = recorded_image(0)
+        image.save(tmp_path / "large.png")
+        limit = image.width * image.height
+        arguments = {"images": tmp_path / "large.png", "text": "x", "visual_prompts": [BOX]}
+        with pytest.raises(ValueError, match=rf"large.png' is .* more than the {limit - 1} allowed"):
+            processor(max_image_pixels=limit - 1, **arguments)
+        assert processor(max_image_pixels=limit, return_tensors="pt", **arguments)["pixel_values"].shape[0] == 1
+
     def test_marks_and_words(self, processor):
         image = recorded_image(0, blended=False)
         inputs = processor(image, "What is shown <bbox0>?", visual_prompts=[BOX], return_tensors="pt")

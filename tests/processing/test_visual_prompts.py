@@ -354,6 +354,12 @@ class TestWords:
 
 
 class TestErrors:
+    def test_pictures_beyond_the_limit(self):
+        prompts = [VisualPrompt("rectangle", box_xyxy=BOX)]
+        with pytest.raises(ValueError, match=f"more than the {64 * 90 - 1} allowed"):
+            draw_visual_prompts(Image.new("RGB", (90, 64)), prompts, max_image_pixels=64 * 90 - 1)
+        assert draw_visual_prompts(Image.new("RGB", (90, 64)), prompts, max_image_pixels=64 * 90).size == (90, 64)
+
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
