@@ -22,7 +22,7 @@ from .configs import clip_config_from_folder, text_config
 from .configs_difflmm import difflmm_config, read_difflmm_config, read_lora_alpha
 from .errors import ConversionError, refusing
 from .inventory import Inventory
-from .locations import locate, pin
+from .locations import locate, location_name, pin
 from .lora import no_adapters
 from .plan import Scheme, dominant_dtype, expected_shapes, plan_tensors, require_components
 from .progress import ProgressCallback
@@ -166,7 +166,7 @@ def convert_difflmm(
         tensors=tensors,
         inventory=inventory,
         dtype=stored,
-        card=card or _name(source),
+        card=card or location_name(source),
         max_shard_size=max_shard_size,
         progress=progress,
     )
@@ -176,11 +176,6 @@ def _folder(path: Path, what: str) -> Path:
     if not path.is_dir():
         raise ConversionError(f"There is no such folder for the {what}.", path=path, next_step="Check the path.")
     return path
-
-
-def _name(source: str | os.PathLike) -> str:
-    """The last part of a path or of a name on the Hub."""
-    return Path(os.fspath(source).partition("@")[0]).absolute().name
 
 
 def _add_checkpoint(inventory: Inventory, folder: Path, implicit_caption: bool) -> bool:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from .assembly import ConversionReport
-from .convert_lisa_gsva import Options, Sources, convert
+from .convert_lisa_gsva import Options, Sources, check_request, convert
 from .errors import ConversionError
-from .locations import locate, pin
+from .locations import locate, location_name, pin
 from .progress import ProgressCallback
 from .systems import GSVA
-from .writer import refuse_existing
 
 
 # Ranks of the released training commands (7B, 13B) and the alpha they leave at its default.
@@ -41,7 +39,8 @@ def convert_gsva(
     """Convert a GSVA checkpoint into a complete repository.
 
     Args:
-        source (`str` or `os.PathLike`): The released `.bin`, or what `zero_to_fp32.py` wrote (adapters unmerged).
+        source (`str` or `os.PathLike`): The released `.bin`, or what `zero_to_fp32.py` wrote (adapters unmerged); also
+            `org/name/file.bin` or `org/name` on the Hub.
         base (`str` or `os.PathLike`): The base LLaVA, as a folder or its name on the Hub (`org/name`, also with
             `@revision`): config, tokenizer, and weights for parts of the language model the source lacks.
         out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
@@ -58,9 +57,6 @@ def convert_gsva(
     Raises:
         ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
     """
-    refuse_existing(Path(out))
-    base = pin(base)
-    base_folder = locate(base, weights=False)
 
     def alpha_of_rank(rank: int) -> float:
         if lora_alpha is not None:
@@ -73,8 +69,13 @@ def convert_gsva(
             )
         return _ALPHA_OF_RANK[rank]
 
+    options = Options(alpha_of_rank, dtype, template, max_shard_size, sam_options, card, progress, segmenter_dtype)
+    check_request(GSVA, out, options)
+    base = pin(base)
+    base_folder = locate(base, weights=False)
     sources = Sources(
-        checkpoint=Path(source),
+        checkpoint=locate(source),
+        name=location_name(source),
         config=base_folder,
         tokenizer=base_folder,
         # GSVA loads the .bin last, over CLIP's own weights.
@@ -85,5 +86,4 @@ def convert_gsva(
         base=base,
         sam=None if sam is None else locate(sam),
     )
-    options = Options(alpha_of_rank, dtype, template, max_shard_size, sam_options, card, progress, segmenter_dtype)
     return convert(GSVA, sources, out, options)

@@ -21,7 +21,7 @@ from .configs import check_sizes, image_view
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .kept_adapters import keep_adapters
-from .locations import locate
+from .locations import locate, location_name
 from .plan import EMBEDDING, HEAD, Scheme, dominant_dtype, expected_shapes, plan_tensors, require_components
 from .progress import ProgressCallback
 from .rules_ivm import detect_ivm_layout, ivm_table, llava_hf_table
@@ -79,7 +79,8 @@ def convert_ivm(
     """Convert an IVM checkpoint into a complete repository.
 
     Args:
-        source (`str` or `os.PathLike`): `IVM-V1.0.bin` (trained parts only), or a dump of the whole module.
+        source (`str` or `os.PathLike`): `IVM-V1.0.bin` (trained parts only), or a dump of the whole module; also
+            `org/name/file.bin` on the Hub (`2toINF/IVM/IVM-V1.0.bin`).
         base (`str` or `os.PathLike`): LLaVA-1.5 in the layout of transformers, as a folder or its name on the Hub
             (`llava-hf/llava-1.5-7b-hf`, also with `@revision`): config, tokenizer, and weights where the source has
             trained parts only.
@@ -105,12 +106,13 @@ def convert_ivm(
     Raises:
         ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
     """
-    source, out = Path(source), Path(out)
+    out = Path(out)
     refuse_existing(out)
     types = float_type("dtype", dtype), float_type("segmenter_dtype", segmenter_dtype)
     if card is not None:
         check_card(IVM.name, card)
     inventory = Inventory()
+    name, source = location_name(source), locate(source)
     _add_checkpoint(inventory, source)
     folder = locate(base, weights=not inventory.has(VISION_TOWER))
     if not inventory.has(VISION_TOWER):
@@ -147,7 +149,7 @@ def convert_ivm(
         tensors=tensors,
         inventory=inventory,
         dtype=stored,
-        card=card or source.absolute().stem,
+        card=card or Path(name).stem,
         max_shard_size=max_shard_size,
         progress=progress,
         finish=None if adapter is None else adapter.write,

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from .assembly import ConversionReport
-from .convert_lisa_gsva import Options, Sources, convert
+from .convert_lisa_gsva import Options, Sources, check_request, convert
 from .errors import ConversionError
-from .locations import locate, pin
+from .locations import locate, location_name, pin
 from .progress import ProgressCallback
 from .systems import LISA
-from .writer import refuse_existing
 
 
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
@@ -41,7 +40,8 @@ def convert_lisa(
 
     Args:
         source (`str` or `os.PathLike`): A published folder (merged; one file or shards), or the file or folder that
-            `zero_to_fp32.py` wrote (adapters unmerged).
+            `zero_to_fp32.py` wrote (adapters unmerged); also its name on the Hub (`xinlai/LISA-7B-v1`, also with
+            `@revision`).
         vision_tower (`str` or `os.PathLike`): The CLIP model, whose weights published folders leave out: its folder,
             or its name on the Hub (`openai/clip-vit-large-patch14`, also with `@revision`).
         out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
@@ -67,21 +67,25 @@ def convert_lisa(
     Raises:
         ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
     """
-    source = Path(source)
-    if not source.exists():
-        raise ConversionError("There is no such file or folder.", path=source, next_step="Check the path.")
     if vision_tower is None:
         raise ConversionError(
             "LISA needs the CLIP tower it was trained with.",
             next_step="Pass vision_tower= with its folder or its name on the Hub (openai/clip-vit-large-patch14).",
         )
-    refuse_existing(Path(out))
+    options = Options(
+        lambda rank: lora_alpha, dtype, template, max_shard_size, sam_options, card, progress, segmenter_dtype
+    )
+    check_request(LISA, out, options)
+    name, source = location_name(source), locate(source)
+    if not source.exists():
+        raise ConversionError("There is no such file or folder.", path=source, next_step="Check the path.")
     base = None if base is None else pin(base)
     base_folder = None if base is None else locate(base, weights=False)
     own = source if source.is_dir() else source.parent
     folders = [own, base_folder] if source.is_dir() or base is None else [base_folder, own]
     sources = Sources(
         checkpoint=source,
+        name=name,
         config=_first_with(folders, ("config.json",), "config.json"),
         tokenizer=_first_with(folders, _TOKENIZER_FILES, "tokenizer"),
         # LISA's merge script leaves the tower out, and its loader always takes CLIP's own weights.
@@ -91,9 +95,6 @@ def convert_lisa(
         vision_tower=locate(vision_tower),
         base=base,
         sam=None if sam is None else locate(sam),
-    )
-    options = Options(
-        lambda rank: lora_alpha, dtype, template, max_shard_size, sam_options, card, progress, segmenter_dtype
     )
     return convert(LISA, sources, out, options)
 

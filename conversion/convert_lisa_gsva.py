@@ -56,6 +56,7 @@ class Sources:
 
     Args:
         checkpoint (`Path`): The weights of the model.
+        name (`str`): What the checkpoint is called, for its card.
         config (`Path`): Folder of the LLaVA v1 `config.json`.
         tokenizer (`Path`): Folder of the tokenizer.
         tower_first (`bool`): Whether the CLIP folder goes before a tower inside the checkpoint, as the original
@@ -68,6 +69,7 @@ class Sources:
     """
 
     checkpoint: Path
+    name: str
     config: Path
     tokenizer: Path
     tower_first: bool
@@ -106,8 +108,6 @@ def convert(system: PublishedSystem, sources: Sources, out: str | Path, options:
     Raises:
         ConversionError: Something is missing, unreadable or does not fit; `out` is then untouched.
     """
-    refuse_existing(Path(out))
-    _check_options(system, options)
     config = read_llava_config(sources.config)
     inventory = gather(sources, config)
     with refusing("The tokenizer cannot be rebuilt", path=sources.tokenizer, next_step=_OTHER_COPY):
@@ -135,7 +135,7 @@ def convert(system: PublishedSystem, sources: Sources, out: str | Path, options:
         tensors=tensors,
         inventory=inventory,
         dtype=dtype,
-        card=options.card or sources.checkpoint.absolute().stem,
+        card=options.card or Path(sources.name).stem,
         max_shard_size=options.max_shard_size,
         progress=options.progress,
         folders={role: folder for role, folder in folders.items() if folder is not None},
@@ -306,8 +306,13 @@ def _uses_marks(original: Mapping[str, Any]) -> bool:
     return bool(original.get("mm_use_im_start_end", True))
 
 
-def _check_options(system: PublishedSystem, options: Options) -> None:
-    """Refuse what would fail only after everything has been read."""
+def check_request(system: PublishedSystem, out: str | Path, options: Options) -> None:
+    """Refuse what would fail only after everything has been downloaded and read.
+
+    Raises:
+        ConversionError: `out` holds something, or an option is out of its range.
+    """
+    refuse_existing(Path(out))
     for name in ("dtype", "segmenter_dtype"):
         float_type(name, getattr(options, name))
     if options.template not in CHAT_TEMPLATE_NAMES:

@@ -26,7 +26,7 @@ from .configs_vip_llava import (
 )
 from .errors import ConversionError, refusing
 from .inventory import Inventory
-from .locations import locate
+from .locations import locate, location_name
 from .lora import no_adapters
 from .plan import Scheme, dominant_dtype, expected_shapes, plan_tensors, require_components
 from .progress import ProgressCallback
@@ -65,7 +65,8 @@ def convert_vip_llava(
     """Convert a ViP-LLaVA checkpoint into a complete repository, which transformers' own class loads, too.
 
     Args:
-        source (`str` or `os.PathLike`): The published folder: config, tokenizer, and weights in one file or in shards.
+        source (`str` or `os.PathLike`): The published folder: config, tokenizer, and weights in one file or in shards;
+            also its name on the Hub (`mucai/vip-llava-7b`, also with `@revision`).
         out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
         vision_tower (`str` or `os.PathLike`, *optional*): The CLIP model, as a folder or its name on the Hub
             (`openai/clip-vit-large-patch14-336`, also with `@revision`). Needed where the source holds none; where
@@ -84,13 +85,6 @@ def convert_vip_llava(
     Raises:
         ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
     """
-    source = Path(source)
-    if not source.is_dir():
-        raise ConversionError(
-            "There is no such folder.",
-            path=source,
-            next_step="Pass the folder that holds config.json, the tokenizer and the weights.",
-        )
     refuse_existing(Path(out))
     wanted = float_type("dtype", dtype)
     if template is not None and template not in CHAT_TEMPLATE_NAMES:
@@ -98,6 +92,13 @@ def convert_vip_llava(
     if card is not None:
         check_card(VIP_LLAVA.name, card)
 
+    name, source = location_name(source), locate(source)
+    if not source.is_dir():
+        raise ConversionError(
+            "There is no such folder.",
+            path=source,
+            next_step="Pass the folder that holds config.json, the tokenizer and the weights.",
+        )
     config = read_vip_llava_config(source)
     tower = None if vision_tower is None else locate(vision_tower)
     inventory = _gather(source, tower)
@@ -140,7 +141,7 @@ def convert_vip_llava(
         tensors=tensors,
         inventory=inventory,
         dtype=dtype,
-        card=card or source.absolute().name,
+        card=card or name,
         max_shard_size=max_shard_size,
         progress=progress,
         generation_config=vip_llava_generation_config(template, tokenizer),

@@ -1,4 +1,4 @@
-"""Towers, bases and SAM by where they are: a folder or file here, or a repository on the Hub."""
+"""Checkpoints, towers, bases and SAM by where they are: a folder or file here, or a repository on the Hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from .errors import ConversionError
-from .sources import DIFFUSION_INDEX
+from .sources import DIFFUSION_INDEX, SIDE_FILES
 
 
 Location = str | os.PathLike
@@ -114,6 +114,14 @@ def pin(location: Location) -> Location:
     return f"{name['repo']}@{locate(location, weights=False).name}"
 
 
+def location_name(location: Location) -> str:
+    """What a location is called: the last part of its path, or of its name on the Hub."""
+    name = _hub_name(location)
+    if name is None:
+        return Path(location).absolute().name
+    return (name["file"] or name["repo"]).rsplit("/", 1)[-1]
+
+
 def hub_snapshot(path: Path) -> dict[str, str] | None:
     """Which commit of which repository a path in the Hub's cache belongs to.
 
@@ -163,7 +171,7 @@ def _listing(api: HfApi, repo: str, revision: str | None) -> Sequence[str]:
 def _weight_files(names: Sequence[str]) -> list[str]:
     for pattern in _WEIGHTS:
         if found := [name for name in names if pattern.fullmatch(name)]:
-            return found
+            return [*found, *(name for name in SIDE_FILES if name in names and name not in found)]
     return []
 
 

@@ -48,7 +48,7 @@ _SINGLE_FILES = (
 )
 # LISA v0 keeps the segmenter and the projector beside the shards of its language model, in no index; LLaVA's training
 # keeps what it trained in full beside the adapters.
-_SIDE_FILES = (
+SIDE_FILES = (
     "pytorch_model-visual_model.bin",
     "pytorch_model-text_hidden_fcs.bin",
     "non_lora_trainables.bin",
@@ -417,7 +417,7 @@ def _complete_shards(folder: Path, shards: list[Path]) -> list[Path]:
 
 
 def _with_side_files(folder: Path, files: list[Path]) -> TensorSource:
-    files = files + [folder / name for name in _SIDE_FILES if (folder / name).exists()]
+    files = files + [folder / name for name in SIDE_FILES if (folder / name).exists()]
     unique = list(dict.fromkeys(files))
     for file in unique:
         check_link(file, folder)

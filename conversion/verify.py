@@ -103,7 +103,7 @@ def verify_repository(
         repo (`str` or `Path`): The folder.
         against (`Mapping[str, str | Path]`, *optional*): Original weights by their role in the manifest:
             `"checkpoint"`, `"vision tower"`, `"base"`, `"SAM file"`, `"diffusion"`. Every tensor that comes from them
-            is computed again and compared bit for bit. All but the checkpoint may be names on the Hub.
+            is computed again and compared bit for bit. They may be names on the Hub.
         progress (`ProgressCallback`, *optional*): Told about bytes read.
 
     Returns:
@@ -123,10 +123,7 @@ def verify_repository(
             raise
         report.add(MANIFEST, error.cause)
         return report
-    sources = {
-        role: open_source(Path(location) if role == "checkpoint" else locate(location))
-        for role, location in (against or {}).items()
-    }
+    sources = {role: open_source(locate(location)) for role, location in (against or {}).items()}
     _check_files(report, manifest, progress)
     damaged = {problem.file for problem in report.problems}
     tensors = _check_headers(report, manifest, damaged)

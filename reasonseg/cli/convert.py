@@ -44,7 +44,12 @@ class VipLlavaTemplate(StrEnum):
     llava_phi_3 = "llava_phi_3"
 
 
-Source = Annotated[Path, typer.Argument(help="Folder or file of the original weights.", show_default=False)]
+Source = Annotated[
+    str,
+    typer.Argument(
+        help="Original weights: folder or file, or ORG/NAME[/FILE][@REVISION] on the Hub.", show_default=False
+    ),
+]
 Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to make; it must not exist or be empty.")]
 Sam = Annotated[
     str | None, typer.Option(help="SAM's own file, or ORG/NAME/FILE on the Hub, for a source without SAM's encoder.")
@@ -141,7 +146,9 @@ def ivm(
 @app.command("vip-llava")
 @readable_failures
 def vip_llava(
-    source: Annotated[Path, typer.Argument(help="Folder of the original checkpoint.", show_default=False)],
+    source: Annotated[
+        str, typer.Argument(help="Original checkpoint: folder, or ORG/NAME[@REVISION] on the Hub.", show_default=False)
+    ],
     out: Out,
     vision_tower: Annotated[
         str | None,
@@ -270,7 +277,7 @@ def to_original(
 
 def _convert(
     convert: Callable[..., "ConversionReport"],
-    source: Path | str,
+    source: str,
     out: Path,
     dtype: Dtype | None,
     template: Template | VipLlavaTemplate | None = None,

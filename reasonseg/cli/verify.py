@@ -21,7 +21,8 @@ _MAX_SHOWN = 20
 def verify(
     repo: Annotated[Path, typer.Argument(help="A converted, trained or saved repository.", show_default=False)],
     against: Annotated[
-        Path | None, typer.Option(help="The original checkpoint: compare every tensor that comes from it.")
+        str | None,
+        typer.Option(help="The original checkpoint, a path or on the Hub: compare every tensor that comes from it."),
     ] = None,
     vision_tower: Annotated[
         str | None, typer.Option(help="The CLIP folder, or ORG/NAME[@REVISION], it was converted with.")

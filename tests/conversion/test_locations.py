@@ -1,4 +1,4 @@
-"""Towers, bases and SAM by their name on the Hub, through huggingface_hub's own client, from a Hub on this machine."""
+"""Checkpoints, towers, bases and SAM by their name on the Hub, through its own client, from a Hub on this machine."""
 
 import socket
 from pathlib import Path
@@ -11,9 +11,11 @@ from typer.testing import CliRunner
 
 from reasonseg.cli import app
 from reasonseg.conversion.convert_gsva import convert_gsva
+from reasonseg.conversion.convert_ivm import convert_ivm
 from reasonseg.conversion.convert_lisa import convert_lisa
+from reasonseg.conversion.convert_vip_llava import convert_vip_llava
 from reasonseg.conversion.errors import ConversionError
-from reasonseg.conversion.locations import hub_snapshot, locate, pin
+from reasonseg.conversion.locations import hub_snapshot, locate, location_name, pin
 from reasonseg.conversion.manifest import MANIFEST, read_manifest
 from reasonseg.conversion.sources import open_source
 from reasonseg.conversion.trained import Base, export_trained, restore
@@ -21,7 +23,9 @@ from reasonseg.conversion.verify import verify_repository
 from tests.conversion.hub_server import HubServer, Repo, allow_only_this_machine
 from tests.conversion.originals import GSVA, LISA, SAM_PREFIX, digests, gsva_state, lisa_state, read, write_lisa
 from tests.conversion.trained_base import write_base
-from tests.parity_data import PEFT_PREFIX, gsva_vision_tower
+from tests.parity_data import PARITY, PEFT_PREFIX, gsva_vision_tower
+from tests.recorded_vip_llava import CHECKPOINT as VIP_LLAVA
+from tests.recorded_vip_llava import TOWER as VIP_LLAVA_TOWER
 
 
 TOWER = LISA / "vision_tower"
@@ -135,6 +139,66 @@ def test_revisions_and_files(hub):
         locate(f"org/sam@{first}")
 
 
+def test_files_beside_shards_are_downloaded_too(hub):
+    """As LISA v0 was published: an index for the language model only."""
+    files = {"pytorch_model-00001-of-00001.bin", "pytorch_model.bin.index.json", "pytorch_model-visual_model.bin"}
+    put(hub, "org/v0", dict.fromkeys([*files, "training_args.bin"], b"x"))
+    assert {path.name for path in locate("org/v0").iterdir()} == files
+
+
+@pytest.mark.parametrize(
+    ("location", "name"),
+    [
+        ("org/LISA-7B-v1", "LISA-7B-v1"),
+        ("org/vip-llava-phi-3-mini-3.8b@main", "vip-llava-phi-3-mini-3.8b"),
+        ("org/gsva/weights/gsva-7b-pt.bin@v1/2", "gsva-7b-pt.bin"),
+        ("/no/where/LISA-7B@v1", "LISA-7B@v1"),
+        (Path("org/name@main"), "name@main"),
+    ],
+    ids=str,
+)
+def test_what_a_location_is_called(hub, location, name):
+    assert location_name(location) == name
+    assert hub.requests == []
+
+
+def test_what_is_here_is_called_as_it_is(monkeypatch, tmp_path):
+    (tmp_path / "org" / "name@main").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "org")
+    assert location_name(".") == "org"
+    monkeypatch.chdir(tmp_path)
+    assert location_name("org/name@main") == "name@main"
+
+
+@pytest.mark.parametrize("convert", [convert_lisa, convert_gsva, convert_ivm, convert_vip_llava])
+def test_checkpoints_that_are_nowhere(hub, tmp_path, convert):
+    needed = {"vision_tower": TOWER} if convert is convert_lisa else {}
+    needed |= {"base": GSVA / "base_llava"} if convert in (convert_gsva, convert_ivm) else {}
+    with pytest.raises(ConversionError, match=r"'org/nothing' is neither a file or folder on this machine nor"):
+        convert("org/nothing", out=tmp_path / "out", **needed)
+    assert not (tmp_path / "out").exists()
+
+
+def test_vip_llava_and_ivm_from_the_hub(hub, tmp_path):
+    """What is read is what a folder holds; the conversion of it is tested elsewhere."""
+    put(hub, "org/vip-llava-7b", VIP_LLAVA)
+    put(hub, "org/tower", VIP_LLAVA_TOWER)
+    report = convert_vip_llava("org/vip-llava-7b", vision_tower="org/tower", out=tmp_path / "vip")
+    assert report.origins == {"checkpoint": 27, "vision tower": 199}
+    assert "# vip-llava-7b" in (tmp_path / "vip" / "README.md").read_text(encoding="utf-8").lower()
+    ivm = PARITY / "ivm"
+    put(hub, "org/IVM", {"IVM-V1.0.bin": (ivm / "IVM-V1.0.bin").read_bytes()})
+    put(hub, "org/sam", {"sam.pth": (ivm / "sam_vit_h_4b8939.pth").read_bytes()})
+    put(hub, "org/llava", ivm / "llava_base")
+    convert_ivm("org/IVM/IVM-V1.0.bin", base="org/llava", sam="org/sam/sam.pth", out=tmp_path / "ivm")
+    sources = read_manifest(tmp_path / "ivm")["sources"]
+    assert {role: source["repo"] for role, source in sources.items()} == {
+        "checkpoint": "org/IVM",
+        "SAM file": "org/sam",
+        "base": "org/llava",
+    }
+
+
 @pytest.mark.parametrize(
     ("name", "code", "message"),
     [
@@ -190,26 +254,32 @@ def test_without_a_network_the_cache_is_used(hub, monkeypatch):
 
 
 def test_lisa_from_the_hub_is_lisa_from_folders(hub, lisa_repo, tmp_path):
-    commit = put(hub, "org/tower", TOWER)
-    convert_lisa(LISA / "checkpoint", vision_tower="org/tower", out=tmp_path / "repo")
+    checkpoint, commit = put(hub, "org/checkpoint", LISA / "checkpoint"), put(hub, "org/tower", TOWER)
+    convert_lisa("org/checkpoint@main", vision_tower="org/tower", out=tmp_path / "repo")
     one, other = digests(tmp_path / "repo"), digests(lisa_repo)
     assert one.pop(MANIFEST) != other.pop(MANIFEST)
     assert one == other
     manifest, local = read_manifest(tmp_path / "repo"), read_manifest(lisa_repo)
     tower = {"repo": "org/tower", "revision": commit, "path": "pytorch_model.bin"}
-    assert manifest.pop("sources") == {"vision tower": tower}
+    source = {"repo": "org/checkpoint", "revision": checkpoint}
+    assert manifest.pop("sources") == {
+        "checkpoint": {**source, "path": "pytorch_model.bin"},
+        "config": source,
+        "tokenizer": source,
+        "vision tower": tower,
+    }
     assert local.pop("sources") == {}
     assert manifest == local
-    against = {"checkpoint": LISA / "checkpoint", "vision tower": "org/tower"}
+    against = {"checkpoint": "org/checkpoint", "vision tower": "org/tower"}
     report = verify_repository(tmp_path / "repo", against=against)
     assert report.ok, report.problems
     assert report.not_compared == {}
-    arguments = ["--against", str(LISA / "checkpoint"), "--vision-tower", "org/tower"]
+    arguments = ["--against", f"org/checkpoint@{checkpoint}", "--vision-tower", "org/tower"]
     result = CliRunner().invoke(app, ["verify", str(tmp_path / "repo"), *arguments])
     assert result.exit_code == 0, result.output
 
 
-def test_base_tower_and_sam_from_the_hub(hub, gsva_repo, tmp_path):
+def test_gsva_and_all_it_needs_from_the_hub(hub, gsva_repo, tmp_path):
     """The base's weights are left on the Hub, because the file has all of the language model."""
     tower = put(hub, "org/tower", gsva_vision_tower())
     base = put(
@@ -224,13 +294,15 @@ def test_base_tower_and_sam_from_the_hub(hub, gsva_repo, tmp_path):
     frozen = put(hub, "org/sam", {"weights/sam.pth": (tmp_path / "sam.pth").read_bytes()})
     part = {key: value for key, value in state.items() if not key.startswith(f"{prefix}image_encoder")}
     torch.save(part, tmp_path / "part.bin")
+    released = put(hub, "org/gsva", {"part.bin": (tmp_path / "part.bin").read_bytes(), "other.bin": b"o"})
     arguments = ["--base", "org/base@main", "--vision-tower", "org/tower", "--sam", "org/sam/weights/sam.pth"]
-    command = ["convert", "gsva", str(tmp_path / "part.bin"), *arguments, "--out", str(tmp_path / "repo")]
+    command = ["convert", "gsva", "org/gsva/part.bin", *arguments, "--out", str(tmp_path / "repo")]
     result = CliRunner().invoke(app, command)
     assert result.exit_code == 0, result.output
     assert (tmp_path / "repo" / "model.safetensors").read_bytes() == (gsva_repo / "model.safetensors").read_bytes()
     assert read_manifest(tmp_path / "repo")["sources"] == {
         "SAM file": {"repo": "org/sam", "revision": frozen, "path": "weights/sam.pth"},
+        "checkpoint": {"repo": "org/gsva", "revision": released, "path": "part.bin"},
         "config": {"repo": "org/base", "revision": base},
         "tokenizer": {"repo": "org/base", "revision": base},
         "vision tower": {"repo": "org/tower", "revision": tower},  # its config: the file has the weights
@@ -255,8 +327,11 @@ def test_an_existing_target_is_refused_before_anything_is_downloaded(hub, tmp_pa
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine").write_text("x")
     for convert, source in ((convert_lisa, LISA / "checkpoint"), (convert_gsva, GSVA / "gsva-tiny.bin")):
+        arguments = {"vision_tower": "org/tower", "base": "org/base", "out": tmp_path / "out"}
         with pytest.raises(ConversionError, match="exists already"):
-            convert(source, vision_tower="org/tower", base="org/base", out=tmp_path / "out")
+            convert(source, **arguments)
+        with pytest.raises(ConversionError, match="dtype is 'int8'"):
+            convert("org/checkpoint", **arguments | {"out": tmp_path / "new"}, dtype="int8")
     assert hub.requests == []
 
 
