@@ -2,18 +2,15 @@
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_difflmm import DiffLmmConfig
 from .configuration_lisa import SAM_VIT_H_DEFAULTS
-from .configuration_reasoning_segmentation import ReasoningSegmentationConfig
+from .configuration_reasoning_segmentation import LLAVA_15_DEFAULTS, ReasoningSegmentationConfig
 
 
 _HEADS = ("paper", "mean")
 _PROMPTS = ("point", "box", "mask", "mask_and_box")
 _MASK_CHOICES = ("third", "best")
-# LLaVA-1.5: CLIP ViT-L/14 at 336 px (576 patches), an MLP as projector, Vicuna.
-LLAVA_15_DEFAULTS = SubConfigSpec(config_class=AutoConfig, model_type="llava")
 
 
 @strict
@@ -36,8 +33,9 @@ class AttendAndSegmentConfig(ReasoningSegmentationConfig):
         subtract_mean (`bool`, *optional*, defaults to `True`): Whether to take the mean map of the answer off each.
         remove_corners (`bool`, *optional*, defaults to `False`): Whether to silence the four corner cells.
         prompt (`str`, *optional*, defaults to `"point"`):
-            What the segmenter gets: `"point"` (the largest value), `"box"` (around what is above `box_threshold`),
-            `"mask"` (the soft map) or `"mask_and_box"` (what the released code calls mask mode).
+            What the segmenter gets: `"point"` (the largest value), `"box"` (around what is above `box_threshold`;
+            a phrase for which nothing is gets rejected), `"mask"` (the soft map) or `"mask_and_box"` (what the
+            released code calls mask mode).
         attention_temperature (`float`, *optional*, defaults to 2e-4): Value of a map that counts as probability 1.
         box_threshold (`float`, *optional*, defaults to 0.75): Probability above which a pixel belongs to the
             box, in (0, 1].

@@ -7,25 +7,7 @@ from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
 from .configuration_lisa import SAM_VIT_H_DEFAULTS
-from .configuration_reasoning_segmentation import ReasoningSegmentationConfig
-
-
-# LLaVA-1.5 as published for transformers: Vicuna 7B v1.5 (LLaMA-2's epsilon), CLIP ViT-L/14 at 336 px. The rest is
-# what transformers' own LlavaConfig says. Rows of the vocabulary behind `<image>` and `<pad>` are padding.
-LLAVA_15_DEFAULTS = SubConfigSpec(
-    config_class=AutoConfig,
-    model_type="llava",
-    init_kwargs={
-        "text_config": {
-            "model_type": "llama",
-            "vocab_size": 32064,
-            "rms_norm_eps": 1e-5,
-            "max_position_embeddings": 4096,
-            "pad_token_id": 32001,
-        },
-        "image_token_index": 32000,
-    },
-)
+from .configuration_reasoning_segmentation import LLAVA_15_DEFAULTS, ReasoningSegmentationConfig
 
 
 def _conditioned_sam_defaults() -> SubConfigSpec:

@@ -11,6 +11,23 @@ PIPELINE_TASK = "reasoning-segmentation"
 # LISA and GSVA mask decoders were trained with 1e-5 (mask logits move by 2e-5 otherwise).
 ORIGINAL_SAM_DECODER_EPS = 1e-5
 
+# LLaVA-1.5 as published for transformers: Vicuna 7B v1.5 (LLaMA-2's epsilon), CLIP ViT-L/14 at 336 px. The rest is
+# what transformers' own LlavaConfig says. Rows of the vocabulary behind `<image>` and `<pad>` are padding.
+LLAVA_15_DEFAULTS = SubConfigSpec(
+    config_class=AutoConfig,
+    model_type="llava",
+    init_kwargs={
+        "text_config": {
+            "model_type": "llama",
+            "vocab_size": 32064,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 4096,
+            "pad_token_id": 32001,
+        },
+        "image_token_index": 32000,
+    },
+)
+
 
 @strict
 class ReasoningSegmentationConfig(PreTrainedConfig):
@@ -40,7 +57,7 @@ class ReasoningSegmentationConfig(PreTrainedConfig):
     published_model = "modeling_reasoning_segmentation.ReasoningSegmentationModel"
 
     sub_configs_defaults = {
-        "vlm_config": SubConfigSpec(config_class=AutoConfig, model_type="llava"),
+        "vlm_config": LLAVA_15_DEFAULTS,
         "segmenter_config": SubConfigSpec(
             config_class=AutoConfig,
             model_type="sam",
