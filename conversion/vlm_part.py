@@ -91,8 +91,7 @@ def _add_transformers(inventory: Inventory, folder: Path) -> VlmPart:
         next_step="Pass a vision-language model such as llava-hf/llava-1.5-7b-hf.",
     ):
         model = empty_model(AutoModelForImageTextToText, config)
-    with refusing("The model's processor cannot be loaded", path=folder, next_step=_OTHER_COPY):
-        processor = AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    processor = _load_processor(folder)
     if not isinstance(processor, ProcessorMixin):
         raise ConversionError(
             f"The folder holds a {type(processor).__name__} and no processor for pictures and text.",
@@ -106,6 +105,27 @@ def _add_transformers(inventory: Inventory, folder: Path) -> VlmPart:
         with refusing("The generation config cannot be used", path=folder, next_step=_OTHER_COPY):
             generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
     return VlmPart(config, processor, generation)
+
+
+def _load_processor(folder: Path) -> ProcessorMixin:
+    """
+    Raises:
+        ConversionError: It is broken, or a part of it needs a package that is not installed.
+    """
+    try:
+        with refusing("The model's processor cannot be loaded", path=folder, next_step=_OTHER_COPY):
+            return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except ImportError as error:
+        # Transformers has the video processors of Qwen-VL, InternVL and others for torchvision alone, and builds none
+        # of their processors without; what is written here must load again, where the same holds.
+        said = " ".join(str(error).split())
+        package = "torchvision" if "torchvision" in said.lower() else "the package that it names"
+        raise ConversionError(
+            f"The model's processor cannot be loaded: a part of it needs a package that is not installed ({said})",
+            path=folder,
+            next_step=f"Install {package} here and wherever the result shall be loaded"
+            + (", in the build that fits your PyTorch: pip install torchvision." if package == "torchvision" else "."),
+        ) from error
 
 
 def _add_original_llava(inventory: Inventory, folder: Path, tower: Path | None, template: str) -> VlmPart:

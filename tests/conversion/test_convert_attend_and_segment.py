@@ -7,18 +7,27 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import is_torchvision_available
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
+from reasonseg.conversion import vlm_part
 from reasonseg.conversion.convert_attend_and_segment import convert_attend_and_segment
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.inventory import Inventory
 from reasonseg.conversion.rules_lisa_gsva import sam_table
 from reasonseg.conversion.segmenter_part import add_segmenter
 from reasonseg.conversion.verify import verify_repository
+from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from tests import tiny
 from tests.conversion.originals import change_json, read, weights
-from tests.processing.test_processing_reasoning_segmentation import IMAGES, llava_next_processor, llava_processor
+from tests.processing.test_processing_reasoning_segmentation import (
+    IMAGES,
+    ImageOnlyQwenProcessor,
+    llava_next_processor,
+    llava_processor,
+    qwen_processor,
+)
 from tests.recorded_attention import LLAVA, TOWER, converted_repo, recorded_sam
 
 
@@ -140,6 +149,61 @@ def test_difflmm(difflmm_repo, tmp_path):
     assert inputs["grid_boxes"].tolist() == [[-15, 0, 45, 60]]
     with torch.no_grad():
         result = processor.post_process_segmentation(model(**inputs), inputs)[0]
+    assert [segment.label for segment in result.segments] == ["A dog"]
+
+
+VIDEO_PROCESSORS = {
+    "Qwen2_5_VLProcessor": ("Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
+    "InternVLProcessor": ("GotOcr2ImageProcessor", "InternVLVideoProcessor"),
+}
+
+
+def as_published(folder, processor_class):
+    """The processor's files as such a model's folder has them."""
+    pictures, videos = VIDEO_PROCESSORS[processor_class]
+    qwen_processor().tokenizer.save_pretrained(folder)
+    files = {
+        "processor_config.json": {"processor_class": processor_class},
+        "preprocessor_config.json": {"image_processor_type": pictures, "processor_class": processor_class},
+        "video_preprocessor_config.json": {"video_processor_type": videos, "processor_class": processor_class},
+    }
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="Nothing is missing where torchvision is installed.")
+@pytest.mark.parametrize("processor_class", VIDEO_PROCESSORS)
+def test_a_processor_for_videos_asks_for_torchvision(sam2_folder, tmp_path, processor_class):
+    vlm = tmp_path / "vlm"
+    tiny.qwen2_5_vl_config().save_pretrained(vlm)
+    as_published(vlm, processor_class)
+    videos = VIDEO_PROCESSORS[processor_class][1]
+    with pytest.raises(ConversionError, match=rf"{videos} requires the Torchvision .* pip install torchvision\.$"):
+        convert_attend_and_segment(vlm, sam=sam2_folder[0], out=tmp_path / "out" / "repo")
+    assert not (tmp_path / "out").exists()
+
+
+def test_qwen_without_its_video_processor(sam2_folder, tmp_path, monkeypatch):
+    """Everything of Qwen2.5-VL but the video processor, which pictures do not need."""
+    vlm = tmp_path / "vlm"
+    processor = qwen_processor()
+    source = save_vlm(vlm, tiny.qwen2_5_vl_config(), processor)
+    monkeypatch.setattr(
+        AttendAndSegmentProcessor, "_vlm_processor_class", classmethod(lambda cls, name: ImageOnlyQwenProcessor)
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(vlm_part.AutoProcessor, "from_pretrained", lambda *args, **kwargs: processor)
+        convert_attend_and_segment(vlm, sam=sam2_folder[0], out=tmp_path / "repo", phrase_extractor="rules")
+    assert verify_repository(tmp_path / "repo").problems == []
+    model = AutoModel.from_pretrained(tmp_path / "repo").eval()
+    assert model.config.heads == "mean"
+    state = source.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.vlm.state_dict().items())
+
+    composed = AttendAndSegmentProcessor.from_pretrained(tmp_path / "repo")
+    inputs = composed(images=IMAGES[0], text="What?", answer="A dog.", return_tensors="pt")
+    with torch.no_grad():
+        result = composed.post_process_segmentation(model(**inputs), inputs)[0]
     assert [segment.label for segment in result.segments] == ["A dog"]
 
 
