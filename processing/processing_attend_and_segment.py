@@ -10,6 +10,7 @@ from transformers.processing_utils import Unpack
 
 from .answer_phrases import AnswerPhrase, PhraseFinder
 from .attention_grids import LEVELS, attention_grids, grid_inputs
+from .mask_sizes import MaskSizes, read_mask_sizes
 from .noun_phrases import make_extractor
 from .phrase_segments import (
     PhraseSegment,
@@ -21,8 +22,7 @@ from .processing_reasoning_segmentation import ReasoningSegmentationProcessor
 from .prompt_rows import PromptRow
 from .prompted_processor import ReasoningSegmentationProcessorKwargs
 from .segments import post_process_masks
-from .slot_results import MaskSizes, SlotReader
-from .token_rows import IGNORED_LABEL
+from .token_rows import IGNORED_LABEL, as_list
 from .token_spans import token_spans
 from .wording import DESCRIPTION_WORDING, clean_phrase
 
@@ -153,7 +153,7 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
         if inputs.rows is None:
             return inputs
         if has_answers:
-            ranges = [_last_answer(_as_list(labels)) for labels in inputs["labels"]]
+            ranges = [_last_answer(as_list(labels)) for labels in inputs["labels"]]
             inputs["answer_ranges"] = _like(inputs["input_ids"], ranges)
         if not wants_labels and "labels" in inputs:
             del inputs["labels"]
@@ -260,8 +260,7 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
                 f"The output has {num_rows} rows and the inputs {num_inputs}; pass the inputs that led to this output."
             )
         source = [row // (num_rows // num_inputs) for row in range(num_rows)]
-        reader = SlotReader(self.tokenizer, {}, self.image_token_id, None, self._segmenter_view)
-        sizes = reader.sizes(inputs, original_sizes, source)
+        sizes = read_mask_sizes(inputs, original_sizes, source, self._segmenter_view)
         if categories is not None and word_vector is None:
             word_vector = self._word_vector()
 
@@ -287,7 +286,7 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
                     phrase_extractor="given" if given else self.extractor_name,
                     token_spans=[(max(0, start - lead), max(0, stop - lead)) for start, stop in spans],
                     attention_maps=output["attention_maps"][row].float().cpu().numpy() if keep_maps else None,
-                    grid_box=tuple(_as_list(output["grid_boxes"][row])) if keep_maps else None,
+                    grid_box=tuple(as_list(output["grid_boxes"][row])) if keep_maps else None,
                 )
             )
         return results
@@ -341,11 +340,11 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
             start = len(inputs["input_ids"][0]) if "input_ids" in inputs else None
             if start is None:
                 raise ValueError("Where the answer begins is not known. Pass the processor's `inputs`.")
-            return _as_list(output["sequences"][row])[start : start + count]
+            return as_list(output["sequences"][row])[start : start + count]
         if "answer_ranges" not in inputs:
             raise ValueError("The text of a forward pass is not in its output. Pass the processor's `inputs`.")
-        start, stop = _as_list(inputs["answer_ranges"][source])
-        return _as_list(inputs["input_ids"][source])[start:stop]
+        start, stop = as_list(inputs["answer_ranges"][source])
+        return as_list(inputs["input_ids"][source])[start:stop]
 
     def _word_vector(self) -> Any:
         extractor = self._extractor
@@ -387,12 +386,8 @@ def _last_answer(labels: list[int]) -> list[int]:
     return [start, places[-1] + 1]
 
 
-def _as_list(values: Any) -> list:
-    return values.tolist() if isinstance(values, (torch.Tensor, np.ndarray)) else list(values)
-
-
 def _row_lists(values: Any, row: int) -> list | None:
-    return None if values is None else _as_list(values[row])
+    return None if values is None else as_list(values[row])
 
 
 def _like(other: Any, values: list) -> Any:

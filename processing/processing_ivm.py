@@ -11,12 +11,12 @@ from transformers.image_utils import ImageInput
 from transformers.processing_utils import Unpack
 
 from .chat_templates import IMAGE_TOKEN
+from .mask_sizes import read_mask_sizes
 from .masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage, mask_image
 from .processing_lisa import LisaProcessor
 from .prompt_rows import PromptRow, read_image_index, read_images, read_phrases
 from .prompted_processor import ReasoningSegmentationProcessorKwargs
 from .segments import Segment, SegmentationResult, post_process_masks
-from .slot_results import SlotReader
 
 
 # LLaVA-1.5's turns, without a system message unless one is given; the white space around the second line break is
@@ -229,9 +229,8 @@ class IvmProcessor(LisaProcessor):
             )
         if any(len(row) != 1 for row in masks):
             raise ValueError(f"The rows have {[len(row) for row in masks]} masks; IVM draws one per row.")
-        reader = SlotReader(self.tokenizer, {}, self.image_token_id, None, self._segmenter_view)
         logits = []
-        for row, sizes in enumerate(reader.sizes(inputs, original_sizes, list(range(len(masks))))):
+        for row, sizes in enumerate(read_mask_sizes(inputs, original_sizes, range(len(masks)), self._segmenter_view)):
             resized, target = sizes.resized, sizes.target
             if not through_square:
                 resized = target = tuple(masks[row].shape[-2:])

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from .chat_templates import TurnMarkers, answer_text
+from .mask_sizes import MaskSizes, read_mask_sizes
 from .prompt_rows import PromptRow
 from .segments import Segment, SegmentationResult, post_process_masks
 from .slot_spans import Span, decode_with_spans, find_tokens, slot_labels
+from .token_rows import as_list
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,6 @@ class ReadAnswer:
     text: str
     spans: list[Span | None]
     question: str = ""
-
-
-@dataclass(frozen=True)
-class MaskSizes:
-    """
-    Sizes of one picture, each (height, width).
-
-    Args:
-        original (`tuple[int, int]`): The size that masks shall have.
-        resized (`tuple[int, int]`): The picture within the segmenter's view.
-        target (`tuple[int, int]`): The segmenter's view.
-    """
-
-    original: tuple[int, int]
-    resized: tuple[int, int]
-    target: tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -91,7 +75,7 @@ class SlotReader:
             )
         source = [row // (num_rows // num_inputs) for row in range(num_rows)]
         answers = self._answers(output, inputs, rows, source)
-        sizes = self.sizes(inputs, original_sizes, source)
+        sizes = read_mask_sizes(inputs, original_sizes, source, self.segmenter_image_processor)
 
         results = []
         for row, answer in enumerate(answers):
@@ -119,10 +103,10 @@ class SlotReader:
             return [self._given_answer(self._prompt(inputs, rows, row)) for row in source]
         if "input_ids" not in inputs:
             # Where the answer begins is then a question of the words in front of it.
-            return [self._last_answer(PromptRow(self._decode_all(ids))) for ids in _lists(sequences)]
+            return [self._last_answer(PromptRow(self._decode_all(ids))) for ids in as_list(sequences)]
         prompt_length = len(inputs["input_ids"][0])
         answers = []
-        for ids, row in zip(_lists(sequences), source, strict=True):
+        for ids, row in zip(as_list(sequences), source, strict=True):
             text, spans = decode_with_spans(self._decode, ids[prompt_length:], self.slot_tokens)
             answers.append(ReadAnswer(text, list(spans), self._prompt(inputs, rows, row).conversation))
         return answers
@@ -133,9 +117,9 @@ class SlotReader:
             return rows[row]
         if "input_ids" not in inputs:
             raise ValueError("The text of a forward pass is not in its output. Pass the processor's `inputs`.")
-        ids = _lists(inputs["input_ids"])[row]
+        ids = as_list(inputs["input_ids"])[row]
         if "attention_mask" in inputs:
-            mask = _lists(inputs["attention_mask"])[row]
+            mask = as_list(inputs["attention_mask"])[row]
             ids = [token_id for token_id, kept in zip(ids, mask, strict=True) if kept]
         return PromptRow(self._decode_all(ids))
 
@@ -181,35 +165,6 @@ class SlotReader:
         hidden = {self.image_token_id, self.tokenizer.pad_token_id}
         return self.tokenizer.decode([token_id for token_id in ids if token_id not in hidden])
 
-    # ---- pictures -----------------------------------------------------------------------------------------------
-
-    def sizes(self, inputs: Mapping[str, Any], original_sizes: Any, source: list[int]) -> list[MaskSizes]:
-        """Sizes of each row of the output, whose entry of `source` is the row of the inputs it belongs to."""
-        given = inputs.get("original_sizes")
-        wanted = original_sizes if original_sizes is not None else given
-        if wanted is None:
-            raise ValueError("The size of the pictures is unknown. Pass the processor's `inputs` or `original_sizes`.")
-        wanted = _size_pairs(wanted)
-        known = wanted if given is None else _size_pairs(given)
-        resized = inputs.get("sam_resized_sizes")
-        if resized is None:
-            resized = [self.segmenter_image_processor.get_resized_size(*size) for size in known]
-        resized = _size_pairs(resized)
-        target = self.segmenter_image_processor.segmenter_target_size
-        if "sam_pixel_values" in inputs:
-            target = tuple(int(side) for side in np.shape(inputs["sam_pixel_values"])[-2:])
-        index = inputs.get("image_index")
-        index = None if index is None else _lists(index)
-        num_images = len(known)
-        return [
-            MaskSizes(
-                original=_of_row(wanted, row, source, index, num_images),
-                resized=_of_row(resized, row, source, index, num_images),
-                target=target,
-            )
-            for row in range(len(source))
-        ]
-
     def _segments(
         self,
         answer: ReadAnswer,
@@ -249,36 +204,9 @@ class SlotReader:
         ]
 
 
-def _lists(values: Any) -> list:
-    return values.tolist() if isinstance(values, (torch.Tensor, np.ndarray)) else list(values)
-
-
 def _row_of(output: Mapping[str, Any], name: str, row: int, default: list) -> list:
     values = output.get(name)
-    return default if values is None else _lists(values[row])
+    return default if values is None else as_list(values[row])
 
 
-def _size_pairs(sizes: Any) -> list[tuple[int, int]]:
-    return [(int(height), int(width)) for height, width in _lists(sizes)]
-
-
-def _of_row(
-    sizes: list[tuple[int, int]], row: int, source: list[int], index: list[int] | None, num_images: int
-) -> tuple[int, int]:
-    """The entry for an output row of a list with one per image, per input row or per output row, or one for all."""
-    num_inputs = source[-1] + 1
-    if len(sizes) == 1:
-        return sizes[0]
-    if index is not None and len(sizes) == num_images:
-        return sizes[index[source[row]]]
-    if len(sizes) == num_inputs:
-        return sizes[source[row]]
-    if len(sizes) == len(source):
-        return sizes[row]
-    raise ValueError(
-        f"{len(sizes)} sizes were given for {len(source)} rows of output, {num_inputs} rows of input and {num_images} "
-        "images. Give one per image, one per row, or one for all."
-    )
-
-
-__all__ = ["MaskSizes", "ReadAnswer", "SlotReader"]
+__all__ = ["ReadAnswer", "SlotReader"]

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import PaddingStrategy
 
@@ -12,6 +14,11 @@ IGNORED_LABEL = -100
 _FILL = {"labels": IGNORED_LABEL, "offset_mapping": (0, 0)}
 
 TokenRows = dict[str, list[list[Any]]]
+
+
+def as_list(values: Any) -> list:
+    """Rows, ids or numbers as Python lists, whatever they came in."""
+    return values.tolist() if isinstance(values, (torch.Tensor, np.ndarray)) else list(values)
 
 
 def label_answers(
@@ -115,4 +122,4 @@ def pad(
     return {name: result[name] for name in rows}
 
 
-__all__ = ["IGNORED_LABEL", "check_nothing_cut", "label_answers", "pad", "truncate"]
+__all__ = ["IGNORED_LABEL", "as_list", "check_nothing_cut", "label_answers", "pad", "truncate"]
