@@ -67,7 +67,7 @@ def test_vip_llava_is_this_packages_class_without_trust(vip_llava_repo):
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=600)
 
 
 def test_importing_says_nothing():
