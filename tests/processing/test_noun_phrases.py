@@ -1,5 +1,6 @@
 """Noun phrases by rules, by a parser, by anything callable; and which tokens spell them."""
 
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -117,9 +118,45 @@ def test_unknown_extractors():
 
 def test_without_a_parser(monkeypatch):
     """`auto` falls back to the rules and says so; a parser that was asked for by name is missed."""
-    monkeypatch.setitem(__import__("sys").modules, "spacy", None)
+    monkeypatch.setitem(sys.modules, "spacy", None)
     assert make_extractor("auto").name == "rules"
     with pytest.raises(ImportError, match="pip install spacy"):
+        make_extractor("spacy")
+
+
+def spacy_with(installed: dict) -> SimpleNamespace:
+    """The package spaCy with these pipelines."""
+
+    def load(name):
+        if name not in installed:
+            raise OSError(f"[E050] Can't find model '{name}'.")
+        return installed[name]
+
+    return SimpleNamespace(load=load, util=SimpleNamespace(get_installed_models=lambda: list(installed)))
+
+
+def test_without_a_pipeline(monkeypatch):
+    """The package alone finds nothing: what to download is named, and `auto` takes the rules."""
+    german = FakePipeline()
+    monkeypatch.setitem(sys.modules, "spacy", spacy_with({"de_core_news_lg": german}))
+    assert make_extractor("auto").name == "rules"
+    with pytest.raises(ImportError, match="python -m spacy download en_core_web_lg"):
+        make_extractor("spacy")
+    with pytest.raises(
+        ImportError, match=r"'en_core_web_md' here\. Install it: python -m spacy download en_core_web_md"
+    ):
+        make_extractor("spacy:en_core_web_md")
+    assert make_extractor("spacy:de_core_news_lg").pipeline is german
+
+
+def test_the_largest_installed_pipeline_with_a_parser(monkeypatch):
+    small, large, blind = FakePipeline(), FakePipeline(), FakePipeline()
+    blind.has_pipe = lambda name: False
+    pipelines = {"en_core_web_sm": small, "en_own": blind, "en_core_web_lg": large}
+    monkeypatch.setitem(sys.modules, "spacy", spacy_with(pipelines))
+    assert make_extractor("auto").pipeline is large
+    monkeypatch.setitem(sys.modules, "spacy", spacy_with({"en_own": blind}))
+    with pytest.raises(ImportError, match="no English pipeline with a parser"):
         make_extractor("spacy")
 
 
