@@ -8,11 +8,14 @@ from .configuration_reasoning_segmentation import ORIGINAL_SAM_DECODER_EPS, Reas
 
 
 # LLaVA v1: CLIP ViT-L/14 at 224 px (256 patches) and a projector that is one Linear. transformers' projector has two;
-# with the identity as activation and as frozen second layer it is the same function.
+# with the identity as activation and as frozen second layer it is the same function. LISA-7B-v1's 32004 words, and
+# `<image>` behind them.
 LLAVA_V1_DEFAULTS = SubConfigSpec(
     config_class=AutoConfig,
     model_type="llava",
     init_kwargs={
+        "text_config": {"model_type": "llama", "vocab_size": 32005},
+        "image_token_index": 32004,
         "vision_config": {
             "model_type": "clip_vision_model",
             "hidden_size": 1024,

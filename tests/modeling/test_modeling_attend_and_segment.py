@@ -6,8 +6,12 @@ from transformers import CLIPVisionConfig, GenerationConfig, InternVLConfig, Lla
 
 from reasonseg.modeling.attention_maps import AttentionMapCollector, ImageColumns, reduce_attentions
 from reasonseg.modeling.configuration_attend_and_segment import AttendAndSegmentConfig
+from reasonseg.modeling.configuration_gsva import GsvaConfig
+from reasonseg.modeling.configuration_lisa import LisaConfig
 from reasonseg.modeling.configuration_reasoning_segmentation import ReasoningSegmentationConfig
 from reasonseg.modeling.modeling_attend_and_segment import AttendAndSegmentModel
+from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
+from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
 from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
 from reasonseg.modeling.phrase_drawing import TokenGroup
 from tests import tiny
@@ -382,18 +386,20 @@ def test_labels_train_the_language_model(llava):
 
 
 @pytest.mark.parametrize(
-    ("kind", "architecture"),
+    ("kind", "architecture", "view"),
     [
-        (AttendAndSegmentConfig, AttendAndSegmentModel),
-        (ReasoningSegmentationConfig, ReasoningSegmentationModel),
+        (AttendAndSegmentConfig, AttendAndSegmentModel, 336),
+        (ReasoningSegmentationConfig, ReasoningSegmentationModel, 336),
+        (LisaConfig, LisaForReasoningSegmentation, 224),
+        (GsvaConfig, GsvaForReasoningSegmentation, 224),
     ],
 )
-def test_the_default_embeds_its_image_token(kind, architecture, tmp_path):
+def test_the_default_embeds_its_image_token(kind, architecture, view, tmp_path):
     """With its own vocabulary and ids; only widths and depths are smaller, those of the published model too large."""
     kind().save_pretrained(tmp_path)
     config = kind.from_pretrained(tmp_path)
     text, tower = config.get_text_config(), config.vlm_config.vision_config
-    assert (text.hidden_size, text.num_hidden_layers, tower.image_size) == (4096, 32, 336)
+    assert (text.hidden_size, text.num_hidden_layers, tower.image_size) == (4096, 32, view)
     sizes = {name: value for name, value in tiny.TEXT.items() if name.startswith(("hidden", "inter", "num"))}
     for name, value in (sizes | {"head_dim": 8}).items():
         setattr(text, name, value)
@@ -403,7 +409,7 @@ def test_the_default_embeds_its_image_token(kind, architecture, tmp_path):
     model = tiny.randomize(architecture(config))
     embeddings = model.get_input_embeddings()
     assert config.image_token_id < embeddings.num_embeddings
-    assert text.pad_token_id < embeddings.num_embeddings
+    assert text.pad_token_id is None or text.pad_token_id < embeddings.num_embeddings
 
     batch = {"input_ids": torch.tensor([[1, *[config.image_token_id] * 4, 5, 6]])}
     logits = model(**batch, pixel_values=tiny.images(1)["pixel_values"]).logits
