@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["plain", "dwsl"], choices=["plain", "dwsl", "clean"])
     parser.add_argument("--scenes", type=int, default=250, help="training scenes")
     parser.add_argument("--steps", type=int, default=400, help="of either arm")
-    parser.add_argument("--discriminator-steps", type=int, default=400)
+    parser.add_argument("--discriminator-steps", type=int, default=100, help="few: it must not learn them by heart")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--floor", type=float, default=0.0)
     parser.add_argument("--sharpness", type=float, default=1.0)

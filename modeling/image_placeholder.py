@@ -4,7 +4,8 @@ way, losses and decisions are theirs.
 """
 
 import torch
-from transformers import SuppressTokensLogitsProcessor
+from transformers import PreTrainedModel, SuppressTokensLogitsProcessor
+from transformers.utils import ModelOutput
 
 
 IGNORED_LABEL = -100
@@ -34,4 +35,27 @@ def ignore_placeholder(labels: torch.LongTensor, image_token_id: int | None) -> 
     return labels if image_token_id is None else labels.masked_fill(labels == image_token_id, IGNORED_LABEL)
 
 
-__all__ = ["PlaceholderSuppressor", "ignore_placeholder", "without_placeholder"]
+def judge_without_placeholder(
+    model: PreTrainedModel, output: ModelOutput, labels: torch.LongTensor | None, **kwargs
+) -> None:
+    """
+    Takes the placeholder out of an output's logits, and computes its loss with what is left.
+
+    Args:
+        model (`PreTrainedModel`): Whose `loss_function` and placeholder count.
+        output (`ModelOutput`): Of a forward pass without labels; its `logits` and `loss` are set.
+        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Ids to predict, or -100.
+        kwargs: For the loss function, `num_items_in_batch` for one.
+    """
+    image_token_id = model.config.image_token_id
+    output.logits = without_placeholder(output.logits, image_token_id)
+    if labels is not None:
+        output.loss = model.loss_function(
+            logits=output.logits,
+            labels=ignore_placeholder(labels, image_token_id),
+            vocab_size=output.logits.shape[-1],
+            **kwargs,
+        )
+
+
+__all__ = ["PlaceholderSuppressor", "ignore_placeholder", "judge_without_placeholder", "without_placeholder"]

@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_difflmm import DiffLmmConfig
 from .diffusion_features import DiffusionFeatures, check_noise, draw_noise
+from .image_placeholder import judge_without_placeholder
 
 
 @dataclass
@@ -232,11 +233,14 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
         """See [`DiffLmmModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values=pixel_values, **kwargs)
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
         vae_noise: torch.FloatTensor | None = None,
         latent_noise: torch.FloatTensor | None = None,
         noise_seed: int | None = None,
@@ -251,6 +255,9 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
             pixel_values, vae_noise, latent_noise, noise_seed, generator: See [`DiffLmmModel.get_image_features`].
                 `generate` takes them too.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
+            labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
+                Ids to predict, -100 where nothing is to be learned; placeholders are never learned.
+            logits_to_keep (`int` or `torch.Tensor`): Logits of the last so many positions, or of these; 0 for all.
             mm_encoder_outputs (`dict`, *optional*): `{"image": get_image_features(...)}`, in place of `pixel_values`.
             kwargs: Further inputs of [`LlavaForConditionalGeneration`].
         """
@@ -264,13 +271,17 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
                 return_dict=True,
             )
             pixel_values, mm_encoder_outputs = None, {"image": images}
-        return super().forward(
+        output = super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
+            logits_to_keep=logits_to_keep,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
+            return_dict=True,
         )
+        judge_without_placeholder(self, output, labels, **kwargs)
+        return output
 
 
 __all__ = ["DiffLmmForConditionalGeneration", "DiffLmmImageOutput", "DiffLmmModel"]

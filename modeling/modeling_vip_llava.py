@@ -6,7 +6,7 @@ from transformers import VipLlavaForConditionalGeneration as TransformersVipLlav
 from transformers.models.vipllava.modeling_vipllava import VipLlavaCausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from .image_placeholder import ignore_placeholder, without_placeholder
+from .image_placeholder import judge_without_placeholder
 
 
 class VipLlavaForConditionalGeneration(TransformersVipLlava):
@@ -71,15 +71,7 @@ class VipLlavaForConditionalGeneration(TransformersVipLlava):
             **kwargs,
             return_dict=True,
         )
-        image_token_id = self.config.image_token_id
-        output.logits = without_placeholder(output.logits, image_token_id)
-        if labels is not None:
-            output.loss = self.loss_function(
-                logits=output.logits,
-                labels=ignore_placeholder(labels, image_token_id),
-                vocab_size=output.logits.shape[-1],
-                **kwargs,
-            )
+        judge_without_placeholder(self, output, labels, **kwargs)
         return output
 
 

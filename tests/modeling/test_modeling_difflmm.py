@@ -46,6 +46,24 @@ def test_padded_rows_answer_as_they_do_alone():
 
 
 @needs_diffusers
+def test_the_placeholder_has_no_share_of_the_loss():
+    """The original has no such token: its loss is over the other words alone."""
+    model, inputs = difflmm_model(), batch([6, 9])
+    words = inputs["input_ids"].masked_fill((inputs["attention_mask"] == 0) | (inputs["input_ids"] == IMAGE), -100)
+    output = model(**inputs, labels=inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100))
+    assert (output.logits[..., IMAGE] == torch.finfo(output.logits.dtype).min).all()
+    kept = torch.arange(output.logits.shape[-1]) != IMAGE
+    targets = (words - (words > IMAGE).long())[:, 1:]  # ids behind the placeholder move up
+    expected = torch.nn.functional.cross_entropy(output.logits[:, :-1, kept].flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(output.loss, expected)
+    output.loss.backward()
+    assert not model.lm_head.weight.grad[IMAGE].any()
+    assert model.lm_head.weight.grad.any()
+    last = model(**inputs, logits_to_keep=1).logits
+    torch.testing.assert_close(last, output.logits[:, -1:])
+
+
+@needs_diffusers
 @torch.inference_mode()
 def test_images_and_their_noise_matter():
     model, inputs = difflmm_model(), batch([6])
