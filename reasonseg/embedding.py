@@ -4,6 +4,7 @@ What lies in `embedded/` is a repository like any other, but without the code th
 the package itself is that code.
 """
 
+import argparse
 import json
 import shutil
 import sys
@@ -64,10 +65,17 @@ def _drop_code_pointers(path: Path) -> None:
     path.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m reasonseg.embedding", description=__doc__.splitlines()[0])
+    parser.add_argument("trained", help="output of `reasonseg train tabletop`")
+    parser.add_argument("results", nargs="*", help="results.json of `reasonseg evaluate`, one per split and protocol")
+    parser.add_argument("--minutes", type=float, help="how long training took, for the card")
+    options = parser.parse_args()
+    sys.stdout.write(f"{embed(options.trained, options.results, options.minutes)}\n")
+
+
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit("Name the trained model, then the results.json files of its evaluation.")
-    sys.stdout.write(f"{embed(sys.argv[1], sys.argv[2:])}\n")
+    main()
 
 
 __all__ = ["EMBEDDED_MODEL", "embed"]
