@@ -57,6 +57,7 @@ def keep_settings(recipe: Recipe, out: Path) -> None:
         {
             "model": recipe.model,
             "data": {"sources": recipe.data.sources, "options": recipe.data.options},
+            "mask_size": recipe.mask_size,
             "lora": recipe.lora and asdict(recipe.lora),
             "dwsl": dwsl,
             "seed": recipe.seed,

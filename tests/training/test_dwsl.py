@@ -418,6 +418,7 @@ def test_recipe_of_both_stages(mix, lora, caplog):
         ("lora=null", r"lora is \{.*\} there and None here"),
         ("data.options={augment: false}", "data.options.augment is None there and False here"),
         ("model=tiny", "model is 'repo' there and 'tiny' here"),
+        ("mask_size=64", "mask_size is .* there and 64 here"),
         ("dwsl.floor=0.5", None),
         ("dwsl.sharpness=2.0", None),
         ("dwsl.normalise=false", None),
