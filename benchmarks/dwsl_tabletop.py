@@ -10,6 +10,12 @@ drew what. Scored on clean held-out scenes.
     python -m benchmarks.dwsl_tabletop [--seeds 0 1 2]
 
 Prints per seed the scores of both arms and what the discriminator makes of right and wrong masks, then the ratio.
+
+With the defaults, whose steps and sharpness were chosen on seed 10, seeds 0 to 2 gave a mean IoU of 0.625 for plain
+and 0.777 for weighted training (0.614, 0.621, 0.641 against 0.775, 0.794, 0.762); on the right masks alone (`--arms
+clean`) it is 0.826. The discriminator's area under the curve was 0.86 to 0.90. With twice its steps it knows by heart
+who drew what (loss 0.04); with half of them and a sharpness of 1 the weights of right and wrong masks hardly differ
+(0.628 on seed 0).
 """
 
 import argparse
@@ -202,10 +208,10 @@ def main() -> None:
     parser.add_argument("--arms", nargs="+", default=["plain", "dwsl"], choices=["plain", "dwsl", "clean"])
     parser.add_argument("--scenes", type=int, default=250, help="training scenes")
     parser.add_argument("--steps", type=int, default=400, help="of either arm")
-    parser.add_argument("--discriminator-steps", type=int, default=100, help="few: it must not learn them by heart")
+    parser.add_argument("--discriminator-steps", type=int, default=200, help="few: it must not learn them by heart")
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--floor", type=float, default=0.0)
-    parser.add_argument("--sharpness", type=float, default=1.0)
+    parser.add_argument("--sharpness", type=float, default=3.0)
     parser.add_argument("--log-every", type=int, default=1000)
     options = parser.parse_args()
     logging.set_verbosity_error()
