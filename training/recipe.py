@@ -86,7 +86,7 @@ class GuidanceRecipe:
     Args:
         layer, heads, weight: Of the guidance to what slots name.
         landmark_layer (`int`, *optional*): Layer that is guided to what has to be found before; for `tabletop` only.
-        word_weight (`float`): Weight of [`WordAlignment`]; for `tabletop` only.
+        word_weight (`float`): Weight of [`PatchGuidance`]; for `tabletop` only.
     """
 
     layer: int

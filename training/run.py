@@ -27,7 +27,7 @@ from .tabletop_collator import TabletopCollator
 from .tabletop_model import SEGMENTER_PATCH, SEGMENTER_SIDE, VLM_PATCH, VLM_SIDE, tabletop_config, tabletop_model
 from .tabletop_processor import build_processor, token_ids
 from .tabletop_stream import TabletopDataset
-from .tabletop_towers import BACKGROUND_WORD, WORDS, TowerCollator, TowerPretraining, WordAlignment
+from .tabletop_towers import BACKGROUND_WORD, WORDS, PatchGuidance, TowerCollator, TowerPretraining
 from .trainer import ReasoningSegmentationTrainer
 
 
@@ -120,7 +120,7 @@ def auxiliary_losses(model, processor, recipe: Recipe) -> dict[str, Callable[...
             model, guidance.landmark_layer, guidance.heads, guidance.weight, landmarks=True
         )
     if guidance.word_weight:
-        losses["word_loss"] = WordAlignment(model, word_ids(processor), guidance.word_weight)
+        losses["word_loss"] = PatchGuidance(model, word_ids(processor), guidance.word_weight)
     return losses
 
 

@@ -81,23 +81,22 @@ class WordAlignment:
     How close patches are to the words for what they show.
 
     Args:
-        model, word_ids: As in [`TowerPretraining`].
-        weight (`float`): Weight as an auxiliary loss.
+        model ([`GsvaForReasoningSegmentation`]): Whose word embeddings count.
+        word_ids (`dict[str, list[int]]`): Token ids of `WORDS`, and of the background under `background`.
     """
 
-    def __init__(self, model: GsvaForReasoningSegmentation, word_ids: dict[str, list[int]], weight: float = 1.0):
-        self.embeddings = model.get_input_embeddings()
-        self.word_ids, self.weight = word_ids, weight
-        self._patches: torch.Tensor | None = None
-        model.vlm.base_model.multi_modal_projector.register_forward_hook(self._keep)
-
-    def _keep(self, module: nn.Module, args, output: torch.Tensor) -> None:
-        self._patches = output
+    def __init__(self, model: GsvaForReasoningSegmentation, word_ids: dict[str, list[int]]):
+        self.embeddings, self.word_ids = model.get_input_embeddings(), word_ids
 
     def words(self, name: str) -> torch.FloatTensor:
         return unit_rms(self.embeddings.weight[self.word_ids[name]])
 
-    def of_patches(self, patches: torch.FloatTensor, labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
+    def loss(self, patches: torch.FloatTensor, labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
+        """
+        Args:
+            patches (`torch.FloatTensor` of shape `(batch_size, patches, width)`): As the language model gets them.
+            labels (`dict`): See [`patch_labels`].
+        """
         weight, loss = foreground_weight(labels), 0.0
         for name in WORDS:
             words = torch.cat([self.words("background"), self.words(name)])
@@ -105,10 +104,27 @@ class WordAlignment:
             loss = loss - (weight * (labels[name] * scores.log_softmax(-1)).sum(-1)).sum()
         return loss
 
+
+class PatchGuidance:
+    """
+    [`WordAlignment`] as an auxiliary loss of the Trainer, of the patches of the forward pass just made.
+
+    Args:
+        model, word_ids: As in [`WordAlignment`].
+        weight (`float`): Weight of the loss.
+    """
+
+    def __init__(self, model: GsvaForReasoningSegmentation, word_ids: dict[str, list[int]], weight: float = 1.0):
+        self.alignment, self.weight = WordAlignment(model, word_ids), weight
+        self._patches: torch.Tensor | None = None
+        model.vlm.base_model.multi_modal_projector.register_forward_hook(self._keep)
+
+    def _keep(self, module: nn.Module, args, output: torch.Tensor) -> None:
+        self._patches = output
+
     def __call__(self, inputs: dict, outputs, labels: dict) -> torch.FloatTensor:
-        """As an auxiliary loss of the Trainer, of the patches of the forward pass just made."""
         patches, self._patches = self._patches, None
-        return self.weight * self.of_patches(patches, labels["patch_labels"])
+        return self.weight * self.alignment.loss(patches, labels["patch_labels"])
 
 
 class TowerPretraining(nn.Module):
@@ -116,7 +132,7 @@ class TowerPretraining(nn.Module):
     Args:
         model ([`GsvaForReasoningSegmentation`]): Image encoders, projectors, mask decoder and word embeddings are
             trained in place; the language model's layers are not used.
-        word_ids (`dict[str, list[int]]`): Token ids of `WORDS`, and of the background under `background`.
+        word_ids (`dict[str, list[int]]`): As in [`WordAlignment`].
     """
 
     def __init__(self, model: GsvaForReasoningSegmentation, word_ids: dict[str, list[int]]):
@@ -152,7 +168,7 @@ class TowerPretraining(nn.Module):
     def _word_loss(self, patches: torch.FloatTensor, labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
         """Patches are close to the words for what they show, and know where the centre of their thing lies."""
         centres = CENTRE_WEIGHT * centre_loss(self.patch_centre(patches), labels)
-        return centres + self.word_alignment.of_patches(patches, labels)
+        return centres + self.word_alignment.loss(patches, labels)
 
     def _drawing_losses(self, segmenter, features: dict[str, torch.Tensor], things: dict[str, torch.Tensor]) -> dict:
         """Words of a thing and its place, added up where the language model's state will stand, draw its mask."""
@@ -261,4 +277,13 @@ class TowerCollator:
         }
 
 
-__all__ = ["BACKGROUND_WORD", "WORDS", "TowerCollator", "TowerPretraining", "described_things", "patch_labels"]
+__all__ = [
+    "BACKGROUND_WORD",
+    "WORDS",
+    "PatchGuidance",
+    "TowerCollator",
+    "TowerPretraining",
+    "WordAlignment",
+    "described_things",
+    "patch_labels",
+]

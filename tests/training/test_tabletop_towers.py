@@ -9,7 +9,7 @@ from reasonseg.training.recipe import load_recipe
 from reasonseg.training.run import build_tabletop, word_ids
 from reasonseg.training.tabletop_collator import TabletopCollator
 from reasonseg.training.tabletop_scenes import COLOURS, KINDS, draw_scene
-from reasonseg.training.tabletop_towers import WORDS, WordAlignment, patch_labels
+from reasonseg.training.tabletop_towers import WORDS, PatchGuidance, WordAlignment, patch_labels
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_patches_that_are_their_words_cost_least(built):
     assert processor.tokenizer.convert_ids_to_tokens(ids["kind"][1]) == KINDS[1]
     assert processor.tokenizer.convert_ids_to_tokens(ids["colour"][1]) == tuple(COLOURS)[1]
     with torch.no_grad():
-        assert alignment.of_patches(right, labels) < 0.7 * alignment.of_patches(wrong, labels)
+        assert alignment.loss(right, labels) < 0.7 * alignment.loss(wrong, labels)
 
 
 def test_alignment_of_the_pass_just_made(built):
@@ -73,10 +73,10 @@ def test_alignment_of_the_pass_just_made(built):
     examples = TabletopExamples("train", 2, requests_per_scene=1)
     batch = TabletopCollator(processor, mask_size=32, patches=8)([examples[0], examples[1]])
     labels = batch.pop("auxiliary_labels")
-    alignment = WordAlignment(model, word_ids(processor), weight=2.0)
-    loss = alignment(batch, model(**batch), labels)
+    guidance = PatchGuidance(model, word_ids(processor), weight=2.0)
+    loss = guidance(batch, model(**batch), labels)
     patches = model.vlm.base_model.get_image_features(batch["pixel_values"], return_dict=True).pooler_output
-    expected = 2 * alignment.of_patches(torch.stack(list(patches)), patch_labels([e.scene for e in examples], 8))
+    expected = 2 * guidance.alignment.loss(torch.stack(list(patches)), patch_labels([e.scene for e in examples], 8))
     torch.testing.assert_close(loss, expected)
     loss.backward()
     assert model.vlm.base_model.vision_tower.embeddings.patch_embedding.weight.grad.abs().sum() > 0
