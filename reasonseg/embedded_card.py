@@ -52,14 +52,14 @@ torchrun --nproc-per-node 2 -m reasonseg train tabletop --out out/tabletop
 last the head that scores masks. All random numbers are seeded.
 
 {curve}What made it learn at all, in the order in which plateaus fell: slots stand directly behind the last word of
-their phrase, whose state then decides and points; before anything is asked, patches are pulled towards the embeddings of
-the words for what they show, at a fixed sharpness, and this goes on beside the questions (in runs without it and
-with half the first stage a linear probe named 81 % of single things before and 78 % after joint training; here it
-is 98 %, and 84 % of pairs never seen); queries and keys begin as the same projection; two heads of one layer are
-shown the patches of what a slot names, and two of the layer before those of what has to be found first (the box in
-"the cup left of the box"). Tried and left: a hierarchical encoder (Swin; at equal time it named 71 % of the patches
-of things, CLIP's 90 %), and grey pictures, so that kinds are not learned by their colours (fewer kinds, and pairs
-never seen no better).
+their phrase, whose state then decides and points; before anything is asked, patches are pulled towards the
+embeddings of the words for what they show, at a fixed sharpness, and this goes on beside the questions (in
+runs without it and with half the first stage a linear probe named 81 % of single things before and 78 % after
+joint training; here it is 98 %, and 84 % of pairs never seen); queries and keys begin as the same projection;
+two heads of one layer are shown the patches of what a slot names, and two of the layer before those of what
+has to be found first (the box in "the cup left of the box"). Tried and left: a hierarchical encoder (Swin; at
+equal time it named 71 % of the patches of things, CLIP's 90 %), and grey pictures, so that kinds are not
+learned by their colours (fewer kinds, and pairs never seen no better).
 
 ## Evaluation
 
