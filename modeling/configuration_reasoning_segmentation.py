@@ -64,7 +64,7 @@ class ReasoningSegmentationConfig(PreTrainedConfig):
             init_kwargs={"mask_decoder_config": {"layer_norm_eps": ORIGINAL_SAM_DECODER_EPS}},
         ),
     }
-    keys_to_ignore_at_inference = ["past_key_values", "hidden_states", "attentions", "losses"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "hidden_states", "attentions", "losses"]
 
     vlm_config: dict | PreTrainedConfig | None = None
     segmenter_config: dict | PreTrainedConfig | None = None

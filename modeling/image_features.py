@@ -1,10 +1,14 @@
-"""Shares what a vision-language model's image encoder computed between the rows that look at the same image."""
+"""What a vision-language model takes: images that several rows share, and the key-value cache under its name."""
 
 import copy
 import inspect
 
 import torch
 from transformers import PreTrainedModel
+
+
+# transformers 5.24 renamed the argument; a model takes one of them.
+CACHE_NAMES = ("cache", "past_key_values")
 
 
 def image_encoder_parameters(vlm: PreTrainedModel) -> set[str]:
@@ -36,6 +40,24 @@ def select_images(features, image_index: torch.LongTensor):
     return selected
 
 
+def with_cache_named_for(vlm: PreTrainedModel, kwargs: dict) -> dict:
+    """
+    Returns:
+        `dict`: `kwargs` with the key-value cache, given under either of its names, under the one that `vlm` takes.
+
+    Raises:
+        ValueError: If two caches are given.
+    """
+    given = [kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None]
+    others = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
+    if not given:
+        return others
+    if len(given) > 1:
+        raise ValueError("`cache` and `past_key_values` are two names of one argument; give one of them.")
+    accepted = inspect.signature(vlm.prepare_inputs_for_generation).parameters
+    return {**others, **{name: given[0] for name in CACHE_NAMES if name in accepted}}
+
+
 def resolve_image_index(
     image_index: torch.LongTensor | None, num_rows: int, num_images: int, device: torch.device
 ) -> torch.LongTensor:
@@ -63,4 +85,11 @@ def resolve_image_index(
     return image_index.to(device)
 
 
-__all__ = ["accepts_encoded_images", "image_encoder_parameters", "resolve_image_index", "select_images"]
+__all__ = [
+    "CACHE_NAMES",
+    "accepts_encoded_images",
+    "image_encoder_parameters",
+    "resolve_image_index",
+    "select_images",
+    "with_cache_named_for",
+]

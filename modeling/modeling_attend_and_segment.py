@@ -5,14 +5,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 from transformers import AutoModelForImageTextToText, PreTrainedConfig
-from transformers.utils.generic import can_return_tuple
 
 from .answer_steps import answer_ids, check_ranges, predicting_positions, stop_ids_of
 from .attention_maps import AttentionMapCollector, AttentionReducer, ImageColumns, reduce_attentions
 from .configuration_attend_and_segment import AttendAndSegmentConfig, check_pointing_option
 from .image_features import resolve_image_index
 from .modeling_reasoning_segmentation import ReasoningSegmentationModel
-from .outputs import AttendAndSegmentOutput, ImageCache
+from .outputs import AttendAndSegmentOutput, ImageCache, find_cache, language_fields, output_or_tuple
 from .phrase_drawing import Grids, PhraseDrawer, TokenGroup
 
 
@@ -157,7 +156,6 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
 
     # ---- a given answer -----------------------------------------------------------------------------------------
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -175,8 +173,9 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         image_index: torch.LongTensor | None = None,
         image_cache: ImageCache | None = None,
         reject_threshold: float | None = None,
+        return_dict: bool | None = None,
         **kwargs,
-    ) -> AttendAndSegmentOutput:
+    ) -> AttendAndSegmentOutput | tuple:
         r"""
         One pass over prompts that hold their answers: every token of an answer has the map of the position before it,
         which is the step that would have written it.
@@ -205,6 +204,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             image_index, image_cache: As in [`ReasoningSegmentationModel.forward`].
             reject_threshold (`float`, *optional*):
                 Reject phrases for whose mask the segmenter's own score is lower.
+            return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are set.
             kwargs:
                 Fields of the configuration that shall differ for this call (`heads`, `attention_layers`,
                 `subtract_mean`, `remove_corners`, `prompt`, `attention_temperature`, `box_threshold`, `mask_choice`),
@@ -260,14 +260,10 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             phrases = _find_phrases(phrase_finder, answers, len(ranges))
             drawer = self._drawer(options)
             drawn = drawer.draw(maps, phrases, found, image_cache, image_index, reject_threshold)
-        return AttendAndSegmentOutput(
-            loss=language.get("loss"),
-            logits=language.logits,
-            past_key_values=language.get("past_key_values"),
-            hidden_states=language.get("hidden_states"),
-            attentions=language.get("attentions"),
-            **drawn,
+        output = AttendAndSegmentOutput(
+            loss=language.get("loss"), logits=language.logits, **language_fields(language), **drawn
         )
+        return output_or_tuple(output, return_dict, self.config)
 
     # ---- an answer of its own -----------------------------------------------------------------------------------
 
@@ -354,7 +350,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         output = AttendAndSegmentOutput(
             sequences=sequences,
             sequences_scores=generated.get("sequences_scores"),
-            past_key_values=generated.get("past_key_values"),
+            cache=find_cache(generated),
             **drawn,
         )
         return output if return_dict else output.to_tuple()

@@ -5,20 +5,18 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
-from transformers.models.llava.modeling_llava import (
-    LlavaCausalLMOutputWithPast,
-    LlavaForConditionalGeneration,
-    LlavaModel,
-    LlavaPreTrainedModel,
-)
-from transformers.utils.generic import can_return_tuple
+from transformers.utils import ModelOutput
 
 from .configuration_difflmm import DiffLmmConfig
 from .diffusion_features import DiffusionFeatures, check_noise, draw_noise
 from .image_placeholder import judge_without_placeholder
+from .outputs import output_or_tuple
+
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass
@@ -110,7 +108,6 @@ class DiffLmmModel(LlavaModel):
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
-    @can_return_tuple
     def get_image_features(
         self,
         pixel_values: torch.FloatTensor,
@@ -118,8 +115,9 @@ class DiffLmmModel(LlavaModel):
         latent_noise: torch.FloatTensor | None = None,
         noise_seed: int | None = None,
         generator: torch.Generator | None = None,
+        return_dict: bool | None = None,
         **kwargs,
-    ) -> DiffLmmImageOutput:
+    ) -> DiffLmmImageOutput | tuple:
         r"""
         Without any of the noise arguments every image gets the noise of `config.noise_seed`: results repeat, and do
         not depend on the other images of the batch.
@@ -132,6 +130,7 @@ class DiffLmmModel(LlavaModel):
                 a run of the original; see [`DiffusionFeatures`], also for `keep_layout`, which this turns on.
             noise_seed (`int`, *optional*): Seed of the noise that every image gets.
             generator (`torch.Generator`, *optional*): Draws the noise, another one for every image.
+            return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are set.
 
         Returns:
             [`DiffLmmImageOutput`]
@@ -155,7 +154,10 @@ class DiffLmmModel(LlavaModel):
             diffusion_view, self.prompt_embeds(clip_features), vae_noise, latent_noise, keep_layout=as_original
         )
         tokens = self.multi_modal_projector(features, clip_features if self.config.concat_clip else None)
-        return DiffLmmImageOutput(pooler_output=list(tokens), clip_features=clip_features, diffusion_features=features)
+        output = DiffLmmImageOutput(
+            pooler_output=list(tokens), clip_features=clip_features, diffusion_features=features
+        )
+        return output_or_tuple(output, return_dict, self.config)
 
     def get_placeholder_mask(
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
@@ -177,7 +179,7 @@ class DiffLmmModel(LlavaModel):
         clip_view = F.interpolate(pixel_values, size=size, mode="bilinear", align_corners=False)
         mean, std = (
             torch.tensor(value, device=pixel_values.device, dtype=pixel_values.dtype).view(1, 3, 1, 1)
-            for value in (OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+            for value in (CLIP_MEAN, CLIP_STD)
         )
         if self.config.normalize_twice:
             # The original takes its pixels for values in -1..1, which they are not; see DiffLmmConfig.
@@ -233,7 +235,6 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
         """See [`DiffLmmModel.get_image_features`]."""
         return self.model.get_image_features(pixel_values=pixel_values, **kwargs)
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -246,8 +247,9 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
         noise_seed: int | None = None,
         generator: torch.Generator | None = None,
         mm_encoder_outputs: dict[str, DiffLmmImageOutput] | None = None,
+        return_dict: bool | None = None,
         **kwargs,
-    ) -> LlavaCausalLMOutputWithPast:
+    ) -> ModelOutput | tuple:
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
@@ -259,6 +261,7 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
                 Ids to predict, -100 where nothing is to be learned; placeholders are never learned.
             logits_to_keep (`int` or `torch.Tensor`): Logits of the last so many positions, or of these; 0 for all.
             mm_encoder_outputs (`dict`, *optional*): `{"image": get_image_features(...)}`, in place of `pixel_values`.
+            return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are set.
             kwargs: Further inputs of [`LlavaForConditionalGeneration`].
         """
         if pixel_values is not None and mm_encoder_outputs is None:
@@ -281,7 +284,7 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
             return_dict=True,
         )
         judge_without_placeholder(self, output, labels, **kwargs)
-        return output
+        return output_or_tuple(output, return_dict, self.config)
 
 
 __all__ = ["DiffLmmForConditionalGeneration", "DiffLmmImageOutput", "DiffLmmModel"]

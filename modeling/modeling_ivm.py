@@ -7,13 +7,12 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin, SamConfig
 from transformers.utils import is_peft_available
-from transformers.utils.generic import can_return_tuple
 
 from .configuration_ivm import IvmConfig
 from .ivm_decoder import ConditionedSam
 from .mask_losses import bce_per_mask, dice_per_mask, mean_over_masks
 from .modeling_reasoning_segmentation import ReasoningSegmentationModel
-from .outputs import ImageCache, ReasoningSegmentationOutput
+from .outputs import ImageCache, ReasoningSegmentationOutput, language_fields, output_or_tuple
 from .segmenters import prepare_segmenter_config, upsample_masks
 
 
@@ -87,7 +86,6 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
             config.segmenter_config.mask_decoder_config.hidden_size,
         )
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -101,8 +99,9 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
         mask_labels: list[torch.Tensor] | torch.Tensor | None = None,
         sample_weights: torch.FloatTensor | None = None,
         reject_threshold: float | None = None,
+        return_dict: bool | None = None,
         **kwargs,
-    ) -> ReasoningSegmentationOutput:
+    ) -> ReasoningSegmentationOutput | tuple:
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
@@ -120,6 +119,7 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
             sample_weights (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
                 Factor of each row's loss; the loss is the mean of the weighted losses over all rows.
             reject_threshold (`float`, *optional*): Accepted for the common interface; IVM never rejects.
+            return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are set.
             kwargs: Further inputs of the vision-language model.
 
         Returns:
@@ -160,16 +160,14 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
             slot_positions=list(positions.split(1)),
             slot_states=list(prompts.split(1)),
             language_states=language_states,
-            past_key_values=language.get("past_key_values"),
-            hidden_states=language.get("hidden_states"),
-            attentions=language.get("attentions"),
+            **language_fields(language),
         )
         if mask_labels is not None:
             output.losses = self._mask_losses(masks, image_cache, image_index, mask_labels, sample_weights)
             output.loss = sum(output.losses.values())
         elif sample_weights is not None:
             raise ValueError("sample_weights weigh the losses, which need `mask_labels`.")
-        return output
+        return output_or_tuple(output, return_dict, self.config)
 
     def _draw(
         self, images: ImageCache, slot_images: torch.LongTensor, states: torch.FloatTensor

@@ -12,13 +12,18 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedModel,
 )
-from transformers.utils.generic import can_return_tuple
 
 from .configuration_reasoning_segmentation import ReasoningSegmentationConfig
-from .image_features import accepts_encoded_images, image_encoder_parameters, resolve_image_index, select_images
+from .image_features import (
+    accepts_encoded_images,
+    image_encoder_parameters,
+    resolve_image_index,
+    select_images,
+    with_cache_named_for,
+)
 from .image_placeholder import PlaceholderSuppressor, ignore_placeholder, without_placeholder
 from .mask_losses import bce_per_mask, dice_per_mask, mean_over_masks
-from .outputs import ImageCache, ReasoningSegmentationOutput
+from .outputs import ImageCache, ReasoningSegmentationOutput, find_cache, language_fields, output_or_tuple
 from .segmenters import prepare_segmenter_config, segmenter_adapter, upsample_masks
 from .slot_states import HeadInputRecorder, SlotStateCollector, record_head_inputs
 from .slots import Slots, find_slots, rejected_by_argmax, seg_probabilities
@@ -188,10 +193,14 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         images: ImageCache | None,
         kwargs: dict,
     ) -> tuple[ImageCache | None, torch.LongTensor | None, dict]:
-        """Takes the images out of the keyword arguments and encodes them unless that was done before."""
+        """
+        Takes the images out of the keyword arguments and encodes them unless that was done before; what is left goes
+        to the vision-language model.
+        """
         names = self._image_input_names()
         image_inputs = {name: value for name, value in kwargs.items() if name in names}
         kwargs = {name: value for name, value in kwargs.items() if name not in names}
+        kwargs = with_cache_named_for(self.vlm, kwargs)
         if images is None and image_inputs.get("pixel_values") is not None:
             images = self.encode_image(**image_inputs)
         if images is not None:
@@ -271,7 +280,6 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
 
     # ---- a given answer -----------------------------------------------------------------------------------------
 
-    @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
@@ -286,8 +294,9 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         mask_labels: list[torch.Tensor] | None = None,
         reject_threshold: float | None = None,
         reeval: bool = False,
+        return_dict: bool | None = None,
         **kwargs,
-    ) -> ReasoningSegmentationOutput:
+    ) -> ReasoningSegmentationOutput | tuple:
         r"""
         One pass over prompts that hold their answers. Every `[SEG]` and `[REJ]` in `input_ids` is a slot; the state
         that predicts it (one position before) becomes the segmenter's prompt.
@@ -312,6 +321,7 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
                 Draw all masks from a second pass in which every `[REJ]` of the answer reads `[SEG]`; the decisions
                 stay those of the first pass. GSVA's gRefCOCO and RefZOM numbers are made this way (model_forward with
                 `reeval=True`). Only for evaluation: it takes no labels.
+            return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are set.
             kwargs: Further inputs of the vision-language model.
 
         Returns:
@@ -359,15 +369,18 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
             )
         output = ReasoningSegmentationOutput(
             logits=logits,
-            past_key_values=language.get("past_key_values"),
-            hidden_states=language.get("hidden_states"),
-            attentions=language.get("attentions"),
+            **language_fields(language),
             **slot_outputs,
         )
         if reeval:
             asked_again = input_ids.masked_fill(input_ids == self.config.rej_token_id, self.config.seg_token_id)
             second = self.forward(
-                asked_again, attention_mask, image_index=image_index, image_cache=image_cache, **kwargs
+                asked_again,
+                attention_mask,
+                image_index=image_index,
+                image_cache=image_cache,
+                return_dict=True,
+                **kwargs,
             )
             for name in ("pred_masks", "mask_scores", "slot_states"):
                 output[name] = second[name]
@@ -376,7 +389,7 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
             output.loss = sum(output.losses.values())
             if self.training and slots is not None and not len(slots) and image_cache is not None:
                 output.loss = output.loss + 0.0 * self._unused_mask_path(image_cache, recorder.states)
-        return output
+        return output_or_tuple(output, return_dict, self.config)
 
     def _losses(
         self,
@@ -509,7 +522,7 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         output = ReasoningSegmentationOutput(
             sequences=sequences,
             sequences_scores=generated.get("sequences_scores"),
-            past_key_values=generated.get("past_key_values"),
+            cache=find_cache(generated),
             **self._slot_outputs(
                 slots,
                 slot_states,

@@ -1,12 +1,14 @@
 """ViP-LLaVA: transformers' model, with the original's loss (arXiv 2312.00784)."""
 
+from functools import wraps
+
 import torch
-from transformers import Cache, VipLlavaConfig
+from transformers import VipLlavaConfig
 from transformers import VipLlavaForConditionalGeneration as TransformersVipLlava
-from transformers.models.vipllava.modeling_vipllava import VipLlavaCausalLMOutputWithPast
-from transformers.utils.generic import can_return_tuple
+from transformers.utils import ModelOutput
 
 from .image_placeholder import judge_without_placeholder
+from .outputs import output_or_tuple
 
 
 class VipLlavaForConditionalGeneration(TransformersVipLlava):
@@ -27,52 +29,28 @@ class VipLlavaForConditionalGeneration(TransformersVipLlava):
         """The parameters are transformers' own, and so are their older names, which other code would not be given."""
         return False
 
-    # Written out, because `generate` and the Trainer look up here what they may pass.
-    @can_return_tuple
+    # Whatever looks up what `forward` takes, as `generate` and the Trainer do, finds transformers' own arguments.
+    @wraps(TransformersVipLlava.forward, assigned=())
     def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        vision_feature_layer: int | list[int] | None = None,
-        labels: torch.LongTensor | None = None,
-        use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0,
-        mm_encoder_outputs: dict | None = None,
-        **kwargs,
-    ) -> VipLlavaCausalLMOutputWithPast:
+        self, *args, labels: torch.LongTensor | None = None, return_dict: bool | None = None, **kwargs
+    ) -> ModelOutput | tuple:
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
                 Ids in which every image has `image_seq_length` placeholders.
             pixel_values (`torch.FloatTensor` of shape `(num_images, 3, height, width)`, *optional*):
-                Pictures as [`VipLlavaProcessor`] makes them.
+                Images as [`VipLlavaProcessor`] makes them.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Ids to predict, -100 where nothing is to be learned; placeholders are never learned.
-            kwargs: As all other arguments, see transformers' class.
+            return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are set.
+            args, kwargs: As all other arguments, see transformers' class.
 
         Returns:
-            [`VipLlavaCausalLMOutputWithPast`]
+            Transformers' output of this model.
         """
-        output = super().forward(
-            input_ids=input_ids,
-            pixel_values=pixel_values,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            vision_feature_layer=vision_feature_layer,
-            use_cache=use_cache,
-            logits_to_keep=logits_to_keep,
-            mm_encoder_outputs=mm_encoder_outputs,
-            **kwargs,
-            return_dict=True,
-        )
+        output = super().forward(*args, **kwargs, return_dict=True)
         judge_without_placeholder(self, output, labels, **kwargs)
-        return output
+        return output_or_tuple(output, return_dict, self.config)
 
 
 __all__ = ["VipLlavaForConditionalGeneration"]

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from transformers import Cache, PreTrainedConfig
 from transformers.utils import ModelOutput
 
 
@@ -34,7 +35,8 @@ class ReasoningSegmentationOutput(ModelOutput):
             Each slot's projected state, the prompt that the segmenter got.
         language_states (`torch.FloatTensor` of shape `(rows, hidden_size)`, *optional*):
             Models whose rows are slots (IVM): the state before it was projected.
-        past_key_values, hidden_states, attentions: As the vision-language model returned them.
+        cache (`Cache`, *optional*): The key-value cache. `past_key_values`, its older name, reads the same.
+        hidden_states, attentions: As the vision-language model returned them.
     """
 
     loss: torch.FloatTensor | None = None
@@ -49,9 +51,22 @@ class ReasoningSegmentationOutput(ModelOutput):
     slot_positions: list[torch.LongTensor] | None = None
     slot_states: list[torch.FloatTensor] | None = None
     language_states: torch.FloatTensor | None = None
-    past_key_values: object | None = None
+    cache: Cache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
+
+    @property
+    def past_key_values(self) -> Cache | None:
+        return self.cache
+
+    def __getitem__(self, key):
+        return super().__getitem__("cache" if key == "past_key_values" else key)
+
+    def get(self, key, default=None):
+        return super().get("cache" if key == "past_key_values" else key, default)
+
+    def __contains__(self, key) -> bool:
+        return super().__contains__("cache" if key == "past_key_values" else key)
 
 
 @dataclass
@@ -120,4 +135,31 @@ class ImageCache:
     grids: dict[str, torch.Tensor] | None = None
 
 
-__all__ = ["AttendAndSegmentOutput", "ImageCache", "ReasoningSegmentationOutput"]
+def find_cache(output: ModelOutput) -> Cache | None:
+    """The key-value cache in an output of transformers, found by its type: 5.24 renamed the field."""
+    return next((value for value in output.values() if isinstance(value, Cache)), None)
+
+
+def language_fields(language: ModelOutput) -> dict:
+    """What an output of the language model hands on as it is."""
+    return {
+        "cache": find_cache(language),
+        "hidden_states": language.get("hidden_states"),
+        "attentions": language.get("attentions"),
+    }
+
+
+def output_or_tuple(output: ModelOutput, return_dict: bool | None, config: PreTrainedConfig) -> ModelOutput | tuple:
+    """`output`, or the tuple of its set fields where the call, or else the configuration, says `return_dict=False`."""
+    wanted = config.return_dict if return_dict is None else return_dict
+    return output if wanted else output.to_tuple()
+
+
+__all__ = [
+    "AttendAndSegmentOutput",
+    "ImageCache",
+    "ReasoningSegmentationOutput",
+    "find_cache",
+    "language_fields",
+    "output_or_tuple",
+]
