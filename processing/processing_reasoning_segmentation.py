@@ -5,7 +5,7 @@ from copy import deepcopy
 from typing import Any
 
 import transformers
-from transformers import PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import PROCESSOR_NAME
 
@@ -198,11 +198,18 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
         local_files_only: bool = False,
         token: str | bool | None = None,
         revision: str = "main",
+        backend: str = "pil",
         **kwargs,
     ) -> "ReasoningSegmentationProcessor":
         """
         As [`ProcessorMixin.from_pretrained`]; the fields of this class (`seg_token`, `wording`, ...) may be given
-        anew, everything else (`trust_remote_code`, ...) goes to the vision-language model's processor.
+        again, everything else (`trust_remote_code`, ...) goes to the vision-language model's processor.
+
+        Args:
+            backend (`str`):
+                Backend of the vision-language model's image processor, as [`AutoImageProcessor.from_pretrained`]
+                takes it. `"pil"` gives the same pixels with and without torchvision; a model whose image processor
+                needs torchvision uses that.
 
         Raises:
             ValueError: If the folder holds no processor of this class.
@@ -224,12 +231,14 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
                 f"({saved.get('processor_class')})?"
             )
         own = {name: kwargs.pop(name, saved.get(name)) for name in cls.own_fields}
-        segmenter = saved["segmenter_image_processor"]
-        return cls(
-            vlm_class.from_pretrained(pretrained_model_name_or_path, **hub, **kwargs),
-            SegmenterImageProcessor.from_dict(segmenter),
-            **own,
-        )
+        vlm_processor = vlm_class.from_pretrained(pretrained_model_name_or_path, **hub, **kwargs)
+        chosen = getattr(getattr(vlm_processor, "image_processor", None), "backend", backend)
+        # Only here: given to the processor, `backend` would reach the tokenizer, which takes it for its own.
+        if chosen != backend:
+            vlm_processor.image_processor = AutoImageProcessor.from_pretrained(
+                pretrained_model_name_or_path, backend=backend, **hub, **kwargs
+            )
+        return cls(vlm_processor, SegmenterImageProcessor.from_dict(saved["segmenter_image_processor"]), **own)
 
 
 __all__ = ["ReasoningSegmentationProcessor"]

@@ -47,7 +47,12 @@ def recorded_image(index: int, blended: bool = True) -> Image.Image:
 def recorded_pixels(index: int, aspect_ratio: str) -> tuple[np.ndarray, torch.Tensor]:
     """A picture as the model sees it, as 8-bit values and normalised; of these the former were stored."""
     stored = tensors()[f"image{index}.pixel_values.{aspect_ratio}_uint8"]
-    return stored.numpy(), (stored.float() / 255 - _MEAN) / _STD
+    return stored.numpy(), normalised_pixels(stored)
+
+
+def normalised_pixels(pixels: torch.Tensor) -> torch.Tensor:
+    """8-bit values as CLIP sees them."""
+    return (pixels.float() / 255 - _MEAN) / _STD
 
 
 def with_expanded_image(ids: torch.Tensor, image_token_id: int, filler: int | None = None) -> list[int]:

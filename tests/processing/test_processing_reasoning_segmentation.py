@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoImageProcessor,
     AutoProcessor,
     CLIPImageProcessorPil,
     LlavaNextImageProcessorPil,
@@ -18,6 +19,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessorPil,
 )
+from transformers.utils import is_torchvision_available
 
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
@@ -307,7 +309,34 @@ class TestFiles:
             assert_same_inputs(loaded(**arguments), ours(**arguments))
         vlm_class = type(ours.vlm_processor)
         prompt = {"images": IMAGES[0], "text": "<image> a", "return_tensors": "pt"}
-        assert_same_inputs(vlm_class.from_pretrained(tmp_path)(**prompt), ours.vlm_processor(**prompt))
+        stock = vlm_class.from_pretrained(tmp_path)
+        if is_torchvision_available():  # which transformers then resizes with
+            stock.image_processor = AutoImageProcessor.from_pretrained(tmp_path, backend="pil")
+        assert_same_inputs(stock(**prompt), ours.vlm_processor(**prompt))
+
+    def test_the_pixels_do_not_depend_on_torchvision(self, ours, tmp_path, monkeypatch):
+        """Where torchvision is installed, transformers chooses a backend that gives other pixels."""
+        inputs = ours(images=IMAGES[0], text="Where?", return_tensors="pt")
+        ours.save_pretrained(tmp_path)
+        vlm_class = type(ours.vlm_processor)
+        load = vlm_class.from_pretrained
+
+        class OfTorchvision(CLIPImageProcessorPil):
+            backend = "torchvision"
+
+        def load_as_with_torchvision(*args, **kwargs):
+            processor = load(*args, **kwargs)
+            processor.image_processor = OfTorchvision()
+            return processor
+
+        monkeypatch.setattr(vlm_class, "from_pretrained", load_as_with_torchvision)
+        again = ReasoningSegmentationProcessor.from_pretrained(tmp_path)
+        assert again.image_processor.backend == "pil"
+        assert torch.equal(
+            again(images=IMAGES[0], text="Where?", return_tensors="pt").pixel_values, inputs.pixel_values
+        )
+        chosen = ReasoningSegmentationProcessor.from_pretrained(tmp_path, backend="torchvision")
+        assert chosen.image_processor.backend == "torchvision"
 
     def test_what_is_written(self, ours, tmp_path):
         for name in ("first", "second"):

@@ -310,7 +310,7 @@ class TestFiles:
         shutil.copy(vip_llava_repo / "config.json", tmp_path)
         loaded = AutoProcessor.from_pretrained(tmp_path)
         assert type(loaded) is LlavaProcessor
-        assert isinstance(loaded.image_processor, CLIPImageProcessorPil)
+        assert type(loaded.image_processor).__name__.startswith("CLIPImageProcessor")
 
     def test_another_template_by_name(self, vip_llava_repo):
         other = VipLlavaProcessor.from_pretrained(vip_llava_repo, template="llava_phi_3")
