@@ -12,12 +12,12 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoProcessor,
     GenerationConfig,
+    LlavaImageProcessorPil,
     LlavaProcessor,
     PreTrainedConfig,
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
-from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from ..processing.chat_templates import build_chat_template
 from .assembly import generation_defaults

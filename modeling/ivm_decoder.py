@@ -2,12 +2,11 @@
 
 import torch
 from torch import nn
-from transformers import SamConfig, SamMaskDecoderConfig, SamModel
+from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPreTrainedModel
 from transformers.models.sam.modeling_sam import (
     SamFeedForward,
     SamLayerNorm,
     SamPositionalEmbedding,
-    SamPreTrainedModel,
     SamTwoWayTransformer,
     SamVisionEncoder,
 )

@@ -43,12 +43,13 @@ def find_slots(
     Args:
         input_ids (`torch.LongTensor` of shape `(rows, sequence_length)`): Ids, image placeholders expanded.
         slot_token_ids (`list[int]`): Ids of `[SEG]` and `[REJ]`.
-        attention_mask (`torch.Tensor` of shape `(rows, sequence_length)`, *optional*): 0 for padding.
+        attention_mask (`torch.Tensor` of shape `(rows, cached_length + sequence_length)`, *optional*):
+            0 for padding; longer than `input_ids` where a key-value cache holds what came before.
         start (`int`): First position that may hold a slot; the first token of a sequence has no predecessor.
     """
     is_slot = torch.isin(input_ids, torch.tensor(slot_token_ids, device=input_ids.device, dtype=input_ids.dtype))
     if attention_mask is not None:
-        is_slot &= attention_mask.bool()
+        is_slot &= attention_mask[:, -input_ids.shape[1] :].bool()
     is_slot[:, :start] = False
     rows, positions = is_slot.nonzero(as_tuple=True)
     return Slots(rows, positions, input_ids[rows, positions], num_rows=len(input_ids))

@@ -7,8 +7,8 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from PIL import Image
+from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
-from transformers.image_processing_utils import BatchFeature
 from transformers.image_transforms import get_resize_output_image_size
 from transformers.image_utils import (
     IMAGENET_DEFAULT_MEAN,

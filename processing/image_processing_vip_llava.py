@@ -1,7 +1,7 @@
 """ViP-LLaVA's view of a picture: padded to a square, then CLIP's."""
 
 import numpy as np
-from transformers.image_processing_utils import BatchFeature
+from transformers import BatchFeature
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, ImageInput, PILImageResampling
 from transformers.processing_utils import ImagesKwargs, Unpack
 

@@ -1,9 +1,9 @@
 """
 A repository saved with one set of versions computes the same with another, where this package does not exist.
 
-Every run saves one repository of each kind and what it computed, and reads what other runs have left in the folder that
-`REASONSEG_EXCHANGE` names; `.ci/run` lets the oldest and the newest versions exchange theirs. Without that folder a run
-reads its own.
+Every run saves one repository of each kind and what it computed, and reads what other runs have left in the folder
+that `REASONSEG_EXCHANGE` names; `.ci/run` lets the oldest and the newest versions exchange theirs. Without that folder
+a run reads its own.
 """
 
 import json
@@ -79,7 +79,8 @@ for kind, repo in arguments["repos"].items():
     assert recorded.keys() == now.keys(), (kind, recorded.keys() ^ now.keys())
     for name, value in recorded.items():
         assert value.shape == now[name].shape, (kind, name, value.shape, now[name].shape)
-        differences[f"{kind} {name}"] = (value.double() - now[name].double()).abs().max().item() if value.numel() else 0
+        difference = (value.double() - now[name].double()).abs()
+        differences[f"{kind} {name}"] = difference.max().item() if value.numel() else 0.0
 json.dump(differences, open("differences.json", "w"))
 """
 

@@ -181,3 +181,31 @@ def test_library_code_leaves_devices_alone_and_unpickles_nothing(file):
         assert "empty_cache(" not in line, f"{where}: the caller manages memory."
         if "torch.load(" in line:
             assert "weights_only=True" in line, f"{where}: torch.load needs weights_only=True."
+
+
+# What transformers documents, so that it stands in no row of the table in CONTRIBUTING.md.
+DOCUMENTED = {"ModelOutput", "logging"}
+
+
+def test_undocumented_names_of_transformers_stand_in_the_table():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("## What of transformers may change")[2].partition("\n## ")[0]
+    listed = {word for row in table.splitlines() if row.startswith("| ") for word in re.findall(r"`(\w+)`", row)}
+    used = {
+        (alias.name, name(file))
+        for file in files_of(*PUBLISHED, *TOOLS, "reasonseg")
+        for level, module, node in imports(parse(file))
+        if level == 0 and module.startswith("transformers.") and isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert len(used) > 20
+    missing = sorted((word, file) for word, file in used if word not in listed | DOCUMENTED)
+    assert not missing, f"Use a documented name instead, or add a row with the test that notices: {missing}"
+
+
+def test_the_table_names_tests_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("## What of transformers may change")[2].partition("\n## ")[0]
+    named = set(re.findall(r"`(tests/[\w/.]+)`", table))
+    assert len(named) > 10
+    assert not [path for path in named if not (ROOT / path).exists()]

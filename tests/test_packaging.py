@@ -1,6 +1,7 @@
 """What a wheel and a source distribution hold."""
 
 import importlib.util
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from email.parser import Parser
 from pathlib import Path, PurePosixPath
 
 import pytest
+from packaging.version import Version
 
 from reasonseg import __version__
 
@@ -102,7 +104,7 @@ def test_sdist_is_complete(built, folder):
 
 
 def test_sdist_holds_what_the_commands_need(built):
-    needed = {"pyproject.toml", "constraints.txt", "Makefile", "LICENSE"}
+    needed = {"pyproject.toml", "constraints.txt", "constraints-oldest.txt", "Makefile", "LICENSE"}
     needed |= {"README.md", "CONTRIBUTING.md", "SECURITY.md"}
     assert needed - built.sdist == set()
 
@@ -118,11 +120,29 @@ def test_metadata(built):
     assert not any("torchvision" in line for line in metadata.get_all("Requires-Dist"))
 
 
-def test_every_constraint_is_an_exact_version():
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [line for line in lines if line and not line.startswith("#")]
-    assert all(line.count("==") == 1 and "+" not in line for line in pins)
-    pinned = {line.split("==")[0].lower().replace("_", "-") for line in pins}
-    project = PROJECT["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["dev"]]
-    assert {line.split(">")[0].lower() for line in wanted} - pinned == set()
+def pins(file: str) -> dict[str, str]:
+    """Return the exact versions that a constraints file names."""
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    lines = [line for line in lines if line and not line.startswith("#")]
+    assert all(line.count("==") == 1 and "+" not in line for line in lines)
+    return {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
+
+
+def floors() -> dict[str, str]:
+    """Return the lower bound of everything that pyproject.toml asks for, the extras that tests run with included."""
+    extras = PROJECT["project"]["optional-dependencies"]
+    wanted = [*PROJECT["project"]["dependencies"], *extras["diffusion"], *extras["dev"]]
+    return dict(re.match(r"([\w.-]+)>=([\w.]+)", line).groups() for line in wanted)
+
+
+def test_the_newest_versions_are_pinned():
+    assert floors().keys() - pins("constraints.txt").keys() == set()
+
+
+def test_the_oldest_versions_are_the_lower_bounds():
+    assert pins("constraints-oldest.txt") == floors()
+
+
+def test_the_oldest_torch_reads_pickles_safely():
+    """CVE-2026-24747: before 2.10 a crafted file corrupts memory through weights_only=True."""
+    assert Version(floors()["torch"]) >= Version("2.10")

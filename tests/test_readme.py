@@ -45,6 +45,16 @@ def workplace(tmp_path_factory):
         yield folder
 
 
+@pytest.mark.parametrize(("column", "file"), [(2, "constraints-oldest.txt"), (3, "constraints.txt")])
+def test_the_versions_are_those_of_the_files(column, file):
+    pins = dict(line.split("==") for line in (ROOT / file).read_text(encoding="utf-8").splitlines() if "==" in line)
+    rows = [[cell.strip() for cell in line.split("|")] for line in README.splitlines() if line.startswith("| ")]
+    start = next(index for index, row in enumerate(rows) if row[2:4] == ["oldest", "newest"])
+    named = {row[1]: row[column] for row in rows[start + 1 : start + 8]}
+    assert {"transformers", "torch", "peft"} <= named.keys()
+    assert named == {name: pins[name] for name in named}
+
+
 def test_the_commands_leave_what_the_readme_says(workplace):
     assert (workplace / "out" / "demo.png").is_file()
     assert {path.name for path in (workplace / "out" / "masks").iterdir()} == {
