@@ -73,8 +73,9 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         # The segmenter comes first: where memory is short, device_map="auto" then offloads layers of the language
         # model, which can be offloaded, rather than the segmenter, which cannot.
-        self.segmenter = self._build_segmenter(config)
-        self.seg_projector = self._build_projector(config)
+        # Both in float32, as `_keep_in_fp32_modules_strict` says of loading, also where a model is made in 16 bit.
+        self.segmenter = self._build_segmenter(config).float()
+        self.seg_projector = self._build_projector(config).float()
         self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
         self.post_init()
 
@@ -97,6 +98,11 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
     @property
     def dtype(self) -> torch.dtype:
         return self.vlm.dtype
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """What PEFT asks for; under this name transformers' own property warns that it has a new one."""
+        return self.is_activation_checkpointing
 
     @property
     def generation_config(self):

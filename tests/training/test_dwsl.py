@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch.nn import functional as F
 from transformers import AutoModel, TrainingArguments
@@ -468,8 +468,8 @@ def test_a_model_that_keeps_its_adapter_apart_is_not_trained(mix):
     model = masking_model(masking_processor(), 0, width=16)
     model.config.needs_adapter = True
     model.save_pretrained(mix / "repo")
-    model.add_adapter(LoraConfig(r=2, target_modules=r"vlm\..*language_model\..*\.q_proj"))
-    model.save_pretrained(mix / "repo" / "adapter")
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=r"vlm\..*language_model\..*\.q_proj"))
+    adapted.save_pretrained(mix / "repo" / "adapter")
     with pytest.raises(RecipeError, match="keeps its adapter apart; convert it without --keep-lora"):
         run_recipe(recipe_of(mix, 1, True), mix / "out")
     assert not (mix / "out").exists()
