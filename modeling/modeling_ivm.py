@@ -1,8 +1,10 @@
 """IVM: the last words of an instruction point, SAM's features with a decoder of their own draw one heat-map."""
 
 import inspect
+import os
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from transformers import GenerationConfig, GenerationMixin, SamConfig
@@ -68,6 +70,39 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
             model.load_adapter(pretrained_model_name_or_path, adapter_kwargs={**source, "subfolder": _ADAPTER_FOLDER})
             model.eval()
         return loaded
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs):
+        """
+        As in every model of transformers; a kept adapter is written apart again, beside the weights it belongs to.
+
+        Raises:
+            ValueError: For `push_to_hub` with a kept adapter, which would upload the weights without it.
+        """
+        if not (self.config.needs_adapter and getattr(self, "_hf_peft_config_loaded", False)):
+            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        if push_to_hub:
+            raise ValueError(
+                "This model keeps its adapter apart, and push_to_hub would leave it out. Save to a folder and upload "
+                "that, with huggingface_hub.upload_folder or `reasonseg publish`."
+            )
+        from peft import get_peft_model_state_dict
+
+        weights = kwargs.pop("state_dict", None) or self.state_dict()
+        below = {name.replace(".base_layer.", "."): value for name, value in weights.items() if ".lora_" not in name}
+        # transformers would write the adapter alone, which nothing loads without the weights below it.
+        self._hf_peft_config_loaded = False
+        # Nor may it turn back the names by which it read the adapter.
+        kwargs["save_original_format"] = False
+        try:
+            super().save_pretrained(save_directory, state_dict=below, **kwargs)
+        finally:
+            self._hf_peft_config_loaded = True
+        adapter_folder = os.path.join(save_directory, _ADAPTER_FOLDER)
+        ((adapter_name, adapter_config),) = self.peft_config.items()
+        adapter_config.save_pretrained(adapter_folder)
+        adapter = get_peft_model_state_dict(self, adapter_name=adapter_name)
+        adapter = {f"base_model.model.{name}": value.contiguous() for name, value in adapter.items()}
+        save_file(adapter, os.path.join(adapter_folder, "adapter_model.safetensors"), metadata={"format": "pt"})
 
     @staticmethod
     def _build_segmenter(config: IvmConfig) -> ConditionedSam:

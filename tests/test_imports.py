@@ -15,13 +15,13 @@ TOOLS = ("conversion", "training", "evaluation")
 SHARED = "reasonseg.whole_files"
 
 # Third-party packages each folder may import at all.
-MODEL_PACKAGES = {"torch", "transformers", "huggingface_hub"}
+MODEL_PACKAGES = {"torch", "transformers", "huggingface_hub", "safetensors"}
 ALLOWED_PACKAGES = {
-    "modeling": MODEL_PACKAGES | {"diffusers"},
+    "modeling": MODEL_PACKAGES | {"diffusers", "peft"},
     "processing": MODEL_PACKAGES | {"numpy", "PIL", "pycocotools", "spacy", "supervision"},
 }
 # Optional there: a checkpoint loads in an environment without them.
-OPTIONAL_PACKAGES = {"diffusers", "pycocotools", "spacy", "supervision"}
+OPTIONAL_PACKAGES = {"diffusers", "peft", "pycocotools", "spacy", "supervision"}
 
 FORBIDDEN_MODULES = {
     *("subprocess", "socket", "pickle", "marshal", "shelve", "ctypes", "importlib", "runpy", "code"),

@@ -190,6 +190,22 @@ def test_a_kept_adapter_is_loaded_with_the_weights(ivm_repo, kept, tmp_path):
     assert all(torch.equal(value, original[key]) for key, value in back.items())
 
 
+def test_a_model_with_a_kept_adapter_is_saved_whole(kept, tmp_path):
+    repo = kept[1]
+    model = AutoModel.from_pretrained(repo)
+    model.save_pretrained(tmp_path / "again")
+    assert model._hf_peft_config_loaded, "it goes on as it was"
+    again = AutoModel.from_pretrained(tmp_path / "again")
+    assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
+    before, after = (
+        load_file(folder / "adapter" / "adapter_model.safetensors") for folder in (repo, tmp_path / "again")
+    )
+    assert before.keys() == after.keys()
+    assert all(torch.equal(value.to(after[name].dtype), after[name]) for name, value in before.items())
+    with pytest.raises(ValueError, match="would leave it out"):
+        model.save_pretrained(tmp_path / "pushed", push_to_hub=True)
+
+
 def test_a_kept_adapter_is_not_left_out_where_peft_is_missing(kept, monkeypatch):
     monkeypatch.setattr("reasonseg.modeling.modeling_ivm.is_peft_available", lambda: False)
     with pytest.raises(ImportError, match="pip install peft"):
