@@ -69,7 +69,7 @@ class Inventory:
                 by default.
 
         Raises:
-            ConversionError: The source holds tensors that the table does not know.
+            ConversionError: The source holds tensors that the table does not know, or whole numbers for weights.
         """
         try:
             keys = table.apply(source.names())
@@ -89,7 +89,7 @@ class Inventory:
             for part, key in parts.items():
                 held = self.pieces.setdefault(target, {}) if accepted else {}
                 if accepted and part not in held:
-                    held[part] = Piece(source, key, origin)
+                    held[part] = _weights(Piece(source, key, origin))
                     continue
                 reason = f"taken from the {held[part].origin}" if accepted else f"not taken from the {origin}"
                 self.dropped.append(Dropped(origin, key, reason))
@@ -125,3 +125,20 @@ class Inventory:
         """Let all sources give back what they have mapped."""
         for source in self._sources:
             source.release()
+
+
+def _weights(piece: Piece) -> Piece:
+    """A piece that holds real numbers; whole ones would become weights by a cast that nobody asked for.
+
+    Raises:
+        ConversionError: It holds whole numbers or truth values.
+    """
+    dtype = piece.info.dtype
+    if not dtype.is_floating_point:
+        raise ConversionError(
+            f"{piece.key!r} of the {piece.origin} is stored as {str(dtype).removeprefix('torch.')}; weights are "
+            "floating-point numbers.",
+            path=piece.source.file(piece.key),
+            next_step="Pass the weights in full, half or bfloat16 precision, not quantized ones.",
+        )
+    return piece

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import json
-import pickletools
 import stat
 from enum import Enum
 from pathlib import Path
 
 from .errors import ConversionError
-from .torch_zip import check_torch_zip
 
 
+_LENGTH_BYTES = 8  # in front of a safetensors header
 _ZIP_MAGIC = b"PK\x03\x04"
 _PICKLE_MAGIC = b"\x80"
 _LFS_MAGIC = b"version https://git-lfs"
 # About 50,000 tensors. JSON can cost twenty times its size in memory, so this is far below safetensors' own 100 MB.
 _MAX_HEADER_BYTES = 8_000_000
-# About 20,000 tensors; in a legacy file nothing else says how long its pickle is.
-_MAX_LEGACY_OPCODES = 500_000
 _MAX_SIDE_FILE_BYTES = 64_000_000  # the largest tokenizer.json of a published model has 17 MB
-_LEGACY_PICKLES = 5  # magic number, protocol, system, state dict, storage keys
 
 _OTHER_KINDS = {
     b"\x1f\x8b": "a gzip archive",
@@ -39,8 +35,7 @@ class FileKind(Enum):
     """The containers a state dict can come in."""
 
     SAFETENSORS = "safetensors"
-    TORCH_ZIP = "torch zip"
-    TORCH_LEGACY = "torch legacy pickle"
+    TORCH = "torch.save"
 
 
 def sniff(path: Path) -> FileKind:
@@ -63,8 +58,7 @@ def sniff(path: Path) -> FileKind:
     head = read_head(path)
     refuse_placeholder(head, path)
     if head.startswith(_ZIP_MAGIC):
-        check_torch_zip(path, size)
-        return FileKind.TORCH_ZIP
+        return FileKind.TORCH
     for magic, kind in _OTHER_KINDS.items():
         if head.startswith(magic):
             raise ConversionError(
@@ -73,11 +67,9 @@ def sniff(path: Path) -> FileKind:
                 next_step="Pass a .safetensors file or a PyTorch state dict (.bin, .pth, .pt); unpack archives first.",
             )
     if len(head) > 8 and head[8:9] == b"{":
-        _check_safetensors(path, size)
         return FileKind.SAFETENSORS
     if head.startswith(_PICKLE_MAGIC):
-        _check_legacy_pickle(path)
-        return FileKind.TORCH_LEGACY
+        return FileKind.TORCH
     raise ConversionError(
         f"The file starts with {head[:8]!r} and is neither safetensors nor a PyTorch state dict.",
         path=path,
@@ -97,6 +89,19 @@ def check_regular_file(path: Path) -> None:
         raise ConversionError("There is no such file.", path=path, next_step="Check the path.") from None
     except OSError as error:
         raise ConversionError(f"The file cannot be opened ({error.strerror}).", path=path) from error
+    check_regular_mode(mode, path)
+
+
+def check_regular_mode(mode: int, path: Path) -> None:
+    """Refuse a folder, pipe or device.
+
+    Args:
+        mode (`int`): `st_mode` of the path, or of what was opened under it.
+        path (`Path`): For the message.
+
+    Raises:
+        ConversionError: It is not a regular file.
+    """
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a device or pipe"
         raise ConversionError(f"Expected a file, found {kind}.", path=path, next_step="Pass the file itself.")
@@ -141,22 +146,31 @@ def refuse_placeholder(head: bytes, path: Path) -> None:
         )
 
 
-def _check_safetensors(path: Path, size: int) -> None:
-    """Compare the sizes a safetensors header states with the size of the file."""
+def check_safetensors(path: Path) -> None:
+    """Bound the header of a safetensors file, and compare the sizes it states with the size of the file.
+
+    Args:
+        path (`Path`): The file.
+
+    Raises:
+        ConversionError: The header is too long, names a tensor twice, or does not fit the file.
+    """
+    check_regular_file(path)
+    size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
+        length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
         if length > _MAX_HEADER_BYTES:
             raise ConversionError(
                 f"The safetensors header claims {length} bytes; at most {_MAX_HEADER_BYTES} are allowed.",
                 path=path,
                 next_step=_DOWNLOAD_AGAIN,
             )
-        if length + 8 > size:
+        if length + _LENGTH_BYTES > size:
             raise ConversionError("The file ends inside its header.", path=path, next_step=_DOWNLOAD_AGAIN)
         try:
-            header = json.loads(file.read(length))
+            header = json.loads(file.read(length), object_pairs_hook=_unique)
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-            expected = 8 + length + max(ends, default=0)
+            expected = _LENGTH_BYTES + length + max(ends, default=0)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
             raise ConversionError(
                 "The safetensors header cannot be read.", path=path, next_step=_DOWNLOAD_AGAIN
@@ -167,24 +181,12 @@ def _check_safetensors(path: Path, size: int) -> None:
         )
 
 
-def _check_legacy_pickle(path: Path) -> None:
-    """Count the instructions of a pickle without running them; a bomb has millions."""
-    count = 0
-    try:
-        with path.open("rb") as file:
-            for _ in range(_LEGACY_PICKLES):
-                for _ in pickletools.genops(file):
-                    count += 1
-                    if count > _MAX_LEGACY_OPCODES:
-                        break
-    except (ValueError, OverflowError, MemoryError, UnicodeDecodeError, EOFError):
-        return  # damaged, or no state dict: the loader says so
-    if count > _MAX_LEGACY_OPCODES:
-        raise ConversionError(
-            f"The pickle has more than {_MAX_LEGACY_OPCODES} instructions, which no list of tensors needs.",
-            path=path,
-            next_step="Get the checkpoint from its original publisher, as safetensors if there is a choice.",
-        )
+def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A JSON object without doubled names, which two readers could resolve in two ways."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found
 
 
 def check_side_file(path: Path) -> None:

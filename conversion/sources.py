@@ -1,7 +1,7 @@
 """Weight files as lazily read tensors: single files, shards with an index, folders.
 
-Nothing is executed while reading: pickles are opened with `weights_only=True` and mapped into memory where the format
-allows it, so that a tensor costs memory only while it is used.
+Nothing is executed while reading: files are mapped into memory and pickles are read as data, so that a tensor costs
+memory only while it is used.
 """
 
 from __future__ import annotations
@@ -17,8 +17,16 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from .errors import ConversionError
-from .sniffing import FileKind, check_link, check_regular_file, read_head, refuse_placeholder, sniff
-from .torch_zip import StorageSums
+from .sniffing import (
+    FileKind,
+    check_link,
+    check_regular_file,
+    check_safetensors,
+    read_head,
+    refuse_placeholder,
+    sniff,
+)
+from .torch_file import TorchFile
 
 
 _SAFETENSORS_DTYPES = {
@@ -58,10 +66,7 @@ DIFFUSION_INDEX = "model_index.json"
 DIFFUSION_PARTS = ("unet", "vae", "text_encoder")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?:bin|safetensors))")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
-# Tied weights may share memory, but a few bytes that a thousand tensors share are a bomb.
-_MAX_SHARING = 4
 _MAX_JSON_BYTES = 8_000_000
-_NESTED_STATE = ("state_dict", "model", "module")
 
 
 @dataclass(frozen=True)
@@ -113,36 +118,17 @@ class PickleFile(TensorSource):
 
     Args:
         path (`Path`): The file.
-        kind (`FileKind`): Its container as told by `sniff`; only zip files can be mapped.
 
     Raises:
         ConversionError: The file is damaged, or holds something else than tensors.
     """
 
-    def __init__(self, path: Path, kind: FileKind):
-        self.path, self._kind = path, kind
-        self._state: dict[str, torch.Tensor] | None = None
-        self._sums: StorageSums | None = None
-        self._infos = {key: TensorInfo(tuple(value.shape), value.dtype) for key, value in self._open().items()}
-
-    def _open(self) -> dict[str, torch.Tensor]:
-        if self._state is None:
-            mmap = self._kind is FileKind.TORCH_ZIP
-            try:
-                state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
-            except Exception as error:  # torch raises six types for damaged and hostile files, some with no message
-                raise ConversionError(
-                    "The file cannot be read as a state dict: it is damaged, or it holds Python objects other than "
-                    f"tensors, which are not loaded because they can run code ({type(error).__name__}).",
-                    path=self.path,
-                    next_step="Download it again; if it stays unreadable, ask its publisher for safetensors.",
-                ) from error
-            self._state = _tensors_of(state, self.path)
-            if mmap:
-                self._sums = self._sums or StorageSums(self.path)
-                storages = [value.untyped_storage() for value in self._state.values()]
-                self._sums.mapped({storage.data_ptr(): storage.nbytes() for storage in storages})
-        return self._state
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = TorchFile(path)
+        self._infos = {
+            key: TensorInfo(tensor.shape, tensor.storage.dtype) for key, tensor in self._file.tensors.items()
+        }
 
     def names(self) -> list[str]:
         return list(self._infos)
@@ -151,48 +137,10 @@ class PickleFile(TensorSource):
         return self._infos[key]
 
     def load(self, key: str) -> torch.Tensor:
-        value = self._open()[key]
-        if self._sums is not None:
-            self._sums.check(value.untyped_storage())
-        return value
+        return self._file.load(key)
 
     def release(self) -> None:
-        self._state = None
-
-
-def _tensors_of(state: object, path: Path) -> dict[str, torch.Tensor]:
-    """The flat dict of tensors inside what a pickle returned."""
-    for name in _NESTED_STATE:
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-    if not isinstance(state, dict) or not state:
-        found = "an empty dict" if isinstance(state, dict) else f"a {type(state).__name__}"
-        raise ConversionError(f"Expected a dict of tensors, found {found}.", path=path)
-    for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
-            raise ConversionError(
-                f"Expected a dict of tensors, but {key!r} holds a {type(value).__name__}.",
-                path=path,
-                next_step="Pass the model's state dict, not a training state; DeepSpeed's zero_to_fp32.py writes one.",
-            )
-        if value.layout is not torch.strided or value.is_quantized or value.device.type != "cpu":
-            raise ConversionError(f"{key!r} is a quantized, sparse or empty tensor; only dense ones work.", path=path)
-        if value.is_complex():
-            raise ConversionError(f"{key!r} holds complex numbers; only real ones are converted.", path=path)
-        if value.nbytes > value.untyped_storage().nbytes():
-            raise ConversionError(
-                f"{key!r} claims {value.nbytes} bytes and the file holds {value.untyped_storage().nbytes()} of it.",
-                path=path,
-                next_step="Save the state dict with contiguous tensors.",
-            )
-    stored, claimed = path.stat().st_size, sum(value.nbytes for value in state.values())
-    if claimed > _MAX_SHARING * stored:
-        raise ConversionError(
-            f"The tensors claim {claimed} bytes and the file has {stored}.",
-            path=path,
-            next_step="Save the state dict with tensors that do not share their memory.",
-        )
-    return state
+        self._file.release()
 
 
 class SafetensorsFile(TensorSource):
@@ -209,6 +157,7 @@ class SafetensorsFile(TensorSource):
         self.path = path
         self._handle = None
         self._infos = {}
+        check_safetensors(path)
         handle = self._open()
         for key in handle.keys():  # noqa: SIM118 (a safe_open handle is no dict)
             entry = handle.get_slice(key)
@@ -327,7 +276,7 @@ def open_file(path: Path) -> TensorSource:
         ConversionError: See `sniff`, `PickleFile` and `SafetensorsFile`.
     """
     kind = sniff(path)
-    return SafetensorsFile(path) if kind is FileKind.SAFETENSORS else PickleFile(path, kind)
+    return SafetensorsFile(path) if kind is FileKind.SAFETENSORS else PickleFile(path)
 
 
 def open_source(path: str | Path) -> TensorSource:

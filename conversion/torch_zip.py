@@ -1,78 +1,41 @@
-"""The zip container of torch.save: refused where torch cannot have written it, checked against its own CRC-32 sums."""
+"""The zip container of torch.save: one plain layout is read, and everything else is refused.
+
+Zip files can be written so that two readers see two contents: a second directory, a second end record, entries that
+overlap, bytes that nobody names. Here the entries must follow each other from the first byte to the directory, and the
+directory must reach to the end, as torch writes it. Such a file has one reading only.
+"""
 
 from __future__ import annotations
 
-import os
 import struct
-import zipfile
-import zlib
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from .errors import ConversionError
+from .mapped_file import MappedFile
 
 
 _MAX_ENTRIES = 100_000
 _MAX_DIRECTORY_BYTES = 16 << 20
-# About 18,000 tensors. A pickle can cost sixty times its size in memory, so the cap also bounds that.
+# About 16,000 tensors. A pickle can cost sixty times its size in memory, so the cap also bounds that.
 _MAX_PICKLE_BYTES = 2 << 20
-# torch.save stores tensors uncompressed; the slack pays for the directory of a file of many small tensors.
-_MAX_UNPACKED_RATIO = 1.05
-_END, _END_SIZE, _MAX_COMMENT = b"PK\x05\x06", 22, 65_535
-_END64_LOCATOR, _END64_LOCATOR_SIZE, _END64_SIZE = b"PK\x06\x07", 20, 56
-# Of the header in front of an entry: its length without name and extra field, and where their lengths stand.
-_LOCAL_HEADER_SIZE, _NAME_LENGTH = 30, 26
-_CHUNK = 1 << 22
-_DAMAGE = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, RuntimeError, EOFError, struct.error)
+# The records of a zip file, from their signature on.
+_END = struct.Struct("<4sHHHHIIH")
+_END64_LOCATOR = struct.Struct("<4sIQI")
+_END64 = struct.Struct("<4sQHHIIQQQQ")
+_ENTRY = struct.Struct("<4sHHHHHHIIIHHHHHII")
+_HEADER = struct.Struct("<4sHHHHHIIIHH")
+_EXTRA = struct.Struct("<HH")
+_FULL16, _FULL32 = 0xFFFF, 0xFFFFFFFF  # "the number stands in the zip64 field"
+_HAS_DESCRIPTOR, _IS_UTF8, _IS_ENCRYPTED = 1 << 3, 1 << 11, 1
+# Extra fields: numbers of eight bytes, and the padding with which torch aligns tensors.
+_ZIP64, _PADDING, _PADDING_BYTE = 1, 0x4246, b"Z"
+_PICKLE, _STORAGES, _BYTE_ORDER = "data.pkl", "data/", "byteorder"
+_BESIDE = (_PICKLE, _BYTE_ORDER, "version", ".format_version", ".storage_alignment", ".data/serialization_id")
+_TORCHSCRIPT = ("constants.pkl", "code/")
 _DOWNLOAD_AGAIN = "Download the file again and compare its size with the one its page states."
-
-
-def check_torch_zip(path: Path, size: int) -> None:
-    """Refuse zip files that torch.save cannot have written, before torch reads them.
-
-    Args:
-        path (`Path`): The file.
-        size (`int`): Its size in bytes.
-
-    Raises:
-        ConversionError: The archive is damaged, compressed, too large when unpacked, or not a state dict.
-    """
-    try:
-        directory = _directory_size(path, size)
-        entries = _entries(path) if directory <= _MAX_DIRECTORY_BYTES else []
-    except _DAMAGE as error:
-        raise _damaged(path, "its directory at the end cannot be read") from error
-    names = [entry.filename for entry in entries]
-    pickles = [entry for entry in entries if entry.filename.count("/") == 1 and entry.filename.endswith("/data.pkl")]
-    cause = None
-    if directory > _MAX_DIRECTORY_BYTES:
-        cause = f"The archive's directory has {directory} bytes; at most {_MAX_DIRECTORY_BYTES} are read."
-    elif len(entries) > _MAX_ENTRIES:
-        cause = f"The archive has {len(entries)} entries; at most {_MAX_ENTRIES} are read."
-    elif any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-        cause = "The archive is compressed, which torch.save never does."
-    elif any(entry.flag_bits & 1 for entry in entries):
-        cause = "The archive is encrypted."
-    elif sum(entry.file_size for entry in entries) > _MAX_UNPACKED_RATIO * size:
-        cause = "The archive claims more data than the file holds."
-    elif repeated := [name for name, count in Counter(names).items() if count > 1]:
-        cause = f"The archive holds {repeated[0]!r} twice."
-    elif any(name.endswith("/constants.pkl") for name in names):
-        cause = "This is a TorchScript program, not a state dict."
-    elif len(pickles) != 1:
-        cause = "This zip archive was not written by torch.save."
-    elif pickles[0].file_size > _MAX_PICKLE_BYTES:
-        cause = f"The list of tensors has {pickles[0].file_size} bytes; at most {_MAX_PICKLE_BYTES} are read."
-    if cause is not None:
-        raise ConversionError(
-            cause,
-            path=path,
-            next_step="Pass the state dict as torch.save or safetensors wrote it; unpack other archives first.",
-        )
+_SAVE_AGAIN = "Pass the state dict as torch.save or safetensors wrote it; unpack other archives first."
 
 
 @dataclass(frozen=True)
@@ -83,118 +46,207 @@ class StoredBytes:
         name (`str`): The entry's name, for messages.
         offset (`int`): Position of its first byte in the file.
         size (`int`): Its length in bytes.
-        crc (`int`): Its CRC-32.
+        crc (`int`, *optional*): Its CRC-32; old pickles have none.
     """
 
     name: str
     offset: int
     size: int
-    crc: int
+    crc: int | None = None
 
 
-class StorageSums:
-    """Compares the storages of a mapped file with the CRC-32 that torch.save stored, which torch itself does not.
-
-    Everything but the tensors' bytes is compared at once. Those are compared one storage at a time, where torch has
-    mapped them, so that a conversion reads them from the disk once.
+@dataclass(frozen=True)
+class TorchZip:
+    """What a file of torch.save holds.
 
     Args:
-        path (`Path`): A file that `check_torch_zip` accepts.
-
-    Raises:
-        ConversionError: Bytes were changed since the file was saved.
+        pickle (`StoredBytes`): The list of tensors.
+        storages (`Mapping[str, StoredBytes]`): The tensors' values by their key in that list.
     """
 
-    def __init__(self, path: Path):
-        self._path = path
-        self._whole_file_is_right = False
-        self._right: set[int] = set()  # offsets of entries
-        self._by_offset = {entry.offset: entry for entry in self._check_entries(lambda name: "/data/" not in name)}
-        self._start: int | None = None
-
-    def _check_entries(self, chosen: Callable[[str], bool]) -> list[StoredBytes]:
-        """Read the chosen entries, and of all entries what stands before their content."""
-        stored, entry = [], None
-        try:
-            with zipfile.ZipFile(self._path) as archive, self._path.open("rb") as raw:
-                for entry in archive.infolist():
-                    with archive.open(entry) as file:  # compares the entry's own header with the directory
-                        while chosen(entry.filename) and file.read(_CHUNK):
-                            pass
-                    raw.seek(entry.header_offset + _NAME_LENGTH)
-                    begin = entry.header_offset + _LOCAL_HEADER_SIZE + sum(struct.unpack("<HH", raw.read(4)))
-                    stored.append(StoredBytes(entry.filename, begin, entry.file_size, entry.CRC))
-        except _DAMAGE as error:
-            where = "an entry" if entry is None else repr(entry.filename)
-            raise _damaged(self._path, f"the checksum of {where} does not match") from error
-        return stored
-
-    def mapped(self, storages: Mapping[int, int]) -> None:
-        """Say where torch has mapped the file.
-
-        Args:
-            storages (`Mapping[int, int]`): Address and length in bytes of every storage.
-        """
-        storages = {address: size for address, size in storages.items() if size}
-        first = next(iter(storages), 0)
-        starts = [first - entry.offset for entry in self._by_offset.values() if entry.size == storages.get(first)]
-        fitting = [start for start in starts if all(self._fits(at - start, size) for at, size in storages.items())]
-        # All storages lie in one mapping, so one start fits. If not, the file is read instead.
-        self._start = fitting[0] if len(fitting) == 1 else None
-
-    def _fits(self, offset: int, size: int) -> bool:
-        return offset in self._by_offset and self._by_offset[offset].size == size
-
-    def check(self, storage: torch.UntypedStorage) -> None:
-        """Compare one storage, the first time it is asked for.
-
-        Raises:
-            ConversionError: Its bytes are not the ones that were saved.
-        """
-        if self._whole_file_is_right or not storage.nbytes():
-            return
-        if self._start is None:
-            self._check_entries(lambda name: True)
-            self._whole_file_is_right = True
-            return
-        entry = self._by_offset[storage.data_ptr() - self._start]
-        if entry.offset in self._right:
-            return
-        self._announce(entry)
-        content = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-        if zlib.crc32(content) != entry.crc:
-            raise _damaged(self._path, f"the checksum of {entry.name!r} does not match")
-        self._right.add(entry.offset)
-
-    def _announce(self, entry: StoredBytes) -> None:
-        """Let the system fetch all of an entry from the disk while its first bytes are compared."""
-        if hasattr(os, "posix_fadvise"):
-            with self._path.open("rb") as file:
-                os.posix_fadvise(file.fileno(), entry.offset, entry.size, os.POSIX_FADV_WILLNEED)
+    pickle: StoredBytes
+    storages: Mapping[str, StoredBytes]
 
 
-def _entries(path: Path) -> list[zipfile.ZipInfo]:
-    with zipfile.ZipFile(path) as archive:
-        return archive.infolist()
+class _DamageError(Exception):
+    """Something is not where the rest of the archive says; the message says what."""
 
 
-def _directory_size(path: Path, size: int) -> int:
-    """Bytes of the central directory as the end record states them, so that it is not parsed when it is a bomb."""
-    with path.open("rb") as file:
-        file.seek(max(0, size - _END_SIZE - _MAX_COMMENT - _END64_LOCATOR_SIZE))
-        tail = file.read()
-        end = tail.rfind(_END)
-        if end < 0:
-            raise zipfile.BadZipFile("no end record")
-        (directory,) = struct.unpack_from("<I", tail, end + 12)
-        locator = end - _END64_LOCATOR_SIZE
-        if locator >= 0 and tail[locator : locator + 4] == _END64_LOCATOR:
-            (position,) = struct.unpack_from("<Q", tail, locator + 8)
-            file.seek(min(position, size))
-            record = file.read(_END64_SIZE)
-            (directory,) = struct.unpack_from("<Q", record, 40)
-    return directory
+def read_torch_zip(file: MappedFile) -> TorchZip:
+    """Find the entries of a file, and compare all but the tensors' values with their CRC-32.
+
+    Args:
+        file (`MappedFile`): The file as it is mapped.
+
+    Raises:
+        ConversionError: The archive is damaged, compressed, not a state dict, or laid out in another way than torch's.
+    """
+    try:
+        entries = list(_entries(file))
+    except _DamageError as error:
+        raise _damaged(file.path, str(error)) from error
+    except (struct.error, UnicodeDecodeError) as error:
+        raise _damaged(file.path, "a record of the archive cannot be read") from error
+    by_name: dict[str, StoredBytes] = {}
+    for entry in entries:
+        if by_name.setdefault(entry.name, entry) is not entry:
+            raise _refused(file.path, f"The archive holds {entry.name!r} twice.")
+    prefix = entries[0].name.partition("/")[0] + "/" if entries else ""
+    inside = {name.removeprefix(prefix): entry for name, entry in by_name.items() if name.startswith(prefix)}
+    if any(name.startswith(_TORCHSCRIPT) for name in inside):
+        raise _refused(file.path, "This is a TorchScript program, not a state dict.")
+    odd = [entry.name for name, entry in inside.items() if name not in _BESIDE and not _is_storage(name)]
+    odd += [name for name in by_name if not name.startswith(prefix)]
+    if odd or _PICKLE not in inside:
+        what = f"{odd[0]!r} has no place in it" if odd else f"it has no {_PICKLE}"
+        raise _refused(file.path, f"This zip archive was not written by torch.save: {what}.")
+    if inside[_PICKLE].size > _MAX_PICKLE_BYTES:
+        size = inside[_PICKLE].size
+        raise _refused(file.path, f"The list of tensors has {size} bytes; at most {_MAX_PICKLE_BYTES} are read.")
+    for name, entry in inside.items():
+        if not name.startswith(_STORAGES):
+            compare_sum(file, entry)
+    order = inside.get(_BYTE_ORDER)
+    if order is not None and file.read(order.offset, order.size) != b"little":
+        raise _refused(file.path, "The file was saved by a machine with another byte order.")
+    storages = {name.removeprefix(_STORAGES): entry for name, entry in inside.items() if name.startswith(_STORAGES)}
+    return TorchZip(inside[_PICKLE], storages)
+
+
+def compare_sum(file: MappedFile, entry: StoredBytes) -> None:
+    """Compare the bytes of an entry with its CRC-32.
+
+    Raises:
+        ConversionError: They are not the ones that were saved.
+    """
+    if entry.crc is not None and file.crc32(entry.offset, entry.size) != entry.crc:
+        raise _damaged(file.path, f"the checksum of {entry.name!r} does not match")
+
+
+def _is_storage(name: str) -> bool:
+    return name.startswith(_STORAGES) and "/" not in name.removeprefix(_STORAGES)
+
+
+def _entries(file: MappedFile) -> Iterator[StoredBytes]:
+    """Follow the directory and, at the same pace, the entries themselves."""
+    count, at, end = _directory(file)
+    size = end - at
+    if size > _MAX_DIRECTORY_BYTES:
+        raise _refused(file.path, f"The directory has {size} bytes; at most {_MAX_DIRECTORY_BYTES} are read.")
+    if count > _MAX_ENTRIES:
+        raise _refused(file.path, f"The archive has {count} entries; at most {_MAX_ENTRIES} are read.")
+    start, position = at, 0
+    for _ in range(count):
+        signature, *fields = _ENTRY.unpack(file.read(at, _ENTRY.size))
+        _, _, flags, method, _, _, crc, packed, unpacked, name_size, extra_size, comment, disk, _, _, header = fields
+        if signature != b"PK\x01\x02" or comment or disk:
+            raise _DamageError("its directory at the end cannot be read")
+        name = file.read(at + _ENTRY.size, name_size).decode("utf-8")
+        extra = file.read(at + _ENTRY.size + name_size, extra_size)
+        at += _ENTRY.size + name_size + extra_size
+        if method:
+            raise _refused(file.path, "The archive is compressed, which torch.save never does.")
+        if flags & _IS_ENCRYPTED:
+            raise _refused(file.path, "The archive is encrypted.")
+        if flags & ~(_HAS_DESCRIPTOR | _IS_UTF8):
+            raise _DamageError(f"the entry {name!r} has unknown flags")
+        unpacked, packed, header = _wide((unpacked, packed, header), extra, name)
+        if packed != unpacked or header != position:
+            raise _DamageError(f"the entry {name!r} does not begin where the one before it ends")
+        offset, has_zip64 = _content_offset(file, position, flags, crc, unpacked, name)
+        position = offset + unpacked
+        if flags & _HAS_DESCRIPTOR:
+            wide = "Q" if has_zip64 else "I"
+            expected = struct.pack(f"<4sI{wide}{wide}", b"PK\x07\x08", crc, unpacked, unpacked)
+            if file.read(position, len(expected)) != expected:
+                raise _DamageError(f"what follows the entry {name!r} contradicts the directory")
+            position += len(expected)
+        if position > start:
+            raise _DamageError(f"the entry {name!r} reaches into the directory")
+        yield StoredBytes(name, offset, unpacked, crc)
+    if at != end or position != start:
+        raise _DamageError("between its entries, its directory and its end are bytes that belong to none of them")
+
+
+def _directory(file: MappedFile) -> tuple[int, int, int]:
+    """Number of entries, and where the directory begins and ends, as all end records say."""
+    end = file.size - _END.size
+    signature, disk, first, here, count, size, offset, comment = _END.unpack(file.read(end, _END.size))
+    if signature != b"PK\x05\x06" or comment or disk or first or here != count:
+        raise _DamageError("it does not end with the end record of an archive")
+    locator = end - _END64_LOCATOR.size
+    found = file.read(locator, _END64_LOCATOR.size) if locator >= 0 else b""
+    if found.startswith(b"PK\x06\x07"):
+        end = locator - _END64.size
+        if found != _END64_LOCATOR.pack(b"PK\x06\x07", 0, end, 1):
+            raise _DamageError("its end records contradict each other")
+        signature, length, _, _, disk, first, here, wide_count, *wide = _END64.unpack(file.read(end, _END64.size))
+        plain = (signature, length, disk, first, here) == (b"PK\x06\x06", _END64.size - 12, 0, 0, wide_count)
+        narrow = (_FULL16, _FULL32, _FULL32)
+        pairs = zip((count, size, offset), (wide_count, *wide), narrow, strict=True)
+        if not plain or any(stated != min(real, full) for stated, real, full in pairs):
+            raise _DamageError("its end records contradict each other")
+        count, (size, offset) = wide_count, wide
+    if offset + size != end:
+        raise _DamageError("its directory does not end where its end record begins")
+    return count, offset, end
+
+
+def _wide(values: tuple[int, int, int], extra: bytes, name: str) -> list[int]:
+    """Size, packed size and position of an entry, from its zip64 field where they do not fit into 32 bits."""
+    missing = [index for index, value in enumerate(values) if value == _FULL32]
+    fields = list(_extra_fields(extra, name))
+    if not missing and not fields:
+        return list(values)
+    if len(fields) != 1 or fields[0][0] != _ZIP64 or len(fields[0][1]) != 8 * len(missing):
+        raise _DamageError(f"the entry {name!r} has fields in the directory that torch does not write")
+    wide = list(values)
+    for index, value in zip(missing, struct.unpack(f"<{len(missing)}Q", fields[0][1]), strict=True):
+        wide[index] = value
+    return wide
+
+
+def _content_offset(file: MappedFile, position: int, flags: int, crc: int, size: int, name: str) -> tuple[int, bool]:
+    """Where the content of the entry at a position begins, and whether its header has a zip64 field."""
+    signature, *fields = _HEADER.unpack(file.read(position, _HEADER.size))
+    _, own_flags, method, _, _, own_crc, packed, unpacked, name_size, extra_size = fields
+    begin = position + _HEADER.size + name_size
+    extra = _extra_fields(file.read(begin, extra_size), name)
+    zip64 = False
+    for kind, content in extra:
+        if kind == _ZIP64 and not zip64 and len(content) in (8, 16):
+            zip64 = True
+            known = all(value in (0, size, position) for (value,) in struct.iter_unpack("<Q", content))
+        else:
+            known = kind == _PADDING and content == _PADDING_BYTE * len(content)
+        if not known:
+            raise _DamageError(f"the entry {name!r} has fields that torch does not write")
+    # With a descriptor after the content, the header holds zeros.
+    empty = (0, 0, 0) if flags & _HAS_DESCRIPTOR else None
+    narrow = min(size, _FULL32)
+    if (
+        (signature, own_flags, method) != (b"PK\x03\x04", flags, 0)
+        or (own_crc, packed, unpacked) not in (empty, (crc, narrow, narrow))
+        or file.read(position + _HEADER.size, name_size) != name.encode()
+    ):
+        raise _DamageError(f"the header of the entry {name!r} contradicts the directory")
+    return begin + extra_size, zip64
+
+
+def _extra_fields(data: bytes, name: str) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at < len(data):
+        kind, size = _EXTRA.unpack_from(data, at)
+        content = data[at + _EXTRA.size : at + _EXTRA.size + size]
+        if len(content) != size:
+            raise _DamageError(f"the entry {name!r} has a field that ends too early")
+        yield kind, content
+        at += _EXTRA.size + size
 
 
 def _damaged(path: Path, how: str) -> ConversionError:
     return ConversionError(f"The file is truncated or damaged: {how}.", path=path, next_step=_DOWNLOAD_AGAIN)
+
+
+def _refused(path: Path, cause: str) -> ConversionError:
+    return ConversionError(cause, path=path, next_step=_SAVE_AGAIN)

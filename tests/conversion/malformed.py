@@ -51,19 +51,33 @@ def saved(value, **options) -> bytes:
     return buffer.getvalue()
 
 
-def rezip(data: bytes, compression=zipfile.ZIP_STORED, rename=lambda name: name, replace=None, extra=()) -> bytes:
+def rezip(
+    data: bytes, compression=zipfile.ZIP_STORED, rename=lambda name: name, replace=None, extra=(), level=None
+) -> bytes:
     """The archive written again with changes; `replace` maps entry names to other contents."""
     buffer = io.BytesIO()
     with (
         warnings.catch_warnings(),
         zipfile.ZipFile(io.BytesIO(data)) as old,
-        zipfile.ZipFile(buffer, "w", compression) as new,
+        zipfile.ZipFile(buffer, "w", compression, compresslevel=level) as new,
     ):
         warnings.simplefilter("ignore")  # doubled names are wanted here
         for entry in old.infolist():
             new.writestr(rename(entry.filename), (replace or {}).get(entry.filename, old.read(entry)))
         for name, content in extra:
             new.writestr(name, content)
+    return buffer.getvalue()
+
+
+def torch_zip_of(entries: dict[str, bytes | None]) -> bytes:
+    """An archive in torch's own layout with any content; for `None`, what a state dict of four values has there."""
+    buffer = io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(buffer)
+    with zipfile.ZipFile(io.BytesIO(saved({"a": torch.arange(4.0)}))) as usual:
+        for name, content in entries.items():
+            content = usual.read(f"archive/{name}") if content is None else content
+            writer.write_record(name, content, len(content))
+    writer.write_end_of_file()
     return buffer.getvalue()
 
 
