@@ -14,7 +14,7 @@ from typing import Any
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
 
 from .errors import ConversionError, refusing
-from .sources import read_json
+from .sources import read_config, read_json
 
 
 # What LlamaConfig of the originals' time assumed for fields that a config leaves out.
@@ -67,7 +67,7 @@ def read_llava_config(folder: Path) -> dict[str, Any]:
         ConversionError: There is none, or it is another model's.
     """
     path = folder / "config.json"
-    config = read_json(path)
+    config = read_config(path)
     if config.get("model_type") not in ("llava", "llava_llama", "llama") or "text_config" in config:
         raise ConversionError(
             f"A LLaMA-based LLaVA v1 config is needed; this one has model_type {config.get('model_type')!r}"
@@ -137,7 +137,7 @@ def clip_config_from_folder(folder: Path) -> CLIPVisionConfig:
         ConversionError: It is another model's config.
     """
     path = folder / "config.json"
-    config = read_json(path)
+    config = read_config(path)
     if config.get("model_type") == "clip":
         # Old files repeat the sizes in `vision_config_dict`, which then counts.
         parts = [config.get(name) or {} for name in ("vision_config", "vision_config_dict")]

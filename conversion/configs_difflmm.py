@@ -9,10 +9,11 @@ from typing import Any
 
 from transformers import CLIPTextConfig, CLIPTokenizer, CLIPVisionConfig, LlamaConfig
 
+from ..loading import load_pretrained
 from ..modeling.configuration_difflmm import DiffLmmConfig
 from .configs import read_llava_config
 from .errors import ConversionError, refusing
-from .sources import read_json
+from .sources import read_config, read_json
 
 
 _PROJECTOR_TYPE = "SDCLIPBlock"
@@ -117,9 +118,9 @@ def difflmm_config(
         built = DiffLmmConfig(
             text_config=text,
             vision_config=vision,
-            unet_config=read_json(diffusion / "unet" / "config.json"),
-            vae_config=read_json(diffusion / "vae" / "config.json"),
-            scheduler_config=read_json(diffusion / "scheduler" / "scheduler_config.json"),
+            unet_config=read_config(diffusion / "unet" / "config.json"),
+            vae_config=read_config(diffusion / "vae" / "config.json"),
+            scheduler_config=read_config(diffusion / "scheduler" / "scheduler_config.json"),
             image_token_index=image_token_id,
             image_size=config["mm_vision_resolution"],
             timestep=config["mm_vision_sd_timestep"],
@@ -145,8 +146,8 @@ def difflmm_config(
 def _empty_prompt(diffusion: Path) -> dict[str, Any]:
     """The text encoder's config and the ids of the empty prompt."""
     with refusing("The text encoder cannot be used", path=diffusion, next_step=_OTHER_COPY):
-        tokenizer = CLIPTokenizer.from_pretrained(diffusion / "tokenizer", local_files_only=True)
+        tokenizer = load_pretrained(CLIPTokenizer, diffusion / "tokenizer", local_files_only=True)
         length = min(tokenizer.model_max_length, 77)
         ids = tokenizer("", padding="max_length", max_length=length, truncation=True)["input_ids"]
-        config = CLIPTextConfig.from_dict(read_json(diffusion / "text_encoder" / "config.json"))
+        config = CLIPTextConfig.from_dict(read_config(diffusion / "text_encoder" / "config.json"))
     return {"prompt_config": config, "empty_prompt_ids": ids}

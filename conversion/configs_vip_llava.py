@@ -19,7 +19,7 @@ from transformers import (
 from .assembly import generation_defaults
 from .configs import check_llama_sizes, text_config
 from .errors import ConversionError
-from .sources import read_json
+from .sources import read_config
 
 
 # The hidden states that are concatenated, in this order. The tower's name says four layers, and the config states
@@ -39,7 +39,7 @@ def read_vip_llava_config(folder: Path) -> dict[str, Any]:
         ConversionError: There is none, or it is another model's.
     """
     path = folder / "config.json"
-    config = read_json(path)
+    config = read_config(path)
     if config.get("model_type") not in _MODEL_TYPES or "text_config" in config:
         raise ConversionError(
             f"A ViP-LLaVA config is needed; this one has model_type {config.get('model_type')!r}"

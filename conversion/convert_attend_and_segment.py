@@ -17,6 +17,7 @@ from ..processing.chat_templates import CHAT_TEMPLATE_NAMES
 from ..processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from .assembly import ConversionReport, assemble, float_type
 from .card import check_card
+from .empty_models import empty_model
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import locate
@@ -141,7 +142,6 @@ def _build_model(vlm: VlmPart, segmenter: SegmenterPart, fields: Mapping[str, An
     """
     with refusing("No model can be built", path=folder, next_step="See the message for what is allowed."):
         config = AttendAndSegmentConfig(vlm_config=vlm.config, segmenter_config=segmenter.config, **fields)
-        with torch.device("meta"):
-            model = AttendAndSegmentModel(config)
+        model = empty_model(AttendAndSegmentModel, config)
         attention_modules(model.vlm)
     return model

@@ -20,6 +20,7 @@ from .assembly import ConversionReport, assemble, float_type
 from .card import check_card
 from .configs import clip_config_from_folder, text_config
 from .configs_difflmm import difflmm_config, read_difflmm_config, read_lora_alpha
+from .empty_models import empty_model
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import locate, location_name, pin
@@ -144,11 +145,10 @@ def convert_difflmm(
     scheme = Scheme("", TEXT_MODEL, None, remedies, _EMBEDDING, _HEAD)
     require_components(inventory, scheme)
     _check_vocabulary(inventory, tokenizer, base_folder)
-    with (
-        refusing("No model can be built from this config", path=folder / "config.json", next_step="Check the config."),
-        torch.device("meta"),
+    with refusing(
+        "No model can be built from this config", path=folder / "config.json", next_step="Check the config."
     ):
-        model = DiffLmmForConditionalGeneration(config)
+        model = empty_model(DiffLmmForConditionalGeneration, config)
     stored = stored or dominant_dtype(inventory, scheme)
     tensors = plan_tensors(
         inventory,

@@ -11,6 +11,7 @@ import torch
 from transformers import LlavaConfig, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.image_utils import PILImageResampling
 
+from ..loading import load_pretrained
 from ..modeling.configuration_ivm import IvmConfig
 from ..modeling.modeling_ivm import IvmForVisualMasking
 from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
@@ -18,6 +19,7 @@ from ..processing.processing_ivm import IvmProcessor
 from .assembly import ConversionReport, assemble, float_type
 from .card import check_card
 from .configs import check_sizes, image_view
+from .empty_models import empty_model
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .kept_adapters import keep_adapters
@@ -27,8 +29,9 @@ from .progress import ProgressCallback
 from .rules_ivm import detect_ivm_layout, ivm_table, llava_hf_table
 from .rules_lisa_gsva import MM_PROJECTOR, PROJECTOR, SEGMENTER, TEXT_MODEL, VISION_TOWER, VLM, sam_table
 from .sam_config import read_conditioned_sam_config
-from .sources import open_source, read_json
+from .sources import open_source, read_config
 from .systems import IVM
+from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
 from .tokenizers import IMAGE_TOKEN, check_tokenizer_files
 from .writer import refuse_existing
 
@@ -195,7 +198,7 @@ def _read_llava_hf_config(folder: Path) -> LlavaConfig:
         ConversionError: There is none, it is another model's, or states impossible sizes.
     """
     path = folder / "config.json"
-    config = read_json(path)
+    config = read_config(path)
     parts = [config.get("text_config"), config.get("vision_config")]
     if config.get("model_type") != "llava" or not all(isinstance(part, dict) for part in parts):
         raise ConversionError(
@@ -217,10 +220,11 @@ def _read_llava_hf_config(folder: Path) -> LlavaConfig:
 def _read_tokenizer(folder: Path, config: LlavaConfig, inventory: Inventory) -> PreTrainedTokenizerFast:
     """The base's tokenizer, with `<image>` where the config says and padding on the left."""
     check_tokenizer_files(folder)
-    if not (folder / "tokenizer.json").is_file():
+    if not (folder / FAST_TOKENIZER).is_file():
         raise ConversionError("There is no tokenizer.json.", path=folder, next_step=_OTHER_BASE)
+    check_fast_tokenizers([folder / FAST_TOKENIZER])
     with refusing("The tokenizer cannot be read", path=folder, next_step="Download the base again."):
-        stored = PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+        stored = load_pretrained(PreTrainedTokenizerFast, folder, local_files_only=True)
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=stored.backend_tokenizer,
             bos_token=stored.bos_token or "<s>",
@@ -260,8 +264,8 @@ def _build_model(
         projector_hidden_size=inventory.shapes(PROJECTOR)["linear_1.weight"][0],
         needs_adapter=needs_adapter,
     )
-    with torch.device("meta"):
-        return IvmForVisualMasking(config)
+    with refusing("No model can be built from this config", next_step=_OTHER_BASE):
+        return empty_model(IvmForVisualMasking, config)
 
 
 def _build_processor(folder: Path, config: IvmConfig, tokenizer: PreTrainedTokenizerFast) -> IvmProcessor:

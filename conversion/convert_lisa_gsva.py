@@ -23,6 +23,7 @@ from .configs import (
     read_llava_config,
     text_config,
 )
+from .empty_models import empty_model
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import Location, locate
@@ -274,8 +275,7 @@ def build_model(
         segmenter_config=read_sam_config(inventory.shapes(SEGMENTER), sam_options),
         **dict(zip(_SLOT_FIELDS, slots, strict=False)),
     )
-    with torch.device("meta"):
-        return system.model_class(composed)
+    return empty_model(system.model_class, composed)
 
 
 def _build_processor(

@@ -24,6 +24,7 @@ from .configs_vip_llava import (
     vip_llava_generation_config,
     write_both_spellings,
 )
+from .empty_models import empty_model
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import locate, location_name
@@ -112,8 +113,7 @@ def convert_vip_llava(
     template = template or choose_template(config, tokenizer)
     with refusing("No model can be built from this config", path=source, next_step=_OTHER_COPY):
         composed = vip_llava_config(config, vision, tokenizer, rows)
-        with torch.device("meta"):
-            model = VipLlavaForConditionalGeneration(composed)
+        model = empty_model(VipLlavaForConditionalGeneration, composed)
     dtype = wanted or dominant_dtype(inventory, scheme)
     tensors = plan_tensors(
         inventory,

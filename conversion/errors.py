@@ -46,6 +46,13 @@ def refusing(cause: str, *, path: str | os.PathLike | None = None, next_step: st
         raise
     except ConversionError as error:
         raise (error if path is None else error.at(path)) from error.__cause__
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not is_panic(error):
+            raise
         said = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         raise ConversionError(f"{cause} ({said}).", path=path, next_step=next_step) from error
+
+
+def is_panic(error: BaseException) -> bool:
+    """Whether a library written in Rust has given up; its error is none that `except Exception` catches."""
+    return type(error).__name__ == "PanicException"

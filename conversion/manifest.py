@@ -21,6 +21,7 @@ from .locations import hub_snapshot
 from .plan import PlannedTensor
 from .rules import WEIGHT
 from .shards import DTYPE_NAMES
+from .sniffing import check_link, check_regular_file
 from .sources import SafetensorsFile, read_json
 
 
@@ -117,6 +118,7 @@ def write_saved_manifest(folder: Path, *, system: str, dtype: str) -> None:
     names = [name for name in repository_files(folder, trained=True) if name != MANIFEST]
     tensors = {}
     for name in names:
+        check_link(folder / name, folder)
         if name.endswith(".safetensors"):
             source = SafetensorsFile(folder / name)
             tensors |= {key: _saved(source, key) for key in source.names()}
@@ -241,6 +243,7 @@ def _origin(tensor: PlannedTensor) -> dict[str, Any]:
 
 
 def _describe(path: Path, digest: str | None = None) -> dict[str, Any]:
+    check_regular_file(path)
     return {"size": path.stat().st_size, "sha256": digest or file_sha256(path)}
 
 

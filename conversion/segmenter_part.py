@@ -13,12 +13,13 @@ from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_S
 from ..modeling.configuration_reasoning_segmentation import ORIGINAL_SAM_DECODER_EPS
 from ..modeling.segmenters import SEGMENTER_ADAPTERS
 from ..processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
+from .empty_models import empty_model
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .rules_lisa_gsva import SEGMENTER, sam_table
 from .sam_config import read_sam_config
-from .sources import open_source, read_json
-from .transformers_names import empty_model, transformers_table
+from .sources import open_source, read_config, read_json
+from .transformers_names import transformers_table
 
 
 ORIGIN = "SAM file"
@@ -60,14 +61,15 @@ def add_segmenter(inventory: Inventory, location: Path, sam_options: Mapping[str
         return SegmenterPart(config, SegmenterImageProcessor(size={"longest_edge": side}))
     config = _read_config(location)
     source = open_source(location)
-    model = empty_model(AutoModel, config)
+    with refusing("No model can be built from this config", path=location / "config.json", next_step=_OTHER_COPY):
+        model = empty_model(AutoModel, config)
     inventory.add(source, transformers_table(model, source.names(), SEGMENTER), ORIGIN)
     return SegmenterPart(config, _image_processor(location, config))
 
 
 def _read_config(folder: Path) -> PreTrainedConfig:
     path = folder / "config.json"
-    stored = read_json(path)
+    stored = read_config(path)
     family = stored.pop("model_type", None)
     if family == "sam2_video":
         # Published SAM 2 folders name the model for videos, which holds the one for pictures and a memory besides.

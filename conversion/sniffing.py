@@ -166,7 +166,9 @@ def check_safetensors(path: Path) -> None:
                 next_step=_DOWNLOAD_AGAIN,
             )
         if length + _LENGTH_BYTES > size:
-            raise ConversionError("The file ends inside its header.", path=path, next_step=_DOWNLOAD_AGAIN)
+            raise ConversionError(
+                "Not a valid safetensors file: it ends inside its header.", path=path, next_step=_DOWNLOAD_AGAIN
+            )
         try:
             header = json.loads(file.read(length), object_pairs_hook=_unique)
             ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]

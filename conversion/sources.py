@@ -16,14 +16,14 @@ from pathlib import Path, PurePosixPath
 import torch
 from safetensors import SafetensorError, safe_open
 
+from ..loading import CODE_FIELDS, find_absurd_number
 from .errors import ConversionError
 from .sniffing import (
     FileKind,
     check_link,
     check_regular_file,
     check_safetensors,
-    read_head,
-    refuse_placeholder,
+    check_side_file,
     sniff,
 )
 from .torch_file import TorchFile
@@ -388,6 +388,26 @@ def check_plain_name(name: object, origin: Path) -> None:
         )
 
 
+def read_config(path: Path) -> dict:
+    """Read a config: a JSON object whose numbers a model can have, without the code that it names.
+
+    Raises:
+        ConversionError: As `read_json`, or a size is out of all proportion.
+    """
+    config = read_json(path)
+    if (cause := find_absurd_number(config)) is not None:
+        raise ConversionError(
+            f"The config states {cause}.", path=path, next_step="Download it again from the original publisher."
+        )
+    return _without_code(config)
+
+
+def _without_code(value: object) -> object:
+    if isinstance(value, dict):
+        return {name: _without_code(inner) for name, inner in value.items() if name not in CODE_FIELDS}
+    return [_without_code(inner) for inner in value] if isinstance(value, list) else value
+
+
 def read_json(path: Path) -> dict:
     """Read a JSON object as plain data.
 
@@ -398,12 +418,22 @@ def read_json(path: Path) -> dict:
     check_link(path, path.parent)
     if (size := path.stat().st_size) > _MAX_JSON_BYTES:
         raise ConversionError(f"The file has {size} bytes; at most {_MAX_JSON_BYTES} are read.", path=path)
-    refuse_placeholder(read_head(path), path)
-    data = path.read_bytes()
-    try:
-        value = json.loads(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ConversionError(f"Not valid JSON ({error}).", path=path, next_step="Download it again.") from error
+    value = read_any_json(path)
     if not isinstance(value, dict):
         raise ConversionError(f"Expected a JSON object, found a {type(value).__name__}.", path=path)
     return value
+
+
+def read_any_json(path: Path) -> object:
+    """Read a JSON file of any kind, such as a tokenizer's, as plain data.
+
+    Raises:
+        ConversionError: The file is missing, a placeholder, too large, or no JSON.
+    """
+    check_regular_file(path)
+    check_side_file(path)
+    data = path.read_bytes()
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConversionError(f"Not valid JSON ({error}).", path=path, next_step="Download it again.") from error

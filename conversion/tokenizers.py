@@ -51,6 +51,8 @@ _BPE_MODEL = 2
 _NORMAL_PIECE, _USER_DEFINED_PIECE = 1, 4
 _NAMED_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _NO_LIMIT = int(1e30)
+# Far above every published model: LLaMA has 32,000 pieces, which can be split at 200,000 places.
+_MAX_PIECES, _MAX_SPLITS = 1_000_000, 50_000_000
 
 
 @dataclass(frozen=True)
@@ -255,6 +257,12 @@ def _read_sentencepiece(path: Path) -> _Vocabulary:
         )
     if proto.normalizer_spec.remove_extra_whitespaces:
         raise ConversionError("This SentencePiece model removes repeated spaces, which LLaMA's does not.", path=path)
+    if len(proto.pieces) > _MAX_PIECES or sum(len(piece.piece) ** 2 for piece in proto.pieces) > _MAX_SPLITS:
+        raise ConversionError(
+            f"This SentencePiece model has {len(proto.pieces)} pieces, or longer ones than any language needs.",
+            path=path,
+            next_step="Copy the file again from the original publisher.",
+        )
     vocab = {piece.piece: token_id for token_id, piece in enumerate(proto.pieces)}
     mergeable = {piece.piece: piece.score for piece in proto.pieces if piece.type == _NORMAL_PIECE}
     return _Vocabulary(

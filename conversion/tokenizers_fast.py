@@ -13,6 +13,7 @@ from transformers import AddedToken, PreTrainedTokenizerFast
 
 from .errors import ConversionError
 from .sources import read_json
+from .tokenizer_files import check_fast_tokenizers
 from .tokenizers import IMAGE_TOKEN
 
 
@@ -41,12 +42,8 @@ def build_fast_tokenizer(folder: Path, *, model_max_length: int | None = None) -
             path=folder,
             next_step="Copy the tokenizer files of the original checkpoint into this folder.",
         )
-    try:
-        backend = Tokenizer.from_file(str(path))
-    except Exception as error:  # the Rust library raises plain Exception
-        raise ConversionError(
-            f"Not a tokenizer ({error}).", path=path, next_step="Download the file again; a Git LFS pointer fails so."
-        ) from error
+    check_fast_tokenizers([path])
+    backend = Tokenizer.from_file(str(path))
     config = _read_where_it_is(folder / "tokenizer_config.json")
     special_map = _read_where_it_is(folder / "special_tokens_map.json")
     for token, token_id in _added_tokens(folder, config):

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..loading import load_pretrained
 from .card import card_name, render_card
 from .errors import ConversionError
 from .inventory import Inventory
@@ -144,7 +145,7 @@ def export_trained(
             if (repo / name).is_file():
                 shutil.copyfile(repo / name, folder / _FULL / name)
         _write_changed(folder / _WEIGHTS, full, base_weights, tensors)
-        config = system.config_class.from_pretrained(repo)
+        config = load_pretrained(system.config_class, repo)
         readme = (repo / _CARD).read_text(encoding="utf-8") if (repo / _CARD).is_file() else ""
         name = card or card_name(readme) or system.name
         text = render_card(system.name, name, config, config.dtype, form="trained")
@@ -229,9 +230,9 @@ def load_trained(folder: str | Path, *, base: Base) -> PreTrainedModel:
     check_trained(folder)
     recipe, load = _open_export(folder, base)
     system = _SYSTEMS[recipe["system"]]
-    config = system.config_class.from_pretrained(folder)
+    config = load_pretrained(system.config_class, folder)
     state = {name: load(name).clone() for name in recipe["tensors"]}
-    return system.model_class.from_pretrained(None, config=config, state_dict=state, dtype=config.dtype).eval()
+    return load_pretrained(system.model_class, None, config=config, state_dict=state, dtype=config.dtype).eval()
 
 
 def _compare(full: TensorSource, base: _BaseWeights, progress: ProgressCallback) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-import torch
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
@@ -70,9 +69,3 @@ def _ignored_patterns(model: PreTrainedModel) -> list[str]:
     for module in model.modules():
         patterns |= set(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ())
     return sorted(patterns)
-
-
-def empty_model(model_class: type, config: object) -> PreTrainedModel:
-    """A model without memory, of an Auto class or another with `from_config`."""
-    with torch.device("meta"):
-        return model_class.from_config(config)

@@ -7,7 +7,6 @@ from its config.
 from __future__ import annotations
 
 import ast
-import json
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -17,21 +16,26 @@ from typing import Any
 
 import torch
 
-from .errors import ConversionError
+from ..loading import find_absurd_number, load_pretrained
+from .empty_models import empty_model
+from .errors import ConversionError, refusing
 from .kept_adapters import split_adapter_names
 from .locations import locate
 from .manifest import MANIFEST, file_sha256, is_trained, read_manifest, repository_files
 from .plan import expected_shapes
 from .progress import ProgressCallback, no_progress
 from .recipe import CAST, MERGE_LORA, Recipe
+from .repository_code import code_references, is_regular, stray_files
 from .shards import DTYPE_NAMES, all_finite
-from .sources import SafetensorsFile, TensorInfo, TensorSource, open_source, read_json
+from .sources import SafetensorsFile, TensorInfo, TensorSource, open_source, read_any_json
 from .systems import SYSTEMS
+from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
 
 
 _HASHING, _COMPARING = "Checking files", "Comparing tensors"
+# Words and numbers by the thousand, and nothing that transformers would build something from.
+_TOKENS = ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json")
 _RELEASE_BYTES = 1 << 30  # mapped pages count as this process's memory until they are given back
-_EXPECTED_ERRORS = (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError)
 
 
 @dataclass(frozen=True)
@@ -164,11 +168,11 @@ def _check_model(report: VerifyReport, manifest: Mapping[str, Any], tensors: Map
         return
     system = SYSTEMS[manifest["system"]]
     try:
-        config = system.config_class.from_pretrained(report.repo, local_files_only=True)
-        with torch.device("meta"):
-            expected = expected_shapes(system.model_class(config))
-    except _EXPECTED_ERRORS as error:
-        report.add("config.json", f"No model can be built from it ({type(error).__name__}: {error}).")
+        with refusing("No model can be built from it"):
+            config = load_pretrained(system.config_class, report.repo, local_files_only=True)
+            expected = expected_shapes(empty_model(system.model_class, config))
+    except (ConversionError, ImportError) as error:
+        report.add("config.json", getattr(error, "cause", f"No model can be built from it ({error})."))
         return
     if missing := [name for name in expected if name not in tensors]:
         report.add("config.json", f"The weights lack {len(missing)} parameters, the first is {missing[0]!r}.")
@@ -183,17 +187,26 @@ def _check_model(report: VerifyReport, manifest: Mapping[str, Any], tensors: Map
 def _check_processor(report: VerifyReport, manifest: Mapping[str, Any]) -> None:
     if manifest["system"] not in SYSTEMS:
         return
+    names = [name for name in manifest["files"] if Path(name).name == FAST_TOKENIZER]
     try:
-        SYSTEMS[manifest["system"]].processor_class.from_pretrained(report.repo, local_files_only=True)
-    except _EXPECTED_ERRORS as error:
-        report.add("processor_config.json", f"The processor cannot be loaded ({type(error).__name__}: {error}).")
+        check_fast_tokenizers([report.repo / name for name in names])
+    except ConversionError as error:
+        report.add(Path(error.path or names[0]).relative_to(report.repo).as_posix(), error.cause)
+        return
+    try:
+        with refusing("The processor cannot be loaded"):
+            load_pretrained(SYSTEMS[manifest["system"]].processor_class, report.repo, local_files_only=True)
+    except (ConversionError, ImportError) as error:
+        cause = getattr(error, "cause", f"The processor cannot be loaded ({error}).")
+        report.add("processor_config.json", cause)
 
 
 def _check_files(report: VerifyReport, manifest: Mapping[str, Any], progress: ProgressCallback) -> None:
     repo, files = report.repo, manifest["files"]
-    present = set(repository_files(repo, trained=is_trained(manifest))) - {MANIFEST}
-    for name in sorted(present - set(files)):
-        report.add(name, "The manifest does not know this file.")
+    trained = is_trained(manifest)
+    present = set(repository_files(repo, trained=trained)) - {MANIFEST}
+    for name, cause in stray_files(repo, {MANIFEST: {}, **files}, trained=trained):
+        report.add(name, cause)
     total, done = sum(entry["size"] for entry in files.values()), 0
     for name, entry in files.items():
         path = repo / name
@@ -201,6 +214,8 @@ def _check_files(report: VerifyReport, manifest: Mapping[str, Any], progress: Pr
         done += entry["size"]
         if name not in present:
             report.add(name, "The file is missing.")
+        elif not is_regular(path):
+            report.add(name, "This is no file: a pipe, a device or a link that leads nowhere.")
         elif path.is_symlink() and not path.resolve().is_relative_to(_hub_root(repo)):
             report.add(name, "This is a link to a place outside the repository.")
         elif path.stat().st_size != entry["size"]:
@@ -208,7 +223,7 @@ def _check_files(report: VerifyReport, manifest: Mapping[str, Any], progress: Pr
         elif file_sha256(path) != entry["sha256"]:
             report.add(name, "The sha256 differs: the file was changed or damaged.")
         else:
-            _check_content(report, path, name)
+            _check_content(report, path, name, files)
         progress(_HASHING, done, total)
 
 
@@ -218,18 +233,20 @@ def _hub_root(repo: Path) -> Path:
     return resolved.parents[1] if resolved.parent.name == "snapshots" else resolved
 
 
-def _check_content(report: VerifyReport, path: Path, name: str) -> None:
+def _check_content(report: VerifyReport, path: Path, name: str, files: Mapping[str, Any]) -> None:
+    """Parse a small file; what a config says of code and sizes is looked at before anything is built from it."""
     try:
         if path.suffix == ".py":
             ast.parse(path.read_bytes())
-        elif path.name == "config.json":
-            for target in read_json(path).get("auto_map", {}).values():
-                module = f"{str(target).split('.')[0]}.py"
-                if not (path.parent / module).is_file():
-                    report.add(name, f"auto_map names {module}, which is not there.")
+        elif path.name in _TOKENS:
+            read_any_json(path)
         elif path.suffix == ".json":
-            json.loads(path.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError, RecursionError, ConversionError) as error:
+            content = read_any_json(path)
+            for cause in code_references(name, content, files):
+                report.add(name, cause)
+            if isinstance(content, Mapping) and (cause := find_absurd_number(content)) is not None:
+                report.add(name, f"The file states {cause}.")
+    except (SyntaxError, ValueError, RecursionError, MemoryError, ConversionError) as error:
         report.add(name, f"The file cannot be parsed ({error}).")
 
 
@@ -273,6 +290,9 @@ def _check_values(
     for name, source in tensors.items():
         value = source.load(name)
         report.tensors += 1
+        if not value.is_floating_point():
+            report.add(source.path.name, f"{name!r} holds {value.dtype} and no weights.")
+            continue
         if not all_finite(value):
             report.add(source.path.name, f"{name!r} holds NaN or infinite values.")
         entry = manifest["tensors"].get(name)

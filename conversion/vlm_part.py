@@ -19,17 +19,20 @@ from transformers import (
     ProcessorMixin,
 )
 
+from ..loading import CODE_FIELDS, load_pretrained
 from ..processing.chat_templates import build_chat_template
 from .assembly import generation_defaults
 from .configs import clip_config_from_folder, clip_config_from_shapes, image_view, llava_config, text_config
 from .configs import read_llava_config as read_original_config
+from .empty_models import empty_model
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .plan import EMBEDDING
 from .rules_lisa_gsva import MM_PROJECTOR, VISION_TOWER, VLM, clip_table, detect_layout, llava_table
-from .sources import holds_weights, open_source, read_json
+from .sources import holds_weights, open_source, read_config
+from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
 from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, build_tokenizer, check_tokenizer_files
-from .transformers_names import empty_model, transformers_table
+from .transformers_names import transformers_table
 
 
 _OTHER_COPY = "Download the model again."
@@ -69,7 +72,7 @@ def add_vlm(
     """
     if not folder.is_dir():
         raise ConversionError("There is no such folder.", path=folder, next_step="Check the path of the model.")
-    config = read_json(folder / "config.json")
+    config = read_config(folder / "config.json")
     is_original = config.get("model_type") in ("llava", "llava_llama", "llama") and "text_config" not in config
     if is_original:
         return _add_original_llava(inventory, folder, vision_tower, template)
@@ -84,7 +87,7 @@ def add_vlm(
 
 def _add_transformers(inventory: Inventory, folder: Path) -> VlmPart:
     with refusing("The model's config cannot be used", path=folder / "config.json", next_step=_OTHER_COPY):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        config = _without_code(load_pretrained(AutoConfig, folder, local_files_only=True))
     with refusing(
         "No image-text-to-text model of transformers can be built from this config",
         path=folder / "config.json",
@@ -107,14 +110,25 @@ def _add_transformers(inventory: Inventory, folder: Path) -> VlmPart:
     return VlmPart(config, processor, generation)
 
 
+def _without_code(config: PreTrainedConfig) -> PreTrainedConfig:
+    """A config that names no code of its own, which the converted repository would not hold."""
+    for field in CODE_FIELDS:
+        vars(config).pop(field, None)
+    for name in config.sub_configs:
+        if isinstance(part := getattr(config, name, None), PreTrainedConfig):
+            _without_code(part)
+    return config
+
+
 def _load_processor(folder: Path) -> ProcessorMixin:
     """
     Raises:
         ConversionError: It is broken, or a part of it needs a package that is not installed.
     """
+    check_fast_tokenizers([folder / FAST_TOKENIZER])
     try:
         with refusing("The model's processor cannot be loaded", path=folder, next_step=_OTHER_COPY):
-            return AutoProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+            return load_pretrained(AutoProcessor, folder, local_files_only=True)
     except ImportError as error:
         # Transformers has the video processors of Qwen-VL, InternVL and others for torchvision alone, and builds none
         # of their processors without; what is written here must load again, where the same holds.

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..loading import load_pretrained
+
 
 # The encoder of GLaMM's evaluation.
 TEXT_ENCODER = "google-bert/bert-base-uncased"
@@ -34,7 +36,7 @@ class EncodedPhrases:
         self._known: dict[str, np.ndarray] = {}
 
     @classmethod
-    def from_pretrained(cls, name: str = TEXT_ENCODER, device: str | torch.device = "cpu"):
+    def load(cls, name: str = TEXT_ENCODER, device: str | torch.device = "cpu"):
         """Load an encoder by folder or Hub name, in float32.
 
         Raises:
@@ -43,8 +45,8 @@ class EncodedPhrases:
         from transformers import AutoModel, AutoTokenizer
 
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            model = AutoModel.from_pretrained(name, dtype=torch.float32)
+            tokenizer = load_pretrained(AutoTokenizer, name)
+            model = load_pretrained(AutoModel, name, dtype=torch.float32)
         except (OSError, ValueError) as error:
             raise OSError(
                 f"The text encoder {name!r}, which compares phrases, cannot be loaded: {error} Give the folder of a "

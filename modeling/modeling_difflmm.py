@@ -5,7 +5,14 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import AutoModel, LlavaForConditionalGeneration, LlavaModel, LlavaPreTrainedModel
+from transformers import (
+    AutoModel,
+    LlavaForConditionalGeneration,
+    LlavaModel,
+    LlavaPreTrainedModel,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
@@ -100,13 +107,18 @@ class DiffLmmModel(LlavaModel):
 
     def __init__(self, config: DiffLmmConfig):
         LlavaPreTrainedModel.__init__(self, config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.vision_tower = self._build_part(config.vision_config)
         self.diffusion = DiffusionFeatures(config)
         self.implicit_captioner = ImplicitCaptioner(config) if config.implicit_caption else None
-        self.prompt_encoder = None if config.implicit_caption else AutoModel.from_config(config.prompt_config)
+        self.prompt_encoder = None if config.implicit_caption else self._build_part(config.prompt_config)
         self.multi_modal_projector = SDCLIPBlock(config)
-        self.language_model = AutoModel.from_config(config.text_config)
+        self.language_model = self._build_part(config.text_config)
         self.post_init()
+
+    @staticmethod
+    def _build_part(config: PreTrainedConfig) -> PreTrainedModel:
+        # Each part could name code of its own.
+        return AutoModel.from_config(config, trust_remote_code=False)
 
     def get_image_features(
         self,

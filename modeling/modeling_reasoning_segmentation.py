@@ -76,12 +76,12 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         # Both in float32, as `_keep_in_fp32_modules_strict` says of loading, also where a model is made in 16 bit.
         self.segmenter = self._build_segmenter(config).float()
         self.seg_projector = self._build_projector(config).float()
-        self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config)
+        self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config, trust_remote_code=False)
         self.post_init()
 
     @staticmethod
     def _build_segmenter(config: ReasoningSegmentationConfig) -> PreTrainedModel:
-        return AutoModel.from_config(prepare_segmenter_config(config.segmenter_config))
+        return AutoModel.from_config(prepare_segmenter_config(config.segmenter_config), trust_remote_code=False)
 
     @staticmethod
     def _build_projector(config: ReasoningSegmentationConfig) -> nn.Module:

@@ -29,6 +29,7 @@ from .evaluation.grounded_conversation import (
 from .evaluation.phrase_grounding import MAX_NEW_TOKENS, QUESTION, Grounder, ground_pictures
 from .evaluation.phrase_similarity import TEXT_ENCODER, EncodedPhrases
 from .evaluation.report import numbers_table
+from .loading import load_pretrained
 from .processing.noun_phrases import SpacyExtractor
 from .registration import register
 from .whole_files import write_whole
@@ -92,7 +93,7 @@ def run_grandf(options: EvaluationOptions) -> Outcome:
     encoder = settings.get("text_encoder", TEXT_ENCODER)
     device = PartialState().device
     # Loaded first: a name that cannot be found is told before the work, not after it.
-    similarity = None if encoder == "none" else EncodedPhrases.from_pretrained(encoder, device)
+    similarity = None if encoder == "none" else EncodedPhrases.load(encoder, device)
     answers = _answers(options, settings, data.images)
     if answers is None:
         return _ELSEWHERE
@@ -120,13 +121,13 @@ def _answers(
 def _ground(options: EvaluationOptions, settings: dict[str, Any], images: list[AnnotatedImage], folder: Path) -> None:
     options.require("model", "images")
     register()
-    model = AutoModel.from_pretrained(options.model, dtype=settings.get("dtype", "auto"), **options.load_arguments())
+    model = load_pretrained(AutoModel, options.model, dtype=settings.get("dtype", "auto"), **options.load_arguments())
     if model.config.model_type != _MODEL_TYPE:
         raise UnknownBenchmarkError(
             f"--dataset {options.dataset} needs a model that points by its attention; {options.model} is a "
             f"{model.config.model_type}. Make one: reasonseg convert attend-and-segment VLM --sam FILE --out DIR."
         )
-    processor = AutoProcessor.from_pretrained(options.model, **options.load_arguments())
+    processor = load_pretrained(AutoProcessor, options.model, **options.load_arguments())
     if "phrase_extractor" in settings:
         processor.phrase_extractor = settings["phrase_extractor"]
     grounder = Grounder(
@@ -179,7 +180,7 @@ def _word_vector(choice: str) -> Callable[[str], np.ndarray]:
     """Vectors of words: `spacy`, `spacy:<pipeline>` or `encoder:<folder or name>`; each word is computed once."""
     kind, _, name = choice.partition(":")
     if kind == "encoder":
-        encoder = EncodedPhrases.from_pretrained(name or TEXT_ENCODER, PartialState().device)
+        encoder = EncodedPhrases.load(name or TEXT_ENCODER, PartialState().device)
         return lambda word: encoder([word])[0]
     if kind == "spacy":
         return functools.cache(_spacy_vector(name or None))

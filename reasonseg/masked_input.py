@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
+from .loading import load_pretrained
 from .processing.image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
 from .processing.masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage
 
@@ -49,8 +50,8 @@ class Masker:
             if processor is None:
                 raise ValueError("A loaded model needs its processor too: pass processor=.")
         else:
-            processor = processor or AutoProcessor.from_pretrained(model)
-            model = AutoModel.from_pretrained(model, dtype="auto").eval()
+            processor = processor or load_pretrained(AutoProcessor, model)
+            model = load_pretrained(AutoModel, model, dtype="auto").eval()
         if not hasattr(processor, "post_process_masking"):
             raise ValueError(
                 f"{type(model).__name__} draws no heat-map of what an instruction needs. Masking takes an IVM "

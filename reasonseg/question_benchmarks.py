@@ -6,6 +6,7 @@ from transformers import AutoModel, AutoProcessor
 from .benchmarks import EvaluationOptions, Outcome
 from .evaluation.benchmark import Question, evaluate
 from .evaluation.report import results_table
+from .loading import load_pretrained
 from .questions import image_folder_questions, tabletop_questions
 from .registration import register
 
@@ -26,10 +27,10 @@ def _run(options: EvaluationOptions, questions: list[Question]) -> Outcome:
     options.require("model")
     register()
     questions = questions[: options.limit]
-    network = AutoModel.from_pretrained(options.model, dtype="auto", **options.load_arguments())
+    network = load_pretrained(AutoModel, options.model, dtype="auto", **options.load_arguments())
     result = evaluate(
         network.to(PartialState().device),
-        AutoProcessor.from_pretrained(options.model, **options.load_arguments()),
+        load_pretrained(AutoProcessor, options.model, **options.load_arguments()),
         questions,
         protocol=options.protocol,
         batch_size=options.batch_size,

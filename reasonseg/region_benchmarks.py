@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate import PartialState
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .benchmarks import EvaluationOptions, Outcome, UnknownBenchmarkError
 from .evaluation.answering import Answering, PictureQuestion, answer_questions
@@ -19,6 +19,7 @@ from .evaluation.vip_bench import (
     write_results,
     write_tables,
 )
+from .loading import load_pipeline, load_pretrained
 from .picture_chat import input_side
 from .processing.chat_templates import IMAGE_TOKEN
 from .processing.image_loading import load_rgb_image
@@ -204,16 +205,16 @@ def _judge(given: str, name: str, options: EvaluationOptions) -> Judge:
     if "://" in given:
         variable = options.settings.get("key_variable")
         return EndpointJudge(given, name, **({} if variable is None else {"key_variable": variable}))
-    generate = pipeline("text-generation", model=given, dtype="auto", **options.load_arguments())
+    generate = load_pipeline("text-generation", model=given, dtype="auto", **options.load_arguments())
     return PipelineJudge(generate, name)
 
 
 def _load(options: EvaluationOptions):
     register()
-    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype="auto", **options.load_arguments())
+    model = load_pretrained(AutoModelForImageTextToText, options.model, dtype="auto", **options.load_arguments())
     return (
         model.to(PartialState().device),
-        AutoProcessor.from_pretrained(options.model, **options.load_arguments()),
+        load_pretrained(AutoProcessor, options.model, **options.load_arguments()),
     )
 
 

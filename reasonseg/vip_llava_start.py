@@ -8,6 +8,7 @@ from .conversion.configs_vip_llava import VISION_FEATURE_LAYERS, vip_llava_gener
 from .conversion.locations import locate
 from .conversion.tokenizers import build_tokenizer
 from .conversion.tokenizers_fast import build_fast_tokenizer
+from .loading import load_pretrained
 from .modeling.modeling_vip_llava import VipLlavaForConditionalGeneration
 from .processing.chat_templates import IMAGE_TOKEN, build_chat_template
 from .processing.image_processing_vip_llava import VipLlavaImageProcessor
@@ -36,9 +37,9 @@ def build_vip_llava(
     """
     folder, tower_folder = locate(parts.language_model), locate(parts.vision_tower)
     options = {"dtype": dtype, "attn_implementation": attn_implementation}
-    language_model = AutoModelForCausalLM.from_pretrained(folder, **options)
+    language_model = load_pretrained(AutoModelForCausalLM, folder, **options)
     options["dtype"] = language_model.dtype
-    tower = CLIPVisionModel.from_pretrained(tower_folder, **options)
+    tower = load_pretrained(CLIPVisionModel, tower_folder, **options)
     if parts.template == "llava_v1" and (folder / "tokenizer.model").is_file():
         tokenizer = build_tokenizer(folder, "vip_llava", use_im_start_end=False, model_max_length=_MAX_LENGTH)
     else:

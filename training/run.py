@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
+from ..loading import load_pretrained
 from ..whole_files import written_whole
 from .attention_guidance import AttentionGuidance
 from .collator import SegmentationCollator
@@ -79,10 +80,10 @@ def _train(recipe: Recipe, out: Path, checkpoint: str | None, build: Callable[..
     else:
         # A model that only talks has its language head under this name alone.
         kind = AutoModelForImageTextToText if recipe.data.kind == "regions" else AutoModel
-        model = kind.from_pretrained(recipe.model, attn_implementation=recipe.attn_implementation, dtype=recipe.dtype)
+        model = load_pretrained(kind, recipe.model, attn_implementation=recipe.attn_implementation, dtype=recipe.dtype)
         if getattr(model.config, "needs_adapter", False):
             raise RecipeError(f"{recipe.model} keeps its adapter apart; convert it without --keep-lora to train on.")
-        processor = AutoProcessor.from_pretrained(recipe.model)
+        processor = load_pretrained(AutoProcessor, recipe.model)
     data = training_data(recipe)
     if recipe.dwsl is not None:
         data = WeightedExamples(data, dwsl_weights(model, processor, data, recipe, out))

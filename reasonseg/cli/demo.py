@@ -27,12 +27,13 @@ def demo(
     from transformers import AutoModel, AutoProcessor
 
     from ..embedding import EMBEDDED_MODEL
+    from ..loading import load_pretrained
     from ..questions import demo_questions, draw_demo_scene
     from ..registration import register
 
     register()
     repo = model or EMBEDDED_MODEL
-    network, processor = AutoModel.from_pretrained(repo).eval(), AutoProcessor.from_pretrained(repo)
+    network, processor = load_pretrained(AutoModel, repo).eval(), load_pretrained(AutoProcessor, repo)
     scene = draw_demo_scene(seed)
     questions = text or demo_questions(scene)
     # Enlarged for people: the model sees its own small views, the masks come at the size of the picture.

@@ -36,13 +36,14 @@ def load_checkpoint(
     from transformers import AutoProcessor
     from transformers.utils import logging
 
+    from ..loading import load_pretrained
     from ..registration import register
 
     logging.disable_progress_bar()  # the commands have their own
     register()
     source = {"revision": revision, "trust_remote_code": trust_remote_code}
-    processor = AutoProcessor.from_pretrained(name, **source)
-    model = getattr(transformers, auto_class).from_pretrained(name, dtype=dtype, **source)
+    processor = load_pretrained(AutoProcessor, name, **source)
+    model = load_pretrained(getattr(transformers, auto_class), name, dtype=dtype, **source)
     return model.to(torch_device(device)).eval(), processor
 
 

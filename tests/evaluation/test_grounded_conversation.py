@@ -36,7 +36,7 @@ def answers(data):
 
 @pytest.fixture(scope="module")
 def bert():
-    return EncodedPhrases.from_pretrained(EVAL / "bert-base-uncased")
+    return EncodedPhrases.load(EVAL / "bert-base-uncased")
 
 
 def overlaps(data, answers, image):
