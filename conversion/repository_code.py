@@ -46,9 +46,15 @@ def stray_files(repo: Path, listed: Mapping[str, Mapping[str, Any]], *, trained:
                 continue
             if is_code(path):
                 if not (trained and relative not in own and _is_copy(path, listed)):
-                    yield relative, "This is code that the manifest does not know."
+                    yield relative, f"This is code that the manifest does not know. Remove {_home(relative)}."
             elif relative in own:
                 yield relative, "The manifest does not know this file."
+
+
+def _home(name: str) -> str:
+    """What to remove: the file, or the checkpoint that another version of this package has left."""
+    first = name.partition("/")[0]
+    return f"{first}/, a checkpoint of another version," if first.startswith("checkpoint-") else "it"
 
 
 def is_code(path: Path) -> bool:

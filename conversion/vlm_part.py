@@ -112,12 +112,16 @@ def _add_transformers(inventory: Inventory, folder: Path) -> VlmPart:
 
 def _without_code(config: PreTrainedConfig) -> PreTrainedConfig:
     """A config that names no code of its own, which the converted repository would not hold."""
-    for field in CODE_FIELDS:
-        vars(config).pop(field, None)
+    _forget_code(vars(config))
     for name in config.sub_configs:
         if isinstance(part := getattr(config, name, None), PreTrainedConfig):
             _without_code(part)
     return config
+
+
+def _forget_code(fields: dict[str, Any]) -> None:
+    for field in CODE_FIELDS:
+        fields.pop(field, None)
 
 
 def _load_processor(folder: Path) -> ProcessorMixin:
@@ -128,7 +132,7 @@ def _load_processor(folder: Path) -> ProcessorMixin:
     check_fast_tokenizers([folder / FAST_TOKENIZER])
     try:
         with refusing("The model's processor cannot be loaded", path=folder, next_step=_OTHER_COPY):
-            return load_pretrained(AutoProcessor, folder, local_files_only=True)
+            processor = load_pretrained(AutoProcessor, folder, local_files_only=True)
     except ImportError as error:
         # Transformers has the video processors of Qwen-VL, InternVL and others for torchvision alone, and builds none
         # of their processors without; what is written here must load again, where the same holds.
@@ -140,6 +144,11 @@ def _load_processor(folder: Path) -> ProcessorMixin:
             next_step=f"Install {package} here and wherever the result shall be loaded"
             + (", in the build that fits your PyTorch: pip install torchvision." if package == "torchvision" else "."),
         ) from error
+    names = processor.get_attributes() if isinstance(processor, ProcessorMixin) else []
+    for part in (processor, *(getattr(processor, name, None) for name in names)):
+        for fields in (getattr(part, "__dict__", {}), getattr(part, "init_kwargs", {})):
+            _forget_code(fields)
+    return processor
 
 
 def _add_original_llava(inventory: Inventory, folder: Path, tower: Path | None, template: str) -> VlmPart:

@@ -224,7 +224,8 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
         class_name = saved.get("vlm_processor_class")
         vlm_class = cls._vlm_processor_class(class_name) if class_name else None
-        if vlm_class is None:
+        # An Auto class would look for a processor of its own, and for code.
+        if not (isinstance(vlm_class, type) and issubclass(vlm_class, ProcessorMixin)):
             raise ValueError(
                 f"{pretrained_model_name_or_path}: {PROCESSOR_NAME} names the vlm_processor_class {class_name!r}, but "
                 f"it must be a processor of transformers. Was this folder saved by another class than {cls.__name__} "

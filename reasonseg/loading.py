@@ -28,7 +28,7 @@ _BOUNDS = tuple(
         (r"(?:pixels|edge|max_position_embeddings)$", 0, 1 << 28),
         (r"(?:^|_)(?:hidden|patch)_size$", 1, 1 << 20),
         (r"(?:size|dims?|channels|width|height|features|rank)(?:_\w+)?$", -1, 1 << 22),
-        (r"(?:^|_)(?:heads?|attention_heads)(?:_per_\w+)?$", 1, 1 << 12),
+        (r"_heads?(?:_per_\w+)?$", 1, 1 << 12),
         (r"(?:^|_)(?:layers?|depths?|blocks?)(?:_per_\w+)?$", -_MOST_LAYERS, _MOST_LAYERS),
         (r"experts$", 0, 1 << 16),
         (r"labels$", 0, 100_000),

@@ -11,8 +11,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ("modeling", "processing")
 TOOLS = ("conversion", "training", "evaluation")
-# Of `reasonseg/` the tools may import this, which imports nothing.
-SHARED = "reasonseg.whole_files"
+# Of `reasonseg/` the tools may import these, which import nothing when they are imported.
+SHARED = ("reasonseg.whole_files", "reasonseg.loading")
 
 # Third-party packages each folder may import at all.
 MODEL_PACKAGES = {"torch", "transformers", "huggingface_hub", "safetensors"}
@@ -143,7 +143,7 @@ def test_published_folders_are_flat_with_unique_names():
 @pytest.mark.parametrize("file", files_of(*TOOLS), ids=name)
 def test_tools_import_only_published_folders_and_themselves(file):
     folder = file.relative_to(ROOT).parts[0]
-    allowed = (*(f"reasonseg.{part}" for part in (folder, *PUBLISHED)), SHARED)
+    allowed = (*(f"reasonseg.{part}" for part in (folder, *PUBLISHED)), *SHARED)
     for level, module, node in imports(parse(file)):
         target = absolute_name(file, level, module)
         where = f"{name(file)}:{node.lineno}"
@@ -153,10 +153,40 @@ def test_tools_import_only_published_folders_and_themselves(file):
             assert inside, f"{where}: {folder}/ must not import {target}."
 
 
-def test_what_the_tools_share_imports_nothing():
-    file = ROOT / f"{SHARED.replace('.', '/')}.py"
-    used = {absolute_name(file, level, module).split(".")[0] for level, module, _ in imports(parse(file))}
+@pytest.mark.parametrize("module", SHARED)
+def test_what_the_tools_share_imports_nothing(module):
+    file = ROOT / f"{module.replace('.', '/')}.py"
+    at_top = ast.Module([node for node in parse(file).body if not isinstance(node, ast.FunctionDef)], [])
+    used = {absolute_name(file, level, name).split(".")[0] for level, name, _ in imports(at_top)}
     assert used <= set(sys.stdlib_module_names)
+
+
+# Calls that run a repository's code where nobody says no, or ask at the terminal whether to.
+LOADERS = {"from_pretrained", "from_config", "pipeline", "get_class_from_dynamic_module", "load_custom_generate"}
+LOADING = ROOT / "reasonseg" / "loading.py"
+
+
+@pytest.mark.parametrize("file", files_of(*TOOLS, "reasonseg"), ids=name)
+def test_checkpoints_are_loaded_in_one_place(file):
+    """`load_pretrained` says whether code may run; a call beside it would have transformers ask."""
+    for node in ast.walk(parse(file)):
+        if isinstance(node, ast.Call) and file != LOADING:
+            called = getattr(node.func, "attr", getattr(node.func, "id", None))
+            allowed = ast.unparse(node.func) in ("self.pipeline", "GenerationConfig.from_pretrained")
+            assert called not in LOADERS or allowed, f"{name(file)}:{node.lineno}: use load_pretrained."
+
+
+@pytest.mark.parametrize("file", published_files(), ids=name)
+def test_published_files_pass_on_whether_code_may_run(file):
+    """Parts of a model are never built from code that their configs name."""
+    for node in ast.walk(parse(file)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            given = {keyword.arg for keyword in node.keywords}
+            where = f"{name(file)}:{node.lineno}"
+            if node.func.attr == "from_config" and ast.unparse(node.func.value).startswith("Auto"):
+                assert "trust_remote_code" in given, f"{where}: say trust_remote_code=False."
+            if node.func.attr == "from_pretrained":
+                assert None in given, f"{where}: pass the caller's **kwargs on."
 
 
 @pytest.mark.parametrize("file", files_of("reasonseg/cli"), ids=name)

@@ -75,6 +75,27 @@ def test_an_original_llava_and_sam():
                                                             config["vlm_config"] else "image_token_id"]  # fmt: skip
 
 
+def test_code_that_a_source_names_neither_runs_nor_comes_along(llava_folder, sam2_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
+    vlm = shutil.copytree(llava_folder[0], tmp_path / "vlm")
+    (vlm / "evil.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')\nclass Evil: pass\n")
+    auto_map = {"auto_map": dict.fromkeys(("AutoConfig", "AutoModel", "AutoModelForImageTextToText"), "evil.Evil")}
+
+    def change(config):
+        parts = {name: config[name] | auto_map for name in ("text_config", "vision_config")}
+        return config | auto_map | parts
+
+    change_json(vlm / "config.json", change)
+    change_json(
+        vlm / "tokenizer_config.json", lambda c: c | {"auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}}
+    )
+    convert_attend_and_segment(vlm, sam=sam2_folder[0], out=tmp_path / "out")
+    assert not (tmp_path / "canary").exists()
+    config = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
+    assert "evil" not in json.dumps(config)
+    assert verify_repository(tmp_path / "out").problems == []
+
+
 def test_folders_of_transformers(llava_folder, sam2_folder, tmp_path):
     (vlm, vlm_model), (sam, sam_model) = llava_folder, sam2_folder
     card = tmp_path / "own.yaml"

@@ -1,6 +1,7 @@
 """Nothing a file says is believed: every malformed one ends in the same kind of error, fast, with nothing written."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -10,11 +11,15 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
+from reasonseg.conversion.adoption import adopt_repository
 from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.inspection import inspect_checkpoint
+from reasonseg.conversion.manifest import MANIFEST, update_manifest
 from reasonseg.conversion.sources import open_source
+from reasonseg.conversion.verify import verify_repository
 from tests.conversion import malformed
 from tests.conversion.originals import LISA, change_json, lisa_state, write_lisa
 
@@ -108,6 +113,10 @@ CONFIGS = {
     "true": {"hidden_size": True},
     "float": {"num_attention_heads": 4.0},
     "heads": {"num_attention_heads": 7},
+    "no heads": {"num_attention_heads": 0},
+    "no keys": {"num_key_value_heads": 0},
+    "labels": {"num_labels": 10**9},
+    "a number that nobody reads": {"mm_hidden_size": 10**30},
     "keys": {"num_key_value_heads": 3},
     "huge": {"intermediate_size": 1 << 60},
     "rope": {"rope_scaling": {"type": "nonsense"}},
@@ -124,6 +133,90 @@ CONFIGS = {
 def test_configs_that_no_model_has(folder, name):
     source = write_lisa(folder / "source", lisa_state(), **CONFIGS[name])
     assert str(source) in refused(source, folder).path
+
+
+HUGE = 10**9
+REPOSITORY_CONFIGS = {
+    "layers": ("config.json", ["vlm_config", "text_config"], {"num_hidden_layers": HUGE}),
+    "layers of the tower": ("config.json", ["vlm_config", "vision_config"], {"num_hidden_layers": HUGE}),
+    "layers of the segmenter": ("config.json", ["segmenter_config", "vision_config"], {"num_hidden_layers": HUGE}),
+    "layers of the decoder": ("config.json", ["segmenter_config", "mask_decoder_config"], {"num_hidden_layers": HUGE}),
+    "no heads": ("config.json", ["vlm_config", "text_config"], {"num_attention_heads": 0}),
+    "no heads of the tower": ("config.json", ["vlm_config", "vision_config"], {"num_attention_heads": 0}),
+    "no heads of the segmenter": ("config.json", ["segmenter_config", "vision_config"], {"num_attention_heads": 0}),
+    "heads that do not divide": ("config.json", ["vlm_config", "text_config"], {"num_attention_heads": 7}),
+    "negative": ("config.json", ["vlm_config", "text_config"], {"hidden_size": -64}),
+    "a text": ("config.json", ["vlm_config", "text_config"], {"hidden_size": "many"}),
+    "a list": ("config.json", ["vlm_config", "text_config"], {"num_hidden_layers": [1, 2]}),
+    "true": ("config.json", ["vlm_config", "text_config"], {"vocab_size": True}),
+    "nothing": ("config.json", ["vlm_config", "text_config"], {"hidden_size": None}),
+    "a number for a part": ("config.json", ["vlm_config"], {"text_config": 3}),
+    "a list for a part": ("config.json", ["vlm_config"], {"vision_config": []}),
+    "a text for a part": ("config.json", [], {"segmenter_config": "sam"}),
+    "activation": ("config.json", ["vlm_config", "text_config"], {"hidden_act": "os.system"}),
+    "labels": ("config.json", [], {"num_labels": HUGE}),
+    "labels of a part": ("config.json", ["vlm_config"], {"num_labels": HUGE}),
+    "positions": ("config.json", ["vlm_config", "text_config"], {"max_position_embeddings": HUGE}),
+    "image": ("config.json", ["vlm_config", "vision_config"], {"image_size": HUGE}),
+    "no patch": ("config.json", ["vlm_config", "vision_config"], {"patch_size": 0}),
+    "types of layers": ("config.json", ["vlm_config", "text_config"], {"layer_types": ["full_attention"] * 99}),
+    "type of numbers": ("config.json", [], {"dtype": "float8"}),
+    "rope": ("config.json", ["vlm_config", "text_config"], {"rope_parameters": {"rope_type": "nonsense"}}),
+    "rope factor": ("config.json", ["vlm_config", "text_config"], {"rope_parameters": "linear"}),
+    "edge": ("processor_config.json", ["image_processor", "size"], {"shortest_edge": HUGE}),
+    "processor": ("processor_config.json", [], {"patch_size": HUGE}),
+    "beams": ("generation_config.json", [], {"num_beams": 1 << 40}),
+}
+
+
+@pytest.mark.parametrize("name", REPOSITORY_CONFIGS)
+def test_configs_of_a_repository(lisa_repo, tmp_path, name):
+    """Each is reported as a problem of its file, at once, and nothing else is raised."""
+    file, parts, fields = REPOSITORY_CONFIGS[name]
+    repo = shutil.copytree(lisa_repo, tmp_path / "repo")
+
+    def change(config):
+        part = config
+        for inner in parts:
+            part = part[inner]
+        part.update(fields)
+        return config
+
+    change_json(repo / file, change)
+    update_manifest(repo, [file])
+    start = time.process_time()
+    report = verify_repository(repo)
+    assert time.process_time() - start < 5
+    assert [problem.file for problem in report.problems][:1] == [file], report.problems
+    (repo / MANIFEST).unlink()
+    with pytest.raises(ConversionError, match=file):
+        adopt_repository(repo)
+
+
+def test_a_header_of_sixty_megabytes_is_not_read(lisa_repo, tmp_path):
+    repo = shutil.copytree(lisa_repo, tmp_path / "repo")
+    names = b",".join(
+        b'"%07d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % number for number in range(1_000_000)
+    )
+    (repo / "model.safetensors").write_bytes(malformed.safetensors_bytes(b"{" + names + b"}"))
+    update_manifest(repo, ["model.safetensors"])
+    start = time.process_time()
+    report = verify_repository(repo)
+    assert time.process_time() - start < 5
+    assert report.problems[0].file == "model.safetensors"
+    assert "header claims" in report.problems[0].cause
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8])
+def test_a_repository_with_whole_numbers_for_weights(lisa_repo, tmp_path, dtype):
+    repo = shutil.copytree(lisa_repo, tmp_path / "repo")
+    state = load_file(repo / "model.safetensors")
+    state["vlm.lm_head.weight"] = state["vlm.lm_head.weight"].to(dtype)
+    save_file(state, repo / "model.safetensors", metadata={"format": "pt"})
+    update_manifest(repo, ["model.safetensors"])
+    report = verify_repository(repo, against={"checkpoint": LISA / "checkpoint"})
+    assert {problem.file for problem in report.problems} == {"model.safetensors"}
+    assert any("no weights" in problem.cause for problem in report.problems)
 
 
 SIDE_FILES = {
@@ -254,7 +347,9 @@ MEASURE = """
 import ctypes, gc, json, pathlib, sys, time, warnings, zipfile
 import torch
 from reasonseg.conversion.errors import ConversionError
+from reasonseg.conversion.manifest import MANIFEST, update_manifest
 from reasonseg.conversion.sources import open_source
+from reasonseg.conversion.verify import verify_repository
 from tests.conversion.malformed import *
 from tests.conversion.test_torch_file import PICKLES, as_legacy, as_zip
 
