@@ -75,6 +75,28 @@ def test_an_original_llava_and_sam():
                                                             config["vlm_config"] else "image_token_id"]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("which", "part", "fields"),
+    [
+        ("vlm", "text_config", {"num_hidden_layers": 10**9}),
+        ("vlm", "vision_config", {"num_attention_heads": 0}),
+        ("vlm", "text_config", {"hidden_size": "many"}),
+        ("sam", "vision_config", {"num_labels": 10**9}),
+        ("sam", "mask_decoder_config", {"num_hidden_layers": 10**9}),
+        ("sam", "mask_decoder_config", {"num_attention_heads": 0}),
+        ("sam", "mask_decoder_config", {"hidden_size": None}),
+    ],
+)
+def test_configs_that_no_model_has(llava_folder, sam2_folder, tmp_path, which, part, fields):
+    folders = {"vlm": llava_folder[0], "sam": sam2_folder[0]}
+    folders[which] = shutil.copytree(folders[which], tmp_path / which)
+    change_json(folders[which] / "config.json", lambda config: config | {part: config[part] | fields})
+    with pytest.raises(ConversionError) as caught:
+        convert_attend_and_segment(folders["vlm"], sam=folders["sam"], out=tmp_path / "out")
+    assert caught.value.path == str(folders[which] / "config.json")
+    assert not (tmp_path / "out").exists()
+
+
 def test_code_that_a_source_names_neither_runs_nor_comes_along(llava_folder, sam2_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda question: pytest.fail(question))
     vlm = shutil.copytree(llava_folder[0], tmp_path / "vlm")
