@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+
+from ..processing.image_loading import open_image
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class AnnotatedImage:
         path = Path(folder) / self.file_name
         if not path.is_file():
             raise FileNotFoundError(f"The picture {path} does not exist; --images must be the folder of the pictures.")
-        with Image.open(path) as picture:
+        with open_image(path) as picture:
             pixels = np.array(picture.convert("RGB"))
         if pixels.shape[:2] != self.size:
             raise ValueError(f"{path} is {pixels.shape[:2]} pixels (height, width), its annotations say {self.size}.")

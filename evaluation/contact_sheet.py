@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..processing.image_loading import open_image
 from ..whole_files import written_whole
 from .coco_masks import decode_segmentation
 
@@ -89,7 +90,7 @@ class StoredCase:
     @property
     def image(self) -> np.ndarray:
         """`(height, width, 3)` uint8 RGB, in the order of the stored pixels."""
-        with Image.open(self.path) as picture:
+        with open_image(self.path) as picture:
             return np.array(picture.convert("RGB"))
 
     def mask(self, name: str) -> np.ndarray | None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageFile
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 
@@ -14,7 +14,12 @@ MAX_IMAGE_PIXELS = 2**26
 
 ImageSource = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 
+# What cameras, screens and data sets write. Pillow knows some forty more; one of them (EPS) starts another program,
+# and others (ICO, ICNS) hold an image of another size than they state. AVIF is read where Pillow was built with it.
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
 _EXIF_ORIENTATION = 0x0112
+_TIFF_TILE_SIDES = (0x0142, 0x0143)
 _UPRIGHT_TRANSPOSE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -63,6 +68,11 @@ def load_rgb_image(
     if isinstance(image, (str, os.PathLike)):
         return _load_file(image, max_image_pixels)
     if isinstance(image, Image.Image):
+        if isinstance(image, ImageFile.ImageFile) and image.format not in IMAGE_FORMATS:
+            raise ValueError(
+                f"The image comes from a file of the format {image.format}; {', '.join(IMAGE_FORMATS)} are decoded. "
+                "If you trust the file, pass `image.convert('RGB')`."
+            )
         return _decode(image, f"The image of mode {image.mode}", max_image_pixels)
     if isinstance(image, torch.Tensor):
         image = tensor_to_numpy(image)
@@ -72,6 +82,52 @@ def load_rgb_image(
         f"An image of type {type(image).__name__} was given. Pass the path of a local file, a PIL.Image.Image, "
         "a numpy array or a torch tensor."
     )
+
+
+def open_image(path: str | os.PathLike, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """Open a local image file without decoding it. Every image of this package is opened here.
+
+    Args:
+        path (`str` or `os.PathLike`): the file.
+        max_image_pixels (`int`, *optional*, defaults to 67108864): largest allowed height x width.
+
+    Returns:
+        `PIL.Image.Image`: of one of `IMAGE_FORMATS`; close it, or use it as a context.
+
+    Raises:
+        ValueError: The file is a URL, does not exist, is of another format, or claims too many pixels.
+    """
+    name, shown = os.fspath(path), _shown(path)
+    if "://" in name or name.startswith("data:"):
+        raise ValueError(
+            f"{shown} is a URL. Only local files are read; download it yourself and pass its path or a "
+            "PIL.Image.Image."
+        )
+    # A pipe or device would block or never end
+    if not os.path.isfile(name):
+        raise ValueError(f"{shown} is not an existing local image file. Check the path, or pass a PIL.Image.Image.")
+    Image.init()
+    try:
+        image = Image.open(name, formats=[kind for kind in IMAGE_FORMATS if kind in Image.OPEN])
+    except Exception as error:  # decoders raise errors of many kinds on damaged files
+        raise ValueError(
+            f"{shown} cannot be opened as an image ({_reason(error)}). Check or convert the file; "
+            f"{', '.join(IMAGE_FORMATS)} are read."
+        ) from error
+    try:
+        check_pixel_count(image.height, image.width, shown, max_image_pixels)
+        _check_tiles(image, shown, max_image_pixels)
+    except ValueError:
+        image.close()
+        raise
+    return image
+
+
+def _check_tiles(image: Image.Image, what: str, max_image_pixels: int) -> None:
+    """Refuse a TIFF whose tiles, which are decoded as a whole, are larger than any image."""
+    sides = [getattr(image, "tag_v2", {}).get(tag, 1) for tag in _TIFF_TILE_SIDES]
+    if all(isinstance(side, int) for side in sides):
+        check_pixel_count(*sides, f"A tile of {what}", max_image_pixels)
 
 
 def tensor_to_numpy(image: torch.Tensor) -> np.ndarray:
@@ -155,29 +211,20 @@ def check_pixel_count(height: int, width: int, what: str, max_image_pixels: int)
 
 def _load_file(path: str | os.PathLike, max_image_pixels: int) -> Image.Image:
     """Open and decode a local file."""
+    with open_image(path, max_image_pixels) as opened:
+        return _decode(opened, _shown(path), max_image_pixels)
+
+
+def _shown(path: str | os.PathLike) -> str:
+    """A path as messages name it."""
     name = os.fspath(path)
-    shown = name if len(name) <= 200 else name[:200] + "..."
-    if "://" in name or name.startswith("data:"):
-        raise ValueError(
-            f"'{shown}' is a URL. Only local files are read; download it yourself and pass its path or a "
-            "PIL.Image.Image."
-        )
-    # A pipe or device would block or never end
-    if not os.path.isfile(name):
-        raise ValueError(f"'{shown}' is not an existing local image file. Check the path, or pass a PIL.Image.Image.")
-    try:
-        opened = Image.open(name)
-    except Exception as error:  # decoders raise errors of many kinds on damaged files
-        raise ValueError(
-            f"'{shown}' cannot be opened as an image ({_reason(error)}). Check or convert the file."
-        ) from error
-    with opened:
-        return _decode(opened, f"'{shown}'", max_image_pixels)
+    return f"'{name if len(name) <= 200 else name[:200] + '...'}'"
 
 
 def _decode(image: Image.Image, what: str, max_image_pixels: int) -> Image.Image:
     """Decode a Pillow image, turn it upright and convert it to RGB."""
     check_pixel_count(image.height, image.width, what, max_image_pixels)
+    _check_tiles(image, what, max_image_pixels)
     try:
         image.load()
         orientation = _orientation(image)

@@ -176,6 +176,14 @@ def test_checkpoints_are_loaded_in_one_place(file):
             assert called not in LOADERS or allowed, f"{name(file)}:{node.lineno}: use load_pretrained."
 
 
+@pytest.mark.parametrize("file", files_of(*PUBLISHED, *TOOLS, "reasonseg"), ids=name)
+def test_images_are_opened_in_one_place(file):
+    """`open_image` knows which formats are meant and how many pixels are allowed."""
+    for node in ast.walk(parse(file)):
+        opened = isinstance(node, ast.Call) and ast.unparse(node.func) in ("Image.open", "PIL.Image.open")
+        assert not opened or file.name == "image_loading.py", f"{name(file)}:{node.lineno}: use open_image."
+
+
 @pytest.mark.parametrize("file", published_files(), ids=name)
 def test_published_files_pass_on_whether_code_may_run(file):
     """Parts of a model are never built from code that their configs name."""

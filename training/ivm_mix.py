@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..processing.image_loading import load_rgb_image
+from ..processing.image_loading import load_rgb_image, open_image
 from .datasets import SharedEpoch
 from .masking_data import MaskingExample, resize_mask
 
@@ -94,9 +94,9 @@ class IvmMixRecord:
         if self.mask is None:
             return boxes_to_mask(self.boxes, height, width)
         try:
-            with Image.open(self.mask) as picture:
+            with open_image(self.mask) as picture:
                 heatmap = np.array(picture if picture.mode == "L" else picture.convert("RGB"))
-        except OSError as error:
+        except (OSError, ValueError) as error:
             raise IvmMixError(f"Heat-map of {self.uuid}: {self.mask} cannot be read ({error}).") from error
         return resize_mask(normalise_heatmap(heatmap), height, width)
 

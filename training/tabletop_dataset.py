@@ -21,6 +21,7 @@ from pycocotools import mask as coco_mask
 
 from reasonseg.processing.segments import mask_to_rle
 
+from ..processing.image_loading import open_image
 from ..whole_files import write_whole, written_whole
 from .tabletop_requests import Request, build_answer, make_requests
 from .tabletop_scenes import DEFAULT_SIZE, SPLITS, TabletopObject, TabletopScene, draw_scene
@@ -241,7 +242,7 @@ def _read_records(metadata: Path, split: str) -> Iterator[TabletopRecord]:
     with metadata.open(encoding="utf-8") as lines:
         for line in lines:
             row = json.loads(line)
-            with Image.open(metadata.parent / row["file_name"]) as picture:
+            with open_image(metadata.parent / row["file_name"]) as picture:
                 image = np.array(picture.convert("RGB"))
             yield TabletopRecord.from_row(row, image, split)
 

@@ -1,5 +1,6 @@
 """Every kind of picture becomes upright 8-bit RGB or a ValueError that says what to do."""
 
+import io
 import os
 import struct
 import zlib
@@ -7,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from reasonseg.processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from tests.parity_data import PARITY
@@ -193,6 +194,92 @@ def test_bad_files_are_refused(case, tmp_path):
     with pytest.raises(ValueError, match=message) as error:
         load_rgb_image(make(tmp_path))
     assert len(str(error.value)) < 600
+
+
+def eps(tmp_path):
+    path = tmp_path / "a.png"
+    PICTURE.save(path, format="EPS")
+    return path
+
+
+def container(tmp_path, kind: str, side: int = 2048):
+    """A file that states one small image and holds a larger one."""
+    inner = io.BytesIO()
+    Image.new("L", (side, side)).save(inner, "PNG")
+    data = inner.getvalue()
+    if kind == "ico":
+        data = struct.pack("<HHH", 0, 1, 1) + struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(data), 22) + data
+    else:
+        data = b"icns" + struct.pack(">I", 16 + len(data)) + b"icp4" + struct.pack(">I", 8 + len(data)) + data
+    return write(tmp_path, f"a.{kind}", data)
+
+
+def tiff_of_one_tile(tmp_path, side: int):
+    """Four by four pixels in one tile of any size."""
+    tags = [(256, 4), (257, 4), (258, 8), (259, 5), (262, 1), (277, 1), (322, side), (323, side), (324, 8), (325, 4)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    content = b"II*\0" + struct.pack("<I", 12) + bytes(4) + struct.pack("<H", len(tags)) + entries + bytes(4)
+    return write(tmp_path, "a.tif", content)
+
+
+OTHER_FORMATS = {
+    "eps": eps,
+    "ico": lambda tmp: container(tmp, "ico"),
+    "icns": lambda tmp: container(tmp, "icns"),
+    **{
+        kind: lambda tmp, kind=kind: PICTURE.convert("L").save(tmp / "a.png", format=kind) or tmp / "a.png"
+        for kind in ("PCX", "SGI", "TGA", "JPEG2000", "IM")
+    },
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_FORMATS)
+def test_formats_that_are_not_meant_are_not_decoded(kind, tmp_path, monkeypatch):
+    """Neither by their suffix nor where a caller has opened them; no other program starts."""
+    path = OTHER_FORMATS[kind](tmp_path)
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *args, **kwargs: pytest.fail("Ghostscript starts"))
+    monkeypatch.setattr("PIL.IcoImagePlugin.IcoFile.getimage", lambda *args: pytest.fail("an icon is decoded"))
+    with pytest.raises(ValueError, match=r"cannot be opened as an image .*PNG, PPM, TIFF, WEBP are read"):
+        load_rgb_image(path)
+    monkeypatch.undo()  # Pillow decodes an icon when it opens it
+    with pytest.raises(ValueError, match="comes from a file of the format"):
+        load_rgb_image(Image.open(path))
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".gif", ".jpg", ".png", ".ppm", ".tif", ".webp", ".avif", ".mpo"])
+def test_formats_that_are_meant_are_read_whatever_their_name(suffix, tmp_path):
+    if suffix == ".avif" and not features.check("avif"):
+        pytest.skip("This Pillow was built without AVIF.")
+    path = tmp_path / f"a{suffix}"
+    PICTURE.save(path, **({"save_all": True, "append_images": [PICTURE]} if suffix == ".mpo" else {}))
+    assert load_rgb_image(path.rename(tmp_path / "a.eps")).size == (7, 5)
+
+
+def test_a_tile_larger_than_any_image_is_not_decoded(tmp_path):
+    with pytest.raises(ValueError, match=r"A tile of '.*a\.tif' is 60000 x 60000"):
+        load_rgb_image(tiff_of_one_tile(tmp_path, 60_000))
+    with pytest.raises(ValueError, match="A tile of"):
+        load_rgb_image(Image.open(tiff_of_one_tile(tmp_path, 60_000)))
+    with pytest.raises(ValueError, match="cannot be decoded"):
+        load_rgb_image(tiff_of_one_tile(tmp_path, 16))
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".gif", ".jpg", ".png", ".tif", ".webp"])
+def test_mutations_of_files_are_refused_or_read(suffix, tmp_path):
+    """Whatever a changed byte says, there is an image within the limit or the one error."""
+    whole = tmp_path / f"whole{suffix}"
+    Image.fromarray(np.kron(HWC, np.ones((4, 4, 1), dtype=np.uint8))).save(whole)
+    good, generator, read = whole.read_bytes(), np.random.default_rng(1), 0
+    for _ in range(60):
+        changed = bytearray(good)
+        for where in generator.integers(0, min(len(good), 120), 3):
+            changed[where] = generator.integers(0, 256)
+        try:
+            assert max(load_rgb_image(write(tmp_path, f"a{suffix}", bytes(changed)), 2**20).size) <= 2**20
+            read += 1
+        except ValueError:
+            pass
+    assert read < 60
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
