@@ -8,6 +8,7 @@ a run reads its own.
 
 import json
 import os
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from tests.test_published_code import run_without_the_package, save_composed
 
 KINDS = ("lisa", "gsva", "ivm", "vip_llava", "difflmm", "attend_and_segment", "reasoning_segmentation")
 IMAGES = [PARITY / "lisa" / "images" / name for name in ("img0.png", "img1.png")]
-THIS = "-".join(f"{name}{version(name).partition('+')[0]}" for name in ("transformers", "torch"))
+THIS = "-".join(
+    [f"python{sys.version_info.major}.{sys.version_info.minor}"]
+    + [f"{name}{version(name).partition('+')[0]}" for name in ("transformers", "torch")]
+)
 TOLERANCE = 1e-5
 
 RUN = """
