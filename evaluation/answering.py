@@ -12,7 +12,7 @@ import torch
 from accelerate import PartialState
 
 from ..processing.chat_templates import user_message
-from ..whole_files import write_whole
+from ..whole_files import remove_drafts, write_whole
 
 
 # Seconds between two looks at what other processes have written.
@@ -97,6 +97,7 @@ def answer_questions(
     """
     folder, state = Path(folder), PartialState()
     folder.mkdir(parents=True, exist_ok=True)
+    remove_drafts(folder)
     settings = answering.settings()
     done = read_answers(folder, settings)
     mine = range(state.process_index, len(questions), state.num_processes)
@@ -122,12 +123,17 @@ def read_answers(folder: str | Path, settings: dict[str, Any]) -> dict[int, dict
         `dict[int, dict]`: Lines by the number of their question. A line that was cut off is left out.
 
     Raises:
-        AnswersError: If a line was made with other settings.
+        AnswersError: If a line was made with other settings, or is not an answer.
     """
     answers = {}
     for path in sorted(Path(folder).glob("answers*.jsonl")):
-        for line in _complete_lines(path):
-            made_with = line["metadata"]["settings"]
+        for place, line in _complete_lines(path):
+            try:
+                number, made_with = line["metadata"]["number"], line["metadata"]["settings"]
+            except (KeyError, TypeError):
+                raise AnswersError(
+                    f"Line {place} of {path} is not an answer that was written here. Use another output folder."
+                ) from None
             if made_with != settings:
                 different = sorted(key for key in {*made_with, *settings} if made_with.get(key) != settings.get(key))
                 before = ", ".join(f"{key} = {made_with.get(key)!r}" for key in different)
@@ -135,21 +141,20 @@ def read_answers(folder: str | Path, settings: dict[str, Any]) -> dict[int, dict
                 raise AnswersError(
                     f"{path} was made with {before}; now it is {now}. Use another output folder or delete the file."
                 )
-            answers[line["metadata"]["number"]] = line
+            answers[number] = line
     return answers
 
 
-def _complete_lines(path: Path) -> Iterable[dict[str, Any]]:
+def _complete_lines(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except FileNotFoundError:
         return  # the main process has just put it into answers.jsonl
-    # splitlines would also cut at rare marks inside an answer
-    for line in filter(None, text.split("\n")):
+    for place, line in enumerate(content.split(b"\n"), start=1):
         try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue  # cut off when the run was stopped; its question is asked again
+            yield place, json.loads(line.decode("utf-8"))
+        except ValueError:
+            continue  # cut off when the run was stopped, maybe inside a character; its question is asked again
 
 
 def _answer_pending(

@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import PartialState
 
-from ..whole_files import write_whole
+from ..whole_files import remove_drafts, write_whole
 from .annotated_images import AnnotatedImage
 
 
@@ -39,6 +39,7 @@ class ImageFiles:
         state = PartialState()
         if state.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
+            remove_drafts(self.folder)
             if not self.settings_path.exists() and not any(self.folder.glob(f"*{suffix}")):
                 write_whole(self.settings_path, json.dumps(settings, indent=2) + "\n")
         state.wait_for_everyone()

@@ -17,7 +17,10 @@ EMBEDDED_MODEL = Path(__file__).parent / "embedded"
 """Folder of the model that runs where none is named."""
 
 # What only published weights need, or what only the training run that wrote it needs.
-_NOT_EMBEDDED = ("*.py", "*.pt", "*.pth", "training_args.bin", "trainer_state.json", "manifest.json", "checkpoint-*")
+_NOT_EMBEDDED = (
+    *("*.py", "*.pt", "*.pth", "training_args.bin", "trainer_state.json", "manifest.json", "checkpoint-*"),
+    ".*",  # what a stopped run has left
+)
 _NOT_EMBEDDED_DIRECTORIES = ("towers", "scores", "runs", "__pycache__")
 # Would send transformers to code files beside the weights.
 _CODE_POINTERS = ("auto_map", "custom_pipelines")

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
-from ..whole_files import write_whole
+from ..whole_files import remove_drafts, write_whole
 from .dwsl import WeightRule, score_examples
 from .ivm_discriminator import IvmDiscriminator, human_share, load_discriminator, save_discriminator
 from .masking_data import DiscriminatorCollator
@@ -123,6 +123,8 @@ def discriminator_weights(
         `torch.FloatTensor` of shape `(examples,)`.
     """
     state, file = PartialState(), out / DISCRIMINATOR_FILE
+    for folder in (out, out / SCORES_FOLDER):
+        remove_drafts(folder)
     discriminator = build_discriminator(vlm, human_share(plain_examples.human_flags), lora)
     if file.is_file():
         load_discriminator(discriminator, file)

@@ -1,5 +1,7 @@
 """Follows a recipe: builds model, data and Trainer, trains, and leaves a complete repo."""
 
+import logging
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,11 +10,19 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from ..loading import load_pretrained
 from ..whole_files import written_whole
 from .attention_guidance import AttentionGuidance
+from .checkpoints import (
+    FINISHED_DRAFT,
+    begin,
+    end,
+    list_checkpoints,
+    move_files_in_place,
+    newest_complete,
+    was_stopped,
+)
 from .collator import SegmentationCollator
 from .datasets import ImageFolderExamples, TabletopExamples
 from .dialogues import DialogueCollator, RegionDialogues
@@ -32,6 +42,9 @@ from .tabletop_towers import BACKGROUND_WORD, WORDS, PatchGuidance, TowerCollato
 from .trainer import ReasoningSegmentationTrainer
 
 
+logger = logging.getLogger(__name__)
+
+
 def run_recipe(
     recipe: Recipe, out: str | Path, resume: bool = False, build: Callable[..., tuple[Any, Any]] | None = None
 ) -> Path:
@@ -39,7 +52,8 @@ def run_recipe(
     Args:
         recipe ([`Recipe`]): What to do.
         out (`str` or `Path`): Folder of the finished repo; checkpoints are folders in it.
-        resume (`bool`): Continue from the last checkpoint in `out`.
+        resume (`bool`): Continue from the newest complete checkpoint in `out`; from the beginning if the run in `out`
+            was stopped before its first one.
         build (`Callable`, *optional*): Makes model and processor of `recipe.parts`, a number format and an
             implementation of attention.
 
@@ -51,11 +65,9 @@ def run_recipe(
             another recipe, or the model or an option cannot be used.
     """
     out = Path(out)
-    checkpoint = get_last_checkpoint(str(out)) if out.is_dir() else None
-    if resume and checkpoint is None:
-        raise RecipeError(f"There is no checkpoint in {out} to resume from; leave out --resume to start.")
-    if checkpoint is not None and not resume:
-        raise RecipeError(f"{out} holds {Path(checkpoint).name} of an earlier run; pass --resume or another folder.")
+    checkpoint = _resume_point(recipe, out) if resume else None
+    if not resume and (earlier := list_checkpoints(out)):
+        raise RecipeError(f"{out} holds {earlier[0].name} of an earlier run; pass --resume or another folder.")
     set_seed(recipe.seed)
     precision_before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(recipe.matmul_precision)
@@ -67,12 +79,22 @@ def run_recipe(
     return out
 
 
-def _train(recipe: Recipe, out: Path, checkpoint: str | None, build: Callable[..., tuple[Any, Any]] | None) -> None:
+def _resume_point(recipe: Recipe, out: Path) -> Path | None:
+    """The checkpoint to resume from; `None` if the run was stopped before there was one."""
+    checkpoint = newest_complete(out, with_optimizer=not recipe.arguments.get("save_only_model", False))
+    if checkpoint is not None:
+        logger.warning("Resuming from %s.", checkpoint)
+    elif was_stopped(out) or list_checkpoints(out):
+        logger.warning("The run in %s has no complete checkpoint; starting from the beginning.", out)
+    else:
+        raise RecipeError(f"There is no checkpoint in {out} to resume from; leave out --resume to start.")
+    return checkpoint
+
+
+def _train(recipe: Recipe, out: Path, checkpoint: Path | None, build: Callable[..., tuple[Any, Any]] | None) -> None:
     """Train from `checkpoint`, or from the start, and save the repo to `out`."""
     if recipe.model == "tabletop":
         model, processor = build_tabletop(recipe)
-        if recipe.towers is not None and checkpoint is None:
-            pretrain_towers(model, processor, recipe, out)
     elif recipe.parts is not None:
         if build is None:
             raise RecipeError("`parts` needs somebody who puts them together; pass `build` (`reasonseg train` does).")
@@ -84,6 +106,10 @@ def _train(recipe: Recipe, out: Path, checkpoint: str | None, build: Callable[..
         if getattr(model.config, "needs_adapter", False):
             raise RecipeError(f"{recipe.model} keeps its adapter apart; convert it without --keep-lora to train on.")
         processor = load_pretrained(AutoProcessor, recipe.model)
+    if int(os.environ.get("RANK", "0")) == 0:  # of the processes that torchrun has started
+        begin(out)
+    if recipe.model == "tabletop" and recipe.towers is not None and checkpoint is None:
+        pretrain_towers(model, processor, recipe, out)
     data = training_data(recipe)
     if recipe.dwsl is not None:
         data = WeightedExamples(data, dwsl_weights(model, processor, data, recipe, out))
@@ -103,12 +129,22 @@ def _train(recipe: Recipe, out: Path, checkpoint: str | None, build: Callable[..
         optimizer_factory=optimizer_factory(recipe.optimizer),
         learning_rates=recipe.learning_rates,
     )
-    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if recipe.score_steps:
         fit_mask_scores(model, processor, data, recipe, out)
-    trainer.save_model()
-    if recipe.storage_dtype is not None and trainer.is_world_process_zero():
-        store_as(out, getattr(torch, recipe.storage_dtype))
+    save_finished(trainer, out, recipe.storage_dtype)
+
+
+def save_finished(trainer: ReasoningSegmentationTrainer, out: Path, storage_dtype: str | None) -> None:
+    """Leaves the repo in `out`, every file of it whole; no file is there before all of them are written."""
+    draft = out / FINISHED_DRAFT
+    trainer.save_model(str(draft))
+    trainer.accelerator.wait_for_everyone()
+    if trainer.args.should_save:
+        if storage_dtype is not None:
+            store_as(draft, getattr(torch, storage_dtype))
+        move_files_in_place(draft, out)
+        end(out)
 
 
 def auxiliary_losses(model, processor, recipe: Recipe) -> dict[str, Callable[..., torch.Tensor]]:

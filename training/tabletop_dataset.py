@@ -22,7 +22,7 @@ from pycocotools import mask as coco_mask
 from reasonseg.processing.segments import mask_to_rle
 
 from ..processing.image_loading import open_image
-from ..whole_files import write_whole, written_whole
+from ..whole_files import remove_drafts, write_whole, written_whole
 from .tabletop_requests import Request, build_answer, make_requests
 from .tabletop_scenes import DEFAULT_SIZE, SPLITS, TabletopObject, TabletopScene, draw_scene
 
@@ -186,6 +186,7 @@ def write_dataset(
         raise ValueError(f"count must be at least 1, got {count}.")
     folder = Path(out_dir) / split
     folder.mkdir(parents=True, exist_ok=True)
+    remove_drafts(folder)
     settings = {
         "format": FORMAT_VERSION,
         "split": split,
@@ -314,7 +315,7 @@ def _keep_whole_lines(partial: Path) -> int:
     content = partial.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     if len(whole) != len(content):
-        partial.write_bytes(whole)
+        write_whole(partial, whole)
     return whole.count(b"\n")
 
 

@@ -1,5 +1,6 @@
 """transformers' Trainer for reasoning segmentation: every part of the loss in the logs, complete repos on disk."""
 
+import shutil
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
+from .checkpoints import CHECKPOINT_DRAFT, put_in_place
 from .optimizers import split_learning_rates
 from .parts import has_lora, merged_state_dict, trained_state_dict
 
@@ -32,8 +36,8 @@ class ReasoningSegmentationTrainer(Trainer):
     Trainer whose logs hold each part of the loss, and whose checkpoints are repos that load and run.
 
     Every `checkpoint-N` holds the whole model with adapters merged, its code, processor and chat template, so that it
-    can be evaluated, published or used in a pipeline as it is. Runs with adapters add `trained_parts.safetensors`,
-    from which a resumed run takes the unmerged state.
+    can be evaluated, published or used in a pipeline as it is; a killed run leaves it whole or not at all. Runs with
+    adapters add `trained_parts.safetensors`, from which a resumed run takes the unmerged state.
 
     Args:
         decision_loss_weight (`float`): Weight of an additional cross entropy between `[SEG]` and `[REJ]` at every
@@ -70,6 +74,7 @@ class ReasoningSegmentationTrainer(Trainer):
         self.optimizer_factory = optimizer_factory
         self.learning_rates = learning_rates or {}
         self._loss_parts: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self._writes_draft = False
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(EpochCallback(self.train_dataset))
 
@@ -123,6 +128,41 @@ class ReasoningSegmentationTrainer(Trainer):
         super().log(logs, start_time)
 
     # ---- checkpoints --------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial) -> None:
+        """As the Trainer's, but aside: a checkpoint gets its name when every process has written its part of it."""
+        run_dir = Path(super()._get_output_dir(trial))
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        drafts, place = run_dir / CHECKPOINT_DRAFT, run_dir / name
+        if self.args.should_save:
+            shutil.rmtree(drafts, ignore_errors=True)  # of a run that was stopped
+        self.accelerator.wait_for_everyone()
+        self._writes_draft = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._writes_draft = False
+        self.accelerator.wait_for_everyone()
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(place)
+        if self.args.should_save:
+            self.state.save_to_json(str(drafts / name / TRAINER_STATE_NAME))
+            put_in_place(drafts / name, place)
+            drafts.rmdir()
+            rotate_checkpoints(
+                str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
+            )
+        self.accelerator.wait_for_everyone()
+        if self.args.push_to_hub:
+            self._push_from_checkpoint(str(place))
+
+    def _get_output_dir(self, trial) -> str:
+        run_dir = super()._get_output_dir(trial)
+        return str(Path(run_dir) / CHECKPOINT_DRAFT) if self._writes_draft else run_dir
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        if not self._writes_draft:
+            super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         output_dir = Path(output_dir or self.args.output_dir)

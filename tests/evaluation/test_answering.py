@@ -95,6 +95,30 @@ def test_a_stopped_run_goes_on(tmp_path):
     assert model.batches == []
 
 
+def test_a_stop_inside_a_character(tmp_path):
+    class Says(Letters):
+        def batch_decode(self, ids, skip_special_tokens):
+            return ["Tür"] * len(ids)
+
+    lines = answer_questions(Says(), Says(), questions(2), tmp_path, Answering())
+    path = tmp_path / "answers.jsonl"
+    content = path.read_bytes()
+    path.write_bytes(content[: content.rindex("ü".encode()) + 1])
+    (tmp_path / ".answers.jsonl.4194305.partial").write_text("half", encoding="utf-8")  # of a killed process
+    model = Letters()
+    again = answer_questions(model, model, questions(2), tmp_path, Answering())
+    assert [line["text"] for line in again] == ["Tür", "B"]
+    assert again[0] == lines[0]
+    assert [file.name for file in tmp_path.iterdir()] == ["answers.jsonl"]
+
+
+def test_lines_of_somebody_else_are_named(tmp_path):
+    (tmp_path / "answers.jsonl").write_text('{"question_id": 1, "text": "A"}\n', encoding="utf-8")
+    model = Letters()
+    with pytest.raises(AnswersError, match=r"Line 1 of .*answers\.jsonl is not an answer that was written here"):
+        answer_questions(model, model, questions(2), tmp_path, Answering())
+
+
 def test_processes_share_the_questions(tmp_path, monkeypatch):
     """Two processes, here as threads: each answers its part, the slower one is waited for, all get everything."""
     local = threading.local()

@@ -54,6 +54,14 @@ def test_a_stopped_run_goes_on(tmp_path):
     assert not list(tmp_path.glob(".*partial"))
 
 
+def test_drafts_of_a_killed_run_are_removed(tmp_path):
+    ImageFiles(tmp_path, ".txt", {}).fill(IMAGES[:1], make_with([]))
+    draft = tmp_path / ".picture_1.txt.4194305.partial"  # a number that no process has
+    draft.write_text("half", encoding="utf-8")
+    ImageFiles(tmp_path, ".txt", {})
+    assert not draft.exists()
+
+
 def test_other_settings_are_refused(tmp_path):
     ImageFiles(tmp_path / "a", ".txt", {"question": "What?", "heads": [1]}).fill(IMAGES[:1], make_with([]))
     with pytest.raises(SettingsDifferError, match=r"heads: \[1\], now 'paper'; question: 'What\?', now 'Why\?'"):

@@ -152,3 +152,13 @@ def test_wrong_arguments_are_explained(tmp_path):
         write_dataset(tmp_path, "test", 0)
     with pytest.raises(FileNotFoundError, match=r"Split 'train' of .* is not there"):
         read_dataset(tmp_path, "train")
+
+
+def test_a_run_that_was_killed_before_it_noted_its_settings(tmp_path):
+    folder = tmp_path / "train"
+    folder.mkdir()
+    (folder / f".{tabletop_dataset.SETTINGS_FILE}.4194305.partial").write_text(
+        "{", encoding="utf-8"
+    )  # a number that no process has
+    write_dataset(tmp_path, "train", 1, size=64)
+    assert not list(folder.glob(".*partial"))

@@ -6,47 +6,25 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModel, AutoProcessor, LlamaConfig, LlavaConfig, TrainingArguments
-from transformers.models.clip import CLIPVisionConfig
+from transformers import AutoModel, AutoProcessor, TrainingArguments
 
-from reasonseg.modeling.configuration_gsva import GsvaConfig
-from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.training.collator import Example, SegmentationCollator
 from reasonseg.training.datasets import ImageFolderExamples, TabletopExamples
 from reasonseg.training.optimizers import is_hidden_matrix, muon_and_adamw
 from reasonseg.training.parts import ORIGINALLY_TRAINED, add_lora, merged_state_dict, select_trained
 from reasonseg.training.tabletop_dataset import write_dataset
-from reasonseg.training.tabletop_processor import build_processor, token_ids
 from reasonseg.training.trainer import TRAINED_PARTS_FILE, ReasoningSegmentationTrainer
-from tests import tiny
-
-
-SIDE = 28
+from tests.training.tiny_training import tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")
 def processor():
-    return build_processor(vlm_side=SIDE, vlm_patch=14, segmenter_side=tiny.SAM_SIDE)
+    return tiny_processor()
 
 
 @pytest.fixture
 def model(processor):
-    ids = token_ids(processor)
-    text = {**tiny.TEXT, "vocab_size": ids["vocab_size"], "pad_token_id": ids["<pad>"]}
-    vlm = LlavaConfig(
-        text_config=LlamaConfig(**text),
-        vision_config=CLIPVisionConfig(**tiny.CLIP),
-        image_token_index=ids["<image>"],
-        image_seq_length=4,
-    )
-    config = GsvaConfig(
-        vlm_config=vlm,
-        segmenter_config=tiny.sam_config(),
-        seg_token_id=ids["[SEG]"],
-        rej_token_id=ids["[REJ]"],
-        count_rejected_masks=False,
-    )
-    return tiny.randomize(GsvaForReasoningSegmentation(config), std=0.1)
+    return tiny_model(processor)
 
 
 def arguments(out, **kwargs) -> TrainingArguments:
