@@ -1,6 +1,11 @@
 """Read a picture of any supported kind into an upright RGB image, or say why it cannot be read."""
 
 import os
+import re
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +16,10 @@ from transformers.image_utils import ChannelDimension, infer_channel_dimension_f
 
 # 8192 x 8192. A file of a few bytes can claim any size, and every later step allocates several times that much.
 MAX_IMAGE_PIXELS = 2**26
+# Where this is set in the environment, it takes the place of every limit of files and images, stored ones included.
+PIXELS_VARIABLE = "REASONSEG_MAX_IMAGE_PIXELS"
+# Pillow has one limit for all threads.
+_PILLOW = threading.Lock()
 
 ImageSource = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 
@@ -33,6 +42,10 @@ _UPRIGHT_TRANSPOSE = {
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 
+class ImageTooLargeError(ValueError):
+    """An image has more pixels than are allowed."""
+
+
 def load_rgb_image(
     image: ImageSource,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
@@ -50,7 +63,7 @@ def load_rgb_image(
             `(height, width, channels)` or `(channels, height, width)` with 1, 3 or 4 channels: uint8 in 0..255 or
             floating point in 0..1.
         max_image_pixels (`int`, *optional*, defaults to 67108864):
-            Largest allowed height x width.
+            Largest allowed height x width; the environment variable REASONSEG_MAX_IMAGE_PIXELS takes its place.
         input_data_format (`str` or `ChannelDimension`, *optional*):
             `"channels_first"` or `"channels_last"` for arrays and tensors; inferred from the shape when omitted.
 
@@ -58,13 +71,14 @@ def load_rgb_image(
         `PIL.Image.Image`: mode RGB, upright, without metadata, decoded.
 
     Raises:
-        ValueError: The source is a URL, is not a readable picture, has no pixels or too many, or is an array of
-            another dtype, shape or value range.
+        ValueError: The source is a URL, is not a readable picture, has no pixels or too many
+            ([`ImageTooLargeError`]), or is an array of another dtype, shape or value range.
 
     Example:
         >>> load_rgb_image(np.zeros((2, 3), dtype=np.uint8)).size
         (3, 2)
     """
+    max_image_pixels = _allowed_pixels(max_image_pixels)
     if isinstance(image, (str, os.PathLike)):
         return _load_file(image, max_image_pixels)
     if isinstance(image, Image.Image):
@@ -89,7 +103,8 @@ def open_image(path: str | os.PathLike, max_image_pixels: int = MAX_IMAGE_PIXELS
 
     Args:
         path (`str` or `os.PathLike`): the file.
-        max_image_pixels (`int`, *optional*, defaults to 67108864): largest allowed height x width.
+        max_image_pixels (`int`, *optional*, defaults to 67108864): largest allowed height x width; see
+            `load_rgb_image`.
 
     Returns:
         `PIL.Image.Image`: of one of `IMAGE_FORMATS`; close it, or use it as a context.
@@ -97,7 +112,7 @@ def open_image(path: str | os.PathLike, max_image_pixels: int = MAX_IMAGE_PIXELS
     Raises:
         ValueError: The file is a URL, does not exist, is of another format, or claims too many pixels.
     """
-    name, shown = os.fspath(path), _shown(path)
+    name, shown, max_image_pixels = os.fspath(path), _shown(path), _allowed_pixels(max_image_pixels)
     if "://" in name or name.startswith("data:"):
         raise ValueError(
             f"{shown} is a URL. Only local files are read; download it yourself and pass its path or a "
@@ -108,7 +123,14 @@ def open_image(path: str | os.PathLike, max_image_pixels: int = MAX_IMAGE_PIXELS
         raise ValueError(f"{shown} is not an existing local image file. Check the path, or pass a PIL.Image.Image.")
     Image.init()
     try:
-        image = Image.open(name, formats=[kind for kind in IMAGE_FORMATS if kind in Image.OPEN])
+        with _pillow_allows(max_image_pixels):
+            image = Image.open(name, formats=[kind for kind in IMAGE_FORMATS if kind in Image.OPEN])
+    except Image.DecompressionBombError as error:
+        count = re.search(r"\d+", str(error))
+        raise ImageTooLargeError(
+            f"{shown} is {'too many' if count is None else count[0]} pixels, more than the {max_image_pixels} "
+            f"allowed ({type(error).__name__}). Shrink it first, or raise `max_image_pixels` if you trust it."
+        ) from error
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         raise ValueError(
             f"{shown} cannot be opened as an image ({_reason(error)}). Check or convert the file; "
@@ -203,10 +225,36 @@ def check_pixel_count(height: int, width: int, what: str, max_image_pixels: int)
     if height < 1 or width < 1:
         raise ValueError(f"{what} is {width} x {height} pixels. Both sides must be at least 1 pixel.")
     if height * width > max_image_pixels:
-        raise ValueError(
+        raise ImageTooLargeError(
             f"{what} is {width} x {height} = {height * width} pixels, more than the {max_image_pixels} allowed. "
             "Shrink it first, or raise `max_image_pixels` if you trust it."
         )
+
+
+def _allowed_pixels(max_image_pixels: int) -> int:
+    """The limit that the environment sets, else `max_image_pixels`."""
+    given = os.environ.get(PIXELS_VARIABLE)
+    if not given:
+        return max_image_pixels
+    if not given.isdecimal() or int(given) < 1:
+        raise ValueError(f"{PIXELS_VARIABLE} is {given!r}. It must be a number of pixels, at least 1.")
+    return int(given)
+
+
+@contextmanager
+def _pillow_allows(max_image_pixels: int) -> Iterator[None]:
+    """Let Pillow open what is allowed here, and leave it to `check_pixel_count` to refuse the rest."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        if Image.MAX_IMAGE_PIXELS is None or max_image_pixels <= Image.MAX_IMAGE_PIXELS:
+            yield
+            return
+        with _PILLOW:
+            before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_image_pixels
+            try:
+                yield
+            finally:
+                Image.MAX_IMAGE_PIXELS = before
 
 
 def _load_file(path: str | os.PathLike, max_image_pixels: int) -> Image.Image:
@@ -226,7 +274,8 @@ def _decode(image: Image.Image, what: str, max_image_pixels: int) -> Image.Image
     check_pixel_count(image.height, image.width, what, max_image_pixels)
     _check_tiles(image, what, max_image_pixels)
     try:
-        image.load()
+        with _pillow_allows(max_image_pixels):
+            image.load()
         orientation = _orientation(image)
         image = _to_rgb(image, what)
     except Exception as error:  # decoders raise errors of many kinds on damaged files

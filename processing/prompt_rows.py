@@ -42,9 +42,12 @@ def read_texts(text: Any, answer: Any) -> list[tuple[str, str | None]]:
         `list[tuple[str, str | None]]`: Message and answer of each row.
 
     Raises:
-        ValueError: If something is not a string or there are not as many answers as texts.
+        ValueError: If something is not a string, a text is blank, or there are not as many answers as texts.
     """
     texts = _strings(text, "text")
+    for place, message in enumerate(texts):
+        if not message.strip():
+            raise ValueError(f"Entry {place} of text is empty. Ask something.")
     if answer is None:
         return [(message, None) for message in texts]
     answers = _strings(answer, "answer")

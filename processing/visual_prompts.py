@@ -81,7 +81,7 @@ class VisualPrompt:
 
     Args:
         shape (`str`):
-            `"rectangle"`, `"ellipse"`, `"triangle"`, `"point"`, `"scribble"`, `"mask contour"`, `"mask"` or `"arrow"`.
+            `"rectangle"`, `"ellipse"`, `"triangle"`, `"point"`, `"scribble"`, `"mask-contour"`, `"mask"` or `"arrow"`.
         box_xyxy (`tuple[float, float, float, float]`, *optional*):
             x1, y1, x2, y2 in pixels; around the polygons or the mask by default.
         polygons (`Sequence`, *optional*):
@@ -255,14 +255,15 @@ def fill_placeholders(text: str, prompts: Sequence[VisualPrompt]) -> str:
 
 
 def read_shape(shape: str) -> str:
-    """The shape's name in `SHAPES`; "mask-contour" and "mask_contour" are understood.
+    """The shape's name in `SHAPES`; for "mask contour" also "mask-contour", as it is typed, and "mask_contour".
 
     Raises:
         ValueError: If there is no such shape.
     """
     known = str(shape).strip().lower().replace("-", " ").replace("_", " ")
     if known not in SHAPE_WORDS:
-        raise ValueError(f"Unknown shape {shape!r} of a visual prompt; there are {', '.join(SHAPES)}.")
+        names = ", ".join(name.replace(" ", "-") for name in SHAPES)
+        raise ValueError(f"Unknown shape {shape!r} of a visual prompt; there are {names}.")
     return known
 
 

@@ -171,11 +171,13 @@ class MaskedInput:
             `MaskedAnswer`, or a list of them where a list of pictures was given.
 
         Raises:
-            ValueError: Pictures and questions do not match, or a picture cannot be read.
+            ValueError: Pictures and questions do not match, a question is blank, or a picture cannot be read.
         """
         is_list = isinstance(images, (list, tuple))
         pictures = [self.masker.load(image) for image in (images if is_list else [images])]
         questions = _for_each(text, len(pictures), "texts")
+        if not all(question.strip() for question in questions):
+            raise ValueError("The question is empty. Ask something.")
         instructions = questions if instruction is None else _for_each(instruction, len(pictures), "instructions")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}. It must be at least 1.")

@@ -60,7 +60,12 @@ class PictureChat:
 
         Returns:
             `str`: The answer. A question whose answer fails is not kept.
+
+        Raises:
+            ValueError: If the question is blank.
         """
+        if not text.strip():
+            raise ValueError("The question is empty. Ask something.")
         messages = [*self.messages, user_message(text, has_image=not self.messages)]
         prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         inputs = self.processor(images=[self.image], text=[prompt], return_tensors="pt").to(self.model.device)

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import warnings
 import zlib
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps, features
 
-from reasonseg.processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
+from reasonseg.processing.image_loading import MAX_IMAGE_PIXELS, ImageTooLargeError, load_rgb_image
 from tests.parity_data import PARITY
 
 
@@ -329,3 +330,40 @@ def test_the_pixel_limit_can_be_raised_and_lowered():
     assert load_rgb_image(PICTURE, max_image_pixels=35).size == (7, 5)
     with pytest.raises(ValueError, match="more than the 34 allowed"):
         load_rgb_image(PICTURE, max_image_pixels=34)
+
+
+@pytest.mark.parametrize(("width", "height"), [(12000, 9000), (20000, 10000), (60000, 60000)])
+def test_a_large_image_is_refused_once(tmp_path, width, height):
+    """Above our limit, above Pillow's warning and above Pillow's error: one message, with what to do."""
+    path = write(tmp_path, "a.png", png_claiming(width, height))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ImageTooLargeError) as error:
+            load_rgb_image(path)
+    assert str(width * height) in str(error.value)
+    assert "more than the 67108864 allowed" in str(error.value)
+    assert "raise `max_image_pixels` if you trust it" in str(error.value)
+
+
+@pytest.mark.parametrize("how", ["argument", "environment"])
+def test_what_is_allowed_is_read_whatever_pillow_says(tmp_path, monkeypatch, how):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    path = tmp_path / "a.tif"  # its tiles are checked by Pillow once more when they are decoded
+    Image.new("RGB", (30, 20), "red").save(path)
+    limit = {"max_image_pixels": 600} if how == "argument" else {"max_image_pixels": 10}
+    if how == "environment":
+        monkeypatch.setenv("REASONSEG_MAX_IMAGE_PIXELS", "600")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_rgb_image(path, **limit).size == (30, 20)
+        Image.new("RGB", (30, 21), "red").save(path)
+        with pytest.raises(ImageTooLargeError, match="more than the 600 allowed"):
+            load_rgb_image(path, **limit)
+    assert Image.MAX_IMAGE_PIXELS == 50, "a setting of the whole process"
+
+
+@pytest.mark.parametrize("given", ["many", "0", "-1", "1e6"])
+def test_a_limit_in_the_environment_that_is_none(monkeypatch, given):
+    monkeypatch.setenv("REASONSEG_MAX_IMAGE_PIXELS", given)
+    with pytest.raises(ValueError, match=r"REASONSEG_MAX_IMAGE_PIXELS is .* a number of pixels, at least 1"):
+        load_rgb_image(Image.new("RGB", (2, 2)))

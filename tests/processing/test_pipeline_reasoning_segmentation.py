@@ -443,6 +443,18 @@ class TestConvertedLisa:
                 assert (mask & recorded).sum() / (mask | recorded).sum() >= 0.999
                 assert result["generated_text"][slice(*segment["span"])] == "[SEG]"
 
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"text": ["Where?", " "]}, r"text is empty\. Ask something"),
+            ({"text": ""}, r"text is empty\. Ask something"),
+            ({"phrases": ["a dog", " "]}, "The phrase ' ' is empty"),
+        ],
+    )
+    def test_empty_questions_are_refused(self, lisa, arguments, message):
+        with pytest.raises(ValueError, match=message):
+            lisa(PARITY / "lisa" / "images" / "img0.png", **arguments, max_new_tokens=1)
+
     def test_phrases_label_their_segments(self, lisa):
         result = lisa(PARITY / "lisa" / "images" / "img0.png", phrases=["the red cup", "a dog"])
         assert [segment["label"] for segment in result["segments"]] == ["the red cup", "a dog"]

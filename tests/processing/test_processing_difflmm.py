@@ -130,6 +130,7 @@ def test_counted_tokens(processor):
         ({"images": 2, "text": "a", "image_index": [2]}, "each naming an image"),
         ({"images": 1, "text": "a", "truncation": True, "max_length": 20}, "cut off <image> tokens"),
         ({"images": 1, "text": 3}, "not iterable|must be a string"),
+        ({"images": 1, "text": ""}, "Entry 0 of text is empty"),
     ],
 )
 def test_what_does_not_fit_is_refused(processor, image, arguments, message):

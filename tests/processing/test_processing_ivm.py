@@ -164,6 +164,7 @@ def test_it_is_saved_and_loaded(processor, tmp_path):
         ({"text": "cup", "return_labels": True}, "IVM writes no answer"),
         ({"text": "cup", "phrases": [["dog"]]}, "Give either of them"),
         ({"phrases": [["cup", " "]]}, "is empty"),
+        ({"text": ["", "cup"], "images": [image(), image()]}, "Entry 0 of text is empty"),
         ({"phrases": [["<image>"]]}, "holds <image>"),
         ({"phrases": "cup"}, "Give a list of phrases per row"),
         ({"phrases": [["cup"]], "apply_template": False}, "needs the chat template"),

@@ -257,6 +257,7 @@ ERRORS = {
     "phrases and text": ({"images": IMAGES[0], "text": "a", "phrases": ["b"]}, "brings its own question and answer"),
     "phrases and answer": ({"images": IMAGES[0], "answer": "a", "phrases": ["b"]}, "its own question and answer"),
     "phrases without image": ({"phrases": ["b"]}, "comes without an image"),
+    "an empty text": ({"images": IMAGES[0], "text": ["a", " "]}, r"Entry 1 of text is empty\. Ask something"),
     "no phrases": ({"images": IMAGES[0], "phrases": []}, "phrases is empty"),
     "a row without phrases": ({"images": IMAGES[0], "phrases": [[]]}, "Row 0 of phrases is \\[\\]"),
     "an empty phrase": ({"images": IMAGES[0], "phrases": ["dog", " "]}, "The phrase ' ' is empty"),

@@ -197,6 +197,7 @@ class TestVisualPrompts:
             ("<bbox0>", [[]], "0 visual prompts were given"),
             (["a", "b"], [[BOX]], "2 texts and 1 rows of visual prompts"),
             ("a", [["rectangle"]], "holds a str"),
+            ("\n", [[BOX]], "text is empty"),
         ],
     )
     def test_errors(self, processor, text, prompts, message):

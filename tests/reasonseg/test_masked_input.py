@@ -126,6 +126,7 @@ def test_a_processor_without_chat_template(asker, ivm_repo, pictures):
         (lambda ask, pictures: ask(pictures, "x", instruction=["a", "b", "c"]), "2 pictures and 3 instructions"),
         (lambda ask, pictures: ask(pictures, "x", batch_size=0), "batch_size is 0"),
         (lambda ask, pictures: ask("nowhere.png", "x"), "not an existing local image file"),
+        (lambda ask, pictures: ask(pictures, ["x", " "], instruction="cup"), "The question is empty"),
     ],
 )
 def test_wrong_calls(asker, ivm_repo, pictures, call, message):
