@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .model_names import resolve_model
+
 
 class UnknownBenchmarkError(ValueError):
     """There is no benchmark of this name, or it lacks what was asked of it."""
@@ -19,7 +21,7 @@ class EvaluationOptions:
     Args:
         dataset (`str`): Name of the benchmark, or the folder of one split.
         out (`Path`): Folder of the report.
-        model (`str`, *optional*): Folder or Hub id of the repository.
+        model (`str`, *optional*): Folder or Hub id of the repository, or `embedded`.
         protocol (`str`): One of the benchmark's protocols.
         split (`str`, *optional*): Part of the data set.
         scenes (`int`): Pictures of `tabletop`.
@@ -61,6 +63,15 @@ class EvaluationOptions:
         missing = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is None]
         if missing:
             raise UnknownBenchmarkError(f"--dataset {self.dataset} also needs {', '.join(missing)}.")
+
+    @property
+    def repository(self) -> str:
+        """The model as `from_pretrained` takes it.
+
+        Raises:
+            UnknownModelError: If there is no such model.
+        """
+        return resolve_model(self.model, self.revision)
 
     def load_arguments(self) -> dict[str, Any]:
         """Arguments of every `from_pretrained` of the repository."""

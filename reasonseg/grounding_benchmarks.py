@@ -121,13 +121,14 @@ def _answers(
 def _ground(options: EvaluationOptions, settings: dict[str, Any], images: list[AnnotatedImage], folder: Path) -> None:
     options.require("model", "images")
     register()
-    model = load_pretrained(AutoModel, options.model, dtype=settings.get("dtype", "auto"), **options.load_arguments())
+    repo, arguments = options.repository, options.load_arguments()
+    model = load_pretrained(AutoModel, repo, dtype=settings.get("dtype", "auto"), **arguments)
     if model.config.model_type != _MODEL_TYPE:
         raise UnknownBenchmarkError(
             f"--dataset {options.dataset} needs a model that points by its attention; {options.model} is a "
             f"{model.config.model_type}. Make one: reasonseg convert attend-and-segment VLM --sam FILE --out DIR."
         )
-    processor = load_pretrained(AutoProcessor, options.model, **options.load_arguments())
+    processor = load_pretrained(AutoProcessor, repo, **arguments)
     if "phrase_extractor" in settings:
         processor.phrase_extractor = settings["phrase_extractor"]
     grounder = Grounder(
@@ -159,8 +160,8 @@ def _read(options: EvaluationOptions, own: dict[str, Callable[[str], Any]]) -> d
         UnknownBenchmarkError: If a value cannot be read.
     """
     paths = dict.fromkeys(("maps", "original_maps", "answers"), Path)
-    words = dict.fromkeys(("question", "candidates", "phrase_extractor", "dtype"), str)
-    readers = {**paths, **words, **_POINTING, **own}
+    words = dict.fromkeys(("candidates", "phrase_extractor", "dtype"), str)
+    readers = {**paths, **words, "question": _question, **_POINTING, **own}
     values = {}
     for name, text in options.settings.items():
         try:
@@ -168,6 +169,12 @@ def _read(options: EvaluationOptions, own: dict[str, Callable[[str], Any]]) -> d
         except ValueError as error:
             raise UnknownBenchmarkError(f"--set {name}={text} cannot be read: {error}.") from None
     return values
+
+
+def _question(text: str) -> str:
+    if not text.strip():
+        raise ValueError("the question is empty")
+    return text
 
 
 def _yes_or_no(text: str) -> bool:

@@ -27,10 +27,10 @@ def _run(options: EvaluationOptions, questions: list[Question]) -> Outcome:
     options.require("model")
     register()
     questions = questions[: options.limit]
-    network = load_pretrained(AutoModel, options.model, dtype="auto", **options.load_arguments())
+    network = load_pretrained(AutoModel, options.repository, dtype="auto", **options.load_arguments())
     result = evaluate(
         network.to(PartialState().device),
-        load_pretrained(AutoProcessor, options.model, **options.load_arguments()),
+        load_pretrained(AutoProcessor, options.repository, **options.load_arguments()),
         questions,
         protocol=options.protocol,
         batch_size=options.batch_size,

@@ -211,10 +211,10 @@ def _judge(given: str, name: str, options: EvaluationOptions) -> Judge:
 
 def _load(options: EvaluationOptions):
     register()
-    model = load_pretrained(AutoModelForImageTextToText, options.model, dtype="auto", **options.load_arguments())
+    model = load_pretrained(AutoModelForImageTextToText, options.repository, dtype="auto", **options.load_arguments())
     return (
         model.to(PartialState().device),
-        load_pretrained(AutoProcessor, options.model, **options.load_arguments()),
+        load_pretrained(AutoProcessor, options.repository, **options.load_arguments()),
     )
 
 

@@ -1,5 +1,7 @@
 """The commands in one table."""
 
+import io
+import sys
 from typing import Annotated
 
 import typer
@@ -46,6 +48,9 @@ def options(
 
 def main() -> None:
     """Run the command line; the process ends with 0 only on success."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # no answer and no name ends a run that cannot be shown
     app(prog_name="reasonseg")
 
 

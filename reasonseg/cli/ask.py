@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from ..whole_files import written_whole
-from .failures import CommandError, stderr_console
-from .running import Dtype, load_checkpoint
+from ..model_names import EMBEDDED_HELP
+from ..whole_files import remove_drafts, written_whole
+from .failures import CommandError, path_text, stderr_console
+from .inputs import check_question
+from .running import Dtype, MaxImagePixels, load_checkpoint
 
 
 if TYPE_CHECKING:
@@ -20,10 +23,14 @@ RESET, LEAVE = "/reset", ("/exit", "/quit")
 
 def ask(
     image: Annotated[Path, typer.Argument(help="The picture.", show_default=False)],
-    model: Annotated[str, typer.Option("--model", "-m", help="Folder or Hub name of a converted checkpoint.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help=f"Folder or Hub name of a converted checkpoint; {EMBEDDED_HELP}.")
+    ],
     text: Annotated[
         str | None,
-        typer.Argument(help="The question. <bbox0>, <bbox1> ... become the words for the marks.", show_default=False),
+        typer.Argument(
+            help="The question. `<bbox0>`, `<bbox1>` ... become the words for the marks.", show_default=False
+        ),
     ] = None,
     box: Annotated[
         list[str] | None, typer.Option("--box", "-b", metavar="X1,Y1,X2,Y2", help="Mark this place, in pixels.")
@@ -69,6 +76,7 @@ def ask(
     seed: Annotated[int | None, typer.Option(min=0, help="With a temperature: the same answer again.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: an accelerator if there is one.")] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")] = Dtype.auto,
+    max_image_pixels: MaxImagePixels = None,
     revision: Annotated[str | None, typer.Option(help="Commit hash, tag or branch of a Hub checkpoint.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
@@ -82,8 +90,8 @@ def ask(
     """
     if not image.is_file():
         raise CommandError(f"There is no picture {str(image)!r}.")
-    if text is not None and not text.strip():
-        raise CommandError("The question is empty.")
+    if text is not None:
+        check_question(text)
     regions = read_regions(box or [], polygon or [], mask or [], rle or [])
     prompts = make_prompts(regions, shape or [], color or [], alpha)
 
@@ -95,7 +103,7 @@ def ask(
     for prompt in prompts:
         prompt.region.check_size((picture.height, picture.width))
     fill_placeholders(text or "", prompts)
-    with console.status(f"Loading {model} ..."):
+    with console.status(f"Loading {escape(model)} ..."):
         network, processor = load_checkpoint(
             model, revision, dtype.value, device, trust_remote_code, "AutoModelForImageTextToText"
         )
@@ -103,11 +111,12 @@ def ask(
     if prompts:
         scaled = scale_prompts(prompts, (picture.height, picture.width), input_side(processor), width)
         picture = draw_visual_prompts(picture, scaled)
+        remove_drafts(out.parent, out.name)
         with written_whole(out, suffix=out.suffix) as draft:
             picture.save(draft)
         for number, prompt in enumerate(prompts):
-            console.print(f"<bbox{number}>: {describe(prompt)}", markup=False)
-        console.print(f"Written: {out}", soft_wrap=True)
+            console.print(f"<bbox{number}>: {describe(prompt)}")
+        console.print(f"Written: {path_text(out)}", soft_wrap=True)
     questions = iter(()) if text is None else iter((text,))
     chat = PictureChat(network, processor, picture, max_new_tokens, temperature, top_p)
     if seed is not None:
@@ -123,7 +132,7 @@ def ask(
         try:
             question = fill_placeholders(question, prompts)
         except ValueError as error:
-            console.print(str(error), style="red", markup=False)
+            console.print(str(error), style="red")
             continue
         answer = chat.ask(question, None if as_json else _write)
         if as_json:
@@ -210,7 +219,7 @@ def _numbers(name: str, given: str, count: int | None = None) -> list[float]:
 def _read_question(console: Any) -> str | None:
     """The next line that says something; `None` at the end."""
     while True:
-        console.print("> ", end="", markup=False)
+        console.print("> ", end="")
         line = sys.stdin.readline()
         if not line or line.strip() in LEAVE:
             return None

@@ -7,8 +7,11 @@ from typing import Annotated
 
 import typer
 
-from ..whole_files import written_whole
+from ..model_names import EMBEDDED
+from ..whole_files import remove_drafts, written_whole
 from .failures import stderr_console
+from .inputs import check_question
+from .running import load_checkpoint
 
 
 def demo(
@@ -17,23 +20,19 @@ def demo(
         list[str] | None, typer.Option("--text", "-t", help="Your own question; may be given several times.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="Another model trained by `reasonseg train tabletop`.")
-    ] = None,
+        str, typer.Option("--model", "-m", help="Another model trained by `reasonseg train tabletop`.")
+    ] = EMBEDDED,
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("demo.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ):
     """Draw a tabletop, ask the model about it, and write the picture with its masks and rejections."""
+    for question in text or ():
+        check_question(question)
     from PIL import Image
-    from transformers import AutoModel, AutoProcessor
 
-    from ..embedding import EMBEDDED_MODEL
-    from ..loading import load_pretrained
     from ..questions import demo_questions, draw_demo_scene
-    from ..registration import register
 
-    register()
-    repo = model or EMBEDDED_MODEL
-    network, processor = load_pretrained(AutoModel, repo).eval(), load_pretrained(AutoProcessor, repo)
+    network, processor = load_checkpoint(model, None, "auto", "cpu", False)
     scene = draw_demo_scene(seed)
     questions = text or demo_questions(scene)
     # Enlarged for people: the model sees its own small views, the masks come at the size of the picture.
@@ -49,6 +48,7 @@ def demo(
             sys.stdout.write(f"{question}\n  {result.text}\n")
     if as_json:
         sys.stdout.write(json.dumps(answers) + "\n")
+    remove_drafts(out.parent, out.name)
     with written_whole(out) as draft:
         draw_answers(image, questions, results).save(draft, format="PNG")
     stderr_console().print(f"Written: {out}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,12 @@ import typer
 from rich.console import Console
 
 from ..benchmarks import BENCHMARKS, EvaluationOptions, UnknownBenchmarkError, find_benchmark
+from ..folder_lock import alone_in
+from ..model_names import EMBEDDED_HELP
+from ..whole_files import remove_drafts
 from .failures import CommandError, stderr_console
+from .progress import step_progress
+from .running import MaxImagePixels
 
 
 _DATASETS = "; ".join(
@@ -22,7 +28,9 @@ def evaluate(
         str, typer.Option(help=f"{_DATASETS}. Or the folder of one split (metadata.jsonl). Protocols in brackets.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json and cases.png.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Folder or Hub id of the repository.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help=f"Folder or Hub name of a checkpoint; {EMBEDDED_HELP}.")
+    ] = None,
     protocol: Annotated[str | None, typer.Option(help="How answers are made or counted; see --dataset.")] = None,
     split: Annotated[
         str | None, typer.Option(help="Part of the data set; of `tabletop`: validation, test or test_unseen.")
@@ -30,6 +38,7 @@ def evaluate(
     scenes: Annotated[int, typer.Option(min=1, help="Pictures of `tabletop`.")] = 500,
     images: Annotated[Path | None, typer.Option(help="Folder with the pictures of the data set.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="Annotation file of the data set, or its folder.")] = None,
+    max_image_pixels: MaxImagePixels = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first pictures or questions.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per step.")] = 8,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length of free answers.")] = None,
@@ -53,21 +62,15 @@ def evaluate(
     import torch
     from accelerate import PartialState
     from accelerate.utils import parse_flag_from_env
-    from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
     from ..evaluation.report import write_report
 
     # Without an accelerator accelerate would run every process as if it were alone.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
-    columns = (*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr_console(), disable=not state.is_main_process) as bar:
-        tasks = {}
-
-        def progress(step: str, done: int, total: int) -> None:
-            if step not in tasks:
-                tasks[step] = bar.add_task(step, total=total)
-            bar.update(tasks[step], completed=done, total=total)
-
+    console, is_main = stderr_console(), state.is_main_process
+    with alone_in(out) if is_main else nullcontext(), step_progress(console, is_main) as progress:
+        if is_main:
+            remove_drafts(out)
         outcome = benchmark.run(
             EvaluationOptions(
                 dataset=dataset,
@@ -88,15 +91,15 @@ def evaluate(
                 progress=progress,
             )
         )
-    if not state.is_main_process:
-        return
-    path = write_report(outcome.result, out, outcome.about)
+        if not is_main:
+            return
+        path = write_report(outcome.result, out, outcome.about)
     if as_json:
         sys.stdout.write(json.dumps({**outcome.about, **outcome.result.to_dict()}) + "\n")
     else:
         Console(width=110).print(outcome.table)
     written = [path, *([path.with_name("cases.png")] if outcome.result.cases else [])]
-    stderr_console().print(f"Written: {' and '.join(map(str, written))}", soft_wrap=True)
+    console.print(f"Written: {' and '.join(map(str, written))}", soft_wrap=True)
 
 
 def read_settings(pairs: list[str]) -> dict[str, str]:

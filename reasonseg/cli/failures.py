@@ -1,6 +1,8 @@
 """Failures as one readable paragraph on stderr, never a traceback unless asked for."""
 
 import functools
+import os
+import re
 import sys
 from collections.abc import Callable
 
@@ -19,13 +21,25 @@ class CommandError(Exception):
 
 def stderr_console() -> Console:
     """Return a console for messages and progress; results go to stdout."""
-    return Console(stderr=True, highlight=False)
+    # without markup: a path may hold [what would be a style]
+    return Console(stderr=True, highlight=False, markup=False)
 
 
 def print_error(message: str) -> None:
     """Print `message` to stderr as one paragraph."""
     # soft_wrap: a path or a command cut by a line break cannot be copied
-    stderr_console().print(f"[bold red]error:[/] {_escape(' '.join(message.split()))}", soft_wrap=True)
+    stderr_console().print(f"[bold red]error:[/] {_escape(' '.join(message.split()))}", soft_wrap=True, markup=True)
+
+
+def path_text(path: str | os.PathLike) -> str:
+    r"""Return a path as text that every file and terminal takes: bytes that are not UTF-8 become `\xNN`."""
+    return re.sub("[\ud800-\udfff]", _escaped, os.fspath(path))
+
+
+def _escaped(match: re.Match) -> str:
+    code = ord(match[0])
+    # Python keeps the byte 0xNN of a file name as the code point 0xDCNN.
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 def show_tracebacks(show: bool) -> None:
@@ -58,16 +72,18 @@ def readable_failures(command: Callable) -> Callable:
 def describe(error: Exception) -> str:
     """Say in one paragraph what `error` means for the person at the terminal."""
     message = str(error).strip()
+    if _is_a(error, "ImageTooLargeError"):
+        message = message.replace("`max_image_pixels`", "--max-image-pixels")
     # Errors that this package or its dependencies word for users; the class name adds nothing there.
-    if message and (isinstance(error, (CommandError, ValueError, OSError)) or _is_conversion_error(error)):
+    if message and (isinstance(error, (CommandError, ValueError, OSError)) or _is_a(error, "ConversionError")):
         return message
     name = type(error).__name__
     return f"{name}: {message or 'no further message'}. Run `reasonseg --debug ...` for the traceback."
 
 
-def _is_conversion_error(error: Exception) -> bool:
+def _is_a(error: Exception, name: str) -> bool:
     # Not imported: that would load torch before `--help` is answered.
-    return any(cls.__name__ == "ConversionError" for cls in type(error).__mro__)
+    return any(cls.__name__ == name for cls in type(error).__mro__)
 
 
 def print_version_and_stop(wanted: bool) -> None:

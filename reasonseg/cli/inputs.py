@@ -1,14 +1,11 @@
-"""Turn what stands on the command line into pictures and a question."""
+"""Turn what stands on the command line into images and a question."""
 
-import glob
-import itertools
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .failures import CommandError
-
-
-IMAGE_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
+from .failures import CommandError, path_text
+from .image_search import IMAGE_SUFFIXES, FoundImages, ImageSearch, Pattern
 
 
 def split_text(arguments: Sequence[str], text: str | None, phrases: Sequence[str]) -> tuple[list[str], str | None]:
@@ -37,86 +34,55 @@ def split_text(arguments: Sequence[str], text: str | None, phrases: Sequence[str
                 "or name what to segment with --phrase (once per phrase)."
             )
         text = images.pop()
-    if text is not None and not text.strip():
-        raise CommandError("The question is empty.")
+    if text is not None:
+        check_question(text)
     if any(not phrase.strip() for phrase in phrases):
-        raise CommandError("A --phrase is empty.")
+        raise CommandError("A --phrase is empty. Say what to segment.")
     if not images:
         raise CommandError("There is no image. Name files, folders or patterns such as 'photos/*.jpg'.")
     return images, text
 
 
+def check_question(text: str) -> None:
+    """
+    Raises:
+        CommandError: the question is empty or blank.
+    """
+    if not text.strip():
+        raise CommandError("The question is empty. Ask something.")
+
+
 def names_something(argument: str) -> bool:
     """Return whether `argument` is an existing file or folder, or a pattern that matches one."""
-    try:
-        return Path(argument).exists() or (glob.has_magic(argument) and any(glob.iglob(argument, recursive=True)))
-    except OSError:  # a long question is no valid file name
+    if not argument.strip():
         return False
+    return os.path.lexists(argument) or next(Pattern(argument).matches(), None) is not None
 
 
-def find_images(arguments: Iterable[str], leave_out: Path | None = None) -> list[Path]:
+def find_images(arguments: Iterable[str], leave_out: Path | None = None) -> FoundImages:
     """Expand files, folders and patterns to image files.
 
-    Folders are searched at every depth for known image suffixes, in sorted order. A file named directly is taken
-    whatever its suffix, so that a wrong one is reported instead of passed over. Each file is taken once.
+    Folders are searched at every depth for known image suffixes, in sorted order, also through links to folders.
+    Hidden files, `__MACOSX` and what earlier runs have written are left out and counted. A file named directly is
+    taken whatever its suffix, so that a wrong one is reported instead of passed over. Each file is taken once.
 
     Args:
         arguments: files, folders, patterns (`*`, `?`, `**`).
-        leave_out: a folder whose files are not inputs (the output folder, when it lies in an input folder).
+        leave_out: the output folder of this run; as a folder inside one that was named it holds no inputs.
 
     Raises:
         CommandError: an argument names nothing, or no image was found.
     """
-    return list(find_named_images(arguments, leave_out))
-
-
-def find_named_images(arguments: Iterable[str], leave_out: Path | None = None) -> dict[Path, Path]:
-    """Find images as `find_images` does, each with its place below the folder that was named.
-
-    Args:
-        arguments, leave_out: as in `find_images`.
-
-    Returns:
-        Each image and its path relative to the folder, to the part of the pattern before the first wildcard, or to
-        its own folder where the file itself was named.
-
-    Raises:
-        CommandError: an argument names nothing, or no image was found.
-    """
-    leave_out = leave_out.resolve() if leave_out else None
-    found: dict[Path, tuple[Path, Path]] = {}
+    arguments, search = list(arguments), ImageSearch(leave_out)
     for argument in arguments:
-        root = _root(argument)
-        for path in _expand(argument):
-            resolved = path.resolve()
-            if leave_out is None or leave_out not in resolved.parents:
-                found.setdefault(resolved, (path, path.relative_to(root)))
-    if not found:
+        search.add(argument)
+    found = search.found
+    if not found and not found.problems:
         raise CommandError(
-            f"No image was found in {', '.join(map(repr, arguments))}. "
-            f"Folders are searched for files that end in {', '.join(sorted(IMAGE_SUFFIXES))}."
+            f"No image was found in {', '.join(repr(path_text(argument)) for argument in arguments)}. Folders are "
+            f"searched for files that end in {', '.join(sorted(IMAGE_SUFFIXES))}. {found.what_was_left_out()}"
         )
-    return dict(found.values())
+    return found
 
 
-def _root(argument: str) -> Path:
-    path = Path(argument)
-    if path.is_dir():
-        return path
-    if path.exists() or not glob.has_magic(argument):
-        return path.parent
-    plain = itertools.takewhile(lambda part: not glob.has_magic(part), path.parts)
-    return Path(*plain)
-
-
-def _expand(argument: str) -> list[Path]:
-    path = Path(argument)
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES)
-    if path.exists():
-        return [path]
-    matches = sorted(glob.glob(argument, recursive=True)) if glob.has_magic(argument) else []
-    if not matches:
-        hint = " A question goes last, in quotes, or after --text." if " " in argument else ""
-        raise CommandError(f"{argument!r} is no existing file or folder and no pattern that matches one.{hint}")
-    return [file for match in matches for file in _expand(match) if file.suffix.lower() in IMAGE_SUFFIXES]
+__all__ = ["check_question", "find_images", "names_something", "split_text"]

@@ -1,22 +1,28 @@
 """`reasonseg mask`: hide what a question does not need in many pictures, before another model is asked."""
 
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from ..whole_files import write_whole
-from .failures import CommandError, describe, print_error, stderr_console
-from .inputs import find_named_images, names_something, split_text
-from .results import RESULTS_NAME, ResultFolder, file_sha256
-from .running import Dtype, load_checkpoint, run_in_batches, with_progress
+from ..whole_files import LONGEST_NAME, write_whole
+from .failures import CommandError, describe, path_text, print_error, stderr_console
+from .inputs import find_images, names_something, split_text
+from .progress import with_progress
+from .result_lines import RESULTS_NAME, json_line
+from .results import ResultFolder, file_sha256, hashed_stem
+from .running import Dtype, MaxImagePixels, load_checkpoint, run_in_batches, save_each
 
 
 if TYPE_CHECKING:
     from PIL import Image
+
+    from .image_search import FoundImages
 
 
 QUESTION_KEYS = ("question", "text")
@@ -82,6 +88,7 @@ def mask(
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: an accelerator if there is one.")] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")] = Dtype.auto,
+    max_image_pixels: MaxImagePixels = None,
     revision: Annotated[str | None, typer.Option(help="Commit hash, tag or branch of a Hub checkpoint.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
@@ -95,16 +102,17 @@ def mask(
 
     Masked pictures keep their names and sub-folders in --out; results.jsonl says what was kept of each. With --jsonl
     the file is written there too, its pictures replaced, so that a benchmark runs on --out as it would on the
-    original. A picture with several questions becomes one masked picture per question. A run that was stopped goes on
-    where it stopped. Ends with 0 if every picture succeeded.
+    original. An image with several questions becomes one masked image per question. A run that was stopped resumes
+    where it stopped. Ends with 0 if every image succeeded.
     """
+    found = None
     if jsonl is None:
         if image_folder is not None:
             raise CommandError("--image-folder belongs to --jsonl; name the folder as IMAGE instead.")
-        rows, tasks = None, _image_tasks(arguments or [], text, out)
+        rows, (found, tasks) = None, _image_tasks(arguments or [], text, out)
     else:
         if arguments or text is not None:
-            raise CommandError("--jsonl names pictures and questions; leave IMAGE and TEXT out.")
+            raise CommandError("--jsonl names images and questions; leave IMAGE and TEXT out.")
         if jsonl.name == RESULTS_NAME:
             raise CommandError(f"{RESULTS_NAME} is what this command writes itself; give --jsonl another name.")
         rows = _read_rows(jsonl, image_folder or jsonl.parent, image_key, question_key, first_line)
@@ -112,7 +120,7 @@ def mask(
     settings = {
         "model": model,
         "revision": revision,
-        "text": None if jsonl else tasks[0].text,
+        "text": None if jsonl or not tasks else tasks[0].text,
         "threshold": threshold,
         "crop": crop,
         "overlay_color": _color(overlay_color),
@@ -121,47 +129,51 @@ def mask(
         "min_kept": min_kept,
         "dtype": dtype.value,
     }
-    results = ResultFolder(out, settings, overwrite, command="mask")
-    tasks = list({task.key: task for task in tasks}.values())
-    pending = [task for task in tasks if not results.is_done(task.image, task.key)]
-    places = _free_places(tasks, results)
-    _check_originals(tasks, places, out, jsonl)
-    console = stderr_console()
-    if len(pending) < len(tasks):
-        console.print(f"{len(tasks) - len(pending)} of {len(tasks)} pictures are done already.")
-    done = {task.key for task in tasks} - {task.key for task in pending}
-    if pending:
-        with console.status(f"Loading {model} ..."):
-            masker = _Masker(settings, device, trust_remote_code)
-        for task, outcome in with_progress(
-            run_in_batches(masker, pending, masker.load, batch_size), len(pending), console, "Masking"
-        ):
-            if isinstance(outcome, Exception):
-                print_error(f"{task.image}: {describe(outcome)}")
-                continue
-            record = _save(results, task, places[task.key], masker.picture(outcome[1]), outcome[1])
-            done.add(task.key)
-            _report(record, out, json_lines)
-    if rows is not None:
-        _write_rows(out / jsonl.name, [row for row in rows if row[1].key in done], results, image_key)
-    if failed := len(tasks) - len(done):
-        left_out = "" if rows is None else f" Their lines are left out of {out / jsonl.name}."
+    tasks, console = list({task.key: task for task in tasks}.values()), stderr_console()
+    with ResultFolder(out, settings, overwrite, command="mask") as results:
+        pending = [task for task in tasks if not results.is_done(task.image, task.key)]
+        places = _Places(results, tasks, jsonl)
+        if found is not None:
+            found.report(console)
+        results.tidy(*places.folders)
+        if len(pending) < len(tasks):
+            console.print(f"{len(tasks) - len(pending)} of {len(tasks)} pictures are done already.")
+        done = {task.key for task in tasks} - {task.key for task in pending}
+        if pending:
+            with console.status(f"Loading {escape(model)} ..."):
+                masker = _Masker(settings, device, trust_remote_code)
+            outcomes = save_each(
+                run_in_batches(masker, pending, masker.load, batch_size),
+                lambda task, _, masked: _save(results, task, places, masker.picture(masked), masked),
+            )
+            for task, outcome in with_progress(outcomes, len(pending), console, "Masking"):
+                if isinstance(outcome, Exception):
+                    print_error(f"{path_text(task.image)}: {describe(outcome)}")
+                else:
+                    done.add(task.key)
+                    _report(outcome, out, json_lines)
+        if rows is not None:
+            with results.writing():
+                _write_rows(out / jsonl.name, [row for row in rows if row[1].key in done], results, image_key)
+    problems = 0 if found is None else len(found.problems)
+    if failed := len(tasks) - len(done) + problems:
+        left_out = "" if rows is None else f" Their lines are left out of {path_text(out / jsonl.name)}."
         print_error(
-            f"{failed} of {len(tasks)} pictures failed, see above. The others are in {out}; the same command tries "
-            f"the failed ones again.{left_out}"
+            f"{failed} of {len(tasks) + problems} pictures failed, see above. The others are in {path_text(out)}; the "
+            f"same command tries the failed ones again.{left_out}"
         )
         raise typer.Exit(1)
 
 
-def _image_tasks(arguments: list[str], text: str | None, out: Path) -> list[Task]:
+def _image_tasks(arguments: list[str], text: str | None, out: Path) -> tuple["FoundImages", list[Task]]:
     if not arguments:
         raise CommandError("Name pictures and a question, or with --jsonl a file that holds both.")
     if text is None and names_something(arguments[-1]):
         raise CommandError("There is no question. Put it after the images in quotes, or use --text QUESTION.")
     arguments, text = split_text(arguments, text, [])
-    return [
-        Task(image, text, PurePosixPath(place.as_posix()), str(image))
-        for image, place in find_named_images(arguments, leave_out=out).items()
+    found = find_images(arguments, leave_out=out)
+    return found, [
+        Task(image, text, PurePosixPath(place.as_posix()), path_text(image)) for image, place in found.places.items()
     ]
 
 
@@ -170,7 +182,8 @@ def _read_rows(
 ) -> list[tuple[dict[str, Any], Task]]:
     """Read the lines of a file of questions, each with its task."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # splitlines would cut questions at rare marks
+        # splitlines would cut questions at rare marks
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"--jsonl {str(path)!r} cannot be read ({error}).") from None
     rows = []
@@ -193,6 +206,8 @@ def _read_rows(
                 f"Line {number} of {str(path)!r} has no text under {image_key!r} and {keys[0]!r}; it has "
                 f"{sorted(row)}. Name its fields with --image-key and --question-key."
             )
+        if not _can_name_a_file(image):
+            raise CommandError(f"Line {number} of {str(path)!r} names the image {image!r}; no file has such a name.")
         question = question.strip().split("\n")[0].strip() if first_line else question
         place = PurePosixPath(image.replace("\\", "/"))
         if place.is_absolute() or ".." in place.parts or Path(image).is_absolute():
@@ -204,52 +219,89 @@ def _read_rows(
     return rows
 
 
-def _free_places(tasks: list[Task], results: ResultFolder) -> dict[str, PurePosixPath]:
-    """Where each masked picture goes: its own name, with a number where another picture or question has that name."""
-    places = {
-        task.key: PurePosixPath(results.records[task.key]["name"]) for task in tasks if task.key in results.records
-    }
-    taken = {str(name).lower() for name in (record["name"] for record in results.records.values())}
-    taken.add(RESULTS_NAME)
-    for task in tasks:
-        if task.key in places:
-            continue
-        wanted = _writable(task.place)
-        place, number = wanted, 1
-        while str(place).lower() in taken:
-            number += 1
-            place = wanted.with_name(f"{wanted.stem}-{number}{wanted.suffix}")
-        taken.add(str(place).lower())
-        places[task.key] = place
-    return places
+def _can_name_a_file(name: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
-def _check_originals(tasks: list[Task], places: dict[str, PurePosixPath], out: Path, jsonl: Path | None) -> None:
-    """
+class _Places:
+    """Where each masked image goes: its own name, with a number where another image or question has that name.
+
+    Args:
+        results: what there is already.
+        tasks: what is to be done.
+        jsonl: the file of questions, if there is one.
+
     Raises:
-        CommandError: what is written would replace a picture that is read, or the file of questions.
+        CommandError: what is written would replace an image that is read, or the file of questions.
     """
-    written = [out / places[task.key] for task in tasks]
-    originals = {task.image for task in tasks}
-    if jsonl is not None:
-        written.append(out / jsonl.name)
-        originals.add(jsonl)
-    # Writing replaces a link itself, not the file that it leads to.
-    kept = {place for path in originals for place in (path.resolve(), path.parent.resolve() / path.name)}
-    for path in written:
-        if path.parent.resolve() / path.name in kept:
+
+    def __init__(self, results: ResultFolder, tasks: list[Task], jsonl: Path | None):
+        self.results = results
+        originals = {os.path.abspath(path) for path in [task.image for task in tasks] + ([jsonl] if jsonl else [])}
+        # Writing replaces a link itself, not the file that it leads to.
+        self._originals = {place for path in originals for place in (os.path.realpath(path), _entry(path))}
+        self._taken = {record["name"].lower() for record in results.records.values()} | {RESULTS_NAME}
+        self._places: dict[str, PurePosixPath] = {}
+        for task in tasks:
+            known = results.records.get(task.key)
+            self._places[task.key] = self._check(PurePosixPath(known["name"]) if known else self._free(task))
+        if jsonl is not None:
+            self._check(PurePosixPath(jsonl.name))
+
+    @property
+    def folders(self) -> set[Path]:
+        """The folders that are written to."""
+        return {self.results.folder / place.parent for place in self._places.values()}
+
+    def of(self, task: Task) -> PurePosixPath:
+        """Return the place of a task; another one if another process has taken it by now."""
+        if not self.results.is_free(str(self._places[task.key]), task.key):
+            self._taken |= {record["name"].lower() for record in self.results.records.values()}
+            self._places[task.key] = self._check(self._free(task))
+        return self._places[task.key]
+
+    def _free(self, task: Task) -> PurePosixPath:
+        wanted, number = _writable(task.place), 1
+        while str(place := _numbered(wanted, number, task.image)).lower() in self._taken:
+            number += 1
+        self._taken.add(str(place).lower())
+        return place
+
+    def _check(self, place: PurePosixPath) -> PurePosixPath:
+        path = self.results.folder / place
+        if _entry(path) in self._originals:
             raise CommandError(
-                f"{str(path)!r} would be overwritten: --out is where the originals lie. Use another folder."
+                f"{path_text(path)!r} would be overwritten: --out is where the originals lie. Use another folder."
             )
+        return place
+
+
+def _entry(path: str | os.PathLike) -> str:
+    """The real folder of a path with its own name, which may be a link."""
+    return os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path))
 
 
 def _writable(place: PurePosixPath) -> PurePosixPath:
-    """The place with a suffix that Pillow can write."""
+    """The place with a suffix that Pillow can write, in folders whose names a line can say."""
     from PIL import Image
 
     Image.init()
     kind = Image.registered_extensions().get(place.suffix.lower())
-    return place if kind in Image.SAVE and kind != "PDF" else place.with_name(f"{place.name}.png")
+    name = place.name if kind in Image.SAVE and kind != "PDF" else f"{place.name}.png"
+    folders = [part if path_text(part) == part else hashed_stem(part, part) for part in place.parent.parts]
+    return PurePosixPath(*folders, name)
+
+
+def _numbered(place: PurePosixPath, number: int, image: Path) -> PurePosixPath:
+    """The place with a number in its name above 1; with a hash where the name is too long or not UTF-8."""
+    stem = place.stem if number == 1 else f"{place.stem}-{number}"
+    name = stem + place.suffix
+    if path_text(name) != name or len(name.encode()) > LONGEST_NAME:
+        name = hashed_stem(stem, os.fsencode(image) + str(number).encode()) + place.suffix
+    return place.with_name(name)
 
 
 def _color(text: str) -> list[int] | str:
@@ -290,28 +342,30 @@ class _Masker:
         return self.masker.picture(masked)
 
 
-def _save(
-    results: ResultFolder, task: Task, place: PurePosixPath, picture: "Image.Image", masked: Any
-) -> dict[str, Any]:
-    """Write one masked picture, then its line."""
-    options = SAVE_OPTIONS.get(place.suffix.lower(), {})
-    name = results.save_picture(str(place), lambda path: picture.save(path, **options))
-    record = {
-        "image": str(task.image),
-        "question": task.text,
-        "key": task.key,
-        "sha256": file_sha256(task.image),
-        "name": name,
-        "files": [name],
-        "height": picture.height,
-        "width": picture.width,
-        "found": masked.found,
-        "kept_ratio": round(masked.kept_ratio, 6),
-        "box_xyxy": list(masked.box_xyxy) if masked.box_xyxy is not None else None,
-        "crop_xyxy": list(masked.crop_box_xyxy) if results.request["crop"] else None,
-        "request": results.request,
-    }
-    results.add(record)
+def _save(results: ResultFolder, task: Task, places: _Places, picture: "Image.Image", masked: Any) -> dict[str, Any]:
+    """Write one masked image, then its line, unless another process has done so by now."""
+    with results.writing():
+        if results.is_done(task.image, task.key):
+            return results.records[task.key]
+        place = places.of(task)
+        options = SAVE_OPTIONS.get(place.suffix.lower(), {})
+        name = results.save_picture(str(place), lambda path: picture.save(path, **options))
+        record = {
+            "image": path_text(task.image),
+            "question": task.text,
+            "key": task.key,
+            "sha256": file_sha256(task.image),
+            "name": name,
+            "files": [name],
+            "height": picture.height,
+            "width": picture.width,
+            "found": masked.found,
+            "kept_ratio": round(masked.kept_ratio, 6),
+            "box_xyxy": list(masked.box_xyxy) if masked.box_xyxy is not None else None,
+            "crop_xyxy": list(masked.crop_box_xyxy) if results.request["crop"] else None,
+            "request": results.request,
+        }
+        results.add(record)
     return record
 
 
@@ -321,15 +375,15 @@ def _write_rows(path: Path, rows: list[tuple[dict[str, Any], Task]], results: Re
     for row, task in rows:
         record = results.records[task.key]
         masking = {"image": row[image_key], **{name: record[name] for name in ("found", "kept_ratio", "box_xyxy")}}
-        lines.append(json.dumps({**row, image_key: record["name"], "masking": masking}, ensure_ascii=False) + "\n")
+        lines.append(json_line({**row, image_key: record["name"], "masking": masking}))
     write_whole(path, "".join(lines))
 
 
 def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:
     if json_lines:
-        line = json.dumps(record, ensure_ascii=False)
+        line = json_line(record)
     else:
         kept = f"{record['kept_ratio']:.1%} kept" if record["found"] else "nothing found, the whole picture is kept"
-        line = f"{record['image']}: {kept} -> {out / record['name']}"
-    sys.stdout.write(line + "\n")
+        line = f"{record['image']}: {kept} -> {path_text(out / record['name'])}\n"
+    sys.stdout.write(line)
     sys.stdout.flush()

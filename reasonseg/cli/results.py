@@ -1,19 +1,22 @@
-"""What `segment` and `mask` write: pictures and one JSON line for each, and how a stopped run goes on."""
+"""What `segment` and `mask` write: images and one JSON line for each, and how a stopped run resumes."""
 
 import hashlib
-import json
 import os
-from collections.abc import Callable
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..whole_files import write_whole, written_whole
-from .failures import CommandError
+from ..folder_lock import FolderLock
+from ..whole_files import remove_drafts, written_whole
+from .failures import CommandError, path_text
+from .result_lines import ANSWER_FIELDS, RESULTS_NAME, ResultLines, record_files, record_key
 
 
-RESULTS_NAME = "results.jsonl"
-# Fields of a line with the files that `segment --answers` writes.
-ANSWER_FIELDS = ("answer_png", "answer_html")
+# Bytes of a file name's start that leave room for the ending of any result.
+_LONGEST_STEM = 200
+_HASH_DIGITS = 8
 
 
 def file_sha256(path: Path) -> str:
@@ -22,12 +25,24 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_usable_stem(stem: str) -> bool:
+    """Return whether the files of a result can begin so, and a line can say it."""
+    return path_text(stem) == stem and len(stem.encode()) <= _LONGEST_STEM
+
+
+def hashed_stem(stem: str, path: str | os.PathLike) -> str:
+    """Return a start of file names that no other path has: what can be used of the stem, and a hash of the path."""
+    plain = os.fsencode(stem).decode("utf-8", errors="replace").replace("\N{REPLACEMENT CHARACTER}", "_")
+    plain = plain.encode()[: _LONGEST_STEM - _HASH_DIGITS - 1].decode("utf-8", errors="ignore")
+    return f"{plain}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:_HASH_DIGITS]}"
+
+
 class ResultFolder:
-    """The output folder: knows what is done, writes what is new.
+    """The output folder: knows what is done, writes what is new. Several processes may fill it at the same time.
 
     Args:
         folder: the output folder; made on the first write.
-        request: what decides the result besides the picture (model, question, thresholds ...), as JSON types.
+        request: what decides the result besides the image (model, question, thresholds ...), as JSON types.
         overwrite: do the given images again whatever the folder holds about them.
         command: whose results the folder holds.
 
@@ -37,58 +52,41 @@ class ResultFolder:
 
     def __init__(self, folder: Path, request: dict[str, Any], overwrite: bool = False, command: str = "segment"):
         if folder.exists() and not folder.is_dir():
-            raise CommandError(f"--out {str(folder)!r} is a file. Name a folder.")
+            raise CommandError(f"--out {path_text(folder)!r} is a file. Name a folder.")
         self.folder = folder
         self.request = request
         self.overwrite = overwrite
-        self.command = command
         self.path = folder / RESULTS_NAME
-        self.records = self._read()
+        self._lines = ResultLines(self.path, command)
+        self._lock = FolderLock(folder)
 
-    def _read(self) -> dict[str, dict[str, Any]]:
-        if not self.path.exists():
-            return {}
-        text = self.path.read_text(encoding="utf-8")
-        lines = text.split("\n")
-        # What follows the last line end is a line that a killed run did not finish.
-        complete, rest = lines[:-1], lines[-1]
-        records = {}
-        for number, line in enumerate(complete, start=1):
-            try:
-                record = json.loads(line)
-                _check_record(record)
-            except (ValueError, KeyError, TypeError):
-                raise CommandError(
-                    f"Line {number} of {str(self.path)!r} is not a result of `reasonseg {self.command}`. "
-                    "Use another --out folder, or remove the file."
-                ) from None
-            records[record_key(record)] = record
-        if rest:
-            self._rewrite(records)
-        return records
+    def __enter__(self) -> "ResultFolder":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._lock.remove()
+
+    @property
+    def records(self) -> dict[str, dict[str, Any]]:
+        """The lines by their key, as they were last read or written."""
+        return self._lines.records
 
     def pending(self, images: list[Path], needed: tuple[str, ...] = ()) -> list[Path]:
-        """Return the images that are not done yet, in order.
-
-        An image is done when its line has the same request, the same picture and the `needed` fields, and its files
-        are there.
+        """Return the images that are not done yet, in order; see `is_done`.
 
         Raises:
             CommandError: an image was done with another request and `overwrite` is off.
         """
-        return [
-            image
-            for image in images
-            if not self.is_done(image) or not all(name in self.records[str(image)] for name in needed)
-        ]
+        return [image for image in images if not self.is_done(image, needed=needed)]
 
-    def is_done(self, image: Path, key: str | None = None) -> bool:
-        """Return whether an image needs nothing more; `key` is the `key` of its line, where lines have one.
+    def is_done(self, image: Path, key: str | None = None, needed: tuple[str, ...] = ()) -> bool:
+        """Return whether an image needs nothing more: its line has the same request, the same image and the `needed`
+        fields, and its files are there. `key` is that of its line, where an image has several lines.
 
         Raises:
             CommandError: it was done with another request and `overwrite` is off.
         """
-        record = self.records.get(str(image) if key is None else key)
+        record = self.records.get(path_text(image) if key is None else key)
         if record is None or self.overwrite:
             return False
         if record["request"] != self.request:
@@ -98,74 +96,73 @@ class ResultFolder:
                 if record["request"].get(name) != self.request.get(name)
             )
             raise CommandError(
-                f"{str(self.folder)!r} already holds results for {str(image)!r} with another "
+                f"{path_text(self.folder)!r} already holds results for {path_text(image)!r} with another "
                 f"{', '.join(changed)}. Use another --out folder, or --overwrite to do these images again."
             )
-        return self._is_current(image, record)
+        return all(name in record for name in needed) and self._is_current(image, record)
 
     def _is_current(self, image: Path, record: dict[str, Any]) -> bool:
-        if not all((self.folder / name).is_file() for name in record_files(record)):
+        if not all(os.path.isfile(self.folder / name) for name in record_files(record)):
             return False
-        return image.is_file() and record["sha256"] == file_sha256(image)
+        try:
+            return record["sha256"] == file_sha256(image)
+        except (OSError, ValueError):  # it is reported when it is loaded
+            return False
 
     def output_names(self, images: list[Path]) -> dict[Path, str]:
-        """Give each image the start of its output file names: its stem, with a hash of its path where stems clash."""
-        taken = {record["name"]: name for name, record in self.records.items()}
+        """Give each image the start of its output file names: its stem, with a hash of its path where stems clash, are
+        too long or are not UTF-8."""
+        stems = Counter(image.stem.lower() for image in images)
         names = {}
         for image in images:
             name = image.stem
-            same_stem = [other for other in images if other.stem.lower() == name.lower()]
-            if len(same_stem) > 1 or taken.get(name, str(image)) != str(image):
-                name = f"{name}-{hashlib.sha256(str(image.resolve()).encode()).hexdigest()[:8]}"
-            names[image] = name
+            is_free = stems[name.lower()] == 1 and self.is_free(name, path_text(image))
+            names[image] = name if is_free and is_usable_stem(name) else hashed_stem(name, os.path.realpath(image))
         return names
+
+    def is_free(self, name: str, key: str) -> bool:
+        """Return whether the line with this key may name its files so: no other line does."""
+        return self._lines.owner(name) in (None, key)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Let no other process write in this block; from its begin `records` also hold what others have written.
+
+        Raises:
+            FolderInUseError: another process does not stop writing.
+        """
+        with self._lock.held():
+            self._lines.read()
+            self._lines.mend()
+            yield
+
+    def tidy(self, *folders: Path) -> None:
+        """Remove what a killed run has left: temporary files here and in `folders`, and half a line."""
+        if not self.folder.is_dir():
+            return
+        with suppress(OSError), self.writing():  # what cannot be written here is told when there are results
+            for folder in {self.folder, *folders}:
+                remove_drafts(folder)
 
     def save_picture(self, name: str, save: Callable[[Path], Any]) -> str:
         """Write a file of the folder through a temporary sibling and return its name."""
-        with written_whole(self.folder / name, suffix=Path(name).suffix) as draft:
+        if not self.path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.path.touch()  # by it the folder is known, also if the run is killed before the first line
+        with written_whole(self.folder / name, suffix=PurePosixPath(name).suffix) as draft:
             save(draft)
         return name
 
     def add(self, record: dict[str, Any]) -> None:
-        """Add the line of an image whose files are written."""
-        replaced = self.records.get(record_key(record))
-        self.records[record_key(record)] = record
-        if replaced is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(_line(record))
-                file.flush()
-                os.fsync(file.fileno())
-            return
-        self._rewrite(self.records)
-        for name in set(record_files(replaced)) - set(record_files(record)):
-            (self.folder / name).unlink(missing_ok=True)
-
-    def _rewrite(self, records: dict[str, dict[str, Any]]) -> None:
-        write_whole(self.path, "".join(map(_line, records.values())))
+        """Add the line of an image whose files are written, or put it in place of the image's older line."""
+        with self.writing():
+            replaced = self.records.get(record_key(record))
+            if replaced is None:
+                self._lines.append(record)
+                return
+            self._lines.replace(record)
+            for name in set(record_files(replaced)) - set(record_files(record)):
+                (self.folder / name).unlink(missing_ok=True)
 
 
-def record_key(record: dict[str, Any]) -> str:
-    """Return what tells a line from the others: its image, or its `key` where an image has several lines."""
-    return record.get("key", record["image"])
-
-
-def record_files(record: dict[str, Any]) -> list[str]:
-    """Return the files of the folder that belong to a line."""
-    if "files" in record:
-        return list(record["files"])
-    files = [segment["mask"] for segment in record["segments"] if segment["mask"]]
-    return [*files, record["overlay"], *(record[name] for name in ANSWER_FIELDS if name in record)]
-
-
-def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def _check_record(record: dict[str, Any]) -> None:
-    if not isinstance(record["request"], dict) or not isinstance(record["image"], str):
-        raise TypeError
-    for name in (*record_files(record), record["name"]):
-        # These names are opened and removed inside the folder, so none may lead out of it.
-        if not name or Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError
+__all__ = ["ANSWER_FIELDS", "RESULTS_NAME", "ResultFolder", "file_sha256", "hashed_stem", "is_usable_stem"]

@@ -1,10 +1,50 @@
-"""What the commands that run a checkpoint over pictures share: loading, batches, progress."""
+"""What the commands that run a checkpoint over images share: loading, batches, saving."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from ..folder_lock import FolderInUseError
+from ..model_names import resolve_model
 from .failures import CommandError
+
+
+# `processing/image_loading.py` reads it.
+_PIXELS_VARIABLE = "REASONSEG_MAX_IMAGE_PIXELS"
+# A full or a read-only disk.
+_NOTHING_CAN_BE_WRITTEN = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+def _allow_pixels(context: typer.Context, limit: int | None) -> int | None:
+    """Let images of this command have as many pixels, in every process that it starts."""
+    if limit is not None:
+        before = os.environ.get(_PIXELS_VARIABLE)
+        os.environ[_PIXELS_VARIABLE] = str(limit)
+        context.call_on_close(lambda: _restore(before))
+    return limit
+
+
+def _restore(before: str | None) -> None:
+    if before is None:
+        del os.environ[_PIXELS_VARIABLE]
+    else:
+        os.environ[_PIXELS_VARIABLE] = before
+
+
+# Of every command that reads images; giving the option is all that is needed.
+MaxImagePixels = Annotated[
+    int | None,
+    typer.Option(
+        "--max-image-pixels",
+        min=1,
+        callback=_allow_pixels,
+        help="Largest allowed width x height of an image.  [default: the checkpoint's, or 67108864]",
+    ),
+]
 
 
 class Dtype(StrEnum):
@@ -14,6 +54,11 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+def is_main_process() -> bool:
+    """Return whether this is the one of the processes started by `torchrun` that writes what all share."""
+    return int(os.environ.get("RANK", "0")) == 0
 
 
 def load_checkpoint(
@@ -27,11 +72,13 @@ def load_checkpoint(
     """Load model and processor of a folder or Hub name; the model is on its device, in evaluation mode.
 
     Args:
+        name: as `resolve_model` takes it.
         auto_class: the class of transformers that finds the model's own.
 
     Raises:
-        CommandError: `device` cannot be used here.
+        CommandError: `name` is no model, or `device` cannot be used here.
     """
+    name = resolve_model(name, revision)
     import transformers
     from transformers import AutoProcessor
     from transformers.utils import logging
@@ -55,7 +102,7 @@ def run_in_batches(
     Args:
         run: takes a batch of loaded items and returns one result for each.
         items: what is to be done.
-        load: makes what `run` takes; a ValueError or an OSError is this item's failure alone.
+        load: makes what `run` takes; what it raises is this item's failure alone.
         batch_size: items per call of `run`.
     """
     for start in range(0, len(items), batch_size):
@@ -63,7 +110,7 @@ def run_in_batches(
         for item in items[start : start + batch_size]:
             try:
                 batch.append((item, load(item)))
-            except (ValueError, OSError) as error:
+            except Exception as error:
                 yield item, error
         try:
             results = run([loaded for _, loaded in batch]) if batch else []
@@ -79,13 +126,25 @@ def run_in_batches(
             yield item, (loaded, result)
 
 
-def with_progress(items: Iterator, total: int, console: Any, description: str) -> Iterator:
-    """Pass `items` on under a progress bar with the time that is left, on a terminal only."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+def save_each(outcomes: Iterator[tuple[Any, Any]], save: Callable[..., Any]) -> Iterator[tuple[Any, Any]]:
+    """Save what `run_in_batches` yields; yield each item with what `save` returned, or with its exception.
 
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        yield from progress.track(items, total=total, description=description)
+    Args:
+        outcomes: each item with `(loaded, result)` or an exception.
+        save: takes an item, what was loaded and the result.
+
+    Raises:
+        OSError: nothing more can be written, whatever the item.
+    """
+    for item, outcome in outcomes:
+        if not isinstance(outcome, Exception):
+            try:
+                outcome = save(item, *outcome)
+            except Exception as error:
+                if isinstance(error, FolderInUseError) or getattr(error, "errno", None) in _NOTHING_CAN_BE_WRITTEN:
+                    raise
+                outcome = error
+        yield item, outcome
 
 
 def torch_device(name: str) -> Any:

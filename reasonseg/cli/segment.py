@@ -1,16 +1,21 @@
-"""`reasonseg segment`: pictures and a question in, masks out."""
+"""`reasonseg segment`: images and a question in, masks out."""
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
-from .failures import describe, print_error, stderr_console
+from ..model_names import EMBEDDED_HELP
+from .failures import describe, path_text, print_error, stderr_console
 from .inputs import find_images, split_text
-from .results import ANSWER_FIELDS, ResultFolder, file_sha256
-from .running import Dtype, load_checkpoint, run_in_batches, with_progress
+from .progress import with_progress
+from .result_lines import ANSWER_FIELDS, json_line
+from .results import ResultFolder, file_sha256, hashed_stem
+from .running import Dtype, MaxImagePixels, load_checkpoint, run_in_batches, save_each
 
 
 if TYPE_CHECKING:
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the result besides the picture; a finished picture is skipped only if all of it is the same."""
+    """What decides the result besides the image; a finished image is skipped only if all of it is the same."""
 
     model: str
     revision: str | None
@@ -40,7 +45,9 @@ def segment(
             show_default=False,
         ),
     ],
-    model: Annotated[str, typer.Option("--model", "-m", help="Folder or Hub name of a converted checkpoint.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help=f"Folder or Hub name of a converted checkpoint; {EMBEDDED_HELP}.")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks, overlays and results.jsonl.")],
     text: Annotated[str | None, typer.Option("--text", "-t", help="The question, if not the last argument.")] = None,
     phrase: Annotated[
@@ -58,6 +65,7 @@ def segment(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: an accelerator if there is one.")] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")] = Dtype.auto,
+    max_image_pixels: MaxImagePixels = None,
     revision: Annotated[str | None, typer.Option(help="Commit hash, tag or branch of a Hub checkpoint.")] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
@@ -73,37 +81,37 @@ def segment(
     """Answer a question about each IMAGE with text and masks.
 
     Writes to --out: one PNG per mask (255 = object), one overlay per image and one line per image in results.jsonl. A
-    run that was stopped goes on where it stopped; images that are done are skipped. Ends with 0 if every image
-    succeeded.
+    run that was stopped resumes where it stopped; images that are done are skipped, and so are hidden files and what
+    earlier runs have written. Ends with 0 if every image succeeded.
     """
     arguments, text = split_text(arguments, text, phrase or [])
-    images = find_images(arguments, leave_out=out)
+    found = find_images(arguments, leave_out=out)
     settings = Settings(model, revision, text, phrase or [], max_new_tokens, threshold, reject_threshold, dtype.value)
-    results = ResultFolder(out, vars(settings), overwrite)
-    pending = results.pending(images, needed=ANSWER_FIELDS if answers else ())
-    names = results.output_names(images)
-    console = stderr_console()
-    if len(pending) < len(images):
-        console.print(f"{len(images) - len(pending)} of {len(images)} images are done already.")
-    failed = 0
-    if pending:
-        from ..processing.image_loading import load_rgb_image
-
-        with console.status(f"Loading {model} ..."):
-            segmenter = _Segmenter(settings, device, trust_remote_code)
-        outcomes = run_in_batches(segmenter, pending, load_rgb_image, batch_size)
-        for image, outcome in with_progress(outcomes, len(pending), console, "Segmenting"):
-            if isinstance(outcome, Exception):
-                failed += 1
-                print_error(f"{image}: {describe(outcome)}")
-                continue
-            picture, result = outcome
-            record = _save(results, image, names[image], picture, result, answers)
-            _report(record, out, json_lines)
+    needed = ANSWER_FIELDS if answers else ()
+    images, failed, console = list(found), len(found.problems), stderr_console()
+    with ResultFolder(out, vars(settings), overwrite) as results:
+        pending, names = results.pending(images, needed), results.output_names(images)
+        found.report(console)
+        results.tidy()
+        if len(pending) < len(images):
+            console.print(f"{len(images) - len(pending)} of {len(images)} images are done already.")
+        if pending:
+            with console.status(f"Loading {escape(model)} ..."):
+                segmenter = _Segmenter(settings, device, trust_remote_code)
+            outcomes = save_each(
+                run_in_batches(segmenter, pending, segmenter.load, batch_size),
+                lambda image, picture, result: _save(results, image, names[image], picture, result, needed),
+            )
+            for image, outcome in with_progress(outcomes, len(pending), console, "Segmenting"):
+                if isinstance(outcome, Exception):
+                    failed += 1
+                    print_error(f"{path_text(image)}: {describe(outcome)}")
+                else:
+                    _report(outcome, out, json_lines)
     if failed:
         print_error(
-            f"{failed} of {len(images)} images failed, see above. The others are in {out}; the same command tries the "
-            "failed ones again."
+            f"{failed} of {len(images) + len(found.problems)} images failed, see above. The others are in "
+            f"{path_text(out)}; the same command tries the failed ones again."
         )
         raise typer.Exit(1)
 
@@ -116,6 +124,11 @@ class _Segmenter:
         self.model, self.processor = load_checkpoint(
             settings.model, settings.revision, settings.dtype, device, trust_remote_code
         )
+
+    def load(self, image: Path) -> "Image.Image":
+        from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
+
+        return load_rgb_image(image, getattr(self.processor, "max_image_pixels", MAX_IMAGE_PIXELS))
 
     def __call__(self, pictures: list["Image.Image"]) -> list[Any]:
         """Return one `SegmentationResult` per picture."""
@@ -137,9 +150,39 @@ class _Segmenter:
 
 
 def _save(
-    results: ResultFolder, image: Path, name: str, picture: "Image.Image", result: Any, answers: bool
+    results: ResultFolder, image: Path, name: str, picture: "Image.Image", result: Any, needed: tuple[str, ...]
 ) -> dict[str, Any]:
-    """Write the files of one image, then its line."""
+    """Write the files of one image, then its line, unless another process has done so by now."""
+    with results.writing():
+        if results.is_done(image, needed=needed):
+            return results.records[path_text(image)]
+        if not results.is_free(name, path_text(image)):
+            name = hashed_stem(image.stem, os.path.realpath(image))
+        record = {
+            "image": path_text(image),
+            "sha256": file_sha256(image),
+            "name": name,
+            "height": picture.height,
+            "width": picture.width,
+            "text": result.text,
+            "segments": _save_masks(results, name, result),
+            "overlay": results.save_picture(f"{name}_overlay.png", result.overlay(picture).save),
+            "request": results.request,
+        }
+        if extractor := getattr(result, "phrase_extractor", None):
+            record["phrase_extractor"] = extractor
+        if needed:
+            page = result.to_html(picture)
+            record["answer_png"] = results.save_picture(f"{name}_answer.png", result.draw_answer(picture).save)
+            record["answer_html"] = results.save_picture(
+                f"{name}_answer.html", lambda path: path.write_text(page, encoding="utf-8")
+            )
+        results.add(record)
+    return record
+
+
+def _save_masks(results: ResultFolder, name: str, result: Any) -> list[dict[str, Any]]:
+    """Write the masks of one image and return what its line says about the segments."""
     from PIL import Image
 
     segments = []
@@ -160,40 +203,18 @@ def _save(
                 "mask": mask_name,
             }
         )
-    overlay = results.save_picture(f"{name}_overlay.png", result.overlay(picture).save)
-    record = {
-        "image": str(image),
-        "sha256": file_sha256(image),
-        "name": name,
-        "height": picture.height,
-        "width": picture.width,
-        "text": result.text,
-        "segments": segments,
-        "overlay": overlay,
-        "request": results.request,
-    }
-    if extractor := getattr(result, "phrase_extractor", None):
-        record["phrase_extractor"] = extractor
-    if answers:
-        page = result.to_html(picture)
-        record["answer_png"] = results.save_picture(f"{name}_answer.png", result.draw_answer(picture).save)
-        record["answer_html"] = results.save_picture(
-            f"{name}_answer.html", lambda path: path.write_text(page, encoding="utf-8")
-        )
-    results.add(record)
-    return record
+    return segments
 
 
 def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:
-    import json
-
     if json_lines:
-        sys.stdout.write(json.dumps(record, ensure_ascii=False) + "\n")
+        sys.stdout.write(json_line(record))
         sys.stdout.flush()
         return
     parts = []
     for found in record["segments"]:
         what = "rejected" if found["rejected"] else f"{found['area']} pixels, score {found['score']:.2f}"
-        parts.append(f"  {found['label']}: {what}" + (f" -> {out / found['mask']}" if found["mask"] else ""))
+        place = f" -> {path_text(out / found['mask'])}" if found["mask"] else ""
+        parts.append(f"  {found['label']}: {what}{place}")
     sys.stdout.write("\n".join([f"{record['image']}: {record['text']}", *(parts or ["  no mask"])]) + "\n")
     sys.stdout.flush()

@@ -1,12 +1,15 @@
 """`reasonseg train`: follow a training recipe."""
 
-import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..folder_lock import alone_in
+from ..model_names import resolve_model
 from .failures import stderr_console
+from .running import MaxImagePixels, is_main_process
 
 
 def train(
@@ -14,11 +17,14 @@ def train(
         str, typer.Argument(help="A YAML file, or a name such as lisa or tabletop.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder of the finished repository and its checkpoints.")],
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume from the newest complete checkpoint in --out.")
+    ] = False,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", help="Change a field, e.g. arguments.max_steps=100; may be given several times."),
     ] = None,
+    max_image_pixels: MaxImagePixels = None,
 ):
     """Train a model by a recipe; every checkpoint is a complete repository.
 
@@ -30,10 +36,14 @@ def train(
     from ..vip_llava_start import build_vip_llava
 
     register()
-    finished = run_recipe(load_recipe(recipe, overrides or ()), out, resume, build=build_vip_llava)
-    stderr_console().print(f"Finished: {finished}", soft_wrap=True)
-    if int(os.environ.get("RANK", "0")) == 0:  # of the processes that torchrun has started, one writes
-        _write_manifest(finished)
+    settings, is_main = load_recipe(recipe, overrides or ()), is_main_process()
+    if settings.parts is None and settings.model != "tabletop":
+        settings.model = resolve_model(settings.model, option="The recipe's model")
+    with alone_in(out) if is_main else nullcontext():
+        finished = run_recipe(settings, out, resume, build=build_vip_llava)
+        stderr_console().print(f"Finished: {finished}", soft_wrap=True)
+        if is_main:
+            _write_manifest(finished)
 
 
 def _write_manifest(repo: Path) -> None:

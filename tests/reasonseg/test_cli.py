@@ -1,6 +1,9 @@
 """The commands as they are typed."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,9 @@ from transformers import AutoModel, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli import app
+from reasonseg.training.tabletop_dataset import write_dataset
 from tests.parity_data import PARITY, gsva_vision_tower, load_case, load_meta, unpack_mask
+from tests.training.tiny_training import write_tiny_recipe
 
 
 IMAGES = PARITY / "lisa" / "images"
@@ -185,3 +190,54 @@ def test_convert_commands_make_the_repositories_of_the_functions(lisa_repo, gsva
         "convert", "lisa", lisa / "checkpoint", "--vision-tower", lisa / "vision_tower", "-o", tmp_path / "a", code=1
     )
     assert "exists already" in one_line(again.stderr)
+
+
+def large(path: Path, width: int = 12000, height: int = 9000) -> Path:
+    """An image of a phone with 108 megapixels, as one colour."""
+    Image.new("1", (width, height)).save(path)
+    return path
+
+
+def test_an_image_over_the_limit_is_refused_in_one_message(tmp_path):
+    """The command in a process of its own: Pillow's warning would stand beside the message."""
+    command = Path(sys.executable).parent / "reasonseg"
+    arguments = [
+        "segment",
+        large(tmp_path / "a.png"),
+        "--phrase",
+        "a cup",
+        "--model",
+        "embedded",
+        "--out",
+        tmp_path / "o",
+    ]
+    result = subprocess.run([command, *arguments], capture_output=True, text=True, check=False, timeout=200)
+    assert result.returncode == 1
+    assert "12000 x 9000 = 108000000 pixels, more than the 67108864 allowed" in one_line(result.stderr)
+    assert "or raise --max-image-pixels" in one_line(result.stderr)
+    assert "max_image_pixels" not in result.stderr
+    assert "Warning" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["segment", "mask", "ask", "evaluate", "train"])
+def test_the_limit_is_an_option_of_every_command_that_reads_images(command, ivm_repo, tmp_path, monkeypatch):
+    """An image just over the limit fails with the option's name, and is read where the option allows it."""
+    monkeypatch.chdir(tmp_path)
+    write_dataset("data", "train", 1, size=64, requests_per_scene=1)
+    image = Path(
+        "data", "train", json.loads(Path("data/train/metadata.jsonl").read_text(encoding="utf-8"))["file_name"]
+    )
+    Path("tiny").mkdir()
+    arguments = {
+        "segment": ("segment", image, "--phrase", "a cup", "--model", "embedded", "--out", "out"),
+        "mask": ("mask", image, "Where?", "--model", ivm_repo, "--out", "out"),
+        "ask": ("ask", image, "Where?", "--model", "./nosuch"),
+        "evaluate": ("evaluate", "--dataset", "data/train", "--model", "embedded", "--out", "out"),
+        "train": ("train", write_tiny_recipe(Path("tiny"), max_steps=1, save_strategy="no"), "--out", "out"),
+    }[command]
+    refused = one_line(run(*arguments, "--max-image-pixels", 64 * 64 - 1, code=1).stderr)
+    assert "64 x 64 = 4096 pixels, more than the 4095 allowed. Shrink it first, or raise --max-image-pixels" in refused
+    code = 1 if command == "ask" else 0  # its model does not exist; the image was read before
+    allowed = one_line(run(*arguments, "--max-image-pixels", 64 * 64, code=code).stderr)
+    assert "max-image-pixels" not in allowed
+    assert "REASONSEG_MAX_IMAGE_PIXELS" not in os.environ, "the next command in this process has its own limit"

@@ -131,6 +131,12 @@ def test_sampling_is_repeatable(repo, picture):
     assert first == second != other
 
 
+def test_a_blank_question_is_none_in_python_either(repo, picture):
+    model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
+    with pytest.raises(ValueError, match="The question is empty"):
+        PictureChat(model, processor, Image.open(picture), 4).ask(" ")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -140,7 +146,11 @@ def test_sampling_is_repeatable(repo, picture):
         (("PICTURE", "What?", "--polygon", "1,2,x"), "must be pairs of numbers"),
         (("PICTURE", "What?", "--shape", "arrow"), "1 --shape and 0 marks were given"),
         (("PICTURE", "What?", "--box", "1,1,5,5", "--color", "red", "--color", "blue"), "2 --color and 1 marks"),
-        (("PICTURE", "What?", "--box", "1,1,5,5", "--shape", "star"), "Unknown shape 'star'"),
+        (
+            ("PICTURE", "What?", "--box", "1,1,5,5", "--shape", "star"),
+            "Unknown shape 'star' of a visual prompt; there are rectangle, ellipse, triangle, point, scribble, "
+            "mask-contour, mask, arrow.",
+        ),
         (("PICTURE", "What?", "--box", "500,500,600,600"), "lies outside the picture of 80 x 60"),
         (("PICTURE", "What?", "--mask", "missing.png"), "no picture --mask"),
         (("PICTURE", "What?", "--rle", "missing.json"), "holds no run lengths"),

@@ -1,10 +1,14 @@
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from reasonseg.cli.failures import CommandError
+from reasonseg.cli.failures import CommandError, path_text
 from reasonseg.cli.results import ANSWER_FIELDS, RESULTS_NAME, ResultFolder, file_sha256
+from reasonseg.folder_lock import LOCK_NAME
 
 
 REQUEST = {"model": "m", "text": "where?", "threshold": 0.5}
@@ -144,3 +148,138 @@ def test_a_results_file_of_something_else_is_refused(tmp_path, line):
 def test_out_that_is_a_file_is_refused(images):
     with pytest.raises(CommandError, match="is a file"):
         ResultFolder(images[0], REQUEST)
+
+
+def lines_of(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / RESULTS_NAME).read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def test_a_line_that_was_cut_inside_a_character_is_done_again(tmp_path, images):
+    results = ResultFolder(tmp_path / "out", {**REQUEST, "text": "Wo ist die Tür?"})
+    finish(results, images[0])
+    finish(results, images[1])
+    content = results.path.read_bytes()
+    results.path.write_bytes(content[: content.rindex("ü".encode()) + 1])
+    again = ResultFolder(tmp_path / "out", results.request)
+    assert again.pending(images[:2]) == [images[1]]
+    again.tidy()
+    assert lines_of(tmp_path / "out") == [again.records[str(images[0])]]
+
+
+def test_only_the_line_end_is_missing(tmp_path, images):
+    """Nothing is lost, also where the next run has other images."""
+    results = ResultFolder(tmp_path / "out", REQUEST)
+    done = [finish(results, image) for image in images[:2]]
+    results.path.write_bytes(results.path.read_bytes()[:-1])
+    finish(ResultFolder(tmp_path / "out", REQUEST), images[2])
+    assert lines_of(tmp_path / "out")[:2] == done
+    assert len(lines_of(tmp_path / "out")) == 3
+
+
+def test_lines_that_stand_there_twice_are_mended(tmp_path, images):
+    """As two processes have left them that did not know of each other."""
+    results = ResultFolder(tmp_path / "out", REQUEST)
+    done = [finish(results, image) for image in images[:2]]
+    results.path.write_bytes(results.path.read_bytes() * 2)
+    ResultFolder(tmp_path / "out", REQUEST).tidy()
+    assert lines_of(tmp_path / "out") == done
+
+
+def test_two_at_the_same_time_know_of_each_other(tmp_path, images):
+    first, second = ResultFolder(tmp_path / "out", REQUEST), ResultFolder(tmp_path / "out", REQUEST)
+    assert first.pending(images) == second.pending(images) == images
+    finish(first, images[0], mask="a_mask_0.png")
+    with second.writing():
+        assert second.is_done(images[0])
+        assert not second.is_free("A", str(images[1]))
+    finish(second, images[1])
+    images[0].write_bytes(b"another image")
+    finish(second, images[0])  # rewrites the file
+    finish(first, images[2])
+    assert [Path(record["image"]).name for record in lines_of(tmp_path / "out")] == ["a.png", "b.png", "c.png"]
+    with first.writing():
+        assert first.records == second.records | {str(images[2]): first.records[str(images[2])]}
+
+
+def test_a_line_that_cannot_be_written_leaves_the_file_as_it_was(tmp_path, images, monkeypatch):
+    results = ResultFolder(tmp_path / "out", REQUEST)
+    finish(results, images[0])
+    before = results.path.read_bytes()
+
+    def full(number):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="disk full"):
+        finish(results, images[1])
+    assert results.path.read_bytes() == before
+    monkeypatch.undo()
+    finish(results, images[1])
+    assert len(lines_of(tmp_path / "out")) == 2
+
+
+def test_what_a_killed_run_has_left_is_removed_and_what_a_running_one_writes_is_not(tmp_path, images):
+    results = ResultFolder(tmp_path / "out", REQUEST)
+    finish(results, images[0])
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    running = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    left = [tmp_path / "out" / f".b_overlay.png.{ended.pid}.partial.png", tmp_path / "out" / LOCK_NAME]
+    stays = [
+        tmp_path / "out" / f".c_overlay.png.{running.pid}.partial.png",
+        tmp_path / "out" / f".d_overlay.png.{os.getpid()}.partial.png",
+        tmp_path / "out" / ".notes.partial",
+    ]
+    for path in (*left, *stays):
+        path.write_bytes(b"half")
+    old = tmp_path / "out" / f".e_overlay.png.{os.getpid()}.partial.png"  # of a container with the same numbers
+    old.write_bytes(b"half")
+    os.utime(old, (1e9, 1e9))
+    with ResultFolder(tmp_path / "out", REQUEST) as again:
+        again.tidy()
+        assert again.pending(images[:1]) == []
+    assert not [path for path in (*left, old) if path.exists()]
+    assert all(path.exists() for path in stays)
+    running.communicate()
+
+
+def test_a_folder_that_cannot_be_written_can_be_looked_at(tmp_path, images, monkeypatch):
+    finish(ResultFolder(tmp_path / "out", REQUEST), images[0])
+
+    def refuse(self, patience=0):
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr("reasonseg.folder_lock.FolderLock.held", refuse)
+    with ResultFolder(tmp_path / "out", REQUEST) as results:
+        results.tidy()
+        assert results.pending(images[:1]) == []
+
+
+@pytest.mark.parametrize("stem", [b"caf\xe9", b"x" * 201, "ü".encode() * 120])
+def test_names_that_cannot_be_written(tmp_path, stem):
+    folders = [tmp_path / "one", tmp_path / "two"]
+    paths = [folder / os.fsdecode(stem + b".png") for folder in folders]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_bytes(bytes(path))
+    results = ResultFolder(tmp_path / "out", REQUEST)
+    names = [results.output_names([path])[path] for path in paths]
+    assert len(set(names)) == 2
+    for path, name in zip(paths, names, strict=True):
+        assert len(f".{name}_answer.html.1234567.partial.html".encode()) <= 255
+        record = {**finish_record(results, path, name), "image": path_text(path)}
+        results.add(record)
+        assert ResultFolder(tmp_path / "out", REQUEST).pending([path]) == []
+    assert [record["name"] for record in lines_of(tmp_path / "out")] == names
+
+
+def finish_record(results: ResultFolder, image: Path, name: str) -> dict:
+    overlay = results.save_picture(f"{name}_overlay.png", lambda path: path.write_bytes(b"overlay"))
+    common = {"sha256": file_sha256(image), "name": name, "segments": [], "request": results.request}
+    return {"image": path_text(image), "overlay": overlay, **common}
+
+
+def test_a_results_file_that_is_none(tmp_path):
+    os.mkfifo(tmp_path / RESULTS_NAME)
+    with pytest.raises(CommandError, match="is no file"):
+        ResultFolder(tmp_path, REQUEST)
