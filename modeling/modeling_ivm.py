@@ -12,7 +12,7 @@ from transformers.utils import is_peft_available
 
 from .configuration_ivm import IvmConfig
 from .ivm_decoder import ConditionedSam
-from .mask_losses import bce_per_mask, dice_per_mask, mean_over_masks
+from .mask_losses import bce_per_mask, check_targets, dice_per_mask, mean_over_masks
 from .modeling_reasoning_segmentation import ReasoningSegmentationModel
 from .outputs import ImageCache, ReasoningSegmentationOutput, language_fields, output_or_tuple
 from .segmenters import prepare_segmenter_config, upsample_masks
@@ -149,7 +149,7 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
                 The image of each row, where rows share images.
             image_cache ([`ImageCache`], *optional*): Images encoded before; takes the place of the pixel values.
             mask_labels (`list[torch.Tensor]` or `torch.Tensor` of shapes `(height, width)` or `(1, height, width)`):
-                Per row the target, values in [0, 1], at any size: the whole picture squeezed to it. Losses are
+                Per row the target, bool or in [0, 1], at any size: the whole picture squeezed to it. Losses are
                 computed there; the original's targets are 1024 x 1024.
             sample_weights (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
                 Factor of each row's loss; the loss is the mean of the weighted losses over all rows.
@@ -163,7 +163,8 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
             is no `mask_scores`: the decoder has no IoU head.
 
         Raises:
-            ValueError: If rows, images, labels and weights do not match, or a row has fewer than two tokens.
+            ValueError: If rows, images, labels and weights do not match, labels have values outside [0, 1], or a row
+                has fewer than two tokens.
         """
         if input_ids is None:
             raise ValueError("IVM reads a prompt with its picture: pass `input_ids` as the processor returns them.")
@@ -246,7 +247,8 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
             if images.sam_resized_sizes is not None:
                 resized = images.sam_resized_sizes[image_index[row]].tolist()
             logits = upsample_masks(masks[row : row + 1], side, resized, target.shape[-2:])
-            target = target.to(logits)
+            size = None if images.original_sizes is None else tuple(images.original_sizes[image_index[row]].tolist())
+            target = check_targets(target, row, size, any_size=True).to(logits)
             per_mask_bce.append(bce_per_mask(logits, target))
             per_mask_dice.append(dice_per_mask(logits, target))
         if sample_weights is not None:

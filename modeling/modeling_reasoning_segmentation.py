@@ -22,7 +22,7 @@ from .image_features import (
     with_cache_named_for,
 )
 from .image_placeholder import PlaceholderSuppressor, ignore_placeholder, without_placeholder
-from .mask_losses import bce_per_mask, dice_per_mask, mean_over_masks
+from .mask_losses import bce_per_mask, check_targets, dice_per_mask, mean_over_masks
 from .outputs import ImageCache, ReasoningSegmentationOutput, find_cache, language_fields, output_or_tuple
 from .segmenters import prepare_segmenter_config, segmenter_adapter, upsample_masks
 from .slot_states import HeadInputRecorder, SlotStateCollector, record_head_inputs
@@ -320,7 +320,8 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Ids to predict, -100 where nothing is to be learned.
             mask_labels (`list[torch.Tensor]` of shapes `(slots, height, width)`, *optional*):
-                Per row the target of every slot in [0, 1], at the size of the picture.
+                Per row the target of every slot, bool or in [0, 1], at the size of the upright image, or the whole
+                image squeezed to a square.
             reject_threshold (`float`, *optional*):
                 Reject slots whose `slot_probs` is lower, instead of by the most probable token.
             reeval (`bool`):
@@ -334,7 +335,8 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
             [`ReasoningSegmentationOutput`]
 
         Raises:
-            ValueError: If rows, images, slots and mask labels do not match, or `reeval` makes no sense.
+            ValueError: If rows, images, slots and mask labels do not match, mask labels have other values or another
+                size, or `reeval` makes no sense.
         """
         if reeval and (self.config.rej_token_id is None or labels is not None or mask_labels is not None):
             raise ValueError(
@@ -425,6 +427,10 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
             )
         per_mask_bce, per_mask_dice = [output.logits.new_zeros(0)], [output.logits.new_zeros(0)]
         for row, (low_res_masks, targets) in enumerate(zip(output.pred_masks, mask_labels, strict=True)):
+            if not len(targets):
+                continue
+            size = None if images.original_sizes is None else tuple(images.original_sizes[image_index[row]].tolist())
+            check_targets(targets, row, size)
             is_rejection = slots.token_ids[slots.rows == row] != config.seg_token_id
             if not config.count_rejected_masks:
                 low_res_masks, targets = low_res_masks[~is_rejection], targets[~is_rejection]

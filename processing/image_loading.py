@@ -82,11 +82,6 @@ def load_rgb_image(
     if isinstance(image, (str, os.PathLike)):
         return _load_file(image, max_image_pixels)
     if isinstance(image, Image.Image):
-        if isinstance(image, ImageFile.ImageFile) and image.format not in IMAGE_FORMATS:
-            raise ValueError(
-                f"The image comes from a file of the format {image.format}; {', '.join(IMAGE_FORMATS)} are decoded. "
-                "If you trust the file, pass `image.convert('RGB')`."
-            )
         return _decode(image, f"The image of mode {image.mode}", max_image_pixels)
     if isinstance(image, torch.Tensor):
         image = tensor_to_numpy(image)
@@ -269,14 +264,43 @@ def _shown(path: str | os.PathLike) -> str:
     return f"'{name if len(name) <= 200 else name[:200] + '...'}'"
 
 
-def _decode(image: Image.Image, what: str, max_image_pixels: int) -> Image.Image:
-    """Decode a Pillow image, turn it upright and convert it to RGB."""
+def upright_image(image: Image.Image, what: str, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """Decode a Pillow image and apply its EXIF orientation; its mode is kept.
+
+    Raises:
+        ValueError: It is of a format that is not read, is too large, or cannot be decoded.
+    """
+    orientation = _load(image, what, max_image_pixels)
+    return image.transpose(_UPRIGHT_TRANSPOSE[orientation]) if orientation in _UPRIGHT_TRANSPOSE else image
+
+
+def upright_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn a bool mask `(height, width)` of stored pixels as the EXIF orientation 1..8 turns its image."""
+    transpose = _UPRIGHT_TRANSPOSE.get(orientation)
+    return mask if transpose is None else np.asarray(Image.fromarray(mask).transpose(transpose))
+
+
+def _load(image: Image.Image, what: str, max_image_pixels: int) -> int:
+    """Decode a Pillow image in place and return its EXIF orientation."""
+    if isinstance(image, ImageFile.ImageFile) and image.format not in IMAGE_FORMATS:
+        raise ValueError(
+            f"{what} comes from a file of the format {image.format}; {', '.join(IMAGE_FORMATS)} are decoded. "
+            "If you trust the file, pass `image.convert('RGB')`."
+        )
     check_pixel_count(image.height, image.width, what, max_image_pixels)
     _check_tiles(image, what, max_image_pixels)
     try:
         with _pillow_allows(max_image_pixels):
             image.load()
-        orientation = _orientation(image)
+    except Exception as error:  # decoders raise errors of many kinds on damaged files
+        raise ValueError(f"{what} cannot be decoded ({_reason(error)}). Check or convert the file.") from error
+    return exif_orientation(image)
+
+
+def _decode(image: Image.Image, what: str, max_image_pixels: int) -> Image.Image:
+    """Decode a Pillow image, turn it upright and convert it to RGB."""
+    orientation = _load(image, what, max_image_pixels)
+    try:
         image = _to_rgb(image, what)
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         raise ValueError(f"{what} cannot be decoded ({_reason(error)}). Check or convert the file.") from error
@@ -286,11 +310,12 @@ def _decode(image: Image.Image, what: str, max_image_pixels: int) -> Image.Image
     return image
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 (as stored) where there is none or the EXIF block is damaged."""
+def exif_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation 1..8: 1 (as stored) where there is none or the EXIF block is damaged."""
     try:
-        return image.getexif().get(_EXIF_ORIENTATION, 1)
-    except Exception:  # pixels of pictures with broken metadata are fine, and public data sets contain such pictures
+        orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+        return orientation if orientation in _UPRIGHT_TRANSPOSE else 1
+    except Exception:  # pixels of images with broken metadata are fine, and public data sets contain such images
         return 1
 
 

@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from .mask_values import binary_mask
+
 
 # Unit steps (dx, dy) of the four directions in which an outline runs, numbered clockwise: right, down, left, up.
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
@@ -15,18 +17,21 @@ def mask_to_polygons(mask: np.ndarray) -> list[np.ndarray]:
     holes run the other way. Pixels that touch only at a corner belong to different outlines.
 
     Args:
-        mask (`np.ndarray`): bool, of shape `(height, width)`.
+        mask (`np.ndarray`): of shape `(height, width)`: bool, 0 and 1, or 0 and 255.
 
     Returns:
         `list[np.ndarray]`: one int64 array of shape `(corners, 2)` per outline, each row `(x, y)` in pixels, where
         pixel (row, column) covers `x` from column to column + 1 and `y` from row to row + 1. The first corner is the
         topmost, then leftmost one and is not repeated at the end; outlines are ordered by it.
 
+    Raises:
+        ValueError: The mask has another shape or other values.
+
     Example:
         >>> mask_to_polygons(np.array([[False, True, True]]))[0].tolist()
         [[1, 0], [3, 0], [3, 1], [1, 1]]
     """
-    padded = np.pad(np.asarray(mask, dtype=bool), 1)
+    padded = np.pad(binary_mask(mask), 1)
     inside, above, left = padded[1:, 1:], padded[:-1, 1:], padded[1:, :-1]
     # Every edge between a pixel inside and one outside, directed so that the inside lies on its right hand
     edges: dict[tuple[int, int], dict[int, None]] = {}

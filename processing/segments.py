@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from .answer_rendering import answer_html, draw_answer
 from .mask_drawing import draw_segments
 from .mask_polygons import mask_to_polygons
+from .mask_values import binary_mask
 
 
 # Largest intermediate tensor while masks are brought to the size of the picture: 256 MB of float32.
@@ -130,7 +131,9 @@ class SegmentationResult:
     def to_supervision(self) -> Any:
         """Return the segments that are not rejected as `supervision.Detections`.
 
-        `class_id` counts the different labels in order of appearance, `data["class_name"]` holds them.
+        `class_id` counts the different labels in order of appearance, `data["class_name"]` holds them. `xyxy` are
+        those of supervision's own `mask_to_xyxy`, whose x2 and y2 are the last pixel of a mask, and not one after it
+        as in `box_xyxy`; an empty mask has zeros.
 
         Raises:
             ImportError: supervision is not installed.
@@ -145,7 +148,7 @@ class SegmentationResult:
         names = [segment.label or "" for segment in segments]
         classes = {name: index for index, name in enumerate(dict.fromkeys(names))}
         return supervision.Detections(
-            xyxy=np.array([s.box_xyxy or (0, 0, 0, 0) for s in segments], dtype=np.float32).reshape(-1, 4),
+            xyxy=np.array([_last_pixel_box(s.box_xyxy) for s in segments], dtype=np.float32).reshape(-1, 4),
             mask=np.array([s.mask for s in segments], dtype=bool).reshape(-1, *self.image_size),
             confidence=np.array([s.score for s in segments], dtype=np.float32),
             class_id=np.array([classes[name] for name in names], dtype=int),
@@ -255,23 +258,29 @@ def mask_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
+def _last_pixel_box(box: tuple[int, int, int, int] | None) -> tuple[int, int, int, int]:
+    """A box whose x2 and y2 are the last pixel; zeros for None."""
+    return (0, 0, 0, 0) if box is None else (box[0], box[1], box[2] - 1, box[3] - 1)
+
+
 def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
     """Encode a mask as COCO's compressed run lengths.
 
     Args:
-        mask (`np.ndarray`): bool, of shape `(height, width)`.
+        mask (`np.ndarray`): of shape `(height, width)`: bool, 0 and 1, or 0 and 255.
 
     Returns:
         `dict`: `{"size": [height, width], "counts": str}`, ready for JSON and for `pycocotools.mask.decode`.
 
     Raises:
+        ValueError: The mask has another shape or other values.
         ImportError: pycocotools is not installed.
     """
     try:
         from pycocotools import mask as coco_mask
     except ImportError as error:
         raise ImportError("COCO RLE needs the package pycocotools. Install it: pip install pycocotools") from error
-    encoded = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    encoded = coco_mask.encode(np.asfortranarray(binary_mask(mask), dtype=np.uint8))
     return {"size": [int(size) for size in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from .mask_reading import check_mask_size, read_mask, read_rle
+
 
 Box = tuple[float, float, float, float]
 
@@ -104,11 +106,8 @@ class Region:
             ValueError: The region is not one of such a picture.
         """
         height, width = image_size
-        if self.mask is not None and self.mask.shape != (height, width):
-            raise ValueError(
-                f"The mask of a visual prompt is {self.mask.shape[1]} x {self.mask.shape[0]} pixels, the picture "
-                f"{width} x {height}. Give the mask at the size of the picture."
-            )
+        if self.mask is not None:
+            check_mask_size(self.mask.shape, image_size, "The mask of a visual prompt")
         x1, y1, x2, y2 = self.box_xyxy
         if x2 < 0 or y2 < 0 or x1 > width or y1 > height:
             raise ValueError(
@@ -127,10 +126,10 @@ def read_region(
             x1, y1, x2, y2 in pixels; around the polygons or the mask by default.
         polygons (`Sequence`, *optional*):
             Polygons as COCO has them (`[[x1, y1, x2, y2, ...], ...]`) or as arrays `(corners, 2)`; one alone as well.
-        mask (`np.ndarray` or `torch.Tensor`, *optional*):
-            `(height, width)` of the picture; everything but 0 belongs to it.
+        mask (`np.ndarray`, `torch.Tensor`, `PIL.Image.Image` or path, *optional*):
+            `(height, width)` of the upright image: bool, 0 and 1, or 0 and 255; see [`read_mask`].
         rle (`dict`, *optional*):
-            COCO's run lengths `{"size": [height, width], "counts": ...}`, compressed or a list. Needs pycocotools.
+            COCO's run lengths `{"size": [height, width], "counts": ...}`, compressed or a list.
 
     Returns:
         [`Region`]
@@ -144,13 +143,11 @@ def read_region(
     if not outlines and box_xyxy is None:
         raise ValueError("A region needs a box, polygons, a mask or RLE; nothing was given.")
     if rle is not None:
-        mask = _decode_rle(rle)
-    if mask is not None:
-        mask = np.asarray(mask)
-        if mask.ndim != 2 or not np.count_nonzero(mask):
-            problem = f"has the shape {mask.shape}" if mask.ndim != 2 else "is empty"
-            raise ValueError(f"The mask of a region {problem}. Give (height, width) with at least one pixel set.")
-        mask = mask.astype(bool)
+        mask = read_rle(rle, what="The RLE of a region")
+    elif mask is not None:
+        mask = read_mask(mask, what="The mask of a region")
+    if mask is not None and not mask.any():
+        raise ValueError("The mask of a region is empty. Give (height, width) with at least one pixel set.")
     polygons = () if polygons is None else _read_polygons(polygons)
     if box_xyxy is not None:
         return Region(_read_box(box_xyxy), polygons, mask)
@@ -196,22 +193,6 @@ def _read_polygon(polygon: Sequence) -> np.ndarray:
     if len(corners) < 2:
         raise ValueError(f"The polygon {corners.tolist()} has {len(corners)} corners; at least 2 can be drawn.")
     return corners
-
-
-def _decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
-    try:
-        from pycocotools import mask as coco_mask
-    except ImportError as error:
-        raise ImportError("COCO RLE needs the package pycocotools. Install it: pip install pycocotools") from error
-    if not isinstance(rle, Mapping) or not {"size", "counts"} <= set(rle):
-        raise ValueError(f"The RLE of a region must be a dict with size and counts, not {type(rle).__name__}.")
-    height, width = rle["size"]
-    counts = rle["counts"]
-    if isinstance(counts, (list, tuple)):
-        if sum(counts) != height * width:
-            raise ValueError(f"The counts of an RLE sum up to {sum(counts)}; its size {height} x {width} needs more.")
-        rle = coco_mask.frPyObjects({"size": [height, width], "counts": list(counts)}, height, width)
-    return coco_mask.decode(dict(rle))
 
 
 def _number(value: Any) -> float:

@@ -86,8 +86,8 @@ class VisualPrompt:
             x1, y1, x2, y2 in pixels; around the polygons or the mask by default.
         polygons (`Sequence`, *optional*):
             `[[x1, y1, x2, y2, ...], ...]` or arrays `(corners, 2)`.
-        mask (`np.ndarray`, *optional*):
-            `(height, width)` of the picture.
+        mask (`np.ndarray`, `torch.Tensor`, `PIL.Image.Image` or path, *optional*):
+            `(height, width)` of the upright image: bool, 0 and 1, or 0 and 255; see [`read_mask`].
         rle (`dict`, *optional*):
             COCO's run lengths. Give a box, or one of polygons, mask and RLE, or a box and one of them.
         color (`str` or `tuple[int, int, int]`, *optional*):

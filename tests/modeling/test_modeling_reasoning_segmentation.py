@@ -134,6 +134,29 @@ def test_row_without_slot_in_training(model, inputs, targets):
     assert model.seg_projector.linear_1.weight.grad.abs().sum() == 0
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda mask: mask * 255, "row 0 have values from 0 to 255"),
+        (lambda mask: (mask * 255).to(torch.uint8), "row 0 have values from 0 to 255"),
+        (lambda mask: mask[:, :1], r"row 0 are \(1, 50\) pixels .* upright image \(40, 50\)"),
+        (lambda mask: mask.transpose(1, 2), r"row 0 are \(50, 40\) pixels"),
+        (lambda mask: mask[..., ::2], r"row 0 are \(40, 25\) pixels"),
+    ],
+)
+def test_mask_labels_that_would_train_something_else(model, inputs, targets, change, message):
+    masks = targets["mask_labels"]
+    with pytest.raises(ValueError, match=message):
+        model(**inputs, mask_labels=[change(masks[0]), masks[1]])
+
+
+def test_mask_labels_of_other_number_formats_give_the_same_loss(model, inputs, targets):
+    expected = model(**inputs, mask_labels=targets["mask_labels"]).loss
+    for dtype in (torch.bool, torch.uint8, torch.int64, torch.float64):
+        masks = [mask.to(dtype) for mask in targets["mask_labels"]]
+        assert torch.equal(model(**inputs, mask_labels=masks).loss, expected)
+
+
 def test_wrong_number_of_mask_labels(model, inputs, targets):
     with pytest.raises(ValueError, match=r"\[2, 1\] .* slots but mask_labels holds \[1, 1\]"):
         model(**inputs, mask_labels=[targets["mask_labels"][0][:1], targets["mask_labels"][1]])

@@ -214,11 +214,24 @@ class TestSegmentationResult:
         monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=SimpleNamespace))
         result.segments.append(Segment("cup", None, np.zeros((40, 60), dtype=bool)))
         detections = result.to_supervision()
-        assert detections.xyxy.tolist() == [[5, 10, 25, 30], [40, 20, 55, 35], [0, 0, 0, 0]]
+        # x2 and y2 are the last pixel, as supervision's mask_to_xyxy counts
+        assert detections.xyxy.tolist() == [[5, 10, 24, 29], [40, 20, 54, 34], [0, 0, 0, 0]]
         assert (detections.mask.shape, detections.mask.dtype) == ((3, 40, 60), bool)
         assert detections.confidence.tolist() == [0.75, 0.5, 0.0]
         assert detections.class_id.tolist() == [0, 1, 0]
         assert detections.data["class_name"].tolist() == ["cup", "saucer", "cup"]
+
+    def test_its_boxes_are_those_of_supervision(self, result):
+        supervision = pytest.importorskip("supervision", reason="`pip install reasonseg[viz]` has it.")
+        result.segments += [
+            Segment("dot", None, np.eye(40, 60, dtype=bool) & (np.arange(40) == 7)[:, None]),
+            Segment("nothing", None, np.zeros((40, 60), dtype=bool)),
+            Segment("all", None, np.ones((40, 60), dtype=bool)),
+        ]
+        detections = result.to_supervision()
+        assert isinstance(detections, supervision.Detections)
+        np.testing.assert_array_equal(detections.xyxy, supervision.mask_to_xyxy(detections.mask))
+        assert detections.xyxy[2].tolist() == [7, 7, 7, 7]
 
     def test_to_supervision_of_nothing_keeps_the_shapes(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "supervision", SimpleNamespace(Detections=SimpleNamespace))

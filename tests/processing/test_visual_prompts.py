@@ -395,7 +395,7 @@ class TestErrors:
     def test_regions_of_another_picture(self):
         with pytest.raises(ValueError, match="lies outside the picture of 90 x 64"):
             draw_visual_prompts(picture(), [VisualPrompt("point", box_xyxy=(91, 3, 99, 9))])
-        with pytest.raises(ValueError, match="The mask of a visual prompt is 90 x 64 pixels, the picture 64 x 90"):
+        with pytest.raises(ValueError, match="The mask of a visual prompt is 90 x 64 pixels, the image 64 x 90"):
             draw_visual_prompts(picture(64, 90), [VisualPrompt("mask", mask=disc())])
 
     def test_shapes_are_read_as_people_write_them(self):
