@@ -1,7 +1,9 @@
 """Runs a model over questions with known masks and scores it, on any number of processes."""
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +11,10 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from .contact_sheet import Case
+from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
+from ..processing.mask_reading import read_mask
+from ..processing.segments import mask_to_rle
+from .contact_sheet import Case, StoredCase
 from .metrics import SegmentationMetrics
 
 
@@ -22,20 +27,21 @@ class Question:
     One request about one picture.
 
     Args:
-        image: The picture, `(height, width, 3)` uint8 or whatever the processor takes.
+        image: Whatever `load_rgb_image` reads: the path of a file, a Pillow image of any mode, an array or tensor.
         text (`str`): The user's message.
         answer (`str`): The right answer, with `[SEG]` or `[REJ]` for every phrase in order.
         phrases (`list[str]`): What is asked for.
-        masks (`list[np.ndarray | None]`): Per phrase the bool mask `(height, width)`, `None` when absent.
-        types (`list[str]`): Per phrase the name of the group it is reported in.
+        masks (`list[Any | None]`): Per phrase its mask at the size of the upright image, of any kind that `read_mask`
+            takes, `None` when absent.
+        types (`list[str | None]`): Per phrase the name of the group it is reported in, beside all; `None` for none.
     """
 
     image: Any
     text: str
     answer: str
     phrases: list[str]
-    masks: list[np.ndarray | None]
-    types: list[str]
+    masks: list[Any | None]
+    types: list[str | None]
 
 
 @dataclass
@@ -47,7 +53,7 @@ class EvaluationResult:
         by_type (`dict[str, dict]`): The same for each type of phrase.
         slots_missing (`int`): Phrases for which the model wrote no slot; each counts as wrong.
         rejected (`list[bool]`): The decision on every phrase; in the same order for both protocols.
-        cases (`list[Case]`): What a contact sheet shows.
+        cases (`list[Case | StoredCase]`): What a contact sheet shows.
     """
 
     protocol: str
@@ -55,7 +61,7 @@ class EvaluationResult:
     by_type: dict[str, dict[str, Any]]
     slots_missing: int
     rejected: list[bool] = field(repr=False)
-    cases: list[Case] = field(repr=False)
+    cases: list[Case | StoredCase] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, as plain JSON values."""
@@ -96,26 +102,31 @@ def evaluate(
         progress (`Callable`, *optional*): Called with the number of finished and of all questions of this process.
 
     Raises:
-        ValueError: If the protocol does not exist.
+        ValueError: If the protocol does not exist, there is no question, an image cannot be read, or a mask has not
+            the size of its image or values that may mean several things.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"There is no protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
+    if not len(questions):
+        raise ValueError("There is no question to evaluate; an empty data set has no scores.")
     answer = _answer_freely if protocol == "free" else _answer_as_given
-    types = sorted({name for question in questions for name in question.types})
+    types = sorted({name for question in questions for name in question.types if name is not None})
     metrics = SegmentationMetrics(rule, types=types, zero_rejected=protocol == "free")
+    max_pixels = getattr(processor, "max_image_pixels", MAX_IMAGE_PIXELS)
     state = PartialState()
     mine = list(questions)[state.process_index :: state.num_processes]
     missing, decisions, cases = 0, [], []
     model.eval()
     for done, batch in _batches(mine, batch_size):
+        images, index = _shared_images(batch, max_pixels)
         with torch.no_grad():
-            answers = answer(model, processor, batch, max_new_tokens)
-        for question, (masks, rejected, written) in zip(batch, answers, strict=True):
+            answers = answer(model, processor, batch, images, index, max_new_tokens)
+        for question, image, (masks, rejected, written) in zip(batch, index, answers, strict=True):
             targets = _targets(question, masks.shape[-2:])
             ious = metrics.update(masks, targets, rejected, question.types)
             missing += len(question.phrases) - written
             decisions += rejected
-            cases += _cases(question, masks, rejected, ious)
+            cases += _cases(question, images[image], targets.numpy(), masks.numpy(), rejected, ious)
         if progress is not None:
             progress(done, len(mine))
 
@@ -133,22 +144,35 @@ def _batches(questions: Sequence[Question], size: int) -> Iterator[tuple[int, li
         yield start + len(batch), batch
 
 
-def _shared_images(batch: Iterable[Question]) -> tuple[list, list[int]]:
-    """The different pictures of a batch and the picture of each question, so that each is encoded once."""
+def _shared_images(batch: Iterable[Question], max_pixels: int) -> tuple[list[np.ndarray], list[int]]:
+    """The different images of a batch, RGB and upright, and the image of each question: each is encoded once."""
     images, index, seen = [], [], {}
     for question in batch:
-        if id(question.image) not in seen:
-            seen[id(question.image)] = len(images)
-            images.append(question.image)
-        index.append(seen[id(question.image)])
+        key = question.image if _is_path(question.image) else id(question.image)
+        if key not in seen:
+            seen[key] = len(images)
+            images.append(_pixels(question.image, max_pixels))
+        index.append(seen[key])
     return images, index
+
+
+def _pixels(image: Any, max_pixels: int) -> np.ndarray:
+    """`(height, width, 3)` uint8; what is such an array is not copied, so that the cases of an image share it."""
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return image
+    return np.asarray(load_rgb_image(image, max_pixels))
+
+
+def _is_path(image: Any) -> bool:
+    return isinstance(image, (str, os.PathLike))
 
 
 Answer = tuple[torch.BoolTensor, list[bool], int]
 
 
-def _answer_freely(model, processor, batch: list[Question], max_new_tokens: int) -> list[Answer]:
-    images, index = _shared_images(batch)
+def _answer_freely(
+    model, processor, batch: list[Question], images: list[np.ndarray], index: list[int], max_new_tokens: int
+) -> list[Answer]:
     inputs = processor(
         images=images, text=[question.text for question in batch], image_index=index, return_tensors="pt"
     ).to(model.device)
@@ -156,8 +180,9 @@ def _answer_freely(model, processor, batch: list[Question], max_new_tokens: int)
     return _read_slots(processor, batch, output, inputs)
 
 
-def _answer_as_given(model, processor, batch: list[Question], max_new_tokens: int) -> list[Answer]:
-    images, index = _shared_images(batch)
+def _answer_as_given(
+    model, processor, batch: list[Question], images: list[np.ndarray], index: list[int], max_new_tokens: int
+) -> list[Answer]:
     inputs = processor(
         images=images,
         text=[question.text for question in batch],
@@ -193,18 +218,29 @@ def _targets(question: Question, size: torch.Size) -> torch.BoolTensor:
     targets = torch.zeros(len(question.phrases), *size, dtype=torch.bool)
     for place, mask in enumerate(question.masks):
         if mask is not None:
-            targets[place] = torch.from_numpy(np.asarray(mask, dtype=bool))
+            targets[place] = torch.from_numpy(read_mask(mask, tuple(size), f"The mask of {question.phrases[place]!r}"))
     return targets
 
 
-def _cases(question: Question, masks: torch.Tensor, rejected: list[bool], ious: list[float]) -> list[Case]:
-    image = np.asarray(question.image)
-    return [
-        Case.from_masks(image, phrase, iou, target, None if flag else mask.numpy())
-        for phrase, iou, target, flag, mask in zip(
-            question.phrases, ious, question.masks, rejected, masks, strict=True
-        )
-    ]
+def _cases(
+    question: Question,
+    image: np.ndarray,
+    targets: np.ndarray,
+    masks: np.ndarray,
+    rejected: list[bool],
+    ious: list[float],
+) -> list[Case | StoredCase]:
+    """One case per phrase; of an image in a file only its path is kept, so that whole data sets fit into memory."""
+    cases = []
+    for place, phrase in enumerate(question.phrases):
+        target = None if question.masks[place] is None else targets[place]
+        prediction = None if rejected[place] else masks[place]
+        if _is_path(question.image):
+            runs = [None if mask is None else mask_to_rle(mask) for mask in (target, prediction)]
+            cases.append(StoredCase(Path(question.image), phrase, ious[place], *runs, upright=True))
+        else:
+            cases.append(Case.from_masks(image, phrase, ious[place], target, prediction))
+    return cases
 
 
 __all__ = ["PROTOCOLS", "EvaluationResult", "Question", "evaluate"]

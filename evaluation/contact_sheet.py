@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..processing.image_loading import open_image
+from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from ..whole_files import written_whole
 from .coco_masks import decode_segmentation
 
@@ -79,6 +79,8 @@ class StoredCase:
         iou: Score of the case, 0 to 1.
         target: Compressed run lengths of what is meant, or None when the phrase names nothing in the picture.
         prediction: Compressed run lengths of the answer, or None without one.
+        upright: Whether the masks lie in the frame of the upright image; else in that of the stored pixels, in which
+            COCO's annotations count.
     """
 
     path: Path
@@ -86,12 +88,15 @@ class StoredCase:
     iou: float
     target: dict | None
     prediction: dict | None
+    upright: bool = False
 
     @property
     def image(self) -> np.ndarray:
-        """`(height, width, 3)` uint8 RGB, in the order of the stored pixels."""
-        with open_image(self.path) as picture:
-            return np.array(picture.convert("RGB"))
+        """`(height, width, 3)` uint8 RGB, in the frame of the masks."""
+        # an image of the size of its masks was accepted before
+        sizes = [rle["size"] for rle in (self.target, self.prediction) if rle is not None]
+        limit = max([MAX_IMAGE_PIXELS, *(height * width for height, width in sizes)])
+        return np.asarray(load_rgb_image(self.path, limit, upright=self.upright))
 
     def mask(self, name: str) -> np.ndarray | None:
         """The `target` or the `prediction` as `(height, width)` bool, or None."""

@@ -91,7 +91,8 @@ class SegmentationMetrics:
         self.rule_name = rule
         self.types = tuple(types)
         self.zero_rejected = zero_rejected
-        self.sums = torch.zeros(max(1, len(self.types)), len(_SUMS), dtype=torch.float64)
+        # one row for each type, and the last for masks without one
+        self.sums = torch.zeros(len(self.types) + 1, len(_SUMS), dtype=torch.float64)
 
     def binarise(self, logits: torch.Tensor) -> torch.Tensor:
         """Mask logits of any shape to a bool mask, as the original does."""
@@ -102,7 +103,7 @@ class SegmentationMetrics:
         masks: torch.Tensor | np.ndarray,
         targets: torch.Tensor | np.ndarray,
         rejected: Sequence[bool] | torch.Tensor | None = None,
-        types: Sequence[str] | None = None,
+        types: Sequence[str | None] | None = None,
     ) -> list[float]:
         """Add predicted masks and their targets.
 
@@ -111,7 +112,8 @@ class SegmentationMetrics:
             targets: `(masks, height, width)`; 0 or False is background, 255 is ignored, anything else is the target. A
                 target without foreground is an absent one.
             rejected: `(masks,)`, whether the model answered with `[REJ]`. The rule `reason` can do without.
-            types: `(masks,)` names from `types`; needed when there is a breakdown.
+            types: `(masks,)` names from `types`, or None for a mask that counts in the total alone; needed when there
+                is a breakdown.
 
         Returns:
             The IoU of every mask as it enters gIoU.
@@ -176,16 +178,16 @@ class SegmentationMetrics:
             raise ValueError(f"rejected must have one flag per mask, got {len(flags)} flags for {count} masks.")
         return flags
 
-    def _check_types(self, types: Sequence[str] | None, count: int) -> list[int]:
+    def _check_types(self, types: Sequence[str | None] | None, count: int) -> list[int]:
         if not self.types:
             return [0] * count
         if types is None or len(types) != count:
             given = "none" if types is None else len(types)
             raise ValueError(f"types must have one name per mask, got {given} for {count} masks.")
-        unknown = sorted(set(types) - set(self.types))
+        unknown = sorted(set(types) - {*self.types, None})
         if unknown:
             raise ValueError(f"There are no types {', '.join(unknown)}; choose from {', '.join(self.types)}.")
-        return [self.types.index(name) for name in types]
+        return [len(self.types) if name is None else self.types.index(name) for name in types]
 
     def merge(self, other: SegmentationMetrics) -> None:
         """Add the sums of another part of the same evaluation.
@@ -199,7 +201,7 @@ class SegmentationMetrics:
         self.sums += other.sums
 
     def state_tensor(self) -> torch.Tensor:
-        """All sums, `(types or 1, sums)` float64. Sum it over processes, then call `load_state_tensor`."""
+        """All sums, `(types + 1, sums)` float64. Sum it over processes, then call `load_state_tensor`."""
         return self.sums.clone()
 
     def load_state_tensor(self, sums: torch.Tensor) -> None:

@@ -35,11 +35,12 @@ def write_report(result: Any, out: str | Path, about: dict[str, Any]) -> Path:
 
 
 def results_table(result: EvaluationResult) -> Table:
-    """One row per type of phrase and one for all."""
+    """One row per type of phrase, where there are types, and one for all."""
     table = Table(title=f"protocol: {result.protocol}")
     for name in ("type", "phrases", *COLUMNS):
         table.add_column(name, justify="left" if name == "type" else "right")
-    for name, numbers in [*result.by_type.items(), ("all", result.overall)]:
+    total = "all" if "all" not in result.by_type else "all types"
+    for name, numbers in [*result.by_type.items(), (total, result.overall)]:
         values = ["-" if numbers[column] is None else f"{numbers[column]:.3f}" for column in COLUMNS]
         table.add_row(name, str(numbers["masks"]), *values)
     return table

@@ -50,6 +50,7 @@ def load_rgb_image(
     image: ImageSource,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
     input_data_format: str | ChannelDimension | None = None,
+    upright: bool = True,
 ) -> Image.Image:
     """Read one picture and return it upright, in RGB, with 8 bits per channel.
 
@@ -66,9 +67,11 @@ def load_rgb_image(
             Largest allowed height x width; the environment variable REASONSEG_MAX_IMAGE_PIXELS takes its place.
         input_data_format (`str` or `ChannelDimension`, *optional*):
             `"channels_first"` or `"channels_last"` for arrays and tensors; inferred from the shape when omitted.
+        upright (`bool`, *optional*, defaults to `True`):
+            Apply the EXIF orientation. False keeps the pixels as they are stored, in which COCO's annotations count.
 
     Returns:
-        `PIL.Image.Image`: mode RGB, upright, without metadata, decoded.
+        `PIL.Image.Image`: mode RGB, without metadata, decoded.
 
     Raises:
         ValueError: The source is a URL, is not a readable picture, has no pixels or too many
@@ -80,9 +83,10 @@ def load_rgb_image(
     """
     max_image_pixels = _allowed_pixels(max_image_pixels)
     if isinstance(image, (str, os.PathLike)):
-        return _load_file(image, max_image_pixels)
+        with open_image(image, max_image_pixels) as opened:
+            return _decode(opened, _shown(image), max_image_pixels, upright)
     if isinstance(image, Image.Image):
-        return _decode(image, f"The image of mode {image.mode}", max_image_pixels)
+        return _decode(image, f"The image of mode {image.mode}", max_image_pixels, upright)
     if isinstance(image, torch.Tensor):
         image = tensor_to_numpy(image)
     if isinstance(image, np.ndarray):
@@ -252,12 +256,6 @@ def _pillow_allows(max_image_pixels: int) -> Iterator[None]:
                 Image.MAX_IMAGE_PIXELS = before
 
 
-def _load_file(path: str | os.PathLike, max_image_pixels: int) -> Image.Image:
-    """Open and decode a local file."""
-    with open_image(path, max_image_pixels) as opened:
-        return _decode(opened, _shown(path), max_image_pixels)
-
-
 def _shown(path: str | os.PathLike) -> str:
     """A path as messages name it."""
     name = os.fspath(path)
@@ -297,14 +295,14 @@ def _load(image: Image.Image, what: str, max_image_pixels: int) -> int:
     return exif_orientation(image)
 
 
-def _decode(image: Image.Image, what: str, max_image_pixels: int) -> Image.Image:
-    """Decode a Pillow image, turn it upright and convert it to RGB."""
+def _decode(image: Image.Image, what: str, max_image_pixels: int, upright: bool) -> Image.Image:
+    """Decode a Pillow image, turn it upright if asked for, and convert it to RGB."""
     orientation = _load(image, what, max_image_pixels)
     try:
         image = _to_rgb(image, what)
     except Exception as error:  # decoders raise errors of many kinds on damaged files
         raise ValueError(f"{what} cannot be decoded ({_reason(error)}). Check or convert the file.") from error
-    if orientation in _UPRIGHT_TRANSPOSE:
+    if upright and orientation in _UPRIGHT_TRANSPOSE:
         image = image.transpose(_UPRIGHT_TRANSPOSE[orientation])
     image.info = {}  # keeps the orientation from being applied a second time
     return image

@@ -2,11 +2,8 @@
 
 from pathlib import Path
 
-import numpy as np
-
+from .data.request_folder import read_request_folder
 from .evaluation.benchmark import Question
-from .processing.image_loading import load_rgb_image
-from .training.datasets import ImageFolderExamples
 from .training.tabletop_dataset import generate_records
 from .training.tabletop_requests import make_requests
 from .training.tabletop_scenes import TabletopScene, draw_scene
@@ -37,27 +34,24 @@ def tabletop_questions(split: str = "test", scenes: int = 500, seed: int = 0) ->
 
 def image_folder_questions(folder: str | Path) -> list[Question]:
     """
-    All requests of an image folder data set; see [`ImageFolderExamples`] for its format.
+    All requests of an image folder data set; see `reasonseg.data.request_folder` for its format.
 
     Raises:
         FileNotFoundError: If there is no `metadata.jsonl`.
+        DataFileError: If it cannot be used; with the lines, what was found there and what is allowed.
     """
-    examples, questions = ImageFolderExamples(folder), []
-    for row, example in zip(examples.rows, examples, strict=True):
-        image = np.asarray(load_rgb_image(example.image))
-        for request, masks in zip(row["requests"], example.masks, strict=True):
-            phrases = request["phrases"]
-            questions.append(
-                Question(
-                    image=image,
-                    text=request["question"],
-                    answer=request["answer"],
-                    phrases=[phrase.get("text", "") for phrase in phrases],
-                    masks=masks,
-                    types=[phrase.get("type", "all") for phrase in phrases],
-                )
-            )
-    return questions
+    return [
+        Question(
+            image=str(image.path),
+            text=request.question,
+            answer=request.answer,
+            phrases=[phrase.text for phrase in request.phrases],
+            masks=[phrase.mask for phrase in request.phrases],
+            types=[phrase.type for phrase in request.phrases],
+        )
+        for image in read_request_folder(folder)
+        for request in image.requests
+    ]
 
 
 def draw_demo_scene(seed: int) -> TabletopScene:

@@ -26,7 +26,7 @@ from tests.parity_data import PARITY, difflmm_sources, gsva_vision_tower
 def no_class_exists_twice():
     """`modeling` imported beside `reasonseg.modeling` would define every class a second time."""
     yield
-    leaked = sorted({"modeling", "processing", "conversion", "training", "evaluation"} & sys.modules.keys())
+    leaked = sorted({"modeling", "processing", "conversion", "data", "training", "evaluation"} & sys.modules.keys())
     assert not leaked, f"Imported by a bare name: {leaked}. Write `from reasonseg.{leaked[0]} import ...`."
 
 

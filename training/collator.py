@@ -1,31 +1,13 @@
 """Turns pictures with conversations and masks into batches; conversations about one picture share it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
-
-@dataclass
-class Example:
-    """
-    One picture with everything that is said about it.
-
-    Args:
-        image: Whatever the processor takes: a PIL picture, an array, a path.
-        questions (`list[str]`): One user message per conversation.
-        answers (`list[str]`): The answers, with one `[SEG]` or `[REJ]` per target; a plain answer has none.
-        masks (`list[list[np.ndarray | None]]`): Per conversation one `(height, width)` mask in [0, 1] per slot,
-            `None` for `[REJ]`.
-    """
-
-    image: Any
-    questions: list[str]
-    answers: list[str]
-    masks: list[list[np.ndarray | None]]
+from ..data.example import Example
+from ..processing.mask_reading import read_soft_mask
 
 
 class SegmentationCollator:
@@ -57,20 +39,23 @@ class SegmentationCollator:
         sizes = batch["original_sizes"].tolist()
         return {**batch, "mask_labels": self.targets([example.masks for example in examples], sizes)}
 
-    def targets(
-        self, masks: Sequence[list[list[np.ndarray | None]]], sizes: Sequence[list[int]]
-    ) -> list[torch.FloatTensor]:
-        """Per conversation `(slots, height, width)`, of all pictures in a row."""
+    def targets(self, masks: Sequence[list[list[Any | None]]], sizes: Sequence[list[int]]) -> list[torch.FloatTensor]:
+        """
+        Per conversation `(slots, height, width)`, of all images in a row.
+
+        Raises:
+            ValueError: If a mask has not the size of its upright image, or values that may mean several things.
+        """
         return [
             self._targets(of_row, size) for of_picture, size in zip(masks, sizes, strict=True) for of_row in of_picture
         ]
 
-    def _targets(self, masks: list[np.ndarray | None], size: list[int]) -> torch.FloatTensor:
+    def _targets(self, masks: list[Any | None], size: list[int]) -> torch.FloatTensor:
         """`(slots, height, width)` with an empty mask for every rejection."""
         stacked = torch.zeros(len(masks), *size)
         for slot, mask in enumerate(masks):
             if mask is not None:
-                stacked[slot] = torch.from_numpy(np.asarray(mask, dtype=np.float32))
+                stacked[slot] = torch.from_numpy(read_soft_mask(mask, tuple(size), f"The mask of slot {slot + 1}"))
         if self.mask_size is None:
             return stacked
         return F.adaptive_avg_pool2d(stacked, self.mask_size)

@@ -1,21 +1,18 @@
 """Data sets of pictures with conversations and masks, as the collator takes them."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from pycocotools import mask as coco_mask
 from torch.utils.data import Dataset
 
-from .collator import Example
+from ..data.data_files import DataFileError
+from ..data.example import Example
+from ..data.request_folder import METADATA_FILE, first_rejection, read_request_folder
 from .tabletop_requests import Request
 from .tabletop_scenes import TabletopScene
 from .tabletop_stream import TabletopDataset
-
-
-METADATA_FILE = "metadata.jsonl"
 
 
 class SharedEpoch:
@@ -75,54 +72,48 @@ def requests_to_example(scene: TabletopScene, requests: list[Request]) -> Tablet
 
 class ImageFolderExamples(Dataset):
     """
-    Any data set written as an image folder: pictures beside a `metadata.jsonl` with one line per picture.
-
-    A line has `file_name` and `requests`; a request has `question`, `answer` and `phrases`, one per `[SEG]` or `[REJ]`
-    of the answer in order, each with `segmentation` (COCO run-length encoding, `null` for `[REJ]`).
+    The folder of one split with `metadata.jsonl`; see `reasonseg.data.request_folder` for its format.
 
     Args:
-        folder (`str` or `Path`): Folder of one split.
+        folder (`str` or `Path`): Folder of one split. All of it is checked.
 
     Raises:
         FileNotFoundError: If there is no `metadata.jsonl`.
-        ValueError: If a line has not as many phrases as its answer has slots.
+        DataFileError: If it cannot be used; with the lines, what was found there and what is allowed.
     """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        metadata = self.folder / METADATA_FILE
-        if not metadata.is_file():
-            raise FileNotFoundError(
-                f"{self.folder} has no {METADATA_FILE}; name the folder of one split of an image folder data set."
-            )
-        self.rows = [json.loads(line) for line in metadata.read_text(encoding="utf-8").splitlines() if line.strip()]
-        for number, row in enumerate(self.rows, start=1):
-            for request in row["requests"]:
-                slots = request["answer"].count("[SEG]") + request["answer"].count("[REJ]")
-                if slots != len(request["phrases"]):
-                    raise ValueError(
-                        f"{metadata}, line {number}: the answer {request['answer']!r} has {slots} slots but there are "
-                        f"{len(request['phrases'])} phrases; give one per slot, in order."
-                    )
+        self.images = read_request_folder(self.folder)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Example:
-        row = self.rows[index]  # also what ends an iteration, by its IndexError
-        requests = row["requests"]
-        return Example(
-            image=str(self.folder / row["file_name"]),
-            questions=[request["question"] for request in requests],
-            answers=[request["answer"] for request in requests],
-            masks=[[_decode(phrase["segmentation"]) for phrase in request["phrases"]] for request in requests],
-        )
+        return self.images[index].example()  # also what ends an iteration, by its IndexError
 
+    def check_slots(self, processor, model: str) -> None:
+        """
+        Check that a model knows the slots of the answers.
 
-def _decode(rle: dict | None) -> np.ndarray | None:
-    if rle is None:
-        return None
-    return coco_mask.decode({"size": rle["size"], "counts": rle["counts"].encode("ascii")}).astype(bool)
+        Args:
+            processor: Its processor.
+            model (`str`): Its name, for the message.
+
+        Raises:
+            DataFileError: If it has no `[SEG]`, or no `[REJ]` and an answer has.
+        """
+        if not getattr(processor, "seg_token", None):
+            raise DataFileError(
+                f"{self.folder} holds answers with [SEG], and {model} does not draw by [SEG]. Train LISA, GSVA or "
+                "another model with `seg_token_id` on it."
+            )
+        rejected = first_rejection(self.images)
+        if rejected is not None and getattr(processor, "rej_token", None) is None:
+            raise DataFileError(
+                f"{self.folder / METADATA_FILE}, line {rejected.line}: an answer holds [REJ], which {model} does not "
+                "know. Train a model with [REJ], such as GSVA, or leave such requests out."
+            )
 
 
 __all__ = ["ImageFolderExamples", "SharedEpoch", "TabletopExamples", "requests_to_example"]

@@ -61,6 +61,7 @@ def run_recipe(
         `Path`: `out`, a repo that loads and runs.
 
     Raises:
+        DataFileError: If the data cannot be used; with the lines, what was found there and what is allowed.
         RecipeError: If there is nothing to resume, checkpoints would be overwritten, `out` holds the first stage of
             another recipe, or the model or an option cannot be used.
     """
@@ -93,6 +94,7 @@ def _resume_point(recipe: Recipe, out: Path) -> Path | None:
 
 def _train(recipe: Recipe, out: Path, checkpoint: Path | None, build: Callable[..., tuple[Any, Any]] | None) -> None:
     """Train from `checkpoint`, or from the start, and save the repo to `out`."""
+    data = training_data(recipe)  # first, so that what is wrong with it is said before a model is loaded
     if recipe.model == "tabletop":
         model, processor = build_tabletop(recipe)
     elif recipe.parts is not None:
@@ -100,17 +102,18 @@ def _train(recipe: Recipe, out: Path, checkpoint: Path | None, build: Callable[.
             raise RecipeError("`parts` needs somebody who puts them together; pass `build` (`reasonseg train` does).")
         model, processor = build(recipe.parts, recipe.dtype, recipe.attn_implementation)
     else:
+        processor = load_pretrained(AutoProcessor, recipe.model)
+        if isinstance(data, ImageFolderExamples):
+            data.check_slots(processor, recipe.model)
         # A model that only talks has its language head under this name alone.
         kind = AutoModelForImageTextToText if recipe.data.kind == "regions" else AutoModel
         model = load_pretrained(kind, recipe.model, attn_implementation=recipe.attn_implementation, dtype=recipe.dtype)
         if getattr(model.config, "needs_adapter", False):
             raise RecipeError(f"{recipe.model} keeps its adapter apart; convert it without --keep-lora to train on.")
-        processor = load_pretrained(AutoProcessor, recipe.model)
     if int(os.environ.get("RANK", "0")) == 0:  # of the processes that torchrun has started
         begin(out)
     if recipe.model == "tabletop" and recipe.towers is not None and checkpoint is None:
         pretrain_towers(model, processor, recipe, out)
-    data = training_data(recipe)
     if recipe.dwsl is not None:
         data = WeightedExamples(data, dwsl_weights(model, processor, data, recipe, out))
     if recipe.lora is not None:

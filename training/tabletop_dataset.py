@@ -17,17 +17,18 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as coco_mask
 
+from reasonseg.processing.mask_reading import read_mask
 from reasonseg.processing.segments import mask_to_rle
 
+from ..data.data_files import read_json_lines
+from ..data.request_folder import METADATA_FILE
 from ..processing.image_loading import open_image
 from ..whole_files import remove_drafts, write_whole, written_whole
 from .tabletop_requests import Request, build_answer, make_requests
 from .tabletop_scenes import DEFAULT_SIZE, SPLITS, TabletopObject, TabletopScene, draw_scene
 
 
-METADATA_FILE = "metadata.jsonl"
 SETTINGS_FILE = ".settings.json"
 FORMAT_VERSION = 1
 
@@ -121,7 +122,7 @@ class TabletopRecord:
 
 def rle_to_mask(rle: Mapping[str, Any]) -> np.ndarray:
     """Decode COCO run lengths, `{"size": [height, width], "counts": str}`, to a `(height, width)` bool mask."""
-    return coco_mask.decode({"size": list(rle["size"]), "counts": rle["counts"].encode("ascii")}).astype(bool)
+    return read_mask(rle)
 
 
 def generate_records(
@@ -240,12 +241,10 @@ def read_dataset(out_dir: str | Path, split: str) -> Iterator[TabletopRecord]:
 
 
 def _read_records(metadata: Path, split: str) -> Iterator[TabletopRecord]:
-    with metadata.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = json.loads(line)
-            with open_image(metadata.parent / row["file_name"]) as picture:
-                image = np.array(picture.convert("RGB"))
-            yield TabletopRecord.from_row(row, image, split)
+    for _, row in read_json_lines(metadata):
+        with open_image(metadata.parent / row["file_name"]) as picture:
+            image = np.array(picture.convert("RGB"))
+        yield TabletopRecord.from_row(row, image, split)
 
 
 def _draw_record(

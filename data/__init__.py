@@ -1,0 +1,1 @@
+"""Readers of data sets, and the Example that training and evaluation share."""

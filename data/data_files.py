@@ -1,0 +1,101 @@
+"""Files of data sets: JSON, JSON lines, and the names of other files in them."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+
+_BOM = b"\xef\xbb\xbf"
+
+
+class DataFileError(ValueError):
+    """A file of a data set that cannot be used. The message names the file and the place in it, what was found and
+    what is allowed."""
+
+
+def read_json(path: str | Path, error_class: type[ValueError] = DataFileError) -> Any:
+    """Read a JSON file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path (`str` or `Path`): The file.
+        error_class (`type[ValueError]`): Kind of error to raise.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: Of `error_class`, with the line and the column, if it is not JSON.
+    """
+    content = Path(path).read_bytes()
+    try:
+        return _parse(content)
+    except ValueError as error:
+        raise error_class(f"{path} is no JSON file: {error}.") from None
+
+
+def read_json_lines(
+    path: str | Path, error_class: type[ValueError] = DataFileError, problems: dict[int, str] | None = None
+) -> Iterator[tuple[int, Any]]:
+    """Read a file with one JSON value per line, in UTF-8, with or without a byte order mark.
+
+    Lines end with a line feed alone. Other separators, such as U+2028, may stand in a text and belong to it.
+
+    Args:
+        path (`str` or `Path`): The file.
+        error_class (`type[ValueError]`): Kind of error to raise.
+        problems (`dict[int, str]`, *optional*): Takes what is wrong by line, in place of an error, so that all lines
+            can be checked.
+
+    Yields:
+        `tuple[int, Any]`: Number of the line, from 1 on, and its value. Empty lines are left out.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: Of `error_class`, with the line and the column, if a line is not JSON.
+    """
+    with Path(path).open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            line = line.removeprefix(_BOM) if number == 1 else line
+            if not line.strip():
+                continue
+            try:
+                value = _parse(line)
+            except ValueError as error:
+                problem = f"it is not JSON: {error}. Give one JSON value per line, in UTF-8."
+                if problems is None:
+                    raise error_class(f"{path}, line {number}: {problem}") from None
+                problems[number] = problem
+            else:
+                yield number, value
+
+
+def file_in(folder: Path, name: Any) -> Path:
+    """The file that a data file names, below `folder`.
+
+    Raises:
+        ValueError: If it is no text, is absolute, or leads out of the folder.
+    """
+    if not isinstance(name, str) or not name.strip() or "\0" in name:
+        raise ValueError(f"{name!r} is no file name; give one relative to {folder}.")
+    parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
+    if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
+        raise ValueError(f"the file name {name!r} leads out of the folder; give one relative to {folder}.")
+    return folder / name
+
+
+def _parse(content: bytes) -> Any:
+    """
+    Raises:
+        ValueError: With the reason and the place, without a full stop.
+    """
+    try:
+        return json.loads(content.removeprefix(_BOM).decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"byte {error.start + 1} (0x{content[error.start]:02x}) is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise ValueError(f"{error.msg}, {place}") from None
+    except RecursionError:
+        raise ValueError("its lists or objects are nested too deeply") from None
+
+
+__all__ = ["DataFileError", "file_in", "read_json", "read_json_lines"]
