@@ -58,7 +58,7 @@ def read_json_lines(
             if not line.strip():
                 continue
             try:
-                value = _parse(line)
+                value = _parse(line.rstrip(b"\r\n"))  # so that the column of an error lies in the line
             except ValueError as error:
                 problem = f"it is not JSON: {error}. Give one JSON value per line, in UTF-8."
                 if problems is None:

@@ -260,6 +260,7 @@ def _check_stated_size(row: dict[str, Any], head: _ImageHead) -> None:
 
 __all__ = [
     "METADATA_FILE",
+    "REJECTION",
     "Phrase",
     "Request",
     "RequestImage",

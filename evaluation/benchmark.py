@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
+from ..data.request_folder import REJECTION
 from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from ..processing.mask_reading import read_mask
 from ..processing.segments import mask_to_rle
@@ -102,13 +103,15 @@ def evaluate(
         progress (`Callable`, *optional*): Called with the number of finished and of all questions of this process.
 
     Raises:
-        ValueError: If the protocol does not exist, there is no question, an image cannot be read, or a mask has not
-            the size of its image or values that may mean several things.
+        ValueError: If the protocol does not exist, there is no question, an answer holds a `[REJ]` that the model does
+            not know under `paper`, an image cannot be read, or a mask has not the size of its image or values that
+            may mean several things.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"There is no protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
     if not len(questions):
         raise ValueError("There is no question to evaluate; an empty data set has no scores.")
+    check_rejections(processor, questions, protocol)
     answer = _answer_freely if protocol == "free" else _answer_as_given
     types = sorted({name for question in questions for name in question.types if name is not None})
     metrics = SegmentationMetrics(rule, types=types, zero_rejected=protocol == "free")
@@ -136,6 +139,24 @@ def evaluate(
         missing = sum(count for _, count in sums)
         decisions, cases = gather_object(decisions), gather_object(cases)
     return EvaluationResult(protocol, metrics.compute(), metrics.compute_by_type(), missing, decisions, cases)
+
+
+def check_rejections(processor, questions: Sequence[Question], protocol: str) -> None:
+    """
+    Check that a model that is given the right answers knows their `[REJ]`; one that it does not know is no slot, and
+    the masks after it would be taken for those of other phrases.
+
+    Raises:
+        ValueError: With the first such answer.
+    """
+    if protocol != "paper" or getattr(processor, "rej_token", None) is not None:
+        return
+    for question in questions:
+        if REJECTION in question.answer:
+            raise ValueError(
+                f"The answer {question.answer!r} holds {REJECTION}, which this model does not know; the protocol "
+                "`paper` gives it the right answers. Use the protocol `free`, or a model with [REJ], such as GSVA."
+            )
 
 
 def _batches(questions: Sequence[Question], size: int) -> Iterator[tuple[int, list[Question]]]:
@@ -243,4 +264,4 @@ def _cases(
     return cases
 
 
-__all__ = ["PROTOCOLS", "EvaluationResult", "Question", "evaluate"]
+__all__ = ["PROTOCOLS", "EvaluationResult", "Question", "check_rejections", "evaluate"]

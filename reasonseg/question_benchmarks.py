@@ -4,7 +4,7 @@ from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor
 
 from .benchmarks import EvaluationOptions, Outcome
-from .evaluation.benchmark import Question, evaluate
+from .evaluation.benchmark import Question, check_rejections, evaluate
 from .evaluation.report import results_table
 from .loading import load_pretrained
 from .questions import image_folder_questions, tabletop_questions
@@ -27,10 +27,12 @@ def _run(options: EvaluationOptions, questions: list[Question]) -> Outcome:
     options.require("model")
     register()
     questions = questions[: options.limit]
+    processor = load_pretrained(AutoProcessor, options.repository, **options.load_arguments())
+    check_rejections(processor, questions, options.protocol)  # before the model is loaded
     network = load_pretrained(AutoModel, options.repository, dtype="auto", **options.load_arguments())
     result = evaluate(
         network.to(PartialState().device),
-        load_pretrained(AutoProcessor, options.repository, **options.load_arguments()),
+        processor,
         questions,
         protocol=options.protocol,
         batch_size=options.batch_size,

@@ -9,10 +9,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from reasonseg.evaluation.benchmark import Question, evaluate
+from reasonseg.evaluation.benchmark import Question, check_rejections, evaluate
 from reasonseg.evaluation.report import results_table, write_report
-from reasonseg.processing.segments import Segment, SegmentationResult
+from reasonseg.processing.image_loading import load_rgb_image
+from reasonseg.processing.segments import Segment, SegmentationResult, mask_to_rle
 
 
 SIZE = (8, 10)
@@ -166,3 +168,103 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
     assert one["cases"] == two["cases"]
     for name, value in one["overall"].items():
         assert two["overall"][name] == pytest.approx(value, abs=1e-9), name
+
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+
+
+class Watching(Answers):
+    """Keeps the images that the processor was given."""
+
+    def __call__(self, images=None, **kwargs):
+        self.images = getattr(self, "images", []) + list(images or [])
+        return super().__call__(images=images, **kwargs)
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "RGBA", "P", "1", "I;16", "float array", "tensor", "path", "string"])
+def test_images_of_every_kind(kind, tmp_path):
+    image = Image.fromarray(PICTURE)
+    image.save(tmp_path / "a.png")
+    given = {
+        "I;16": lambda: Image.fromarray(PICTURE[..., 0].astype(np.uint16) * 256),
+        "float array": lambda: PICTURE / 255,
+        "tensor": lambda: torch.from_numpy(PICTURE).permute(2, 0, 1),
+        "path": lambda: tmp_path / "a.png",
+        "string": lambda: str(tmp_path / "a.png"),
+    }.get(kind, lambda: image.convert(kind))()
+    model = Watching({"a": [box(0, 4), None]})
+    result = evaluate(model, model, [question("a", [box(0, 4), None], given)] * 2)
+    assert result.overall["giou"] == pytest.approx(1, abs=1e-4)
+    (seen,) = model.images
+    np.testing.assert_array_equal(seen, np.asarray(load_rgb_image(given)))
+    assert [case.image.shape for case in result.cases] == [(*SIZE, 3)] * 4
+    assert write_report(result, tmp_path / "out", {}).with_name("cases.png").is_file()
+
+
+def test_paths_of_one_file_share_its_image_and_keep_no_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(PICTURE).copy()).save(tmp_path / "a.png", exif=exif)
+    path = str(tmp_path / "a.png")
+    model = Watching({"a": [box(0, 4)]})
+    result = evaluate(model, model, [question("a", [box(0, 4)], path), question("a", [box(0, 4)], "".join(path))])
+    assert model.image_counts == [1]
+    assert result.overall["giou"] == pytest.approx(1, abs=1e-4)
+    for case in result.cases:
+        assert not any(isinstance(value, np.ndarray) for value in vars(case).values())
+        np.testing.assert_array_equal(case.image, PICTURE), "upright, as its masks are"
+        np.testing.assert_array_equal(case.mask("target"), box(0, 4))
+
+
+def test_masks_of_every_kind():
+    model = Answers({"a": [box(0, 4)]})
+    for mask in (box(0, 4) * 255, box(0, 4).astype(np.float64), mask_to_rle(box(0, 4)), [[0, 0, 10, 0, 10, 4, 0, 4]]):
+        assert evaluate(model, model, [question("a", [mask])]).overall["giou"] == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (box(0, 4)[:1], "The mask of 'phrase 0' is 10 x 1 pixels, the image 10 x 8"),
+        (box(0, 4).T, "sides are swapped"),
+        (box(0, 4) * 7, r"2 different values \(0, 7\)"),
+        (np.where(box(0, 4), 255, 1), r"2 different values \(1, 255\)"),
+    ],
+)
+def test_masks_that_may_mean_several_things(mask, message):
+    model = Answers({"a": [box(0, 4)]})
+    with pytest.raises(ValueError, match=message):
+        evaluate(model, model, [question("a", [mask])])
+
+
+def test_nothing_to_evaluate():
+    with pytest.raises(ValueError, match="no question to evaluate"):
+        evaluate(Answers({}), Answers({}), [])
+
+
+def test_a_rejection_that_is_given_must_be_known():
+    model = Answers({"a": [None]})
+    asked = question("a", [None])
+    asked.answer = "A cup: [REJ]."
+    with pytest.raises(ValueError, match=r"'A cup: \[REJ\]\.' holds \[REJ\], which this model does not know"):
+        evaluate(model, model, [asked], "paper")
+    evaluate(model, model, [asked], "free")
+    model.rej_token = "[REJ]"
+    check_rejections(model, [asked], "paper")
+
+
+def test_phrases_without_a_type_are_reported_once():
+    model = Answers({"a": [box(0, 4), None]})
+    asked = question("a", [box(0, 4), None])
+    for types, names in (
+        ([None, None], ["all"]),
+        ([None, "cups"], ["cups", "all"]),
+        (["all"] * 2, ["all", "all types"]),
+    ):
+        asked.types = types
+        result = evaluate(model, model, [asked])
+        assert list(results_table(result).columns[0].cells) == names
+        assert result.overall["masks"] == 2
+        assert {name: row["masks"] for name, row in result.by_type.items()} == {
+            name: types.count(name) for name in types if name is not None
+        }
