@@ -1,6 +1,7 @@
 """Pictures and annotations of COCO's JSON format."""
 
-import json
+import math
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..processing.image_loading import open_image
+from ..data.data_files import file_in, read_json
+from ..processing.image_loading import exif_orientation, load_rgb_image, open_image
 
 
 @dataclass(frozen=True)
@@ -36,14 +38,18 @@ class AnnotatedImage:
             FileNotFoundError: If it is not in the folder.
             ValueError: If it has another size than the annotations say.
         """
-        path = Path(folder) / self.file_name
+        path = file_in(Path(folder), self.file_name)
         if not path.is_file():
             raise FileNotFoundError(f"The picture {path} does not exist; --images must be the folder of the pictures.")
-        with open_image(path) as picture:
-            pixels = np.array(picture.convert("RGB"))
-        if pixels.shape[:2] != self.size:
-            raise ValueError(f"{path} is {pixels.shape[:2]} pixels (height, width), its annotations say {self.size}.")
-        return pixels
+        with open_image(path) as image:
+            size, turned = (image.height, image.width), exif_orientation(image) >= 5
+        if size != self.size:
+            hint = " They were made on the image as its EXIF orientation turns it; store it turned, without EXIF."
+            raise ValueError(
+                f"{path} is {size} pixels (height, width), its annotations say {self.size}."
+                f"{hint if turned and size[::-1] == self.size else ''}"
+            )
+        return np.asarray(load_rgb_image(path, upright=False))
 
 
 def read_annotations(path: str | Path, needed: Sequence[str]) -> dict[str, Any]:
@@ -59,26 +65,32 @@ def read_annotations(path: str | Path, needed: Sequence[str]) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"The annotation file {path} does not exist.")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}.") from None
+    content = read_json(path)
     missing = [name for name in needed if not isinstance(content, dict) or not isinstance(content.get(name), list)]
     if missing:
         raise ValueError(f"{path} is not in COCO's format: it has no list {', '.join(map(repr, missing))}.")
     return content
 
 
-def read_images(entries: Sequence[dict[str, Any]], suffix: str = ".jpg") -> list[AnnotatedImage]:
+def read_images(entries: Sequence[dict[str, Any]], source: str, suffix: str = ".jpg") -> list[AnnotatedImage]:
     """
     Args:
         entries (`Sequence[dict]`): The list `images` of an annotation file.
+        source (`str`): That file, for messages.
         suffix (`str`): Ending of the file of a picture that has only an id.
 
     Raises:
-        ValueError: If a picture has no size, or two share an id or a name without its ending (their files would
-            overwrite each other).
+        ValueError: If a picture has no id or no size, or two share an id or a name without its ending (their files
+            would overwrite each other).
     """
+    for place, entry in enumerate(entries, start=1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("id"), (int, str)):
+            raise ValueError(f"{source}, image number {place} is {reprlib.repr(entry)}; it must have an `id`.")
+        sides = (entry.get("height"), entry.get("width"))
+        if not all(side is None or (_is_number(side) and side >= 0 and side == int(side)) for side in sides):
+            raise ValueError(f"{source}, image {entry['id']!r}: height and width are {sides}; give pixels.")
+        if not isinstance(entry.get("file_name"), (str, type(None))):
+            raise ValueError(f"{source}, image {entry['id']!r}: its `file_name` is {entry['file_name']!r}, no text.")
     if unknown := [entry["id"] for entry in entries if not entry.get("height") or not entry.get("width")]:
         raise ValueError(f"{len(unknown)} pictures have no height and width, such as {unknown[0]!r}.")
     images = [
@@ -95,6 +107,10 @@ def read_images(entries: Sequence[dict[str, Any]], suffix: str = ".jpg") -> list
             twice = next(value for value in values if values.count(value) > 1)
             raise ValueError(f"Two pictures of the annotation file have the {name} {twice!r}.")
     return images
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def by_image(annotations: Sequence[dict[str, Any]]) -> dict[Any, list[dict[str, Any]]]:

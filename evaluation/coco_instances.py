@@ -3,7 +3,7 @@
 As `aas/instance_seg.py` and `aas/eval_instance_seg.py` of attend-and-segment do it (arXiv 2410.08209).
 """
 
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from ..data.coco import check_categories, clean_annotations
+from ..data.data_files import read_json
 from ..processing.phrase_segments import PhraseSegment, WordVector, match_categories
 from .annotated_images import AnnotatedImage, by_image, read_annotations, read_images
 from .coco_masks import iou_matrix, segmentation_rle
@@ -23,7 +25,8 @@ from .mask_pairing import PROTOCOLS
 
 class CocoInstances:
     """
-    Pictures with instance annotations, such as `instances_val2017.json`.
+    Pictures with instance annotations, such as `instances_val2017.json`. What is read is a cleaned copy, see
+    `clean_annotations`.
 
     Args:
         annotations (`str` or `Path`): The file.
@@ -31,14 +34,23 @@ class CocoInstances:
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it is not in COCO's format.
+        ValueError: If it is not in COCO's format, lists no image, or holds an annotation that cannot be used.
     """
 
     def __init__(self, annotations: str | Path, limit: int | None = None):
-        self.dataset = read_annotations(annotations, ("images", "annotations", "categories"))
-        self.images: list[AnnotatedImage] = read_images(self.dataset["images"])[:limit]
-        self.categories: dict[int, str] = {entry["id"]: entry["name"] for entry in self.dataset["categories"]}
-        self._annotations = by_image(self.dataset["annotations"])
+        source, content = str(annotations), read_annotations(annotations, ("images", "annotations", "categories"))
+        images = read_images(content["images"], source)
+        if not images:
+            raise ValueError(f"{source} has no images; an empty data set has no scores.")
+        self.categories: dict[int, str] = check_categories(content["categories"], source)
+        sizes = {image.id: image.size for image in images}
+        cleaned = clean_annotations(content["annotations"], sizes, source, categories=self.categories)
+        self.dataset = {**content, "annotations": cleaned}
+        self.images: list[AnnotatedImage] = images[:limit]
+        self.notes: list[str] = []
+        if left_out := len(content["annotations"]) - len(cleaned):
+            self.notes.append(f"{left_out} annotations belong to images that {source} does not list.")
+        self._annotations = by_image(cleaned)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -143,13 +155,14 @@ def read_instances(path: str | Path) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"The results file {path} does not exist.")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON file: {error}.") from None
+    entries = read_json(path)
     needed = {"image_id", "category_id", "segmentation", "score"}
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and needed <= set(entry) for entry in entries):
         raise ValueError(f"{path} must be a list of entries with {', '.join(sorted(needed))}.")
+    for place, entry in enumerate(entries, start=1):
+        point = np.asarray(entry.get("point", (0, 0)), dtype=object)
+        if point.shape != (2,) or not all(isinstance(value, (int, float)) and np.isfinite(value) for value in point):
+            raise ValueError(f"{path}, entry number {place}: its `point` is {entry['point']!r}; it must be [x, y].")
     return entries
 
 
@@ -199,7 +212,7 @@ def score_instances(
         ValueError: If an instance belongs to a picture that is not annotated.
     """
     right, points = point_hits(data, instances)
-    notes = [] if points else ["Point accuracy is not measured: no instance has a point."]
+    notes = [*data.notes, *([] if points else ["Point accuracy is not measured: no instance has a point."])]
     scores = coco_scores(data.dataset, instances, [image.id for image in data.images])
     return InstanceResult(
         protocol=protocol,
@@ -218,7 +231,8 @@ def point_hits(data: CocoInstances, instances: Sequence[dict[str, Any]]) -> tupl
     """
     Points that lie on a thing of their category, crowds included, and all points.
 
-    A category that is not in the picture is a miss (the original, which never meets one, would stop).
+    A category that is not in the picture, or a point outside it, is a miss (the original, which never meets one,
+    would stop).
     """
     answered = by_image(instances)
     right = total = 0
@@ -228,9 +242,10 @@ def point_hits(data: CocoInstances, instances: Sequence[dict[str, Any]]) -> tupl
             if "point" not in instance:
                 continue
             total += 1
-            x, y = instance["point"]
+            column, row = (math.floor(value) for value in instance["point"])
             region = regions.get(instance["category_id"])
-            right += int(region is not None and region[y, x])
+            inside = 0 <= row < image.size[0] and 0 <= column < image.size[1]
+            right += int(region is not None and inside and region[row, column])
     return right, total
 
 
@@ -255,7 +270,8 @@ def _cases(data: CocoInstances, instances: Sequence[dict[str, Any]], folder: Pat
             ious = iou_matrix([target], given)[0]
             best = int(ious.argmax()) if given else None
             name = data.categories.get(annotation["category_id"], "")
-            phrase = name if best is None else f"{same[best]['noun_phrase']} -> {name}"
+            named = None if best is None else same[best].get("noun_phrase")
+            phrase = name if named is None else f"{named} -> {name}"
             iou = 0.0 if best is None else float(ious[best])
             path = folder / image.file_name
             cases.append(StoredCase(path, phrase, iou, target, None if best is None else given[best]))

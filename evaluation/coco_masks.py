@@ -6,35 +6,25 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from ..data.coco import run_lengths
 
-def segmentation_rle(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+
+def segmentation_rle(segmentation: Any, size: tuple[int, int], what: str = "A segmentation") -> dict[str, Any]:
     """
     Any segmentation of an annotation as compressed run lengths.
 
     Args:
         segmentation: Polygons (`[[x1, y1, x2, y2, ...], ...]`), run lengths with a list of counts, or compressed ones.
         size (`tuple[int, int]`): (height, width) of the picture.
+        what (`str`): The segmentation, as the error message shall name it.
 
     Returns:
         `dict`: `{"size": [height, width], "counts": bytes}`, as pycocotools computes with it.
 
     Raises:
-        ValueError: If it is none of these, or belongs to a picture of another size.
+        ValueError: If it is none of these, has no area, does not cover the image, or belongs to one of another size.
     """
-    height, width = size
-    if isinstance(segmentation, list):
-        return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
-    if not isinstance(segmentation, dict) or not {"size", "counts"} <= set(segmentation):
-        raise ValueError("A segmentation must be a list of polygons or have `size` and `counts`.")
-    if tuple(segmentation["size"]) != (height, width):
-        raise ValueError(
-            f"A segmentation of {tuple(segmentation['size'])} (height, width) was given for a picture of {size}."
-        )
-    counts = segmentation["counts"]
-    if isinstance(counts, list):
-        return coco_mask.frPyObjects(segmentation, height, width)
-    counts = counts.encode("ascii") if isinstance(counts, str) else counts
-    return {"size": [height, width], "counts": counts}
+    return run_lengths(segmentation, size, what)
 
 
 def decode_segmentation(segmentation: Any, size: tuple[int, int]) -> np.ndarray:

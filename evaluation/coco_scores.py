@@ -3,11 +3,14 @@
 import contextlib
 import copy
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
+
+from ..data.coco import run_lengths
 
 
 # In the order of `COCOeval.stats`.
@@ -35,22 +38,23 @@ def coco_scores(
         `ar` are means over the IoU thresholds 0.5, 0.55 ... 0.95; areas are split at 32² and 96² pixels.
 
     Raises:
-        ValueError: If a detection belongs to a picture that is not annotated.
+        ValueError: If a detection belongs to a picture that is not annotated, or has no mask of its size or no score.
     """
-    known = {image["id"] for image in annotations["images"]}
+    known = {image["id"]: (image["height"], image["width"]) for image in annotations["images"]}
     foreign = sorted({str(detection["image_id"]) for detection in detections if detection["image_id"] not in known})
     if foreign:
         raise ValueError(
             f"{len(foreign)} pictures have detections and no annotations, such as {', '.join(foreign[:3])}. "
             "Take the annotation file of the same split."
         )
+    found_masks = [_detection(detection, place, known) for place, detection in enumerate(detections, start=1)]
     with contextlib.redirect_stdout(io.StringIO()):
         targets = COCO()
         # evaluation marks annotations as ignored in place
         targets.dataset = {**annotations, "annotations": copy.deepcopy(annotations["annotations"])}
         targets.createIndex()
         if detections:
-            found = targets.loadRes([dict(detection) for detection in detections])
+            found = targets.loadRes(found_masks)
         else:  # loadRes needs at least one
             found = COCO()
             found.dataset = {**annotations, "annotations": []}
@@ -66,6 +70,20 @@ def coco_scores(
     # pycocotools says -1 where there is nothing to measure
     return {
         name: None if value == -1 else float(value) for name, value in zip(COCO_SCORES, evaluation.stats, strict=True)
+    }
+
+
+def _detection(detection: dict[str, Any], place: int, sizes: dict[Any, tuple[int, int]]) -> dict[str, Any]:
+    """What pycocotools needs of a detection; with a box beside the mask, it would take the box's area."""
+    what = f"Detection number {place}, of image {detection['image_id']!r}"
+    score = detection["score"]
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+        raise ValueError(f"{what}, has the score {score!r}; it must be a finite number.")
+    return {
+        **{name: detection[name] for name in ("image_id", "category_id", "score")},
+        "segmentation": run_lengths(
+            detection["segmentation"], sizes[detection["image_id"]], f"{what}: its segmentation"
+        ),
     }
 
 

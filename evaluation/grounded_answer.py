@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.data_files import read_json
 from ..processing.phrase_segments import PhraseSegmentationResult
 from .annotated_images import AnnotatedImage
+from .coco_masks import segmentation_rle
 
 
 # Names in the file where they are not those of the attributes: the file is that of the original and of GLaMM.
@@ -75,11 +77,16 @@ class GroundedAnswer:
         Raises:
             ValueError: If it is none of these.
         """
-        first = next(iter(entry.values()), None) if isinstance(entry, dict) else None
+        if not isinstance(entry, dict):
+            raise ValueError(f"An answer must be an object with caption, phrases and pred_masks, not {entry!r:.60}.")
+        first = next(iter(entry.values()), None)
         entry = first if isinstance(first, dict) and "caption" in first else entry
         missing = [name for name in ("caption", "phrases", "pred_masks") if name not in entry]
         if missing:
             raise ValueError(f"An answer lacks {', '.join(missing)}.")
+        kinds = {"caption": str, "phrases": list, "pred_masks": list}
+        if wrong := [name for name, kind in kinds.items() if not isinstance(entry[name], kind)]:
+            raise ValueError(f"{wrong} of an answer are wrong: caption is a text, phrases and pred_masks are lists.")
         points, boxes = (
             [tuple(place) for place in entry[name]] if entry.get(name) else entry.get(name)
             for name in ("points", "boxes")
@@ -112,10 +119,14 @@ def read_grounded_answers(folder: str | Path, images: Sequence[AnnotatedImage]) 
     for image in images:
         path = Path(folder) / f"{image.stem}.json"
         if path.is_file():
+            content = read_json(path)
             try:
-                answers[image.id] = GroundedAnswer.from_dict(json.loads(path.read_text(encoding="utf-8")))
+                answer = GroundedAnswer.from_dict(content)
+                for place, mask in enumerate(answer.masks, start=1):
+                    segmentation_rle(mask, image.size, f"Mask number {place}")
             except ValueError as error:
                 raise ValueError(f"{path} cannot be read: {error}") from None
+            answers[image.id] = answer
     if not answers:
         raise FileNotFoundError(f"{folder} has no answer to any of the {len(images)} pictures (one JSON file each).")
     return answers

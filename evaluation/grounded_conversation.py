@@ -4,12 +4,15 @@ The numbers are those of `aas/eval_gcg.py` of attend-and-segment, which are GLaM
 and CIDEr of captions, mean IoU of paired masks, and recall of phrases that have both the mask and the meaning.
 """
 
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..data.coco import clean_annotations
+from ..data.data_files import DataFileError
 from .annotated_images import AnnotatedImage, by_image, read_annotations, read_images
 from .caption_scores import CaptionsUnavailableError, caption_scores
 from .coco_masks import iou_matrix, segmentation_rle
@@ -52,7 +55,7 @@ class GroundedConversations:
 
     Raises:
         FileNotFoundError: If a file does not exist.
-        ValueError: If a file is not in COCO's format.
+        ValueError: If a file is not in COCO's format, lists no image, or holds an annotation that cannot be used.
     """
 
     def __init__(self, annotations: str | Path, split: str = "val", limit: int | None = None):
@@ -63,30 +66,41 @@ class GroundedConversations:
             raise ValueError(f"{path.name} must have {_MASKS} or {_CAPTIONS} in its name, so that the other is found.")
         masks_path = path.with_name(path.name.replace(_CAPTIONS, _MASKS))
         captions_path = path.with_name(path.name.replace(_MASKS, _CAPTIONS))
-        self.mask_dataset = read_annotations(masks_path, ("images", "annotations", "categories"))
+        content = read_annotations(masks_path, ("images", "annotations", "categories"))
         captions = read_annotations(captions_path, ("images", "annotations"))
-        self._masks = by_image(self.mask_dataset["annotations"])
-        described = {entry["id"]: entry for entry in self.mask_dataset["images"]}
+        described = {entry["id"]: entry for entry in content["images"] if isinstance(entry, dict) and "id" in entry}
+        mask_sizes = _sizes_of_masks(content["annotations"])
         # Captions say which pictures count; their sizes may stand with the masks alone, or in the masks.
-        self.images: list[AnnotatedImage] = read_images(
+        images = read_images(
             [
-                {**self._size_of_masks(entry["id"]), **described.get(entry["id"], {}), **entry}
+                {**mask_sizes.get(entry["id"], {}), **described.get(entry["id"], {}), **entry}
+                if isinstance(entry, dict) and isinstance(entry.get("id"), (int, str))
+                else entry
                 for entry in captions["images"]
-            ]
-        )[:limit]
+            ],
+            str(captions_path),
+        )
+        if not images:
+            raise ValueError(f"{captions_path} has no images; an empty data set has no scores.")
+        self.images: list[AnnotatedImage] = images[:limit]
+        sizes = {image.id: image.size for image in images}
+        cleaned = clean_annotations(content["annotations"], sizes, str(masks_path), without_masks=True)
+        self.mask_dataset = {
+            **content,
+            "images": [
+                {**described[image_id], "height": height, "width": width}
+                for image_id, (height, width) in sizes.items()
+                if image_id in described
+            ],
+            "annotations": cleaned,
+        }
+        self._masks = by_image(cleaned)
         # AP counts every picture with masks, as the original does, unless only the first ones are asked for.
         self.scored_ids = None if limit is None else [image.id for image in self.images if image.id in described]
-        self._captions = by_image(captions["annotations"])
+        self._captions = by_image(_check_captions(captions["annotations"], str(captions_path)))
 
     def __len__(self) -> int:
         return len(self.images)
-
-    def _size_of_masks(self, image_id: int | str) -> dict[str, int]:
-        for annotation in self._masks.get(image_id, []):
-            if isinstance(annotation.get("segmentation"), dict):
-                height, width = annotation["segmentation"]["size"]
-                return {"height": height, "width": width}
-        return {}
 
     def target(self, image: AnnotatedImage) -> GroundedTarget:
         """
@@ -97,11 +111,41 @@ class GroundedConversations:
         if not captions:
             raise ValueError(f"The picture {image.id!r} has no caption.")
         masks = [
-            segmentation_rle(annotation["segmentation"], image.size)
-            for annotation in self._masks.get(image.id, [])
-            if "segmentation" in annotation
+            segmentation_rle(annotation["segmentation"], image.size) for annotation in self._masks.get(image.id, [])
         ]
-        return GroundedTarget([entry["caption"] for entry in captions], list(captions[0]["labels"]), masks)
+        return GroundedTarget([entry["caption"] for entry in captions], list(captions[0].get("labels", [])), masks)
+
+
+def _sizes_of_masks(annotations: list[Any]) -> dict[int | str, dict[str, int]]:
+    """Height and width of images by the run lengths of their masks."""
+    sizes = {}
+    for annotation in annotations:
+        runs = annotation.get("segmentation") if isinstance(annotation, dict) else None
+        size = runs.get("size") if isinstance(runs, dict) else None
+        if isinstance(size, list) and len(size) == 2 and isinstance(annotation.get("image_id"), (int, str)):
+            sizes.setdefault(annotation["image_id"], {"height": size[0], "width": size[1]})
+    return sizes
+
+
+def _check_captions(annotations: list[Any], source: str) -> list[dict[str, Any]]:
+    """
+    Raises:
+        DataFileError: If a caption has no text, no image, or no list of phrases.
+    """
+    for place, entry in enumerate(annotations, start=1):
+        known = isinstance(entry, dict) and isinstance(entry.get("image_id"), (int, str))
+        labels = entry.get("labels", []) if known else None
+        if (
+            not known
+            or not isinstance(entry.get("caption"), str)
+            or not isinstance(labels, list)
+            or not all(isinstance(label, str) for label in labels)
+        ):
+            raise DataFileError(
+                f"{source}, caption number {place} is {reprlib.repr(entry)}; it must have an `image_id`, a `caption` "
+                "and `labels`, the list of its phrases."
+            )
+    return annotations
 
 
 @dataclass

@@ -138,7 +138,7 @@ def test_segmentations_of_all_kinds(data):
     plain = {"size": [6, 8], "counts": [*counts, 48 - sum(counts)]}
     for segmentation in (mask_to_rle(square), plain, [[2, 1, 6, 1, 6, 3, 2, 3]]):
         np.testing.assert_array_equal(decode_segmentation(segmentation, (6, 8)), square)
-    with pytest.raises(ValueError, match=r"of \(6, 8\) .* for a picture of \(8, 6\)"):
+    with pytest.raises(ValueError, match=r"of \(6, 8\) .* for an image of \(8, 6\)"):
         segmentation_rle(mask_to_rle(square), (8, 6))
     with pytest.raises(ValueError, match="list of polygons or have `size`"):
         segmentation_rle("x", (8, 6))
