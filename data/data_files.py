@@ -6,6 +6,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 
+LINE_ADVICE = "Give one JSON value per line, in UTF-8."
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -42,8 +43,8 @@ def read_json_lines(
     Args:
         path (`str` or `Path`): The file.
         error_class (`type[ValueError]`): Kind of error to raise.
-        problems (`dict[int, str]`, *optional*): Takes what is wrong by line, in place of an error, so that all lines
-            can be checked.
+        problems (`dict[int, str]`, *optional*): Takes why a line is not JSON by its number, in place of an error, so
+            that all lines can be checked.
 
     Yields:
         `tuple[int, Any]`: Number of the line, from 1 on, and its value. Empty lines are left out.
@@ -60,10 +61,9 @@ def read_json_lines(
             try:
                 value = _parse(line.rstrip(b"\r\n"))  # so that the column of an error lies in the line
             except ValueError as error:
-                problem = f"it is not JSON: {error}. Give one JSON value per line, in UTF-8."
                 if problems is None:
-                    raise error_class(f"{path}, line {number}: {problem}") from None
-                problems[number] = problem
+                    raise error_class(f"{path}, line {number}: {error}. {LINE_ADVICE}") from None
+                problems[number] = str(error)
             else:
                 yield number, value
 
@@ -98,4 +98,4 @@ def _parse(content: bytes) -> Any:
         raise ValueError("its lists or objects are nested too deeply") from None
 
 
-__all__ = ["DataFileError", "file_in", "read_json", "read_json_lines"]
+__all__ = ["LINE_ADVICE", "DataFileError", "file_in", "read_json", "read_json_lines"]

@@ -24,7 +24,7 @@ from ..processing.image_loading import MAX_IMAGE_PIXELS, exif_orientation, open_
 from ..processing.mask_reading import check_mask_size, read_mask
 from ..processing.run_lengths import read_run_lengths
 from ..processing.segments import mask_to_rle
-from .data_files import DataFileError, file_in, read_json_lines
+from .data_files import LINE_ADVICE, DataFileError, file_in, read_json_lines
 from .example import Example
 
 
@@ -107,11 +107,13 @@ def read_request_folder(folder: str | Path, max_image_pixels: int = MAX_IMAGE_PI
             f"{folder} has no {METADATA_FILE}; name the folder of one split of an image folder data set."
         )
     reader, problems, images = _LineReader(folder, max_image_pixels), {}, []
-    for number, row in read_json_lines(metadata, problems=problems):
+    not_json: dict[int, str] = {}
+    for number, row in read_json_lines(metadata, problems=not_json):
         try:
             images.append(reader.read(number, row))
         except ValueError as error:
             problems[number] = str(error)
+    problems |= {number: f"{reason}. {LINE_ADVICE}" for number, reason in not_json.items()}
     if problems:
         lines = [f"{metadata}, line {number}: {text}" for number, text in sorted(problems.items())[:_SHOWN]]
         if len(problems) > _SHOWN:

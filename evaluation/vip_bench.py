@@ -2,6 +2,7 @@
 
 import csv
 import json
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
+from ..data.data_files import file_in, read_json, read_json_lines
 from ..whole_files import write_whole, written_whole
 from .judges import Judge
 
@@ -59,15 +61,22 @@ def read_vip_bench(folder: str | Path, split: str) -> list[VipBenchQuestion]:
     files = {name: folder / name for name in (METADATA, f"{split}/questions.jsonl")}
     if missing := [str(path) for path in files.values() if not path.is_file()]:
         raise VipBenchError(f"{folder} lacks {', '.join(missing)}; extract the files of mucai/ViP-Bench there.")
-    metadata = json.loads(files[METADATA].read_text(encoding="utf-8"))
-    lines = files[f"{split}/questions.jsonl"].read_text(encoding="utf-8").split("\n")
-    asked = {f"v1_{row['question_id']}": row for row in map(json.loads, filter(str.strip, lines))}
+    metadata = read_json(files[METADATA], VipBenchError)
+    _check_metadata(metadata, files[METADATA])
+    asked = {}
+    for number, row in read_json_lines(files[f"{split}/questions.jsonl"], VipBenchError):
+        if not isinstance(row, dict) or not {"question_id", "image", "text"} <= set(row):
+            raise VipBenchError(
+                f"{files[f'{split}/questions.jsonl']}, line {number} is {reprlib.repr(row)}; it must be an object "
+                "with question_id, image and text."
+            )
+        asked[f"v1_{row['question_id']}"] = row
     if different := sorted(metadata.keys() ^ asked.keys()):
         raise VipBenchError(f"Metadata and questions of {split} do not have the same ids: {different[:5]} ...")
     return [
         VipBenchQuestion(
             id=key,
-            image=folder / split / "images" / asked[key]["image"],
+            image=file_in(folder / split / "images", asked[key]["image"]),
             text=asked[key]["text"],
             plain_text=row["question"],
             answer=row["answer"],
@@ -75,6 +84,18 @@ def read_vip_bench(folder: str | Path, split: str) -> list[VipBenchQuestion]:
         )
         for key, row in metadata.items()
     ]
+
+
+def _check_metadata(metadata: Any, path: Path) -> None:
+    """
+    Raises:
+        VipBenchError: If a question has no text, answer and capabilities, or there is none.
+    """
+    if not isinstance(metadata, dict) or not metadata:
+        raise VipBenchError(f"{path} must be an object with one entry per question, not {reprlib.repr(metadata)}.")
+    for key, row in metadata.items():
+        if not isinstance(row, dict) or not {"question", "answer", "capability"} <= set(row):
+            raise VipBenchError(f"{path}, {key!r} is {reprlib.repr(row)}; it needs question, answer and capability.")
 
 
 def write_results(lines: Sequence[Mapping[str, Any]], path: Path) -> dict[str, str]:

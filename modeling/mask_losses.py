@@ -9,6 +9,8 @@ import torch.nn.functional as F
 DICE_SCALE = 1000.0
 SMOOTHING = 1e-6
 COUNT_EPS = 1e-8
+# How far outside [0, 1] targets may lie: resizing rounds.
+ROUNDING = 1e-4
 
 
 def check_targets(
@@ -41,7 +43,7 @@ def check_targets(
             "at the size of the image, or squeezed to a square."
         )
     # written so that NaN fails too
-    if targets.dtype != torch.bool and not bool(((targets >= 0) & (targets <= 1)).all()):
+    if targets.dtype != torch.bool and not bool(((targets >= -ROUNDING) & (targets <= 1 + ROUNDING)).all()):
         raise ValueError(
             f"mask_labels of row {row} have values from {targets.min().item():g} to {targets.max().item():g}; they "
             "must lie in [0, 1]. Divide masks of 0 and 255 by 255."

@@ -10,6 +10,8 @@ from .image_loading import tensor_to_numpy
 
 # What stands for "belongs to the mask" beside 0: a flag, white in 8 bits, white in 16 bits.
 _FULL_VALUES = (1, 255, 65535)
+# How far outside 0..1 soft edges may lie: resizing rounds.
+_ROUNDING = 1e-4
 
 
 def binary_mask(values: Any, what: str = "The mask") -> np.ndarray:
@@ -50,8 +52,8 @@ def soft_mask(values: Any, what: str = "The mask") -> np.ndarray:
         ValueError: The shape or the values are not those of a mask.
     """
     values = mask_array(values, what)
-    if np.issubdtype(values.dtype, np.floating) and values.min() >= 0 and values.max() <= 1:
-        return np.ascontiguousarray(values, dtype=np.float32)
+    if values.dtype.kind == "f" and values.min() >= -_ROUNDING and values.max() <= 1 + _ROUNDING:
+        return np.clip(values, 0.0, 1.0).astype(np.float32, order="C")
     return binary_mask(values, what).astype(np.float32)
 
 

@@ -110,6 +110,8 @@ def _run_choices(options: EvaluationOptions, tasks: dict[str, str | None], all_o
         raise UnknownBenchmarkError(f"--set preprocess={preprocess} is not known; it is pad or resize.")
     alpha = settings.get("alpha", str(DEFAULT_ALPHA))
     file = RegionFile(options.annotations, options.images)
+    if not len(file):
+        raise UnknownBenchmarkError(f"{options.annotations} has no rows to ask about.")
     model, processor = _load(options)
     answering = _answering(options, settings, default_length=128)
     lines = {}

@@ -181,7 +181,7 @@ def read_scores(folder: Path, count: int) -> dict[int, float]:
     for path in sorted(folder.glob(SCORES_PATTERN)):
         content = path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
+        for number, line in enumerate(whole.splitlines(), start=1):  # bytes: at line ends alone
             try:
                 entry = json.loads(line)
                 place, of, score = entry["place"], entry["of"], float(entry["score"])

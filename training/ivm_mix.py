@@ -6,7 +6,6 @@ JSONL files with `uuid`, `instruction` and, where the picture is not `img_<uuid>
 against RobotMachineData and VQAMachineData), hence `human` of a source.
 """
 
-import json
 import logging
 import math
 import random
@@ -19,6 +18,7 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
+from ..data.data_files import file_in, read_json_lines
 from ..processing.image_loading import load_rgb_image, open_image
 from .datasets import SharedEpoch
 from .masking_data import MaskingExample, resize_mask
@@ -90,7 +90,11 @@ class IvmMixRecord:
             raise IvmMixError(f"Picture of {self.uuid}: {error}") from error
 
     def read_mask(self, height: int, width: int) -> np.ndarray:
-        """The label, `(height, width)` float32 in [0, 1]; a heat-map of another size is stretched."""
+        """The label, `(height, width)` float32 in [0, 1]; a heat-map of another size is stretched.
+
+        Raises:
+            IvmMixError: If it cannot be read, or has the sides of the image swapped.
+        """
         if self.mask is None:
             return boxes_to_mask(self.boxes, height, width)
         try:
@@ -98,6 +102,11 @@ class IvmMixRecord:
                 heatmap = np.array(picture if picture.mode == "L" else picture.convert("RGB"))
         except (OSError, ValueError) as error:
             raise IvmMixError(f"Heat-map of {self.uuid}: {self.mask} cannot be read ({error}).") from error
+        if height != width and heatmap.shape[:2] == (width, height):
+            raise IvmMixError(
+                f"Heat-map of {self.uuid}: {self.mask} is {height} x {width} pixels, its image {width} x {height}. "
+                "Heat-maps lie in the upright frame, in which viewers show the image (EXIF orientation applied)."
+            )
         return resize_mask(normalise_heatmap(heatmap), height, width)
 
 
@@ -170,14 +179,11 @@ def read_records(source: IvmMixSource) -> list[IvmMixRecord]:
     if not source.meta.is_file():
         raise IvmMixError(f"There is no file {source.meta}; name the JSONL file of one part of IVM-Mix-1M.")
     records = []
-    with source.meta.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                records.append(_record(json.loads(line), source))
-            except ValueError as error:
-                raise IvmMixError(f"{source.meta}, line {number}: {error}") from error
+    for number, item in read_json_lines(source.meta, IvmMixError):
+        try:
+            records.append(_record(item, source))
+        except ValueError as error:
+            raise IvmMixError(f"{source.meta}, line {number}: {error}") from error
     if not records:
         raise IvmMixError(f"{source.meta} has no lines.")
     return records
@@ -198,8 +204,8 @@ def _record(item: Any, source: IvmMixSource) -> IvmMixRecord:
     return IvmMixRecord(
         uuid=uuid,
         instructions=tuple(instructions),
-        image=source.images / image,
-        mask=None if boxes is not None else source.masks / f"mask_{uuid}.jpg",
+        image=file_in(source.images, image),
+        mask=None if boxes is not None else file_in(source.masks, f"mask_{uuid}.jpg"),
         boxes=() if boxes is None else check_boxes(boxes),
         human=source.human,
     )

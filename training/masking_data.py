@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..processing.image_loading import load_rgb_image
+from ..processing.mask_values import soft_mask
 from .tabletop_stream import TabletopDataset
 
 
@@ -76,14 +77,15 @@ def apply_mask(image: Image.Image, mask: np.ndarray, fill: tuple[int, int, int] 
         fill (`tuple[int, int, int]`): RGB.
 
     Raises:
-        ValueError: If picture and mask differ in size.
+        ValueError: If picture and mask differ in size, or the mask has other values.
     """
+    mask = np.asarray(mask)
     if mask.shape != (image.height, image.width):
         raise ValueError(
             f"A mask of shape {mask.shape} was given for a picture of {image.width} x {image.height} pixels; it must "
             f"be {(image.height, image.width)}, (height, width)."
         )
-    kept = mask[..., None].astype(np.float32)
+    kept = soft_mask(mask)[..., None]
     mixed = np.asarray(image, dtype=np.float32) * kept + np.asarray(fill, dtype=np.float32) * (1 - kept)
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
 
@@ -117,7 +119,7 @@ class MaskingCollator:
             text=[example.instruction for example in examples],
             return_tensors="pt",
         )
-        masks = [resize_mask(example.mask, self.mask_size, self.mask_size) for example in examples]
+        masks = [resize_mask(soft_mask(example.mask), self.mask_size, self.mask_size) for example in examples]
         return {
             **batch,
             "mask_labels": torch.from_numpy(np.stack(masks)),

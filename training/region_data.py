@@ -7,12 +7,15 @@ they are regions of one's own, named `<bbox0>`, `<bbox1>` ... in the text.
 """
 
 import json
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..data.data_files import file_in, read_json, read_json_lines
 
 
 # What a row of each data set must hold; docs/Finetune_Custom_Data.md and visual_prompt_organizer.py, `vip_processor`.
@@ -86,8 +89,8 @@ class RegionFile:
         self.path = Path(path)
         self.image_folder = Path(image_folder) if image_folder is not None else self.path.parent
         parts, ends = [], [0]
-        for number, row in enumerate(_read_rows(self.path)):
-            self._check(row, number)
+        for place, row in _read_rows(self.path):
+            self._check(row, place)
             if keep is None or keep(row):
                 parts.append(json.dumps(row, ensure_ascii=False).encode())
                 ends.append(ends[-1] + len(parts[-1]))
@@ -114,7 +117,7 @@ class RegionFile:
             id=str(row.get("id", index)),
             dataset=dataset,
             variant=variant,
-            image=None if image is None else self.image_folder / image,
+            image=None if image is None else self._image(image, f"{self.path}, id {row.get('id')!r}"),
             fields=row,
         )
         if dataset == "vcr":
@@ -143,7 +146,7 @@ class RegionFile:
                 f"{self.path}, id {row['id']!r}: there is no file {path} (meta_dir is {given!r}); put VCR's pictures "
                 "with their JSON files into the image folder."
             )
-        meta = json.loads(path.read_text(encoding="utf-8"))
+        meta = read_json(path, RegionDataError)
         boxes = [box[:-1] for box in meta["boxes"]]
         segmentations = []
         for polygons in meta["segms"]:
@@ -152,20 +155,54 @@ class RegionFile:
             segmentations.append([np.asarray(polygon, dtype=float).ravel().tolist() for polygon in usable] or None)
         return boxes, segmentations
 
-    def _check(self, row: Any, number: int) -> None:
+    def _check(self, row: Any, place: str) -> None:
+        """
+        Raises:
+            RegionDataError: If the row at this place of the file lacks a field, or one is of another kind.
+        """
         if not isinstance(row, dict):
-            raise RegionDataError(
-                f"{self.path}, row {number} is no object with named fields but {type(row).__name__}."
-            )
+            raise RegionDataError(f"{self.path}, {place} is no object with named fields but {type(row).__name__}.")
         dataset, variant = row_dataset(row)
+        what = f"{self.path}, {place} (id {row.get('id')!r}), read as {dataset},"
         required = REQUIRED_FIELDS.get(dataset, ("conversations",))
         if dataset in ("refcocog", "vg_rel"):
             required = (*required, "conversations" if variant == GPT4V else "answer")
         missing = [name for name in (*required, *(("image",) if dataset != PLAIN else ())) if name not in row]
         if missing:
+            raise RegionDataError(f"{what} lacks {', '.join(missing)}.")
+        if row.get("image") is not None:
+            self._image(row["image"], what)
+        if "conversations" in required and not _are_messages(row["conversations"]):
             raise RegionDataError(
-                f"{self.path}, row {number} (id {row.get('id')!r}), read as {dataset}, lacks {', '.join(missing)}."
+                f"{what} has the conversations {reprlib.repr(row['conversations'])}; give a list of objects with "
+                "`from` (human or gpt) and `value`, the text."
             )
+        boxes = row.get("bboxes", row.get("bbox"))
+        if dataset not in ("vcr", "flickr30k", PLAIN) and not _are_boxes(boxes):
+            raise RegionDataError(
+                f"{what} has the boxes {reprlib.repr(boxes)}; give a list of [x1, y1, x2, y2] in pixels of the image."
+            )
+
+    def _image(self, name: Any, what: str) -> Path:
+        try:
+            return file_in(self.image_folder, name)
+        except ValueError as error:
+            raise RegionDataError(f"{what} has an `image` that cannot be used: {error}") from None
+
+
+def _are_messages(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(line, dict) and isinstance(line.get("from"), str) and isinstance(line.get("value"), str)
+        for line in value
+    )
+
+
+def _are_boxes(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_is_box, value))
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(isinstance(side, (int, float)) for side in value)
 
 
 def row_dataset(row: dict[str, Any]) -> tuple[str, str]:
@@ -176,19 +213,17 @@ def row_dataset(row: dict[str, Any]) -> tuple[str, str]:
     return CUSTOM if row.get("bboxes") or row.get("bbox") else PLAIN, ""
 
 
-def _read_rows(path: Path) -> list[Any]:
+def _read_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Rows with their place in the file: its line, or the number of the row in the list."""
     if not path.is_file():
         raise RegionDataError(f"There is no file {path}; give a JSON list of rows or a .jsonl file.")
-    text = path.read_text(encoding="utf-8")
-    try:
-        if path.suffix == ".jsonl":
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise RegionDataError(f"{path} is not JSON: {error}.") from error
+    if path.suffix == ".jsonl":
+        yield from ((f"line {number}", row) for number, row in read_json_lines(path, RegionDataError))
+        return
+    rows = read_json(path, RegionDataError)
     if not isinstance(rows, list):
         raise RegionDataError(f"{path} holds a {type(rows).__name__}; it must hold a list of rows.")
-    return rows
+    yield from ((f"row {number}", row) for number, row in enumerate(rows))
 
 
 __all__ = [

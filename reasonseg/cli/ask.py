@@ -150,17 +150,16 @@ def read_regions(boxes: list[str], polygons: list[str], masks: list[Path], rles:
     for given in polygons:
         parts = [part for part in given.split(";") if part.strip()]
         regions.append({"polygons": [_numbers("--polygon", part) for part in parts]})
-    for path in masks:
-        from ..processing.image_loading import load_rgb_image
+    from ..data.data_files import read_json
+    from ..processing.mask_reading import read_mask
 
+    for path in masks:
         if not path.is_file():
             raise CommandError(f"There is no picture --mask {str(path)!r}.")
-        import numpy as np
-
-        regions.append({"mask": np.asarray(load_rgb_image(path)).any(axis=-1)})
+        regions.append({"mask": read_mask(path, what="--mask")})
     for path in rles:
         try:
-            regions.append({"rle": json.loads(path.read_text(encoding="utf-8"))})
+            regions.append({"rle": read_json(path)})
         except (OSError, ValueError) as error:
             raise CommandError(f"--rle {str(path)!r} holds no run lengths as JSON ({error}).") from None
     return regions

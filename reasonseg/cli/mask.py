@@ -181,21 +181,18 @@ def _read_rows(
     path: Path, folder: Path, image_key: str, question_key: str | None, first_line: bool
 ) -> list[tuple[dict[str, Any], Task]]:
     """Read the lines of a file of questions, each with its task."""
+    from ..data.data_files import read_json_lines
+
+    problems: dict[int, str] = {}
     try:
-        # splitlines would cut questions at rare marks
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = list(read_json_lines(path, problems=problems))
+    except OSError as error:
         raise CommandError(f"--jsonl {str(path)!r} cannot be read ({error}).") from None
+    if problems:
+        number, reason = next(iter(problems.items()))
+        raise CommandError(f"Line {number} of {str(path)!r} is not JSON ({reason}). Give one object per line.")
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise CommandError(
-                f"Line {number} of {str(path)!r} is not JSON ({error}). Give one object per line."
-            ) from None
+    for number, row in lines:
         row = row if isinstance(row, dict) else {}
         keys = (
             [question_key] if question_key else [key for key in QUESTION_KEYS if key in row][:1] or QUESTION_KEYS[:1]

@@ -36,7 +36,7 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path):
 def test_an_error_names_file_line_and_column(tmp_path, line, reason):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"a": 1}\n\n' + line + b'\n{"a": 3}\n')
-    with pytest.raises(DataFileError, match=rf"rows\.jsonl, line 3: it is not JSON: {reason}\. Give one JSON value"):
+    with pytest.raises(DataFileError, match=rf"rows\.jsonl, line 3: {reason}\. Give one JSON value"):
         list(read_json_lines(path))
     problems = {}
     assert [number for number, _ in read_json_lines(path, problems=problems)] == [1, 4]

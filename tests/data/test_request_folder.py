@@ -107,7 +107,7 @@ def test_a_byte_order_mark_and_windows_line_ends(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ('{"file_name": "a.png"', "it is not JSON: Expecting ',' delimiter, column"),
+        ('{"file_name": "a.png"', "Expecting ',' delimiter, column 22. Give one JSON value"),
         ("[1, 2]", r"the line is \[1, 2\]; it must be an object with `file_name` and `requests`"),
         ({"image": "a.png"}, "the line has no `file_name` and no `requests`; it has image"),
         ({"file_name": "a.png", "question": "?"}, "the line has no `requests`; it has file_name, question"),

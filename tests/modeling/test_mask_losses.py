@@ -48,6 +48,7 @@ def test_targets_of_every_number_format(values):
         targets = torch.ones(2, *size).to(values)
         assert check_targets(targets, 0, (40, 50)) is targets
     check_targets(torch.ones(2, 3, 7).to(values), 0, None)
+    check_targets(torch.tensor([[[-1e-6, 1 + 1e-6]]]), 0, None)
     check_targets(torch.rand(1, 20, 25), 0, (40, 50), any_size=True)
 
 

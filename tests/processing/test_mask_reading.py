@@ -203,6 +203,7 @@ def test_what_this_package_writes_as_polygons_is_read_back():
 def test_soft_edges_are_for_targets_alone():
     soft = np.linspace(0, 1, SIZE[0] * SIZE[1], dtype=np.float64).reshape(SIZE)
     np.testing.assert_array_equal(read_soft_mask(soft, SIZE), soft.astype(np.float32))
+    np.testing.assert_array_equal(read_soft_mask(soft * (1 + 1e-6) - 1e-7, SIZE).max(), 1)
     with pytest.raises(ValueError, match="864 different values"):
         read_mask(soft, SIZE)
     for wrong in (soft * 255, soft - 0.5, np.where(soft > 0.5, np.nan, 0.0)):

@@ -1,6 +1,7 @@
 """`reasonseg ask` as it is typed: marks, their words, streaming, a conversation with history."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -154,11 +155,20 @@ def test_a_blank_question_is_none_in_python_either(repo, picture):
         (("PICTURE", "What?", "--box", "500,500,600,600"), "lies outside the picture of 80 x 60"),
         (("PICTURE", "What?", "--mask", "missing.png"), "no picture --mask"),
         (("PICTURE", "What?", "--rle", "missing.json"), "holds no run lengths"),
+        (
+            ("PICTURE", "What?", "--mask", "grey.png"),
+            "--mask in 'grey.png' has 2 different values (0, 100)",
+        ),
+        (("PICTURE", "What?", "--rle", "short.json"), "sum up to 9; its size 60 x 80 (height, width) needs 4800"),
+        (("PICTURE", "What?", "--rle", "broken.json"), "is no JSON file: Expecting value, column 1"),
         (("PICTURE", "What is <bbox0>?"), "0 visual prompts were given"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_loaded(picture, arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.eye(60, 80, dtype=np.uint8) * 100).save("grey.png")
+    Path("short.json").write_text('{"size": [60, 80], "counts": [4, 5]}', encoding="utf-8")
+    Path("broken.json").write_text("x", encoding="utf-8")
     result = run(*(picture if argument == "PICTURE" else argument for argument in arguments), "--model", "nowhere")
     assert result.exit_code == 1
     assert message in " ".join(result.stderr.split())

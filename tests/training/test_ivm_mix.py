@@ -150,6 +150,8 @@ def test_crops_keep_their_area_and_ratio(height, width):
         ({"uuid": "x"}, "line 2: `instruction` of x must be"),
         ({"uuid": "x", "instruction": []}, "line 2: `instruction` of x must be"),
         ({"uuid": "x", "instruction": ["a"], "image": 7}, "line 2: `image` of x must be"),
+        ({"uuid": "x", "instruction": ["a"], "image": "../x.jpg"}, "line 2: .* leads out of the folder"),
+        ({"uuid": "/x", "instruction": ["a"], "image": "/etc/x.jpg"}, "line 2: .* leads out of the folder"),
         ({"uuid": "x", "instruction": ["a"], "boxes": [0, 0, 2, 2]}, "line 2: .* is no box"),
     ],
 )
@@ -179,6 +181,27 @@ def test_missing_and_empty_files(source, tmp_path):
         read_records(source)
     with pytest.raises(IvmMixError, match="There is no source"):
         IvmMixDataset([])
+
+
+def test_lines_end_at_line_feeds_alone(source):
+    line = {"uuid": "a", "instruction": ["find\u2028the\x85cup"]}
+    source.meta.write_text(json.dumps(line, ensure_ascii=False) + "\n", encoding="utf-8-sig")
+    assert [record.instructions for record in read_records(source)] == [("find\u2028the\x85cup",)]
+
+
+def test_heat_maps_of_the_stored_pixels_are_refused(source, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 24)).save(tmp_path / "images" / "img_a.jpg", exif=exif)
+    Image.new("L", (40, 24), 255).save(tmp_path / "masks" / "mask_a.jpg")
+    write(source, {"uuid": "a", "instruction": ["x"]})
+    (record,) = read_records(source)
+    with pytest.raises(IvmMixError, match=r"mask_a\.jpg is 40 x 24 pixels, its image 24 x 40. .* upright frame"):
+        record.read_mask(*reversed(record.read_image().size))
+    Image.new("L", (12, 20), 255).save(tmp_path / "masks" / "mask_a.jpg")
+    assert record.read_mask(40, 24).shape == (40, 24), (
+        "another size of the same frame is stretched, as in the original"
+    )
 
 
 @pytest.mark.parametrize("broken", ["images/img_a.jpg", "masks/mask_a.jpg"])

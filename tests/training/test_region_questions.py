@@ -120,6 +120,20 @@ def test_rle_and_jsonl(tmp_path):
         assert np.asarray(picture).any()
 
 
+def test_errors_in_a_jsonl_file_name_the_line(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    good = {"id": "x", "conversations": [{"from": "human", "value": "a\u2028b"}, {"from": "gpt", "value": "c"}]}
+    for bad, message in (
+        ("{", "line 3: Expecting property name"),
+        ('{"id": "y"}', r"line 3 \(id 'y'\), read as plain"),
+    ):
+        path.write_text(json.dumps(good, ensure_ascii=False) + f"\n\n{bad}\n", encoding="utf-8-sig")
+        with pytest.raises(RegionDataError, match=message):
+            RegionFile(path)
+    path.write_text(json.dumps(good, ensure_ascii=False), encoding="utf-8-sig")
+    assert build_conversation(RegionFile(path)[0], PromptRandom.from_seed(0)).turns == [("a\u2028b", "c")]
+
+
 def test_rows_that_are_kept(tmp_path):
     rows = [{"id": number, "conversations": []} for number in range(4)]
     file = RegionFile(write_rows(tmp_path, rows), keep=lambda row: row["id"] % 2 == 1)
@@ -135,6 +149,11 @@ def test_rows_that_are_kept(tmp_path):
         ({"id": "vcr-1", "image": "a.png"}, r"row 0 \(id 'vcr-1'\), read as vcr, lacks meta_dir, class_names"),
         ({"id": "refcocog-gpt4v-1", "image": "a.png", "bboxes": [], "segmentations": []}, "lacks conversations"),
         ({"id": "x"}, "read as plain, lacks conversations"),
+        ({"id": "x", "conversations": "Hello"}, "has the conversations 'Hello'; give a list of objects"),
+        ({"id": "x", "conversations": [{"from": "human"}]}, "give a list of objects with `from`"),
+        ({"id": "x", "conversations": [], "image": 3}, "has an `image` that cannot be used: 3 is no file name"),
+        ({"id": "x", "conversations": [], "image": "../a.png"}, "leads out of the folder"),
+        ({"id": "x", "conversations": [], "image": "a.png", "bboxes": [[1, 2]]}, r"has the boxes \[\[1, 2\]\]"),
     ],
 )
 def test_rows_that_cannot_be_used(tmp_path, row, message):
@@ -165,7 +184,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(RegionDataError, match="There is no file"):
         RegionFile(tmp_path / "missing.json")
     (tmp_path / "bad.json").write_text("{", encoding="utf-8")
-    with pytest.raises(RegionDataError, match="is not JSON"):
+    with pytest.raises(RegionDataError, match="is no JSON file"):
         RegionFile(tmp_path / "bad.json")
     (tmp_path / "object.json").write_text("{}", encoding="utf-8")
     with pytest.raises(RegionDataError, match="holds a dict"):
