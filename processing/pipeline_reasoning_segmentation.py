@@ -1,17 +1,17 @@
 """`pipeline("reasoning-segmentation")`: pictures and questions in, text and segments out."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
-from torch.utils.data import Dataset
 from transformers import GenerationConfig, Pipeline
 from transformers.utils import ModelOutput
 
-from .image_loading import MAX_IMAGE_PIXELS, load_rgb_image
+from .image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
 
 
 # What generation takes besides the fields of GenerationConfig.
@@ -67,14 +67,16 @@ class ReasoningSegmentationPipeline(Pipeline):
         Args:
             images:
                 One picture (path of a local file, Pillow image, array or tensor, see `load_rgb_image`) or a list of
-                them. Instead a list, a generator or a `Dataset` of rows
-                `{"image": ..., "text": ...}` or `{"image": ..., "phrases": [...]}`.
+                them. Instead a list of rows `{"image": ..., "text": ...}` or `{"image": ..., "phrases": [...]}`. Also
+                anything else with images or rows that can be iterated or indexed: a generator, a data set of torch or
+                `datasets` (further columns are left aside) or a column of one, which are read as they are needed.
             text (`str` or `list[str]`, *optional*):
-                One question for all pictures, one for each, or several for the one picture, which is then encoded
-                once. The model writes its answer, and every `[SEG]` in it gets a mask.
+                One question for all pictures, one for each (a list, a column or another iterable), or several for the
+                one picture, which is then encoded once. The model writes its answer, and every `[SEG]` in it gets a
+                mask.
             phrases (`list[str]` or `list[list[str]]`, *optional*):
-                What to segment in every picture, or one list for each row. The answer is forced: one forward pass, one
-                segment per phrase.
+                What to segment in every picture, or one list for each row, for which a column of a data set is read
+                as well. The answer is forced: one forward pass, one segment per phrase.
             batch_size (`int`, *optional*, defaults to 1):
                 Rows per forward pass.
             num_workers (`int`, *optional*, defaults to 0):
@@ -92,7 +94,8 @@ class ReasoningSegmentationPipeline(Pipeline):
                 `generation_config`, `streamer` (with one row), ..., also together as `generate_kwargs`.
 
         Returns:
-            `dict`, a `list` of them where a list was given, or an iterator over them for a generator or `Dataset`:
+            `dict`, a `list` of them where a list, tuple or batched array was given, or an iterator over them for
+            anything else that is iterated:
             `generated_text` (`str`) and `segments`, a list of `{"label", "score", "rejected", "span", "box", "mask"}`
             in reading order. `span` is the `(start, end)` of its token in the text, `box` `[x1, y1, x2, y2]` in pixels
             of the upright picture, `mask` has its size; both are None for rejected segments. Systems that find phrases
@@ -104,8 +107,9 @@ class ReasoningSegmentationPipeline(Pipeline):
         """
         batch_size = batch_size or self._batch_size or 1
         options = {"num_workers": num_workers, "batch_size": 1, **kwargs}  # a batch is one input of the base class
-        if isinstance(images, (Dataset, Iterator)):
-            rows = (_row(item, text, phrases) for item in _iterate(images))
+        text, phrases, images = _as_list(text), _as_list(phrases, wrapped=True), _split_array(images)
+        if _is_iterable(images):
+            rows = _paired_rows(images, text, phrases)
             batches = super().__call__(_batches(rows, batch_size), **options)
             return (result for batch in batches for result in batch)
         is_list = isinstance(images, (list, tuple))
@@ -253,11 +257,35 @@ def _is_many(text: Any, phrases: Any) -> bool:
     return isinstance(phrases, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in phrases)
 
 
-def _row(item: Any, text: Any, phrases: Any) -> dict[str, Any]:
-    """Check one picture with its question."""
+def _paired_rows(images: Any, text: Any, phrases: Any) -> Iterator[dict[str, Any]]:
+    """The same for images that are read as they are needed, whose number may be unknown."""
+    asked = None
+    if _is_many(text, phrases):
+        asked = phrases if text is None else text
+    count = len(images) if hasattr(images, "__len__") else None
+    if asked is None or count in (None, len(asked)):
+        count = 0
+        for count, item in enumerate(_iterate(images), start=1):
+            if asked is None:
+                yield _row(item, text, phrases, more_columns=True)
+            elif count > len(asked):
+                break
+            elif text is None:
+                yield _row(item, None, asked[count - 1], more_columns=True)
+            else:
+                yield _row(item, asked[count - 1], phrases, more_columns=True)
+    if asked is not None and count != len(asked):
+        raise ValueError(
+            f"{count} images (or more) and {len(asked)} {'texts' if phrases is None else 'lists of phrases'} were "
+            "given. Give one for each image, or a single one for all."
+        )
+
+
+def _row(item: Any, text: Any, phrases: Any, more_columns: bool = False) -> dict[str, Any]:
+    """Check one picture with its question; `more_columns` of a data set are left aside."""
     image = item
-    if isinstance(item, dict):
-        unknown = sorted(set(item) - {"image", "text", "phrases"})
+    if isinstance(item, Mapping):
+        unknown = [] if more_columns else sorted(set(item) - {"image", "text", "phrases"})
         if unknown or "image" not in item:
             raise ValueError(
                 f"A row with the entries {sorted(item)} was given. It needs 'image' and one of 'text' and 'phrases'."
@@ -299,11 +327,32 @@ def _identity(image: Any) -> Any:
     return image if isinstance(image, (str, os.PathLike)) else id(image)
 
 
+def _is_iterable(images: Any) -> bool:
+    """Whether images are to be read one after another, as they are needed."""
+    if isinstance(images, (list, tuple, Mapping, ImageSource)):
+        return False
+    return any(hasattr(images, name) for name in ("__iter__", "__getitem__"))
+
+
 def _iterate(items: Any) -> Iterator[Any]:
-    """Go through a generator or a data set, also one that only knows its length and its items."""
-    if hasattr(items, "__len__") and hasattr(items, "__getitem__"):
+    """Go through anything that can be iterated, or that only knows its length and its items."""
+    if not hasattr(items, "__iter__") and hasattr(items, "__len__"):
         return (items[index] for index in range(len(items)))
     return iter(items)
+
+
+def _as_list(questions: Any, wrapped: bool = False) -> Any:
+    """Columns of data sets and other iterables as a list with one entry for each row; the rest as it is."""
+    if questions is None or isinstance(questions, (str, list, tuple, Mapping)) or not _is_iterable(questions):
+        return questions
+    return [[one] if wrapped and isinstance(one, str) else one for one in _iterate(questions)]
+
+
+def _split_array(images: Any) -> Any:
+    """A batch of images in one array, or an array of paths, as a list; the rest as it is."""
+    is_batch = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
+    is_names = isinstance(images, np.ndarray) and images.dtype.kind in "OU"
+    return list(images) if is_batch or is_names else images
 
 
 def _result_as_dict(result: Any, mask_format: str) -> dict[str, Any]:

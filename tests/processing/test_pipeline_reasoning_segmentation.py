@@ -1,6 +1,7 @@
 """The pipeline puts rows together, runs the model once per batch and gives plain results."""
 
 import json
+from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
@@ -82,6 +83,38 @@ class WordProcessor:
 
     def save_pretrained(self, folder, **kwargs):
         (folder / "processor_config.json").write_text(json.dumps(kwargs), encoding="utf-8")
+
+
+class Indexed:
+    """As a column of `datasets`: knows its length and its items, and is no list."""
+
+    def __init__(self, items):
+        self.items = list(items)
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        if not isinstance(index, int) or not 0 <= index < len(self.items):
+            raise IndexError(index)
+        return self.items[index]
+
+
+class Sized(Indexed):
+    """A data set that does not say where it ends but by its length."""
+
+    def __getitem__(self, index):
+        return self.items[index % len(self.items)]
+
+
+class Iterated:
+    """A stream: has no length."""
+
+    def __init__(self, items):
+        self.items = items
+
+    def __iter__(self):
+        return iter(self.items)
 
 
 @pytest.fixture(scope="module")
@@ -289,6 +322,63 @@ class TestRows:
                 return {"image": IMAGES[index], "phrases": ["a"]}
 
         assert_same(list(pipe(Rows(), batch_size=2)), expected)
+
+    @pytest.mark.parametrize(
+        "collection", [tuple, iter, deque, Indexed, Sized, Iterated, lambda images: dict(enumerate(images)).values()]
+    )
+    def test_anything_that_can_be_iterated_or_indexed(self, pipe, collection):
+        expected = pipe(IMAGES, phrases=["a"])
+        results = pipe(collection(IMAGES), phrases=["a"], batch_size=2)
+        assert isinstance(results, list) == (collection is tuple)
+        assert_same(list(results), expected)
+        questions = ["where", "what is it for", "the largest"]
+        for texts in (questions, tuple(questions), Indexed(questions), iter(questions)):
+            assert_same(list(pipe(collection(IMAGES), text=texts)), pipe(IMAGES, text=questions))
+        own = [["a"], ["b", "c"], ["d"]]
+        for phrases in (own, tuple(map(tuple, own)), Indexed(own)):
+            assert_same(list(pipe(collection(IMAGES), phrases=phrases)), pipe(IMAGES, phrases=own))
+
+    def test_a_column_of_phrases_has_one_entry_per_row(self, pipe):
+        """A list of texts names what to find in every picture, but a column has its rows."""
+        results = list(pipe(Indexed(IMAGES), phrases=Indexed(["a", "b", "c"])))
+        assert [result["generated_text"] for result in results] == ["['a']", "['b']", "['c']"]
+        assert [len(result["segments"]) for result in pipe(Indexed(IMAGES), phrases=["a", "b", "c"])] == [3, 3, 3]
+
+    @pytest.mark.parametrize("collection", [Indexed, iter, Iterated])
+    @pytest.mark.parametrize("count", [1, 2, 4])
+    def test_columns_of_other_lengths(self, pipe, collection, count):
+        with pytest.raises(ValueError, match=rf"images \(or more\) and {count} texts were given"):
+            list(pipe(collection(IMAGES), text=["a"] * count))
+
+    def test_batches_of_images_in_one_array_and_arrays_of_paths(self, pipe, tmp_path):
+        pixels = np.stack([np.asarray(IMAGES[0]), np.asarray(IMAGES[0].transpose(Image.Transpose.FLIP_LEFT_RIGHT))])
+        expected = pipe(list(pixels), phrases=["a"])
+        assert_same(pipe(pixels, phrases=["a"]), expected)
+        assert_same(pipe(torch.from_numpy(pixels).permute(0, 3, 1, 2), phrases=["a"]), expected)
+        Image.fromarray(pixels[0]).save(tmp_path / "a.png")
+        assert_same(pipe(np.array([str(tmp_path / "a.png")]), phrases=["a"]), expected[:1])
+
+    def test_rows_of_a_data_set_may_have_more_columns(self, pipe):
+        rows = [{"image": image, "phrases": ["a"], "label": number} for number, image in enumerate(IMAGES)]
+        assert_same(list(pipe(Indexed(rows))), pipe(IMAGES, phrases=["a"]))
+        with pytest.raises(ValueError, match="needs 'image' and one of"):
+            pipe(rows)
+        with pytest.raises(ValueError, match=r"\['label'\] was given. It needs 'image'"):
+            list(pipe(Indexed([{"label": 1}]), phrases=["a"]))
+
+    def test_data_sets_and_columns_of_datasets(self, pipe, tmp_path):
+        datasets = pytest.importorskip("datasets", reason="`pip install datasets` to try its own classes.")
+        features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+        texts = ["where", "what is it for", "the largest"]
+        rows = datasets.Dataset.from_dict({"image": IMAGES, "text": texts}, features=features)
+        rows = rows.add_column("label", [0, 1, 2])
+        expected = pipe(IMAGES, text=texts)
+        assert_same(list(pipe(rows)), expected)
+        assert_same(list(pipe(rows.to_iterable_dataset())), expected)
+        assert_same(list(pipe(rows["image"], text=rows["text"])), expected)
+        assert_same(list(pipe(rows["image"], text="where")), pipe(IMAGES, text="where"))
+        assert_same(pipe(rows[:]["image"], text=rows["text"]), expected)
+        assert_same(list(pipe(rows.remove_columns("text"), phrases=["a"])), pipe(IMAGES, phrases=["a"]))
 
     def test_pictures_may_be_paths_arrays_and_turned(self, pipe, tmp_path):
         exif = Image.Exif()
