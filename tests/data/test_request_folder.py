@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -230,6 +231,21 @@ def test_the_mask_that_is_trained_on_is_pycocotools_own(tmp_path):
     (mask,) = masks_of(write(tmp_path, line(asked(polygons))))
     expected = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, *SIZE)))
     np.testing.assert_array_equal(mask, expected)
+
+
+def test_the_format_in_the_readme_is_read(tmp_path):
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (lines,) = re.findall(r"```json\n(.*?)```", readme, re.DOTALL)
+    (tmp_path / "metadata.jsonl").write_text(lines, encoding="utf-8")
+    (tmp_path / "masks").mkdir()
+    for name in ("kitchen.jpg", "desk.jpg"):
+        Image.new("RGB", (64, 48)).save(tmp_path / name)
+    Image.new("L", (64, 48), 255).save(tmp_path / "masks" / "cup.png")
+    kitchen, desk = ImageFolderExamples(tmp_path)
+    assert kitchen.answers == ["Into the cup: [SEG].", "No: [REJ]."]
+    assert kitchen.masks[0][0].all()
+    assert kitchen.masks[1] == [None]
+    assert [mask.sum() for mask in desk.masks[0]] == [30 * 8, 20]
 
 
 def command(*arguments) -> subprocess.CompletedProcess:
