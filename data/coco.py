@@ -105,11 +105,10 @@ def clean_annotations(
             )
         if image_id not in sizes or (without_masks and annotation.get("segmentation") is None):
             continue
-        if categories is not None and annotation.get("category_id") not in categories:
-            raise DataFileError(
-                f"{what}: its `category_id` is {annotation.get('category_id')!r}; the file lists the categories "
-                f"{reprlib.repr(sorted(categories))}."
-            )
+        category = annotation.get("category_id")
+        if not _is_whole(category) or (categories is not None and category not in categories):
+            known = "be a whole number" if categories is None else f"be one of {reprlib.repr(list(categories))}"
+            raise DataFileError(f"{what}: its `category_id` is {reprlib.repr(category)}; it must {known}.")
         try:
             cleaned.append({**annotation, **_cleaned_fields(annotation, sizes[image_id]), "id": len(cleaned) + 1})
         except ValueError as error:
@@ -140,8 +139,6 @@ def check_categories(categories: Iterable[Any], source: str) -> dict[Any, str]:
 
 
 def _cleaned_fields(annotation: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    if not _is_whole(annotation.get("category_id")):
-        raise ValueError(f"its `category_id` is {annotation.get('category_id')!r}; it must be a whole number.")
     if annotation.get("segmentation") is None:
         raise ValueError("it has no `segmentation`, and masks are scored; leave it out, or add its polygons.")
     segmentation = clean_segmentation(annotation["segmentation"], size, "its segmentation")

@@ -13,6 +13,10 @@ from ..data.data_files import file_in, read_json
 from ..processing.image_loading import exif_orientation, load_rgb_image, open_image
 
 
+# In bytes, with room for the ending of what is written about an image.
+_LONGEST_NAME = 200
+
+
 @dataclass(frozen=True)
 class AnnotatedImage:
     """
@@ -91,8 +95,11 @@ def read_images(entries: Sequence[dict[str, Any]], source: str, suffix: str = ".
             raise ValueError(f"{source}, image {entry['id']!r}: height and width are {sides}; give pixels.")
         if not isinstance(entry.get("file_name"), (str, type(None))):
             raise ValueError(f"{source}, image {entry['id']!r}: its `file_name` is {entry['file_name']!r}, no text.")
+        longest = max((str(entry.get("file_name") or ""), str(entry["id"])), key=len)
+        if "\0" in longest or len(Path(longest).name.encode(errors="replace")) > _LONGEST_NAME:
+            raise ValueError(f"{source}, image number {place}: {longest[:60]!r} ... is too long for a file's name.")
     if unknown := [entry["id"] for entry in entries if not entry.get("height") or not entry.get("width")]:
-        raise ValueError(f"{len(unknown)} pictures have no height and width, such as {unknown[0]!r}.")
+        raise ValueError(f"{source}: {len(unknown)} pictures have no height and width, such as {unknown[0]!r}.")
     images = [
         AnnotatedImage(
             id=entry["id"],
@@ -105,7 +112,7 @@ def read_images(entries: Sequence[dict[str, Any]], source: str, suffix: str = ".
         values = [getattr(image, name) for image in images]
         if len(set(values)) < len(values):
             twice = next(value for value in values if values.count(value) > 1)
-            raise ValueError(f"Two pictures of the annotation file have the {name} {twice!r}.")
+            raise ValueError(f"{source}: Two pictures of the annotation file have the {name} {twice!r}.")
     return images
 
 

@@ -160,10 +160,16 @@ def read_instances(path: str | Path) -> list[dict[str, Any]]:
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and needed <= set(entry) for entry in entries):
         raise ValueError(f"{path} must be a list of entries with {', '.join(sorted(needed))}.")
     for place, entry in enumerate(entries, start=1):
-        point = np.asarray(entry.get("point", (0, 0)), dtype=object)
-        if point.shape != (2,) or not all(isinstance(value, (int, float)) and np.isfinite(value) for value in point):
-            raise ValueError(f"{path}, entry number {place}: its `point` is {entry['point']!r}; it must be [x, y].")
+        what, point = f"{path}, entry number {place}", entry.get("point", [0, 0])
+        if not isinstance(entry["image_id"], (int, str)) or not isinstance(entry["category_id"], int):
+            raise ValueError(f"{what}: `image_id` and `category_id` must be the ids of the annotation file.")
+        if not isinstance(point, list) or len(point) != 2 or not all(map(_is_finite, point)):
+            raise ValueError(f"{what}: its `point` is {point!r}; it must be [x, y].")
     return entries
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
 
 
 @dataclass

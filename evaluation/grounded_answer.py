@@ -1,7 +1,9 @@
 """What a model says about a picture, with a mask for every phrase, as a file."""
 
 import json
-from collections.abc import Sequence
+import math
+import reprlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,28 @@ from .coco_masks import segmentation_rle
 
 # Names in the file where they are not those of the attributes: the file is that of the original and of GLaMM.
 _FILE_NAMES = {"masks": "pred_masks"}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _are_numbers(count: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and len(value) == count and all(map(_is_number, value))
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+# What the lists of a file hold, and whether a value is one.
+_LISTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "phrases": ("texts", _is_text),
+    "core_words": ("texts", _is_text),
+    "scores": ("numbers", _is_number),
+    "points": ("[x, y] in pixels", _are_numbers(2)),
+    "boxes": ("[x1, y1, x2, y2] in pixels", _are_numbers(4)),
+}
 
 
 @dataclass(frozen=True)
@@ -84,9 +108,14 @@ class GroundedAnswer:
         missing = [name for name in ("caption", "phrases", "pred_masks") if name not in entry]
         if missing:
             raise ValueError(f"An answer lacks {', '.join(missing)}.")
-        kinds = {"caption": str, "phrases": list, "pred_masks": list}
-        if wrong := [name for name, kind in kinds.items() if not isinstance(entry[name], kind)]:
-            raise ValueError(f"{wrong} of an answer are wrong: caption is a text, phrases and pred_masks are lists.")
+        if not isinstance(entry["caption"], str) or not isinstance(entry["pred_masks"], list):
+            raise ValueError("The caption of an answer must be a text, and its pred_masks a list.")
+        for name, (kind, is_one) in _LISTS.items():
+            values = entry.get(name)
+            if (values is None and name == "phrases") or not isinstance(values, (list, type(None))):
+                raise ValueError(f"The {name} of an answer are {reprlib.repr(values)}; they must be a list of {kind}.")
+            if wrong := [value for value in values or [] if not is_one(value)]:
+                raise ValueError(f"{reprlib.repr(wrong[0])} is among the {name} of an answer; they must be {kind}.")
         points, boxes = (
             [tuple(place) for place in entry[name]] if entry.get(name) else entry.get(name)
             for name in ("points", "boxes")

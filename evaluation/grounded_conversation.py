@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.coco import clean_annotations
+from ..data.coco import check_categories, clean_annotations
 from ..data.data_files import DataFileError
 from .annotated_images import AnnotatedImage, by_image, read_annotations, read_images
 from .caption_scores import CaptionsUnavailableError, caption_scores
@@ -68,13 +68,13 @@ class GroundedConversations:
         captions_path = path.with_name(path.name.replace(_MASKS, _CAPTIONS))
         content = read_annotations(masks_path, ("images", "annotations", "categories"))
         captions = read_annotations(captions_path, ("images", "annotations"))
-        described = {entry["id"]: entry for entry in content["images"] if isinstance(entry, dict) and "id" in entry}
+        described = {entry["id"]: entry for entry in content["images"] if _has_id(entry)}
         mask_sizes = _sizes_of_masks(content["annotations"])
         # Captions say which pictures count; their sizes may stand with the masks alone, or in the masks.
         images = read_images(
             [
                 {**mask_sizes.get(entry["id"], {}), **described.get(entry["id"], {}), **entry}
-                if isinstance(entry, dict) and isinstance(entry.get("id"), (int, str))
+                if _has_id(entry)
                 else entry
                 for entry in captions["images"]
             ],
@@ -85,6 +85,7 @@ class GroundedConversations:
         self.images: list[AnnotatedImage] = images[:limit]
         sizes = {image.id: image.size for image in images}
         cleaned = clean_annotations(content["annotations"], sizes, str(masks_path), without_masks=True)
+        check_categories(content["categories"], str(masks_path))
         self.mask_dataset = {
             **content,
             "images": [
@@ -114,6 +115,10 @@ class GroundedConversations:
             segmentation_rle(annotation["segmentation"], image.size) for annotation in self._masks.get(image.id, [])
         ]
         return GroundedTarget([entry["caption"] for entry in captions], list(captions[0].get("labels", [])), masks)
+
+
+def _has_id(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("id"), (int, str))
 
 
 def _sizes_of_masks(annotations: list[Any]) -> dict[int | str, dict[str, int]]:

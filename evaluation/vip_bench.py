@@ -76,7 +76,7 @@ def read_vip_bench(folder: str | Path, split: str) -> list[VipBenchQuestion]:
     return [
         VipBenchQuestion(
             id=key,
-            image=file_in(folder / split / "images", asked[key]["image"]),
+            image=_image(folder / split / "images", asked[key]["image"], key),
             text=asked[key]["text"],
             plain_text=row["question"],
             answer=row["answer"],
@@ -94,8 +94,19 @@ def _check_metadata(metadata: Any, path: Path) -> None:
     if not isinstance(metadata, dict) or not metadata:
         raise VipBenchError(f"{path} must be an object with one entry per question, not {reprlib.repr(metadata)}.")
     for key, row in metadata.items():
-        if not isinstance(row, dict) or not {"question", "answer", "capability"} <= set(row):
-            raise VipBenchError(f"{path}, {key!r} is {reprlib.repr(row)}; it needs question, answer and capability.")
+        is_whole = isinstance(row, dict) and {"question", "answer", "capability"} <= set(row)
+        names = row["capability"] if is_whole else None
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise VipBenchError(
+                f"{path}, {key!r} is {reprlib.repr(row)}; it needs question, answer and capability, a list of names."
+            )
+
+
+def _image(folder: Path, name: Any, key: str) -> Path:
+    try:
+        return file_in(folder, name)
+    except ValueError as error:
+        raise VipBenchError(f"The image of {key!r}: {error}") from None
 
 
 def write_results(lines: Sequence[Mapping[str, Any]], path: Path) -> dict[str, str]:

@@ -177,6 +177,9 @@ class RegionFile:
                 f"{what} has the conversations {reprlib.repr(row['conversations'])}; give a list of objects with "
                 "`from` (human or gpt) and `value`, the text."
             )
+        outlines = row.get("segmentations")
+        if not isinstance(outlines, (list, type(None))):
+            raise RegionDataError(f"{what} has the segmentations {reprlib.repr(outlines)}; give a list, one per box.")
         boxes = row.get("bboxes", row.get("bbox"))
         if dataset not in ("vcr", "flickr30k", PLAIN) and not _are_boxes(boxes):
             raise RegionDataError(

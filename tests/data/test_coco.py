@@ -170,7 +170,7 @@ def test_segmentations_that_are_refused(tmp_path, segmentation, message):
         ({"image_id": [7]}, "same number or text"),
         (
             {"category_id": 9},
-            r"5 of image 7: its `category_id` is 9; the file lists the categories \[1, 2\]",
+            r"5 of image 7: its `category_id` is 9; it must be one of \[1, 2\]",
         ),
         ({"category_id": "left out"}, "its `category_id` is None"),
         ({"iscrowd": 2}, "its `iscrowd` is 2; it must be 0 or 1"),
