@@ -32,7 +32,7 @@ def read_polygons(polygons: Any, what: str = "The mask") -> list[list[Ring]]:
     Raises:
         ValueError: It is no list of numbers in one of these forms.
     """
-    if not isinstance(polygons, (list, tuple, np.ndarray)):
+    if not _is_list(polygons):
         raise ValueError(f"{what} is of type {type(polygons).__name__}, not a list of polygons.")
     depth = _depth(polygons)
     if depth == 1:
@@ -41,13 +41,14 @@ def read_polygons(polygons: Any, what: str = "The mask") -> list[list[Ring]]:
         if _lengths(polygons) == {2}:
             return [[_ring(polygons, what)]]
         return [[_ring(part, what)] for part in polygons]
-    if depth == 3:
-        # the innermost lists are pairs, or whole rings
-        if all(_lengths(part) == {2} for part in polygons):
-            return [[_ring(part, what)] for part in polygons]
-        return [[_ring(ring, what) for ring in part] for part in polygons]
-    if depth == 4:
-        return [[_ring(ring, what) for ring in part] for part in polygons]
+    # of three levels the innermost are pairs, or whole rings
+    if depth == 3 and all(_lengths(part) == {2} for part in polygons):
+        return [[_ring(part, what)] for part in polygons]
+    if depth in (3, 4):
+        return [
+            [_ring(ring, what) for ring in part] if _is_list(part) and len(part) else [_ring(part, what)]
+            for part in polygons
+        ]
     raise ValueError(
         f"{what} is an empty list of polygons. Give at least one, [[x1, y1, x2, y2, x3, y3, ...]] in pixels."
         if depth == 0
@@ -180,13 +181,17 @@ def _depth(value: Any) -> int:
     """Levels of lists above the first number; an array has one for each of its dimensions."""
     if isinstance(value, np.ndarray):
         return value.ndim if value.size else 0
-    if not isinstance(value, (list, tuple)) or not value:
+    if not _is_list(value) or not value:
         return 0
-    return 1 + max(_depth(part) for part in value) if isinstance(value[0], (list, tuple, np.ndarray)) else 1
+    return 1 + max(_depth(part) for part in value) if _is_list(value[0]) else 1
 
 
 def _lengths(rings: Any) -> set[int]:
-    return {len(ring) if isinstance(ring, (list, tuple, np.ndarray)) else 0 for ring in rings}
+    return {len(ring) if _is_list(ring) else 0 for ring in rings} if _is_list(rings) else set()
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
 __all__ = ["check_bounds", "fill_polygons", "fill_rings", "read_polygons"]

@@ -200,6 +200,15 @@ def test_what_this_package_writes_as_polygons_is_read_back():
     np.testing.assert_array_equal(read_mask([polygon.ravel().tolist() for polygon in polygons], SIZE), MASK)
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(st.integers(1, 14), st.integers(1, 14), st.integers(1, 3), st.integers(0, 2**32 - 1), st.floats(0.1, 0.9))
+def test_so_are_the_polygons_of_any_mask(height, width, scale, seed, share):
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    mask = np.kron(mask, np.ones((scale, scale), dtype=bool))
+    if mask.any():
+        np.testing.assert_array_equal(read_mask(mask_to_polygons(mask), mask.shape), mask)
+
+
 def test_soft_edges_are_for_targets_alone():
     soft = np.linspace(0, 1, SIZE[0] * SIZE[1], dtype=np.float64).reshape(SIZE)
     np.testing.assert_array_equal(read_soft_mask(soft, SIZE), soft.astype(np.float32))
@@ -240,6 +249,10 @@ def test_soft_edges_are_for_targets_alone():
         ([], "empty list of polygons"),
         ([[]], r"polygon \[\[\]\]"),
         ([[], LEFT], "polygon of 0 corners"),
+        ([[], [pairs(LEFT)]], "polygon of 0 corners"),
+        ([[], 5, [pairs(LEFT)]], "has the polygon 5"),
+        ([LEFT, 5], "has the polygon 5"),
+        ([[[[[[1, 2]]]]]], "list of 6 levels"),
         ([[1, 2, 3]], r"polygon \[1, 2, 3\].*even number"),
         ([[1, 2, 9, 9]], r"polygon of 2 corners.*a box is no mask"),
         ([1, 2, 9, 9], "polygon of 2 corners"),
