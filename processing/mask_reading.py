@@ -46,7 +46,12 @@ def read_mask(mask: Any, image_size: tuple[int, int] | None = None, what: str = 
     if isinstance(mask, (list, tuple)):
         return _read_polygons(mask, image_size, what)
     if isinstance(mask, (str, os.PathLike)):
-        what = f"{what} in {str(mask)[:200]!r}"
+        try:
+            opened = open_image(mask, _pixel_limit(image_size))
+        except ValueError as error:
+            raise ValueError(f"{what}: {error}") from None
+        with opened:
+            return read_mask(opened, image_size, f"{what} in {str(mask)[:200]!r}")
     read = binary_mask(_read_array(mask, image_size, what), what)
     check_mask_size(read.shape, image_size, what)
     return read
@@ -108,14 +113,11 @@ def _read_polygons(polygons: list | tuple, image_size: tuple[int, int] | None, w
 
 
 def _read_array(mask: Any, image_size: tuple[int, int] | None, what: str) -> Any:
-    """The values of an array, a tensor, a Pillow image or a file."""
+    """The values of an array, a tensor or a Pillow image."""
     if isinstance(mask, (np.ndarray, torch.Tensor)):
         return mask
     if isinstance(mask, Image.Image):
         return _image_values(mask, image_size, what)
-    if isinstance(mask, (str, os.PathLike)):
-        with open_image(mask, _pixel_limit(image_size)) as opened:
-            return _image_values(opened, image_size, what)
     raise ValueError(
         f"{what} is of type {type(mask).__name__}. Allowed are an array or tensor, a Pillow image, the path of an "
         "image file, COCO's run lengths and polygons."

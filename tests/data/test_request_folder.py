@@ -141,7 +141,7 @@ def test_a_byte_order_mark_and_windows_line_ends(tmp_path):
         (line(asked([])), "an empty list of polygons"),
         (line(asked([[1, 1, 5, 5]])), "a polygon of 2 corners"),
         (line(asked([[1, 1, 900, 1, 900, 900]])), r"from \(1, 1\) to \(900, 900\), and the image is 30 x 20"),
-        (line(asked("b.png")), "b.png' is not an existing local image file"),
+        (line(asked("b.png")), "the mask of phrase 1: '.*b.png' is not an existing local image file"),
         (line(asked("/etc/passwd")), "leads out of the folder"),
         (line(asked("a.png/../a.png")), "leads out of the folder"),
         (line(asked("grey.png")), "grey.png' has 2 different values"),
