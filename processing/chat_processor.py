@@ -74,6 +74,14 @@ class ChatProcessor(ProcessorMixin):
         """`int`: Largest height x width of a picture; a larger one is refused before it is decoded."""
         return getattr(self.image_processor, "max_image_pixels", MAX_IMAGE_PIXELS)
 
+    @property
+    def feature_extractor(self) -> "ChatProcessor":
+        """
+        [`ChatProcessor`]: Itself. Pipelines of transformers save what their processor has under this name, and not the
+        processor, without which the checkpoint cannot be loaded.
+        """
+        return self
+
     def _model_inputs(
         self,
         rows: list[PromptRow],

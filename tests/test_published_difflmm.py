@@ -50,6 +50,13 @@ answers = {
 }
 json.dump(answers, open("answers.json", "w"))
 
+# A saved pipeline is a whole checkpoint, whoever has saved it.
+ask.save_pretrained("asked")
+for saved in (arguments["saved"], "asked"):
+    again = pipeline("image-text-to-text", model=saved, **trust)
+    assert type(again.processor).__module__.startswith("transformers_modules."), type(again.processor)
+    assert [again(images[0], text="What?", **arguments["options"])[0]["generated_text"]] == answers["plain"]
+
 # Somebody saves what was loaded: the code must travel on.
 model.save_pretrained("again")
 processor.save_pretrained("again")
@@ -81,7 +88,9 @@ else:
 def child(difflmm_repo, tmp_path_factory):
     """The folder in which a process without this package has loaded and run the repository."""
     folder = tmp_path_factory.mktemp("elsewhere")
+    pipeline("image-text-to-text", model=str(difflmm_repo)).save_pretrained(folder / "saved")
     arguments = {"images": [str(path) for path in IMAGES], "questions": QUESTIONS, "options": OPTIONS}
+    arguments["saved"] = str(folder / "saved")
     run_without_the_package(LOAD_AND_RUN, folder, repo=str(difflmm_repo), **arguments)
     return folder
 

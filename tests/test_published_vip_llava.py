@@ -60,6 +60,13 @@ texts = {
 }
 json.dump(texts, open("answers.json", "w"))
 
+# A saved pipeline is a whole checkpoint, whoever has saved it.
+ask.save_pretrained("asked")
+for saved in (arguments["saved"], "asked"):
+    again = pipeline("image-text-to-text", model=saved, trust_remote_code=True)
+    assert type(again.processor).__module__.startswith("transformers_modules."), type(again.processor)
+    assert again(image, text="What is this?", **options) == answers["plain"]
+
 processor.save_pretrained("again")
 again = AutoProcessor.from_pretrained("again", trust_remote_code=True)
 views = [one(image, "x", return_tensors="pt")["pixel_values"] for one in (processor, again)]
@@ -91,10 +98,12 @@ def child(vip_llava_repo, tmp_path_factory):
     """The folder in which a process without this package has loaded and run the repository."""
     folder = tmp_path_factory.mktemp("elsewhere")
     recorded_image(0, blended=False).save(folder / "picture.png")
+    pipeline("image-text-to-text", model=str(vip_llava_repo)).save_pretrained(folder / "saved")
     run_without_the_package(
         LOAD_AND_RUN,
         folder,
         repo=str(vip_llava_repo),
+        saved=str(folder / "saved"),
         image=str(folder / "picture.png"),
         box=BOX,
         question=QUESTION,
@@ -134,3 +143,13 @@ def test_the_pipeline_of_transformers(vip_llava_repo, child):
 
 def test_without_trust_nothing_takes_its_place(vip_llava_repo, tmp_path):
     run_without_the_package(REFUSED_WITHOUT_TRUST, tmp_path, repo=str(vip_llava_repo))
+
+
+def test_a_saved_pipeline_keeps_how_its_processor_asks(vip_llava_phi_3_repo, tmp_path):
+    """Not the template of another language model, which a processor without its own config would take."""
+    ask = pipeline("image-text-to-text", model=str(vip_llava_phi_3_repo))
+    ask.save_pretrained(tmp_path / "saved")
+    saved = AutoProcessor.from_pretrained(tmp_path / "saved")
+    expected = ask.processor.to_dict()
+    assert saved.to_dict() == {name: value for name, value in expected.items() if name != "auto_map"}
+    assert (saved.template, saved.chat_template) == ("llava_phi_3", ask.processor.chat_template)
