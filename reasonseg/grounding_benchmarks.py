@@ -31,7 +31,6 @@ from .evaluation.phrase_similarity import TEXT_ENCODER, EncodedPhrases
 from .evaluation.report import numbers_table
 from .loading import load_pretrained
 from .processing.noun_phrases import SpacyExtractor
-from .registration import register
 from .whole_files import write_whole
 
 
@@ -120,7 +119,6 @@ def _answers(
 
 def _ground(options: EvaluationOptions, settings: dict[str, Any], images: list[AnnotatedImage], folder: Path) -> None:
     options.require("model", "images")
-    register()
     repo, arguments = options.repository, options.load_arguments()
     model = load_pretrained(AutoModel, repo, dtype=settings.get("dtype", "auto"), **arguments)
     if model.config.model_type != _MODEL_TYPE:

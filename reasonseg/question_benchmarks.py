@@ -8,7 +8,6 @@ from .evaluation.benchmark import Question, check_rejections, evaluate
 from .evaluation.report import results_table
 from .loading import load_pretrained
 from .questions import image_folder_questions, tabletop_questions
-from .registration import register
 
 
 def run_tabletop(options: EvaluationOptions) -> Outcome:
@@ -25,7 +24,6 @@ def run_image_folder(options: EvaluationOptions) -> Outcome:
 
 def _run(options: EvaluationOptions, questions: list[Question]) -> Outcome:
     options.require("model")
-    register()
     questions = questions[: options.limit]
     processor = load_pretrained(AutoProcessor, options.repository, **options.load_arguments())
     check_rejections(processor, questions, options.protocol)  # before the model is loaded

@@ -25,7 +25,6 @@ from .processing.chat_templates import IMAGE_TOKEN
 from .processing.image_loading import load_rgb_image
 from .processing.visual_prompt_sampling import PromptRandom
 from .processing.visual_prompts import ANCHOR, DEFAULT_ALPHA
-from .registration import register
 from .training.region_conversation import marked_image
 from .training.region_data import RegionFile
 from .training.region_questions import build_conversation
@@ -212,7 +211,6 @@ def _judge(given: str, name: str, options: EvaluationOptions) -> Judge:
 
 
 def _load(options: EvaluationOptions):
-    register()
     model = load_pretrained(AutoModelForImageTextToText, options.repository, dtype="auto", **options.load_arguments())
     return (
         model.to(PartialState().device),

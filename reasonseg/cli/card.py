@@ -41,9 +41,7 @@ def _read_config(repo: Path):
     from transformers import AutoConfig
 
     from ..loading import load_pretrained
-    from ..registration import register
 
     if not (repo / "config.json").is_file():
         raise CommandError(f"{repo} holds no config.json. Pass the folder of a converted checkpoint.")
-    register()
     return load_pretrained(AutoConfig, repo)

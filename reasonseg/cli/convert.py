@@ -285,9 +285,7 @@ def _convert(
 ) -> None:
     """Run a conversion and say on stdout what it made of which sources."""
     from ..conversion.progress import rich_progress
-    from ..registration import register
 
-    register()  # saving copies the code of registered classes
     if template is not None:
         options["template"] = template.value
     try:

@@ -49,11 +49,16 @@ def show_tracebacks(show: bool) -> None:
 
 
 def readable_failures(command: Callable) -> Callable:
-    """Wrap a command so that every exception becomes one paragraph on stderr and exit code 1."""
+    """Wrap a command: transformers knows this package's classes before it starts, and every exception becomes one
+    paragraph on stderr and exit code 1."""
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
         try:
+            # Not at the top: `--help` does not wait for torch.
+            from ..registration import register
+
+            register()
             return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise

@@ -84,10 +84,8 @@ def load_checkpoint(
     from transformers.utils import logging
 
     from ..loading import load_pretrained
-    from ..registration import register
 
     logging.disable_progress_bar()  # the commands have their own
-    register()
     source = {"revision": revision, "trust_remote_code": trust_remote_code}
     processor = load_pretrained(AutoProcessor, name, **source)
     model = load_pretrained(getattr(transformers, auto_class), name, dtype=dtype, **source)

@@ -30,12 +30,10 @@ def train(
 
     Start it with `torchrun` or `accelerate launch` (`-m reasonseg train ...`) to use several processes or GPUs.
     """
-    from ..registration import register
     from ..training.recipe import load_recipe
     from ..training.run import run_recipe
     from ..vip_llava_start import build_vip_llava
 
-    register()
     settings, is_main = load_recipe(recipe, overrides or ()), is_main_process()
     if settings.parts is None and settings.model != "tabletop":
         settings.model = resolve_model(settings.model, option="The recipe's model")

@@ -58,9 +58,7 @@ def verify(
     from ..conversion.adoption import adopt_repository
     from ..conversion.progress import rich_progress
     from ..conversion.verify import verify_repository
-    from ..registration import register
 
-    register()  # else loading the processor would ask whether to run the repository's own code
     with rich_progress(stderr_console()) as progress:
         if write_manifest:
             report = adopt_repository(repo, progress=progress)
