@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,19 @@ REPO_PLACEHOLDER, REVISION_PLACEHOLDER = "path/or/name/of/this/repository", "mai
 _TEMPLATE = "card.md.jinja"
 _BASES = "bases"
 _VALUES_FILE = (".yaml", ".yml")
-# The card's own key in the metadata, by which a repository says which values it was made with.
-_CARD_KEY = "reasonseg_card"
+# The card's own keys in the metadata, by which a repository says which values it was made with (the name of known
+# ones, or what stood in a file), and how it was trained since.
+_CARD_KEY, _VALUES_KEY, _TRAININGS_KEY = "reasonseg_card", "reasonseg_values", "reasonseg_trainings"
+# What a values file may say. `base` is a key of bases.yaml, `full_weights` as explained there.
+_FIELDS = {
+    *("system", "title", "source", "converted", "summary", "training", "evaluation", "limits", "citation", "example"),
+    *("base", "base_models", "chain", "full_weights", "reason", "weights_licence", "licence_note"),
+    *("license", "license_name", "license_link", "library_name", "pipeline_tag", "auto_class", "custom_code"),
+    *("tags", "datasets", "results", "results_source"),
+}
+_CHAIN_ROW = {"part", "work", "licence"}
+_PERMISSIONS = ("allowed", "forbidden")
+_NOT_SCORED = "No score was measured on these weights, and none of what they were trained from holds for them."
 _PINNED_LINES = (
     re.compile(r'^(repo = ")[^"\n]*("\nrevision = ")([^"\n]*)(")$', re.MULTILINE),
     re.compile(r"^(hf download )\S+( --revision )(\S+)( .*)$", re.MULTILINE),
@@ -41,6 +53,10 @@ class Permission:
 
     allowed: bool
     reason: str
+
+
+Values = str | Mapping[str, Any]
+"""What says what a card holds: the name of a known checkpoint, the path of a values file, or what stands in one."""
 
 
 def known_cards() -> list[str]:
@@ -66,11 +82,12 @@ def check_card(system: str, name: str) -> None:
         )
 
 
-def read_card_values(name: str, system: str | None = None) -> dict[str, Any]:
+def read_card_values(name: Values, system: str | None = None) -> dict[str, Any]:
     """Merge the values of a base, a system and a checkpoint; the more special ones win, licence chains are joined.
 
     Args:
-        name (`str`): Name of a checkpoint in any letter case, or path of a values file of one's own (`.yaml`).
+        name (`str` or `Mapping[str, Any]`): Name of a checkpoint in any letter case, path of a values file of one's
+            own (`.yaml`), or what stands in one.
         system (`str`, *optional*): What to describe when there is no such checkpoint, such as `"lisa"`.
 
     Raises:
@@ -80,17 +97,17 @@ def read_card_values(name: str, system: str | None = None) -> dict[str, Any]:
     system = own.get("system", system)
     general = _read(CARDS / f"{system}.yaml")
     base_name = own.get("base", general["base"])
-    bases = _read(CARDS / f"{_BASES}.yaml")
-    if base_name not in bases:
-        raise ConversionError(
-            f"The values of {name!r} name the base {base_name!r}.", next_step=f"Known are {', '.join(bases)}."
-        )
-    base = bases[base_name]
-    chain = [*general["chain"], *own.get("chain", [])]
+    base = _read(CARDS / f"{_BASES}.yaml")[base_name]
+    chain = [*(general["chain"] if base.get("system_chain", True) else []), *own.get("chain", [])]
     # The code first, then what the language model inherits, then the rest.
     chain = chain[:1] + base["chain"] + chain[1:]
-    values = base | general | own | {"chain": chain, "base": base_name}
-    return {"base_models": [], "results": [], "licence_note": ""} | values
+    values = base | general | own | {"system": system, "chain": chain, "base": base_name}
+    return {"base_models": [], "results": [], "licence_note": "", "converted": True} | values
+
+
+def known_bases() -> list[str]:
+    """What `base:` of a values file may be."""
+    return list(_read(CARDS / f"{_BASES}.yaml"))
 
 
 def publishing_permission(values: dict[str, Any]) -> Permission:
@@ -101,26 +118,35 @@ def publishing_permission(values: dict[str, Any]) -> Permission:
 
 def render_card(
     system: str,
-    name: str,
+    name: Values,
     config: PreTrainedConfig | None = None,
     dtype: torch.dtype | None = None,
     form: str = "full",
+    trainings: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Render README.md.
 
     Args:
         system (`str`): `"lisa"`, `"gsva"`, `"ivm"`, `"vip_llava"`, `"difflmm"` or `"attend_and_segment"`.
-        name (`str`): Name of the checkpoint, in any letter case. For an unknown one the card says what is known about
-            the system.
+        name (`str` or `Mapping[str, Any]`): See `read_card_values`. For the name of an unknown checkpoint the card
+            says what is known about the system.
         config (`PreTrainedConfig`, *optional*): The model's config; where it is a composed one its sizes are shown.
         dtype (`torch.dtype`, *optional*): Type of the vision-language model.
         form (`str`, *optional*, defaults to `"full"`): `"full"`, or `"trained"` for a repository without the base.
+        trainings (`Sequence[Mapping[str, Any]]`, *optional*): How it was trained since it was what `name` describes,
+            in this order, each with `"base"` (`None` for random weights), `"data"`, `"data_licence"` and the
+            `"recipe"`.
 
     Returns:
         `str`: Metadata and text, the same for the same arguments.
     """
     values = read_card_values(name, system)
-    known = name.lower() in known_cards() and _belongs(name.lower(), system)
+    if trainings:
+        chain = list(values["chain"])
+        for run in trainings:
+            row = {"part": "data", "work": run["data"], "licence": run["data_licence"]}
+            chain += [row] if row not in chain else []
+        values |= {"results": [], "evaluation": _NOT_SCORED, "chain": chain}
     tags = [*values["tags"], *(["custom_code"] if values["custom_code"] and form == "full" else [])]
     data = ModelCardData(
         library_name=values["library_name"],
@@ -134,7 +160,8 @@ def render_card(
         datasets=values.get("datasets"),
         model_name=values["title"] if values["results"] else None,
         eval_results=_eval_results(values) or None,
-        **({_CARD_KEY: name.lower()} if known else {}),
+        **_origin(name, system),
+        **({_TRAININGS_KEY: [dict(run) for run in trainings]} if trainings else {}),
     )
     card = ModelCard.from_template(
         data,
@@ -144,6 +171,7 @@ def render_card(
         # what it was converted from is named there, and is no part of the base
         parts=[repo for repo in values["base_models"] if repo not in values["source"]],
         sizes=_sizes(config, dtype),
+        trainings=[run | {"recipe": _as_yaml(run["recipe"])} for run in trainings],
         repo_placeholder=REPO_PLACEHOLDER,
         revision_placeholder=REVISION_PLACEHOLDER,
     )
@@ -152,10 +180,41 @@ def render_card(
 
 def card_name(readme: str) -> str | None:
     """The name of the values a README.md was made with; `None` if it does not say."""
+    name = _metadata(readme).get(_CARD_KEY)
+    return name if isinstance(name, str) else None
+
+
+def card_values(readme: str) -> Values | None:
+    """What a README.md was made with, as `read_card_values` takes it: a name or own values; `None` if it does not say.
+
+    Never a path: what a card says must not make anything else be read.
+    """
+    own, name = _metadata(readme).get(_VALUES_KEY), card_name(readme)
+    if isinstance(own, dict):
+        return own
+    return None if name is None or name.endswith(_VALUES_FILE) else name
+
+
+def card_trainings(readme: str) -> list[dict[str, Any]]:
+    """How the model of a README.md was trained with this package, as `render_card` takes it."""
+    runs = _metadata(readme).get(_TRAININGS_KEY)
+    known = {"base", "data", "data_licence", "recipe"}
+    return [run for run in runs if isinstance(run, dict) and set(run) == known] if isinstance(runs, list) else []
+
+
+def read_card(folder: Path) -> str:
+    """README.md of a repository; empty where there is none.
+
+    Raises:
+        ConversionError: It cannot be read.
+    """
+    path = folder / "README.md"
+    if not path.is_file():
+        return ""
     try:
-        return ModelCard(readme, ignore_metadata_errors=True).data.get(_CARD_KEY)
-    except (ValueError, yaml.YAMLError):
-        return None
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConversionError(f"The card cannot be read ({error}).", path=path, next_step="Write it anew.") from error
 
 
 def pin_card(readme: str, repo_id: str, revision: str) -> str:
@@ -179,25 +238,77 @@ def pinned_revision(readme: str) -> str | None:
     return None
 
 
+def pinned_repository(readme: str) -> str | None:
+    """The repository that a card's usage snippet loads; `None` where the card was never published."""
+    snippet = re.search(r'^repo = "([^"\n]+)"$', readme, re.MULTILINE)
+    return None if snippet is None or snippet[1] == REPO_PLACEHOLDER else snippet[1]
+
+
 def _belongs(card: str, system: str) -> bool:
     return card.startswith(f"{system.replace('_', '-')}-")
 
 
-def _read_own(name: str, system: str | None) -> dict[str, Any]:
-    """The values of one checkpoint, with its system; empty for an unknown checkpoint of a known system."""
+def _metadata(readme: str) -> dict[str, Any]:
+    try:
+        return ModelCard(readme, ignore_metadata_errors=True).data.to_dict()
+    except (ValueError, yaml.YAMLError):
+        return {}
+
+
+def _origin(name: Values, system: str) -> dict[str, Any]:
+    """The metadata by which `card_values` finds the values again; nothing for an unknown checkpoint."""
+    if not isinstance(name, str):
+        return {_VALUES_KEY: dict(name)}
     if name.endswith(_VALUES_FILE):
-        own = _read(Path(name))
-        if own.get("system", system) not in _systems():
-            raise ConversionError(
-                f"The values need `system:`, one of {', '.join(_systems())}.", path=name, next_step="Add it."
-            )
-        return own
+        return {_VALUES_KEY: {"system": system, **_read_own(name, system)}}
+    known = name.lower() in known_cards() and _belongs(name.lower(), system)
+    return {_CARD_KEY: name.lower()} if known else {}
+
+
+def _as_yaml(value: Any) -> str:
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=100).rstrip()
+
+
+def _read_own(name: Values, system: str | None) -> dict[str, Any]:
+    """The values of one checkpoint, with its system; empty for an unknown checkpoint of a known system."""
+    if not isinstance(name, str):
+        return _check_own(dict(name), system, None)
+    if name.endswith(_VALUES_FILE):
+        return _check_own(_read(Path(name)), system, name)
     systems = [known for known in _systems() if _belongs(name.lower(), known)]
     if name.lower() in known_cards() and (system is None or system in systems):
         return _read(CARDS / f"{name.lower()}.yaml") | {"system": systems[0]}
     if system not in _systems():
         raise ConversionError(f"There is no card for {name!r}.", next_step=f"Known are {', '.join(known_cards())}.")
     return {}
+
+
+def _check_own(own: dict[str, Any], system: str | None, path: str | None) -> dict[str, Any]:
+    """Refuse own values that no card can be made of.
+
+    Raises:
+        ConversionError: Says which field, and what it may be.
+    """
+
+    def refuse(cause: str, next_step: str) -> ConversionError:
+        return ConversionError(cause if path else f"The card's own values: {cause}", path=path, next_step=next_step)
+
+    if own.get("system", system) not in _systems():
+        raise refuse(f"The values need `system:`, one of {', '.join(_systems())}.", "Add it.")
+    if system is not None and own.get("system", system) != system:
+        raise refuse(f"The values are for `system: {own['system']}`, this is {system}.", "Pass values of its system.")
+    if unknown := sorted(str(field) for field in own.keys() - _FIELDS):
+        raise refuse(f"Unknown fields {', '.join(unknown)}.", f"Known are {', '.join(sorted(_FIELDS))}.")
+    if own.get("base", "unknown") not in known_bases():
+        raise refuse(f"The values name the base {own['base']!r}.", f"Known are {', '.join(known_bases())}.")
+    if own.get("full_weights", _PERMISSIONS[0]) not in _PERMISSIONS:
+        raise refuse(f"`full_weights` is {own['full_weights']!r}.", f"Write one of {', '.join(_PERMISSIONS)}.")
+    chain = own.get("chain", [])
+    if not isinstance(chain, list) or not all(isinstance(row, dict) and set(row) == _CHAIN_ROW for row in chain):
+        raise refuse(
+            "`chain` is no list of rows.", "Write each as `{part: data, work: my photographs, licence: mine}`."
+        )
+    return own
 
 
 def _systems() -> list[str]:

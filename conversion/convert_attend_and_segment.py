@@ -29,6 +29,7 @@ from .segmenter_part import SegmenterPart, add_segmenter
 from .systems import ATTEND_AND_SEGMENT
 from .vlm_part import VlmPart, add_vlm
 from .writer import refuse_existing
+from .wrong_system import names_other_systems
 
 
 _REMEDIES = {
@@ -39,6 +40,7 @@ _REMEDIES = {
 _ONE_HEAD = ("llava", "llava_next", "vipllava", "difflmm")
 
 
+@names_other_systems(ATTEND_AND_SEGMENT)
 def convert_attend_and_segment(
     source: str | os.PathLike,
     *,

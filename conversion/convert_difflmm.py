@@ -43,6 +43,7 @@ from .sources import DIFFUSION_INDEX, open_source
 from .systems import DIFFLMM
 from .tokenizers import IMAGE_TOKEN, build_tokenizer, check_tokenizer_files
 from .writer import refuse_existing
+from .wrong_system import names_other_systems
 
 
 _EMBEDDING, _HEAD = f"{TEXT_MODEL}embed_tokens.weight", "lm_head.weight"
@@ -61,6 +62,7 @@ _CAPTION_REMEDY = {CAPTIONER: ("the implicit captioner (mm_projector.clip_projec
 _PROMPT_REMEDY = {PROMPT_ENCODER: ("the text encoder", _STABLE_DIFFUSION)}
 
 
+@names_other_systems(DIFFLMM)
 def convert_difflmm(
     source: str | os.PathLike,
     *,

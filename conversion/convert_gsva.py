@@ -14,12 +14,14 @@ from .errors import ConversionError
 from .locations import locate, location_name, pin
 from .progress import ProgressCallback
 from .systems import GSVA
+from .wrong_system import names_other_systems
 
 
 # Ranks of the released training commands (7B, 13B) and the alpha they leave at its default.
 _ALPHA_OF_RANK = {8: 16.0, 64: 16.0}
 
 
+@names_other_systems(GSVA)
 def convert_gsva(
     source: str | os.PathLike,
     *,

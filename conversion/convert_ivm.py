@@ -34,6 +34,7 @@ from .systems import IVM
 from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
 from .tokenizers import IMAGE_TOKEN, check_tokenizer_files
 from .writer import refuse_existing
+from .wrong_system import names_other_systems
 
 
 # Rank, alpha and dropout of LLaVAEncoder in the original; alpha is in no file.
@@ -64,6 +65,7 @@ _VISION_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_a
 _NOT_THE_MODEL = ("architectures", "torch_dtype", "dtype", "transformers_version", "auto_map", "_name_or_path")
 
 
+@names_other_systems(IVM)
 def convert_ivm(
     source: str | os.PathLike,
     *,

@@ -15,11 +15,13 @@ from .errors import ConversionError
 from .locations import locate, location_name, pin
 from .progress import ProgressCallback
 from .systems import LISA
+from .wrong_system import names_other_systems
 
 
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
+@names_other_systems(LISA)
 def convert_lisa(
     source: str | os.PathLike,
     *,

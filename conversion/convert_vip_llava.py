@@ -38,6 +38,7 @@ from .systems import VIP_LLAVA
 from .tokenizers import build_tokenizer, check_tokenizer_files
 from .tokenizers_fast import build_fast_tokenizer
 from .writer import refuse_existing
+from .wrong_system import names_other_systems
 
 
 _TEXT_MODEL, _TOWER = "model.language_model.", "model.vision_tower."
@@ -52,6 +53,7 @@ _REMEDIES = {
 _OTHER_COPY = "Copy the file again from the original publisher."
 
 
+@names_other_systems(VIP_LLAVA)
 def convert_vip_llava(
     source: str | os.PathLike,
     *,

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .recognition import Recognised, recognise
-from .sources import TensorSource, open_source
+from .errors import ConversionError
+from .recognition import CONVERTED, Recognised, recognise
+from .sources import TensorSource, open_source, read_json
+from .systems import SYSTEMS
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,21 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
     source = open_source(path)
     lines = [_line(source, name) for name in source.names()]
     source.release()
-    return Inspection(path, recognise({line.name: line.shape for line in lines}), lines)
+    return Inspection(path, _named(recognise({line.name: line.shape for line in lines}), path), lines)
+
+
+def _named(found: Recognised, path: Path) -> Recognised:
+    """With the system that `config.json` beside converted weights names, as their tensors do not tell it."""
+    if found.system != CONVERTED:
+        return found
+    try:
+        model_type = read_json((path if path.is_dir() else path.parent) / "config.json").get("model_type")
+    except ConversionError:
+        model_type = None
+    for name, system in SYSTEMS.items():
+        if system.model_type == model_type:
+            return replace(found, system=name)
+    return replace(found, notes=(*found.notes, "Its config.json would say which system it is."))
 
 
 def _line(source: TensorSource, name: str) -> TensorLine:

@@ -15,19 +15,23 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
+    HFValidationError,
     HTTPError,  # of whichever client this release of huggingface_hub is built on
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import validate_repo_id
 from huggingface_hub.utils.sha import git_hash
 
-from .card import card_name, pin_card, publishing_permission, read_card_values
+from .card import card_values, known_bases, pin_card, publishing_permission, read_card, read_card_values
 from .errors import ConversionError
 from .manifest import MANIFEST, file_sha256, is_trained, read_manifest, repository_files, update_manifest
 from .progress import ProgressCallback
+from .sources import read_json
 from .trained import Base, check_trained, export_trained, is_trained_export
-from .verify import verify_repository
+from .verify import system_of, verify_repository
 
 
 CARD = "README.md"
@@ -36,6 +40,7 @@ _MAIN = "main"
 # A loader that finds weights of an earlier upload beside the new ones could take those.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 _MAX_PROBLEMS = 3
+_PASS_A_REPOSITORY = "Pass the folder that `reasonseg convert` or `reasonseg train` has written."
 
 
 @dataclass(frozen=True)
@@ -86,18 +91,32 @@ def check_licence(folder: Path, card: str | None, private: bool) -> None:
     Raises:
         ConversionError: Full weights may not be published; says why and what may be done instead.
     """
-    readme = folder / CARD
-    name = card or (card_name(readme.read_text(encoding="utf-8")) if readme.is_file() else None)
-    permission = publishing_permission(read_card_values(name) if name else {})
+    described = card or card_values(read_card(folder))
+    values = read_card_values(described) if described else {}
+    permission = publishing_permission(values)
     if permission.allowed or private:
         return
-    what = name or "This repository"
+    what = described if isinstance(described, str) else values.get("title", "This repository")
     raise ConversionError(
         f"{what} may not be published with its full weights: {permission.reason}.",
         path=folder,
         next_step="Pass --private for a repository that only you can read, or --trained-only with --base to publish "
         "what was trained, which others load on top of the base they have."
-        + ("" if name else " If its base allows more, name the checkpoint, or your own values file, with --card."),
+        + (_how_to_state_it(folder) if values.get("base", "unknown") == "unknown" else ""),
+    )
+
+
+def _how_to_state_it(folder: Path) -> str:
+    """What to write, and where, for a base that is not known."""
+    try:
+        system = system_of(read_json(folder / "config.json"), folder)
+    except ConversionError:
+        system = "lisa"
+    bases = ", ".join(base for base in known_bases() if base != "unknown")
+    return (
+        " If its base allows more, name the checkpoint with --card, or write into a file, such as my-model.yaml, the "
+        f"two lines `system: {system}` and `base: llama-2` (or another of {bases}; the README's section Publishing "
+        "explains them) and pass --card my-model.yaml."
     )
 
 
@@ -139,8 +158,7 @@ def publish(
         ConversionError: A licence forbids it, the repository is damaged, or the Hub refuses or cannot be reached.
     """
     folder, branch = Path(folder), revision or _MAIN
-    if not folder.is_dir():
-        raise ConversionError("There is no such folder.", path=folder, next_step="Pass a converted repository.")
+    _check_request(folder, repo_id)
     trained = is_trained_export(folder)
     if not trained:
         check_licence(folder, card, private)
@@ -153,17 +171,19 @@ def publish(
         _verify(folder, progress)
     remote = _Remote(HfApi(endpoint=endpoint, token=token), repo_id, branch)
     local = _LocalFiles(folder, repo_id)
-    with _on_the_hub(repo_id):
+    with _on_the_hub(remote, uploading=False):
         if not dry_run:
             remote.create(private, must_be_private)
-        files, head = remote.files(), remote.head()
+        # The head first: a commit of somebody else after it is noticed, because the upload names its parent.
+        head, files = remote.head(), remote.files()
         pin = local.find_pin(files.get(CARD), remote.commits() if CARD in files else [])
-        changes = _compare(local, files, pin)
-        if on_changes is not None:
-            on_changes(changes)
-        to_do = [change for change in changes if change.kind in (NEW, CHANGED, REMOVED)]
-        if dry_run:
-            return PublishReport(repo_id, remote.url(head), None if to_do else pin or head, changes)
+    changes = _compare(local, files, pin)
+    if on_changes is not None:
+        on_changes(changes)
+    to_do = [change for change in changes if change.kind in (NEW, CHANGED, REMOVED)]
+    if dry_run:
+        return PublishReport(repo_id, remote.url(head), None if to_do else pin or head, changes)
+    with _on_the_hub(remote, uploading=True):
         if to_do:
             pin, head = None, remote.upload(local, to_do, head, progress)
         if pin is None:
@@ -197,8 +217,7 @@ def publish_trained(
         ConversionError: As `publish`, or the base is not this checkpoint's.
     """
     folder = Path(folder)
-    if not folder.is_dir():
-        raise ConversionError("There is no such folder.", path=folder, next_step="Pass a converted repository.")
+    _check_request(folder, repo_id)
     _verify(folder, progress)
     with ExitStack() as stack:
         if export is None:
@@ -207,6 +226,35 @@ def publish_trained(
             export = Path(stack.enter_context(scratch)) / folder.name
         export_trained(folder, export, base=base, card=card, progress=progress)
         return publish(export, repo_id, progress=progress, **options)
+
+
+def _check_request(folder: Path, repo_id: str) -> None:
+    """Refuse what cannot be published under any licence, before anything is read.
+
+    Raises:
+        ConversionError: The folder is no repository, or the name is none that the Hub allows.
+    """
+    if not folder.is_dir():
+        raise ConversionError("There is no such folder.", path=folder, next_step=_PASS_A_REPOSITORY)
+    if not any(folder.iterdir()):
+        raise ConversionError("The folder is empty.", path=folder, next_step=_PASS_A_REPOSITORY)
+    if not (folder / "config.json").is_file():
+        raise ConversionError(
+            "The folder holds no config.json, so it is not a model's repository.",
+            path=folder,
+            next_step=_PASS_A_REPOSITORY,
+        )
+    try:
+        validate_repo_id(repo_id)
+        wrong = "" if "/" in repo_id else "It does not say whose repository it is."
+    except HFValidationError as error:
+        wrong = f"{_one_line(error)}."
+    if wrong:
+        raise ConversionError(
+            f"{repo_id!r} cannot be a repository's name on the Hub. {wrong}",
+            next_step="Write ORGANISATION/NAME, such as my-name/lisa-7b; your own name is an organisation, too. "
+            "Letters, digits and single '-', '_' and '.' are allowed.",
+        )
 
 
 def _is_allowed(folder: Path, card: str | None) -> bool:
@@ -364,7 +412,7 @@ class _Remote:
             if progress is not None:
                 progress("Uploading", done, total)
         operations += [CommitOperationDelete(change.path) for change in changes if change.kind == REMOVED]
-        message = "Upload the converted checkpoint"
+        message = "Upload the checkpoint"
         commit = self.api.create_commit(
             self.repo_id, operations, commit_message=message, revision=self.branch, parent_commit=head
         )
@@ -386,29 +434,43 @@ class _Remote:
 
 
 @contextmanager
-def _on_the_hub(repo_id: str) -> Iterator[None]:
-    """Word what the Hub or the way to it raises."""
-    again = "What has arrived stays there; the same command goes on from it."
+def _on_the_hub(remote: _Remote, *, uploading: bool) -> Iterator[None]:
+    """Word what the Hub or the way to it raises.
+
+    Args:
+        remote (`_Remote`): The repository.
+        uploading (`bool`): Whether something may have arrived already.
+    """
+    again = "What has arrived stays there; the same command goes on from it." if uploading else "Nothing was uploaded."
     try:
         yield
+    except OfflineModeIsEnabled as error:
+        raise ConversionError(
+            "HF_HUB_OFFLINE is set, so that the Hub may not be asked.", next_step=f"{again} Unset it to publish."
+        ) from error
     except RepositoryNotFoundError as error:
         raise ConversionError(
-            f"The Hub does not let you see or change {repo_id!r}.",
+            f"The Hub does not let you see or change {remote.repo_id!r}.",
             next_step="Log in with `hf auth login`, with a token that may write there.",
         ) from error
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         login = "Log in with `hf auth login`, with a token that may write there. " if status in (401, 403) else ""
-        cause = f"The Hub refused a request for {repo_id!r} ({_one_line(error)})."
+        cause = f"The Hub refused a request for {remote.repo_id!r} ({_one_line(error)})."
         raise ConversionError(cause, next_step=login + again) from error
     except (HTTPError, OSError, RuntimeError) as error:
-        cause = f" ({_one_line(error.__cause__)})" if error.__cause__ is not None else ""
+        if uploading:
+            cause = f" ({_one_line(error.__cause__)})" if error.__cause__ is not None else ""
+            raise ConversionError(
+                f"The upload to {remote.repo_id!r} broke off: {_one_line(error)}{cause}.", next_step=again
+            ) from error
         raise ConversionError(
-            f"The upload to {repo_id!r} broke off: {_one_line(error)}{cause}.", next_step=again
+            f"The Hub at {remote.api.endpoint} cannot be reached ({_one_line(error)}).",
+            next_step=f"{again} Check the network and the address (endpoint=, or HF_ENDPOINT).",
         ) from error
-    except ValueError as error:  # a malformed name, or metadata the Hub does not accept
+    except ValueError as error:  # metadata the Hub does not accept
         raise ConversionError(
-            f"{repo_id!r}: {_one_line(error)}", next_step="Correct it, then publish again."
+            f"{remote.repo_id!r}: {_one_line(error)}", next_step="Correct it, then publish again."
         ) from error
 
 

@@ -43,6 +43,12 @@ _VIP_LLAVA = {
 _SAM_VARIANTS = {768: "ViT-B", 1024: "ViT-L", 1280: "ViT-H"}
 _UNKNOWN_SIZE = "none of the published sizes"
 
+LISA_OR_GSVA = "lisa or gsva"
+"""`Recognised.system` of a checkpoint of neither's published sizes: only the vocabulary tells them apart."""
+_CONVERTED_VARIANT = "a converted repository"
+CONVERTED = "reasonseg"
+"""`Recognised.system` of a converted checkpoint whose tensors do not say which of the composed systems it is."""
+
 
 @dataclass(frozen=True)
 class Recognised:
@@ -64,6 +70,11 @@ class Recognised:
     dropped: int = 0
     lora_rank: int | None = None
 
+    @property
+    def converted(self) -> bool:
+        """Whether it is a repository of this package already."""
+        return self.variant == _CONVERTED_VARIANT
+
 
 def recognise(shapes: Shapes) -> Recognised:
     """Tell what a checkpoint is from its tensors' names and shapes.
@@ -77,7 +88,7 @@ def recognise(shapes: Shapes) -> Recognised:
         return any(name.startswith(prefixes) for name in names)
 
     if holds(PROJECTOR, SEGMENTER) and holds(VLM):
-        return Recognised("reasonseg", "a converted repository", ("`reasonseg verify` checks it.",))
+        return Recognised(CONVERTED, _CONVERTED_VARIANT, ("`reasonseg verify` checks it.",))
     if holds("prompt_encoder.text_proj."):
         return _attempt(_ivm, shapes)
     if holds("model.mm_projector.clip_layernorm."):
@@ -96,7 +107,7 @@ def recognise(shapes: Shapes) -> Recognised:
         width = shapes.get("image_encoder.pos_embed", (0,))[-1]
         return _described("sam", f"SAM {_SAM_VARIANTS.get(width, _UNKNOWN_SIZE)}", sam_table(), shapes)
     if holds("model.diffusion."):
-        return Recognised("difflmm", "a converted repository", ("`reasonseg verify` checks it.",))
+        return Recognised("difflmm", _CONVERTED_VARIANT, ("`reasonseg verify` checks it.",))
     if any(".projector_layernorm." in f".{name}" for name in names):
         # A converted repository has the names of the ones that llava-hf publishes.
         return Recognised(
@@ -136,7 +147,7 @@ def _lisa_or_gsva(shapes: Shapes) -> Recognised:
     if not layout.head_prefix:
         variant = "LISA-13B-llama2-v0 or -explanatory" if size == (5120, 32004) else _UNKNOWN_SIZE
         return _described("lisa", variant, table, shapes, _missing(table, shapes))
-    system, variant = _LISA_GSVA.get(size, ("lisa or gsva", f"{_UNKNOWN_SIZE}: {_language_model(rows)}"))
+    system, variant = _LISA_GSVA.get(size, (LISA_OR_GSVA, f"{_UNKNOWN_SIZE}: {_language_model(rows)}"))
     return _described(system, variant, table, shapes, _missing(table, shapes))
 
 

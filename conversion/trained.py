@@ -24,7 +24,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..loading import load_pretrained
-from .card import card_name, render_card
+from .card import card_trainings, card_values, read_card, render_card
 from .errors import ConversionError
 from .inventory import Inventory
 from .locations import Location, locate
@@ -146,9 +146,10 @@ def export_trained(
                 shutil.copyfile(repo / name, folder / _FULL / name)
         _write_changed(folder / _WEIGHTS, full, base_weights, tensors)
         config = load_pretrained(system.config_class, repo)
-        readme = (repo / _CARD).read_text(encoding="utf-8") if (repo / _CARD).is_file() else ""
-        name = card or card_name(readme) or system.name
-        text = render_card(system.name, name, config, config.dtype, form="trained")
+        readme = read_card(repo)
+        described = card or card_values(readme) or system.name
+        trainings = card_trainings(readme)
+        text = render_card(system.name, described, config, config.dtype, form="trained", trainings=trainings)
         (folder / _CARD).write_text(text, encoding="utf-8")
         digests = {name: file_sha256(folder / name) for name in repository_files(folder) if name != _CARD}
         body = {"format": _FORMAT, "system": system.name, "files": digests, "headers": headers, "tensors": tensors}

@@ -22,6 +22,7 @@ license: apache-2.0
 library_name: transformers
 pipeline_tag: image-segmentation
 tags: [reasoning-segmentation, tabletop]
+reasonseg_card: gsva-tabletop
 ---
 
 # The tabletop model

@@ -1,6 +1,6 @@
 """Training described by a YAML file: data, what learns, losses, optimizer and the Trainer's own arguments."""
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,8 @@ from .parts import LORA_TARGETS
 
 
 RECIPES = Path(__file__).parent / "recipes"
+TABLETOPS = "tabletops drawn by reasonseg"
+"""What [`data_names`] calls data that nobody else has a right to."""
 
 
 class RecipeError(ValueError):
@@ -133,8 +135,9 @@ class DwslRecipe:
 class Recipe:
     """
     Args:
-        model (`str`): A repo (folder or Hub id) to start from, `tabletop` for the embedded model from scratch, or
-            `vip_llava` for one of `parts`.
+        model (`str`, *optional*): A repo (folder or Hub id) to start from, `tabletop` for the embedded model from
+            scratch, or `vip_llava` for one of `parts`. A recipe that leaves it open cannot be followed; see
+            [`require_model`].
         data ([`DataRecipe`]): What to learn from.
         trained (`list[str]`, *optional*): Patterns of parameter names that learn in full; all if not given.
         lora ([`LoraRecipe`], *optional*): Adapters.
@@ -156,7 +159,7 @@ class Recipe:
         arguments (`dict`): Fields of `transformers.TrainingArguments`.
     """
 
-    model: str
+    model: str | None
     data: DataRecipe
     trained: list[str] | None = None
     lora: LoraRecipe | None = None
@@ -279,7 +282,60 @@ def load_recipe(name_or_path: str | Path, overrides: list[str] | tuple[str, ...]
     return _build(Recipe, values, path.stem)
 
 
+def require_model(recipe: Recipe) -> str:
+    """The model that a recipe starts from.
+
+    Raises:
+        RecipeError: The recipe leaves it to whoever follows it.
+    """
+    if not recipe.model:
+        raise RecipeError(
+            "The recipe does not name the model to start from. Set it with --set model=..., a folder or a name on the "
+            "Hub: a repository that `reasonseg convert` or an earlier training has written."
+        )
+    return recipe.model
+
+
+def describe_recipe(recipe: Recipe) -> dict[str, Any]:
+    """What a recipe sets, for people: fields that differ from their defaults, and of files and folders only the name.
+
+    Returns:
+        `dict`: Nested as in a recipe's YAML file.
+    """
+    return _described(recipe)
+
+
+def _described(part: Any) -> dict[str, Any]:
+    defaults = {
+        own.name: own.default_factory() if callable(own.default_factory) else own.default for own in fields(part)
+    }
+    found = {own.name: getattr(part, own.name) for own in fields(part)}
+    return {
+        name: _described(value) if is_dataclass(value) else _without_places(value)
+        for name, value in found.items()
+        if value != defaults[name]
+    }
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_places(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_places(inner) for inner in value]
+    is_place = isinstance(value, str) and (Path(value).is_absolute() or ("/" in value and Path(value).exists()))
+    return Path(value).name if is_place else value
+
+
+def data_names(data: DataRecipe) -> str:
+    """What is learned from, in words and without the place where it lies."""
+    if data.kind == "tabletop":
+        return TABLETOPS
+    places = [source["meta"] for source in data.sources] or [data.path]
+    return ", ".join(Path(place).absolute().name for place in places)
+
+
 __all__ = [
+    "TABLETOPS",
     "DataRecipe",
     "DwslRecipe",
     "GuidanceRecipe",
@@ -289,5 +345,8 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "TowerRecipe",
+    "data_names",
+    "describe_recipe",
     "load_recipe",
+    "require_model",
 ]

@@ -33,7 +33,7 @@ from .mask_scores import IOU_HEAD, MaskScoreTrainer
 from .masking_data import MaskingCollator
 from .optimizers import muon_and_adamw
 from .parts import add_lora, select_trained
-from .recipe import OptimizerRecipe, Recipe, RecipeError
+from .recipe import OptimizerRecipe, Recipe, RecipeError, require_model
 from .tabletop_collator import TabletopCollator
 from .tabletop_model import SEGMENTER_PATCH, SEGMENTER_SIDE, VLM_PATCH, VLM_SIDE, tabletop_config, tabletop_model
 from .tabletop_processor import build_processor, token_ids
@@ -62,9 +62,10 @@ def run_recipe(
 
     Raises:
         DataFileError: If the data cannot be used; with the lines, what was found there and what is allowed.
-        RecipeError: If there is nothing to resume, checkpoints would be overwritten, `out` holds the first stage of
-            another recipe, or the model or an option cannot be used.
+        RecipeError: If no model is named, there is nothing to resume, checkpoints would be overwritten, `out` holds
+            the first stage of another recipe, or the model or an option cannot be used.
     """
+    require_model(recipe)
     out = Path(out)
     checkpoint = _resume_point(recipe, out) if resume else None
     if not resume and (earlier := list_checkpoints(out)):

@@ -12,29 +12,50 @@ from .failures import CommandError
 
 def card(
     name: Annotated[
-        str | None, typer.Argument(help="A published checkpoint.  [default: what REPO says]", show_default=False)
+        str | None,
+        typer.Argument(
+            help="A published checkpoint, or a values file of your own (.yaml).  [default: what REPO says]",
+            show_default=False,
+        ),
     ] = None,
-    repo: Annotated[Path | None, typer.Option(help="Its converted repository: the card then shows sizes.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="File to write.  [default: standard output]")] = None,
+    repo: Annotated[
+        Path | None, typer.Option(help="Its repository: the card then shows sizes, and how it was trained.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", help="File to write; REPO/README.md is entered into REPO's manifest, too."),
+    ] = None,
     list_names: Annotated[bool, typer.Option("--list", help="Print the names of all known checkpoints.")] = False,
 ):
     """Write the model card of a checkpoint: what it is, its licence chain, how to use it, and known scores."""
-    from ..conversion.card import card_name, known_cards, read_card_values, render_card
+    from ..conversion.card import card_trainings, card_values, known_cards, read_card, read_card_values, render_card
 
     if list_names:
         sys.stdout.write("\n".join(known_cards()) + "\n")
         return
-    if name is None and repo is not None and (repo / "README.md").is_file():
-        name = card_name((repo / "README.md").read_text(encoding="utf-8"))
-    if name is None:
-        raise CommandError("It is not said which checkpoint this is. Pass its name; --list shows them.")
+    readme = "" if repo is None else read_card(repo)
+    described = name or card_values(readme)
+    if described is None:
+        raise CommandError(
+            "It is not said which checkpoint this is. Pass its name (--list shows them), or a values file of your own."
+        )
     config = None if repo is None else _read_config(repo)
-    system = read_card_values(name)["system"]
-    text = render_card(system, name, config, getattr(config, "dtype", None))
+    system = read_card_values(described)["system"]
+    dtype = getattr(config, "dtype", None)
+    text = render_card(system, described, config, dtype, trainings=card_trainings(readme))
     if out is None:
         sys.stdout.write(text)
-    else:
-        write_whole(out, text)
+        return
+    write_whole(out, text)
+    if repo is not None and out.resolve() == (repo / "README.md").resolve():
+        _enter_into_manifest(repo)
+
+
+def _enter_into_manifest(repo: Path) -> None:
+    from ..conversion.manifest import MANIFEST, update_manifest
+
+    if (repo / MANIFEST).is_file():
+        update_manifest(repo, ["README.md"])
 
 
 def _read_config(repo: Path):

@@ -1,13 +1,15 @@
 """Failures as one readable paragraph on stderr, never a traceback unless asked for."""
 
 import functools
+import inspect
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import typer
 from rich.console import Console
+from typer.models import OptionInfo
 
 from .. import __version__
 
@@ -68,15 +70,52 @@ def readable_failures(command: Callable) -> Callable:
         except Exception as error:
             if _show_tracebacks:
                 raise
-            print_error(describe(error))
+            print_error(describe(error, option_names(command)))
             raise typer.Exit(1) from None
 
     return wrapped
 
 
-def describe(error: Exception) -> str:
-    """Say in one paragraph what `error` means for the person at the terminal."""
-    message = str(error).strip()
+def option_names(command: Callable) -> dict[str, str]:
+    """Return the options of a command by the names of their Python arguments, which are also the library's names."""
+    names = {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        for about in getattr(parameter.annotation, "__metadata__", ()):
+            if isinstance(about, OptionInfo):
+                written = [given for given in about.param_decls or () if given.startswith("--")]
+                names[name] = written[0].split("/")[0] if written else f"--{name.replace('_', '-')}"
+    return names
+
+
+def in_options(message: str, options: Mapping[str, str]) -> str:
+    """Name the options that are typed where the library names its arguments.
+
+    `vision_tower=` becomes `--vision-tower`, `heads is 'x'` becomes `--heads is 'x'`, in a sentence or after one.
+
+    Args:
+        message: what the library says.
+        options: see `option_names`.
+    """
+    if not options:
+        return message
+    names = "|".join(map(re.escape, options))
+    message = re.sub(
+        rf"(?<![\w./-])({names})=(?=(['\"])|[\s.,;:)]|$)",
+        lambda found: options[found[1]] + (" " if found[2] else ""),
+        message,
+    )
+    # Only where a sentence begins, as other words may be called the same: "The base is ...".
+    return re.sub(rf"(?:^|(?<=[.:;(] )|(?<=\())({names})(?= is ['\"\[\d-])", lambda found: options[found[1]], message)
+
+
+def describe(error: Exception, options: Mapping[str, str] | None = None) -> str:
+    """Say in one paragraph what `error` means for the person at the terminal.
+
+    Args:
+        error: what ended the command.
+        options: see `option_names`; those of the command.
+    """
+    message = in_options(str(error).strip(), options or {})
     if _is_a(error, "ImageTooLargeError"):
         message = message.replace("`max_image_pixels`", "--max-image-pixels")
     # Errors that this package or its dependencies word for users; the class name adds nothing there.

@@ -24,12 +24,17 @@ def train(
         list[str] | None,
         typer.Option("--set", help="Change a field, e.g. arguments.max_steps=100; may be given several times."),
     ] = None,
+    card: Annotated[
+        str | None,
+        typer.Option(help="What the base's licences are: a known checkpoint, or a values file.  [default: its card]"),
+    ] = None,
     max_image_pixels: MaxImagePixels = None,
 ):
-    """Train a model by a recipe; every checkpoint is a complete repository.
+    """Train a model by a recipe; every checkpoint is a complete repository, and the finished one has a card.
 
     Start it with `torchrun` or `accelerate launch` (`-m reasonseg train ...`) to use several processes or GPUs.
     """
+    from ..trained_card import read_start, write_trained_card
     from ..training.recipe import load_recipe
     from ..training.run import run_recipe
     from ..vip_llava_start import build_vip_llava
@@ -37,11 +42,19 @@ def train(
     settings, is_main = load_recipe(recipe, overrides or ()), is_main_process()
     if settings.parts is None and settings.model != "tabletop":
         settings.model = resolve_model(settings.model, option="The recipe's model")
+    start = read_start(settings, card)  # before hours of training: a wrong --card is refused
     with alone_in(out) if is_main else nullcontext():
         finished = run_recipe(settings, out, resume, build=build_vip_llava)
         stderr_console().print(f"Finished: {finished}", soft_wrap=True)
         if is_main:
+            write_trained_card(finished, settings, start)
             _write_manifest(finished)
+            if not start.is_licence_known:
+                stderr_console().print(
+                    f"The licence of {start.base} is not known, and the card says so. `reasonseg publish` tells what "
+                    "to write before it can be public.",
+                    soft_wrap=True,
+                )
 
 
 def _write_manifest(repo: Path) -> None:

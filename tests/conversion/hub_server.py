@@ -75,6 +75,24 @@ class HubServer(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    @property
+    def environment(self):
+        """What a process of its own needs to find it, and nothing else, as the Hub."""
+        return {
+            "HF_ENDPOINT": self.endpoint,
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_TOKEN": "hf_test",
+            "NO_PROXY": "127.0.0.1",
+        }
+
+    def download(self, repo_id, folder, revision="main"):
+        """Write a repository's files into a new folder, as a clone would."""
+        for name, data in self.repos[repo_id].tree(revision).items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+        return folder
+
     def puts(self):
         return [path for method, path in self.requests if method == "PUT"]
 

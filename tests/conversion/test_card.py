@@ -11,12 +11,16 @@ from huggingface_hub import ModelCard
 from typer.testing import CliRunner
 
 from reasonseg.cli import app
+from reasonseg.conversion import systems as conversion_systems
 from reasonseg.conversion.card import (
     CARDS,
     card_name,
+    card_trainings,
+    card_values,
     check_card,
     known_cards,
     pin_card,
+    pinned_repository,
     pinned_revision,
     publishing_permission,
     read_card_values,
@@ -38,7 +42,14 @@ PUBLISHED = {
     *(f"vip-llava-{name}" for name in ("7b", "13b", "llama-3-8b", "phi-3-mini-3.8b")),
     "difflmm-llava-v1.5-7b-lora",
 }
-SYSTEMS = ["lisa", "gsva", "ivm", "vip_llava", "difflmm", "attend_and_segment"]
+OWN = "gsva-tabletop"  # nobody has published it before; it comes with the package
+SYSTEMS = ["lisa", "gsva", "ivm", "vip_llava", "difflmm", "attend_and_segment", "reasoning_segmentation"]
+TRAINING = {
+    "base": "org/lisa",
+    "data": "my photographs",
+    "data_licence": "mine",
+    "recipe": {"model": "org/lisa", "trained": [r"vlm\..*"], "data": {"kind": "image_folder", "path": "train"}},
+}
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -47,7 +58,13 @@ def system_of(name):
 
 
 def test_every_published_checkpoint_has_values():
-    assert set(known_cards()) == PUBLISHED
+    assert set(known_cards()) == PUBLISHED | {OWN}
+
+
+def test_every_system_has_values():
+    assert set(SYSTEMS) == set(conversion_systems.SYSTEMS)
+    for system in SYSTEMS:
+        assert ModelCard(render_card(system, "any")).data.library_name == "transformers"
 
 
 @pytest.mark.parametrize("name", [*sorted(PUBLISHED), "lisa-unheard-of", "gsva-unheard-of", "attend-and-segment-any"])
@@ -150,6 +167,77 @@ def test_what_is_unknown_may_not_be_published_whole():
     assert not publishing_permission({}).allowed
 
 
+@pytest.mark.parametrize("name", [*sorted(PUBLISHED), OWN])
+def test_a_trained_model_s_card_keeps_the_chain_and_says_what_was_done(name):
+    system = system_of(name)
+    base, text = read_card_values(name), render_card(system, name, CONFIG, trainings=[TRAINING, TRAINING])
+    card = ModelCard(text, ignore_metadata_errors=False)
+    assert publishing_permission(read_card_values(card_values(text))) == publishing_permission(base)
+    assert card.data.license == base["license"]
+    assert card.data.eval_results is None, "the base's scores are none of these weights"
+    for row in [*base["chain"], {"part": "data", "work": "my photographs", "licence": "mine"}]:
+        assert text.count(f"| {row['part']} | {row['work']} | {row['licence']} |\n") == 1
+    assert "Trained with reasonseg from org/lisa" in text
+    assert "Nothing was trained" not in text
+    recipes = re.findall(r"```yaml\n(.*?)\n```", text, re.DOTALL)
+    assert [yaml.safe_load(recipe) for recipe in recipes] == [TRAINING["recipe"]] * 2
+    assert card_trainings(text) == [TRAINING, TRAINING]
+    assert not re.search(r"{{|{%|\n\n\n|[ \t]\n|None|Undefined", text)
+    assert pinned_repository(text) is None
+    assert pinned_repository(pin_card(text, "org/name", COMMIT)) == "org/name"
+
+
+def test_the_tabletop_model_is_free(tmp_path):
+    values = read_card_values(OWN)
+    assert publishing_permission(values).allowed
+    assert {row["licence"] for row in values["chain"]} == {"Apache-2.0"}, (
+        "none of GSVA's own weights and data are in it"
+    )
+    assert not re.search(r"\n\n\n|Converted from", render_card("gsva", OWN))
+
+
+@pytest.mark.parametrize(
+    "readme",
+    [
+        "",
+        "no metadata",
+        "---\n- a list\n---\n",
+        "---\na: [\n---\n",
+        "---\nreasonseg_card: /etc/own.yaml\n---\n",
+        "---\nreasonseg_card: [1]\nreasonseg_values: text\nreasonseg_trainings: {base: x}\n---\n",
+        "---\nreasonseg_trainings: [1, {base: x}]\n---\n",
+    ],
+)
+def test_a_card_that_does_not_say_what_it_was_made_with(readme):
+    """Whatever stands there: it names no file to read, and no training that `render_card` cannot show."""
+    assert card_values(readme) is None
+    assert card_trainings(readme) == []
+
+
+def test_a_card_remembers_the_values_of_a_file(tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text("title: Mine\nbase: llama-3\n")
+    text = render_card("vip_llava", str(own))
+    own.unlink()
+    assert card_values(text) == {"system": "vip_llava", "title": "Mine", "base": "llama-3"}
+    assert render_card("vip_llava", card_values(text)) == text
+
+
+def test_a_base_of_one_s_own(tmp_path):
+    own = tmp_path / "mine.yaml"
+    own.write_text(
+        "system: reasoning_segmentation\nbase: own\nlicense: apache-2.0\n"
+        "chain: [{part: language model, work: Qwen2.5-VL, licence: Apache-2.0}]\n"
+    )
+    permission = publishing_permission(read_card_values(str(own)))
+    assert not permission.allowed
+    assert "full_weights: allowed" in permission.reason
+    own.write_text(own.read_text() + "full_weights: allowed\n")
+    values = read_card_values(str(own))
+    assert publishing_permission(values).allowed
+    assert [row["part"] for row in values["chain"]] == ["code of this repository", "language model"]
+
+
 def test_own_values_files(tmp_path):
     own = tmp_path / "mine.yaml"
     own.write_text("system: lisa\ntitle: Mine\nbase: llama-2\nchain: [{part: data, work: photos, licence: mine}]\n")
@@ -158,7 +246,12 @@ def test_own_values_files(tmp_path):
     assert values["chain"][-1]["work"] == "photos"
     for text, message in [
         ("title: x\n", "need `system:`"),
-        ("system: lisa\nbase: gpt\n", "name the base 'gpt'"),
+        ("system: lisa\nbase: gpt\n", "name the base 'gpt'.*llama-2"),
+        ("system: sam\n", "need `system:`"),
+        ("system: lisa\nbse: llama-2\n", "Unknown fields bse.*Known are .*base"),
+        ("system: lisa\nfull_weights: yes\n", "`full_weights` is True.*allowed, forbidden"),
+        ("system: lisa\nchain: {part: data}\n", "`chain` is no list of rows.*part: data"),
+        ("system: lisa\nchain: [{part: data, work: x}]\n", "`chain` is no list of rows"),
         ("- 1\n", "no mapping"),
         ("a: [", "cannot be read"),
     ]:

@@ -1,14 +1,17 @@
 """Publishing, through huggingface_hub's own client, to a Hub on this machine."""
 
 import json
+import re
 import shutil
 import socket
+from functools import partial
 
 import pytest
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from typer.testing import CliRunner
 
 from reasonseg.cli import app
+from reasonseg.conversion import publish as publish_module
 from reasonseg.conversion.card import pin_card, pinned_revision, render_card
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import read_manifest, update_manifest
@@ -222,7 +225,6 @@ def test_a_dry_run_changes_nothing(llama_2, hub):
         ("org/lisa", 401, "hf auth login"),
         ("org/lisa", 403, "hf auth login"),
         ("org/lisa", 400, "The Hub refused a request"),
-        ("a/b/c", None, "a/b/c"),
     ],
 )
 def test_refusals_are_worded(llama_2, hub, repo_id, status, message):
@@ -236,10 +238,52 @@ def test_a_hub_that_is_not_there(llama_2):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
-    with pytest.raises(ConversionError, match=r"broke off.*the same command goes on"):
-        publish(llama_2, "org/lisa", endpoint=endpoint)
+    for dry_run in (False, True):
+        with pytest.raises(ConversionError, match=rf"{endpoint} cannot be reached.*Nothing was uploaded.*endpoint="):
+            publish(llama_2, "org/lisa", dry_run=dry_run, endpoint=endpoint)
     with pytest.raises(ConversionError, match="no such folder"):
         publish("nowhere", "org/lisa", endpoint=endpoint)
+
+
+def test_a_client_that_may_not_go_online(llama_2, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConversionError, match=r"HF_HUB_OFFLINE is set.*Nothing was uploaded\. Unset it"):
+        publish(llama_2, "org/lisa", dry_run=True)
+
+
+@pytest.mark.parametrize("repo_id", ["a/b/c", "my model", "lisa", "org/", "org/x.git", "org/a--b", "", "/x"])
+def test_a_name_that_the_hub_does_not_allow(llama_2, hub, repo_id, monkeypatch):
+    monkeypatch.setattr(publish_module, "_verify", lambda *_: pytest.fail("gigabytes were read first"))
+    for run in (publish, partial(publish_trained, base=None)):
+        with pytest.raises(ConversionError, match=rf"^{re.escape(repr(repo_id))} cannot be.*Write ORGANISATION/NAME"):
+            run(llama_2, repo_id, endpoint=hub.endpoint)
+    assert hub.requests == []
+
+
+def test_a_folder_that_is_no_repository(tmp_path, hub):
+    for run in (publish, partial(publish_trained, base=None)):
+        with pytest.raises(ConversionError, match=r"The folder is empty.*`reasonseg train`"):
+            run(tmp_path, "org/lisa", endpoint=hub.endpoint)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ConversionError, match=r"holds no config\.json"):
+        publish(tmp_path, "org/lisa", endpoint=hub.endpoint)
+    assert hub.requests == []
+
+
+def test_what_to_write_for_an_unknown_base_is_said_and_works(lisa_repo, tmp_path, hub):
+    """Followed to the letter, the message leads to a public repository with a card that states the licences."""
+    repo = shutil.copytree(lisa_repo, tmp_path / "repo")
+    with pytest.raises(ConversionError, match=r"unknown.*my-model\.yaml") as refused:
+        publish(repo, "org/lisa", endpoint=hub.endpoint)
+    lines = re.findall(r"`((?:system|base): [\w-]+)`", str(refused.value))
+    assert lines == ["system: lisa", "base: llama-2"]
+    own = tmp_path / "my-model.yaml"
+    own.write_text("\n".join(lines))
+    run("card", own, "--repo", repo, "--out", repo / "README.md")
+    card = (repo / "README.md").read_text()
+    assert ModelCard(card).data.license == "llama2"
+    report = publish(repo, "org/lisa", endpoint=hub.endpoint)  # the card remembers the values, the manifest the card
+    assert pinned_revision(hub.repos["org/lisa"].tree()["README.md"].decode()) == report.revision
 
 
 def test_llama_1_weights_go_public_without_their_base(llama_1, hub, tmp_path):
