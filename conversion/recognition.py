@@ -45,6 +45,7 @@ _UNKNOWN_SIZE = "none of the published sizes"
 
 LISA_OR_GSVA = "lisa or gsva"
 """`Recognised.system` of a checkpoint of neither's published sizes: only the vocabulary tells them apart."""
+_HUGGING_FACE_LAYOUT = "in the Hugging Face layout"
 _CONVERTED_VARIANT = "a converted repository"
 CONVERTED = "reasonseg"
 """`Recognised.system` of a converted checkpoint whose tensors do not say which of the composed systems it is."""
@@ -74,6 +75,11 @@ class Recognised:
     def converted(self) -> bool:
         """Whether it is a repository of this package already."""
         return self.variant == _CONVERTED_VARIANT
+
+    @property
+    def loads_as_it_is(self) -> bool:
+        """Whether transformers' own classes load it."""
+        return self.variant.endswith(_HUGGING_FACE_LAYOUT)
 
 
 def recognise(shapes: Shapes) -> Recognised:
@@ -112,11 +118,11 @@ def recognise(shapes: Shapes) -> Recognised:
         # A converted repository has the names of the ones that llava-hf publishes.
         return Recognised(
             "vip_llava",
-            "ViP-LLaVA in the Hugging Face layout",
+            f"ViP-LLaVA {_HUGGING_FACE_LAYOUT}",
             ("transformers loads it as it is; `reasonseg verify` checks it if it was converted.",),
         )
     if holds("language_model.", "model.language_model."):
-        return Recognised("llava", "LLaVA in the Hugging Face layout", ("transformers loads it as it is.",))
+        return Recognised("llava", f"LLaVA {_HUGGING_FACE_LAYOUT}", ("transformers loads it as it is.",))
     return Recognised("unknown", "no layout that is known", unknown=tuple(names))
 
 

@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 from .errors import ConversionError
 from .inspection import inspect_checkpoint
 from .locations import Location, locate
-from .recognition import LISA_OR_GSVA, Recognised
+from .recognition import LISA_OR_GSVA
 from .systems import ATTEND_AND_SEGMENT, DIFFLMM, GSVA, IVM, LISA, SYSTEMS, VIP_LLAVA, PublishedSystem
 
 
@@ -32,8 +32,6 @@ _PARTS = {
     "clip": "This is a CLIP model: it is passed as vision_tower=.",
     "llava": "This is a LLaVA, the base of other checkpoints, which is passed as base=.",
 }
-# Of these attend-and-segment makes its own.
-_VISION_LANGUAGE_MODELS = ("llava", VIP_LLAVA.name, DIFFLMM.name)
 
 
 def names_other_systems(
@@ -71,19 +69,18 @@ def _hint(system: PublishedSystem, source: Location, error: ConversionError) -> 
         found = inspect_checkpoint(locate(source)).recognised
     except (ConversionError, OSError):
         return ""
-    if found.converted:
-        return (
-            f"This is {_title(found.system)}, converted already: it loads as it is, and `reasonseg verify` checks it."
-        )
-    if found.system == system.name or (system == ATTEND_AND_SEGMENT and found.system in _VISION_LANGUAGE_MODELS):
+    is_repository = found.converted or found.loads_as_it_is
+    if system == ATTEND_AND_SEGMENT and (is_repository or found.system == "llava"):
+        return ""  # what it is made of
+    if found.system in _PARTS:
+        return _PARTS[found.system]
+    if is_repository:
+        return f"This is {_title(found.system)} as a repository that loads as it is; `reasonseg verify` checks it."
+    if found.system == system.name:
         return ""
     if found.system == LISA_OR_GSVA and system in (LISA, GSVA):
         other = GSVA if system == LISA else LISA
         return f"The tensors may also be {_title(other.name)}'s: then use `reasonseg convert {other.name}`."
-    return _PARTS.get(found.system) or _of_another(found)
-
-
-def _of_another(found: Recognised) -> str:
     if found.system == LISA_OR_GSVA:
         return "The tensors are LISA's or GSVA's: use `reasonseg convert lisa` or `reasonseg convert gsva`."
     if found.system not in _TITLES:

@@ -82,7 +82,9 @@ def option_names(command: Callable) -> dict[str, str]:
     for name, parameter in inspect.signature(command).parameters.items():
         for about in getattr(parameter.annotation, "__metadata__", ()):
             if isinstance(about, OptionInfo):
-                written = [given for given in about.param_decls or () if given.startswith("--")]
+                # Inside Annotated there is no default, so that the first spelling stands in its place.
+                spellings = (about.default, *(about.param_decls or ()))
+                written = [given for given in spellings if isinstance(given, str) and given.startswith("--")]
                 names[name] = written[0].split("/")[0] if written else f"--{name.replace('_', '-')}"
     return names
 

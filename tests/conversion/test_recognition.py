@@ -1,5 +1,7 @@
 """Every published list is recognised as what it is, from names and shapes alone."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -9,6 +11,7 @@ from reasonseg.conversion.inspection import inspect_checkpoint
 from reasonseg.conversion.recognition import recognise
 from tests.conversion.full_size import CHECKPOINTS, layout_tensors
 from tests.conversion.originals import GSVA, LISA
+from tests.recorded_attention import converted_repo
 
 
 def shapes(name, prefix=""):
@@ -117,6 +120,28 @@ def test_a_file_is_described_without_its_values(tmp_path, monkeypatch):
     )
     with pytest.raises(ConversionError, match="no such file"):
         inspect_checkpoint(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("system", ["lisa", "gsva", "ivm", "difflmm", "vip_llava"])
+def test_a_converted_folder_is_its_system(system, request):
+    repo = request.getfixturevalue(f"{system}_repo")
+    assert inspect_checkpoint(repo).recognised.system == system
+    (weights,) = repo.glob("*.safetensors")
+    assert inspect_checkpoint(weights).recognised.system == system  # the config beside it says so
+
+
+def test_a_composed_folder_is_its_system():
+    assert inspect_checkpoint(converted_repo()).recognised.system == "attend_and_segment"
+
+
+@pytest.mark.parametrize("config", [None, "{", '{"model_type": "llava"}', '{"model_type": [1]}'])
+def test_converted_weights_whose_config_says_nothing(lisa_repo, tmp_path, config):
+    shutil.copy(lisa_repo / "model.safetensors", tmp_path)
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    found = inspect_checkpoint(tmp_path).recognised
+    assert (found.system, found.variant) == ("reasonseg", "a converted repository")
+    assert "config.json would say" in found.notes[-1]
 
 
 def test_a_sparse_file_of_many_gigabytes_is_described_at_once(tmp_path):

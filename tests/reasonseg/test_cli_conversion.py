@@ -45,7 +45,7 @@ def test_inspect_lists_tensors_and_names_the_system(lisa_repo):
     assert "system: lisa or gsva" in text
     summary = run("inspect", lisa_repo, "--summary").stdout
     assert "258 tensors" in summary
-    assert "system: reasonseg" in summary
+    assert "system: lisa; variant: a converted repository" in summary
     assert "vlm.lm_head.weight" not in summary
     found = json.loads(run("inspect", GSVA / "gsva-tiny.bin", "--json").stdout)
     assert found["num_tensors"] == len(found["tensors"])

@@ -2,10 +2,19 @@
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from reasonseg.training.recipe import RECIPES, RecipeError, load_recipe
+from reasonseg.training.recipe import (
+    RECIPES,
+    TABLETOPS,
+    RecipeError,
+    data_names,
+    describe_recipe,
+    load_recipe,
+    require_model,
+)
 from reasonseg.training.run import run_recipe
 
 
@@ -42,6 +51,31 @@ def test_wrong_recipes(tmp_path, text, message):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(RecipeError, match=message):
         load_recipe(path)
+
+
+def test_a_recipe_that_leaves_the_model_open_cannot_be_followed(tmp_path):
+    recipe = load_recipe("lisa")
+    with pytest.raises(RecipeError, match="--set model="):
+        run_recipe(recipe, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert require_model(load_recipe("lisa", ["model=org/lisa"])) == "org/lisa"
+
+
+def test_what_a_recipe_sets_is_described_without_the_places(tmp_path):
+    recipe = load_recipe("ivm", ["model=org/ivm"])
+    described = describe_recipe(recipe)
+    assert described["model"] == "org/ivm"
+    assert described["dwsl"] == {"steps": 5000}, "what equals its default is left out"
+    assert described["arguments"] == recipe.arguments
+    assert yaml.safe_load(yaml.safe_dump(described)) == described
+    assert data_names(recipe.data) == "HumanLabelData.jsonl, RobotMachineData.jsonl, VQAMachineData.jsonl"
+    data = tmp_path / "secret" / "photographs"
+    data.mkdir(parents=True)
+    recipe = load_recipe("lisa", [f"model={tmp_path / 'secret'}", f"data.path={data}"])
+    assert describe_recipe(recipe)["model"] == "secret"
+    assert str(tmp_path) not in str(describe_recipe(recipe))
+    assert data_names(recipe.data) == "photographs"
+    assert data_names(load_recipe("tabletop").data) == TABLETOPS
 
 
 def test_unknown_recipe():

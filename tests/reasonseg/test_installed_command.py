@@ -1,0 +1,75 @@
+"""Each command once as it is installed, in a process of its own; what it does in detail is tested in this process.
+
+`train` and `evaluate` are started so in `test_cli_training.py`, which publishes what was trained, too; `publish` and
+`restore` in `tests/conversion/test_publish_command.py`.
+"""
+
+import json
+
+import pytest
+from PIL import Image
+
+from tests.installed import installed
+from tests.parity_data import PARITY
+
+
+LISA = PARITY / "lisa"
+IMAGE = LISA / "images" / "img0.png"
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("installed") / "lisa-7b-v1"
+    tower = LISA / "vision_tower"
+    result = installed(
+        *("convert", "lisa", LISA / "checkpoint", "--vision-tower", tower, "--card", "lisa-7b-v1", "--out", out)
+    )
+    assert "parameters (tensors: " in result.stdout
+    return out
+
+
+def test_convert_writes_what_verify_finds_right(converted):
+    assert "258 tensors are right" in installed("verify", converted).stdout
+
+
+def test_inspect(converted):
+    assert "system: lisa; variant: a converted repository" in installed("inspect", converted, "--summary").stdout
+
+
+def test_to_original(converted, tmp_path):
+    assert (
+        "in the original layout" in installed("convert", "to-original", converted, "--out", tmp_path / "back").stdout
+    )
+
+
+def test_card(converted):
+    text = installed("card", "--repo", converted).stdout
+    assert text == (converted / "README.md").read_text(encoding="utf-8")
+
+
+def test_segment(converted, tmp_path):
+    installed("segment", IMAGE, "--phrase", "the dog", "--model", converted, "--out", tmp_path / "masks")
+    assert {path.name for path in (tmp_path / "masks").iterdir()} == {
+        "img0_mask_0.png",
+        "img0_overlay.png",
+        "results.jsonl",
+    }
+
+
+def test_mask(ivm_repo, tmp_path):
+    installed("mask", IMAGE, "the dog", "--model", ivm_repo, "--out", tmp_path / "masked")
+    assert (tmp_path / "masked" / "img0.png").is_file()
+
+
+def test_ask(vip_llava_repo):
+    question = "What is shown <bbox0>?"
+    result = installed(
+        *("ask", IMAGE, question, "--model", vip_llava_repo, "--box", "40,30,120,100", "--max-new-tokens", 4)
+    )
+    assert result.stdout.strip()
+
+
+def test_demo(tmp_path):
+    result = installed("demo", "--seed", 4, "--out", tmp_path / "demo.png", "--json")
+    assert len(json.loads(result.stdout)) == 3
+    assert Image.open(tmp_path / "demo.png").width > 480
