@@ -175,7 +175,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         reject_threshold: float | None = None,
         return_dict: bool | None = None,
         **kwargs,
-    ) -> AttendAndSegmentOutput | tuple:
+    ) -> AttendAndSegmentOutput:
         r"""
         One pass over prompts that hold their answers: every token of an answer has the map of the position before it,
         which is the step that would have written it.
@@ -286,7 +286,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         reject_threshold: float | None = None,
         return_dict: bool = True,
         **kwargs,
-    ) -> AttendAndSegmentOutput | tuple:
+    ) -> AttendAndSegmentOutput:
         r"""
         Writes the answers, with the KV cache on, keeps one map per token, and draws a mask for every phrase.
 

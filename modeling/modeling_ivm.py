@@ -2,6 +2,7 @@
 
 import inspect
 import os
+from typing import Self
 
 import torch
 from safetensors.torch import save_file
@@ -61,7 +62,7 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
         super().__init__(config)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs) -> Self:
         """As in every model of transformers; a checkpoint that keeps its adapter apart is loaded with it."""
         loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
@@ -136,7 +137,7 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
         reject_threshold: float | None = None,
         return_dict: bool | None = None,
         **kwargs,
-    ) -> ReasoningSegmentationOutput | tuple:
+    ) -> ReasoningSegmentationOutput:
         r"""
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
@@ -272,7 +273,7 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
         reject_threshold: float | None = None,
         return_dict: bool = True,
         **kwargs,
-    ) -> ReasoningSegmentationOutput | tuple:
+    ) -> ReasoningSegmentationOutput:
         r"""
         `forward` under the name that every system has. IVM writes no text, so that `sequences` are the prompts and
         options of generation (`max_new_tokens`, ...) have nothing to act on.

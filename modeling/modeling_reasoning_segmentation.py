@@ -302,7 +302,7 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         reeval: bool = False,
         return_dict: bool | None = None,
         **kwargs,
-    ) -> ReasoningSegmentationOutput | tuple:
+    ) -> ReasoningSegmentationOutput:
         r"""
         One pass over prompts that hold their answers. Every `[SEG]` and `[REJ]` in `input_ids` is a slot; the state
         that predicts it (one position before) becomes the segmenter's prompt.
@@ -486,7 +486,7 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         reject_threshold: float | None = None,
         return_dict: bool = True,
         **kwargs,
-    ) -> ReasoningSegmentationOutput | tuple:
+    ) -> ReasoningSegmentationOutput:
         r"""
         Writes the answers, with the KV cache on, and draws a mask for every `[SEG]` and `[REJ]` in them.
 

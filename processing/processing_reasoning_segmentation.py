@@ -2,7 +2,7 @@
 
 import os
 from copy import deepcopy
-from typing import Any
+from typing import Any, Self
 
 import transformers
 from transformers import AutoImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
@@ -200,7 +200,7 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
         revision: str = "main",
         backend: str = "pil",
         **kwargs,
-    ) -> "ReasoningSegmentationProcessor":
+    ) -> Self:
         """
         As [`ProcessorMixin.from_pretrained`]; the fields of this class (`seg_token`, `wording`, ...) may be given
         again, everything else (`trust_remote_code`, ...) goes to the vision-language model's processor.

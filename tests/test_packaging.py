@@ -89,6 +89,12 @@ def test_wheel_holds_every_file_of_each_package(built, package):
     assert expected - built.wheel == set()
 
 
+def test_type_checkers_are_told_that_there_are_types(built):
+    """Without the marker they take everything of an installed package for `Any`."""
+    assert "reasonseg/py.typed" in built.wheel
+    assert "reasonseg/py.typed" in built.sdist
+
+
 def test_wheel_holds_nothing_but_the_packages(built):
     weights = {"reasonseg/embedded/model.safetensors"}
     assert weights <= built.wheel
