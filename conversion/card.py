@@ -214,7 +214,7 @@ def read_card(folder: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ConversionError(f"The card cannot be read ({error}).", path=path, next_step="Write it anew.") from error
+        raise ConversionError(f"The card cannot be read ({error}).", path=path, next_step="Write it again.") from error
 
 
 def pin_card(readme: str, repo_id: str, revision: str) -> str:

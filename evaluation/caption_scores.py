@@ -20,7 +20,7 @@ def check_caption_scores() -> None:
         import pycocoevalcap  # noqa: F401
     except ImportError:
         raise CaptionsUnavailableError(
-            "Captions are not scored: pycocoevalcap is not installed. Install it: pip install 'reasonseg[captions]'."
+            "Captions are not scored: pycocoevalcap is not installed. Install it: pip install pycocoevalcap."
         ) from None
     if shutil.which("java") is None:
         raise CaptionsUnavailableError(

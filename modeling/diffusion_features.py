@@ -21,7 +21,7 @@ def diffusers_classes() -> tuple[Any, Any, Any]:
     except ImportError as error:
         raise ImportError(
             "DiffLMM looks through Stable Diffusion and needs the package diffusers, which cannot be imported "
-            f"({error}). Install it with `pip install diffusers`, or with this project as `reasonseg[diffusion]`."
+            f"({error}). Install it: pip install diffusers."
         ) from error
     return UNet2DConditionModel, AutoencoderKL, DDIMScheduler
 

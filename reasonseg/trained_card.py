@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HTTPError  # of whichever client this release of huggingface_hub is built on
 from transformers import AutoConfig
-from transformers.utils import cached_file
 
 from .conversion.card import (
     Values,
@@ -122,14 +123,10 @@ def _system(model: str) -> str:
 def _readme(model: str) -> str:
     if Path(model).is_dir():
         return read_card(Path(model))
-    found = cached_file(
-        model,
-        CARD,
-        _raise_exceptions_for_gated_repo=False,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return read_card(Path(found).parent) if found else ""
+    try:
+        return read_card(Path(hf_hub_download(model, CARD)).parent)
+    except (HTTPError, OSError):  # it has none, or none that can be read without a network
+        return ""
 
 
 def _base_name(model: str, readme: str) -> str:

@@ -5,17 +5,23 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from reasonseg.cli import app
+from reasonseg.conversion.card import known_bases, publishing_permission, read_card_values
+from reasonseg.conversion.systems import SYSTEMS
 
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"(?:<!-- command: (\w+) -->\n)?```(\w+)\n(.*?)```", README, re.DOTALL)
+VALUES = [code for _, language, code in BLOCKS if language == "yaml"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PACKAGE_DIRS = PROJECT["tool"]["setuptools"]["package-dir"].values()
 PYTHON = [code for _, language, code in BLOCKS if language == "python"]
 COMMANDS = {name: code for name, language, code in BLOCKS if language == "bash" and name}
 SHELL = [code for name, language, code in BLOCKS if language == "bash" and not name]
@@ -88,6 +94,31 @@ def test_commands_with_placeholders_name_real_options(arguments):
     if arguments[0] != "convert":
         shown = CliRunner().invoke(app, [arguments[0], "--help"], env={"COLUMNS": "200"}).output
     assert all(option in shown for option in options), options
+
+
+def test_the_values_file_is_one(tmp_path):
+    (example,) = VALUES
+    own = tmp_path / "my-model.yaml"
+    own.write_text(example)
+    values = read_card_values(str(own))
+    assert publishing_permission(values).allowed
+    assert values["chain"][-1] == {"part": "data", "work": "our photographs", "licence": "CC BY 4.0"}
+    for named in [*SYSTEMS, *(base for base in known_bases() if base != "unknown")]:
+        assert re.search(rf"\b{named}\b", example), named
+    own.write_text(re.sub("# (license|full_weights)", r"\1", example.replace("base: llama-2", "base: own")))
+    values = read_card_values(str(own))
+    assert publishing_permission(values).allowed
+    assert values["license"] == "apache-2.0"
+
+
+def test_nothing_is_installed_by_a_name_that_no_index_has():
+    """Before a release the extras come from a clone."""
+    files = [file for folder in PACKAGE_DIRS for file in (ROOT / folder).rglob("*.py")]
+    for file in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *files]:
+        assert not re.search(r"install\W+reasonseg|reasonseg\[", file.read_text(encoding="utf-8")), file
+    extras = set(re.findall(r'pip install "\.\[(\w+)\]"', README))
+    assert extras <= PROJECT["project"]["optional-dependencies"].keys()
+    assert {"phrases", "diffusion"} <= extras
 
 
 def test_ci_runs_exactly_the_two_commands():

@@ -19,7 +19,7 @@ _SIGNS = {"new": "+", "changed": "~", "unchanged": "=", "removed": "-", "only th
 
 
 def publish(
-    repo: Annotated[Path, typer.Argument(help="A repository that `reasonseg convert` made.", show_default=False)],
+    repo: Annotated[Path, typer.Argument(help="A converted or trained repository.", show_default=False)],
     repo_id: Annotated[str, typer.Option(help="Its name on the Hub: ORGANISATION/NAME.")],
     private: Annotated[bool, typer.Option("--private", help="Only you, or your organisation, can read it.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch to publish on.  [default: main]")] = None,

@@ -102,7 +102,7 @@ def test_missing_packages_are_named(data, answers, monkeypatch):
     assert "need Java" in result.notes[-1]
     monkeypatch.setitem(sys.modules, "pycocoevalcap", None)
     result = score_grounded_conversation(data, answers)
-    assert "reasonseg[captions]" in result.notes[-1]
+    assert "pip install pycocoevalcap" in result.notes[-1]
 
 
 def test_fixed_goes_on_after_a_pair_that_fails():

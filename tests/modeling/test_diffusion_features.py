@@ -23,7 +23,7 @@ def pictures(count: int, side: int = 16) -> torch.Tensor:
 def test_without_diffusers_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "diffusers", None)
     config = difflmm_config()  # reading a config must still work
-    with pytest.raises(ImportError, match=r"pip install diffusers.*reasonseg\[diffusion\]"):
+    with pytest.raises(ImportError, match=r"pip install diffusers\.$"):
         DiffLmmForConditionalGeneration(config)
 
 
