@@ -249,6 +249,8 @@ def _belongs(card: str, system: str) -> bool:
 
 
 def _metadata(readme: str) -> dict[str, Any]:
+    if not readme.lstrip().startswith("---"):
+        return {}  # of which ModelCard would warn
     try:
         return ModelCard(readme, ignore_metadata_errors=True).data.to_dict()
     except (ValueError, yaml.YAMLError):

@@ -29,6 +29,7 @@ def card(
 ):
     """Write the model card of a checkpoint: what it is, its licence chain, how to use it, and known scores."""
     from ..conversion.card import card_trainings, card_values, known_cards, read_card, read_card_values, render_card
+    from ..conversion.systems import SYSTEMS
 
     if list_names:
         sys.stdout.write("\n".join(known_cards()) + "\n")
@@ -41,6 +42,11 @@ def card(
         )
     config = None if repo is None else _read_config(repo)
     system = read_card_values(described)["system"]
+    if config is not None and SYSTEMS[system].model_type != config.model_type:
+        raise CommandError(
+            f"{repo} holds a model of the type {config.model_type!r}, and the card is one of {system}. Pass what "
+            "describes this repository; --list shows the names."
+        )
     dtype = getattr(config, "dtype", None)
     text = render_card(system, described, config, dtype, trainings=card_trainings(readme))
     if out is None:

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,8 @@ from reasonseg.conversion.card import (
     render_card,
 )
 from reasonseg.conversion.errors import ConversionError
+from reasonseg.conversion.manifest import update_manifest
+from reasonseg.conversion.verify import verify_repository
 from reasonseg.modeling.configuration_lisa import LisaConfig
 
 
@@ -299,3 +302,25 @@ def test_the_command_writes_cards(lisa_repo, tmp_path, monkeypatch):
     assert "Pass its name" in run("card", code=1).stderr
     assert "Pass its name" in run("card", "--repo", lisa_repo, code=1).stderr
     assert "no config.json" in run("card", "lisa-7b-v1", "--repo", tmp_path, code=1).stderr
+    said = " ".join(run("card", "gsva-7b-pt", "--repo", lisa_repo, code=1).stderr.split())
+    assert "holds a model of the type 'lisa', and the card is one of gsva" in said
+
+
+def test_the_command_keeps_card_and_manifest_together(lisa_repo, tmp_path):
+    repo = shutil.copytree(lisa_repo, tmp_path / "repo")
+    (repo / "README.md").write_text(render_card("lisa", "lisa-7b-v1", trainings=[TRAINING]))
+    update_manifest(repo, ["README.md"])
+    run("card", "--repo", repo, "--out", repo / "README.md")
+    assert verify_repository(repo).ok
+    text = (repo / "README.md").read_text()
+    assert card_trainings(text) == [TRAINING]
+    assert "404 tokens" in text
+    before = (repo / "manifest.json").read_bytes()
+    run("card", "lisa-13b-llama2-v1", "--repo", repo, "--out", tmp_path / "elsewhere.md")
+    assert (repo / "manifest.json").read_bytes() == before
+
+
+def test_a_text_without_metadata_is_no_reason_to_warn(caplog, recwarn):
+    assert card_values("# A title") is None
+    assert not caplog.records
+    assert not recwarn.list
