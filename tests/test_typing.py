@@ -23,7 +23,7 @@ FACTORIES = [name for name in reasonseg.__all__ if hasattr(getattr(reasonseg, na
 # What the README shows, with the types a user relies on; lines marked so are mistakes that must be found.
 USER_SCRIPT = """
 from pathlib import Path
-from typing import Any, assert_type
+from typing import assert_type
 
 import numpy as np
 from PIL import Image
@@ -40,7 +40,9 @@ assert_type(result, reasonseg.SegmentationResult)
 for segment in result.segments:
     assert_type(segment, reasonseg.Segment)
     assert_type(segment.label, str | None)
-    assert_type(segment.mask, np.ndarray[tuple[Any, ...], np.dtype[Any]] | None)
+    segment.mask.sum()  # wrong
+    if segment.mask is not None:
+        np.asarray(segment.mask).sum()
     assert_type(segment.box_xyxy, tuple[int, int, int, int] | None)
     segment.lable  # wrong
 result.overlay(image).save("overlay.png")
