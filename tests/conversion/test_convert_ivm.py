@@ -319,7 +319,7 @@ def test_the_commands(ivm_repo, tmp_path):
     result = run("verify", out, "--against", BIN, "--base", BASE, "--sam", SAM)
     assert "225 tensors equal the source bit for bit" in result.stdout
     result = run("convert", "ivm", BIN, "--base", BASE, "--out", tmp_path / "none", code=1)
-    assert "Pass sam=" in one_line(result.stderr)
+    assert "Pass --sam with" in one_line(result.stderr)
     assert "system: ivm" in run("inspect", BIN, "--summary").stdout
     result = run("convert", "to-original", ivm_repo, "--out", tmp_path / "back")
     assert "tensors in the original layout" in result.stdout
