@@ -82,7 +82,7 @@ class GroundedAnswer:
             points=None if None in points else points,
             boxes=None if None in boxes else boxes,
             core_words=[segment.core_word for segment in segments],
-            scores=[float(segment.score) for segment in segments],
+            scores=[float(segment.mask_score) for segment in segments],
         )
 
     def to_dict(self, image_id: int | str) -> dict[str, Any]:

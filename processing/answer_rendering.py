@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont
 
-from .mask_drawing import is_light, segment_color
+from .mask_drawing import is_light, segment_color, segment_name
 
 
 _MARGIN = 16
@@ -47,7 +47,7 @@ def answer_html(text: str, segments: Sequence[Any], picture: Image.Image | None 
         else:
             foreground = "#000" if is_light((red, green, blue)) else "#fff"
             style = f"background-color: rgb({red}, {green}, {blue}); color: {foreground}; border-radius: 3px"
-            title = html.escape(f"{segment.label or 'segment'}: {segment.score:.2f}", quote=True)
+            title = html.escape(f"{segment_name(segment.label, place)}: {segment.score:.2f}", quote=True)
             parts.append(f'<mark style="{style}" title="{title}">{escaped}</mark>')
     parts.append("</p></div>")
     return "".join(parts)

@@ -42,9 +42,13 @@ class ChatInputs(BatchFeature):
         rows (`list[PromptRow]`):
             Prompt, answer and phrases of each row. Not an entry, so that `model(**inputs)` works; it survives
             `.to(device)`, copies and pickling.
+        images (`list`):
+            The images as they were given, for results to be drawn on. They survive `.to(device)` and copies; pickles,
+            which travel between processes, leave them out.
     """
 
     rows: list[PromptRow] | None = None
+    images: list | None = None
 
     def __getstate__(self) -> dict:
         return {**super().__getstate__(), "rows": self.rows}
@@ -52,6 +56,15 @@ class ChatInputs(BatchFeature):
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
         self.rows = state.get("rows")
+
+
+def image_of_row(inputs: Any, row: int) -> Any:
+    """The image of a row of the inputs as it was given; None where they do not know it."""
+    images = getattr(inputs, "images", None)
+    if images is None:
+        return None
+    index = inputs.get("image_index")
+    return images[row if index is None else int(index[row])]
 
 
 class ChatProcessor(ProcessorMixin):
@@ -136,7 +149,7 @@ class ChatProcessor(ProcessorMixin):
         inputs = self.inputs_class(
             data, tensor_type=row_options["return_tensors"], skip_tensor_conversion=self.skip_tensor_conversion
         )
-        inputs.rows = rows
+        inputs.rows, inputs.images = rows, images
         return inputs
 
     def _views_alone(self, images: Any, options: dict[str, Any], kwargs: dict[str, Any]) -> ChatInputs:
@@ -245,4 +258,4 @@ class ChatProcessor(ProcessorMixin):
         raise NotImplementedError
 
 
-__all__ = ["ChatInputs", "ChatProcessor", "ChatProcessorKwargs", "without_row_options"]
+__all__ = ["ChatInputs", "ChatProcessor", "ChatProcessorKwargs", "image_of_row", "without_row_options"]

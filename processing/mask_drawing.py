@@ -25,6 +25,11 @@ def segment_color(index: int) -> tuple[int, int, int]:
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
+def segment_name(label: str | None, index: int) -> str:
+    """Return what to call a segment: its label, or its number from 1 on where the answer gives it none."""
+    return label or f"segment {index + 1}"
+
+
 def is_light(color: tuple[int, int, int]) -> bool:
     """Whether black is easier to read on a colour than white (weights of Rec. 601 luma)."""
     return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
@@ -64,12 +69,12 @@ def draw_segments(image: Any, segments: Sequence[Any], image_size: tuple[int, in
     font = ImageFont.load_default(size=max(10, min(image_size) // 32))
     for index, segment in enumerate(segments):
         if segment.mask is not None and segment.box_xyxy is not None:
-            text = f"{segment.label or f'segment {index + 1}'} {segment.score:.2f}"
+            text = f"{segment_name(segment.label, index)} {segment.score:.2f}"
             _draw_label(canvas, segment.box_xyxy[:2], text, segment_color(index), font)
     bottom = picture.height
     for index, segment in reversed(list(enumerate(segments))):
         if segment.rejected:
-            text = f"not in the image: {segment.label or f'segment {index + 1}'}"
+            text = f"not in the image: {segment_name(segment.label, index)}"
             bottom = _draw_label(canvas, (0, bottom), text, _REJECTED_COLOR, font)
     return picture
 
@@ -89,4 +94,4 @@ def _draw_label(
     return y
 
 
-__all__ = ["draw_segments", "is_light", "segment_color"]
+__all__ = ["draw_segments", "is_light", "segment_color", "segment_name"]

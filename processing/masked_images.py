@@ -19,9 +19,9 @@ DEFAULT_THRESHOLD = 0.1
 _BLOCK = 2**15
 
 
-@dataclass
+@dataclass(repr=False)
 class MaskedImage:
-    """A picture of which only what matters is left.
+    """An image of which only what matters is left. A notebook shows it as `masked_image`.
 
     Args:
         heatmap (`np.ndarray`): float32 in 0..1, of shape `(height, width)`: how much each pixel matters.
@@ -42,6 +42,15 @@ class MaskedImage:
     pixels: np.ndarray
     found: bool
     threshold: float
+
+    def __repr__(self) -> str:
+        height, width = self.mask.shape
+        return (
+            f"MaskedImage(found={self.found}, kept_ratio={self.kept_ratio:.4f}, box={self.box_xyxy}, {width}x{height})"
+        )
+
+    def _repr_png_(self) -> bytes | None:
+        return self.masked_image._repr_png_()
 
     @property
     def masked_image(self) -> Image.Image:

@@ -16,7 +16,7 @@ WordVector = Callable[[str], np.ndarray]
 _ARTICLES = ("the ", "an ", "a ")
 
 
-@dataclass
+@dataclass(repr=False)
 class PhraseSegment(Segment):
     """The mask of a noun phrase. `label` and `span` are the phrase and its place in the answer.
 
@@ -28,6 +28,9 @@ class PhraseSegment(Segment):
         candidate (`int`, *optional*): Which of the segmenter's candidates the mask is, where all were asked for.
         category (`str`, *optional*): The most similar of the given categories.
         similarity (`float`, *optional*): Cosine between the phrase and that category.
+        mask_score (`float`, *optional*):
+            The segmenter's estimate as it came, of which `score` is the part within 0..1: it ranks masks that are all
+            rated 1 or more.
     """
 
     core_word: str | None = None
@@ -37,9 +40,15 @@ class PhraseSegment(Segment):
     candidate: int | None = None
     category: str | None = None
     similarity: float | None = None
+    mask_score: float | None = None
+
+    def __post_init__(self):
+        if self.mask_score is None:
+            self.mask_score = float(self.score)
+        super().__post_init__()
 
 
-@dataclass
+@dataclass(repr=False)
 class PhraseSegmentationResult(SegmentationResult):
     """An answer with one segment per phrase.
 
@@ -139,7 +148,7 @@ def without_overlaps(segments: Sequence[PhraseSegment], iou_threshold: float) ->
     """The segments that `non_maximum_suppression` keeps; rejected ones, which have no mask, stay."""
     drawn = [segment for segment in segments if segment.mask is not None]
     kept = non_maximum_suppression(
-        [segment.mask for segment in drawn], [segment.score for segment in drawn], iou_threshold
+        [segment.mask for segment in drawn], [segment.mask_score for segment in drawn], iou_threshold
     )
     chosen = {id(drawn[place]) for place in kept}
     return [segment for segment in segments if segment.mask is None or id(segment) in chosen]

@@ -10,6 +10,7 @@ from transformers.processing_utils import Unpack
 
 from .answer_phrases import AnswerPhrase, PhraseFinder
 from .attention_grids import LEVELS, attention_grids, grid_inputs
+from .chat_processor import image_of_row
 from .mask_sizes import MaskSizes, read_mask_sizes
 from .noun_phrases import make_extractor
 from .phrase_segments import (
@@ -283,6 +284,7 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
                     text=whole.strip(),
                     segments=segments,
                     image_size=sizes[row].original,
+                    image=image_of_row(inputs, source[row]),
                     phrase_extractor="given" if given else self.extractor_name,
                     token_spans=[(max(0, start - lead), max(0, stop - lead)) for start, stop in spans],
                     attention_maps=output["attention_maps"][row].float().cpu().numpy() if keep_maps else None,

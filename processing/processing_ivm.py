@@ -10,6 +10,7 @@ from transformers import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import Unpack
 
+from .chat_processor import image_of_row
 from .chat_templates import IMAGE_TOKEN
 from .mask_sizes import read_mask_sizes
 from .masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage, mask_image
@@ -276,7 +277,7 @@ class IvmProcessor(LisaProcessor):
         if len(rows) != len(logits):
             raise ValueError(f"The output has {len(logits)} rows, but {len(rows)} prompts are known.")
         results: dict[int, SegmentationResult] = {}
-        for row, values in zip(rows, logits, strict=True):
+        for index, (row, values) in enumerate(zip(rows, logits, strict=True)):
             heatmap = values.sigmoid()
             mask = values > threshold if heatmap_threshold is None else heatmap > heatmap_threshold
             segment = Segment(
@@ -285,8 +286,10 @@ class IvmProcessor(LisaProcessor):
                 score=float(heatmap.max()),
                 heatmap=heatmap.cpu().numpy(),
             )
-            result = results.setdefault(row.request, SegmentationResult("", [], tuple(values.shape)))
-            result.segments.append(segment)
+            if row.request not in results:
+                image = image_of_row(inputs, index)
+                results[row.request] = SegmentationResult("", [], tuple(values.shape), image)
+            results[row.request].segments.append(segment)
         return list(results.values())
 
     def post_process_masking(

@@ -1,5 +1,6 @@
 """What a segmentation is: masks at the size of the picture, with their phrases, scores and export formats."""
 
+import contextlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,18 +10,34 @@ from PIL import Image
 from torch.nn import functional as F
 
 from .answer_rendering import answer_html, draw_answer
-from .mask_drawing import draw_segments
+from .mask_drawing import draw_segments, segment_name
 from .mask_polygons import mask_to_polygons
 from .mask_values import binary_mask
 
 
 # Largest intermediate tensor while masks are brought to the size of the picture: 256 MB of float32.
 _CHUNK_VALUES = 2**26
+# A notebook keeps what it shows inside its file.
+_NOTEBOOK_SIDE = 1024
+_NOTEBOOK_BACKGROUND = (128, 128, 128)
+_REPR_CHARACTERS, _REPR_SEGMENTS = 80, 8
 
 
-@dataclass
+@dataclass(repr=False)
 class Segment:
     """One segment: what a `[SEG]` or `[REJ]` slot of an answer stands for.
+
+    `score` rates the mask alone, and what it comes from differs by system:
+
+    - LISA, GSVA and composed models: the segmenter's estimate of the IoU of the mask, `mask_scores` of the model's
+      output. The head that gives it has no bounds, so that what lies outside of 0 and 1 is brought to the nearer of
+      them. Training as in the papers of LISA and GSVA leaves this head as it was: do not rank their masks by it. The
+      embedded model's head was trained last, on its own masks.
+    - attend-and-segment: the same estimate by a segmenter as its authors trained it.
+    - IVM: the largest value of the heat-map.
+
+    Whether there is such a thing at all is what `rejected` and `slot_prob` say. The score of a rejected segment is
+    that of the mask it would have had.
 
     Args:
         label (`str`, *optional*):
@@ -30,7 +47,7 @@ class Segment:
         mask (`np.ndarray`, *optional*):
             bool, of shape `(height, width)` of the upright picture; None when the slot is rejected.
         score (`float`):
-            The segmenter's estimate of the IoU of its mask, about 0..1.
+            How good the mask is, 0 to 1, see above. A number outside of that is brought to the nearer end, NaN to 0.
         slot_prob (`float`):
             Probability that the slot is `[SEG]` rather than `[REJ]`; 1.0 for models without `[REJ]`.
         rejected (`bool`):
@@ -47,6 +64,13 @@ class Segment:
     slot_prob: float = 1.0
     rejected: bool = False
     heatmap: np.ndarray | None = None
+
+    def __post_init__(self):
+        self.score = min(1.0, max(0.0, float(self.score)))
+
+    def __repr__(self) -> str:
+        found = "rejected" if self.rejected else f"score={self.score:.2f}, box_xyxy={self.box_xyxy}, area={self.area}"
+        return f"{type(self).__name__}(label={_shortened(self.label)}, span={self.span}, {found})"
 
     @property
     def area(self) -> int:
@@ -74,22 +98,47 @@ class Segment:
         return [] if self.mask is None else mask_to_polygons(self.mask)
 
 
-@dataclass
+@dataclass(repr=False)
 class SegmentationResult:
-    """All segments of one row: one picture with one question.
+    """All segments of one row: one image with one question. A notebook shows it as the image with its masks.
 
     Args:
         text (`str`):
-            The answer.
+            The answer. The token of a slot says what was decided: `[REJ]` where its segment is rejected, else `[SEG]`.
         segments (`list[Segment]`):
             One per slot, in reading order, rejected ones included.
         image_size (`tuple[int, int]`):
             (height, width) of the upright picture.
+        image (*optional*):
+            The image as the processor got it, for `overlay` and notebooks; None where inputs have lost it.
     """
 
     text: str
     segments: list[Segment]
     image_size: tuple[int, int]
+    image: Any = None
+
+    def __repr__(self) -> str:
+        shown = [
+            f"{segment_name(_shortened(segment.label) if segment.label else None, index)}"
+            f" {'rejected' if segment.rejected else f'{segment.score:.2f}'}"
+            for index, segment in enumerate(self.segments[:_REPR_SEGMENTS])
+        ]
+        if len(self.segments) > _REPR_SEGMENTS:
+            shown.append(f"{len(self.segments) - _REPR_SEGMENTS} more")
+        height, width = self.image_size
+        return f"{type(self).__name__}(text={_shortened(self.text)}, segments=[{', '.join(shown)}], {width}x{height})"
+
+    def _repr_html_(self) -> str:
+        drawn = None
+        if self.image is not None:
+            # It may have been moved since, or masks were asked for at another size.
+            with contextlib.suppress(OSError, ValueError):
+                drawn = self.overlay()
+        if drawn is None:
+            drawn = self.overlay(Image.new("RGB", self.image_size[::-1], _NOTEBOOK_BACKGROUND))
+        drawn.thumbnail((_NOTEBOOK_SIDE, _NOTEBOOK_SIDE))
+        return answer_html(self.text, self.segments, drawn)
 
     @property
     def heatmap(self) -> np.ndarray | None:
@@ -155,19 +204,23 @@ class SegmentationResult:
             data={"class_name": np.array(names, dtype=str)},
         )
 
-    def overlay(self, image: Any, alpha: float = 0.5) -> Image.Image:
+    def overlay(self, image: Any = None, alpha: float = 0.5) -> Image.Image:
         """Draw the masks and their labels on the picture; rejected phrases are listed in its lower left corner.
 
         Args:
-            image: the picture these segments belong to, of any kind `load_rgb_image` reads.
+            image (*optional*):
+                The image these segments belong to, of any kind `load_rgb_image` reads; `self.image` by default.
             alpha (`float`, *optional*, defaults to 0.5): share of the colour on a mask, 0..1.
 
         Returns:
             `PIL.Image.Image`: mode RGB, upright, of the size of the picture.
 
         Raises:
-            ValueError: `image` has another size than the masks, or `alpha` is outside 0..1.
+            ValueError: There is no image, it has another size than the masks, or `alpha` is outside 0..1.
         """
+        image = self.image if image is None else image
+        if image is None:
+            raise ValueError("The result does not hold its image. Pass the one that was segmented: overlay(image).")
         return draw_segments(image, self.segments, self.image_size, alpha)
 
     def to_html(self, image: Any = None) -> str:
@@ -282,6 +335,11 @@ def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
         raise ImportError("COCO RLE needs the package pycocotools. Install it: pip install pycocotools") from error
     encoded = coco_mask.encode(np.asfortranarray(binary_mask(mask), dtype=np.uint8))
     return {"size": [int(size) for size in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def _shortened(text: str | None) -> str:
+    """The `repr` of a text, of its beginning where it is long."""
+    return repr(text if text is None or len(text) <= _REPR_CHARACTERS else f"{text[:_REPR_CHARACTERS]}...")
 
 
 def _size_pair(size: Any) -> tuple[int, int]:

@@ -7,11 +7,12 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .chat_processor import image_of_row
 from .chat_templates import TurnMarkers, answer_text
 from .mask_sizes import MaskSizes, read_mask_sizes
 from .prompt_rows import PromptRow
 from .segments import Segment, SegmentationResult, post_process_masks
-from .slot_spans import Span, decode_with_spans, find_tokens, slot_labels
+from .slot_spans import Span, decode_with_spans, find_tokens, replace_tokens, slot_labels
 from .token_rows import as_list
 
 
@@ -86,8 +87,21 @@ class SlotReader:
                 )
             phrases = rows[source[row]].phrases if rows is not None else None
             segments = self._segments(answer, phrases, output, row, threshold, reject_threshold, sizes[row])
-            results.append(SegmentationResult(text=answer.text, segments=segments, image_size=sizes[row].original))
+            text = self._write_decisions(answer.text, segments)
+            image = image_of_row(inputs, source[row])
+            results.append(SegmentationResult(text, segments, sizes[row].original, image))
         return results
+
+    def _write_decisions(self, text: str, segments: list[Segment]) -> str:
+        """The text whose slots read as was decided, which a given answer or a threshold need not agree with."""
+        seg_token, rej_token = [*self.slot_tokens.values(), None][:2]
+        if rej_token is None:
+            return text
+        tokens = [rej_token if segment.rejected else seg_token for segment in segments]
+        text, spans = replace_tokens(text, [segment.span for segment in segments], tokens)
+        for segment, span in zip(segments, spans, strict=True):
+            segment.span = span
+        return text
 
     # ---- text ---------------------------------------------------------------------------------------------------
 

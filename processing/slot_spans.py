@@ -71,6 +71,29 @@ def decode_with_spans(
     return text, spans
 
 
+def replace_tokens(text: str, spans: Sequence[Span | None], tokens: Sequence[str]) -> tuple[str, list[Span | None]]:
+    """
+    Writes one of `tokens` over each span.
+
+    Args:
+        text (`str`): An answer.
+        spans (`Sequence[Span | None]`): Character ranges in it, in order; `None` for what does not stand in it.
+        tokens (`Sequence[str]`): What shall stand there, one for each.
+
+    Returns:
+        `tuple[str, list[Span | None]]`: The new text, and where the tokens stand in it.
+    """
+    written, moved, position = "", [], 0
+    for span, token in zip(spans, tokens, strict=True):
+        if span is None:
+            moved.append(None)
+            continue
+        written += text[position : span[0]] + token
+        moved.append((len(written) - len(token), len(written)))
+        position = span[1]
+    return written + text[position:], moved
+
+
 def slot_labels(text: str, spans: Sequence[Span], question: str | None = None) -> list[str | None]:
     """
     Reads off which phrase each slot belongs to.
@@ -113,4 +136,4 @@ def _phrase_before(context: str) -> str | None:
     return None if _NAMELESS.match(phrase) else phrase
 
 
-__all__ = ["asked_phrase", "decode_with_spans", "find_tokens", "slot_labels"]
+__all__ = ["asked_phrase", "decode_with_spans", "find_tokens", "replace_tokens", "slot_labels"]

@@ -9,6 +9,7 @@ from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
 from .loading import load_pretrained
+from .processing.answer_rendering import answer_html
 from .processing.image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
 from .processing.masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage
 
@@ -111,6 +112,10 @@ class MaskedAnswer:
     masked: MaskedImage
     original_image: Image.Image
     original_text: str | None = None
+
+    def _repr_html_(self) -> str:
+        whole = "" if self.original_text is None else f"whole image: {self.original_text}"
+        return answer_html("\n".join(filter(None, (self.text, whole))), [], self.image)
 
 
 class MaskedInput:

@@ -172,6 +172,12 @@ def test_upsampled_maps(name):
     torch.testing.assert_close(plain, TENSORS[f"upsample.{name}.gcg_original_every4th"], atol=1e-6, rtol=1e-5)
 
 
+def assert_scores(segments, recorded, tolerance):
+    """The segmenter's own estimates, and the part of them within 0..1 that users see."""
+    assert [segment.mask_score for segment in segments] == pytest.approx(recorded, abs=tolerance)
+    assert [segment.score for segment in segments] == pytest.approx(np.clip(recorded, 0, 1).tolist(), abs=tolerance)
+
+
 @pytest.mark.parametrize(
     ("run", "options"), [("iseg_mask", MASK_OPTIONS), ("iseg_mask_default_temp", DEFAULT_MASK_OPTIONS)]
 )
@@ -194,7 +200,7 @@ def test_mask_and_box_prompts(model, processor, runs, name, run, options):
     segments = [segment for segment in result.segments if segment.area]
     assert [segment.label for segment in segments] == [entry["noun_phrase"] for entry in recorded]
     assert [list(segment.prompt_box_xyxy) for segment in segments] == [entry["box"] for entry in recorded]
-    assert [segment.score for segment in segments] == pytest.approx([entry["score"] for entry in recorded], abs=1e-3)
+    assert_scores(segments, [entry["score"] for entry in recorded], 1e-3)
     assert_masks([segment.mask for segment in segments], [entry["segmentation"] for entry in recorded])
 
 
@@ -208,7 +214,7 @@ def test_all_candidates(processor, runs, name):
     segments = [segment for segment in result.segments if segment.label in kept and segment.area]
     assert [segment.candidate for segment in result.segments] == [0, 1, 2] * len(output.phrases[0])
     assert_masks([segment.mask for segment in segments], [entry["segmentation"] for entry in recorded])
-    assert [segment.score for segment in segments] == pytest.approx([entry["score"] for entry in recorded], abs=1e-4)
+    assert_scores(segments, [entry["score"] for entry in recorded], 1e-4)
 
 
 @pytest.mark.parametrize("name", IMAGES)

@@ -1,5 +1,7 @@
 """Masking a picture by its heat-map: equal to the original's pictures to the last bit, and clear at its limits."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -53,6 +55,13 @@ def spot(height=40, width=60, box=(20, 10, 30, 20)) -> tuple[np.ndarray, np.ndar
     heatmap = np.full((height, width), 0.05, np.float32)
     heatmap[y1:y2, x1:x2] = 0.8
     return np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8), heatmap
+
+
+def test_it_shows_itself_in_one_line_and_in_notebooks():
+    image, heatmap = spot()
+    masked = mask_image(image, heatmap, 0.5)
+    assert repr(masked) == "MaskedImage(found=True, kept_ratio=0.0417, box=(20, 10, 30, 20), 60x40)"
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(masked._repr_png_()))), np.asarray(masked.masked_image))
 
 
 def test_what_is_marked_stays_and_the_rest_is_painted():

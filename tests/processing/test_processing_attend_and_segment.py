@@ -161,8 +161,11 @@ class TestResults:
         assert np.array_equal(result.segments[2].mask, chosen.segments[0].mask)
 
     def test_filters(self, processor, answered):
+        inputs, output = answered
+        answered = inputs, {**output, "mask_scores": [torch.tensor([0.25, 1.5]), *output["mask_scores"][1:]]}
         whole = results(processor, answered)[0]
         scores = [segment.score for segment in whole.segments]
+        assert scores == [0.25, 1.0]
         kept = results(processor, answered, min_score=max(scores))[0]
         assert [segment.score for segment in kept.segments] == [max(scores)]
         rejected = results(processor, answered, reject_threshold=max(scores))[0]

@@ -124,6 +124,14 @@ def test_segments_carry_the_heatmap(processor):
     assert 0 < stricter.segments[0].area < segment.area
 
 
+def test_results_know_their_image(processor):
+    images = [image(seed=0), image(24, 18, seed=1)]
+    inputs = processor(images=images, phrases=[["cup", "dog"], ["tree"]], return_tensors="pt")
+    results = processor.post_process_segmentation(output_of(logits(), logits(), logits()), inputs)
+    assert all(result.image is given for result, given in zip(results, images, strict=True))
+    assert "<img" in results[1]._repr_html_()
+
+
 def test_plain_dicts_and_other_sizes(processor):
     inputs = processor(images=image(), text=["cup", "dog"], return_tensors="pt")
     results = processor.post_process_segmentation(output_of(logits(), logits()), dict(inputs), original_sizes=[(7, 9)])

@@ -1,6 +1,9 @@
 """Masks at the size of the picture equal the original's; boxes, RLE, polygons and drawings describe the same mask."""
 
+import base64
+import io
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +16,7 @@ from torch.nn import functional as F
 import reasonseg.processing.segments as segments_module
 from reasonseg.processing.mask_drawing import segment_color
 from reasonseg.processing.mask_polygons import mask_to_polygons
+from reasonseg.processing.phrase_segments import PhraseSegment, PhraseSegmentationResult, without_overlaps
 from reasonseg.processing.segments import Segment, SegmentationResult, mask_to_rle, post_process_masks
 from tests.parity_data import load_case, load_meta, sampled_like, unpack_mask
 
@@ -141,6 +145,37 @@ class TestSegment:
         segment = Segment("a dog", (0, 5), None, score=0.9, slot_prob=0.2, rejected=True)
         assert (segment.area, segment.box_xyxy, segment.rle, segment.polygons) == (0, None, None, [])
 
+    @pytest.mark.parametrize("kind", [Segment, PhraseSegment])
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            (0.25, 0.25),
+            (-0.77, 0.0),
+            (1.02, 1.0),
+            (np.float32(7), 1.0),
+            (float("nan"), 0.0),
+            (torch.tensor(-1.0), 0.0),
+        ],
+    )
+    def test_scores_lie_in_0_to_1(self, kind, given, expected):
+        segment = kind(score=given)
+        assert segment.score == expected
+        assert type(segment.score) is float
+
+    def test_estimates_above_1_still_rank_masks(self):
+        mask = np.ones((2, 2), dtype=bool)
+        worse, better = PhraseSegment(mask=mask, score=1.01), PhraseSegment(mask=mask, score=1.02)
+        assert without_overlaps([worse, better], 0.75) == [better]
+
+    @pytest.mark.parametrize("kind", [Segment, PhraseSegment])
+    def test_its_repr_is_one_line(self, kind):
+        segment = kind("a\nred cup" * 100, (0, 5), np.ones((300, 400), dtype=bool), score=0.5)
+        assert repr(segment).startswith(f"{kind.__name__}(label='a\\nred cup")
+        assert repr(segment).endswith("span=(0, 5), score=0.50, box_xyxy=(0, 0, 400, 300), area=120000)")
+        assert len(repr(segment)) < 250
+        assert "\n" not in repr(segment)
+        assert repr(Segment(rejected=True)) == "Segment(label=None, span=None, rejected)"
+
     def test_rle_without_pycocotools_says_what_to_install(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "pycocotools", None)
         with pytest.raises(ImportError, match="pip install pycocotools"):
@@ -242,6 +277,57 @@ class TestSegmentationResult:
         monkeypatch.setitem(sys.modules, "supervision", None)
         with pytest.raises(ImportError, match="pip install supervision"):
             result.to_supervision()
+
+    def test_its_repr_is_one_line(self, result):
+        labelled = "['cup' 0.75, 'dog' rejected, 'saucer' 0.50]"
+        assert repr(result) == f"SegmentationResult(text={result.text!r}, segments={labelled}, 60x40)"
+        long = replace(result, text="line\n" * 1000, segments=[Segment("x" * 1000), Segment(rejected=True)] * 50)
+        assert "\n" not in repr(long)
+        assert len(repr(long)) < 800
+        assert "segment 2 rejected" in repr(long)
+        assert "92 more]" in repr(long)
+        grounded = PhraseSegmentationResult("A cup.", [], (3, 4), attention_maps=np.zeros((9, 8, 8)))
+        assert repr(grounded) == "PhraseSegmentationResult(text='A cup.', segments=[], 4x3)"
+
+
+class TestNotebook:
+    """What Jupyter asks for: `_repr_html_`."""
+
+    @staticmethod
+    def shown(result) -> tuple[Image.Image, str]:
+        page = result._repr_html_()
+        ((data, rest),) = [part.split('">', 1) for part in page.split("data:image/png;base64,")[1:]]
+        return Image.open(io.BytesIO(base64.b64decode(data))), rest
+
+    def test_the_image_with_its_masks(self, result):
+        result.image = RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+        image, text = self.shown(result)
+        assert text.count("<mark") == 2
+        assert text.count("<s ") == 1, "what was rejected is struck through"
+        np.testing.assert_array_equal(np.asarray(image), np.asarray(result.overlay(result.image)))
+
+    def test_a_large_image_is_made_smaller(self):
+        result = SegmentationResult("", [Segment(mask=np.ones((3000, 1500), dtype=bool))], (3000, 1500))
+        result.image = Image.new("RGB", (1500, 3000))
+        assert self.shown(result)[0].size == (512, 1024)
+
+    @pytest.mark.parametrize("image", [None, "nowhere.png", Image.new("RGB", (5, 5))])
+    def test_without_its_image_the_masks_stand_alone(self, result, image):
+        result.image = image
+        pixels = np.asarray(self.shown(result)[0])
+        assert pixels.shape == (40, 60, 3)
+        assert not (pixels[22:28, 41:50] == pixels[0, 59]).all()
+
+    def test_text_is_no_html(self, result):
+        result.text, result.segments = "<script>alert(1)</script>", [Segment("<b>", (0, 8))]
+        assert "<script" not in result._repr_html_()
+        assert "<b>" not in result._repr_html_()
+
+    def test_overlay_takes_the_image_it_knows(self, result):
+        with pytest.raises(ValueError, match=r"does not hold its image\. Pass the one that was segmented"):
+            result.overlay()
+        result.image = Image.new("RGB", (60, 40), "white")
+        assert np.array_equal(result.overlay(), result.overlay(Image.new("RGB", (60, 40), "white")))
 
 
 class TestOverlay:

@@ -3,6 +3,7 @@
 import copy
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +20,11 @@ IMAGES = [Image.new("RGB", (40, 30)), Image.new("RGB", (20, 50))]
 @pytest.fixture(scope="module")
 def lisa():
     return small_processor("lisa")
+
+
+@pytest.fixture(scope="module")
+def gsva():
+    return small_processor("gsva")
 
 
 def forced_output(*counts: int, seed: int = 0) -> dict[str, list[torch.Tensor]]:
@@ -122,6 +128,18 @@ class TestForcedAnswers:
         assert [segment.rejected for segment in by_threshold] == [False, False, True]
         assert [segment.label for segment in by_threshold] == ["a", "b", "c"]
 
+    @pytest.mark.parametrize("image", [IMAGES[0], np.zeros((30, 40, 3), dtype=np.uint8)], ids=["Pillow", "array"])
+    def test_results_know_their_image(self, lisa, image):
+        inputs = lisa(images=[IMAGES[1], image], text=["a", "b", "c"], image_index=[1, 0, 1], return_tensors="pt")
+        output = generated_output(lisa, inputs, ["[SEG]."] * 6, copies=2)
+        results = lisa.post_process_segmentation(output, copy.copy(inputs).to("cpu"))
+        assert [result.image is image for result in results] == [True, True, False, False, True, True]
+        assert "<img" in results[0]._repr_html_()
+        for lost in (dict(inputs), pickle.loads(pickle.dumps(inputs))):  # noqa: S301
+            result = lisa.post_process_segmentation(output, lost)[0]
+            assert result.image is None
+            assert "<img" in result._repr_html_()
+
     def test_an_answer_without_slots(self, lisa):
         inputs = lisa(images=IMAGES[0], text="What is this?", answer="It is a cat.", return_tensors="pt")
         (result,) = lisa.post_process_segmentation(forced_output(0), inputs)
@@ -158,6 +176,51 @@ class TestForcedAnswers:
         inputs = lisa(images=IMAGES[0], text="<image> the dog ->", answer="it is [SEG].", return_tensors="pt")
         (result,) = lisa.post_process_segmentation(forced_output(1), inputs)
         assert (result.text, spanned(result)) == ("it is [SEG].", ["[SEG]"])
+
+
+class TestDecisions:
+    """Text and decision agree, whoever wrote the text and whoever decided."""
+
+    @staticmethod
+    def decided(output, *rejected):
+        return {**output, "rejected": [torch.tensor(row) for row in rejected]}
+
+    def test_phrases(self, gsva):
+        inputs = gsva(images=IMAGES[0], phrases=[["an elephant", "the cup", "a dog"]], return_tensors="pt")
+        output = self.decided(forced_output(3), [True, False, True])
+        for given in (inputs, dict(inputs)):
+            (result,) = gsva.post_process_segmentation(output, given)
+            assert result.text == "Sure,an elephant:[REJ], the cup:[SEG], a dog:[REJ]."
+            assert spanned(result) == ["[REJ]", "[SEG]", "[REJ]"]
+            assert labels_of(result) == ["an elephant", "the cup", "a dog"]
+            assert [segment.mask is None for segment in result.segments] == [True, False, True]
+
+    def test_a_given_answer(self, gsva):
+        inputs = gsva(images=IMAGES[0], text="What?", answer="A cat [SEG] and a cup [REJ].", return_tensors="pt")
+        (result,) = gsva.post_process_segmentation(self.decided(forced_output(2), [True, False]), inputs)
+        assert (result.text, spanned(result)) == ("A cat [REJ] and a cup [SEG].", ["[REJ]", "[SEG]"])
+
+    def test_a_threshold_over_a_free_answer(self, gsva):
+        inputs = gsva(images=IMAGES[0], text="What?", return_tensors="pt")
+        output = generated_output(gsva, inputs, ["A cat [SEG], a cup [REJ]."])
+        output["slot_probs"] = [torch.tensor([0.6, 0.4])]
+        output = self.decided(output, [False, True])
+        for threshold, text in ((None, "A cat [SEG], a cup [REJ]."), (0.9, "A cat [REJ], a cup [REJ].")):
+            (result,) = gsva.post_process_segmentation(output, inputs, reject_threshold=threshold)
+            assert result.text == text
+        (result,) = gsva.post_process_segmentation(output, inputs, reject_threshold=0.1)
+        assert (result.text, spanned(result)) == ("A cat [SEG], a cup [SEG].", ["[SEG]", "[SEG]"])
+
+    def test_slots_of_a_question_stay_out_of_the_text(self, gsva):
+        inputs = gsva(images=IMAGES[0], text="Like [SEG]?", answer="A cat [SEG].", return_tensors="pt")
+        (result,) = gsva.post_process_segmentation(self.decided(forced_output(2), [True, True]), inputs)
+        assert result.text == "A cat [REJ]."
+        assert [segment.span for segment in result.segments] == [None, (6, 11)]
+
+    def test_a_model_that_cannot_reject(self, lisa):
+        inputs = lisa(images=IMAGES[0], phrases=["a cup"], return_tensors="pt")
+        (result,) = lisa.post_process_segmentation(self.decided(forced_output(1), [True]), inputs)
+        assert spanned(result) == ["[SEG]"]
 
 
 class TestGeneratedAnswers:

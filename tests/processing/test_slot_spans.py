@@ -2,7 +2,13 @@
 
 import pytest
 
-from reasonseg.processing.slot_spans import asked_phrase, decode_with_spans, find_tokens, slot_labels
+from reasonseg.processing.slot_spans import (
+    asked_phrase,
+    decode_with_spans,
+    find_tokens,
+    replace_tokens,
+    slot_labels,
+)
 
 
 SLOTS = ("[SEG]", "[REJ]")
@@ -74,3 +80,9 @@ def test_spans_survive_an_unfinished_letter():
     text, spans = decode_with_spans(decode, [5, 1, 2, 3, 4, 1, 3, 5], {3: "[SEG]"})
     assert text == "é[SEG] a\ufffd[SEG]"
     assert [text[slice(*span)] for span in spans] == ["[SEG]", "[SEG]"]
+
+
+def test_tokens_of_other_lengths_move_the_spans_behind_them():
+    text, spans = replace_tokens("a [SEG] b [SEG].", [(2, 7), None, (10, 15)], ["<none>", "x", "[SEG]"])
+    assert (text, spans) == ("a <none> b [SEG].", [(2, 8), None, (11, 16)])
+    assert replace_tokens("nothing", [], []) == ("nothing", [])

@@ -70,6 +70,8 @@ def test_the_masked_picture_is_asked_about(asker, ivm_repo, pictures):
     ]
     (direct,) = asker(text=chat, max_new_tokens=8, do_sample=False, return_full_text=False)
     assert answer.text == direct["generated_text"].strip()
+    assert "<img" in answer._repr_html_()
+    assert "\n" not in repr(answer)
 
 
 def test_both_answers_in_batches(asker, ivm_repo, pictures):
