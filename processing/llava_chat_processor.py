@@ -41,6 +41,13 @@ class LlavaChatProcessor(LlavaImageTokens, ChatProcessor):
             image_processor, tokenizer, chat_template=choose_chat_template(template, chat_template, IMAGE_TOKEN)
         )
 
+    def _merge_kwargs(self, *args, **kwargs):
+        if "phrases" in kwargs:
+            raise ValueError(
+                f"{type(self).__name__} takes no `phrases`: its model writes text and draws no masks. Ask with `text`."
+            )
+        return super()._merge_kwargs(*args, **kwargs)
+
     def _inputs_of_rows(
         self,
         texts: Sequence[tuple[str, str | None]],

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, Pipeline
 from transformers.utils import ModelOutput
 
 from .image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
+from .prompt_rows import read_phrases
 
 
 # What generation takes besides the fields of GenerationConfig.
@@ -57,7 +58,7 @@ class ReasoningSegmentationPipeline(Pipeline):
         self,
         images: Any,
         text: str | list[str] | None = None,
-        phrases: list[str] | list[list[str]] | None = None,
+        phrases: str | list[str] | list[list[str]] | None = None,
         batch_size: int | None = None,
         num_workers: int | None = None,
         **kwargs,
@@ -71,12 +72,12 @@ class ReasoningSegmentationPipeline(Pipeline):
                 anything else with images or rows that can be iterated or indexed: a generator, a data set of torch or
                 `datasets` (further columns are left aside) or a column of one, which are read as they are needed.
             text (`str` or `list[str]`, *optional*):
-                One question for all pictures, one for each (a list, a column or another iterable), or several for the
-                one picture, which is then encoded once. The model writes its answer, and every `[SEG]` in it gets a
+                One question for all images, one for each (a list, a column or another iterable), or several for the
+                one image, which is then encoded once. The model writes its answer, and every `[SEG]` in it gets a
                 mask.
-            phrases (`list[str]` or `list[list[str]]`, *optional*):
-                What to segment in every picture, or one list for each row, for which a column of a data set is read
-                as well. The answer is forced: one forward pass, one segment per phrase.
+            phrases (`str`, `list[str]` or `list[list[str]]`, *optional*):
+                What to segment in every image (a string is one phrase), or one list for each row, for which a column
+                of a data set is read as well. The answer is forced: one forward pass, one segment per phrase.
             batch_size (`int`, *optional*, defaults to 1):
                 Rows per forward pass.
             num_workers (`int`, *optional*, defaults to 0):
@@ -246,7 +247,7 @@ def _rows(images: Any, text: Any, phrases: Any) -> list[dict[str, Any]]:
             "given. Give one for each image, or a single one for all."
         )
     if text is None:
-        return [_row(image, None, own) for image, own in zip(images, phrases, strict=True)]
+        return [_row(image, None, own) for image, own in zip(images, read_phrases(phrases), strict=True)]
     return [_row(image, own, phrases) for image, own in zip(images, text, strict=True)]
 
 
@@ -303,9 +304,12 @@ def _row(item: Any, text: Any, phrases: Any, more_columns: bool = False) -> dict
         if not isinstance(text, str):
             raise ValueError(f"A text of type {type(text).__name__} was given. Each question must be a string.")
         return {"image": image, "text": text}
-    if not isinstance(phrases, (list, tuple)) or not phrases or not all(isinstance(one, str) for one in phrases):
-        raise ValueError(f"The phrases {phrases!r} were given. Each row needs a list of at least one string.")
-    return {"image": image, "phrases": list(phrases)}
+    own, *others = read_phrases(phrases)
+    if others:
+        raise ValueError(
+            f"The phrases {phrases!r} were given for one row. It needs one phrase or one list of phrases."
+        )
+    return {"image": image, "phrases": own}
 
 
 def _batches(

@@ -131,7 +131,7 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
         images: Any = None,
         text: str | list[str] | None = None,
         answer: str | list[str] | None = None,
-        phrases: list[list[str]] | None = None,
+        phrases: str | list[str] | list[list[str]] | None = None,
         image_index: list[int] | None = None,
         **kwargs: Unpack[AttendAndSegmentProcessorKwargs],
     ) -> BatchFeature:

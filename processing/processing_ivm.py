@@ -125,7 +125,7 @@ class IvmProcessor(LisaProcessor):
         images: ImageInput | None = None,
         text: str | list[str] | None = None,
         answer: str | list[str] | None = None,
-        phrases: list[list[str]] | None = None,
+        phrases: str | list[str] | list[list[str]] | None = None,
         image_index: list[int] | None = None,
         **kwargs: Unpack[IvmProcessorKwargs],
     ) -> BatchFeature:
@@ -136,9 +136,10 @@ class IvmProcessor(LisaProcessor):
             text (`str` or `list[str]`, *optional*):
                 The instruction. A text that holds the image token is the whole prompt and stays as it is.
             answer: IVM reads none; only there for the common interface.
-            phrases (`list[list[str]]`, *optional*):
+            phrases (`str`, `list[str]` or `list[list[str]]`, *optional*):
                 Instructions, instead of `text`. Each becomes a row of the inputs; `post_process_segmentation` gives
-                one result per given row, with a segment per phrase.
+                one result per given row, with a segment per phrase. A single list is one row, a single string one
+                instruction.
             image_index (`list[int]`, *optional*): The image of each given row, where rows share images.
             kwargs: Further arguments of the tokenizer and of the image processor.
 

@@ -1,6 +1,6 @@
 """Check the arguments of a processor call and bring them into rows: one prompt about one picture each."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,22 +59,28 @@ def read_texts(text: Any, answer: Any) -> list[tuple[str, str | None]]:
 def read_phrases(phrases: Any) -> list[list[str]]:
     """
     Args:
-        phrases: One list of strings per row; a single list of strings is one row.
+        phrases: One list of strings per row; a single list of strings is one row, a single string one phrase of one.
 
     Raises:
-        ValueError: If a row or a phrase is empty or something is not a string.
+        ValueError: If there is no phrase, a row has none, or something else than a string was given.
     """
-    if isinstance(phrases, str):
-        raise ValueError(f"phrases is the string {phrases!r}. Give a list of phrases per row: [[{phrases!r}]].")
-    rows = list(phrases)
+    rows = [phrases] if isinstance(phrases, str) else _ordered(phrases)
+    if rows is None:
+        raise ValueError(
+            f"phrases is of type {type(phrases).__name__}. Give a phrase, a list of phrases for one row, or a list of "
+            "such lists, one per row."
+        )
     if rows and all(isinstance(phrase, str) for phrase in rows):
         rows = [rows]
     if not rows:
-        raise ValueError("phrases is empty. Give at least one row with at least one phrase.")
-    for place, row in enumerate(rows):
-        if not isinstance(row, (list, tuple)) or not row or not all(isinstance(phrase, str) for phrase in row):
-            raise ValueError(f"Row {place} of phrases is {row!r}. Each row must be a list of at least one string.")
-    return [list(row) for row in rows]
+        raise ValueError("phrases is empty. Give at least one row of at least one string.")
+    read = [None if isinstance(row, str) else _ordered(row) for row in rows]
+    for index, row in enumerate(read):
+        if not row or not all(isinstance(phrase, str) for phrase in row):
+            raise ValueError(
+                f"Row {index} of phrases is {rows[index]!r}. Each row must be a list of at least one string."
+            )
+    return read
 
 
 def read_images(images: Any) -> list:
@@ -118,7 +124,8 @@ def read_image_index(image_index: Any, num_rows: int, num_images: int) -> list[i
         raise ValueError(
             f"{num_rows} texts and {num_images} images were given: the number of image tokens in the prompts should "
             "be the same as the number of images. Give one image per text, one image for all, or `image_index` with "
-            "the image of each text."
+            "the image of each text. Phrases count as one text per list of them: one phrase for each of two images is "
+            '[["a cup"], ["a dog"]].'
         )
     index = image_index.tolist() if isinstance(image_index, (np.ndarray, torch.Tensor)) else list(image_index)
     if len(index) != num_rows or not all(0 <= place < num_images for place in index):
@@ -156,6 +163,12 @@ def check_image_tokens(conversations: Sequence[str], image_token: str, num_image
             f"exactly one {image_token}; leave it out of plain messages, which the chat template puts behind it."
         )
     return True
+
+
+def _ordered(values: Any) -> list | None:
+    """The entries of a list, a tuple, an array, a column, ...; `None` for what is no row of entries."""
+    has_entries = isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping, Set))
+    return list(values) if has_entries else None
 
 
 def _strings(values: Any, name: str) -> list[str]:

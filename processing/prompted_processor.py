@@ -58,7 +58,7 @@ class PromptedSegmentationProcessor(ChatProcessor):
         images: ImageInput | None = None,
         text: str | list[str] | None = None,
         answer: str | list[str] | None = None,
-        phrases: list[list[str]] | None = None,
+        phrases: str | list[str] | list[list[str]] | None = None,
         image_index: list[int] | None = None,
         **kwargs: Unpack[ReasoningSegmentationProcessorKwargs],
     ) -> BatchFeature:
@@ -75,8 +75,9 @@ class PromptedSegmentationProcessor(ChatProcessor):
                 image token is the whole prompt up to the answer, and stays as it is.
             answer (`str` or `list[str]`, *optional*):
                 The answer to each text. Spacing and end token are the chat template's.
-            phrases (`list[list[str]]`, *optional*):
-                What to segment, instead of `text` and `answer`. A single list of strings is one row.
+            phrases (`str`, `list[str]` or `list[list[str]]`, *optional*):
+                What to segment, instead of `text` and `answer`: a list of phrases per row. A single list of strings is
+                one row, a single string one phrase.
             image_index (`list[int]`, *optional*):
                 The image of each row, where rows share images.
             return_labels (`bool`, *optional*, defaults to `False`):

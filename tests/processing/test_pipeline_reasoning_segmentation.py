@@ -250,6 +250,15 @@ class TestRows:
         assert_same(pipe(IMAGES, text="where"), [pipe(image, text="where") for image in IMAGES])
         assert_same(pipe(IMAGES, phrases=["a"]), [pipe(image, phrases=["a"]) for image in IMAGES])
 
+    def test_a_string_is_one_phrase(self, pipe):
+        expected = [pipe(image, phrases=["a cup"]) for image in IMAGES]
+        assert [segment["label"] for segment in expected[0]["segments"]] == ["slot 0"]
+        for phrases in ("a cup", ("a cup",)):
+            assert_same([pipe(IMAGES[0], phrases=phrases)], expected[:1])
+            assert_same(pipe(IMAGES, phrases=phrases, batch_size=2), expected)
+            assert_same(list(pipe(iter(IMAGES), phrases=phrases)), expected)
+            assert_same(pipe([{"image": image, "phrases": phrases} for image in IMAGES]), expected)
+
     def test_lists_of_phrases_belong_to_rows(self, pipe):
         results = pipe(IMAGES, phrases=[["a"], ["b", "c"], ["d"]], batch_size=2)
         assert [len(result["segments"]) for result in results] == [1, 2, 1]
@@ -404,7 +413,8 @@ class TestRows:
             ({"text": ["a", "b"]}, "3 images and 2 texts"),
             ({"phrases": [["a"]]}, "3 images and 1 lists of phrases"),
             ({"phrases": []}, "at least one string"),
-            ({"phrases": "a"}, "at least one string"),
+            ({"phrases": [["a"], "b", ["c"]]}, "Row 1 of phrases is 'b'"),
+            ({"phrases": {"a": 1}}, "phrases is of type dict"),
             ({"phrases": [["a"], [], ["b"]]}, "at least one string"),
             ({"phrases": [1]}, "at least one string"),
             ({"text": ["a", "b", 3]}, "type int"),

@@ -123,6 +123,7 @@ def test_counted_tokens(processor):
         ({}, "needs `text`, `images` or both"),
         ({"images": 2, "answer": "A dog."}, "`answer` was given without `text`"),
         ({"images": 2, "text": ["a", "b", "c"]}, "3 texts and 2 images"),
+        ({"images": 1, "text": "a", "phrases": "a cup"}, "DiffLmmProcessor takes no `phrases`"),
         ({"images": 1, "text": "a", "answer": ["b", "c"]}, "1 texts and 2 answers"),
         ({"images": 1, "text": "<image><image> What?"}, "Row 0 holds 2 <image> tokens and has one image"),
         ({"text": "<image> What?"}, "Row 0 holds 1 <image> tokens and has no image"),

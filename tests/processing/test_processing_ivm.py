@@ -174,7 +174,6 @@ def test_it_is_saved_and_loaded(processor, tmp_path):
         ({"phrases": [["cup", " "]]}, "is empty"),
         ({"text": ["", "cup"], "images": [image(), image()]}, "Entry 0 of text is empty"),
         ({"phrases": [["<image>"]]}, "holds <image>"),
-        ({"phrases": "cup"}, "Give a list of phrases per row"),
         ({"phrases": [["cup"]], "apply_template": False}, "needs the chat template"),
         ({"text": ["cup", "dog", "cat"], "images": [image(), image()]}, "3 texts and 2 images"),
         ({"phrases": [["cup", "dog"], ["cat"]], "images": [image()] * 3}, "2 texts and 3 images"),

@@ -263,7 +263,16 @@ ERRORS = {
     "an empty phrase": ({"images": IMAGES[0], "phrases": ["dog", " "]}, "The phrase ' ' is empty"),
     "a phrase with a slot": ({"images": IMAGES[0], "phrases": ["dog [SEG]"]}, r"holds \[SEG\]"),
     "a phrase with an image token": ({"images": IMAGES[0], "phrases": ["<image>"]}, "holds <image>"),
-    "phrases as a string": ({"images": IMAGES[0], "phrases": "dog"}, r"Give a list of phrases per row: \[\['dog'\]\]"),
+    "an empty string of phrases": ({"images": IMAGES[0], "phrases": ""}, "The phrase '' is empty"),
+    "phrases of the wrong type": ({"images": IMAGES[0], "phrases": 3}, "phrases is of type int"),
+    "phrases without an order": ({"images": IMAGES[0], "phrases": {"dog", "cat"}}, "phrases is of type set"),
+    "phrases as bytes": ({"images": IMAGES[0], "phrases": b"dog"}, "phrases is of type bytes"),
+    "a phrase that is no string": ({"images": IMAGES[0], "phrases": ["dog", 3]}, "Row 0 of phrases is 'dog'"),
+    "a phrase among rows": ({"images": IMAGES[:2], "phrases": [["dog"], "cat"]}, "Row 1 of phrases is 'cat'"),
+    "one row for several images": (
+        {"images": IMAGES[:2], "phrases": ["dog", "cat"]},
+        r'one phrase for each of two images is \[\["a cup"\], \["a dog"\]\]',
+    ),
     "phrases without template": (
         {"images": IMAGES[0], "phrases": ["dog"], "apply_template": False},
         "`phrases` needs the chat template",

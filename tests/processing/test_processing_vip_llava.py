@@ -282,6 +282,7 @@ class TestRows:
             ({"images": 1, "text": "<image> and <image>"}, "Row 0 holds 2 <image> tokens and has one image"),
             ({"text": "<image>\nWhat?"}, "Row 0 holds 1 <image> tokens and has no image"),
             ({"images": 1, "answer": "a"}, "came without `text`"),
+            ({"images": 1, "phrases": ["a cup"]}, "VipLlavaProcessor takes no `phrases`"),
             ({"text": "a", "image_index": [0]}, "`image_index` was given without `images`"),
             ({"images": 1, "text": "a", "truncation": True, "max_length": 50}, "cut off <image> tokens"),
         ],
