@@ -48,6 +48,8 @@ class PublishedSystem:
         config_class, model_class, processor_class (`type`): The classes that load it. The code of those that are not
             transformers' own is published with it.
         image_processor_class (`type`, *optional*): Its image processor, LISA's and GSVA's by default.
+        does (`str`): What its models do, after "such models".
+        commands (`tuple[str, ...]`): The commands of `reasonseg` that run its models, the one they are made for first.
         auto_class (`str`, *optional*): The Auto class under which the model's code is published, `"AutoModel"` by
             default; configs of this package name it under others as well.
     """
@@ -56,6 +58,8 @@ class PublishedSystem:
     config_class: type[PreTrainedConfig]
     model_class: type[PreTrainedModel]
     processor_class: type[ProcessorMixin]
+    does: str = field(kw_only=True)
+    commands: tuple[str, ...] = field(kw_only=True)
     image_processor_class: type[BaseImageProcessor] = field(default=ReasoningSegmentationImageProcessor, kw_only=True)
     auto_class: str = field(default="AutoModel", kw_only=True)
 
@@ -87,15 +91,40 @@ REASONING_SEGMENTATION = PublishedSystem(
     ReasoningSegmentationConfig,
     ReasoningSegmentationModel,
     ReasoningSegmentationProcessor,
+    does="write an answer and draw a mask for every [SEG] in it",
+    commands=("segment", "ask"),
 )
-LISA = PublishedSystem("lisa", LisaConfig, LisaForReasoningSegmentation, LisaProcessor)
-GSVA = PublishedSystem("gsva", GsvaConfig, GsvaForReasoningSegmentation, GsvaProcessor)
-IVM = PublishedSystem("ivm", IvmConfig, IvmForVisualMasking, IvmProcessor)
+LISA = PublishedSystem(
+    "lisa",
+    LisaConfig,
+    LisaForReasoningSegmentation,
+    LisaProcessor,
+    does=REASONING_SEGMENTATION.does,
+    commands=REASONING_SEGMENTATION.commands,
+)
+GSVA = PublishedSystem(
+    "gsva",
+    GsvaConfig,
+    GsvaForReasoningSegmentation,
+    GsvaProcessor,
+    does=REASONING_SEGMENTATION.does,
+    commands=REASONING_SEGMENTATION.commands,
+)
+IVM = PublishedSystem(
+    "ivm",
+    IvmConfig,
+    IvmForVisualMasking,
+    IvmProcessor,
+    does="draw what an instruction needs and write no text",
+    commands=("mask", "segment"),
+)
 VIP_LLAVA = PublishedSystem(
     "vip_llava",
     VipLlavaConfig,
     VipLlavaForConditionalGeneration,
     VipLlavaProcessor,
+    does="answer in text and draw no masks",
+    commands=("ask",),
     image_processor_class=VipLlavaImageProcessor,
     # The config is transformers' own, and so is what AutoModel makes of it: the model without its head.
     auto_class="AutoModelForImageTextToText",
@@ -105,6 +134,8 @@ DIFFLMM = PublishedSystem(
     DiffLmmConfig,
     DiffLmmForConditionalGeneration,
     DiffLmmProcessor,
+    does=VIP_LLAVA.does,
+    commands=VIP_LLAVA.commands,
     image_processor_class=DiffLmmImageProcessor,
 )
 ATTEND_AND_SEGMENT = PublishedSystem(
@@ -112,6 +143,8 @@ ATTEND_AND_SEGMENT = PublishedSystem(
     AttendAndSegmentConfig,
     AttendAndSegmentModel,
     AttendAndSegmentProcessor,
+    does="write an answer and draw a mask for every phrase in it",
+    commands=("segment", "ask"),
 )
 
 SYSTEMS: Mapping[str, PublishedSystem] = MappingProxyType(

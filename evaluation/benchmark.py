@@ -103,12 +103,18 @@ def evaluate(
         progress (`Callable`, *optional*): Called with the number of finished and of all questions of this process.
 
     Raises:
-        ValueError: If the protocol does not exist, there is no question, an answer holds a `[REJ]` that the model does
+        ValueError: If the protocol does not exist or gives an answer to a model that reads none, there is no question,
+            an answer holds a `[REJ]` that the model does
             not know under `paper`, an image cannot be read, or a mask has not the size of its image or values that
             may mean several things.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"There is no protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
+    if protocol == "paper" and model.config.seg_token_id is None:
+        raise ValueError(
+            f"The protocol 'paper' gives an answer with [SEG] for every target, and {type(model).__name__} has no "
+            "such token. Use the protocol 'free'."
+        )
     if not len(questions):
         raise ValueError("There is no question to evaluate; an empty data set has no scores.")
     check_rejections(processor, questions, protocol)

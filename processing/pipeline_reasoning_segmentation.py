@@ -54,6 +54,15 @@ class ReasoningSegmentationPipeline(Pipeline):
     _pipeline_calls_generate = True
     _default_generation_config = GenerationConfig(max_new_tokens=256)
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if not hasattr(self.processor, "post_process_segmentation"):
+            raise ValueError(
+                f"{type(self.model).__name__} with {type(self.processor).__name__} draws no masks, which is what this "
+                "pipeline returns. Models that answer in text alone, such as ViP-LLaVA and DiffLMM, are run by "
+                'pipeline("image-text-to-text", model=...) and `reasonseg ask`.'
+            )
+
     def __call__(
         self,
         images: Any,

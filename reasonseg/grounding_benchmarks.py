@@ -11,6 +11,7 @@ from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor
 
 from .benchmarks import EvaluationOptions, Outcome, UnknownBenchmarkError
+from .conversion.systems import ATTEND_AND_SEGMENT
 from .evaluation.annotated_images import AnnotatedImage
 from .evaluation.coco_instances import (
     CocoInstances,
@@ -30,11 +31,11 @@ from .evaluation.phrase_grounding import MAX_NEW_TOKENS, QUESTION, Grounder, gro
 from .evaluation.phrase_similarity import TEXT_ENCODER, EncodedPhrases
 from .evaluation.report import numbers_table
 from .loading import load_pretrained
+from .model_kinds import WrongModelError, check_model_fits
 from .processing.noun_phrases import SpacyExtractor
 from .whole_files import write_whole
 
 
-_MODEL_TYPE = "attend_and_segment"
 # Fields of AttendAndSegmentConfig, and how their values are read from the command line.
 _POINTING: dict[str, Callable[[str], Any]] = {
     "heads": lambda text: text if text in ("paper", "mean") else [int(part) for part in text.split(",")],
@@ -120,12 +121,13 @@ def _answers(
 def _ground(options: EvaluationOptions, settings: dict[str, Any], images: list[AnnotatedImage], folder: Path) -> None:
     options.require("model", "images")
     repo, arguments = options.repository, options.load_arguments()
-    model = load_pretrained(AutoModel, repo, dtype=settings.get("dtype", "auto"), **arguments)
-    if model.config.model_type != _MODEL_TYPE:
-        raise UnknownBenchmarkError(
-            f"--dataset {options.dataset} needs a model that points by its attention; {options.model} is a "
-            f"{model.config.model_type}. Make one: reasonseg convert attend-and-segment VLM --sam FILE --out DIR."
+    kind = check_model_fits("segment", repo, **arguments, asked=f"--dataset {options.dataset}")
+    if kind is None or kind.name != ATTEND_AND_SEGMENT.name:
+        raise WrongModelError(
+            f"--dataset {options.dataset} needs a model that points by its attention; {options.model} is of the kind "
+            f"{kind and kind.name}. Make one: reasonseg convert attend-and-segment VLM --sam FILE --out DIR."
         )
+    model = load_pretrained(AutoModel, repo, dtype=settings.get("dtype", "auto"), **arguments)
     processor = load_pretrained(AutoProcessor, repo, **arguments)
     if "phrase_extractor" in settings:
         processor.phrase_extractor = settings["phrase_extractor"]

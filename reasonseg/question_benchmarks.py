@@ -7,6 +7,7 @@ from .benchmarks import EvaluationOptions, Outcome
 from .evaluation.benchmark import Question, check_rejections, evaluate
 from .evaluation.report import results_table
 from .loading import load_pretrained
+from .model_kinds import check_model_fits
 from .questions import image_folder_questions, tabletop_questions
 
 
@@ -24,6 +25,7 @@ def run_image_folder(options: EvaluationOptions) -> Outcome:
 
 def _run(options: EvaluationOptions, questions: list[Question]) -> Outcome:
     options.require("model")
+    check_model_fits("segment", options.repository, **options.load_arguments(), asked=f"--dataset {options.dataset}")
     questions = questions[: options.limit]
     processor = load_pretrained(AutoProcessor, options.repository, **options.load_arguments())
     check_rejections(processor, questions, options.protocol)  # before the model is loaded

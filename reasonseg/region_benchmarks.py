@@ -20,6 +20,7 @@ from .evaluation.vip_bench import (
     write_tables,
 )
 from .loading import load_pipeline, load_pretrained
+from .model_kinds import check_model_fits
 from .picture_chat import input_side
 from .processing.chat_templates import IMAGE_TOKEN
 from .processing.image_loading import load_rgb_image
@@ -211,6 +212,7 @@ def _judge(given: str, name: str, options: EvaluationOptions) -> Judge:
 
 
 def _load(options: EvaluationOptions):
+    check_model_fits("ask", options.repository, **options.load_arguments(), asked=f"--dataset {options.dataset}")
     model = load_pretrained(AutoModelForImageTextToText, options.repository, dtype="auto", **options.load_arguments())
     return (
         model.to(PartialState().device),

@@ -104,9 +104,7 @@ def ask(
         prompt.region.check_size((picture.height, picture.width))
     fill_placeholders(text or "", prompts)
     with console.status(f"Loading {escape(model)} ..."):
-        network, processor = load_checkpoint(
-            model, revision, dtype.value, device, trust_remote_code, "AutoModelForImageTextToText"
-        )
+        network, processor = load_checkpoint(model, revision, dtype.value, device, trust_remote_code, "ask")
         from ..picture_chat import PictureChat, input_side
     if prompts:
         scaled = scale_prompts(prompts, (picture.height, picture.width), input_side(processor), width)

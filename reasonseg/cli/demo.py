@@ -32,7 +32,7 @@ def demo(
 
     from ..questions import demo_questions, draw_demo_scene
 
-    network, processor = load_checkpoint(model, None, "auto", "cpu", False)
+    network, processor = load_checkpoint(model, None, "auto", "cpu", False, "segment", asked="reasonseg demo")
     scene = draw_demo_scene(seed)
     questions = text or demo_questions(scene)
     # Enlarged for people: the model sees its own small views, the masks come at the size of the picture.

@@ -325,7 +325,7 @@ class _Masker:
             min_kept_ratio=settings["min_kept"],
         )
         network, processor = load_checkpoint(
-            settings["model"], settings["revision"], settings["dtype"], device, trust_remote_code
+            settings["model"], settings["revision"], settings["dtype"], device, trust_remote_code, "mask"
         )
         self.masker = Masker(network, processor, options)
 

@@ -10,7 +10,7 @@ import typer
 
 from ..folder_lock import FolderInUseError
 from ..model_names import resolve_model
-from .failures import CommandError
+from .failures import CommandError, stderr_console
 
 
 # `processing/image_loading.py` reads it.
@@ -67,16 +67,19 @@ def load_checkpoint(
     dtype: str,
     device: str,
     trust_remote_code: bool,
-    auto_class: str = "AutoModel",
+    command: str = "segment",
+    asked: str | None = None,
 ) -> tuple[Any, Any]:
     """Load model and processor of a folder or Hub name; the model is on its device, in evaluation mode.
 
     Args:
         name: as `resolve_model` takes it.
-        auto_class: the class of transformers that finds the model's own.
+        command: which command asks. Where another one is made for this model, that is said on stderr.
+        asked: what asks, in the words of the user; `reasonseg` and the command by default.
 
     Raises:
         CommandError: `name` is no model, or `device` cannot be used here.
+        WrongModelError: the command cannot run this model.
     """
     name = resolve_model(name, revision)
     import transformers
@@ -84,11 +87,20 @@ def load_checkpoint(
     from transformers.utils import logging
 
     from ..loading import load_pretrained
+    from ..model_kinds import check_model_fits
 
     logging.disable_progress_bar()  # the commands have their own
+    kind = check_model_fits(command, name, revision, trust_remote_code, asked)
+    if kind is not None and command != kind.commands[0]:
+        note = (
+            f"{str(name)!r} is of the kind {kind.name}: such models {kind.does}. The command for that is "
+            f"`reasonseg {kind.commands[0]}`."
+        )
+        stderr_console().print(note, soft_wrap=True, markup=False)
     source = {"revision": revision, "trust_remote_code": trust_remote_code}
     processor = load_pretrained(AutoProcessor, name, **source)
-    model = load_pretrained(getattr(transformers, auto_class), name, dtype=dtype, **source)
+    auto_class = transformers.AutoModelForImageTextToText if command == "ask" else transformers.AutoModel
+    model = load_pretrained(auto_class, name, dtype=dtype, **source)
     return model.to(torch_device(device)).eval(), processor
 
 

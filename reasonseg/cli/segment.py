@@ -122,7 +122,7 @@ class _Segmenter:
     def __init__(self, settings: Settings, device: str, trust_remote_code: bool):
         self.settings = settings
         self.model, self.processor = load_checkpoint(
-            settings.model, settings.revision, settings.dtype, device, trust_remote_code
+            settings.model, settings.revision, settings.dtype, device, trust_remote_code, "segment"
         )
 
     def load(self, image: Path) -> "Image.Image":
@@ -211,10 +211,13 @@ def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:
         sys.stdout.write(json_line(record))
         sys.stdout.flush()
         return
+    from ..processing.mask_drawing import segment_name
+
     parts = []
-    for found in record["segments"]:
+    for index, found in enumerate(record["segments"]):
         what = "rejected" if found["rejected"] else f"{found['area']} pixels, score {found['score']:.2f}"
         place = f" -> {path_text(out / found['mask'])}" if found["mask"] else ""
-        parts.append(f"  {found['label']}: {what}{place}")
-    sys.stdout.write("\n".join([f"{record['image']}: {record['text']}", *(parts or ["  no mask"])]) + "\n")
+        parts.append(f"  {segment_name(found['label'], index)}: {what}{place}")
+    headline = ": ".join(filter(None, (record["image"], record["text"])))  # IVM writes no text
+    sys.stdout.write("\n".join([headline, *(parts or ["  no mask"])]) + "\n")
     sys.stdout.flush()

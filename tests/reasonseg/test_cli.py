@@ -14,6 +14,7 @@ from transformers import AutoModel, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli import app
+from reasonseg.cli.segment import _report
 from reasonseg.training.tabletop_dataset import write_dataset
 from tests.parity_data import PARITY, gsva_vision_tower, load_case, load_meta, unpack_mask
 from tests.training.tiny_training import write_tiny_recipe
@@ -140,6 +141,21 @@ def test_rejected_phrases_have_no_mask(gsva_repo, tmp_path):
     assert found["rejected"]
     assert found["mask"] is None
     assert "the dog: rejected" in result.stdout
+    assert records(out)[0]["text"] == "Sure,the dog:[REJ]."
+    assert "[SEG]" not in result.stdout
+
+
+def test_segments_without_a_label_have_a_number(capsys, tmp_path):
+    found = {"label": None, "rejected": False, "area": 5, "score": 0.25, "mask": "m.png"}
+    rejected = {**found, "rejected": True, "mask": None}
+    named = {**rejected, "label": "a cup"}
+    _report({"image": "a.png", "text": "[SEG] [REJ]", "segments": [found, rejected, named]}, tmp_path, False)
+    assert capsys.readouterr().out.splitlines() == [
+        "a.png: [SEG] [REJ]",
+        f"  segment 1: 5 pixels, score 0.25 -> {tmp_path / 'm.png'}",
+        "  segment 2: rejected",
+        "  a cup: rejected",
+    ]
 
 
 @pytest.mark.parametrize(
