@@ -16,6 +16,10 @@ from .token_rows import TokenRows, check_nothing_cut, label_answers, pad, trunca
 _ROW_OPTIONS = ("padding", "padding_side", "pad_to_multiple_of", "max_length", "truncation", "return_tensors")
 
 
+# Called with a processor and what it made, at every call. Empty in published code; the package adds to it.
+INPUT_OBSERVERS: list[Callable[["ChatProcessor", "ChatInputs"], None]] = []
+
+
 def without_row_options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments without those that concern finished rows."""
     return {name: value for name, value in kwargs.items() if name not in _ROW_OPTIONS}
@@ -150,12 +154,17 @@ class ChatProcessor(ProcessorMixin):
             data, tensor_type=row_options["return_tensors"], skip_tensor_conversion=self.skip_tensor_conversion
         )
         inputs.rows, inputs.images = rows, images
-        return inputs
+        return self._observed(inputs)
 
     def _views_alone(self, images: Any, options: dict[str, Any], kwargs: dict[str, Any]) -> ChatInputs:
         """The views of pictures that come without a text."""
         views = self._encode_images(read_images(images), options, kwargs)
-        return self.inputs_class(views, tensor_type=options["text_kwargs"].get("return_tensors"))
+        return self._observed(self.inputs_class(views, tensor_type=options["text_kwargs"].get("return_tensors")))
+
+    def _observed(self, inputs: ChatInputs) -> ChatInputs:
+        for observe in INPUT_OBSERVERS:
+            observe(self, inputs)
+        return inputs
 
     def apply_chat_template(self, conversation, chat_template=None, **kwargs):
         """
@@ -258,4 +267,11 @@ class ChatProcessor(ProcessorMixin):
         raise NotImplementedError
 
 
-__all__ = ["ChatInputs", "ChatProcessor", "ChatProcessorKwargs", "image_of_row", "without_row_options"]
+__all__ = [
+    "INPUT_OBSERVERS",
+    "ChatInputs",
+    "ChatProcessor",
+    "ChatProcessorKwargs",
+    "image_of_row",
+    "without_row_options",
+]

@@ -7,8 +7,10 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .conversion.systems import SYSTEMS, PublishedSystem, is_of_transformers
+from .embedded_world import warn_about_foreign_images
 from .embedding import EMBEDDED_MODEL
 from .modeling.configuration_reasoning_segmentation import PIPELINE_TASK
+from .processing.chat_processor import INPUT_OBSERVERS
 from .processing.pipeline_reasoning_segmentation import ReasoningSegmentationPipeline
 
 
@@ -18,7 +20,9 @@ IMAGE_BACKENDS = ("pil", "torchvision")
 
 @cache
 def register() -> None:
-    """Register every system with transformers' Auto classes and the pipeline with its registry. Done once."""
+    """Register every system with transformers' Auto classes and the pipeline with its registry, and have the embedded
+    model say what it knows. Done once."""
+    INPUT_OBSERVERS.append(warn_about_foreign_images)
     for system in SYSTEMS.values():
         _register(system)
     PIPELINE_REGISTRY.register_pipeline(

@@ -5,6 +5,7 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 
 import typer
@@ -51,8 +52,8 @@ def show_tracebacks(show: bool) -> None:
 
 
 def readable_failures(command: Callable) -> Callable:
-    """Wrap a command: transformers knows this package's classes before it starts, and every exception becomes one
-    paragraph on stderr and exit code 1."""
+    """Wrap a command: transformers knows this package's classes before it starts, every exception becomes one
+    paragraph on stderr and exit code 1, and every warning of this package one paragraph."""
 
     @functools.wraps(command)
     def wrapped(*args, **kwargs):
@@ -61,7 +62,9 @@ def readable_failures(command: Callable) -> Callable:
             from ..registration import register
 
             register()
-            return command(*args, **kwargs)
+            with warnings.catch_warnings():
+                warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+                return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt:
@@ -108,6 +111,14 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
     )
     # Only where a sentence begins, as other words may be called the same: "The base is ...".
     return re.sub(rf"(?:^|(?<=[.:;(] )|(?<=\())({names})(?= is ['\"\[\d-])", lambda found: options[found[1]], message)
+
+
+def _show_warning(show: Callable, message: Warning | str, category: type[Warning], *args, **kwargs) -> None:
+    """Print a warning of this package without the line of code it comes from; `show` prints all others."""
+    if category.__module__.split(".")[0] == __package__.split(".")[0]:
+        stderr_console().print(f"[bold yellow]note:[/] {_escape(str(message))}", soft_wrap=True)
+    else:
+        show(message, category, *args, **kwargs)
 
 
 def describe(error: Exception, options: Mapping[str, str] | None = None) -> str:
