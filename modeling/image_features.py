@@ -30,14 +30,21 @@ def select_images(features, image_index: torch.LongTensor):
     Returns:
         A copy whose `pooler_output` (and `deepstack_features`) have one entry per row.
     """
-    index = image_index.tolist()
     selected = copy.copy(features)
-    pooled = features.pooler_output
-    selected.pooler_output = pooled[image_index] if isinstance(pooled, torch.Tensor) else [pooled[i] for i in index]
+    selected.pooler_output = _entries(features.pooler_output, image_index)
     deepstack = getattr(features, "deepstack_features", None)
     if deepstack is not None:
-        selected.deepstack_features = [[layer[i] for i in index] for layer in deepstack]
+        selected.deepstack_features = [_entries(layer, image_index) for layer in deepstack]
     return selected
+
+
+def _entries(values, image_index: torch.LongTensor):
+    """One entry per row, of a tensor or a list with one per image."""
+    if isinstance(values, torch.Tensor):
+        return values[image_index]
+    if len({entry.shape for entry in values}) == 1:  # then no index has to be known while a graph is traced
+        return list(torch.stack(list(values))[image_index])
+    return [values[image] for image in image_index.tolist()]
 
 
 def with_cache_named_for(vlm: PreTrainedModel, kwargs: dict) -> dict:
@@ -77,7 +84,9 @@ def resolve_image_index(
             )
         own_image = torch.arange(num_rows, device=device)
         return own_image if num_images > 1 else torch.zeros_like(own_image)
-    if len(image_index) != num_rows or image_index.min() < 0 or image_index.max() >= num_images:
+    # An exported graph takes any index; what it holds is not known while it is traced.
+    is_known = not torch.compiler.is_exporting()
+    if len(image_index) != num_rows or (is_known and (image_index.min() < 0 or image_index.max() >= num_images)):
         raise ValueError(
             f"image_index {image_index.tolist()} must have one entry per row ({num_rows}), each naming an image "
             f"(0 to {num_images - 1})."

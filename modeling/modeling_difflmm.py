@@ -175,7 +175,7 @@ class DiffLmmModel(LlavaModel):
         self, input_ids: torch.LongTensor | None, inputs_embeds: torch.Tensor, image_features: torch.Tensor
     ) -> torch.BoolTensor:
         """As in LLaVA, with both counts in the message where they do not match."""
-        if input_ids is not None:
+        if input_ids is not None and not torch.compiler.is_exporting():
             placeholders = int((input_ids == self.config.image_token_id).sum())
             if placeholders != len(image_features):
                 raise ValueError(

@@ -207,6 +207,8 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         image_inputs = {name: value for name, value in kwargs.items() if name in names}
         kwargs = {name: value for name, value in kwargs.items() if name not in names}
         kwargs = with_cache_named_for(self.vlm, kwargs)
+        if torch.compiler.is_exporting():
+            kwargs.setdefault("use_cache", False)  # an exported graph returns tensors
         if images is None and image_inputs.get("pixel_values") is not None:
             images = self.encode_image(**image_inputs)
         if images is not None:
@@ -233,6 +235,10 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
                 f"{len(slot_images)} [SEG]/[REJ] slots need the segmenter's view of their images, but there is none; "
                 "pass `sam_pixel_values` as the processor returns them, or an `image_cache` made with them."
             )
+        if torch.compiler.is_exporting():  # which images have slots is not known then
+            pixel_values = images.sam_pixel_values.to(self.segmenter.device, self.segmenter.dtype)
+            features = segmenter_adapter(self.segmenter).encode(pixel_values)
+            return {name: value[slot_images] for name, value in features.items()}
         encoded = images.segmenter_features
         missing = [image for image in sorted(set(slot_images.tolist())) if encoded[image] is None]
         if missing:
@@ -253,7 +259,7 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         prompts = self.seg_projector(states.to(weight.device, weight.dtype))
         segmenter = segmenter_adapter(self.segmenter)
         prompts = prompts.to(self.segmenter.device, self.segmenter.dtype)
-        if not len(prompts):
+        if not torch.compiler.is_exporting() and not len(prompts):
             return prompts, prompts.new_zeros((0, *segmenter.mask_size)), prompts.new_zeros(0)
         masks, scores = segmenter.decode(self._segmenter_features(images, slot_images), prompts)
         return prompts, masks, scores

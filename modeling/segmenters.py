@@ -84,7 +84,7 @@ class SamAdapter:
         """Mask logits `(prompts, candidates, height, width)` and scores `(prompts, candidates)`."""
         positions = self.segmenter.get_image_wide_positional_embeddings()
         masks, iou_scores, *_ = self.segmenter.mask_decoder(
-            image_positional_embeddings=positions.expand(len(features["image_embeddings"]), -1, -1, -1),
+            image_positional_embeddings=positions.expand(features["image_embeddings"].shape[0], -1, -1, -1),
             sparse_prompt_embeddings=sparse,  # image, prompt of the image, token, channel
             dense_prompt_embeddings=dense,
             multimask_output=multimask_output,

@@ -30,6 +30,8 @@ class Slots:
 
     def per_row(self, values: torch.Tensor) -> list[torch.Tensor]:
         """Splits `values`, one per slot along dimension 0, into one tensor per row."""
+        if torch.compiler.is_exporting():  # without a number that is not known then
+            return [values[self.rows == row] for row in range(self.num_rows)]
         return list(values.split(self.counts))
 
 
@@ -52,13 +54,15 @@ def find_slots(
         is_slot &= attention_mask[:, -input_ids.shape[1] :].bool()
     is_slot[:, :start] = False
     rows, positions = is_slot.nonzero(as_tuple=True)
+    if torch.compiler.is_exporting():
+        torch._check(rows.shape[0] > 0)  # a graph that draws; one for no slot would be another
     return Slots(rows, positions, input_ids[rows, positions], num_rows=len(input_ids))
 
 
 def seg_probabilities(slot_logits: torch.FloatTensor, seg_id: int, rej_id: int | None) -> torch.FloatTensor:
     """Probability of `[SEG]` against `[REJ]` from the logits `(slots, vocab_size)` that predict each slot."""
     if rej_id is None:
-        return torch.ones(len(slot_logits), device=slot_logits.device)
+        return torch.ones(slot_logits.shape[:1], device=slot_logits.device)
     return slot_logits[:, [seg_id, rej_id]].float().softmax(-1)[:, 0]
 
 
@@ -70,7 +74,7 @@ def rejected_by_argmax(
     probable token is `[SEG]`; at a `[REJ]` it is absent only if the most probable token is `[REJ]`.
     """
     if rej_id is None:
-        return torch.zeros(len(slot_logits), dtype=torch.bool, device=slot_logits.device)
+        return torch.zeros(slot_logits.shape[:1], dtype=torch.bool, device=slot_logits.device)
     best = slot_logits.argmax(-1)
     return torch.where(token_ids == seg_id, best != seg_id, best == rej_id)
 
