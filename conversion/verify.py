@@ -27,7 +27,7 @@ from .progress import ProgressCallback, no_progress
 from .recipe import CAST, MERGE_LORA, Recipe
 from .repository_code import code_references, is_regular, stray_files
 from .shards import DTYPE_NAMES, all_finite
-from .sources import SafetensorsFile, TensorInfo, TensorSource, open_source, read_any_json
+from .sources import SafetensorsFile, TensorInfo, TensorSource, open_source, read_any_json, read_config
 from .systems import SYSTEMS
 from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
 
@@ -169,6 +169,8 @@ def _check_model(report: VerifyReport, manifest: Mapping[str, Any], tensors: Map
     system = SYSTEMS[manifest["system"]]
     try:
         with refusing("No model can be built from it"):
+            if (stated := read_config(report.repo / "config.json").get("model_type")) != system.model_type:
+                raise ConversionError(f"model_type is {stated!r}; a {manifest['system']} has {system.model_type!r}.")
             config = load_pretrained(system.config_class, report.repo, local_files_only=True)
             expected = expected_shapes(empty_model(system.model_class, config))
     except (ConversionError, ImportError) as error:

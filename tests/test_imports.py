@@ -201,6 +201,17 @@ def test_published_files_pass_on_whether_code_may_run(file):
 
 
 @pytest.mark.parametrize("file", files_of("reasonseg/cli"), ids=name)
+def test_commands_write_through_printing(file):
+    """Names of others reach the terminal in a form that it does not obey."""
+    for node in ast.walk(parse(file)):
+        if isinstance(node, ast.Call) and file.name != "printing.py":
+            called = ast.unparse(node.func)
+            assert called not in ("sys.stdout.write", "sys.stderr.write", "print", "Console", "typer.echo"), (
+                f"{name(file)}:{node.lineno}: use write_out or stderr_console."
+            )
+
+
+@pytest.mark.parametrize("file", files_of("reasonseg/cli"), ids=name)
 def test_command_line_modules_are_light(file):
     """`reasonseg --help` answers at once only if torch and what needs it are imported inside functions."""
     heavy = ("torch", "transformers", "numpy", "PIL", *(f"reasonseg.{part}" for part in (*PUBLISHED, *TOOLS)))

@@ -9,6 +9,7 @@ import typer
 from .. import __version__
 from . import ask, card, convert, demo, evaluate, inspect, mask, publish, restore, segment, train, verify
 from .failures import print_version_and_stop, readable_failures, show_tracebacks
+from .printing import guard_messages
 
 
 app = typer.Typer(
@@ -51,6 +52,7 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # no answer and no name ends a run that cannot be shown
+    guard_messages()
     app(prog_name="reasonseg")
 
 

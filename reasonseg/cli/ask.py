@@ -1,6 +1,5 @@
 """`reasonseg ask`: talk with a vision-language model about a picture and places marked in it."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +11,7 @@ from ..model_names import EMBEDDED_HELP
 from ..whole_files import remove_drafts, written_whole
 from .failures import CommandError, path_text, stderr_console
 from .inputs import check_question
+from .printing import printable_json, write_out
 from .running import Dtype, MaxImagePixels, load_checkpoint
 
 
@@ -134,7 +134,7 @@ def ask(
             continue
         answer = chat.ask(question, None if as_json else _write)
         if as_json:
-            _write(json.dumps({"image": str(image), "question": question, "answer": answer}, ensure_ascii=False))
+            _write(printable_json({"image": str(image), "question": question, "answer": answer}))
         _write("\n")
 
 
@@ -225,5 +225,5 @@ def _read_question(console: Any) -> str | None:
 
 
 def _write(piece: str) -> None:
-    sys.stdout.write(piece)
+    write_out(piece)
     sys.stdout.flush()

@@ -1,6 +1,5 @@
 """`reasonseg card`: the model card of a published checkpoint, with or without the converted repository at hand."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +7,7 @@ import typer
 
 from ..whole_files import write_whole
 from .failures import CommandError
+from .printing import write_out
 
 
 def card(
@@ -32,7 +32,7 @@ def card(
     from ..conversion.systems import SYSTEMS
 
     if list_names:
-        sys.stdout.write("\n".join(known_cards()) + "\n")
+        write_out("\n".join(known_cards()) + "\n")
         return
     readme = "" if repo is None else read_card(repo)
     described = name or card_values(readme)
@@ -50,7 +50,7 @@ def card(
     dtype = getattr(config, "dtype", None)
     text = render_card(system, described, config, dtype, trainings=card_trainings(readme))
     if out is None:
-        sys.stdout.write(text)
+        write_out(text)
         return
     write_whole(out, text)
     if repo is not None and out.resolve() == (repo / "README.md").resolve():

@@ -1,6 +1,5 @@
 """`reasonseg convert`: an original checkpoint in, a repository that transformers loads out."""
 
-import sys
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .failures import print_error, readable_failures, stderr_console
+from .printing import printable_name, write_out
 
 
 if TYPE_CHECKING:
@@ -264,7 +264,7 @@ def to_original(
 
     with rich_progress(stderr_console()) as progress:
         report = write_original(repo, out, max_shard_size=max_shard_size, progress=progress)
-    lines = [f"{report.out}: {report.tensors} tensors in the original layout"]
+    lines = [f"{printable_name(report.out)}: {report.tensors} tensors in the original layout"]
     if report.merged:
         lines.append(f"{len(report.merged)} weights contain their LoRA adapter: a merge cannot be undone")
     if report.rounded:
@@ -272,7 +272,7 @@ def to_original(
     if report.dropped:
         lines.append(f"{report.dropped} tensors of the original were left out by the conversion (recomputed)")
     lines += [f"{count} parameters not written: they came from {origin}" for origin, count in report.elsewhere.items()]
-    sys.stdout.write("\n".join(lines) + "\n")
+    write_out("\n".join(lines) + "\n")
 
 
 def _convert(
@@ -302,4 +302,4 @@ def _convert(
         raise typer.Exit(130) from None
     origins = ", ".join(f"{count} from {origin}" for origin, count in report.origins.items())
     dropped = f"; {len(report.dropped)} of the source left out" if report.dropped else ""
-    sys.stdout.write(f"{report.out}: {report.num_parameters:,} parameters (tensors: {origins}{dropped})\n")
+    write_out(f"{printable_name(report.out)}: {report.num_parameters:,} parameters (tensors: {origins}{dropped})\n")

@@ -1,7 +1,6 @@
 """`reasonseg demo`: a model trained on tabletops answers questions about a picture drawn for it."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ from ..model_names import EMBEDDED
 from ..whole_files import remove_drafts, written_whole
 from .failures import stderr_console
 from .inputs import check_question
+from .printing import write_out
 from .running import load_checkpoint
 
 
@@ -45,9 +45,9 @@ def demo(
     for question, result in zip(questions, results, strict=True):
         answers.append({"question": question, "answer": result.text, "segments": len(result.segments)})
         if not as_json:
-            sys.stdout.write(f"{question}\n  {result.text}\n")
+            write_out(f"{question}\n  {result.text}\n")
     if as_json:
-        sys.stdout.write(json.dumps(answers) + "\n")
+        write_out(json.dumps(answers) + "\n")
     remove_drafts(out.parent, out.name)
     with written_whole(out) as draft:
         draw_answers(image, questions, results).save(draft, format="PNG")

@@ -1,19 +1,18 @@
 """`reasonseg evaluate`: score a model on a benchmark."""
 
 import json
-import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from ..benchmarks import BENCHMARKS, EvaluationOptions, UnknownBenchmarkError, find_benchmark
 from ..folder_lock import alone_in
 from ..model_names import EMBEDDED_HELP
 from ..whole_files import remove_drafts
 from .failures import CommandError, stderr_console
+from .printing import SafeConsole, write_out
 from .progress import step_progress
 from .running import MaxImagePixels
 
@@ -95,9 +94,9 @@ def evaluate(
             return
         path = write_report(outcome.result, out, outcome.about)
     if as_json:
-        sys.stdout.write(json.dumps({**outcome.about, **outcome.result.to_dict()}) + "\n")
+        write_out(json.dumps({**outcome.about, **outcome.result.to_dict()}) + "\n")
     else:
-        Console(width=110).print(outcome.table)
+        SafeConsole(width=110).print(outcome.table)
     written = [path, *([path.with_name("cases.png")] if outcome.result.cases else [])]
     console.print(f"Written: {' and '.join(map(str, written))}", soft_wrap=True)
 

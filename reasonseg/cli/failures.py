@@ -4,15 +4,14 @@ import functools
 import inspect
 import os
 import re
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 
 import typer
-from rich.console import Console
 from typer.models import OptionInfo
 
 from .. import __version__
+from .printing import SafeConsole, escaped, printable, write_out
 
 
 _show_tracebacks = False
@@ -22,27 +21,22 @@ class CommandError(Exception):
     """A command cannot go on. The message is one paragraph: what was given, what is allowed, what to do next."""
 
 
-def stderr_console() -> Console:
+def stderr_console() -> SafeConsole:
     """Return a console for messages and progress; results go to stdout."""
     # without markup: a path may hold [what would be a style]
-    return Console(stderr=True, highlight=False, markup=False)
+    return SafeConsole(stderr=True, highlight=False, markup=False)
 
 
 def print_error(message: str) -> None:
     """Print `message` to stderr as one paragraph."""
+    text = _escape(printable(" ".join(message.split())))
     # soft_wrap: a path or a command cut by a line break cannot be copied
-    stderr_console().print(f"[bold red]error:[/] {_escape(' '.join(message.split()))}", soft_wrap=True, markup=True)
+    stderr_console().print(f"[bold red]error:[/] {text}", soft_wrap=True, markup=True)
 
 
 def path_text(path: str | os.PathLike) -> str:
     r"""Return a path as text that every file and terminal takes: bytes that are not UTF-8 become `\xNN`."""
-    return re.sub("[\ud800-\udfff]", _escaped, os.fspath(path))
-
-
-def _escaped(match: re.Match) -> str:
-    code = ord(match[0])
-    # Python keeps the byte 0xNN of a file name as the code point 0xDCNN.
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+    return re.sub("[\ud800-\udfff]", lambda found: escaped(found[0]), os.fspath(path))
 
 
 def show_tracebacks(show: bool) -> None:
@@ -70,8 +64,9 @@ def readable_failures(command: Callable) -> Callable:
         except KeyboardInterrupt:
             print_error("Interrupted. What was finished is kept; the same command goes on from there.")
             raise typer.Exit(130) from None
-        except Exception as error:
-            if _show_tracebacks:
+        except BaseException as error:
+            # A library written in Rust that gives up raises what is no Exception.
+            if _show_tracebacks or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
                 raise
             print_error(describe(error, option_names(command)))
             raise typer.Exit(1) from None
@@ -116,12 +111,13 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
 def _show_warning(show: Callable, message: Warning | str, category: type[Warning], *args, **kwargs) -> None:
     """Print a warning of this package without the line of code it comes from; `show` prints all others."""
     if category.__module__.split(".")[0] == __package__.split(".")[0]:
-        stderr_console().print(f"[bold yellow]note:[/] {_escape(str(message))}", soft_wrap=True)
+        text = _escape(printable(str(message)))
+        stderr_console().print(f"[bold yellow]note:[/] {text}", soft_wrap=True, markup=True)
     else:
         show(message, category, *args, **kwargs)
 
 
-def describe(error: Exception, options: Mapping[str, str] | None = None) -> str:
+def describe(error: BaseException, options: Mapping[str, str] | None = None) -> str:
     """Say in one paragraph what `error` means for the person at the terminal.
 
     Args:
@@ -138,7 +134,7 @@ def describe(error: Exception, options: Mapping[str, str] | None = None) -> str:
     return f"{name}: {message or 'no further message'}. Run `reasonseg --debug ...` for the traceback."
 
 
-def _is_a(error: Exception, name: str) -> bool:
+def _is_a(error: BaseException, name: str) -> bool:
     # Not imported: that would load torch before `--help` is answered.
     return any(cls.__name__ == name for cls in type(error).__mro__)
 
@@ -146,7 +142,7 @@ def _is_a(error: Exception, name: str) -> bool:
 def print_version_and_stop(wanted: bool) -> None:
     """Callback of `--version`."""
     if wanted:
-        sys.stdout.write(f"reasonseg {__version__}\n")
+        write_out(f"reasonseg {__version__}\n")
         raise typer.Exit
 
 

@@ -1,12 +1,13 @@
 """`reasonseg inspect`: what is in a weight file?"""
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from .printing import printable_name, write_out
 
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def inspect(
     from ..conversion.inspection import inspect_checkpoint
 
     found = inspect_checkpoint(path)
-    sys.stdout.write(_as_json(found, summary) if as_json else _as_text(found, summary))
+    write_out(_as_json(found, summary) if as_json else _as_text(found, summary))
 
 
 def _as_json(found: "Inspection", summary: bool) -> str:
@@ -48,24 +49,20 @@ def _as_text(found: "Inspection", summary: bool) -> str:
     if not summary:
         width = max(len(tensor.name) for tensor in found.tensors)
         lines = [
-            f"{_printable(tensor.name):<{width}}  {tensor.dtype:<9} {list(tensor.shape)}" for tensor in found.tensors
+            f"{printable_name(tensor.name):<{width}}  {tensor.dtype:<9} {list(tensor.shape)}"
+            for tensor in found.tensors
         ]
         lines.append("")
     types = ", ".join(f"{size / 1e9:.3f} GB {name}" for name, size in sorted(found.bytes_by_dtype.items()))
     rank = "" if recognised.lora_rank is None else f", unmerged LoRA of rank {recognised.lora_rank}"
     lines += [
-        f"{found.path}: {len(found.tensors)} tensors, {found.num_parameters:,} parameters ({types})",
+        f"{printable_name(found.path)}: {len(found.tensors)} tensors, {found.num_parameters:,} parameters ({types})",
         f"system: {recognised.system}; variant: {recognised.variant}{rank}",
         *recognised.notes,
     ]
     if recognised.dropped:
         lines.append(f"{recognised.dropped} tensors are left out by a conversion (recomputed or not needed)")
     if recognised.unknown:
-        shown = ", ".join(map(_printable, recognised.unknown[:3]))
+        shown = ", ".join(map(printable_name, recognised.unknown[:3]))
         lines.append(f"{len(recognised.unknown)} tensors are not of this layout, the first are {shown}")
     return "\n".join(lines) + "\n"
-
-
-def _printable(name: str) -> str:
-    # names come from a file nobody has vouched for; control characters could rewrite the terminal
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in name)

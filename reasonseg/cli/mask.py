@@ -13,6 +13,7 @@ from rich.markup import escape
 from ..whole_files import LONGEST_NAME, write_whole
 from .failures import CommandError, describe, path_text, print_error, stderr_console
 from .inputs import find_images, names_something, split_text
+from .printing import printable_json, printable_name, write_out
 from .progress import with_progress
 from .result_lines import RESULTS_NAME, json_line
 from .results import ResultFolder, file_sha256, hashed_stem
@@ -378,9 +379,9 @@ def _write_rows(path: Path, rows: list[tuple[dict[str, Any], Task]], results: Re
 
 def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:
     if json_lines:
-        line = json_line(record)
+        line = printable_json(record)
     else:
         kept = f"{record['kept_ratio']:.1%} kept" if record["found"] else "nothing found, the whole picture is kept"
-        line = f"{record['image']}: {kept} -> {path_text(out / record['name'])}\n"
-    sys.stdout.write(line)
+        line = f"{printable_name(record['image'])}: {kept} -> {printable_name(out / record['name'])}"
+    write_out(line + "\n")
     sys.stdout.flush()

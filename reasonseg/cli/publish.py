@@ -1,7 +1,6 @@
 """`reasonseg publish`: a verified repository onto the Hub, as far as its licences allow."""
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .failures import CommandError, stderr_console
+from .printing import printable_name, write_out
 
 
 if TYPE_CHECKING:
@@ -68,12 +68,12 @@ def publish(
             report = publish_trained(repo, repo_id, **own, **options, progress=progress)
         else:
             report = publish_repository(repo, repo_id, **options, progress=progress)
-    sys.stdout.write(json.dumps(asdict(report), indent=2) + "\n" if as_json else _as_text(report, dry_run))
+    write_out(json.dumps(asdict(report), indent=2) + "\n" if as_json else _as_text(report, dry_run))
 
 
 def _as_table(changes: "list[Change]") -> str:
     lines = [
-        f"{_SIGNS[change.kind]} {change.path}  {_size(change.size)}  {change.kind}"
+        f"{_SIGNS[change.kind]} {printable_name(change.path)}  {_size(change.size)}  {change.kind}"
         for change in changes
         if change.kind != "unchanged"
     ]

@@ -1,12 +1,12 @@
 """`reasonseg restore`: what training changed, and its base, become a full repository again."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .failures import stderr_console
+from .printing import printable_name, write_out
 
 
 def restore(
@@ -25,4 +25,4 @@ def restore(
 
     with rich_progress(stderr_console()) as progress:
         restored = restore_repository(trained, out, base=Base(base, vision_tower, sam), progress=progress)
-    sys.stdout.write(f"{restored}: restored; every tensor has the checksum it was exported with\n")
+    write_out(f"{printable_name(restored)}: restored; every tensor has the checksum it was exported with\n")

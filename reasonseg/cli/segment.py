@@ -12,8 +12,9 @@ from rich.markup import escape
 from ..model_names import EMBEDDED_HELP
 from .failures import describe, path_text, print_error, stderr_console
 from .inputs import find_images, split_text
+from .printing import printable_json, printable_name, write_out
 from .progress import with_progress
-from .result_lines import ANSWER_FIELDS, json_line
+from .result_lines import ANSWER_FIELDS
 from .results import ResultFolder, file_sha256, hashed_stem
 from .running import Dtype, MaxImagePixels, load_checkpoint, run_in_batches, save_each
 
@@ -208,7 +209,7 @@ def _save_masks(results: ResultFolder, name: str, result: Any) -> list[dict[str,
 
 def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:
     if json_lines:
-        sys.stdout.write(json_line(record))
+        write_out(printable_json(record) + "\n")
         sys.stdout.flush()
         return
     from ..processing.mask_drawing import segment_name
@@ -216,8 +217,8 @@ def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:
     parts = []
     for index, found in enumerate(record["segments"]):
         what = "rejected" if found["rejected"] else f"{found['area']} pixels, score {found['score']:.2f}"
-        place = f" -> {path_text(out / found['mask'])}" if found["mask"] else ""
+        place = f" -> {printable_name(out / found['mask'])}" if found["mask"] else ""
         parts.append(f"  {segment_name(found['label'], index)}: {what}{place}")
-    headline = ": ".join(filter(None, (record["image"], record["text"])))  # IVM writes no text
-    sys.stdout.write("\n".join([headline, *(parts or ["  no mask"])]) + "\n")
+    headline = ": ".join(filter(None, (printable_name(record["image"]), record["text"])))  # IVM writes no text
+    write_out("\n".join([headline, *(parts or ["  no mask"])]) + "\n")
     sys.stdout.flush()

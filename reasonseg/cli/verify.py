@@ -1,7 +1,6 @@
 """`reasonseg verify`: is a converted repository whole, and is it what was converted?"""
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .failures import CommandError, print_error, stderr_console
+from .printing import printable_name, write_out
 
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def verify(
             report = adopt_repository(repo, progress=progress)
         else:
             report = verify_repository(repo, against=given, progress=progress)
-    sys.stdout.write(_as_json(report) if as_json else _as_text(report))
+    write_out(_as_json(report) if as_json else _as_text(report))
     if not report.ok:
         files = len({problem.file for problem in report.problems})
         print_error(f"{repo}: {len(report.problems)} problems in {files} files. Convert or download it again.")
@@ -77,11 +77,12 @@ def _as_json(report: "VerifyReport") -> str:
 
 
 def _as_text(report: "VerifyReport") -> str:
-    lines = [f"{problem.file}: {problem.cause}" for problem in report.problems[:_MAX_SHOWN]]
+    lines = [f"{printable_name(problem.file)}: {problem.cause}" for problem in report.problems[:_MAX_SHOWN]]
     if len(report.problems) > _MAX_SHOWN:
         lines.append(f"... and {len(report.problems) - _MAX_SHOWN} more problems")
     if report.ok:
-        lines.append(f"{report.repo}: {report.files} of {report.files} files and {report.tensors} tensors are right")
+        checked = f"{report.files} of {report.files} files and {report.tensors} tensors"
+        lines.append(f"{printable_name(report.repo)}: {checked} are right")
     lines += [f"{count} tensors equal the source {how}" for how, count in sorted(report.compared.items())]
     lines += [
         f"{count} tensors not compared: their source ({source}) was not given"
