@@ -25,8 +25,9 @@ from .sniffing import check_link, check_regular_file
 from .sources import SafetensorsFile, read_json
 
 
-MANIFEST = "manifest.json"
+MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
 _FORMAT = 1
+_OWN = (MANIFEST, SIGNATURE)
 _OWN_DIGEST = "manifest_sha256"
 _FIELDS = {"format": int, "system": str, "dtype": str, "files": dict, "tensors": dict, "dropped": dict}
 _CHUNK = 1 << 22
@@ -115,7 +116,7 @@ def write_saved_manifest(folder: Path, *, system: str, dtype: str) -> None:
     Raises:
         ConversionError: A weight file is unreadable, or holds a type that is not published.
     """
-    names = [name for name in repository_files(folder, trained=True) if name != MANIFEST]
+    names = [name for name in repository_files(folder, trained=True) if name not in _OWN]
     tensors = {}
     for name in names:
         check_link(folder / name, folder)
@@ -256,5 +257,5 @@ def _encode(body: Mapping[str, Any], digest: str) -> bytes:
 
 
 def _write(folder: Path, body: dict[str, Any]) -> None:
-    body["files"] = {name: entry for name, entry in sorted(body["files"].items()) if name != MANIFEST}
+    body["files"] = {name: entry for name, entry in sorted(body["files"].items()) if name not in _OWN}
     write_whole(folder / MANIFEST, _encode(body, _digest(body)))

@@ -27,8 +27,9 @@ from huggingface_hub.utils.sha import git_hash
 
 from .card import card_values, known_bases, pin_card, publishing_permission, read_card, read_card_values
 from .errors import ConversionError
-from .manifest import MANIFEST, file_sha256, is_trained, read_manifest, repository_files, update_manifest
+from .manifest import MANIFEST, SIGNATURE, file_sha256, is_trained, read_manifest, repository_files, update_manifest
 from .progress import ProgressCallback
+from .signatures import MAX_SIGNATURE_BYTES, ManifestSigner
 from .sources import read_json
 from .trained import Base, check_trained, export_trained, is_trained_export
 from .verify import system_of, verify_repository
@@ -133,6 +134,7 @@ def publish(
     on_changes: Callable[[list[Change]], None] | None = None,
     progress: ProgressCallback | None = None,
     verify: Callable[[Path], None] | None = None,
+    sign: str | Path | None = None,
 ) -> PublishReport:
     """Verify a repository and upload what the remote one lacks.
 
@@ -153,6 +155,8 @@ def publish(
         progress (`ProgressCallback`, *optional*): Told about bytes read and uploaded.
         verify (`Callable[[Path], None]`, *optional*): Raises when the folder is damaged; by default the manifest,
             weights and code are checked.
+        sign (`str` or `Path`, *optional*): A private key to sign the manifest with; the signature is published beside
+            it.
 
     Raises:
         ConversionError: A licence forbids it, the repository is damaged, or the Hub refuses or cannot be reached.
@@ -160,6 +164,11 @@ def publish(
     folder, branch = Path(folder), revision or _MAIN
     _check_request(folder, repo_id)
     trained = is_trained_export(folder)
+    if trained and sign is not None:
+        raise ConversionError(
+            "An export of trained tensors has no manifest to be signed.", path=folder, next_step="Leave --sign out."
+        )
+    signer = None if sign is None else ManifestSigner(Path(sign))
     if not trained:
         check_licence(folder, card, private)
     must_be_private = private and not trained and not _is_allowed(folder, card)
@@ -170,12 +179,14 @@ def publish(
     else:
         _verify(folder, progress)
     remote = _Remote(HfApi(endpoint=endpoint, token=token), repo_id, branch)
-    local = _LocalFiles(folder, repo_id)
+    local = _LocalFiles(folder, repo_id, signer)
     with _on_the_hub(remote, uploading=False):
         if not dry_run:
             remote.create(private, must_be_private)
         # The head first: a commit of somebody else after it is noticed, because the upload names its parent.
         head, files = remote.head(), remote.files()
+        if signer is not None and SIGNATURE in files and files[SIGNATURE].size <= MAX_SIGNATURE_BYTES:
+            local.keep_signature(remote.read(SIGNATURE))
         pin = local.find_pin(files.get(CARD), remote.commits() if CARD in files else [])
     changes = _compare(local, files, pin)
     if on_changes is not None:
@@ -282,23 +293,42 @@ class _LocalFiles:
     Args:
         folder (`Path`): The repository.
         repo_id (`str`): What it will be called.
+        signer (`ManifestSigner`, *optional*): Signs the manifest. A signature that lies in the folder belongs to where
+            the folder comes from, and stays there.
     """
 
-    def __init__(self, folder: Path, repo_id: str):
-        self.folder, self.repo_id = folder, repo_id
+    def __init__(self, folder: Path, repo_id: str, signer: ManifestSigner | None = None):
+        self.folder, self.repo_id, self._signer = folder, repo_id, signer
         manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {"files": {}}
-        self.names = repository_files(folder, trained=is_trained(manifest))
+        names = repository_files(folder, trained=is_trained(manifest))
+        self.names = [name for name in names if name != SIGNATURE] + ([] if signer is None else [SIGNATURE])
         self._digests = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        self._signatures: list[bytes] = []
+
+    def keep_signature(self, signature: bytes) -> None:
+        """Use a signature again where it is right, because each one is another."""
+        self._signatures.append(signature)
+
+    def _signature(self, manifest: bytes) -> bytes:
+        for made in self._signatures:
+            if self._signer.has_signed(manifest, made):
+                return made
+        self._signatures.append(self._signer.sign(manifest))
+        return self._signatures[-1]
 
     def size(self, name: str) -> int:
-        return (self.folder / name).stat().st_size
+        return len(self.documents(None)[name]) if name == SIGNATURE else (self.folder / name).stat().st_size
 
     def sha256(self, name: str) -> str:
         """As verified, where the manifest says it, so that large files are not read again."""
         return self._digests.get(name) or file_sha256(self.folder / name)
 
     def documents(self, pin: str | None) -> dict[str, bytes]:
-        """The files that name the pinned commit: the card, and the manifest with the card's sha256."""
+        """The files that name the pinned commit: the card, the manifest with the card's sha256, and its signature."""
+        found = self._unsigned_documents(pin)
+        return found if self._signer is None else found | {SIGNATURE: self._signature(found[MANIFEST])}
+
+    def _unsigned_documents(self, pin: str | None) -> dict[str, bytes]:
         if pin is None or CARD not in self.names:
             return {name: (self.folder / name).read_bytes() for name in (CARD, MANIFEST) if name in self.names}
         with tempfile.TemporaryDirectory() as scratch:
@@ -323,6 +353,8 @@ class _LocalFiles:
         return remote.lfs.sha256 == self.sha256(name)
 
     def operation(self, name: str) -> CommitOperationAdd:
+        if name == SIGNATURE:
+            return CommitOperationAdd(name, self.documents(None)[name])
         operation = CommitOperationAdd(name, str(self.folder / name))
         operation.upload_info.sha256 = bytes.fromhex(self.sha256(name))
         return operation
@@ -341,8 +373,9 @@ def _compare(local: _LocalFiles, remote: dict[str, RepoFile], pin: str | None) -
         else:
             kind = UNCHANGED if local.equals(name, remote[name], documents) else CHANGED
         changes.append(Change(name, kind, local.size(name)))
+    renewed = any(change.path == MANIFEST and change.kind != UNCHANGED for change in changes)
     for name in sorted(remote.keys() - set(local.names)):
-        stale = any(fnmatch(name, pattern) for pattern in _WEIGHTS)
+        stale = any(fnmatch(name, pattern) for pattern in _WEIGHTS) or (name == SIGNATURE and renewed)
         changes.append(Change(name, REMOVED if stale else KEPT, remote[name].size))
     return changes
 
@@ -382,6 +415,12 @@ class _Remote:
         except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
             return {}
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def read(self, name: str) -> bytes:
+        """A small file."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = self.api.hf_hub_download(self.repo_id, name, revision=self.branch, local_dir=scratch)
+            return Path(path).read_bytes()
 
     def head(self) -> str | None:
         try:

@@ -21,12 +21,13 @@ from .empty_models import empty_model
 from .errors import ConversionError, refusing
 from .kept_adapters import split_adapter_names
 from .locations import locate
-from .manifest import MANIFEST, file_sha256, is_trained, read_manifest, repository_files
+from .manifest import MANIFEST, SIGNATURE, file_sha256, is_trained, read_manifest, repository_files
 from .plan import expected_shapes
 from .progress import ProgressCallback, no_progress
 from .recipe import CAST, MERGE_LORA, Recipe
 from .repository_code import code_references, is_regular, stray_files
 from .shards import DTYPE_NAMES, all_finite
+from .signatures import check_signature
 from .sources import SafetensorsFile, TensorInfo, TensorSource, open_source, read_any_json, read_config
 from .systems import SYSTEMS
 from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
@@ -62,6 +63,7 @@ class VerifyReport:
         compared (`dict[str, int]`): Tensors compared with the sources, by how: `"bit for bit"`, `"to the cast"`.
         not_compared (`dict[str, int]`): Tensors of sources that were not given, by source.
         problems (`list[Problem]`): Empty where all is well.
+        signed (`bool`): Whether the holder of a key that was given has signed the manifest.
     """
 
     repo: Path
@@ -70,6 +72,7 @@ class VerifyReport:
     compared: dict[str, int] = field(default_factory=dict)
     not_compared: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    signed: bool = False
 
     @property
     def ok(self) -> bool:
@@ -99,6 +102,8 @@ def verify_repository(
     repo: str | Path,
     *,
     against: Mapping[str, str | Path] | None = None,
+    key: str | Path | None = None,
+    signature: str | Path | None = None,
     progress: ProgressCallback | None = None,
 ) -> VerifyReport:
     """Check a converted repository.
@@ -108,6 +113,8 @@ def verify_repository(
         against (`Mapping[str, str | Path]`, *optional*): Original weights by their role in the manifest:
             `"checkpoint"`, `"vision tower"`, `"base"`, `"SAM file"`, `"diffusion"`. Every tensor that comes from them
             is computed again and compared bit for bit. They may be names on the Hub.
+        key (`str` or `Path`, *optional*): A public key whose holder must have signed the manifest.
+        signature (`str` or `Path`, *optional*): The signature, where it is not in the repository.
         progress (`ProgressCallback`, *optional*): Told about bytes read.
 
     Returns:
@@ -127,6 +134,8 @@ def verify_repository(
             raise
         report.add(MANIFEST, error.cause)
         return report
+    if key is not None:
+        _check_signature(report, Path(key), None if signature is None else Path(signature))
     sources = {role: open_source(locate(location)) for role, location in (against or {}).items()}
     _check_files(report, manifest, progress)
     damaged = {problem.file for problem in report.problems}
@@ -136,6 +145,14 @@ def verify_repository(
         _check_processor(report, manifest)
     _check_values(report, manifest, tensors, sources, progress)
     return report
+
+
+def _check_signature(report: VerifyReport, key: Path, signature: Path | None) -> None:
+    try:
+        check_signature(report.repo, key, signature)
+        report.signed = True
+    except ConversionError as error:
+        report.add(SIGNATURE, str(error))
 
 
 def check_staged(folder: Path) -> None:
@@ -206,8 +223,8 @@ def _check_processor(report: VerifyReport, manifest: Mapping[str, Any]) -> None:
 def _check_files(report: VerifyReport, manifest: Mapping[str, Any], progress: ProgressCallback) -> None:
     repo, files = report.repo, manifest["files"]
     trained = is_trained(manifest)
-    present = set(repository_files(repo, trained=trained)) - {MANIFEST}
-    for name, cause in stray_files(repo, {MANIFEST: {}, **files}, trained=trained):
+    present = set(repository_files(repo, trained=trained))
+    for name, cause in stray_files(repo, {MANIFEST: {}, SIGNATURE: {}, **files}, trained=trained):
         report.add(name, cause)
     total, done = sum(entry["size"] for entry in files.values()), 0
     for name, entry in files.items():

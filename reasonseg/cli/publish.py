@@ -39,6 +39,9 @@ def publish(
     sam: Annotated[str | None, typer.Option(help="SAM's own file or ORG/NAME/FILE, for --trained-only.")] = None,
     export: Annotated[Path | None, typer.Option(help="Folder to keep what --trained-only publishes in.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and compare, but upload nothing.")] = False,
+    sign: Annotated[
+        Path | None, typer.Option(help="Sign the manifest with this private key (PEM); needs reasonseg\\[signing].")
+    ] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="Another Hub.  [default: HF_ENDPOINT, or the public one]")
     ] = None,
@@ -51,6 +54,8 @@ def publish(
     """
     if trained_only and base is None:
         raise CommandError("--trained-only needs --base: the LLaVA folder the checkpoint was trained from.")
+    if trained_only and sign is not None:
+        raise CommandError("--sign signs the manifest of full weights, which --trained-only does not publish.")
     if not trained_only and any((base, vision_tower, sam, export)):
         raise CommandError("--base, --vision-tower, --sam and --export belong to --trained-only. Pass it, or none.")
 
@@ -61,6 +66,8 @@ def publish(
 
     console = stderr_console()
     options = {"private": private, "revision": revision, "card": card, "dry_run": dry_run, "endpoint": endpoint}
+    if sign is not None:
+        options["sign"] = sign
     options["on_changes"] = lambda changes: console.print(_as_table(changes), markup=False, soft_wrap=True)
     with rich_progress(console) as progress:
         if trained_only:

@@ -34,6 +34,12 @@ def verify(
     diffusion: Annotated[
         str | None, typer.Option(help="The diffusion model's folder, or ORG/NAME[@REVISION], it was converted with.")
     ] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="A public key (PEM) whose holder must have signed; needs reasonseg\\[signing].")
+    ] = None,
+    signature: Annotated[
+        Path | None, typer.Option(help="The signature.  [default: manifest.json.sig of the repository]")
+    ] = None,
     write_manifest: Annotated[
         bool, typer.Option("--write-manifest", help="Write the manifest of a model you have trained or saved.")
     ] = False,
@@ -52,8 +58,12 @@ def verify(
         "diffusion": diffusion,
     }
     given = {role: path for role, path in given.items() if path is not None}
-    if write_manifest and given:
-        raise CommandError("--write-manifest compares with no source. Pass it alone, then verify as you like.")
+    if signature is not None and key is None:
+        raise CommandError("--signature needs --key: the public key of who should have signed.")
+    if write_manifest and (given or key is not None):
+        raise CommandError(
+            "--write-manifest compares with no source and no signature. Pass it alone, then verify as you like."
+        )
 
     from ..conversion.adoption import adopt_repository
     from ..conversion.progress import rich_progress
@@ -63,7 +73,7 @@ def verify(
         if write_manifest:
             report = adopt_repository(repo, progress=progress)
         else:
-            report = verify_repository(repo, against=given, progress=progress)
+            report = verify_repository(repo, against=given, key=key, signature=signature, progress=progress)
     write_out(_as_json(report) if as_json else _as_text(report))
     if not report.ok:
         files = len({problem.file for problem in report.problems})
@@ -83,6 +93,8 @@ def _as_text(report: "VerifyReport") -> str:
     if report.ok:
         checked = f"{report.files} of {report.files} files and {report.tensors} tensors"
         lines.append(f"{printable_name(report.repo)}: {checked} are right")
+    if report.signed:
+        lines.append("the manifest is signed by the key that was given")
     lines += [f"{count} tensors equal the source {how}" for how, count in sorted(report.compared.items())]
     lines += [
         f"{count} tensors not compared: their source ({source}) was not given"
