@@ -70,7 +70,13 @@ def test_a_single_row():
 def test_difflmm():
     model = tiny.difflmm_model()
     generator = torch.Generator().manual_seed(1)
-    pixel_values = torch.randn(2, 3, 16, 16, generator=generator)
-    inputs = {**tiny.prompts([4, 6], image_tokens=16), "pixel_values": pixel_values, "use_cache": False}
+    noise_shape = (2 * model.config.ensemble_size, *model.config.latent_shape)
+    inputs = {
+        **tiny.prompts([4, 6], image_tokens=16),
+        "pixel_values": torch.randn(2, 3, 16, 16, generator=generator),
+        "vae_noise": torch.randn(noise_shape, generator=generator),
+        "latent_noise": torch.randn(noise_shape, generator=generator),
+        "use_cache": False,
+    }
     with torch.no_grad():
         torch.testing.assert_close(exported(model, inputs)(**inputs)["logits"], model(**inputs).logits)

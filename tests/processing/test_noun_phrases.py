@@ -1,5 +1,6 @@
 """Noun phrases by rules, by a parser, by anything callable; and which tokens spell them."""
 
+import random
 import sys
 from types import SimpleNamespace
 
@@ -45,6 +46,41 @@ CAPTIONS = {
     "There is a bus that is parked.": [("a bus", "bus")],
     "Both are on. One of them is red, the other is black.": [],
     "Each holds a ball near the display.": [("a ball", "ball"), ("the display", "display")],
+    "Rain is falling, and Dinner is ready.": [("Rain", "Rain"), ("Dinner", "Dinner")],
+    "A slice of chocolate cake with whipped cream, made of oak": [
+        ("A slice", "slice"),
+        ("chocolate cake", "cake"),
+        ("whipped cream", "cream"),
+        ("oak", "oak"),
+    ],
+    "They are drinking milk. She pours tea; he is eating cereal and fruit.": [
+        ("They", "They"),
+        ("milk", "milk"),
+        ("She", "She"),
+        ("tea", "tea"),
+        ("he", "he"),
+        ("cereal", "cereal"),
+        ("fruit", "fruit"),
+    ],
+    "An elderly man feeds pigeons, a boy kicks the ball, lights illuminate the square.": [
+        ("An elderly man", "man"),
+        ("pigeons", "pigeons"),
+        ("a boy", "boy"),
+        ("the ball", "ball"),
+        ("lights", "lights"),
+        ("the square", "square"),
+    ],
+    "The dog that barks wears a very old, round, red hat and an orange and white coat.": [
+        ("The dog", "dog"),
+        ("a very old, round, red hat", "hat"),
+        ("an orange and white coat", "coat"),
+    ],
+    "A family and the second one near a tall building: it has a few parked cars.": [
+        ("A family", "family"),
+        ("the second one", "one"),
+        ("a tall building", "building"),
+        ("a few parked cars", "cars"),
+    ],
     "": [],
 }
 
@@ -228,3 +264,15 @@ def test_given_phrases():
     assert find_given(text, ["image"], RuleExtractor(), "The image shows ")[0].span == (20, 25)
     with pytest.raises(ValueError, match="does not hold 'There is'"):
         find_given(text, ["image"], RuleExtractor(), "There is ")
+
+
+def test_rules_on_any_text():
+    """Whatever stands in a text, phrases lie in it, in order, apart from each other, and hold their cores."""
+    words = "a the that he dog dogs and , . is very red feeds it\n 3 building one no which é 狗 -ing".split(" ")
+    rng = random.Random(0)
+    for _ in range(2000):
+        text = " ".join(rng.choices(words, k=rng.randint(0, 12)))
+        stop = 0
+        for phrase in RuleExtractor()(text):
+            assert stop <= phrase.span[0] <= phrase.core[0] < phrase.core[1] <= phrase.span[1] <= len(text), text
+            stop = phrase.span[1]
