@@ -25,7 +25,8 @@ class ReasoningSegmentationOutput(ModelOutput):
         pred_masks (`list[torch.FloatTensor]` of shapes `(slots, height, width)`):
             Low-resolution mask logits (SAM: 256 x 256 of the padded square). Above 0 is foreground.
         mask_scores (`list[torch.FloatTensor]` of shapes `(slots,)`):
-            The segmenter's own estimate of each mask's IoU. LISA and GSVA never trained this head further.
+            The segmenter's own estimate of each mask's IoU, as its head gives it: it may leave 0..1. LISA and GSVA
+            never trained this head further.
         slot_probs (`list[torch.FloatTensor]` of shapes `(slots,)`):
             Probability in [0, 1] that the slot is `[SEG]` rather than `[REJ]`; 1.0 for models without `[REJ]`.
         rejected (`list[torch.BoolTensor]` of shapes `(slots,)`): Whether the model says that the target is absent.

@@ -45,6 +45,15 @@ def test_three_scenes_through_the_pipeline(pipe, index):
     assert segment["mask"] is None
 
 
+def test_phrases_read_as_was_decided(pipe):
+    scene = draw_scene("test", 4)
+    found = pipe(scene.image, phrases=["the yellow cup", "an elephant"])
+    assert [segment["rejected"] for segment in found["segments"]] == [False, True]
+    assert found["generated_text"] == "the yellow cup [SEG], an elephant [REJ]."
+    assert [found["generated_text"][slice(*segment["span"])] for segment in found["segments"]] == ["[SEG]", "[REJ]"]
+    assert all(0 <= segment["score"] <= 1 for segment in found["segments"])
+
+
 def test_a_few_scenes_that_training_never_drew():
     model, processor = (kind.from_pretrained(EMBEDDED_MODEL) for kind in (AutoModel, AutoProcessor))
     result = evaluate(model.eval(), processor, tabletop_questions("test", 12), "free", batch_size=16)
