@@ -107,7 +107,7 @@ class ReasoningSegmentationPipeline(Pipeline):
             `dict`, a `list` of them where a list, tuple or batched array was given, or an iterator over them for
             anything else that is iterated:
             `generated_text` (`str`) and `segments`, a list of `{"label", "score", "rejected", "span", "box", "mask"}`
-            in reading order. `score` rates the mask, 0 to 1, see [`Segment`]; `span` is the `(start, end)` of its token
+            in reading order. `score` rates the mask, 0 to 1, see [`Segment`]; `span` is `(start, end)` of its token
             in the text, which reads `[REJ]` where the segment is rejected; `box` `[x1, y1, x2, y2]` in pixels of the
             upright picture, `mask` has its size; both are None for rejected segments. Systems that find phrases in the
             answer add `phrase_extractor`, what found them.

@@ -144,7 +144,7 @@ def test_the_pipeline_without_a_model(photograph):
 def test_the_installed_command_says_it_once_in_a_line(tmp_path):
     command = Path(sys.executable).with_name("reasonseg")
     images = PARITY / "lisa" / "images"
-    arguments = [command, "segment", images, "-p", "the cup", "--model", EMBEDDED_MODEL, "--out", tmp_path / "out"]
+    arguments = [command, "segment", images, "-p", "the cup", "--model", "embedded", "--out", tmp_path / "out"]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("drawn tabletops") == 1
