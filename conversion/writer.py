@@ -13,6 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 
+from ..whole_files import is_running
 from .errors import ConversionError
 from .plan import PlannedTensor
 from .progress import ProgressCallback
@@ -106,22 +107,9 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
     for folder in parent.iterdir():
         if folder.name.startswith(prefix) and folder.name.endswith(".partial"):
             owner = folder.name.removeprefix(prefix).removesuffix(".partial")
-            if owner.isdigit() and not _is_running(int(owner)):
+            # This process holds no staging folder yet, so its own number is that of an earlier one.
+            if owner.isdigit() and (int(owner) == os.getpid() or not is_running(int(owner))):
                 shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    if os.name != "posix":
-        return True  # elsewhere there is no harmless signal to ask with, so the folder is left to its owner
-    if process == os.getpid():
-        return False  # this process holds no staging folder yet, so the name is from an earlier one
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def write_repository(

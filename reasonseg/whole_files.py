@@ -64,6 +64,19 @@ def remove_drafts(folder: str | os.PathLike, name: str | None = None) -> None:
             Path(entry).unlink(missing_ok=True)
 
 
+def is_running(process: int) -> bool:
+    """Whether a process with this number runs on this machine; elsewhere than on POSIX systems it is taken to."""
+    if os.name != "posix":  # asking there would stop the process
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _short(name: str) -> str:
     return hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
 
@@ -76,15 +89,7 @@ def _is_being_written(draft: os.DirEntry, process: int) -> bool:
     if process == os.getpid():
         # In containers every run may have the same number.
         return modified >= _STARTED
-    if os.name != "posix":  # asking there would stop the process
-        return time.time() - modified < 24 * 3600
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
+    return is_running(process) and (os.name == "posix" or time.time() - modified < 24 * 3600)
 
 
-__all__ = ["LONGEST_NAME", "remove_drafts", "write_whole", "written_whole"]
+__all__ = ["LONGEST_NAME", "is_running", "remove_drafts", "write_whole", "written_whole"]

@@ -35,12 +35,12 @@ def train(
     Start it with `torchrun` or `accelerate launch` (`-m reasonseg train ...`) to use several processes or GPUs.
     """
     from ..trained_card import read_start, write_trained_card
-    from ..training.recipe import load_recipe
+    from ..training.recipe import load_recipe, require_model
     from ..training.run import run_recipe
     from ..vip_llava_start import build_vip_llava
 
     settings, is_main = load_recipe(recipe, overrides or ()), is_main_process()
-    if settings.parts is None and settings.model != "tabletop":
+    if settings.parts is None and require_model(settings) != "tabletop":
         settings.model = resolve_model(settings.model, option="The recipe's model")
     start = read_start(settings, card)  # before hours of training: a wrong --card is refused
     with alone_in(out) if is_main else nullcontext():

@@ -138,3 +138,9 @@ def test_training_goes_on_from_the_embedded_model(tmp_path):
     result = CliRunner().invoke(app, ["train", str(recipe), "--out", "out", "--set", "model=embedded"])
     assert result.exit_code == 0, result.output
     assert json.loads(Path("out", "config.json").read_text(encoding="utf-8"))["model_type"] == "gsva"
+
+
+def test_a_recipe_that_leaves_its_model_open():
+    result = CliRunner().invoke(app, ["train", "lisa", "--out", "out", "--set", "data.path=data"])
+    assert result.exit_code == 1
+    assert "Set it with --set model=..." in " ".join(result.stderr.split())
