@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from transformers import AutoConfig
-from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
 from .conversion.systems import SYSTEMS, VIP_LLAVA, is_of_transformers
 from .loading import load_pretrained

@@ -57,7 +57,7 @@ def readable_failures(command: Callable) -> Callable:
 
             register()
             with warnings.catch_warnings():
-                warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+                warnings.showwarning = functools.partial(_show_warning, warnings.showwarning, set())
                 return command(*args, **kwargs)
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
@@ -108,13 +108,17 @@ def in_options(message: str, options: Mapping[str, str]) -> str:
     return re.sub(rf"(?:^|(?<=[.:;(] )|(?<=\())({names})(?= is ['\"\[\d-])", lambda found: options[found[1]], message)
 
 
-def _show_warning(show: Callable, message: Warning | str, category: type[Warning], *args, **kwargs) -> None:
-    """Print a warning of this package without the line of code it comes from; `show` prints all others."""
-    if category.__module__.split(".")[0] == __package__.split(".")[0]:
-        text = _escape(printable(str(message)))
-        stderr_console().print(f"[bold yellow]note:[/] {text}", soft_wrap=True, markup=True)
-    else:
+def _show_warning(
+    show: Callable, told: set[str], message: Warning | str, category: type[Warning], *args, **kwargs
+) -> None:
+    """Print a warning of this package once and without the line of code it comes from; `show` prints all others."""
+    text = str(message)
+    if category.__module__.split(".")[0] != __package__.split(".")[0]:
         show(message, category, *args, **kwargs)
+    elif text not in told:
+        told.add(text)
+        text = _escape(printable(text))
+        stderr_console().print(f"[bold yellow]note:[/] {text}", soft_wrap=True, markup=True)
 
 
 def describe(error: BaseException, options: Mapping[str, str] | None = None) -> str:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from transformers import CLIPConfig, LlavaConfig, VipLlavaConfig, pipeline
+from transformers import AutoModel, CLIPConfig, LlavaConfig, VipLlavaConfig, pipeline
 from typer.testing import CliRunner
 
 import reasonseg
 from reasonseg.cli.app import app
 from reasonseg.conversion.systems import SYSTEMS
+from reasonseg.evaluation.benchmark import evaluate
 from tests.tiny_vip_llava import write_repo
 
 
@@ -110,7 +111,9 @@ def test_evaluate(dataset, kind, fitting, config_only, image, tmp_path):
 def test_an_answer_is_given_only_to_a_model_that_reads_it(ivm_repo, tmp_path):
     options = ("--dataset", "tabletop", "--scenes", 1, "--model", ivm_repo, "--out", tmp_path)
     errors, _ = run("evaluate", *options, "--protocol", "paper", code=1)
-    assert "IvmForVisualMasking has no such token. Use the protocol 'free'." in errors
+    assert "Use the protocol `free`" in errors
+    with pytest.raises(ValueError, match=r"IvmForVisualMasking has no such token\. Use the protocol 'free'"):
+        evaluate(AutoModel.from_pretrained(ivm_repo), None, [], protocol="paper")
 
 
 def test_demo(config_only, tmp_path):
