@@ -18,7 +18,7 @@ from .sniffing import check_regular_file
 
 
 MAX_SIGNATURE_BYTES = 1 << 20
-_INSTALL = 'Install what signs and checks signatures: pip install "reasonseg[signing]"'
+_INSTALL = "Install what signs and checks signatures: pip install model-signing pyopenssl"
 _MAKE_KEY = (
     "Pass a private key on the curve P-256, P-384 or P-521 without a password, as "
     "`openssl ecparam -genkey -name prime256v1 -noout -out KEY` makes one."

@@ -175,6 +175,8 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
         """As [`ProcessorMixin.save_pretrained`]; returns the path of `processor_config.json`."""
+        # The code that the tokenizer was saved with lies in another folder, and its names would lead nowhere.
+        self.tokenizer.init_kwargs.pop("auto_map", None)
         self.vlm_processor.save_pretrained(save_directory)
         if self._auto_class is not None:
             custom_object_save(self, save_directory, config=self)

@@ -23,6 +23,7 @@ from .conversion.card import (
 from .conversion.locations import location_name
 from .conversion.systems import GSVA, SYSTEMS, VIP_LLAVA
 from .embedding import EMBEDDED_MODEL
+from .loading import load_pretrained
 from .training.recipe import TABLETOPS, Recipe, RecipeError, data_names, describe_recipe, require_model
 from .whole_files import write_whole
 
@@ -97,7 +98,7 @@ def write_trained_card(repo: Path, recipe: Recipe, start: Start) -> None:
         "data_licence": _OWN_LICENCE if data == TABLETOPS else _NOT_STATED,
         "recipe": describe_recipe(recipe),
     }
-    config = AutoConfig.from_pretrained(repo, trust_remote_code=False)
+    config = load_pretrained(AutoConfig, repo)
     trainings = [*start.trainings, training]
     text = render_card(start.system, start.values, config, config.dtype, trainings=trainings)
     write_whole(repo / CARD, text)
@@ -106,7 +107,7 @@ def write_trained_card(repo: Path, recipe: Recipe, start: Start) -> None:
 def _system(model: str) -> str:
     """The system of a folder or a repository on the Hub."""
     try:
-        model_type = AutoConfig.from_pretrained(model, trust_remote_code=False).model_type
+        model_type = load_pretrained(AutoConfig, model).model_type
     except (OSError, ValueError) as error:
         where = "The folder" if Path(model).is_dir() else "There is no such folder here, and a repository on the Hub"
         raise RecipeError(

@@ -255,6 +255,16 @@ def test_undocumented_names_of_transformers_stand_in_the_table():
     assert not missing, f"Use a documented name instead, or add a row with the test that notices: {missing}"
 
 
+def test_every_threat_has_a_test_that_exists():
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    rows = [row for row in text.partition("| threat |")[2].splitlines() if row.startswith("| ")]
+    assert len(rows) > 10
+    for row in rows:
+        named = re.findall(r"`(tests/[\w/.]+)`", row.rsplit("|", 2)[1])
+        assert named, f"No test stands for: {row}"
+        assert all((ROOT / path).is_file() for path in named), row
+
+
 def test_the_table_names_tests_that_exist():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     table = text.partition("## What of transformers may change")[2].partition("\n## ")[0]

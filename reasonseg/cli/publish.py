@@ -40,7 +40,7 @@ def publish(
     export: Annotated[Path | None, typer.Option(help="Folder to keep what --trained-only publishes in.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Verify and compare, but upload nothing.")] = False,
     sign: Annotated[
-        Path | None, typer.Option(help="Sign the manifest with this private key (PEM); needs reasonseg\\[signing].")
+        Path | None, typer.Option(help="Sign the manifest with this private key (PEM); needs model-signing.")
     ] = None,
     endpoint: Annotated[
         str | None, typer.Option(help="Another Hub.  [default: HF_ENDPOINT, or the public one]")

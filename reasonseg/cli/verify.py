@@ -35,7 +35,7 @@ def verify(
         str | None, typer.Option(help="The diffusion model's folder, or ORG/NAME[@REVISION], it was converted with.")
     ] = None,
     key: Annotated[
-        Path | None, typer.Option(help="A public key (PEM) whose holder must have signed; needs reasonseg\\[signing].")
+        Path | None, typer.Option(help="A public key (PEM) whose holder must have signed; needs model-signing.")
     ] = None,
     signature: Annotated[
         Path | None, typer.Option(help="The signature.  [default: manifest.json.sig of the repository]")
