@@ -104,9 +104,8 @@ def evaluate(
 
     Raises:
         ValueError: If the protocol does not exist or gives an answer to a model that reads none, there is no question,
-            an answer holds a `[REJ]` that the model does
-            not know under `paper`, an image cannot be read, or a mask has not the size of its image or values that
-            may mean several things.
+            an answer holds a `[REJ]` that the model does not know under `paper`, an image cannot be read, or a mask
+            has not the size of its image or values that may mean several things.
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"There is no protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")

@@ -1,10 +1,7 @@
 """Data of one's own: masks of every kind are read alike, and whatever is wrong is named with file and line."""
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +18,7 @@ from reasonseg.processing.mask_reading import read_mask
 from reasonseg.processing.segments import mask_to_rle
 from reasonseg.questions import image_folder_questions
 from reasonseg.training.datasets import ImageFolderExamples
+from tests.installed import installed
 
 
 SIZE = (20, 30)
@@ -248,35 +246,32 @@ def test_the_format_in_the_readme_is_read(tmp_path):
     assert [mask.sum() for mask in desk.masks[0]] == [30 * 8, 20]
 
 
-def command(*arguments) -> subprocess.CompletedProcess:
-    """The installed command, in a process of its own."""
-    script = Path(sys.executable).with_name("reasonseg")
-    start = [str(script)] if script.is_file() else [sys.executable, "-m", "reasonseg"]
-    environment = {**os.environ, "ACCELERATE_USE_CPU": "true"}
-    return subprocess.run(
-        [*start, *map(str, arguments)], capture_output=True, text=True, timeout=300, check=False, env=environment
-    )
+@pytest.fixture
+def unloadable(tmp_path):
+    """A folder that passes for a model until somebody loads it."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "lisa"}', encoding="utf-8")
+    return tmp_path / "model"
 
 
 @pytest.mark.parametrize("command_name", ["train", "evaluate"])
-def test_both_commands_refuse_bad_data_before_a_model_is_loaded(tmp_path, command_name):
+def test_both_commands_refuse_bad_data_before_a_model_is_loaded(tmp_path, unloadable, command_name):
     folder = write(tmp_path / "data", line(), {"file_name": "a.png"})
     arguments = {
-        "train": ("lisa", "--set", "model=no-such-model", "--set", f"data.path={folder}"),
-        "evaluate": ("--model", "no-such-model", "--dataset", folder),
+        "train": ("lisa", "--set", f"model={unloadable}", "--set", f"data.path={folder}"),
+        "evaluate": ("--model", unloadable, "--dataset", folder),
     }[command_name]
-    run = command(command_name, *arguments, "--out", tmp_path / "out")
+    run = installed(command_name, *arguments, "--out", tmp_path / "out", code=1, ACCELERATE_USE_CPU="true")
     said = " ".join(run.stderr.split())
-    assert run.returncode == 1
     assert f"{folder}/metadata.jsonl, line 2: the line has no `requests`; it has file_name" in said
-    assert "no-such-model" not in said
+    assert str(unloadable) not in said
 
 
-def test_an_empty_data_set_is_an_error_in_both(tmp_path):
+def test_an_empty_data_set_is_an_error_in_both(tmp_path, unloadable):
     folder, runner = write(tmp_path / "data"), CliRunner()
     for arguments in (
-        ["train", "lisa", "--set", "model=no-such-model", "--set", f"data.path={folder}"],
-        ["evaluate", "--model", "no-such-model", "--dataset", str(folder)],
+        ["train", "lisa", "--set", f"model={unloadable}", "--set", f"data.path={folder}"],
+        ["evaluate", "--model", str(unloadable), "--dataset", str(folder)],
     ):
         result = runner.invoke(app, [*arguments, "--out", str(tmp_path / "out")])
         assert result.exit_code == 1

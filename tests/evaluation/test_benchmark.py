@@ -31,7 +31,7 @@ class Answers:
 
     def __init__(self, answers: dict[str, list[np.ndarray | None]]):
         self.answers = answers
-        self.config = SimpleNamespace(rej_token_id=1)
+        self.config = SimpleNamespace(seg_token_id=0, rej_token_id=1)
         self.device = torch.device("cpu")
         self.image_counts = []
 
