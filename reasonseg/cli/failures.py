@@ -129,8 +129,8 @@ def describe(error: BaseException, options: Mapping[str, str] | None = None) -> 
         options: see `option_names`; those of the command.
     """
     message = in_options(str(error).strip(), options or {})
-    if _is_a(error, "ImageTooLargeError"):
-        message = message.replace("`max_image_pixels`", "--max-image-pixels")
+    # Also where it stands inside the message of an error that names file and line.
+    message = message.replace("`max_image_pixels`", "--max-image-pixels")
     # Errors that this package or its dependencies word for users; the class name adds nothing there.
     if message and (isinstance(error, (CommandError, ValueError, OSError)) or _is_a(error, "ConversionError")):
         return message

@@ -96,8 +96,8 @@ def test_train_asks_for_the_model_that_a_recipe_leaves_open(tmp_path, recipe, mo
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("{tmp}/nowhere", "model={tmp}/nowhere cannot be used. There is no such folder here"),
-        ("{tmp}", "model={tmp} cannot be used. The folder cannot be loaded"),
+        ("{tmp}/nowhere", "The recipe's model '{tmp}/nowhere': there is no such folder"),
+        ("{tmp}", "The recipe's model '{tmp}' holds no model: it has no config.json"),
         ("{tmp}/llava", "has the model_type 'llava'; attend_and_segment, "),
     ],
 )
