@@ -112,6 +112,20 @@ def two_directories(first, second):
     return first + second[:directory] + bytes(tail)
 
 
+def for_two_readers(checked, loaded):
+    """The zip64 record in front of the locator, which Python reads, leads to one archive, the locator to the other."""
+    _, own = end_records(checked)
+    end64, directory = end_records(loaded)
+    position = len(checked[:own]) + end64  # of the record that the locator names
+    tail = bytearray(checked[own:])
+    end64_of_tail = len(tail) - 22 - 20 - 56
+    begin = position + 56
+    struct.pack_into("<Q", tail, end64_of_tail + 48, begin)
+    struct.pack_into("<Q", tail, end64_of_tail + 56 + 8, position)
+    struct.pack_into("<I", tail, len(tail) - 22 + 16, begin)
+    return checked[:own] + loaded[:directory] + shifted(loaded, own)[: end64 - directory + 56] + bytes(tail)
+
+
 def with_gap(data):
     """Bytes that no entry has, between the last entry and the directory."""
     _, directory = end_records(data)
@@ -147,6 +161,8 @@ def commented(data, comment):
 
 ZIPS = {
     "two zip64 end records": GOOD[: end_records(GOOD)[0]] + shifted(EVIL, 0)[-98:-42] + GOOD[end_records(GOOD)[0] :],
+    "two archives, one for each reader": for_two_readers(GOOD, EVIL),
+    "two archives of other layouts": for_two_readers(GOOD, saved({"x": torch.ones(3), "a.weight": torch.ones(20, 30)})),
     "two archives, two ends": two_directories(GOOD, EVIL),
     "two archives in a row": GOOD + EVIL,
     "an archive before": GOOD + EVIL[: end_records(EVIL)[1]] + shifted(EVIL, len(GOOD)),
@@ -289,7 +305,7 @@ LAUGHS = b"K\x01\x85q\x00" + b"".join(b"h%c\x68%c\x86q%c" % (i, i, i + 1) for i 
 COLLIDING = b"".join(
     b"\x8a\x0a" + (k * (2**61 - 1)).to_bytes(10, "little", signed=True) + b"N" for k in range(1, 30_000)
 )
-ENCODED = "\u00fc" + "a" * 120_000
+ENCODED = "".join(chr(0x100 + number * 7 % 50_000) for number in range(120_000))
 
 PICKLES = {
     "bytearray of a number": Program().name("builtins", "bytearray").number(2_500_000_000).call(1).in_state(),
