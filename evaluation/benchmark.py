@@ -109,14 +109,14 @@ def evaluate(
     """
     if protocol not in PROTOCOLS:
         raise ValueError(f"There is no protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
+    if not len(questions):
+        raise ValueError("There is no question to evaluate; an empty data set has no scores.")
+    check_rejections(processor, questions, protocol)
     if protocol == "paper" and model.config.seg_token_id is None:
         raise ValueError(
             f"The protocol 'paper' gives an answer with [SEG] for every target, and {type(model).__name__} has no "
             "such token. Use the protocol 'free'."
         )
-    if not len(questions):
-        raise ValueError("There is no question to evaluate; an empty data set has no scores.")
-    check_rejections(processor, questions, protocol)
     answer = _answer_freely if protocol == "free" else _answer_as_given
     types = sorted({name for question in questions for name in question.types if name is not None})
     metrics = SegmentationMetrics(rule, types=types, zero_rejected=protocol == "free")

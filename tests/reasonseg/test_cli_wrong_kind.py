@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import reasonseg
 from reasonseg.cli.app import app
 from reasonseg.conversion.systems import SYSTEMS
-from reasonseg.evaluation.benchmark import evaluate
+from reasonseg.evaluation.benchmark import Question, evaluate
 from tests.tiny_vip_llava import write_repo
 
 
@@ -112,8 +112,9 @@ def test_an_answer_is_given_only_to_a_model_that_reads_it(ivm_repo, tmp_path):
     options = ("--dataset", "tabletop", "--scenes", 1, "--model", ivm_repo, "--out", tmp_path)
     errors, _ = run("evaluate", *options, "--protocol", "paper", code=1)
     assert "Use the protocol `free`" in errors
+    question = Question(image=None, text="Where?", answer="[SEG].", phrases=["a cup"], masks=[None], types=[None])
     with pytest.raises(ValueError, match=r"IvmForVisualMasking has no such token\. Use the protocol 'free'"):
-        evaluate(AutoModel.from_pretrained(ivm_repo), None, [], protocol="paper")
+        evaluate(AutoModel.from_pretrained(ivm_repo), None, [question], protocol="paper")
 
 
 def test_demo(config_only, tmp_path):
