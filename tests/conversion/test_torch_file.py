@@ -162,7 +162,9 @@ def commented(data, comment):
 ZIPS = {
     "two zip64 end records": GOOD[: end_records(GOOD)[0]] + shifted(EVIL, 0)[-98:-42] + GOOD[end_records(GOOD)[0] :],
     "two archives, one for each reader": for_two_readers(GOOD, EVIL),
-    "two archives of other layouts": for_two_readers(GOOD, saved({"x": torch.ones(3), "a.weight": torch.ones(20, 30)})),
+    "two archives of other layouts": for_two_readers(
+        GOOD, saved({"x": torch.ones(3), "a.weight": torch.ones(20, 30)})
+    ),
     "two archives, two ends": two_directories(GOOD, EVIL),
     "two archives in a row": GOOD + EVIL,
     "an archive before": GOOD + EVIL[: end_records(EVIL)[1]] + shifted(EVIL, len(GOOD)),
