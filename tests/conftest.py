@@ -38,6 +38,20 @@ def no_torch_setting_leaks():
     assert torch_settings() == before
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    """Reports travel between processes as UTF-8, which has no halves of characters; some tests print names with them."""
+    report = yield
+    report.sections = [(title, _without_halves(text)) for title, text in report.sections]
+    if report.failed and _without_halves(text := str(report.longrepr)) != text:
+        report.longrepr = _without_halves(text)
+    return report
+
+
+def _without_halves(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def torch_settings() -> dict:
     return {
         "float32 matmul precision": torch.get_float32_matmul_precision(),
