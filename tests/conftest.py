@@ -40,7 +40,7 @@ def no_torch_setting_leaks():
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport():
-    """Reports travel between processes as UTF-8, which has no halves of characters; some tests print names with them."""
+    """Reports travel between processes as UTF-8, which has no halves of characters; some tests print such names."""
     report = yield
     report.sections = [(title, _without_halves(text)) for title, text in report.sections]
     if report.failed and _without_halves(text := str(report.longrepr)) != text:
