@@ -25,15 +25,24 @@ from transformers import PreTrainedModel
 
 from ..loading import load_pretrained
 from .card import card_trainings, card_values, read_card, render_card
-from .errors import ConversionError
+from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import Location, locate
 from .manifest import MANIFEST, file_sha256, is_trained, read_manifest, repository_files
 from .progress import ProgressCallback, no_progress
+from .repository_code import code_references, stray_files
 from .rules import WEIGHT
 from .rules_lisa_gsva import SEGMENTER, TEXT_MODEL, VLM, clip_table, detect_layout, lisa_gsva_table, sam_table
 from .shards import DTYPE_NAMES
-from .sources import SafetensorsFile, TensorSource, open_source, read_json
+from .sniffing import check_link
+from .sources import (
+    SafetensorsFile,
+    TensorSource,
+    check_plain_name,
+    open_source,
+    read_any_json,
+    read_json,
+)
 from .systems import GSVA, LISA
 from .writer import staging_folder
 
@@ -48,6 +57,8 @@ _SAME, _DIFFERENCE, _WHOLE = "same as base", "difference", "whole"
 _LANGUAGE_MODEL = (TEXT_MODEL, f"{VLM}lm_head.")
 _BITS = {1: (torch.uint8, "U8"), 2: (torch.int16, "I16"), 4: (torch.int32, "I32"), 8: (torch.int64, "I64")}
 _SYSTEMS = {system.name: system for system in (LISA, GSVA)}
+# Far above every tensor, and above the tokens that a training adds.
+_MAX_SIZE, _MAX_NEW_ROWS = 1 << 31, 1 << 16
 _RELEASE_BYTES = 1 << 30  # mapped pages count as this process's memory until they are given back
 
 
@@ -90,6 +101,8 @@ class _BaseWeights:
             return None
         own = piece.info.shape
         if own[1:] != shape[1:] or len(own) != len(shape) or own[:1] > shape[:1]:
+            return None
+        if own and shape[0] - own[0] > _MAX_NEW_ROWS:
             return None
         value = piece.load().to(dtype)
         if own != shape:
@@ -166,14 +179,19 @@ def check_trained(folder: str | Path) -> None:
     folder = Path(folder)
     digests = _read_recipe(folder)["files"]
     for name, digest in digests.items():
+        check_link(folder / name, folder)
         if not (folder / name).is_file() or file_sha256(folder / name) != digest:
             raise ConversionError(
                 "The file is missing or not the one that was exported.",
                 path=folder / name,
                 next_step="Export or download it again.",
             )
-    if extra := sorted(set(repository_files(folder)) - {*digests, _CARD, _RECIPE}):
-        raise ConversionError("The export did not write this file.", path=folder / extra[0], next_step="Remove it.")
+        if name.endswith(".json"):
+            for cause in code_references(name, read_any_json(folder / name), digests):
+                raise ConversionError(cause, path=folder / name, next_step="Get it from its original publisher.")
+    known = {name: {"sha256": digest} for name, digest in digests.items()} | {_CARD: {}, _RECIPE: {}}
+    for name, _ in stray_files(folder, known, trained=False):
+        raise ConversionError("The export did not write this file.", path=folder / name, next_step="Remove it.")
 
 
 def restore(folder: str | Path, out: str | Path, *, base: Base, progress: ProgressCallback | None = None) -> Path:
@@ -359,7 +377,31 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
     for name in [*recipe["files"], *recipe["headers"]]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ConversionError(f"The export names the file {name!r} outside its folder.", path=path)
+    if bad := [name for name, entry in recipe["tensors"].items() if not _is_entry(entry)]:
+        raise ConversionError(f"The export's entry of the tensor {bad[0]!r} is malformed.", path=path)
+    with refusing("The export's headers cannot be read", path=path, next_step="Export or download it again."):
+        for name, raw in recipe["headers"].items():
+            check_plain_name(name, path)
+            header = json.loads(raw)
+            order, ends = _in_order(header), list(_ends(header))
+            wrong = [key for key in order if header[key]["shape"] != recipe["tensors"][key]["shape"]]
+            if wrong or type(ends[0]) is not int or not name.endswith(".safetensors"):
+                raise ConversionError(f"The header of {name!r} does not fit the tensors.")
     return recipe
+
+
+def _is_entry(entry: object) -> bool:
+    """Whether an entry says of a tensor what `_compare` writes, with sizes that a tensor can have."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("shape"), list):
+        return False
+    sizes = [size for size in entry["shape"] if type(size) is int and 0 <= size <= _MAX_SIZE]
+    known = {str(dtype).removeprefix("torch.") for dtype in DTYPE_NAMES}
+    return (
+        len(sizes) == len(entry["shape"])
+        and entry.get("how") in (_SAME, _DIFFERENCE, _WHOLE)
+        and entry.get("dtype") in known
+        and isinstance(entry.get("sha256"), str)
+    )
 
 
 def _copy_others(source: Path, target: Path, names: Iterable[str]) -> None:

@@ -13,7 +13,7 @@ from reasonseg.cli import app
 from reasonseg.conversion.card import render_card
 from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.errors import ConversionError
-from reasonseg.conversion.manifest import update_manifest
+from reasonseg.conversion.manifest import file_sha256, update_manifest
 from reasonseg.conversion.trained import Base, check_trained, export_trained, is_trained_export, load_trained, restore
 from reasonseg.conversion.verify import verify_repository
 from tests.conversion.originals import GSVA, LISA, lisa_state, write_lisa
@@ -174,6 +174,64 @@ def test_damaged_exports_are_refused(copy, base, tmp_path):
     with pytest.raises(ConversionError, match="no export of trained tensors"):
         restore(copy, tmp_path / "out", base=base)
     assert not (tmp_path / "out").exists()
+
+
+def test_exports_that_lie_about_tensors(copy, base, tmp_path):
+    """One error each, before memory is taken for what they claim."""
+    path = copy / "trained" / "trained.json"
+    recipe = json.loads(path.read_text())
+    name = EMBEDDING
+    entry, (file, raw) = recipe["tensors"][name], next(iter(recipe["headers"].items()))
+    header = json.loads(raw)
+    changes = [
+        {"tensors": recipe["tensors"] | {name: entry | wrong}}
+        for wrong in (
+            {"shape": [10**9, 64], "how": "same as base"},
+            {"shape": [10**30, 64]},
+            {"shape": [-1, 64]},
+            {"shape": "many"},
+            {"shape": [True, 64]},
+            {"how": "run"},
+            {"dtype": "load"},
+            {"dtype": "int64"},
+            {"sha256": 3},
+        )
+    ]
+    changes += [{"tensors": recipe["tensors"] | {name: wrong}} for wrong in (3, None, [])]
+    changes += [{"tensors": {}}, {"tensors": {key: recipe["tensors"][key] for key in list(recipe["tensors"])[1:]}}]
+    changes += [{"headers": {file: wrong}} for wrong in ("{", "[]", "{}7", '{"x": 3}', '{"x": {}}', 3, "[" * 100_000)]
+    changes += [{"headers": {wrong: raw}} for wrong in ("modeling_lisa.py", "sub/x.safetensors", ".safetensors\0", "")]
+    changes += [{"headers": {file: json.dumps(header | {name: header[name] | {"shape": [7, 64]}})}}]
+    for change in changes:
+        path.write_text(json.dumps(recipe | change))
+        with pytest.raises(ConversionError):
+            restore(copy, tmp_path / "out", base=base)
+        assert not (tmp_path / "out").exists()
+    path.write_text(json.dumps(recipe))
+    assert restore(copy, tmp_path / "out", base=base).is_dir()
+
+
+@pytest.mark.parametrize("name", [".evil.py", "__pycache__/evil.pyc", "sub/evil.py", ".hidden/evil.so"])
+def test_code_beside_an_export_is_named(copy, name):
+    (copy / name).parent.mkdir(parents=True, exist_ok=True)
+    (copy / name).write_text("import os\n")
+    with pytest.raises(ConversionError, match="did not write this file") as caught:
+        check_trained(copy)
+    assert caught.value.path == str(copy / name)
+
+
+def test_links_and_foreign_code_of_an_export(copy, tmp_path):
+    recipe = json.loads((copy / "trained/trained.json").read_text())
+    shutil.move(copy / "generation_config.json", tmp_path / "elsewhere.json")
+    (copy / "generation_config.json").symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(ConversionError, match="leads nowhere or out of its folder"):
+        check_trained(copy)
+    (copy / "generation_config.json").unlink()
+    (copy / "generation_config.json").write_text('{"auto_map": {"AutoModel": "me/other--evil.Model"}}')
+    recipe["files"]["generation_config.json"] = file_sha256(copy / "generation_config.json")
+    (copy / "trained/trained.json").write_text(json.dumps(recipe))
+    with pytest.raises(ConversionError, match="leads to another repository, 'me/other'"):
+        check_trained(copy)
 
 
 def test_the_command_restores(export, full, base, tmp_path):
