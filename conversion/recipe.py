@@ -18,6 +18,7 @@ MERGE_LORA, CAST = "merge_lora", "cast"
 APPEND_ZERO_ROW, APPEND_FIRST_ROW = "append_zero_row", "append_first_row"
 IDENTITY, ZEROS = "identity", "zeros"
 _APPEND = {APPEND_ZERO_ROW: append_embedding_row, APPEND_FIRST_ROW: append_head_row}
+_MOST_OPERATIONS = 64  # a few appended rows, and one of the others each
 _OPERATIONS = (MERGE_LORA, CAST, *_APPEND, IDENTITY, ZEROS)
 
 
@@ -46,6 +47,8 @@ class Recipe:
             ConversionError: The result has another shape.
         """
         if IDENTITY in self.operations:
+            if len(shape) != 2 or shape[0] != shape[1]:
+                raise ConversionError(f"An identity was planned with shape {shape}.")
             return torch.eye(shape[0], dtype=dtype)
         if ZEROS in self.operations:
             return torch.zeros(shape, dtype=dtype)
@@ -80,6 +83,8 @@ class Recipe:
         operations, alpha = data["operations"], data.get("alpha")
         if not isinstance(operations, list) or (unknown := [name for name in operations if name not in _OPERATIONS]):
             raise ValueError(f"unknown operations {unknown if isinstance(operations, list) else operations!r}")
+        if len(operations) > _MOST_OPERATIONS:
+            raise ValueError(f"{len(operations)} operations, of which at most {_MOST_OPERATIONS} are known")
         if (MERGE_LORA in operations) != isinstance(alpha, int | float):
             raise ValueError(f"alpha is {alpha!r} with the operations {operations}")
         return cls(tuple(operations), alpha)

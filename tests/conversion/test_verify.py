@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -182,6 +183,28 @@ def test_another_source_is_told_apart(repo, tmp_path):
     text = "\n".join(problem.cause for problem in verify_repository(repo, against={"checkpoint": source}).problems)
     assert "language_model.norm.weight' differs from the source in 64 of 64" in text
     assert "which the source does not hold" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "operations"),
+    [
+        ("vlm.model.language_model.norm.weight", ["identity"]),
+        ("vlm.lm_head.weight", ["identity"]),
+        ("vlm.lm_head.weight", ["append_zero_row"] * 300_000),
+        ("vlm.lm_head.weight", ["merge_lora"] * 2),
+        ("vlm.lm_head.weight", "identity"),
+        ("vlm.lm_head.weight", [["identity"]]),
+    ],
+)
+def test_recipes_that_would_take_all_memory_or_time(repo, name, operations):
+    """An identity of a vector's length, row after row: the manifest says it, and its own sum is right."""
+    body = read_manifest(repo)
+    body["tensors"][name]["operations"] = operations
+    (repo / MANIFEST).write_bytes(manifest_module._encode(body, manifest_module._digest(body)))
+    start = time.process_time()
+    report = verify_repository(repo, against=SOURCES)
+    assert time.process_time() - start < 5
+    assert [problem for problem in report.problems if name in problem.cause]
 
 
 def test_code_and_configs_must_parse(repo):
