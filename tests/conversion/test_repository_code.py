@@ -124,9 +124,8 @@ def test_no_command_runs_code_of_a_repository_or_asks_whether_to(lisa_repo, tmp_
     for name, (file, change) in EVIL_CONFIGS.items():
         repo = shutil.copytree(lisa_repo, tmp_path / name.replace(" ", "-"))
         repos[name] = with_evil_code(repo, file, change, tmp_path)
-    recipe = (
-        "model: {}\ndata: {{kind: image_folder, path: {}}}\ntrained: [seg_projector]\narguments: {{max_steps: 1}}\n"
-    )
+    # It ends after model and processor were loaded.
+    recipe = "model: {}\ndata: {{kind: tabletop, split: train, length: 2}}\ntrained: [nothing_of_this_name]\n"
     commands = []
     for repo in repos.values():
         commands += [["verify", repo], ["card", "lisa-7b-v1", "--repo", repo]]
@@ -134,17 +133,20 @@ def test_no_command_runs_code_of_a_repository_or_asks_whether_to(lisa_repo, tmp_
             ["publish", repo, "--repo-id", "me/x", "--private", "--dry-run", "--endpoint", "http://127.0.0.1:9"]
         ]
         written = tmp_path / f"{repo.name}.yaml"
-        written.write_text(recipe.format(repo, tmp_path))
+        written.write_text(recipe.format(repo))
         commands += [["train", written, "--out", tmp_path / f"trained-{repo.name}"]]
         (repo / MANIFEST).rename(repo / "kept")
         shutil.copytree(repo, tmp_path / f"saved-{repo.name}")
         (tmp_path / f"saved-{repo.name}" / "kept").unlink()
         (repo / "kept").rename(repo / MANIFEST)
         commands += [["verify", tmp_path / f"saved-{repo.name}", "--write-manifest"]]
-    for command, (_, output, error) in zip(commands, run_commands(commands, tmp_path), strict=True):
+    results = run_commands(commands, tmp_path)
+    for command, (_, output, error) in zip(commands, results, strict=True):
         assert "[y/N]" not in output, (command, output)
         assert not (tmp_path / CANARY).exists(), (command, output)
         assert error in ("None", "SystemExit(1)"), (command, error)
+    trained = [output for command, (_, output, _) in zip(commands, results, strict=True) if command[0] == "train"]
+    assert sum("nothing_of_this_name" in output for output in trained) >= 4, "harmless ones were loaded"
 
 
 def test_the_installed_command_does_not_ask(lisa_repo, tmp_path):
