@@ -70,6 +70,17 @@ def test_twenty_kills_and_twenty_resumes(recipe, tmp_path):
         assert torch.equal(value, straight[name]), name
 
 
+def test_a_run_that_resumes_within_a_later_epoch_takes_the_examples_in_the_same_order(recipe, tmp_path):
+    """Four examples an epoch: the sixth step is the second of the second epoch."""
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    run_recipe(load_recipe(str(recipe), ["arguments.max_steps=7"]), straight)
+    run_recipe(load_recipe(str(recipe), ["arguments.max_steps=5"]), resumed)
+    run_recipe(load_recipe(str(recipe), ["arguments.max_steps=7"]), resumed, resume=True)
+    weights = load_file(resumed / "model.safetensors")
+    for name, value in load_file(straight / "model.safetensors").items():
+        assert torch.equal(value, weights[name]), name
+
+
 @pytest.mark.timeout(300)
 def test_the_command_resumes_from_the_newest_complete_checkpoint_and_says_so(recipe, tmp_path):
     out = tmp_path / "out"
