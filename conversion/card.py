@@ -14,6 +14,8 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedConfig
 
 from .errors import ConversionError
+from .repository_code import published_code
+from .systems import SYSTEMS
 
 
 # In a checkout the folder lies beside this one; installed, it is the sub-package of the same name.
@@ -171,6 +173,7 @@ def render_card(
         # what it was converted from is named there, and is no part of the base
         parts=[repo for repo in values["base_models"] if repo not in values["source"]],
         sizes=_sizes(config, dtype),
+        code=published_code(SYSTEMS[system].auto_classes.values()) if values["custom_code"] and form == "full" else {},
         trainings=[run | {"recipe": _as_yaml(run["recipe"])} for run in trainings],
         repo_placeholder=REPO_PLACEHOLDER,
         revision_placeholder=REVISION_PLACEHOLDER,

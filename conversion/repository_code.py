@@ -1,15 +1,18 @@
-"""What in a repository is code or leads to it: files beside the listed ones, and configs that name classes."""
+"""Code in a repository, and what leads to it: its own files, files beside the listed ones, configs naming classes."""
 
 from __future__ import annotations
 
+import ast
 import os
 import stat
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..loading import CODE_FIELDS
 from .manifest import file_sha256, repository_files
+from .systems import is_of_transformers
 
 
 _CODE_SUFFIXES = frozenset((".py", ".pyc", ".pyo", ".pyw", ".pyd", ".pyz", ".so", ".dll", ".dylib"))
@@ -17,6 +20,29 @@ _CACHE = "__pycache__"
 _OTHER_REPOSITORY = "--"  # between the name of a repository on the Hub and the class in it
 _KERNEL_FIELDS = frozenset(("attn_implementation", "_attn_implementation", "experts_implementation"))
 _ADAPTER = "adapter_config.json"
+
+
+def published_code(classes: Iterable[type]) -> dict[str, str]:
+    """The files that transformers copies beside the weights, and what each of them does.
+
+    Args:
+        classes (`Iterable[type]`): What a repository is loaded with; classes of transformers are left out.
+
+    Returns:
+        `dict[str, str]`: The first sentence of every file's docstring by the file's name, in an order of reading: each
+        file before those that only it imports.
+    """
+    waiting = [Path(sys.modules[own.__module__].__file__) for own in classes if not is_of_transformers(own)]
+    files: dict[str, str] = {}
+    while waiting:
+        path = waiting.pop(0)
+        if path.name in files:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        files[path.name] = " ".join((ast.get_docstring(tree) or "").partition("\n\n")[0].split())
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
+        waiting += [path.with_name(f"{node.module}.py") for node in imports]
+    return files
 
 
 def stray_files(repo: Path, listed: Mapping[str, Mapping[str, Any]], *, trained: bool) -> Iterator[tuple[str, str]]:

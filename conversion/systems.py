@@ -68,15 +68,19 @@ class PublishedSystem:
         """What its `config.json` says."""
         return self.config_class.model_type
 
-    def publish_code(self) -> None:
-        """Have `save_pretrained` copy the code of its classes beside the weights."""
-        classes = {
+    @property
+    def auto_classes(self) -> dict[str, type]:
+        """`dict[str, type]`: The classes that load it by the Auto class that finds each."""
+        return {
             "AutoConfig": self.config_class,
             self.auto_class: self.model_class,
             "AutoProcessor": self.processor_class,
             "AutoImageProcessor": self.image_processor_class,
         }
-        for auto_class, own in classes.items():
+
+    def publish_code(self) -> None:
+        """Have `save_pretrained` copy the code of its classes beside the weights."""
+        for auto_class, own in self.auto_classes.items():
             if not is_of_transformers(own):
                 own.register_for_auto_class(auto_class)
 
