@@ -4,8 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from .configuration_difflmm import DiffLmmConfig
-from .configuration_lisa import SAM_VIT_H_DEFAULTS
-from .configuration_reasoning_segmentation import LLAVA_15_DEFAULTS, ReasoningSegmentationConfig
+from .configuration_reasoning_segmentation import ComposedConfig
 
 
 _HEADS = ("paper", "mean")
@@ -14,16 +13,12 @@ _MASK_CHOICES = ("third", "best")
 
 
 @strict
-class AttendAndSegmentConfig(ReasoningSegmentationConfig):
+class AttendAndSegmentConfig(ComposedConfig):
     r"""
-    Configuration of [`AttendAndSegmentModel`]: any image-text-to-text model whose language model exposes attentions,
-    with any segmenter of the SAM family. Nothing is trained; every field may be given anew in a call.
+    Configuration of [`AttendAndSegmentModel`], whose vision-language model must expose attentions. Nothing is trained;
+    every field may be given again in a call. Beside the fields of [`ComposedConfig`]:
 
     Args:
-        vlm_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the vision-language model; a LLaVA-1.5-7B by default.
-        segmenter_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the segmenter (`sam`, `sam_hq`, `sam2`, `sam3_tracker`); SAM ViT-H by default.
         heads (`str` or `list[int]`, *optional*, defaults to `"paper"`):
             Which attention heads make a map: `"paper"` is the second-last head alone, which the released code keeps
             (its numbers for LLaVA-1.5, LLaVA-NeXT and DiffLMM are made so); `"mean"` the mean of all heads, as the
@@ -47,7 +42,6 @@ class AttendAndSegmentConfig(ReasoningSegmentationConfig):
     model_type = "attend_and_segment"
     published_config = "configuration_attend_and_segment.AttendAndSegmentConfig"
     published_model = "modeling_attend_and_segment.AttendAndSegmentModel"
-    sub_configs_defaults = {"vlm_config": LLAVA_15_DEFAULTS, "segmenter_config": SAM_VIT_H_DEFAULTS}
 
     heads: str | list[int] = "paper"
     attention_layers: list[int] | None = None

@@ -18,8 +18,7 @@ from transformers.utils import ModelOutput
 
 from .configuration_difflmm import DiffLmmConfig
 from .diffusion_features import DiffusionFeatures, check_noise, draw_noise
-from .image_placeholder import judge_without_placeholder
-from .outputs import output_or_tuple
+from .outputs import judge_without_placeholder, output_or_tuple
 
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)

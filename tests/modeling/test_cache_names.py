@@ -7,9 +7,10 @@ import pytest
 import torch
 from transformers import Cache, DynamicCache
 
-from reasonseg.modeling.image_features import CACHE_NAMES, with_cache_named_for
+from reasonseg.modeling.composed_model import CACHE_NAMES, with_cache_named_for
+from reasonseg.modeling.modeling_attend_and_segment import AttendAndSegmentOutput
 from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
-from reasonseg.modeling.outputs import AttendAndSegmentOutput, ReasoningSegmentationOutput, find_cache
+from reasonseg.modeling.outputs import ReasoningSegmentationOutput, find_cache
 from tests import tiny
 
 
