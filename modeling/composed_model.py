@@ -11,6 +11,7 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     GenerationMixin,
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     SuppressTokensLogitsProcessor,
@@ -22,27 +23,21 @@ from .segmenters import prepare_segmenter_config, segmenter_adapter
 
 # transformers 5.24 renamed the argument; a model takes one of them.
 CACHE_NAMES = ("cache", "past_key_values")
+VIEW_NAMES = ("pixel_values", "sam_pixel_values", "original_sizes", "sam_resized_sizes", "tile_counts")
 
 
 @dataclass
 class ImageCache:
     """
-    The images of one call as both encoders see them, to be handed to later calls about the same images.
-
-    The vision-language model's features are computed at once, the segmenter's at the first slot that needs them; then
-    they stay here. Not tied to a number of rows: `image_index` says which image a row looks at.
+    The images of one call as both encoders see them, to be handed to later calls about the same images. Not tied to a
+    number of rows: `image_index` says which image a row looks at.
 
     Args:
         vlm_features: Output of the model's `get_image_features`, one entry of `pooler_output` per image or tile.
         vlm_inputs (`dict`): Per-image tensors that the language model still needs (`image_grid_thw`, ...).
         num_images (`int`): Number of images; one of several tiles counts once.
-        sam_pixel_values (`torch.FloatTensor` of shape `(num_images, 3, height, width)`, *optional*):
-            The segmenter's view.
-        original_sizes, sam_resized_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
-            (height, width) of the image and of its part of the segmenter's view.
+        sam_pixel_values, original_sizes, sam_resized_sizes, tile_counts: As given to [`ComposedModel.encode_image`].
         segmenter_features (`list`): Per image the encoded view, `None` until it is needed.
-        tile_counts (`torch.LongTensor` of shape `(num_images,)`, *optional*):
-            How many entries of `pixel_values` each image has, where it has several.
         grids (`dict`, *optional*): Per image where its tokens lie, for models that point by attention.
     """
 
@@ -69,11 +64,10 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
     r"""
     Two stock modules, `segmenter` and `vlm`, and what they need to be used, trained and saved as one model. Subclasses
     build them, and say how the one points and the other draws: `forward` reads an answer that is given,
-    `generate_with_masks` writes the answer.
+    `generate_with_masks` writes the answer. `model.vlm` stays a checkpoint of its own that loads in plain transformers.
 
     The segmenter comes first: where memory is short, `device_map="auto"` then offloads layers of the language model,
-    which can be offloaded, rather than the segmenter, which cannot. `model.vlm` stays a checkpoint of its own that
-    loads in plain transformers.
+    which can be offloaded, rather than the segmenter, which cannot.
 
     Args:
         config ([`ComposedConfig`]): What to compose.
@@ -141,12 +135,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         self.vlm.set_output_embeddings(value)
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs):
-        """
-        As in every model of transformers; refuses what would train a segmenter with zero gradients.
-
-        Raises:
-            ValueError: For reentrant checkpointing of any segmenter but SAM.
-        """
+        """As in every model of transformers; refuses what would train a segmenter with zero gradients."""
         if (activation_checkpointing_kwargs or {}).get("use_reentrant") and self.segmenter.config.model_type != "sam":
             raise ValueError(
                 f"Reentrant checkpointing loses the gradients of a {self.segmenter.config.model_type} segmenter; pass "
@@ -180,13 +169,11 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             tile_counts (`torch.LongTensor` of shape `(num_images,)`, *optional*):
                 Entries of `pixel_values` that show each image, where there are several (InternVL).
         """
-        vlm_inputs = {
-            name: value
-            for name, value in {"pixel_values": pixel_values, **kwargs}.items()
-            if name in image_encoder_parameters(self.vlm) and value is not None
-        }
+        inputs = {"pixel_values": pixel_values, **kwargs}
+        names = image_encoder_parameters(self.vlm)
+        vlm_inputs = {name: value for name, value in inputs.items() if name in names and value is not None}
         features, num_images = None, len(pixel_values)
-        if accepts_encoded_images(self.vlm):
+        if "mm_encoder_outputs" in inspect.signature(self.vlm.forward).parameters:  # it takes encoded images
             features = self.vlm.base_model.get_image_features(**vlm_inputs, return_dict=True)
             num_images = len(features.pooler_output)
             del vlm_inputs["pixel_values"]
@@ -200,21 +187,12 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
                 f"{num_images} images {counted}for the vision-language model and {len(sam_pixel_values)} for the "
                 "segmenter; both views must show the same images in the same order."
             )
-        return ImageCache(
-            vlm_features=features,
-            vlm_inputs=vlm_inputs,
-            num_images=num_images,
-            sam_pixel_values=sam_pixel_values,
-            original_sizes=original_sizes,
-            sam_resized_sizes=sam_resized_sizes,
-            segmenter_features=[None] * num_images,
-            tile_counts=tile_counts,
-        )
+        views = (sam_pixel_values, original_sizes, sam_resized_sizes, [None] * num_images, tile_counts)
+        return ImageCache(features, vlm_inputs, num_images, *views)
 
     def _image_input_names(self) -> set[str]:
         """Keyword arguments that `encode_image` takes."""
-        named = set(inspect.signature(ComposedModel.encode_image).parameters) - {"self", "kwargs"}
-        return named | image_encoder_parameters(self.vlm)
+        return image_encoder_parameters(self.vlm) | set(VIEW_NAMES)
 
     def _take_images(
         self,
@@ -222,16 +200,16 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         image_index: torch.LongTensor | None,
         images: ImageCache | None,
         kwargs: dict,
-        **views: torch.Tensor | None,
+        *views: torch.Tensor | None,
     ) -> tuple[ImageCache | None, torch.LongTensor | None, dict]:
         """
-        Takes the images out of the arguments of a call and encodes them unless that was done before; what is left goes
-        to the vision-language model.
+        Takes the images out of a call's arguments, `views` by `VIEW_NAMES`, and encodes them unless that was done
+        before; what is left goes to the vision-language model.
         """
-        names, kwargs = self._image_input_names(), kwargs | views
+        names, kwargs = self._image_input_names(), kwargs | dict(zip(VIEW_NAMES, views, strict=False))
         image_inputs = {name: value for name, value in kwargs.items() if name in names}
-        kwargs = {name: value for name, value in kwargs.items() if name not in names}
-        kwargs = with_cache_named_for(self.vlm, kwargs)
+        others = {name: value for name, value in kwargs.items() if name not in names}
+        kwargs = with_cache_named_for(self.vlm, others)
         if torch.compiler.is_exporting():
             kwargs.setdefault("use_cache", False)  # an exported graph returns tensors
         if images is None and image_inputs.get("pixel_values") is not None:
@@ -265,10 +243,8 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
                 "pass `sam_pixel_values` as the processor returns them, or an `image_cache` made with them."
             )
 
-        def encode(pixel_values):
-            return segmenter_adapter(self.segmenter).encode(
-                pixel_values.to(self.segmenter.device, self.segmenter.dtype)
-            )
+        def encode(views):
+            return segmenter_adapter(self.segmenter).encode(views.to(self.segmenter.device, self.segmenter.dtype))
 
         if torch.compiler.is_exporting():  # which images have slots is not known then
             return {name: value[slot_images] for name, value in encode(images.sam_pixel_values).items()}
@@ -297,28 +273,14 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         segmenter needs is left aside. See [`~GenerationMixin.generate`] for the keyword arguments.
         """
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
-        return self._generate(input_ids, attention_mask, images, image_index, kwargs)
-
-    def _generate(
-        self,
-        input_ids: torch.LongTensor | None,
-        attention_mask: torch.Tensor | None,
-        images: ImageCache | None,
-        image_index: torch.LongTensor | None,
-        kwargs: dict,
-        recorder=None,
-    ):
-        kwargs = dict(kwargs)
-        processors = list(kwargs.pop("logits_processor", None) or [])
-        if recorder is not None:
-            processors.append(recorder)
+        processors = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
         if self.config.image_token_id is not None:
             # A generated placeholder would ask for image features that do not exist.
             processors.append(PlaceholderSuppressor([self.config.image_token_id], device=self.device))
         return self.vlm.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
-            logits_processor=LogitsProcessorList(processors),
+            logits_processor=processors,
             **self._vlm_image_inputs(images, image_index),
             **kwargs,
         )
@@ -333,23 +295,21 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         given = getattr(kwargs.get("generation_config"), name, None)
         return given if given is not None else getattr(self.generation_config, name, None)
 
-    def _recorded_generation(self, kwargs: dict) -> dict:
+    def _recorded_generation(self, kwargs: dict, recorder: LogitsProcessor) -> dict:
         """
-        The arguments of a generation each of whose passes is one step that is recorded: its result tells which beam
-        wrote which token.
-
-        Raises:
-            ValueError: For `guidance_scale`.
+        The arguments of a generation each of whose passes is one step that `recorder` sees; its result tells which
+        beam wrote which token.
         """
         if (self._setting("guidance_scale", kwargs) or 1) != 1:
             raise ValueError("guidance_scale runs a second pass per step and is not supported; leave it unset.")
+        kwargs = {**kwargs, "logits_processor": [*(kwargs.get("logits_processor") or []), recorder]}
         if kwargs.get("generation_config") is None:
             return {**kwargs, "return_dict_in_generate": True}
         # Beside a configuration transformers takes no single settings.
-        settings = copy.deepcopy(kwargs["generation_config"])
-        settings.return_dict_in_generate = True
-        kwargs = {name: value for name, value in kwargs.items() if name != "return_dict_in_generate"}
-        return {**kwargs, "generation_config": settings}
+        kwargs.pop("return_dict_in_generate", None)
+        kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])
+        kwargs["generation_config"].return_dict_in_generate = True
+        return kwargs
 
 
 # ---- what a vision-language model takes -----------------------------------------------------------------------------
@@ -360,20 +320,8 @@ def image_encoder_parameters(vlm: PreTrainedModel) -> set[str]:
     return set(inspect.signature(vlm.base_model.get_image_features).parameters) - {"kwargs"}
 
 
-def accepts_encoded_images(vlm: PreTrainedModel) -> bool:
-    """Whether the model's forward takes images that are encoded already."""
-    return "mm_encoder_outputs" in inspect.signature(vlm.forward).parameters
-
-
 def select_images(features, image_index: torch.LongTensor):
-    """
-    Args:
-        features (`ModelOutput`): Output of `get_image_features`; `pooler_output` has one entry per image.
-        image_index (`torch.LongTensor` of shape `(rows,)`): The image of each row.
-
-    Returns:
-        A copy whose `pooler_output` (and `deepstack_features`) have one entry per row.
-    """
+    """An output of `get_image_features` whose features have one entry per row instead of one per image."""
     selected = copy.copy(features)
     selected.pooler_output = _entries(features.pooler_output, image_index)
     deepstack = getattr(features, "deepstack_features", None)
@@ -392,13 +340,7 @@ def _entries(values, image_index: torch.LongTensor):
 
 
 def with_cache_named_for(vlm: PreTrainedModel, kwargs: dict) -> dict:
-    """
-    Returns:
-        `dict`: `kwargs` with the key-value cache, given under either of its names, under the one that `vlm` takes.
-
-    Raises:
-        ValueError: If two caches are given.
-    """
+    """`kwargs` with the key-value cache, given under either of its names, under the one that `vlm` takes."""
     given = [kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None]
     others = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
     if not given:
@@ -412,14 +354,7 @@ def with_cache_named_for(vlm: PreTrainedModel, kwargs: dict) -> dict:
 def resolve_image_index(
     image_index: torch.LongTensor | None, num_rows: int, num_images: int, device: torch.device
 ) -> torch.LongTensor:
-    """
-    Returns:
-        `torch.LongTensor` of shape `(num_rows,)`: The image of each row; one image serves all rows, otherwise each row
-        has its own.
-
-    Raises:
-        ValueError: If rows and images do not match or an index names no image.
-    """
+    """The image of each row, `(num_rows,)`: as given, or one image for all rows, or one for each."""
     if image_index is None:
         if num_images not in (1, num_rows):
             raise ValueError(

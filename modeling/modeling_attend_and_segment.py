@@ -226,18 +226,8 @@ class AttendAndSegmentModel(ComposedModel):
         """
         options, kwargs = self._take_options(kwargs)
         grids = _given_grids(grid_sizes, grid_boxes, grid_tokens)
-        images, image_index, kwargs = self._take_images(
-            input_ids,
-            image_index,
-            image_cache,
-            kwargs,
-            pixel_values=pixel_values,
-            sam_pixel_values=sam_pixel_values,
-            original_sizes=original_sizes,
-            sam_resized_sizes=sam_resized_sizes,
-            tile_counts=tile_counts,
-            **grids,
-        )
+        views = (pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes, tile_counts)
+        images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs | grids, *views)
 
         def language_pass():
             return self.vlm(
@@ -325,16 +315,16 @@ class AttendAndSegmentModel(ComposedModel):
                 raise ValueError(
                     f"{name} predicts several tokens per pass, so no map belongs to each; leave it unset."
                 )
-        kwargs = self._recorded_generation(kwargs)
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
         if images is None:
             raise ValueError("A picture is needed to point at: pass `pixel_values`, or an `image_cache`.")
         found = self._grids(grids, images, input_ids, image_index)
         columns = ImageColumns.find(input_ids, self.config.image_token_id, found.tokens)
         collector = AttentionMapCollector(self.vlm, columns, options["heads"], options["attention_layers"])
+        kwargs = self._recorded_generation(kwargs, collector)
         stop_ids = stop_ids_of(self._setting("eos_token_id", kwargs))
         with reduce_attentions(collector):
-            generated = self._generate(input_ids, attention_mask, images, image_index, kwargs, recorder=collector)
+            generated = super().generate(input_ids, attention_mask, image_index, images, **kwargs)
 
         sequences, start = generated.sequences, input_ids.shape[1]
         per_input = len(sequences) // len(input_ids)

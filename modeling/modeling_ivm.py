@@ -27,9 +27,15 @@ from transformers.utils import is_peft_available
 
 from .composed_model import ComposedModel, ImageCache
 from .configuration_ivm import IvmConfig
-from .mask_losses import bce_per_mask, check_targets, dice_per_mask, mean_over_masks
 from .outputs import ReasoningSegmentationOutput, language_fields, output_or_tuple
-from .segmenters import prepare_segmenter_config, upsample_masks
+from .segmenters import (
+    bce_per_mask,
+    check_targets,
+    dice_per_mask,
+    mean_over_masks,
+    prepare_segmenter_config,
+    upsample_masks,
+)
 
 
 # LLaVAEncoder of the original reads the state at index -2: the token before the colon of "ASSISTANT:".
@@ -215,16 +221,8 @@ class IvmForVisualMasking(ComposedModel):
                 f"reject_threshold is {reject_threshold}, but IVM rejects nothing: it draws a heat-map for every "
                 "instruction and has no [REJ]. Leave it out, and judge the heat-map itself, such as its largest value."
             )
-        images, image_index, kwargs = self._take_images(
-            input_ids,
-            image_index,
-            image_cache,
-            kwargs,
-            pixel_values=pixel_values,
-            sam_pixel_values=sam_pixel_values,
-            original_sizes=original_sizes,
-            sam_resized_sizes=sam_resized_sizes,
-        )
+        views = (pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes)
+        images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs, *views)
         language = self.vlm.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,

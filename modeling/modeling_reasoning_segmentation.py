@@ -1,11 +1,16 @@
 """`[SEG]` tokens point, a segmenter draws: LISA's scheme with any vision-language model and any SAM."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
 import torch
 from torch import nn
+from transformers import LogitsProcessor, PreTrainedModel
 
 from .composed_model import ComposedModel, ImageCache
 from .configuration_reasoning_segmentation import ReasoningSegmentationConfig
-from .mask_losses import bce_per_mask, check_targets, dice_per_mask, mean_over_masks
 from .outputs import (
     ReasoningSegmentationOutput,
     find_cache,
@@ -14,16 +19,153 @@ from .outputs import (
     output_or_tuple,
     without_placeholder,
 )
-from .segmenters import segmenter_adapter, upsample_masks
-from .slots import (
-    HeadInputRecorder,
-    Slots,
-    SlotStateCollector,
-    find_slots,
-    record_head_inputs,
-    rejected_by_argmax,
-    seg_probabilities,
-)
+from .segmenters import bce_per_mask, check_targets, dice_per_mask, mean_over_masks, segmenter_adapter, upsample_masks
+
+
+# ---- where slots stand, and what they say ---------------------------------------------------------------------------
+
+
+@dataclass
+class Slots:
+    """
+    All `[SEG]` and `[REJ]` in a batch of `num_rows`, in reading order, row after row: where each stands and what it
+    is, all `(slots,)`.
+    """
+
+    rows: torch.LongTensor
+    positions: torch.LongTensor
+    token_ids: torch.LongTensor
+    num_rows: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def counts(self) -> list[int]:
+        """Slots per row."""
+        return torch.bincount(self.rows, minlength=self.num_rows).tolist()
+
+    def per_row(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Splits `values`, one per slot along dimension 0, into one tensor per row."""
+        if torch.compiler.is_exporting():  # without a number that is not known then
+            return [values[self.rows == row] for row in range(self.num_rows)]
+        return list(values.split(self.counts))
+
+
+def find_slots(
+    input_ids: torch.LongTensor,
+    slot_token_ids: list[int],
+    attention_mask: torch.Tensor | None = None,
+    start: int = 1,
+) -> Slots:
+    """
+    The slots of `input_ids` `(rows, sequence_length)` from position `start` on; the first token of a sequence has no
+    predecessor. `attention_mask` is longer than the ids where a key-value cache holds what came before.
+    """
+    is_slot = torch.isin(input_ids, torch.tensor(slot_token_ids, device=input_ids.device, dtype=input_ids.dtype))
+    if attention_mask is not None:
+        is_slot &= attention_mask[:, -input_ids.shape[1] :].bool()
+    is_slot[:, :start] = False
+    rows, positions = is_slot.nonzero(as_tuple=True)
+    if torch.compiler.is_exporting():
+        torch._check(rows.shape[0] > 0)  # a graph that draws; one for no slot would be another
+    return Slots(rows, positions, input_ids[rows, positions], num_rows=len(input_ids))
+
+
+def rejected_by_argmax(
+    slot_logits: torch.FloatTensor, token_ids: torch.LongTensor, seg_id: int, rej_id: int | None
+) -> torch.BoolTensor:
+    """
+    GSVA's decision on a given answer (model/modeling_lisa_gsva.py): at a `[SEG]` the target is absent unless the most
+    probable token is `[SEG]`; at a `[REJ]` it is absent only if the most probable token is `[REJ]`.
+    """
+    if rej_id is None:
+        return torch.zeros(slot_logits.shape[:1], dtype=torch.bool, device=slot_logits.device)
+    best = slot_logits.argmax(-1)
+    return torch.where(token_ids == seg_id, best != seg_id, best == rej_id)
+
+
+# ---- the states that predict slots ----------------------------------------------------------------------------------
+
+# (output embedding, recorder) of the call that runs in this thread. An assistant model of the same class has another
+# output embedding, so its states never reach the recorder.
+_ACTIVE: ContextVar[tuple | None] = ContextVar("reasonseg_active_recorder", default=None)
+
+
+@torch.compiler.disable
+def _record_head_input(head: nn.Module, args: tuple) -> None:
+    active = _ACTIVE.get()
+    if active is not None and active[0] is head:
+        active[1].observe(args[0])
+
+
+class SlotStateRecorder(LogitsProcessor):
+    """
+    Reads the state that predicts each token where any model computes it: at the input of its output embedding, after
+    the last normalisation. `states` `(batch_size, positions, hidden_size)` are those of the last pass.
+
+    As a logits processor of a generation it is called once per predicted position, with the ids so far; that aligns
+    states with tokens whatever the decoding loop does in between (chunked prefill, several candidates at once,
+    rejected ones). Costs `(batch_size, hidden_size)` numbers per token.
+    """
+
+    def __init__(self):
+        self.states: torch.Tensor | None = None
+        self._by_length: dict[int, torch.Tensor] = {}
+        self._fresh = False
+        self._chunk_start = 0
+
+    @contextmanager
+    def watching(self, model: PreTrainedModel) -> Iterator[None]:
+        """
+        While open, sees every input of `model`'s output embedding that this thread computes.
+
+        The hook is registered once per output embedding and never removed, so that concurrent calls do not disturb
+        each other; the embedding is looked up per call because resizing and adapters replace it.
+        """
+        head = model.get_output_embeddings()
+        if head is None:
+            raise ValueError(f"{type(model).__name__} has no output embedding, so it cannot predict [SEG] tokens.")
+        if _record_head_input not in head._forward_pre_hooks.values():
+            head.register_forward_pre_hook(_record_head_input)
+        token = _ACTIVE.set((head, self))
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
+    def observe(self, states: torch.Tensor) -> None:
+        self.states, self._fresh = states, True
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        length = input_ids.shape[1]
+        if self._fresh:
+            # A model that ignores logits_to_keep hands over the whole prompt; only its last position predicts.
+            whole_prompt = self.states.shape[1] >= length
+            self._chunk_start = length - (self.states.shape[1] - 1 if whole_prompt else 0)
+            self._fresh = False
+        # An assistant that proposes tokens runs the same logits processors on its own scores; they belong to no state
+        # of this model, or to one that the verifying pass replaces.
+        offset = length - self._chunk_start
+        if self.states is not None and 0 <= offset < self.states.shape[1]:
+            self._by_length[length] = self.states[:, offset].detach()
+        return scores
+
+    def states_at(self, rows: torch.LongTensor, positions: torch.LongTensor) -> torch.FloatTensor:
+        """
+        The states `(slots, hidden_size)` that predicted the tokens at `positions` `(slots,)` of the sequences that
+        `rows` `(slots,)` of the running batch wrote (the beam's, for beams).
+        """
+        if missing := sorted(set(positions.tolist()) - self._by_length.keys()):
+            raise RuntimeError(
+                f"No state was seen for the tokens at positions {missing}: the vision-language model predicted them "
+                "without calling `get_output_embeddings()`, or with a decoding method that skips logits processors."
+            )
+        pairs = zip(rows.tolist(), positions.tolist(), strict=True)
+        return torch.stack([self._by_length[position][row] for row, position in pairs])
+
+
+# ---- the model ------------------------------------------------------------------------------------------------------
 
 
 class SegProjector(nn.Module):
@@ -40,9 +182,8 @@ class SegProjector(nn.Module):
 
 class ReasoningSegmentationModel(ComposedModel):
     r"""
-    Composes a stock image-text-to-text model and a stock segmenter, with two Linears between them.
-
-    `forward` reads an answer that is given; `generate_with_masks` writes the answer; both draw one mask per slot.
+    Composes a stock image-text-to-text model and a stock segmenter, with two Linears between them. Every `[SEG]` or
+    `[REJ]` of an answer is a slot, for which one mask is drawn.
 
     Args:
         config ([`ReasoningSegmentationConfig`]): What to compose.
@@ -88,7 +229,10 @@ class ReasoningSegmentationModel(ComposedModel):
         reject_threshold: float | None,
     ) -> dict[str, list[torch.Tensor]]:
         """Everything that the output says about slots, split by row."""
-        probabilities = seg_probabilities(slot_logits, self.config.seg_token_id, self.config.rej_token_id)
+        seg_id, rej_id = self.config.seg_token_id, self.config.rej_token_id
+        probabilities = torch.ones(slot_logits.shape[:1], device=slot_logits.device)
+        if rej_id is not None:
+            probabilities = slot_logits[:, [seg_id, rej_id]].float().softmax(-1)[:, 0]
         if reject_threshold is not None:
             rejected = probabilities < reject_threshold
         slot_images = slots.rows if image_index is None else image_index.to(slots.rows.device)[slots.rows]
@@ -124,8 +268,8 @@ class ReasoningSegmentationModel(ComposedModel):
         **kwargs,
     ) -> ReasoningSegmentationOutput:
         r"""
-        One pass over prompts that hold their answers. Every `[SEG]` and `[REJ]` in `input_ids` is a slot; the state
-        that predicts it (one position before) becomes the segmenter's prompt.
+        One pass over prompts that hold their answers. The state that predicts a slot (one position before it) becomes
+        the segmenter's prompt.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
@@ -162,18 +306,10 @@ class ReasoningSegmentationModel(ComposedModel):
                 "reeval replaces [REJ] by [SEG] to score masks: it needs a rej_token_id in the configuration and "
                 "takes no labels. Call forward without it to get losses."
             )
-        images, image_index, kwargs = self._take_images(
-            input_ids,
-            image_index,
-            image_cache,
-            kwargs,
-            pixel_values=pixel_values,
-            sam_pixel_values=sam_pixel_values,
-            original_sizes=original_sizes,
-            sam_resized_sizes=sam_resized_sizes,
-        )
-        recorder = HeadInputRecorder()
-        with record_head_inputs(self.vlm, recorder):
+        views = (pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes)
+        images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs, *views)
+        recorder = SlotStateRecorder()
+        with recorder.watching(self.vlm):
             language = self.vlm(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -299,11 +435,11 @@ class ReasoningSegmentationModel(ComposedModel):
         """
         if self.config.seg_token_id is None:
             raise ValueError("The configuration names no seg_token_id, so no mask can be asked for; use `generate`.")
-        kwargs = self._recorded_generation(kwargs)
+        recorder = SlotStateRecorder()
+        kwargs = self._recorded_generation(kwargs, recorder)
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
-        collector = SlotStateCollector()
-        with record_head_inputs(self.vlm, collector):
-            generated = self._generate(input_ids, attention_mask, images, image_index, kwargs, recorder=collector)
+        with recorder.watching(self.vlm):
+            generated = self.generate(input_ids, attention_mask, image_index, images, **kwargs)
 
         sequences, prompt_length = generated.sequences, input_ids.shape[1]
         slots = find_slots(sequences, self.config.slot_token_ids, start=prompt_length)
@@ -311,7 +447,7 @@ class ReasoningSegmentationModel(ComposedModel):
         if (beam_indices := generated.get("beam_indices")) is not None:
             running_rows = beam_indices.to(slots.rows.device)[slots.rows, slots.positions - prompt_length]
         if len(slots):
-            slot_states = collector.states_at(running_rows, slots.positions)
+            slot_states = recorder.states_at(running_rows, slots.positions)
         else:
             slot_states = torch.zeros(0, self.config.get_text_config().hidden_size, device=self.device)
         head = self.vlm.get_output_embeddings()
@@ -329,4 +465,4 @@ class ReasoningSegmentationModel(ComposedModel):
         return output if return_dict else output.to_tuple()
 
 
-__all__ = ["ReasoningSegmentationModel"]
+__all__ = ["ReasoningSegmentationModel", "SlotStateRecorder", "find_slots", "rejected_by_argmax"]
