@@ -64,7 +64,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
     r"""
     Two stock modules, `segmenter` and `vlm`, and what they need to be used, trained and saved as one model. Subclasses
     build them, and say how the one points and the other draws: `forward` reads an answer that is given,
-    `generate_with_masks` writes the answer. `model.vlm` stays a checkpoint of its own that loads in plain transformers.
+    `generate_with_masks` writes it. `model.vlm` stays a checkpoint of its own that loads in plain transformers.
 
     The segmenter comes first: where memory is short, `device_map="auto"` then offloads layers of the language model,
     which can be offloaded, rather than the segmenter, which cannot.

@@ -1,9 +1,11 @@
 """Attend-and-segment: what a vision-language model looks at while it writes prompts a segmenter (arXiv 2410.08209)."""
 
-from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+import os
+from typing import ClassVar
 
-from .configuration_difflmm import DiffLmmConfig
+from huggingface_hub.dataclasses import strict
+from transformers.dynamic_module_utils import custom_object_save
+
 from .configuration_reasoning_segmentation import ComposedConfig
 
 
@@ -43,6 +45,10 @@ class AttendAndSegmentConfig(ComposedConfig):
     published_config = "configuration_attend_and_segment.AttendAndSegmentConfig"
     published_model = "modeling_attend_and_segment.AttendAndSegmentModel"
 
+    # Vision-language models that transformers does not have, by type: a class of the file that brings the model along.
+    # Such a file adds it when it is imported; a repository with that model names the file in its auto_map.
+    files_of_vlms: ClassVar[dict[str, type]] = {}
+
     heads: str | list[int] = "paper"
     attention_layers: list[int] | None = None
     subtract_mean: bool = True
@@ -53,26 +59,33 @@ class AttendAndSegmentConfig(ComposedConfig):
     mask_choice: str | None = None
 
     def __post_init__(self, **kwargs):
-        vlm = self.vlm_config
-        if (vlm.get("model_type") if isinstance(vlm, dict) else None) == DiffLmmConfig.model_type:
-            # Known already where the package is imported; elsewhere this checkpoint brings the class along.
-            AutoConfig.register(DiffLmmConfig.model_type, DiffLmmConfig, exist_ok=True)
         super().__post_init__(**kwargs)
-        check_pointing_option("heads", self.heads)
-        check_pointing_option("prompt", self.prompt)
-        check_pointing_option("attention_temperature", self.attention_temperature)
-        check_pointing_option("box_threshold", self.box_threshold)
+        for name in ("heads", "prompt", "attention_temperature", "box_threshold"):
+            check_pointing_option(name, getattr(self, name))
         if self.mask_choice is not None:
             check_pointing_option("mask_choice", self.mask_choice)
 
     @property
     def chosen_mask(self) -> str:
         """`"third"` or `"best"`: `mask_choice`, or what fits the segmenter where it is not set."""
-        if self.mask_choice is not None:
-            return self.mask_choice
-        segmenter = self.segmenter_config
-        family = segmenter.model_type if isinstance(segmenter, PreTrainedConfig) else None
-        return "best" if family == "sam_hq" else "third"
+        return self.mask_choice or ("best" if self.segmenter_config.model_type == "sam_hq" else "third")
+
+    def to_dict(self) -> dict:
+        """As in [`ComposedConfig`]."""
+        output = super().to_dict()
+        if (brought := self.files_of_vlms.get(self.vlm_config.model_type)) is not None:
+            file = brought.__module__.rpartition(".")[2]
+            published = output["auto_map"].items()
+            output["auto_map"] = {auto_class: f"{file}.{name.rpartition('.')[2]}" for auto_class, name in published}
+        return output
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """As in every configuration of transformers; the code of a vision-language model travels along, too."""
+        brought = self.files_of_vlms.get(self.vlm_config.model_type)
+        if brought is not None and self._auto_class is not None:
+            os.makedirs(save_directory, exist_ok=True)
+            custom_object_save(brought, save_directory)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def check_pointing_option(name: str, value: object) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from .attention_maps import (
     AttentionMapCollector,
@@ -102,16 +101,6 @@ class AttendAndSegmentModel(ComposedModel):
         if language_config._attn_implementation != "eager":
             language_config._attn_implementation = "eager"
         self.post_init()
-
-    def _build_vlm(self) -> PreTrainedModel:
-        if self.config.vlm_config.model_type == "difflmm":
-            # Known already where the package is imported; elsewhere this checkpoint brings the class along.
-            from .modeling_difflmm import DiffLmmForConditionalGeneration
-
-            AutoModelForImageTextToText.register(
-                type(self.config.vlm_config), DiffLmmForConditionalGeneration, exist_ok=True
-            )
-        return super()._build_vlm()
 
     # ---- images and their grids ---------------------------------------------------------------------------------
 
