@@ -16,20 +16,13 @@ HeadChoice = str | list[int]
 _ACTIVE: ContextVar[tuple | None] = ContextVar("reasonseg_active_attention_reducer", default=None)
 
 
-@dataclass(frozen=True)
-class _RecordedOutput:
-    """Which entry of a module's output holds its attention weights."""
-
-    index: int
-
-
 @torch.compiler.disable
 def _reduce_attention(module: nn.Module, args: tuple, output: tuple) -> None:
     active = _ACTIVE.get()
     if active is None or module not in active[0]:
         return
-    place, recorded = active[0][module]
-    weights = output[recorded.index] if isinstance(output, tuple) and len(output) > recorded.index else None
+    place, index = active[0][module]
+    weights = output[index] if isinstance(output, tuple) and len(output) > index else None
     if weights is None:
         raise ValueError(
             f"The attention layers of {active[1].model_name} return no weights: their attn_implementation computes "
@@ -39,27 +32,24 @@ def _reduce_attention(module: nn.Module, args: tuple, output: tuple) -> None:
     active[1].observe(place, weights)
 
 
-def attention_modules(model: PreTrainedModel) -> dict[nn.Module, _RecordedOutput]:
+def attention_modules(model: PreTrainedModel) -> dict[nn.Module, int]:
     """
-    The attention layers of a model's language model, in order, as transformers itself records them.
-
-    Raises:
-        ValueError: If the language model exposes no attentions.
+    The attention layers of a model's language model, in order, as transformers itself records them, and which entry of
+    the output of each holds its weights.
     """
     decoder = model.get_decoder()
     specification = (getattr(decoder, "_can_record_outputs", None) or {}).get("attentions")
-    found: dict[nn.Module, _RecordedOutput] = {}
+    found: dict[nn.Module, int] = {}
     for kind in specification if isinstance(specification, list) else [specification]:
         # A class, a class name, or a recorder that names one of both, an entry of the output and a sub-module.
         target = getattr(kind, "target_class", kind)
         ending = getattr(kind, "class_name", kind)
         part = (getattr(kind, "layer_name", None) or "").strip(".")
-        recorded = _RecordedOutput(index=getattr(kind, "index", 1))
         for name, module in decoder.named_modules():
             matches = isinstance(target, type) and isinstance(module, target)
             matches = matches or (isinstance(ending, str) and name.endswith(ending))
             if matches and (not part or f".{part}." in f".{name}."):
-                found[module] = recorded
+                found[module] = getattr(kind, "index", 1)
     if not found:
         raise ValueError(
             f"{type(decoder).__name__} exposes no attentions, so it cannot point at anything. Use a vision-language "
@@ -87,16 +77,7 @@ class ImageColumns:
     def find(
         cls, input_ids: torch.LongTensor, image_token_id: int, grid_tokens: Sequence[torch.LongTensor]
     ) -> "ImageColumns":
-        """
-        Args:
-            input_ids (`torch.LongTensor` of shape `(rows, length)`): Ids with expanded image placeholders.
-            image_token_id (`int`): Id of the placeholder.
-            grid_tokens (`Sequence[torch.LongTensor]`):
-                Per row which of its image tokens form the grid, row by row of the grid.
-
-        Raises:
-            ValueError: If a row has fewer image tokens than its grid names.
-        """
+        """From ids `(rows, length)` and, per row, which of its image tokens form the grid, row by row of the grid."""
         positions = []
         for row, (ids, cells) in enumerate(zip(input_ids, grid_tokens, strict=True)):
             places = (ids == image_token_id).nonzero()[:, 0]
@@ -148,11 +129,7 @@ class AttentionReducer:
         self._keys = 0
 
     def observe(self, place: int, weights: torch.Tensor) -> None:
-        """
-        Args:
-            place (`int`): Which of the counted layers, 0 for the first.
-            weights (`torch.Tensor` of shape `(rows, heads, queries, keys)`): Its attention weights.
-        """
+        """Takes the weights `(rows, heads, queries, keys)` of one of the counted layers, 0 for the first."""
         if place == 0:
             # A prompt that is read in pieces passes several times; the last piece predicts.
             self._sum, self._layers, self._keys = None, 0, weights.shape[-1]
@@ -164,13 +141,7 @@ class AttentionReducer:
         self._layers += 1
 
     def take(self) -> torch.FloatTensor:
-        """
-        Returns:
-            `torch.FloatTensor` of shape `(rows, queries, cells)`: Mean over layers of the last complete pass.
-
-        Raises:
-            RuntimeError: If not all layers were seen.
-        """
+        """The mean over layers `(rows, queries, cells)` of the last complete pass."""
         if self._layers != len(self.places):
             raise RuntimeError(
                 f"{self._layers} of {len(self.places)} attention layers of {self.model_name} ran in a pass; name "
@@ -233,18 +204,13 @@ class AttentionMapCollector(LogitsProcessor, AttentionReducer):
 
     @property
     def num_bytes(self) -> int:
-        """`int`: Memory of the kept maps."""
+        """Memory of the kept maps."""
         return sum(maps.nbytes for maps in self._by_length.values())
 
     def maps_of(self, rows: torch.LongTensor, start: int, source: int) -> torch.FloatTensor:
         """
-        Args:
-            rows (`torch.LongTensor` of shape `(steps,)`): Row of the running batch (the beam's) for each new token.
-            start (`int`): Length of the prompt.
-            source (`int`): The input row.
-
-        Returns:
-            `torch.FloatTensor` of shape `(steps, cells)`.
+        The maps `(steps, cells)` of the tokens after the first `start`, which `rows` `(steps,)` of the running batch
+        wrote (the beams', for beams), for the input row `source`.
         """
         maps = [self._by_length[start + step][row] for step, row in enumerate(rows.tolist())]
         cells = self.columns.counts[source]
@@ -272,14 +238,7 @@ def reduce_attentions(reducer: AttentionReducer) -> Iterator[AttentionReducer]:
 
 
 def check_ranges(answer_ranges: torch.LongTensor, input_ids: torch.LongTensor) -> list[tuple[int, int]]:
-    """
-    Args:
-        answer_ranges (`torch.LongTensor` of shape `(rows, 2)`): First position of each answer, and behind its last.
-        input_ids (`torch.LongTensor` of shape `(rows, length)`): The prompts with their answers.
-
-    Raises:
-        ValueError: If they do not match.
-    """
+    """First position of each answer in `input_ids` `(rows, length)`, and after its last, as numbers."""
     ranges = [(int(start), int(stop)) for start, stop in answer_ranges]
     if len(ranges) != len(input_ids) or any(not 1 <= start <= stop <= input_ids.shape[1] for start, stop in ranges):
         raise ValueError(

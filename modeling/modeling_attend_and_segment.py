@@ -18,7 +18,7 @@ from .attention_maps import (
 from .composed_model import ComposedModel, ImageCache, resolve_image_index
 from .configuration_attend_and_segment import AttendAndSegmentConfig, check_pointing_option
 from .outputs import ReasoningSegmentationOutput, find_cache, language_fields, output_or_tuple
-from .phrase_drawing import Grids, PhraseDrawer, TokenGroup
+from .phrase_drawing import Grids, TokenGroup, draw_phrases
 
 
 # (ids of an answer, its input row) -> phrases with `tokens`
@@ -248,7 +248,7 @@ class AttendAndSegmentModel(ComposedModel):
             ]
             answers = [ids[start:stop].tolist() for ids, (start, stop) in zip(input_ids, ranges, strict=True)]
             phrases = _find_phrases(phrase_finder, answers, len(ranges))
-            drawn = self._drawer(options).draw(maps, phrases, found, images, image_index, reject_threshold)
+            drawn = draw_phrases(self, options, maps, phrases, found, images, image_index, reject_threshold)
         output = AttendAndSegmentOutput(
             loss=language.get("loss"), logits=language.logits, **language_fields(language), **drawn
         )
@@ -328,7 +328,8 @@ class AttendAndSegmentModel(ComposedModel):
             running = torch.full((len(answer),), row) if beam_indices is None else beam_indices[row, : len(answer)]
             maps.append(collector.maps_of(running, start, int(source[row])).reshape(-1, *grids.sizes[row]))
         phrases = _find_phrases(phrase_finder, answers, len(input_ids))
-        drawn = self._drawer(options).draw(maps, phrases, grids, images, image_index[source], reject_threshold)
+        index = image_index[source]
+        drawn = draw_phrases(self, options, maps, phrases, grids, images, index, reject_threshold)
         output = AttendAndSegmentOutput(
             sequences=sequences,
             sequences_scores=generated.get("sequences_scores"),
@@ -376,11 +377,8 @@ class AttendAndSegmentModel(ComposedModel):
             grid_boxes = _whole_images(image_cache, image_index)
         grids = Grids([tuple(maps.shape[1:]) for maps in attention_maps], torch.as_tensor(grid_boxes).float().cpu())
         phrases = [[TokenGroup(tuple(tokens)) for tokens in row] for row in groups]
-        drawn = self._drawer(options).draw(list(attention_maps), phrases, grids, image_cache, image_index)
+        drawn = draw_phrases(self, options, list(attention_maps), phrases, grids, image_cache, image_index)
         return AttendAndSegmentOutput(**drawn)
-
-    def _drawer(self, options: dict) -> PhraseDrawer:
-        return PhraseDrawer(self.segmenter, self._segmenter_features, options)
 
     def _take_options(self, kwargs: dict) -> tuple[dict, dict]:
         """The fields of the configuration, those given in the call first; and the other keyword arguments."""
