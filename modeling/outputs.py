@@ -80,11 +80,8 @@ def find_cache(output: ModelOutput) -> Cache | None:
 
 def language_fields(language: ModelOutput) -> dict:
     """What an output of the language model hands on as it is."""
-    return {
-        "cache": find_cache(language),
-        "hidden_states": language.get("hidden_states"),
-        "attentions": language.get("attentions"),
-    }
+    names = ("hidden_states", "attentions")
+    return {"cache": find_cache(language), **{name: language.get(name) for name in names}}
 
 
 def output_or_tuple(output: ModelOutput, return_dict: bool | None, config: PreTrainedConfig) -> ModelOutput | tuple:
@@ -95,15 +92,8 @@ def output_or_tuple(output: ModelOutput, return_dict: bool | None, config: PreTr
 
 def without_placeholder(logits: torch.FloatTensor, image_token_id: int | None) -> torch.FloatTensor:
     """
-    The token that stands for an image in `input_ids` is none that the original models have; with its column out of the
-    way, losses and decisions are theirs.
-
-    Args:
-        logits (`torch.FloatTensor` of shape `(..., vocab_size)`): What a language head says.
-        image_token_id (`int`, *optional*): The placeholder, which is never an answer.
-
-    Returns:
-        `torch.FloatTensor`: The same with the lowest finite value in the placeholder's column, if there is one.
+    Logits `(..., vocab_size)` with the lowest finite value in the column of the image placeholder, if there is one.
+    The original models have no such token: with its column out of the way, losses and decisions are theirs.
     """
     if image_token_id is None or image_token_id >= logits.shape[-1]:
         return logits
@@ -125,13 +115,8 @@ def judge_without_placeholder(
     model: PreTrainedModel, output: ModelOutput, labels: torch.LongTensor | None, **kwargs
 ) -> None:
     """
-    Takes the placeholder out of an output's logits, and computes its loss with what is left.
-
-    Args:
-        model (`PreTrainedModel`): Whose `loss_function` and placeholder count.
-        output (`ModelOutput`): Of a forward pass without labels; its `logits` and `loss` are set.
-        labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): Ids to predict, or -100.
-        kwargs: For the loss function, `num_items_in_batch` for one.
+    Takes the placeholder out of the logits of an output of `model`, and sets its loss to that of what is left;
+    `kwargs` are for the loss function, `num_items_in_batch` for one.
     """
     output.logits = without_placeholder(output.logits, model.config.image_token_id)
     if labels is not None:

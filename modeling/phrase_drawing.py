@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from .composed_model import ComposedModel, ImageCache
-from .segmenters import segmenter_adapter
+from .segmenters import Sam2Adapter, SamAdapter, segmenter_adapter
 
 
 # What the segmenter gets for each value of `prompt`.
@@ -174,9 +174,38 @@ def _draw(
         part = prompts[start : start + _DRAWN_AT_ONCE]
         given = {name: torch.stack([torch.as_tensor(prompt[name], **like) for prompt in part]) for name in part[0]}
         features = model._segmenter_features(images, slot_images[start : start + _DRAWN_AT_ONCE])
-        drawn.append(segmenter.draw(features, **given))
+        drawn.append(_draw_candidates(segmenter, features, **given))
     masks, scores = zip(*drawn, strict=True)
     return torch.cat(masks), torch.cat(scores)
+
+
+def _draw_candidates(
+    segmenter: SamAdapter,
+    features: dict[str, torch.Tensor],
+    points: torch.FloatTensor | None = None,
+    boxes: torch.FloatTensor | None = None,
+    masks: torch.FloatTensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Draws from the segmenter's own prompts, one of each given kind for each entry of `features`: a foreground point
+    (x, y) or a box (x1, y1, x2, y2) in pixels of the segmenter's view, or the logits of a soft mask.
+
+    SAM-HQ returns its candidates sorted by their scores, the others from the smallest part to the whole.
+    """
+    labels = None if points is None else torch.ones_like(points[:, None, :1], dtype=torch.long)
+    points = None if points is None else points[:, None, None]
+    if points is None and boxes is None and isinstance(segmenter, Sam2Adapter):
+        # A mask alone goes with one point that is none, as in the model's own forward.
+        points = torch.zeros(len(masks), 1, 1, 2, dtype=masks.dtype, device=masks.device)
+        labels = torch.full((len(masks), 1, 1), -1, dtype=torch.int32, device=masks.device)
+    # Dimensions: image, prompt of the image, and for points their number.
+    sparse, dense = segmenter.segmenter.prompt_encoder(
+        input_points=points,
+        input_labels=labels,
+        input_boxes=None if boxes is None else boxes[:, None],
+        input_masks=None if masks is None else masks[:, None],
+    )
+    return segmenter.decode_encoded(features, sparse, dense, multimask_output=True)
 
 
 def _spread(values: torch.Tensor, found: torch.BoolTensor, elsewhere: float) -> torch.Tensor:

@@ -49,46 +49,16 @@ class SamAdapter:
         Returns:
             Mask logits `(num_prompts, height, width)` and the predicted IoU `(num_prompts,)`.
         """
-        _, dense = self._encode_prompts(None, None, None)
-        masks, iou_scores = self._decode(features, prompts[:, None, None], dense, multimask_output=False)
+        _, dense = self.segmenter.prompt_encoder(
+            input_points=None, input_labels=None, input_boxes=None, input_masks=None
+        )
+        masks, iou_scores = self.decode_encoded(features, prompts[:, None, None], dense, multimask_output=False)
         return masks[:, 0], iou_scores[:, 0]
 
-    def draw(
-        self,
-        features: ImageFeatures,
-        points: torch.FloatTensor | None = None,
-        boxes: torch.FloatTensor | None = None,
-        masks: torch.FloatTensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Draws from the segmenter's own prompts; at least one kind is needed, and kinds may be combined.
-
-        Args:
-            features (`dict[str, torch.Tensor]`): Output of `encode`, one entry per prompt along dimension 0.
-            points (`torch.FloatTensor` of shape `(num_prompts, 2)`, *optional*):
-                One foreground point each, (x, y) in pixels of the segmenter's view.
-            boxes (`torch.FloatTensor` of shape `(num_prompts, 4)`, *optional*): (x1, y1, x2, y2) there.
-            masks (`torch.FloatTensor` of shape `(num_prompts, *mask_size)`, *optional*): Logits of soft masks.
-
-        Returns:
-            Mask logits `(num_prompts, candidates, height, width)` and the predicted IoU `(num_prompts, candidates)`.
-            SAM-HQ returns its candidates sorted by that, the others from the smallest part to the whole.
-        """
-        sparse, dense = self._encode_prompts(points, boxes, masks)
-        return self._decode(features, sparse, dense, multimask_output=True)
-
-    def _encode_prompts(self, points, boxes, masks) -> tuple[torch.Tensor | None, torch.Tensor]:
-        # Dimensions: image, prompt of the image, and for points their number.
-        return self.segmenter.prompt_encoder(
-            input_points=None if points is None else points[:, None, None],
-            input_labels=None if points is None else torch.ones_like(points[:, None, :1], dtype=torch.long),
-            input_boxes=None if boxes is None else boxes[:, None],
-            input_masks=None if masks is None else masks[:, None],
-        )
-
-    def _decode(
+    def decode_encoded(
         self, features: ImageFeatures, sparse: torch.Tensor | None, dense: torch.Tensor, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mask logits `(prompts, candidates, height, width)` and scores `(prompts, candidates)` of encoded prompts."""
         positions = self.segmenter.get_image_wide_positional_embeddings()
         masks, iou_scores, *_ = self.segmenter.mask_decoder(
             image_positional_embeddings=positions.expand(features["image_embeddings"].shape[0], -1, -1, -1),
@@ -132,17 +102,6 @@ class Sam2Adapter(SamAdapter):
         )
         fine = {f"high_resolution_{i}": level for i, level in enumerate(fine_maps)}
         return {"image_embeddings": coarse_map, **fine}
-
-    def _encode_prompts(self, points, boxes, masks) -> tuple[torch.Tensor | None, torch.Tensor]:
-        sparse, dense = super()._encode_prompts(points, boxes, masks)
-        if sparse is None and masks is not None:
-            # A mask alone goes with one point that is none, as in the model's own forward.
-            nowhere = torch.zeros(len(masks), 1, 1, 2, dtype=masks.dtype, device=masks.device)
-            labels = torch.full((len(masks), 1, 1), -1, dtype=torch.int32, device=masks.device)
-            sparse, _ = self.segmenter.prompt_encoder(
-                input_points=nowhere, input_labels=labels, input_boxes=None, input_masks=None
-            )
-        return sparse, dense
 
     def decoder_inputs(self, features: ImageFeatures) -> dict:
         fine = [features[f"high_resolution_{level}"] for level in range(len(features) - 1)]
@@ -261,4 +220,15 @@ def mean_over_masks(per_mask: list[torch.FloatTensor]) -> torch.FloatTensor:
     return values.sum() / (len(values) + COUNT_EPS)
 
 
-__all__ = ["SEGMENTER_ADAPTERS", "segmenter_adapter", "upsample_masks"]
+__all__ = [
+    "SEGMENTER_ADAPTERS",
+    "Sam2Adapter",
+    "SamAdapter",
+    "bce_per_mask",
+    "check_targets",
+    "dice_per_mask",
+    "mean_over_masks",
+    "prepare_segmenter_config",
+    "segmenter_adapter",
+    "upsample_masks",
+]
