@@ -45,8 +45,8 @@ class AttendAndSegmentConfig(ComposedConfig):
     published_config = "configuration_attend_and_segment.AttendAndSegmentConfig"
     published_model = "modeling_attend_and_segment.AttendAndSegmentModel"
 
-    # Vision-language models that transformers does not have, by type: a class of the file that brings the model along.
-    # Such a file adds it when it is imported; a repository with that model names the file in its auto_map.
+    # By type, for vision-language models that transformers does not have: a class of the file that brings the model
+    # along. Such a file adds it when it is imported; a repository with that model names the file in its auto_map.
     files_of_vlms: ClassVar[dict[str, type]] = {}
 
     heads: str | list[int] = "paper"
@@ -70,21 +70,25 @@ class AttendAndSegmentConfig(ComposedConfig):
         """`"third"` or `"best"`: `mask_choice`, or what fits the segmenter where it is not set."""
         return self.mask_choice or ("best" if self.segmenter_config.model_type == "sam_hq" else "third")
 
+    @property
+    def file_of_vlm(self) -> type | None:
+        """A class of the file that brings the vision-language model along, where transformers does not have it."""
+        return self.files_of_vlms.get(self.vlm_config.model_type)
+
     def to_dict(self) -> dict:
         """As in [`ComposedConfig`]."""
         output = super().to_dict()
-        if (brought := self.files_of_vlms.get(self.vlm_config.model_type)) is not None:
-            file = brought.__module__.rpartition(".")[2]
+        if self.file_of_vlm is not None:
+            file = self.file_of_vlm.__module__.rpartition(".")[2]
             published = output["auto_map"].items()
             output["auto_map"] = {auto_class: f"{file}.{name.rpartition('.')[2]}" for auto_class, name in published}
         return output
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
         """As in every configuration of transformers; the code of a vision-language model travels along, too."""
-        brought = self.files_of_vlms.get(self.vlm_config.model_type)
-        if brought is not None and self._auto_class is not None:
+        if self.file_of_vlm is not None and self._auto_class is not None:
             os.makedirs(save_directory, exist_ok=True)
-            custom_object_save(brought, save_directory)
+            custom_object_save(self.file_of_vlm, save_directory)
         return super().save_pretrained(save_directory, *args, **kwargs)
 
 
