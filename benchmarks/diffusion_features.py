@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.midsize import seconds
 from reasonseg.modeling.configuration_difflmm import DiffLmmConfig
-from reasonseg.modeling.diffusion_features import DiffusionFeatures, diffusers_classes, draw_noise
+from reasonseg.modeling.modeling_difflmm import DiffusionFeatures, diffusers_classes, draw_noise
 
 
 UNET = {"block_out_channels": [64, 128, 256, 256], "cross_attention_dim": 128, "attention_head_dim": 4}

@@ -11,8 +11,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..modeling.configuration_difflmm import DiffLmmConfig
-from ..modeling.diffusion_features import diffusers_classes
-from ..modeling.modeling_difflmm import DiffLmmForConditionalGeneration
+from ..modeling.modeling_difflmm import DiffLmmForConditionalGeneration, diffusers_classes
 from ..processing.chat_templates import CHAT_TEMPLATE_NAMES
 from ..processing.image_processing_difflmm import DiffLmmImageProcessor
 from ..processing.processing_difflmm import DiffLmmProcessor

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
-from ..modeling.outputs import ImageCache
+from ..modeling.composed_model import ImageCache
 from ..processing.phrase_segments import PhraseSegmentationResult
 from ..processing.token_spans import token_spans
 from .annotated_images import AnnotatedImage

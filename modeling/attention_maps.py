@@ -16,20 +16,13 @@ HeadChoice = str | list[int]
 _ACTIVE: ContextVar[tuple | None] = ContextVar("reasonseg_active_attention_reducer", default=None)
 
 
-@dataclass(frozen=True)
-class _RecordedOutput:
-    """Which entry of a module's output holds its attention weights."""
-
-    index: int
-
-
 @torch.compiler.disable
 def _reduce_attention(module: nn.Module, args: tuple, output: tuple) -> None:
     active = _ACTIVE.get()
     if active is None or module not in active[0]:
         return
-    place, recorded = active[0][module]
-    weights = output[recorded.index] if isinstance(output, tuple) and len(output) > recorded.index else None
+    place, index = active[0][module]
+    weights = output[index] if isinstance(output, tuple) and len(output) > index else None
     if weights is None:
         raise ValueError(
             f"The attention layers of {active[1].model_name} return no weights: their attn_implementation computes "
@@ -39,27 +32,24 @@ def _reduce_attention(module: nn.Module, args: tuple, output: tuple) -> None:
     active[1].observe(place, weights)
 
 
-def attention_modules(model: PreTrainedModel) -> dict[nn.Module, _RecordedOutput]:
+def attention_modules(model: PreTrainedModel) -> dict[nn.Module, int]:
     """
-    The attention layers of a model's language model, in order, as transformers itself records them.
-
-    Raises:
-        ValueError: If the language model exposes no attentions.
+    The attention layers of a model's language model, in order, as transformers itself records them, and which entry of
+    the output of each holds its weights.
     """
     decoder = model.get_decoder()
     specification = (getattr(decoder, "_can_record_outputs", None) or {}).get("attentions")
-    found: dict[nn.Module, _RecordedOutput] = {}
+    found: dict[nn.Module, int] = {}
     for kind in specification if isinstance(specification, list) else [specification]:
         # A class, a class name, or a recorder that names one of both, an entry of the output and a sub-module.
         target = getattr(kind, "target_class", kind)
         ending = getattr(kind, "class_name", kind)
         part = (getattr(kind, "layer_name", None) or "").strip(".")
-        recorded = _RecordedOutput(index=getattr(kind, "index", 1))
         for name, module in decoder.named_modules():
             matches = isinstance(target, type) and isinstance(module, target)
             matches = matches or (isinstance(ending, str) and name.endswith(ending))
             if matches and (not part or f".{part}." in f".{name}."):
-                found[module] = recorded
+                found[module] = getattr(kind, "index", 1)
     if not found:
         raise ValueError(
             f"{type(decoder).__name__} exposes no attentions, so it cannot point at anything. Use a vision-language "
@@ -87,16 +77,7 @@ class ImageColumns:
     def find(
         cls, input_ids: torch.LongTensor, image_token_id: int, grid_tokens: Sequence[torch.LongTensor]
     ) -> "ImageColumns":
-        """
-        Args:
-            input_ids (`torch.LongTensor` of shape `(rows, length)`): Ids with expanded image placeholders.
-            image_token_id (`int`): Id of the placeholder.
-            grid_tokens (`Sequence[torch.LongTensor]`):
-                Per row which of its image tokens form the grid, row by row of the grid.
-
-        Raises:
-            ValueError: If a row has fewer image tokens than its grid names.
-        """
+        """From ids `(rows, length)` and, per row, which of its image tokens form the grid, row by row of the grid."""
         positions = []
         for row, (ids, cells) in enumerate(zip(input_ids, grid_tokens, strict=True)):
             places = (ids == image_token_id).nonzero()[:, 0]
@@ -148,11 +129,7 @@ class AttentionReducer:
         self._keys = 0
 
     def observe(self, place: int, weights: torch.Tensor) -> None:
-        """
-        Args:
-            place (`int`): Which of the counted layers, 0 for the first.
-            weights (`torch.Tensor` of shape `(rows, heads, queries, keys)`): Its attention weights.
-        """
+        """Takes the weights `(rows, heads, queries, keys)` of one of the counted layers, 0 for the first."""
         if place == 0:
             # A prompt that is read in pieces passes several times; the last piece predicts.
             self._sum, self._layers, self._keys = None, 0, weights.shape[-1]
@@ -164,13 +141,7 @@ class AttentionReducer:
         self._layers += 1
 
     def take(self) -> torch.FloatTensor:
-        """
-        Returns:
-            `torch.FloatTensor` of shape `(rows, queries, cells)`: Mean over layers of the last complete pass.
-
-        Raises:
-            RuntimeError: If not all layers were seen.
-        """
+        """The mean over layers `(rows, queries, cells)` of the last complete pass."""
         if self._layers != len(self.places):
             raise RuntimeError(
                 f"{self._layers} of {len(self.places)} attention layers of {self.model_name} ran in a pass; name "
@@ -233,18 +204,13 @@ class AttentionMapCollector(LogitsProcessor, AttentionReducer):
 
     @property
     def num_bytes(self) -> int:
-        """`int`: Memory of the kept maps."""
+        """Memory of the kept maps."""
         return sum(maps.nbytes for maps in self._by_length.values())
 
     def maps_of(self, rows: torch.LongTensor, start: int, source: int) -> torch.FloatTensor:
         """
-        Args:
-            rows (`torch.LongTensor` of shape `(steps,)`): Row of the running batch (the beam's) for each new token.
-            start (`int`): Length of the prompt.
-            source (`int`): The input row.
-
-        Returns:
-            `torch.FloatTensor` of shape `(steps, cells)`.
+        The maps `(steps, cells)` of the tokens after the first `start`, which `rows` `(steps,)` of the running batch
+        wrote (the beams', for beams), for the input row `source`.
         """
         maps = [self._by_length[start + step][row] for step, row in enumerate(rows.tolist())]
         cells = self.columns.counts[source]
@@ -268,10 +234,59 @@ def reduce_attentions(reducer: AttentionReducer) -> Iterator[AttentionReducer]:
         _ACTIVE.reset(token)
 
 
+# ---- which steps wrote the tokens of an answer ----------------------------------------------------------------------
+
+
+def check_ranges(answer_ranges: torch.LongTensor, input_ids: torch.LongTensor) -> list[tuple[int, int]]:
+    """First position of each answer in `input_ids` `(rows, length)`, and after its last, as numbers."""
+    ranges = [(int(start), int(stop)) for start, stop in answer_ranges]
+    if len(ranges) != len(input_ids) or any(not 1 <= start <= stop <= input_ids.shape[1] for start, stop in ranges):
+        raise ValueError(
+            f"answer_ranges {ranges} must name one range per row ({len(input_ids)}) behind its first position and "
+            f"within the {input_ids.shape[1]} of input_ids."
+        )
+    return ranges
+
+
+def predicting_positions(ranges: list[tuple[int, int]]) -> torch.LongTensor:
+    """Positions that predict each answer's tokens, `(rows, longest answer)`; short rows are filled with 0."""
+    longest = max(1, max(stop - start for start, stop in ranges))
+    positions = torch.zeros(len(ranges), longest, dtype=torch.long)
+    for row, (start, stop) in enumerate(ranges):
+        positions[row, : stop - start] = torch.arange(start - 1, stop - 1)
+    return positions
+
+
+def stop_ids_of(eos_token_id: int | Sequence[int] | torch.Tensor | None) -> set[int]:
+    """The end tokens of a generation, in whatever form it takes them."""
+    if eos_token_id is None:
+        return set()
+    if isinstance(eos_token_id, torch.Tensor):
+        eos_token_id = eos_token_id.tolist()
+    return {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
+
+
+def answer_ids(new_ids: list[int], stop_ids: set[int], pad_id: int | None) -> list[int]:
+    """
+    The ids a row has written, its end token included: that one has a map too, and takes part in the mean, as in the
+    released code. What fills the row up behind it belongs to no step of this row.
+    """
+    for place, token_id in enumerate(new_ids):
+        if token_id in stop_ids:
+            return new_ids[: place + 1]
+    while new_ids and new_ids[-1] == pad_id:
+        new_ids = new_ids[:-1]
+    return new_ids
+
+
 __all__ = [
     "AttentionMapCollector",
     "AttentionReducer",
     "ImageColumns",
+    "answer_ids",
     "attention_modules",
+    "check_ranges",
+    "predicting_positions",
     "reduce_attentions",
+    "stop_ids_of",
 ]

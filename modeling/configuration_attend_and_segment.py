@@ -1,11 +1,12 @@
 """Attend-and-segment: what a vision-language model looks at while it writes prompts a segmenter (arXiv 2410.08209)."""
 
-from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, PreTrainedConfig
+import os
+from typing import ClassVar
 
-from .configuration_difflmm import DiffLmmConfig
-from .configuration_lisa import SAM_VIT_H_DEFAULTS
-from .configuration_reasoning_segmentation import LLAVA_15_DEFAULTS, ReasoningSegmentationConfig
+from huggingface_hub.dataclasses import strict
+from transformers.dynamic_module_utils import custom_object_save
+
+from .configuration_reasoning_segmentation import ComposedConfig
 
 
 _HEADS = ("paper", "mean")
@@ -14,16 +15,12 @@ _MASK_CHOICES = ("third", "best")
 
 
 @strict
-class AttendAndSegmentConfig(ReasoningSegmentationConfig):
+class AttendAndSegmentConfig(ComposedConfig):
     r"""
-    Configuration of [`AttendAndSegmentModel`]: any image-text-to-text model whose language model exposes attentions,
-    with any segmenter of the SAM family. Nothing is trained; every field may be given anew in a call.
+    Configuration of [`AttendAndSegmentModel`], whose vision-language model must expose attentions. Nothing is trained;
+    every field may be given again in a call. Beside the fields of [`ComposedConfig`]:
 
     Args:
-        vlm_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the vision-language model; a LLaVA-1.5-7B by default.
-        segmenter_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the segmenter (`sam`, `sam_hq`, `sam2`, `sam3_tracker`); SAM ViT-H by default.
         heads (`str` or `list[int]`, *optional*, defaults to `"paper"`):
             Which attention heads make a map: `"paper"` is the second-last head alone, which the released code keeps
             (its numbers for LLaVA-1.5, LLaVA-NeXT and DiffLMM are made so); `"mean"` the mean of all heads, as the
@@ -47,7 +44,10 @@ class AttendAndSegmentConfig(ReasoningSegmentationConfig):
     model_type = "attend_and_segment"
     published_config = "configuration_attend_and_segment.AttendAndSegmentConfig"
     published_model = "modeling_attend_and_segment.AttendAndSegmentModel"
-    sub_configs_defaults = {"vlm_config": LLAVA_15_DEFAULTS, "segmenter_config": SAM_VIT_H_DEFAULTS}
+
+    # By type, for vision-language models that transformers does not have: a class of the file that brings the model
+    # along. Such a file adds it when it is imported; a repository with that model names the file in its auto_map.
+    files_of_vlms: ClassVar[dict[str, type]] = {}
 
     heads: str | list[int] = "paper"
     attention_layers: list[int] | None = None
@@ -59,26 +59,37 @@ class AttendAndSegmentConfig(ReasoningSegmentationConfig):
     mask_choice: str | None = None
 
     def __post_init__(self, **kwargs):
-        vlm = self.vlm_config
-        if (vlm.get("model_type") if isinstance(vlm, dict) else None) == DiffLmmConfig.model_type:
-            # Known already where the package is imported; elsewhere this checkpoint brings the class along.
-            AutoConfig.register(DiffLmmConfig.model_type, DiffLmmConfig, exist_ok=True)
         super().__post_init__(**kwargs)
-        check_pointing_option("heads", self.heads)
-        check_pointing_option("prompt", self.prompt)
-        check_pointing_option("attention_temperature", self.attention_temperature)
-        check_pointing_option("box_threshold", self.box_threshold)
+        for name in ("heads", "prompt", "attention_temperature", "box_threshold"):
+            check_pointing_option(name, getattr(self, name))
         if self.mask_choice is not None:
             check_pointing_option("mask_choice", self.mask_choice)
 
     @property
     def chosen_mask(self) -> str:
         """`"third"` or `"best"`: `mask_choice`, or what fits the segmenter where it is not set."""
-        if self.mask_choice is not None:
-            return self.mask_choice
-        segmenter = self.segmenter_config
-        family = segmenter.model_type if isinstance(segmenter, PreTrainedConfig) else None
-        return "best" if family == "sam_hq" else "third"
+        return self.mask_choice or ("best" if self.segmenter_config.model_type == "sam_hq" else "third")
+
+    @property
+    def file_of_vlm(self) -> type | None:
+        """A class of the file that brings the vision-language model along, where transformers does not have it."""
+        return self.files_of_vlms.get(self.vlm_config.model_type)
+
+    def to_dict(self) -> dict:
+        """As in [`ComposedConfig`]."""
+        output = super().to_dict()
+        if self.file_of_vlm is not None:
+            file = self.file_of_vlm.__module__.rpartition(".")[2]
+            published = output["auto_map"].items()
+            output["auto_map"] = {auto_class: f"{file}.{name.rpartition('.')[2]}" for auto_class, name in published}
+        return output
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, **kwargs):
+        """As in every configuration of transformers; the code of a vision-language model travels along, too."""
+        if self.file_of_vlm is not None and self._auto_class is not None:
+            os.makedirs(save_directory, exist_ok=True)
+            custom_object_save(self.file_of_vlm, save_directory)
+        return super().save_pretrained(save_directory, *args, **kwargs)
 
 
 def check_pointing_option(name: str, value: object) -> None:

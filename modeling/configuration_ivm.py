@@ -6,8 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_lisa import SAM_VIT_H_DEFAULTS
-from .configuration_reasoning_segmentation import LLAVA_15_DEFAULTS, ReasoningSegmentationConfig
+from .configuration_reasoning_segmentation import LLAVA_15_DEFAULTS, SAM_VIT_H_DEFAULTS, ComposedConfig
 
 
 def _conditioned_sam_defaults() -> SubConfigSpec:
@@ -18,10 +17,10 @@ def _conditioned_sam_defaults() -> SubConfigSpec:
 
 
 @strict
-class IvmConfig(ReasoningSegmentationConfig):
+class IvmConfig(ComposedConfig):
     r"""
     Configuration of [`IvmForVisualMasking`]; the default is the size of IVM-V1.0. Beside the fields of
-    [`ReasoningSegmentationConfig`], of which `seg_token_id` and `rej_token_id` have no meaning here:
+    [`ComposedConfig`]:
 
     Args:
         projector_hidden_size (`int`, *optional*, defaults to 2048):

@@ -4,7 +4,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .configuration_reasoning_segmentation import ORIGINAL_SAM_DECODER_EPS, ReasoningSegmentationConfig
+from .configuration_reasoning_segmentation import SAM_VIT_H_DEFAULTS, ReasoningSegmentationConfig
 
 
 # LLaVA v1: CLIP ViT-L/14 at 224 px (256 patches) and a projector that is one Linear. transformers' projector has two;
@@ -28,19 +28,6 @@ LLAVA_V1_DEFAULTS = SubConfigSpec(
         },
         "image_seq_length": 256,
         "projector_hidden_act": "linear",
-    },
-)
-SAM_VIT_H_DEFAULTS = SubConfigSpec(
-    config_class=AutoConfig,
-    model_type="sam",
-    init_kwargs={
-        "vision_config": {
-            "hidden_size": 1280,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 16,
-            "global_attn_indexes": [7, 15, 23, 31],
-        },
-        "mask_decoder_config": {"layer_norm_eps": ORIGINAL_SAM_DECODER_EPS},
     },
 )
 

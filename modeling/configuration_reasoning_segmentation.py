@@ -1,4 +1,6 @@
-"""Configuration of a vision-language model that points and a segmenter that draws."""
+"""Configurations of a vision-language model that points and a segmenter that draws."""
+
+from typing import ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -27,70 +29,50 @@ LLAVA_15_DEFAULTS = SubConfigSpec(
         "image_token_index": 32000,
     },
 )
+SAM_VIT_H_DEFAULTS = SubConfigSpec(
+    config_class=AutoConfig,
+    model_type="sam",
+    init_kwargs={
+        "vision_config": {
+            "hidden_size": 1280,
+            "num_hidden_layers": 32,
+            "num_attention_heads": 16,
+            "global_attn_indexes": [7, 15, 23, 31],
+        },
+        "mask_decoder_config": {"layer_norm_eps": ORIGINAL_SAM_DECODER_EPS},
+    },
+)
 
 
 @strict
-class ReasoningSegmentationConfig(PreTrainedConfig):
+class ComposedConfig(PreTrainedConfig):
     r"""
-    Configuration of [`ReasoningSegmentationModel`]: any image-text-to-text model of transformers together with any
+    What the configurations of all systems share: any image-text-to-text model of transformers together with any
     segmenter of the SAM family.
 
     Args:
         vlm_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the vision-language model; a LLaVA-1.5 by default. A dict needs `model_type`.
+            Configuration of the vision-language model; a LLaVA-1.5-7B by default. A dict needs `model_type`.
         segmenter_config (`dict` or `PreTrainedConfig`, *optional*):
-            Configuration of the segmenter (`sam`, `sam_hq`, `sam2`, `sam3_tracker`); a SAM ViT-B by default.
-        seg_token_id (`int`, *optional*):
-            Id of the token that asks for a mask. A model without it generates text only.
-        rej_token_id (`int`, *optional*):
-            Id of the token that says "not in the picture". `None` for models that never reject.
-        ce_loss_weight, bce_loss_weight, dice_loss_weight (`float`):
-            Weights of the language loss, the per-pixel loss and the overlap loss (LISA, section 3.2).
-        count_rejected_masks (`bool`, *optional*, defaults to `True`):
-            Whether a `[REJ]` slot counts as an all-zero mask prediction in the mask losses. GSVA's training code does
-            so: each adds a constant (bce ln 2, dice about 1) without a gradient. `False` leaves them out of the mean.
+            Configuration of the segmenter (`sam`, `sam_hq`, `sam2`, `sam3_tracker`); SAM ViT-H by default.
     """
 
-    model_type = "reasoning_segmentation"
-    # Files and class names that a published checkpoint names in its auto_map; subclasses override both.
-    published_config = "configuration_reasoning_segmentation.ReasoningSegmentationConfig"
-    published_model = "modeling_reasoning_segmentation.ReasoningSegmentationModel"
-
-    sub_configs_defaults = {
-        "vlm_config": LLAVA_15_DEFAULTS,
-        "segmenter_config": SubConfigSpec(
-            config_class=AutoConfig,
-            model_type="sam",
-            init_kwargs={"mask_decoder_config": {"layer_norm_eps": ORIGINAL_SAM_DECODER_EPS}},
-        ),
-    }
+    # Files and class names that a published checkpoint names in its auto_map.
+    published_config: ClassVar[str]
+    published_model: ClassVar[str]
+    sub_configs_defaults = {"vlm_config": LLAVA_15_DEFAULTS, "segmenter_config": SAM_VIT_H_DEFAULTS}
     keys_to_ignore_at_inference = ["cache", "past_key_values", "hidden_states", "attentions", "losses"]
 
     vlm_config: dict | PreTrainedConfig | None = None
     segmenter_config: dict | PreTrainedConfig | None = None
-    seg_token_id: int | None = None
-    rej_token_id: int | None = None
-    ce_loss_weight: float = 1.0
-    bce_loss_weight: float = 2.0
-    dice_loss_weight: float = 0.5
-    count_rejected_masks: bool = True
 
     def __post_init__(self, **kwargs):
         # Outside a remotely loaded module these entries would make `pipeline()` ask for trust_remote_code although
-        # the classes are already registered; `to_dict` writes them anew.
+        # the classes are already registered; `to_dict` writes them again.
         if not type(self).__module__.startswith("transformers_modules."):
             kwargs.pop("auto_map", None)
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
-        if self.seg_token_id is not None and self.seg_token_id == self.rej_token_id:
-            raise ValueError(
-                f"seg_token_id and rej_token_id are both {self.seg_token_id}; they must be two different tokens."
-            )
-
-    @property
-    def slot_token_ids(self) -> list[int]:
-        """Ids of the tokens that open a slot: `[SEG]` and, where the model has it, `[REJ]`."""
-        return [token_id for token_id in (self.seg_token_id, self.rej_token_id) if token_id is not None]
 
     @property
     def image_token_id(self) -> int | None:
@@ -131,4 +113,54 @@ class ReasoningSegmentationConfig(PreTrainedConfig):
         return output
 
 
-__all__ = ["ReasoningSegmentationConfig"]
+@strict
+class ReasoningSegmentationConfig(ComposedConfig):
+    r"""
+    Configuration of [`ReasoningSegmentationModel`]. Beside the fields of [`ComposedConfig`], whose segmenter is a SAM
+    ViT-B by default:
+
+    Args:
+        seg_token_id (`int`, *optional*):
+            Id of the token that asks for a mask. A model without it generates text only.
+        rej_token_id (`int`, *optional*):
+            Id of the token that says "not in the picture". `None` for models that never reject.
+        ce_loss_weight, bce_loss_weight, dice_loss_weight (`float`):
+            Weights of the language loss, the per-pixel loss and the overlap loss (LISA, section 3.2).
+        count_rejected_masks (`bool`, *optional*, defaults to `True`):
+            Whether a `[REJ]` slot counts as an all-zero mask prediction in the mask losses. GSVA's training code does
+            so: each adds a constant (bce ln 2, dice about 1) without a gradient. `False` leaves them out of the mean.
+    """
+
+    model_type = "reasoning_segmentation"
+    published_config = "configuration_reasoning_segmentation.ReasoningSegmentationConfig"
+    published_model = "modeling_reasoning_segmentation.ReasoningSegmentationModel"
+    sub_configs_defaults = {
+        "vlm_config": LLAVA_15_DEFAULTS,
+        "segmenter_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="sam",
+            init_kwargs={"mask_decoder_config": {"layer_norm_eps": ORIGINAL_SAM_DECODER_EPS}},
+        ),
+    }
+
+    seg_token_id: int | None = None
+    rej_token_id: int | None = None
+    ce_loss_weight: float = 1.0
+    bce_loss_weight: float = 2.0
+    dice_loss_weight: float = 0.5
+    count_rejected_masks: bool = True
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        if self.seg_token_id is not None and self.seg_token_id == self.rej_token_id:
+            raise ValueError(
+                f"seg_token_id and rej_token_id are both {self.seg_token_id}; they must be two different tokens."
+            )
+
+    @property
+    def slot_token_ids(self) -> list[int]:
+        """Ids of the tokens that open a slot: `[SEG]` and, where the model has it, `[REJ]`."""
+        return [token_id for token_id in (self.seg_token_id, self.rej_token_id) if token_id is not None]
+
+
+__all__ = ["ComposedConfig", "ReasoningSegmentationConfig"]

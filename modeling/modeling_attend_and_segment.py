@@ -1,25 +1,30 @@
 """Attend-and-segment: attention maps of the words a model writes become prompts of a segmenter (arXiv 2410.08209)."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import nn
-from transformers import AutoModelForImageTextToText, PreTrainedConfig
 
-from .answer_steps import answer_ids, check_ranges, predicting_positions, stop_ids_of
-from .attention_maps import AttentionMapCollector, AttentionReducer, ImageColumns, reduce_attentions
+from .attention_maps import (
+    AttentionMapCollector,
+    AttentionReducer,
+    ImageColumns,
+    answer_ids,
+    check_ranges,
+    predicting_positions,
+    reduce_attentions,
+    stop_ids_of,
+)
+from .composed_model import ComposedModel, ImageCache, resolve_image_index
 from .configuration_attend_and_segment import AttendAndSegmentConfig, check_pointing_option
-from .image_features import resolve_image_index
-from .modeling_reasoning_segmentation import ReasoningSegmentationModel
-from .outputs import AttendAndSegmentOutput, ImageCache, find_cache, language_fields, output_or_tuple
-from .phrase_drawing import Grids, PhraseDrawer, TokenGroup
+from .outputs import ReasoningSegmentationOutput, find_cache, language_fields, output_or_tuple
+from .phrase_drawing import Grids, TokenGroup, draw_phrases
 
 
 # (ids of an answer, its input row) -> phrases with `tokens`
 PhraseFinder = Callable[[list[int], int], Sequence]
 
 _GRID_NAMES = ("grid_sizes", "grid_boxes", "grid_tokens")
-_PLACE_NAMES = (*_GRID_NAMES, "tile_counts")
 _OPTION_NAMES = (
     "heads",
     "attention_layers",
@@ -34,7 +39,41 @@ _OPTION_NAMES = (
 _UNSUPPORTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 
 
-class AttendAndSegmentModel(ReasoningSegmentationModel):
+@dataclass
+class AttendAndSegmentOutput(ReasoningSegmentationOutput):
+    """
+    What [`AttendAndSegmentModel`] returns. A slot is one phrase of the answer; lists have one entry per row.
+
+    Args:
+        attention_maps (`list[torch.FloatTensor]` of shapes `(tokens, grid_rows, grid_columns)`):
+            What each token of the answer looked at when it was predicted, its end token included; raw, all positive.
+        phrases (`list[list]`): What the phrase finder returned for each row, one entry per mask.
+        phrase_maps (`list[torch.FloatTensor]` of shapes `(phrases, grid_rows, grid_columns)`):
+            The map of each phrase; with `subtract_mean` the mean map of the answer is taken off.
+        grid_boxes (`torch.FloatTensor` of shape `(rows, 4)`):
+            What part of the picture the grid covers, `(x1, y1, x2, y2)` in its pixels.
+        points (`list[torch.LongTensor]` of shapes `(phrases, 2)`, *optional*):
+            Point prompts, `(x, y)` in pixels of the picture.
+        boxes (`list[torch.LongTensor]` of shapes `(phrases, 4)`, *optional*):
+            Box prompts there, `(x1, y1, x2, y2)`, x2 and y2 behind the last pixel.
+        candidate_masks (`list[torch.FloatTensor]` of shapes `(phrases, candidates, height, width)`):
+            All masks the segmenter offered, as logits; `pred_masks` is one of each.
+        candidate_scores (`list[torch.FloatTensor]` of shapes `(phrases, candidates)`): Their scores.
+        slot_probs, rejected: 0.0 and True for a phrase that was found nowhere, so that nothing was drawn for it: with
+            `prompt="box"` one for which no pixel lies above `box_threshold`. 1.0 for all others.
+    """
+
+    attention_maps: list[torch.FloatTensor] | None = None
+    phrases: list[list] | None = None
+    phrase_maps: list[torch.FloatTensor] | None = None
+    grid_boxes: torch.FloatTensor | None = None
+    points: list[torch.LongTensor] | None = None
+    boxes: list[torch.LongTensor] | None = None
+    candidate_masks: list[torch.FloatTensor] | None = None
+    candidate_scores: list[torch.FloatTensor] | None = None
+
+
+class AttendAndSegmentModel(ComposedModel):
     r"""
     A stock image-text-to-text model and a stock segmenter that were never trained together.
 
@@ -49,71 +88,37 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
 
     config: AttendAndSegmentConfig
     config_class = AttendAndSegmentConfig
-    _no_split_modules = ["SamModel", "SamHQModel", "Sam2Model", "Sam3TrackerModel"]
-    _keep_in_fp32_modules = ["segmenter"]
-    _keep_in_fp32_modules_strict = ["segmenter"]
     # The language model must compute its attention weights, which only the plain implementation returns.
     _supports_flash_attn = False
     _supports_flex_attn = False
 
     def __init__(self, config: AttendAndSegmentConfig):
         config.get_text_config()._attn_implementation = "eager"
-        _register_own_vlm(config.vlm_config)
         super().__init__(config)
+        self.segmenter = self._build_segmenter()
+        self.vlm = self._build_vlm()
         language_config = self.vlm.get_decoder().config
         if language_config._attn_implementation != "eager":
             language_config._attn_implementation = "eager"
-
-    @staticmethod
-    def _build_projector(config: AttendAndSegmentConfig) -> nn.Module:
-        """Attention points; nothing is projected."""
-        return nn.Identity()
+        self.post_init()
 
     # ---- images and their grids ---------------------------------------------------------------------------------
 
     def encode_image(
         self,
-        pixel_values: torch.FloatTensor,
-        sam_pixel_values: torch.FloatTensor | None = None,
-        original_sizes: torch.LongTensor | None = None,
-        sam_resized_sizes: torch.LongTensor | None = None,
+        *args,
+        grid_sizes: torch.LongTensor | None = None,
+        grid_boxes: torch.FloatTensor | None = None,
+        grid_tokens: torch.LongTensor | None = None,
         **kwargs,
     ) -> ImageCache:
-        """
-        As [`ReasoningSegmentationModel.encode_image`]; also remembers the grids that the processor returned, and
-        takes `tile_counts` `(num_images,)` for models whose pictures have several entries of `pixel_values`.
-        """
-        grids = {name: kwargs.pop(name) for name in _PLACE_NAMES if kwargs.get(name) is not None}
-        tiles = grids.get("tile_counts")
-        segmenter_views = (sam_pixel_values, original_sizes, sam_resized_sizes)
-        if tiles is None:
-            cache = super().encode_image(pixel_values, *segmenter_views, **kwargs)
-        else:
-            # Counted in tiles there, in pictures here.
-            cache = super().encode_image(pixel_values, **kwargs)
-            if int(tiles.sum()) != cache.num_images:
-                raise ValueError(f"tile_counts {tiles.tolist()} must add up to the {cache.num_images} pixel_values.")
-            if sam_pixel_values is not None and len(sam_pixel_values) != len(tiles):
-                raise ValueError(
-                    f"tile_counts names {len(tiles)} pictures and sam_pixel_values holds {len(sam_pixel_values)}; "
-                    "both must be about the same pictures in the same order."
-                )
-            cache.num_images, cache.segmenter_features = len(tiles), [None] * len(tiles)
-            cache.sam_pixel_values, cache.original_sizes, cache.sam_resized_sizes = segmenter_views
-        cache.grids = grids or None
-        return cache
+        """As [`ComposedModel.encode_image`]; also remembers the grids that the processor returned."""
+        images = super().encode_image(*args, **kwargs)
+        images.grids = _given_grids(grid_sizes, grid_boxes, grid_tokens) or None
+        return images
 
     def _image_input_names(self) -> set[str]:
-        return super()._image_input_names() | set(_PLACE_NAMES)
-
-    def _vlm_image_inputs(self, images: ImageCache | None, image_index: torch.LongTensor | None) -> dict:
-        tiles = images.grids.get("tile_counts") if images is not None and images.grids else None
-        if tiles is not None:
-            stops = tiles.cumsum(0).tolist()
-            counts = tiles.tolist()
-            places = [range(stops[image] - counts[image], stops[image]) for image in image_index.tolist()]
-            image_index = torch.tensor([tile for image in places for tile in image], device=image_index.device)
-        return super()._vlm_image_inputs(images, image_index)
+        return super()._image_input_names() | set(_GRID_NAMES)
 
     def _grids(
         self,
@@ -122,37 +127,30 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         input_ids: torch.LongTensor,
         image_index: torch.LongTensor,
     ) -> Grids:
-        """One grid per row; where the processor named none, a square one over the whole picture."""
-        given = {name: value for name, value in (given or images.grids or {}).items() if name in _GRID_NAMES}
-        rows = image_index.tolist()
-        counts = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
-        if given and (missing := [name for name in _GRID_NAMES if given.get(name) is None]):
+        """One grid per row; where the processor named none, a square one over the whole image."""
+        given = given or images.grids or {}
+        if given and (missing := [name for name in _GRID_NAMES if name not in given]):
             raise ValueError(f"{', '.join(missing)} must be given together with the other inputs of the grid.")
         if given:
-            tokens = [given["grid_tokens"][image] for image in rows]
             return Grids(
-                sizes=[tuple(given["grid_sizes"][image].tolist()) for image in rows],
+                sizes=[tuple(given["grid_sizes"][image].tolist()) for image in image_index.tolist()],
                 boxes=given["grid_boxes"][image_index.to(given["grid_boxes"].device)].float().cpu(),
-                tokens=[cells[cells >= 0] for cells in tokens],
+                tokens=[
+                    cells[cells >= 0] for cells in (given["grid_tokens"][image] for image in image_index.tolist())
+                ],
             )
+        counts = (input_ids == self.config.image_token_id).sum(dim=1).tolist()
         sides = [round(count**0.5) for count in counts]
         if any(side == 0 or side * side != count for side, count in zip(sides, counts, strict=True)):
             raise ValueError(
                 f"The rows hold {counts} image tokens, which form no square grid. Pass grid_sizes, grid_boxes and "
                 "grid_tokens as AttendAndSegmentProcessor returns them."
             )
-        heights_widths = self._picture_sizes(images, image_index)
         return Grids(
             sizes=[(side, side) for side in sides],
-            boxes=torch.tensor([[0.0, 0.0, float(width), float(height)] for height, width in heights_widths]),
+            boxes=_whole_images(images, image_index),
             tokens=[torch.arange(count, device=input_ids.device) for count in counts],
         )
-
-    @staticmethod
-    def _picture_sizes(images: ImageCache, image_index: torch.LongTensor) -> list[tuple[int, int]]:
-        if images.original_sizes is None:
-            raise ValueError("The size of the pictures is unknown; pass `original_sizes` as the processor returns it.")
-        return [tuple(images.original_sizes[image].tolist()) for image in image_index.tolist()]
 
     # ---- a given answer -----------------------------------------------------------------------------------------
 
@@ -184,24 +182,23 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
                 Ids with image placeholders expanded, padded on either side.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
-            pixel_values (`torch.FloatTensor`): The vision-language model's view, one per image.
-            sam_pixel_values (`torch.FloatTensor` of shape `(num_images, 3, side, side)`): The segmenter's view.
-            original_sizes, sam_resized_sizes (`torch.LongTensor` of shape `(num_images, 2)`): (height, width).
+            pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes, tile_counts:
+                See [`ComposedModel.encode_image`].
             grid_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
                 Rows and columns of the grid of image tokens; without it a square grid over the whole picture.
             grid_boxes (`torch.LongTensor` of shape `(num_images, 4)`, *optional*):
                 What part of the picture the grid covers, `(x1, y1, x2, y2)` in its pixels; fractions are rounded.
             grid_tokens (`torch.LongTensor` of shape `(num_images, cells)`, *optional*):
                 Which of the image's tokens form the grid, row by row; -1 fills shorter ones.
-            tile_counts (`torch.LongTensor` of shape `(num_images,)`, *optional*):
-                Entries of `pixel_values` that show each picture, where there are several (InternVL).
             answer_ranges (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
                 Where each answer stands in `input_ids`, from its first id to behind its end token. Without it the
                 output has no maps.
             phrase_finder (`Callable[[list[int], int], Sequence]`, *optional*):
                 Finds phrases in the ids of an answer, whose input row it is told too; each result has `tokens`, the
                 places of its tokens among the ids. Without it maps are returned, but no masks.
-            image_index, image_cache: As in [`ReasoningSegmentationModel.forward`].
+            image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                The image of each row, where rows share images.
+            image_cache ([`ImageCache`], *optional*): Images encoded before; takes the place of the pixel values.
             reject_threshold (`float`, *optional*):
                 Reject phrases for whose mask the segmenter's own score is lower.
             return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are set.
@@ -218,30 +215,23 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         """
         options, kwargs = self._take_options(kwargs)
         grids = _given_grids(grid_sizes, grid_boxes, grid_tokens)
-        given = {
-            "pixel_values": pixel_values,
-            "sam_pixel_values": sam_pixel_values,
-            "original_sizes": original_sizes,
-            "sam_resized_sizes": sam_resized_sizes,
-            "tile_counts": tile_counts,
-            **grids,
-        }
-        image_cache, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs | given)
+        views = (pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes, tile_counts)
+        images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs | grids, *views)
 
         def language_pass():
             return self.vlm(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 return_dict=True,
-                **self._vlm_image_inputs(image_cache, image_index),
+                **self._vlm_image_inputs(images, image_index),
                 **kwargs,
             )
 
         drawn = {}
-        if answer_ranges is None or input_ids is None or image_cache is None:
+        if answer_ranges is None or input_ids is None or images is None:
             language = language_pass()
         else:
-            found = self._grids(grids, image_cache, input_ids, image_index)
+            found = self._grids(grids, images, input_ids, image_index)
             ranges = check_ranges(answer_ranges, input_ids)
             reducer = AttentionReducer(
                 self.vlm,
@@ -258,8 +248,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
             ]
             answers = [ids[start:stop].tolist() for ids, (start, stop) in zip(input_ids, ranges, strict=True)]
             phrases = _find_phrases(phrase_finder, answers, len(ranges))
-            drawer = self._drawer(options)
-            drawn = drawer.draw(maps, phrases, found, image_cache, image_index, reject_threshold)
+            drawn = draw_phrases(self, options, maps, phrases, found, images, image_index, reject_threshold)
         output = AttendAndSegmentOutput(
             loss=language.get("loss"), logits=language.logits, **language_fields(language), **drawn
         )
@@ -269,7 +258,7 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
 
     @torch.no_grad()
     def generate(self, input_ids: torch.LongTensor | None = None, *args, **kwargs):
-        """As [`ReasoningSegmentationModel.generate`]: text only; what only maps and masks need is left aside."""
+        """As [`ComposedModel.generate`]: text only; what only maps and masks need is left aside."""
         _, kwargs = self._take_options(kwargs)
         left_aside = ("phrase_finder", "answer_ranges")
         kwargs = {name: value for name, value in kwargs.items() if name not in left_aside}
@@ -315,38 +304,32 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
                 raise ValueError(
                     f"{name} predicts several tokens per pass, so no map belongs to each; leave it unset."
                 )
-        kwargs = self._recorded_generation(kwargs)
-
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
         if images is None:
             raise ValueError("A picture is needed to point at: pass `pixel_values`, or an `image_cache`.")
         found = self._grids(grids, images, input_ids, image_index)
         columns = ImageColumns.find(input_ids, self.config.image_token_id, found.tokens)
         collector = AttentionMapCollector(self.vlm, columns, options["heads"], options["attention_layers"])
+        kwargs = self._recorded_generation(kwargs, collector)
         stop_ids = stop_ids_of(self._setting("eos_token_id", kwargs))
         with reduce_attentions(collector):
-            generated = self._generate(input_ids, attention_mask, images, image_index, [collector], kwargs)
+            generated = super().generate(input_ids, attention_mask, image_index, images, **kwargs)
 
         sequences, start = generated.sequences, input_ids.shape[1]
         per_input = len(sequences) // len(input_ids)
-        source = [row // per_input for row in range(len(sequences))]
+        source = torch.arange(len(sequences), device=image_index.device) // per_input
+        grids = found.of_rows(source.tolist())
         # Without an end token no row is filled up, and a padding token at its end was written.
         pad_id = self._setting("pad_token_id", kwargs) if stop_ids else None
         answers = [answer_ids(row[start:].tolist(), stop_ids, pad_id) for row in sequences]
         beam_indices = generated.get("beam_indices")
         maps = []
         for row, answer in enumerate(answers):
-            running = torch.full((len(answer),), row)
-            if beam_indices is not None:
-                running = beam_indices[row, : len(answer)]
-            cells = collector.maps_of(running, start, source[row])
-            maps.append(cells.reshape(-1, *found.sizes[source[row]]))
-        index = torch.tensor(source, device=image_index.device)
-        rows = Grids(
-            [found.sizes[row] for row in source], found.boxes[index.cpu()], [found.tokens[row] for row in source]
-        )
+            running = torch.full((len(answer),), row) if beam_indices is None else beam_indices[row, : len(answer)]
+            maps.append(collector.maps_of(running, start, int(source[row])).reshape(-1, *grids.sizes[row]))
         phrases = _find_phrases(phrase_finder, answers, len(input_ids))
-        drawn = self._drawer(options).draw(maps, phrases, rows, images, image_index[index], reject_threshold)
+        index = image_index[source]
+        drawn = draw_phrases(self, options, maps, phrases, grids, images, index, reject_threshold)
         output = AttendAndSegmentOutput(
             sequences=sequences,
             sequences_scores=generated.get("sequences_scores"),
@@ -391,15 +374,11 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         if grid_boxes is None and known is not None:
             grid_boxes = known[image_index.to(known.device)]
         if grid_boxes is None:
-            sizes = self._picture_sizes(image_cache, image_index)
-            grid_boxes = torch.tensor([[0.0, 0.0, float(width), float(height)] for height, width in sizes])
+            grid_boxes = _whole_images(image_cache, image_index)
         grids = Grids([tuple(maps.shape[1:]) for maps in attention_maps], torch.as_tensor(grid_boxes).float().cpu())
         phrases = [[TokenGroup(tuple(tokens)) for tokens in row] for row in groups]
-        drawn = self._drawer(options).draw(list(attention_maps), phrases, grids, image_cache, image_index)
+        drawn = draw_phrases(self, options, list(attention_maps), phrases, grids, image_cache, image_index)
         return AttendAndSegmentOutput(**drawn)
-
-    def _drawer(self, options: dict) -> PhraseDrawer:
-        return PhraseDrawer(self.segmenter, self._segmenter_features, options)
 
     def _take_options(self, kwargs: dict) -> tuple[dict, dict]:
         """The fields of the configuration, those given in the call first; and the other keyword arguments."""
@@ -411,18 +390,17 @@ class AttendAndSegmentModel(ReasoningSegmentationModel):
         return {**options, **given}, {name: value for name, value in kwargs.items() if name not in _OPTION_NAMES}
 
 
-def _register_own_vlm(config: PreTrainedConfig) -> None:
-    """Lets transformers build a vision-language model that is not its own, where the package has not done so."""
-    if config.model_type != "difflmm":
-        return
-    from .modeling_difflmm import DiffLmmForConditionalGeneration
-
-    AutoModelForImageTextToText.register(type(config), DiffLmmForConditionalGeneration, exist_ok=True)
-
-
 def _given_grids(grid_sizes, grid_boxes, grid_tokens) -> dict[str, torch.Tensor]:
     values = dict(zip(_GRID_NAMES, (grid_sizes, grid_boxes, grid_tokens), strict=True))
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _whole_images(images: ImageCache, image_index: torch.LongTensor) -> torch.FloatTensor:
+    """The box of the whole image for each row, `(rows, 4)`."""
+    sizes = [images.size_of(image) for image in image_index.tolist()]
+    if None in sizes:
+        raise ValueError("The size of the pictures is unknown; pass `original_sizes` as the processor returns it.")
+    return torch.tensor([[0.0, 0.0, float(width), float(height)] for height, width in sizes])
 
 
 def _find_phrases(finder: PhraseFinder | None, answers: list[list[int]], num_inputs: int) -> list[list] | None:

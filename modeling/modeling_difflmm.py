@@ -1,6 +1,7 @@
 """DiffLMM: a LLaVA that looks with Stable Diffusion's features beside CLIP's (arXiv 2410.08209, section 3.3)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,9 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput
 
 from .configuration_difflmm import DiffLmmConfig
-from .diffusion_features import DiffusionFeatures, check_noise, draw_noise
-from .image_placeholder import judge_without_placeholder
-from .outputs import output_or_tuple
+from .outputs import judge_without_placeholder, output_or_tuple
 
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -39,6 +38,139 @@ class DiffLmmImageOutput(BaseModelOutputWithPooling):
 
     clip_features: torch.FloatTensor | None = None
     diffusion_features: torch.FloatTensor | None = None
+
+
+# ---- Stable Diffusion as a feature extractor ------------------------------------------------------------------------
+
+
+def diffusers_classes() -> tuple[Any, Any, Any]:
+    """diffusers' `UNet2DConditionModel`, `AutoencoderKL` and `DDIMScheduler`."""
+    try:
+        from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    except ImportError as error:
+        raise ImportError(
+            "DiffLMM looks through Stable Diffusion and needs the package diffusers, which cannot be imported "
+            f"({error}). Install it: pip install diffusers."
+        ) from error
+    return UNet2DConditionModel, AutoencoderKL, DDIMScheduler
+
+
+class DiffusionFeatures(nn.Module):
+    """
+    Stable Diffusion's VAE encoder and the front part of its UNet: one denoising step, of which features are kept.
+
+    The modules are diffusers' own. What lies after up block `config.diffusion_block` is removed, so that the UNet's
+    forward ends with that block's output: less to store and to compute, and no other path to the same numbers.
+    """
+
+    def __init__(self, config: DiffLmmConfig):
+        super().__init__()
+        unet_class, vae_class, _ = diffusers_classes()
+        self.scheduler_config = config.scheduler_config
+        self.timestep = config.timestep
+        self.vae = vae_class.from_config(config.vae_config)
+        self.vae.decoder = self.vae.post_quant_conv = None
+        self.unet = unet_class.from_config(config.unet_config)
+        self.unet.up_blocks = self.unet.up_blocks[: config.diffusion_block + 1]
+        self.unet.conv_norm_out = None
+        self.unet.conv_out = nn.Identity()
+        self._scheduler = None
+
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        prompt_embeds: torch.FloatTensor,
+        vae_noise: torch.FloatTensor,
+        latent_noise: torch.FloatTensor,
+        keep_layout: bool = False,
+    ) -> torch.FloatTensor:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(num_images, 3, height, width)`): What the VAE encodes.
+            prompt_embeds (`torch.FloatTensor` of shape `(num_images, prompt_length, cross_attention_dim)`):
+                What the UNet is conditioned on.
+            vae_noise (`torch.FloatTensor` of shape `(ensemble_size * num_images, channels, rows, columns)`):
+                Standard normal noise with which the latents are drawn from the VAE's distribution; all images with
+                their first noise, then all with their second, and so on.
+            latent_noise (`torch.FloatTensor` of the same shape): The noise of the diffusion step.
+            keep_layout (`bool`, *optional*, defaults to `False`):
+                Whether latents stay in the memory layout in which the VAE returns them, as in the original. On a CPU
+                those of several images then have their channels last, for which torch takes the variance of a group
+                as `E[x^2] - E[x]^2`, inexact where the mean is large: features move by up to 2e-3 of their standard
+                deviation, and an image's features depend on the number of threads and on whether others are beside
+                it. Only of use to meet the original's numbers.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_images, diffusion_channels, *image_token_grid)`: Mean over the ensemble.
+        """
+        ensemble_size = len(vae_noise) // len(pixel_values)
+        noisy = self.add_noise(self.draw_latents(pixel_values, vae_noise), latent_noise)
+        noisy = noisy if keep_layout else noisy.contiguous()
+        timestep = torch.full((len(noisy),), self.timestep, dtype=torch.long, device=noisy.device)
+        features = self.unet(
+            noisy, timestep, encoder_hidden_states=prompt_embeds.repeat(ensemble_size, 1, 1), return_dict=False
+        )[0]
+        return torch.stack(features.chunk(ensemble_size)).mean(0)
+
+    def draw_latents(self, pixel_values: torch.FloatTensor, noise: torch.FloatTensor) -> torch.FloatTensor:
+        """Latents `(ensemble_size * num_images, channels, rows, columns)`; each image is encoded once."""
+        distribution = self.vae.encode(pixel_values).latent_dist
+        mean, std = distribution.mean, distribution.std
+        draws = noise.to(mean.device, mean.dtype).split(len(pixel_values))
+        return torch.cat([mean + std * draw for draw in draws]) * self.vae.config.scaling_factor
+
+    def add_noise(self, latents: torch.FloatTensor, noise: torch.FloatTensor) -> torch.FloatTensor:
+        """Mixes latents and noise as the diffusion process has them at `timestep`."""
+        if self._scheduler is None:
+            # Not in __init__, where loading a checkpoint replaces values by placeholders without content.
+            self._scheduler = diffusers_classes()[2].from_config(self.scheduler_config)
+        timesteps = torch.full((len(latents),), self.timestep, dtype=torch.long, device=latents.device)
+        return self._scheduler.add_noise(latents, noise.to(latents.device, latents.dtype), timesteps)
+
+
+def draw_noise(
+    config: DiffLmmConfig, num_images: int, seed: int | None = None, generator: torch.Generator | None = None
+) -> tuple[torch.FloatTensor, torch.FloatTensor]:
+    """
+    Args:
+        config ([`DiffLmmConfig`]): Shape of the latents, size of the ensemble, default seed.
+        num_images (`int`): Number of images.
+        seed (`int`, *optional*):
+            Every image gets the noise of this seed, so that its features do not depend on the images beside it.
+        generator (`torch.Generator`, *optional*): Draws other noise for every image, and moves on.
+
+    Returns:
+        `vae_noise` and `latent_noise`, float32 of shape `(ensemble_size * num_images, *latent_shape)` on the
+        generator's device, else on the CPU. A generator draws them in the original's order (first all of the one,
+        then all of the other).
+    """
+    if seed is not None and generator is not None:
+        raise ValueError("Both `noise_seed` and `generator` were given; give one of them.")
+    if generator is not None:
+        shape = (config.ensemble_size * num_images, *config.latent_shape)
+        first = torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
+        return first, torch.randn(shape, generator=generator, device=generator.device, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(config.noise_seed if seed is None else seed)
+    shape = (config.ensemble_size, *config.latent_shape)
+    noises = [torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32) for _ in range(2)]
+    return tuple(noise.repeat_interleave(num_images, dim=0) for noise in noises)
+
+
+def check_noise(config: DiffLmmConfig, num_images: int, **noises: torch.Tensor | None) -> None:
+    """Refuses a noise that was given without the other one, or has another shape than the latents."""
+    if missing := [name for name, noise in noises.items() if noise is None]:
+        given = ", ".join(sorted(set(noises) - set(missing)))
+        raise ValueError(f"{given} was given without {missing[0]}; give both, or neither.")
+    wanted = (config.ensemble_size * num_images, *config.latent_shape)
+    for name, noise in noises.items():
+        if tuple(noise.shape) != wanted:
+            raise ValueError(
+                f"{name} has the shape {tuple(noise.shape)}; {num_images} images with ensemble_size="
+                f"{config.ensemble_size} need {wanted}: all images with their first noise, then all with their second."
+            )
+
+
+# ---- the model ------------------------------------------------------------------------------------------------------
 
 
 class ImplicitCaptioner(nn.Module):
@@ -158,7 +290,12 @@ class DiffLmmModel(LlavaModel):
             )
         # Who brings the noise wants the numbers of the run it is from.
         as_original = vae_noise is not None
-        vae_noise, latent_noise = self._noise(len(pixel_values), vae_noise, latent_noise, noise_seed, generator)
+        if vae_noise is None and latent_noise is None:
+            vae_noise, latent_noise = draw_noise(self.config, len(pixel_values), noise_seed, generator)
+        elif noise_seed is not None or generator is not None:
+            raise ValueError("Noise was given both as tensors and as a seed or generator; give one of them.")
+        else:
+            check_noise(self.config, len(pixel_values), vae_noise=vae_noise, latent_noise=latent_noise)
         clip_view, diffusion_view = self.two_views(pixel_values)
         states = self.vision_tower(clip_view, output_hidden_states=True, return_dict=True).hidden_states
         clip_features = states[self.config.vision_feature_layer][:, 1:]
@@ -204,21 +341,6 @@ class DiffLmmModel(LlavaModel):
             return self.implicit_captioner(clip_features)
         ids = torch.tensor([self.config.empty_prompt_ids], device=self.prompt_encoder.device)
         return self.prompt_encoder(input_ids=ids).last_hidden_state.expand(len(clip_features), -1, -1)
-
-    def _noise(
-        self,
-        num_images: int,
-        vae_noise: torch.FloatTensor | None,
-        latent_noise: torch.FloatTensor | None,
-        noise_seed: int | None,
-        generator: torch.Generator | None,
-    ) -> tuple[torch.FloatTensor, torch.FloatTensor]:
-        if vae_noise is None and latent_noise is None:
-            return draw_noise(self.config, num_images, noise_seed, generator)
-        if noise_seed is not None or generator is not None:
-            raise ValueError("Noise was given both as tensors and as a seed or generator; give one of them.")
-        check_noise(self.config, num_images, vae_noise=vae_noise, latent_noise=latent_noise)
-        return vae_noise, latent_noise
 
 
 class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
@@ -299,4 +421,4 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
         return output_or_tuple(output, return_dict, self.config)
 
 
-__all__ = ["DiffLmmForConditionalGeneration", "DiffLmmImageOutput", "DiffLmmModel"]
+__all__ = ["DiffLmmForConditionalGeneration", "DiffLmmImageOutput", "DiffLmmModel", "DiffusionFeatures"]

@@ -8,22 +8,117 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
-from transformers import GenerationConfig, GenerationMixin, SamConfig
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamModel,
+    SamPreTrainedModel,
+)
+from transformers.models.sam.modeling_sam import (
+    SamFeedForward,
+    SamLayerNorm,
+    SamPositionalEmbedding,
+    SamTwoWayTransformer,
+    SamVisionEncoder,
+)
 from transformers.utils import is_peft_available
 
+from .composed_model import ComposedModel, ImageCache
 from .configuration_ivm import IvmConfig
-from .ivm_decoder import ConditionedSam
-from .mask_losses import bce_per_mask, check_targets, dice_per_mask, mean_over_masks
-from .modeling_reasoning_segmentation import ReasoningSegmentationModel
-from .outputs import ImageCache, ReasoningSegmentationOutput, language_fields, output_or_tuple
-from .segmenters import prepare_segmenter_config, upsample_masks
+from .outputs import ReasoningSegmentationOutput, language_fields, output_or_tuple
+from .segmenters import (
+    bce_per_mask,
+    check_targets,
+    dice_per_mask,
+    mean_over_masks,
+    prepare_segmenter_config,
+    upsample_masks,
+)
 
 
 # LLaVAEncoder of the original reads the state at index -2: the token before the colon of "ASSISTANT:".
 _STATE_FROM_END = 2
+_HYPERNETWORK_LAYERS = 3
 # Where a conversion puts an adapter it keeps, and what of `from_pretrained` says where the repository is.
 _ADAPTER_FOLDER = "adapter"
 _SOURCE_OPTIONS = ("revision", "token", "cache_dir", "local_files_only", "force_download", "proxies")
+
+
+class ConditionedMaskDecoder(nn.Module):
+    r"""
+    Draws one mask from one language token (IVM, section 4.1; model/decoder.py).
+
+    Unlike SAM's decoder it has no IoU token, adds no "no mask" embedding to the image, and answers with one mask.
+
+    Args:
+        config (`SamMaskDecoderConfig`): Sizes; `layer_norm_eps` is 1e-5 in the published weights.
+    """
+
+    def __init__(self, config: SamMaskDecoderConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.mask_tokens = nn.Embedding(1, width)
+        self.transformer = SamTwoWayTransformer(config)
+        self.upscale_conv1 = nn.ConvTranspose2d(width, width // 4, kernel_size=2, stride=2)
+        self.upscale_layer_norm = SamLayerNorm(width // 4, data_format="channels_first")
+        self.upscale_conv2 = nn.ConvTranspose2d(width // 4, width // 8, kernel_size=2, stride=2)
+        self.activation = nn.GELU()
+        self.output_hypernetworks_mlps = SamFeedForward(width, width, width // 8, _HYPERNETWORK_LAYERS)
+
+    def forward(
+        self,
+        image_embeddings: torch.FloatTensor,
+        image_positional_embeddings: torch.FloatTensor,
+        language_embeddings: torch.FloatTensor,
+    ) -> torch.FloatTensor:
+        """
+        Args:
+            image_embeddings (`torch.FloatTensor` of shape `(masks, channels, height, width)`): SAM's, one per mask.
+            image_positional_embeddings (`torch.FloatTensor` of shape `(1, channels, height, width)`): Where each is.
+            language_embeddings (`torch.FloatTensor` of shape `(masks, channels)`): What each mask is about.
+
+        Returns:
+            `torch.FloatTensor` of shape `(masks, 4 * height, 4 * width)`: Mask logits.
+        """
+        num_masks, channels, height, width = image_embeddings.shape
+        mask_token = self.mask_tokens.weight.expand(num_masks, -1, -1)
+        tokens = torch.cat([mask_token, language_embeddings[:, None].to(mask_token.dtype)], dim=1)
+        tokens, pixels = self.transformer(
+            point_embeddings=tokens[:, None],  # image, prompt of the image, token, channel
+            image_embeddings=image_embeddings,
+            image_positional_embeddings=image_positional_embeddings.expand(num_masks, -1, -1, -1),
+            attention_similarity=None,
+        )
+        pixels = pixels[:, 0].transpose(1, 2).reshape(num_masks, channels, height, width)
+        pixels = self.activation(self.upscale_layer_norm(self.upscale_conv1(pixels)))
+        pixels = self.activation(self.upscale_conv2(pixels))
+        filters = self.output_hypernetworks_mlps(tokens[:, 0, 0])
+        return (filters[:, None] @ pixels.flatten(2)).reshape(num_masks, *pixels.shape[-2:])
+
+
+class ConditionedSam(SamPreTrainedModel):
+    r"""
+    What IVM has of SAM: the image encoder, and a decoder of its own with its own positional matrix.
+
+    Args:
+        config (`SamConfig`): SAM's sizes.
+    """
+
+    def __init__(self, config: SamConfig):
+        super().__init__(config)
+        self.shared_image_embedding = SamPositionalEmbedding(config.vision_config)
+        self.vision_encoder = SamVisionEncoder(config.vision_config)
+        # The decoder is no model of its own, so nothing else tells it how to attend.
+        config.mask_decoder_config._attn_implementation = config._attn_implementation
+        self.mask_decoder = ConditionedMaskDecoder(config.mask_decoder_config)
+        self.post_init()
+
+    get_image_wide_positional_embeddings = SamModel.get_image_wide_positional_embeddings
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_encoder.get_input_embeddings()
 
 
 class PromptProjector(nn.Module):
@@ -38,9 +133,9 @@ class PromptProjector(nn.Module):
         return self.linear_2(F.gelu(self.linear_1(states)))
 
 
-class IvmForVisualMasking(ReasoningSegmentationModel):
+class IvmForVisualMasking(ComposedModel):
     r"""
-    Instruction-guided visual masking: how much an instruction needs each pixel of a picture.
+    Instruction-guided visual masking: how much an instruction needs each pixel of an image.
 
     One forward pass, no text is written. Every row of the batch is one slot: `pred_masks` holds one heat-map of logits
     per row, whose sigmoid is the heat-map.
@@ -52,6 +147,8 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
     config: IvmConfig
     config_class = IvmConfig
     _no_split_modules = ["PromptProjector", "ConditionedSam"]
+    _keep_in_fp32_modules = ["segmenter", "seg_projector"]
+    _keep_in_fp32_modules_strict = ["segmenter", "seg_projector"]
 
     def __init__(self, config: IvmConfig):
         if config.needs_adapter and not is_peft_available():
@@ -59,7 +156,196 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
                 "This checkpoint keeps its LoRA adapter beside the weights, and transformers loads it with PEFT only. "
                 "Install it: pip install peft"
             )
+        if not isinstance(config.segmenter_config, SamConfig):
+            raise ValueError(
+                f"IVM draws on SAM's image encoder; segmenter_config has the type "
+                f"{config.segmenter_config.model_type!r}. Pass a SamConfig."
+            )
         super().__init__(config)
+        self.segmenter = ConditionedSam(prepare_segmenter_config(config.segmenter_config)).float()
+        prompt_dim = config.segmenter_config.mask_decoder_config.hidden_size
+        hidden_size = config.get_text_config().hidden_size
+        self.seg_projector = PromptProjector(hidden_size, config.projector_hidden_size, prompt_dim).float()
+        self.vlm = self._build_vlm()
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        sam_pixel_values: torch.FloatTensor | None = None,
+        original_sizes: torch.LongTensor | None = None,
+        sam_resized_sizes: torch.LongTensor | None = None,
+        image_index: torch.LongTensor | None = None,
+        image_cache: ImageCache | None = None,
+        mask_labels: list[torch.Tensor] | torch.Tensor | None = None,
+        sample_weights: torch.FloatTensor | None = None,
+        reject_threshold: None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> ReasoningSegmentationOutput:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
+                Prompts up to where the answer would begin, image placeholders expanded, padded on either side.
+            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
+            pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes: See [`ComposedModel.encode_image`].
+            image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
+                The image of each row, where rows share images.
+            image_cache ([`ImageCache`], *optional*): Images encoded before; takes the place of the pixel values.
+            mask_labels (`list[torch.Tensor]` or `torch.Tensor` of shapes `(height, width)` or `(1, height, width)`):
+                Per row the target, bool or in [0, 1], at any size: the whole image squeezed to it. Losses are
+                computed there; the original's targets are 1024 x 1024.
+            sample_weights (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
+                Factor of each row's loss; the loss is the mean of the weighted losses over all rows.
+            reject_threshold: Must be `None`: IVM has no `[REJ]`, and its heat-map no probability that all is absent.
+            return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are set.
+            kwargs: Further inputs of the vision-language model.
+
+        Returns:
+            [`ReasoningSegmentationOutput`]: `pred_masks`, `slot_probs` (1.0), `rejected` (False), `slot_positions`
+            (of the state in `input_ids`), `slot_states`, `prompt_embeddings`, and with `mask_labels` the losses. There
+            is no `mask_scores`: the decoder has no IoU head.
+
+        Raises:
+            ValueError: If rows, images, labels and weights do not match, labels have values outside [0, 1], a row has
+                fewer than two tokens, or a `reject_threshold` is given.
+        """
+        if input_ids is None:
+            raise ValueError("IVM reads a prompt with its picture: pass `input_ids` as the processor returns them.")
+        if image_cache is None and pixel_values is None:
+            raise ValueError("IVM masks a picture: pass `pixel_values` and `sam_pixel_values`, or `image_cache`.")
+        if reject_threshold is not None:
+            raise ValueError(
+                f"reject_threshold is {reject_threshold}, but IVM rejects nothing: it draws a heat-map for every "
+                "instruction and has no [REJ]. Leave it out, and judge the heat-map itself, such as its largest value."
+            )
+        views = (pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes)
+        images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs, *views)
+        language = self.vlm.base_model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            return_dict=True,
+            **self._vlm_image_inputs(images, image_index),
+            **kwargs,
+        )
+        states = language.last_hidden_state
+        positions = state_positions(input_ids, attention_mask).to(states.device)
+        states = states[torch.arange(len(input_ids), device=states.device), positions]
+        weight = self.seg_projector.linear_1.weight
+        prompts = self.seg_projector(states.to(weight.device, weight.dtype))
+        masks = self.segmenter.mask_decoder(
+            self._segmenter_features(images, image_index)["image_embeddings"],
+            self.segmenter.get_image_wide_positional_embeddings(),
+            prompts.to(self.segmenter.device, self.segmenter.dtype),
+        )
+        output = ReasoningSegmentationOutput(
+            pred_masks=list(masks.split(1)),
+            slot_probs=list(masks.new_ones(len(masks)).split(1)),
+            rejected=list(torch.zeros(len(masks), dtype=torch.bool, device=masks.device).split(1)),
+            slot_positions=list(positions.split(1)),
+            slot_states=list(states.split(1)),
+            prompt_embeddings=list(prompts.split(1)),
+            **language_fields(language),
+        )
+        if mask_labels is not None:
+            output.losses = self._mask_losses(masks, images, image_index, mask_labels, sample_weights)
+            output.loss = sum(output.losses.values())
+        elif sample_weights is not None:
+            raise ValueError("sample_weights weigh the losses, which need `mask_labels`.")
+        return output_or_tuple(output, return_dict, self.config)
+
+    def _mask_losses(
+        self,
+        masks: torch.FloatTensor,
+        images: ImageCache,
+        image_index: torch.LongTensor,
+        mask_labels: list[torch.Tensor] | torch.Tensor,
+        sample_weights: torch.FloatTensor | None,
+    ) -> dict[str, torch.FloatTensor]:
+        """IVM.forward of the original: the mean over rows of per-pixel and overlap loss, each times its weight."""
+        if len(mask_labels) != len(masks):
+            raise ValueError(f"{len(masks)} rows and {len(mask_labels)} mask_labels; give one target per row.")
+        if sample_weights is None:
+            sample_weights = masks.new_ones(len(masks))
+        if sample_weights.shape != (len(masks),):
+            raise ValueError(
+                f"sample_weights has the shape {tuple(sample_weights.shape)}; give one weight per row ({len(masks)},)."
+            )
+        side = images.sam_pixel_values.shape[-1]
+        weighted_bce, weighted_dice = [], []
+        for row, (target, weight) in enumerate(zip(mask_labels, sample_weights.to(masks.device), strict=True)):
+            target = target[None] if target.ndim == 2 else target
+            if target.ndim != 3 or len(target) != 1:
+                raise ValueError(
+                    f"The target of row {row} has the shape {tuple(target.shape)}; IVM draws one mask per row: give "
+                    "(height, width) or (1, height, width)."
+                )
+            resized = (side, side)
+            if images.sam_resized_sizes is not None:
+                resized = images.sam_resized_sizes[image_index[row]].tolist()
+            logits = upsample_masks(masks[row : row + 1], side, resized, target.shape[-2:])
+            target = check_targets(target, row, images.size_of(image_index[row]), any_size=True).to(logits)
+            weighted_bce.append(weight.to(logits) * bce_per_mask(logits, target))
+            weighted_dice.append(weight.to(logits) * dice_per_mask(logits, target))
+        return {
+            "mask_bce_loss": self.config.bce_loss_weight * mean_over_masks(weighted_bce),
+            "mask_dice_loss": self.config.dice_loss_weight * mean_over_masks(weighted_dice),
+        }
+
+    @torch.no_grad()
+    def generate_with_masks(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.LongTensor | None = None,
+        image_cache: ImageCache | None = None,
+        reject_threshold: None = None,
+        return_dict: bool = True,
+        **kwargs,
+    ) -> ReasoningSegmentationOutput:
+        r"""
+        `forward` under the name that every system has. IVM writes no text, so that `sequences` are the prompts and
+        options of generation (`max_new_tokens`, ...) have nothing to act on.
+
+        Args:
+            input_ids, attention_mask, image_index, image_cache, reject_threshold: As in `forward`.
+            return_dict (`bool`): `False` returns a tuple of the fields that are set.
+            kwargs: The images as in `forward`, and options of generation.
+
+        Raises:
+            ValueError: If a keyword is none that any system's `generate_with_masks` takes, such as a misspelt option,
+                and as in `forward`.
+        """
+        images, image_index, options = self._take_images(input_ids, image_index, image_cache, kwargs)
+        given = {name for name, value in options.items() if value is not None}
+        if unknown := sorted(given - self._known_options()):
+            raise ValueError(
+                f"generate_with_masks does not know {', '.join(unknown)}. Pass the images as the processor returns "
+                "them, and options of generation by the names they have in transformers."
+            )
+        output = self.forward(
+            input_ids,
+            attention_mask,
+            image_index=image_index,
+            image_cache=images,
+            reject_threshold=reject_threshold,
+            return_dict=True,
+        )
+        output.sequences = input_ids
+        if options.get("streamer") is not None:
+            options["streamer"].end()  # a reader in another thread waits for it
+        return output if return_dict else output.to_tuple()
+
+    def _known_options(self) -> set[str]:
+        """What `generate` of the vision-language model takes, so that a call works with every system or with none."""
+        names = set(vars(GenerationConfig())) | {"tokenizer", "assistant_tokenizer"}
+        for method in (GenerationMixin.generate, type(self.vlm).prepare_inputs_for_generation, type(self.vlm).forward):
+            names |= set(inspect.signature(method).parameters)
+        return names - {"self", "kwargs"}
+
+    # ---- an adapter that is kept apart --------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, **kwargs) -> Self:
@@ -104,207 +390,6 @@ class IvmForVisualMasking(ReasoningSegmentationModel):
         adapter = get_peft_model_state_dict(self, adapter_name=adapter_name)
         adapter = {f"base_model.model.{name}": value.contiguous() for name, value in adapter.items()}
         save_file(adapter, os.path.join(adapter_folder, "adapter_model.safetensors"), metadata={"format": "pt"})
-
-    @staticmethod
-    def _build_segmenter(config: IvmConfig) -> ConditionedSam:
-        if not isinstance(config.segmenter_config, SamConfig):
-            raise ValueError(
-                f"IVM draws on SAM's image encoder; segmenter_config has the type "
-                f"{config.segmenter_config.model_type!r}. Pass a SamConfig."
-            )
-        return ConditionedSam(prepare_segmenter_config(config.segmenter_config))
-
-    @staticmethod
-    def _build_projector(config: IvmConfig) -> PromptProjector:
-        return PromptProjector(
-            config.get_text_config().hidden_size,
-            config.projector_hidden_size,
-            config.segmenter_config.mask_decoder_config.hidden_size,
-        )
-
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        sam_pixel_values: torch.FloatTensor | None = None,
-        original_sizes: torch.LongTensor | None = None,
-        sam_resized_sizes: torch.LongTensor | None = None,
-        image_index: torch.LongTensor | None = None,
-        image_cache: ImageCache | None = None,
-        mask_labels: list[torch.Tensor] | torch.Tensor | None = None,
-        sample_weights: torch.FloatTensor | None = None,
-        reject_threshold: float | None = None,
-        return_dict: bool | None = None,
-        **kwargs,
-    ) -> ReasoningSegmentationOutput:
-        r"""
-        Args:
-            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
-                Prompts up to where the answer would begin, image placeholders expanded, padded on either side.
-            attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
-            pixel_values (`torch.FloatTensor`): The vision-language model's view, one per image.
-            sam_pixel_values (`torch.FloatTensor` of shape `(num_images, 3, side, side)`): The segmenter's view.
-            original_sizes, sam_resized_sizes (`torch.LongTensor` of shape `(num_images, 2)`): (height, width).
-            image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                The image of each row, where rows share images.
-            image_cache ([`ImageCache`], *optional*): Images encoded before; takes the place of the pixel values.
-            mask_labels (`list[torch.Tensor]` or `torch.Tensor` of shapes `(height, width)` or `(1, height, width)`):
-                Per row the target, bool or in [0, 1], at any size: the whole picture squeezed to it. Losses are
-                computed there; the original's targets are 1024 x 1024.
-            sample_weights (`torch.FloatTensor` of shape `(batch_size,)`, *optional*):
-                Factor of each row's loss; the loss is the mean of the weighted losses over all rows.
-            reject_threshold (`float`, *optional*): Accepted for the common interface; IVM never rejects.
-            return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are set.
-            kwargs: Further inputs of the vision-language model.
-
-        Returns:
-            [`ReasoningSegmentationOutput`]: `pred_masks`, `slot_probs` (1.0), `rejected` (False), `slot_positions`
-            (of the state in `input_ids`), `slot_states`, `language_states`, and with `mask_labels` the losses. There
-            is no `mask_scores`: the decoder has no IoU head.
-
-        Raises:
-            ValueError: If rows, images, labels and weights do not match, labels have values outside [0, 1], or a row
-                has fewer than two tokens.
-        """
-        if input_ids is None:
-            raise ValueError("IVM reads a prompt with its picture: pass `input_ids` as the processor returns them.")
-        if image_cache is None and pixel_values is None:
-            raise ValueError("IVM masks a picture: pass `pixel_values` and `sam_pixel_values`, or `image_cache`.")
-        views = {
-            "pixel_values": pixel_values,
-            "sam_pixel_values": sam_pixel_values,
-            "original_sizes": original_sizes,
-            "sam_resized_sizes": sam_resized_sizes,
-        }
-        image_cache, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs | views)
-        num_rows = len(input_ids)
-        language = self.vlm.base_model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            return_dict=True,
-            **self._vlm_image_inputs(image_cache, image_index),
-            **kwargs,
-        )
-        states = language.last_hidden_state
-        positions = state_positions(input_ids, attention_mask).to(states.device)
-        language_states = states[torch.arange(num_rows, device=states.device), positions]
-        prompts, masks = self._draw(image_cache, image_index, language_states)
-        output = ReasoningSegmentationOutput(
-            pred_masks=list(masks.split(1)),
-            slot_probs=list(masks.new_ones(num_rows).split(1)),
-            rejected=list(torch.zeros(num_rows, dtype=torch.bool, device=masks.device).split(1)),
-            slot_positions=list(positions.split(1)),
-            slot_states=list(prompts.split(1)),
-            language_states=language_states,
-            **language_fields(language),
-        )
-        if mask_labels is not None:
-            output.losses = self._mask_losses(masks, image_cache, image_index, mask_labels, sample_weights)
-            output.loss = sum(output.losses.values())
-        elif sample_weights is not None:
-            raise ValueError("sample_weights weigh the losses, which need `mask_labels`.")
-        return output_or_tuple(output, return_dict, self.config)
-
-    def _draw(
-        self, images: ImageCache, slot_images: torch.LongTensor, states: torch.FloatTensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Prompts `(slots, prompt_dim)` and mask logits `(slots, height, width)`."""
-        weight = self.seg_projector.linear_1.weight
-        prompts = self.seg_projector(states.to(weight.device, weight.dtype))
-        segmenter = self.segmenter
-        masks = segmenter.mask_decoder(
-            self._segmenter_features(images, slot_images)["image_embeddings"],
-            segmenter.get_image_wide_positional_embeddings(),
-            prompts.to(segmenter.device, segmenter.dtype),
-        )
-        return prompts, masks
-
-    def _mask_losses(
-        self,
-        masks: torch.FloatTensor,
-        images: ImageCache,
-        image_index: torch.LongTensor,
-        mask_labels: list[torch.Tensor] | torch.Tensor,
-        sample_weights: torch.FloatTensor | None,
-    ) -> dict[str, torch.FloatTensor]:
-        """IVM.forward of the original: the mean over rows of per-pixel and overlap loss, each times its weight."""
-        if len(mask_labels) != len(masks):
-            raise ValueError(f"{len(masks)} rows and {len(mask_labels)} mask_labels; give one target per row.")
-        if sample_weights is not None and sample_weights.shape != (len(masks),):
-            raise ValueError(
-                f"sample_weights has the shape {tuple(sample_weights.shape)}; give one weight per row ({len(masks)},)."
-            )
-        side = images.sam_pixel_values.shape[-1]
-        per_mask_bce, per_mask_dice = [], []
-        for row, target in enumerate(mask_labels):
-            target = target[None] if target.ndim == 2 else target
-            if target.ndim != 3 or len(target) != 1:
-                raise ValueError(
-                    f"The target of row {row} has the shape {tuple(target.shape)}; IVM draws one mask per row: give "
-                    "(height, width) or (1, height, width)."
-                )
-            resized = (side, side)
-            if images.sam_resized_sizes is not None:
-                resized = images.sam_resized_sizes[image_index[row]].tolist()
-            logits = upsample_masks(masks[row : row + 1], side, resized, target.shape[-2:])
-            size = None if images.original_sizes is None else tuple(images.original_sizes[image_index[row]].tolist())
-            target = check_targets(target, row, size, any_size=True).to(logits)
-            per_mask_bce.append(bce_per_mask(logits, target))
-            per_mask_dice.append(dice_per_mask(logits, target))
-        if sample_weights is not None:
-            weights = sample_weights.to(per_mask_bce[0]).split(1)
-            per_mask_bce, per_mask_dice = (
-                [weight * value for weight, value in zip(weights, values, strict=True)]
-                for values in (per_mask_bce, per_mask_dice)
-            )
-        return {
-            "mask_bce_loss": self.config.bce_loss_weight * mean_over_masks(per_mask_bce),
-            "mask_dice_loss": self.config.dice_loss_weight * mean_over_masks(per_mask_dice),
-        }
-
-    @torch.no_grad()
-    def generate_with_masks(
-        self,
-        input_ids: torch.LongTensor,
-        attention_mask: torch.Tensor | None = None,
-        image_index: torch.LongTensor | None = None,
-        image_cache: ImageCache | None = None,
-        reject_threshold: float | None = None,
-        return_dict: bool = True,
-        **kwargs,
-    ) -> ReasoningSegmentationOutput:
-        r"""
-        `forward` under the name that every system has. IVM writes no text, so that `sequences` are the prompts and
-        options of generation (`max_new_tokens`, ...) have nothing to act on.
-
-        Args:
-            input_ids, attention_mask, image_index, image_cache, reject_threshold: As in `forward`.
-            return_dict (`bool`): `False` returns a tuple of the fields that are set.
-            kwargs: The images as in `forward`, and options of generation.
-
-        Raises:
-            ValueError: If a keyword is none that any system's `generate_with_masks` takes, such as a misspelt option.
-        """
-        images, image_index, options = self._take_images(input_ids, image_index, image_cache, kwargs)
-        given = {name for name, value in options.items() if value is not None}
-        if unknown := sorted(given - self._known_options()):
-            raise ValueError(
-                f"generate_with_masks does not know {', '.join(unknown)}. Pass the images as the processor returns "
-                "them, and options of generation by the names they have in transformers."
-            )
-        output = self.forward(input_ids, attention_mask, image_index=image_index, image_cache=images)
-        output.sequences = input_ids
-        if options.get("streamer") is not None:
-            options["streamer"].end()  # a reader in another thread waits for it
-        return output if return_dict else output.to_tuple()
-
-    def _known_options(self) -> set[str]:
-        """What `generate` of the vision-language model takes, so that a call works with every system or with none."""
-        names = set(vars(GenerationConfig())) | {"tokenizer", "assistant_tokenizer"}
-        for method in (GenerationMixin.generate, type(self.vlm).prepare_inputs_for_generation, type(self.vlm).forward):
-            names |= set(inspect.signature(method).parameters)
-        return names - {"self", "kwargs"}
 
 
 def state_positions(input_ids: torch.LongTensor, attention_mask: torch.Tensor | None) -> torch.LongTensor:

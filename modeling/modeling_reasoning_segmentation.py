@@ -1,32 +1,171 @@
-"""A vision-language model points, a segmenter draws: any of the one with any of the other."""
+"""`[SEG]` tokens point, a segmenter draws: LISA's scheme with any vision-language model and any SAM."""
 
-import copy
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import (
-    AutoModel,
-    AutoModelForImageTextToText,
-    GenerationMixin,
-    LogitsProcessorList,
-    PreTrainedModel,
-)
+from transformers import LogitsProcessor, PreTrainedModel
 
+from .composed_model import ComposedModel, ImageCache
 from .configuration_reasoning_segmentation import ReasoningSegmentationConfig
-from .image_features import (
-    accepts_encoded_images,
-    image_encoder_parameters,
-    resolve_image_index,
-    select_images,
-    with_cache_named_for,
+from .outputs import (
+    ReasoningSegmentationOutput,
+    find_cache,
+    language_fields,
+    language_loss,
+    output_or_tuple,
+    without_placeholder,
 )
-from .image_placeholder import PlaceholderSuppressor, ignore_placeholder, without_placeholder
-from .mask_losses import bce_per_mask, check_targets, dice_per_mask, mean_over_masks
-from .outputs import ImageCache, ReasoningSegmentationOutput, find_cache, language_fields, output_or_tuple
-from .segmenters import prepare_segmenter_config, segmenter_adapter, upsample_masks
-from .slot_states import HeadInputRecorder, SlotStateCollector, record_head_inputs
-from .slots import Slots, find_slots, rejected_by_argmax, seg_probabilities
+from .segmenters import bce_per_mask, check_targets, dice_per_mask, mean_over_masks, segmenter_adapter, upsample_masks
+
+
+# ---- where slots stand, and what they say ---------------------------------------------------------------------------
+
+
+@dataclass
+class Slots:
+    """
+    All `[SEG]` and `[REJ]` in a batch of `num_rows`, in reading order, row after row: where each stands and what it
+    is, all `(slots,)`.
+    """
+
+    rows: torch.LongTensor
+    positions: torch.LongTensor
+    token_ids: torch.LongTensor
+    num_rows: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def counts(self) -> list[int]:
+        """Slots per row."""
+        return torch.bincount(self.rows, minlength=self.num_rows).tolist()
+
+    def per_row(self, values: torch.Tensor) -> list[torch.Tensor]:
+        """Splits `values`, one per slot along dimension 0, into one tensor per row."""
+        if torch.compiler.is_exporting():  # without a number that is not known then
+            return [values[self.rows == row] for row in range(self.num_rows)]
+        return list(values.split(self.counts))
+
+
+def find_slots(
+    input_ids: torch.LongTensor,
+    slot_token_ids: list[int],
+    attention_mask: torch.Tensor | None = None,
+    start: int = 1,
+) -> Slots:
+    """
+    The slots of `input_ids` `(rows, sequence_length)` from position `start` on; the first token of a sequence has no
+    predecessor. `attention_mask` is longer than the ids where a key-value cache holds what came before.
+    """
+    is_slot = torch.isin(input_ids, torch.tensor(slot_token_ids, device=input_ids.device, dtype=input_ids.dtype))
+    if attention_mask is not None:
+        is_slot &= attention_mask[:, -input_ids.shape[1] :].bool()
+    is_slot[:, :start] = False
+    rows, positions = is_slot.nonzero(as_tuple=True)
+    if torch.compiler.is_exporting():
+        torch._check(rows.shape[0] > 0)  # a graph that draws; one for no slot would be another
+    return Slots(rows, positions, input_ids[rows, positions], num_rows=len(input_ids))
+
+
+def rejected_by_argmax(
+    slot_logits: torch.FloatTensor, token_ids: torch.LongTensor, seg_id: int, rej_id: int | None
+) -> torch.BoolTensor:
+    """
+    GSVA's decision on a given answer (model/modeling_lisa_gsva.py): at a `[SEG]` the target is absent unless the most
+    probable token is `[SEG]`; at a `[REJ]` it is absent only if the most probable token is `[REJ]`.
+    """
+    if rej_id is None:
+        return torch.zeros(slot_logits.shape[:1], dtype=torch.bool, device=slot_logits.device)
+    best = slot_logits.argmax(-1)
+    return torch.where(token_ids == seg_id, best != seg_id, best == rej_id)
+
+
+# ---- the states that predict slots ----------------------------------------------------------------------------------
+
+# (output embedding, recorder) of the call that runs in this thread. An assistant model of the same class has another
+# output embedding, so its states never reach the recorder.
+_ACTIVE: ContextVar[tuple | None] = ContextVar("reasonseg_active_recorder", default=None)
+
+
+@torch.compiler.disable
+def _record_head_input(head: nn.Module, args: tuple) -> None:
+    active = _ACTIVE.get()
+    if active is not None and active[0] is head:
+        active[1].observe(args[0])
+
+
+class SlotStateRecorder(LogitsProcessor):
+    """
+    Reads the state that predicts each token where any model computes it: at the input of its output embedding, after
+    the last normalisation. `states` `(batch_size, positions, hidden_size)` are those of the last pass.
+
+    As a logits processor of a generation it is called once per predicted position, with the ids so far; that aligns
+    states with tokens whatever the decoding loop does in between (chunked prefill, several candidates at once,
+    rejected ones). Costs `(batch_size, hidden_size)` numbers per token.
+    """
+
+    def __init__(self):
+        self.states: torch.Tensor | None = None
+        self._by_length: dict[int, torch.Tensor] = {}
+        self._fresh = False
+        self._chunk_start = 0
+
+    @contextmanager
+    def watching(self, model: PreTrainedModel) -> Iterator[None]:
+        """
+        While open, sees every input of `model`'s output embedding that this thread computes.
+
+        The hook is registered once per output embedding and never removed, so that concurrent calls do not disturb
+        each other; the embedding is looked up per call because resizing and adapters replace it.
+        """
+        head = model.get_output_embeddings()
+        if head is None:
+            raise ValueError(f"{type(model).__name__} has no output embedding, so it cannot predict [SEG] tokens.")
+        if _record_head_input not in head._forward_pre_hooks.values():
+            head.register_forward_pre_hook(_record_head_input)
+        token = _ACTIVE.set((head, self))
+        try:
+            yield
+        finally:
+            _ACTIVE.reset(token)
+
+    def observe(self, states: torch.Tensor) -> None:
+        self.states, self._fresh = states, True
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        length = input_ids.shape[1]
+        if self._fresh:
+            # A model that ignores logits_to_keep hands over the whole prompt; only its last position predicts.
+            whole_prompt = self.states.shape[1] >= length
+            self._chunk_start = length - (self.states.shape[1] - 1 if whole_prompt else 0)
+            self._fresh = False
+        # An assistant that proposes tokens runs the same logits processors on its own scores; they belong to no state
+        # of this model, or to one that the verifying pass replaces.
+        offset = length - self._chunk_start
+        if self.states is not None and 0 <= offset < self.states.shape[1]:
+            self._by_length[length] = self.states[:, offset].detach()
+        return scores
+
+    def states_at(self, rows: torch.LongTensor, positions: torch.LongTensor) -> torch.FloatTensor:
+        """
+        The states `(slots, hidden_size)` that predicted the tokens at `positions` `(slots,)` of the sequences that
+        `rows` `(slots,)` of the running batch wrote (the beam's, for beams).
+        """
+        if missing := sorted(set(positions.tolist()) - self._by_length.keys()):
+            raise RuntimeError(
+                f"No state was seen for the tokens at positions {missing}: the vision-language model predicted them "
+                "without calling `get_output_embeddings()`, or with a decoding method that skips logits processors."
+            )
+        pairs = zip(rows.tolist(), positions.tolist(), strict=True)
+        return torch.stack([self._by_length[position][row] for row, position in pairs])
+
+
+# ---- the model ------------------------------------------------------------------------------------------------------
 
 
 class SegProjector(nn.Module):
@@ -41,12 +180,10 @@ class SegProjector(nn.Module):
         return self.linear_2(self.linear_1(states).relu())
 
 
-class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
+class ReasoningSegmentationModel(ComposedModel):
     r"""
-    Composes a stock image-text-to-text model and a stock segmenter, with two Linears between them.
-
-    `forward` reads an answer that is given; `generate_with_masks` writes the answer; both draw one mask per slot.
-    `model.vlm` stays a checkpoint of its own that loads in plain transformers.
+    Composes a stock image-text-to-text model and a stock segmenter, with two Linears between them. Every `[SEG]` or
+    `[REJ]` of an answer is a slot, for which one mask is drawn.
 
     Args:
         config ([`ReasoningSegmentationConfig`]): What to compose.
@@ -54,200 +191,17 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
 
     config: ReasoningSegmentationConfig
     config_class = ReasoningSegmentationConfig
-    base_model_prefix = ""
-    main_input_name = "input_ids"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    # The loss is a mean over this batch's tokens and masks; the Trainer must not rescale it.
-    accepts_loss_kwargs = False
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _no_split_modules = ["SegProjector", "SamModel", "SamHQModel", "Sam2Model", "Sam3TrackerModel"]
-    # Quantizers skip what the first names; loading in 16 bit keeps in float32 what the second names.
+    _no_split_modules = ["SegProjector", *ComposedModel._no_split_modules]
     _keep_in_fp32_modules = ["segmenter", "seg_projector"]
     _keep_in_fp32_modules_strict = ["segmenter", "seg_projector"]
 
     def __init__(self, config: ReasoningSegmentationConfig):
         super().__init__(config)
-        # The segmenter comes first: where memory is short, device_map="auto" then offloads layers of the language
-        # model, which can be offloaded, rather than the segmenter, which cannot.
-        # Both in float32, as `_keep_in_fp32_modules_strict` says of loading, also where a model is made in 16 bit.
-        self.segmenter = self._build_segmenter(config).float()
-        self.seg_projector = self._build_projector(config).float()
-        self.vlm = AutoModelForImageTextToText.from_config(config.vlm_config, trust_remote_code=False)
+        self.segmenter = self._build_segmenter()
+        prompt_dim = config.segmenter_config.prompt_encoder_config.hidden_size
+        self.seg_projector = SegProjector(config.get_text_config().hidden_size, prompt_dim).float()
+        self.vlm = self._build_vlm()
         self.post_init()
-
-    @staticmethod
-    def _build_segmenter(config: ReasoningSegmentationConfig) -> PreTrainedModel:
-        return AutoModel.from_config(prepare_segmenter_config(config.segmenter_config), trust_remote_code=False)
-
-    @staticmethod
-    def _build_projector(config: ReasoningSegmentationConfig) -> nn.Module:
-        return SegProjector(
-            config.get_text_config().hidden_size, config.segmenter_config.prompt_encoder_config.hidden_size
-        )
-
-    # ---- one model to the outside -------------------------------------------------------------------------------
-
-    @property
-    def base_model(self) -> PreTrainedModel:
-        return self.vlm
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.vlm.dtype
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """What PEFT asks for; under this name transformers' own property warns that it has a new one."""
-        return self.is_activation_checkpointing
-
-    @property
-    def generation_config(self):
-        return self.vlm.generation_config
-
-    @generation_config.setter
-    def generation_config(self, value):
-        if "vlm" in self._modules:  # PreTrainedModel.__init__ assigns before the children exist
-            self.vlm.generation_config = value
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.vlm.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.vlm.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.vlm.get_output_embeddings()
-
-    def set_output_embeddings(self, value: nn.Module):
-        self.vlm.set_output_embeddings(value)
-
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs):
-        """
-        As in every model of transformers; refuses what would train a segmenter with zero gradients.
-
-        Raises:
-            ValueError: For reentrant checkpointing of any segmenter but SAM.
-        """
-        if (activation_checkpointing_kwargs or {}).get("use_reentrant") and self.segmenter.config.model_type != "sam":
-            raise ValueError(
-                f"Reentrant checkpointing loses the gradients of a {self.segmenter.config.model_type} segmenter; pass "
-                'activation_checkpointing_kwargs={"use_reentrant": False}.'
-            )
-        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
-
-    # ---- images -------------------------------------------------------------------------------------------------
-
-    def encode_image(
-        self,
-        pixel_values: torch.FloatTensor,
-        sam_pixel_values: torch.FloatTensor | None = None,
-        original_sizes: torch.LongTensor | None = None,
-        sam_resized_sizes: torch.LongTensor | None = None,
-        **kwargs,
-    ) -> ImageCache:
-        """
-        Encodes images for any number of later questions: pass the result as `image_cache`.
-
-        The vision-language model's features are computed now, the segmenter's when the first slot needs them; both
-        then stay in the result. Further inputs of a processor (`input_ids`, ...) are accepted and ignored.
-
-        Args:
-            pixel_values (`torch.FloatTensor`): The vision-language model's view, as its processor made it.
-            sam_pixel_values (`torch.FloatTensor` of shape `(num_images, 3, side, side)`, *optional*):
-                The segmenter's view. Without it no masks can be drawn.
-            original_sizes, sam_resized_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
-                (height, width) of the picture and of its part of the segmenter's view.
-        """
-        encoder_inputs = {
-            name: value
-            for name, value in {"pixel_values": pixel_values, **kwargs}.items()
-            if name in image_encoder_parameters(self.vlm) and value is not None
-        }
-        if accepts_encoded_images(self.vlm):
-            features = self.vlm.base_model.get_image_features(**encoder_inputs, return_dict=True)
-            num_images = len(features.pooler_output)
-            vlm_inputs = {name: value for name, value in encoder_inputs.items() if name != "pixel_values"}
-        else:
-            features, num_images, vlm_inputs = None, len(pixel_values), encoder_inputs
-        if sam_pixel_values is not None and len(sam_pixel_values) != num_images:
-            raise ValueError(
-                f"{num_images} images for the vision-language model and {len(sam_pixel_values)} for the segmenter; "
-                "both views must show the same images in the same order."
-            )
-        return ImageCache(
-            vlm_features=features,
-            vlm_inputs=vlm_inputs,
-            num_images=num_images,
-            sam_pixel_values=sam_pixel_values,
-            original_sizes=original_sizes,
-            sam_resized_sizes=sam_resized_sizes,
-            segmenter_features=[None] * num_images,
-        )
-
-    def _image_input_names(self) -> set[str]:
-        """Keyword arguments that `encode_image` takes."""
-        return image_encoder_parameters(self.vlm) | {"sam_pixel_values", "original_sizes", "sam_resized_sizes"}
-
-    def _take_images(
-        self,
-        input_ids: torch.LongTensor | None,
-        image_index: torch.LongTensor | None,
-        images: ImageCache | None,
-        kwargs: dict,
-    ) -> tuple[ImageCache | None, torch.LongTensor | None, dict]:
-        """
-        Takes the images out of the keyword arguments and encodes them unless that was done before; what is left goes
-        to the vision-language model.
-        """
-        names = self._image_input_names()
-        image_inputs = {name: value for name, value in kwargs.items() if name in names}
-        kwargs = {name: value for name, value in kwargs.items() if name not in names}
-        kwargs = with_cache_named_for(self.vlm, kwargs)
-        if torch.compiler.is_exporting():
-            kwargs.setdefault("use_cache", False)  # an exported graph returns tensors
-        if images is None and image_inputs.get("pixel_values") is not None:
-            images = self.encode_image(**image_inputs)
-        if images is not None:
-            num_rows = len(input_ids if input_ids is not None else kwargs["inputs_embeds"])
-            image_index = resolve_image_index(image_index, num_rows, images.num_images, self.device)
-        return images, image_index, kwargs
-
-    def _vlm_image_inputs(self, images: ImageCache | None, image_index: torch.LongTensor | None) -> dict:
-        """The encoded images as keyword arguments of the vision-language model, one per row."""
-        if images is None:
-            return {}
-        inputs = {
-            name: value[image_index.to(value.device)] if isinstance(value, torch.Tensor) else value
-            for name, value in images.vlm_inputs.items()
-        }
-        if images.vlm_features is not None:
-            inputs["mm_encoder_outputs"] = {"image": select_images(images.vlm_features, image_index)}
-        return inputs
-
-    def _segmenter_features(self, images: ImageCache | None, slot_images: torch.LongTensor) -> dict[str, torch.Tensor]:
-        """Encoded segmenter views, one entry per slot; each image is encoded at its first use only."""
-        if images is None or images.sam_pixel_values is None:
-            raise ValueError(
-                f"{len(slot_images)} [SEG]/[REJ] slots need the segmenter's view of their images, but there is none; "
-                "pass `sam_pixel_values` as the processor returns them, or an `image_cache` made with them."
-            )
-        if torch.compiler.is_exporting():  # which images have slots is not known then
-            pixel_values = images.sam_pixel_values.to(self.segmenter.device, self.segmenter.dtype)
-            features = segmenter_adapter(self.segmenter).encode(pixel_values)
-            return {name: value[slot_images] for name, value in features.items()}
-        encoded = images.segmenter_features
-        missing = [image for image in sorted(set(slot_images.tolist())) if encoded[image] is None]
-        if missing:
-            pixel_values = images.sam_pixel_values[missing].to(self.segmenter.device, self.segmenter.dtype)
-            features = segmenter_adapter(self.segmenter).encode(pixel_values)
-            for i, image in enumerate(missing):
-                encoded[image] = {name: value[i] for name, value in features.items()}
-        first = encoded[int(slot_images[0])]
-        return {name: torch.stack([encoded[image][name] for image in slot_images.tolist()]) for name in first}
 
     # ---- drawing ------------------------------------------------------------------------------------------------
 
@@ -275,20 +229,24 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         reject_threshold: float | None,
     ) -> dict[str, list[torch.Tensor]]:
         """Everything that the output says about slots, split by row."""
-        config = self.config
-        probabilities = seg_probabilities(slot_logits, config.seg_token_id, config.rej_token_id)
+        seg_id, rej_id = self.config.seg_token_id, self.config.rej_token_id
+        probabilities = torch.ones(slot_logits.shape[:1], device=slot_logits.device)
+        if rej_id is not None:
+            probabilities = slot_logits[:, [seg_id, rej_id]].float().softmax(-1)[:, 0]
         if reject_threshold is not None:
             rejected = probabilities < reject_threshold
         slot_images = slots.rows if image_index is None else image_index.to(slots.rows.device)[slots.rows]
         prompts, masks, scores = self._draw(images, slot_images, slot_states)
-        return {
-            "pred_masks": slots.per_row(masks),
-            "mask_scores": slots.per_row(scores),
-            "slot_probs": slots.per_row(probabilities),
-            "rejected": slots.per_row(rejected),
-            "slot_positions": slots.per_row(slots.positions),
-            "slot_states": slots.per_row(prompts),
+        of_slots = {
+            "pred_masks": masks,
+            "mask_scores": scores,
+            "slot_probs": probabilities,
+            "rejected": rejected,
+            "slot_positions": slots.positions,
+            "slot_states": slot_states,
+            "prompt_embeddings": prompts,
         }
+        return {name: slots.per_row(values) for name, values in of_slots.items()}
 
     # ---- a given answer -----------------------------------------------------------------------------------------
 
@@ -310,16 +268,14 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         **kwargs,
     ) -> ReasoningSegmentationOutput:
         r"""
-        One pass over prompts that hold their answers. Every `[SEG]` and `[REJ]` in `input_ids` is a slot; the state
-        that predicts it (one position before) becomes the segmenter's prompt.
+        One pass over prompts that hold their answers. The state that predicts a slot (one position before it) becomes
+        the segmenter's prompt.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
                 Ids with image placeholders expanded, padded on either side.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
-            pixel_values (`torch.FloatTensor`): The vision-language model's view, one per image.
-            sam_pixel_values (`torch.FloatTensor` of shape `(num_images, 3, side, side)`): The segmenter's view.
-            original_sizes, sam_resized_sizes (`torch.LongTensor` of shape `(num_images, 2)`): (height, width).
+            pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes: See [`ComposedModel.encode_image`].
             image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 The image of each row, where rows share images.
             image_cache ([`ImageCache`], *optional*): Images encoded before; takes the place of the pixel values.
@@ -344,86 +300,63 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
             ValueError: If rows, images, slots and mask labels do not match, mask labels have other values or another
                 size, or `reeval` makes no sense.
         """
-        if reeval and (self.config.rej_token_id is None or labels is not None or mask_labels is not None):
+        config = self.config
+        if reeval and (config.rej_token_id is None or labels is not None or mask_labels is not None):
             raise ValueError(
                 "reeval replaces [REJ] by [SEG] to score masks: it needs a rej_token_id in the configuration and "
                 "takes no labels. Call forward without it to get losses."
             )
-        views = {
-            "pixel_values": pixel_values,
-            "sam_pixel_values": sam_pixel_values,
-            "original_sizes": original_sizes,
-            "sam_resized_sizes": sam_resized_sizes,
-        }
-        image_cache, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs | views)
-
-        recorder = HeadInputRecorder()
-        with record_head_inputs(self.vlm, recorder):
+        views = (pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes)
+        images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs, *views)
+        recorder = SlotStateRecorder()
+        with recorder.watching(self.vlm):
             language = self.vlm(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
                 return_dict=True,
-                **self._vlm_image_inputs(image_cache, image_index),
+                **self._vlm_image_inputs(images, image_index),
                 **kwargs,
             )
-        logits = without_placeholder(language.logits, self.config.image_token_id)
+        logits = without_placeholder(language.logits, config.image_token_id)
         slots, slot_outputs = None, {}
-        if input_ids is not None and self.config.seg_token_id is not None and logits.shape[1] == input_ids.shape[1]:
+        if input_ids is not None and config.seg_token_id is not None and logits.shape[1] == input_ids.shape[1]:
             # Over several devices the head may stand on another one than the inputs.
             ids, mask = input_ids.to(logits.device), attention_mask
-            slots = find_slots(ids, self.config.slot_token_ids, mask.to(logits.device) if mask is not None else None)
-            rows, predictors = slots.rows, slots.positions - 1
-            slot_logits = logits[rows, predictors]
-            rejected = rejected_by_argmax(
-                slot_logits, slots.token_ids, self.config.seg_token_id, self.config.rej_token_id
-            )
-            slot_states = recorder.states[rows, predictors]
+            slots = find_slots(ids, config.slot_token_ids, mask.to(logits.device) if mask is not None else None)
+            predictors = (slots.rows, slots.positions - 1)
+            slot_logits = logits[predictors]
+            rejected = rejected_by_argmax(slot_logits, slots.token_ids, config.seg_token_id, config.rej_token_id)
             slot_outputs = self._slot_outputs(
-                slots, slot_states, slot_logits, rejected, image_cache, image_index, reject_threshold
+                slots, recorder.states[predictors], slot_logits, rejected, images, image_index, reject_threshold
             )
-        output = ReasoningSegmentationOutput(
-            logits=logits,
-            **language_fields(language),
-            **slot_outputs,
-        )
+        output = ReasoningSegmentationOutput(logits=logits, **language_fields(language), **slot_outputs)
         if reeval:
-            asked_again = input_ids.masked_fill(input_ids == self.config.rej_token_id, self.config.seg_token_id)
+            all_seg = input_ids.masked_fill(input_ids == config.rej_token_id, config.seg_token_id)
             second = self.forward(
-                asked_again,
-                attention_mask,
-                image_index=image_index,
-                image_cache=image_cache,
-                return_dict=True,
-                **kwargs,
+                all_seg, attention_mask, image_index=image_index, image_cache=images, return_dict=True, **kwargs
             )
-            for name in ("pred_masks", "mask_scores", "slot_states"):
+            for name in ("pred_masks", "mask_scores", "slot_states", "prompt_embeddings"):
                 output[name] = second[name]
-        if labels is not None or mask_labels is not None:
-            output.losses = self._losses(output, slots, image_cache, image_index, labels, mask_labels)
-            output.loss = sum(output.losses.values())
-            if self.training and slots is not None and not len(slots) and image_cache is not None:
-                output.loss = output.loss + 0.0 * self._unused_mask_path(image_cache, recorder.states)
-        return output_or_tuple(output, return_dict, self.config)
+        # LISA, section 3.2: language loss over all labelled tokens, mask losses over all masks of the batch.
+        losses = {}
+        if labels is not None:
+            losses["ce_loss"] = config.ce_loss_weight * language_loss(self.vlm, logits, labels)
+        if mask_labels is not None:
+            losses |= self._mask_losses(output, slots, images, image_index, mask_labels)
+        if losses:
+            output.losses, output.loss = losses, sum(losses.values())
+            if self.training and slots is not None and not len(slots) and images is not None:
+                output.loss = output.loss + 0.0 * self._unused_mask_path(images, recorder.states)
+        return output_or_tuple(output, return_dict, config)
 
-    def _losses(
+    def _mask_losses(
         self,
         output: ReasoningSegmentationOutput,
         slots: Slots | None,
         images: ImageCache | None,
         image_index: torch.LongTensor | None,
-        labels: torch.LongTensor | None,
-        mask_labels: list[torch.Tensor] | None,
+        mask_labels: list[torch.Tensor],
     ) -> dict[str, torch.FloatTensor]:
-        """LISA, section 3.2: language loss over all labelled tokens, mask losses over all masks of the batch."""
-        config, losses = self.config, {}
-        if labels is not None:
-            losses["ce_loss"] = config.ce_loss_weight * self.vlm.loss_function(
-                logits=output.logits,
-                labels=ignore_placeholder(labels, config.image_token_id),
-                vocab_size=output.logits.shape[-1],
-            )
-        if mask_labels is None:
-            return losses
         counts = slots.counts if slots is not None else [0] * len(mask_labels)
         given = [len(targets) for targets in mask_labels]
         if counts != given:
@@ -435,10 +368,9 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         for row, (low_res_masks, targets) in enumerate(zip(output.pred_masks, mask_labels, strict=True)):
             if not len(targets):
                 continue
-            size = None if images.original_sizes is None else tuple(images.original_sizes[image_index[row]].tolist())
-            check_targets(targets, row, size)
-            is_rejection = slots.token_ids[slots.rows == row] != config.seg_token_id
-            if not config.count_rejected_masks:
+            check_targets(targets, row, images.size_of(image_index[row]))
+            is_rejection = slots.token_ids[slots.rows == row] != self.config.seg_token_id
+            if not self.config.count_rejected_masks:
                 low_res_masks, targets = low_res_masks[~is_rejection], targets[~is_rejection]
                 is_rejection = is_rejection[~is_rejection]
             if not len(low_res_masks):
@@ -453,9 +385,10 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
             targets = targets.to(masks)
             per_mask_bce.append(bce_per_mask(masks, targets))
             per_mask_dice.append(dice_per_mask(masks, targets))
-        losses["mask_bce_loss"] = config.bce_loss_weight * mean_over_masks(per_mask_bce)
-        losses["mask_dice_loss"] = config.dice_loss_weight * mean_over_masks(per_mask_dice)
-        return losses
+        return {
+            "mask_bce_loss": self.config.bce_loss_weight * mean_over_masks(per_mask_bce),
+            "mask_dice_loss": self.config.dice_loss_weight * mean_over_masks(per_mask_dice),
+        }
 
     def _unused_mask_path(self, images: ImageCache, states: torch.FloatTensor) -> torch.FloatTensor:
         """One mask drawn for nothing: with many processes each must use the same modules, also without any slot."""
@@ -465,22 +398,6 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         return masks.sum() + scores.sum()
 
     # ---- an answer of its own -----------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def generate(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        image_index: torch.LongTensor | None = None,
-        image_cache: ImageCache | None = None,
-        **kwargs,
-    ):
-        """
-        `generate` of the vision-language model, text only. Takes everything that the processor returns; what only the
-        segmenter needs is left aside. See [`~GenerationMixin.generate`] for the keyword arguments.
-        """
-        images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
-        return self._generate(input_ids, attention_mask, images, image_index, [], kwargs)
 
     @torch.no_grad()
     def generate_with_masks(
@@ -518,95 +435,34 @@ class ReasoningSegmentationModel(PreTrainedModel, GenerationMixin):
         """
         if self.config.seg_token_id is None:
             raise ValueError("The configuration names no seg_token_id, so no mask can be asked for; use `generate`.")
-        kwargs = self._recorded_generation(kwargs)
-
+        recorder = SlotStateRecorder()
+        kwargs = self._recorded_generation(kwargs, recorder)
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
-        collector = SlotStateCollector()
-        with record_head_inputs(self.vlm, collector):
-            generated = self._generate(input_ids, attention_mask, images, image_index, [collector], kwargs)
+        with recorder.watching(self.vlm):
+            generated = self.generate(input_ids, attention_mask, image_index, images, **kwargs)
 
         sequences, prompt_length = generated.sequences, input_ids.shape[1]
         slots = find_slots(sequences, self.config.slot_token_ids, start=prompt_length)
         running_rows = slots.rows
         if (beam_indices := generated.get("beam_indices")) is not None:
             running_rows = beam_indices.to(slots.rows.device)[slots.rows, slots.positions - prompt_length]
-        slot_states = (
-            collector.states_at(running_rows, slots.positions)
-            if len(slots)
-            else torch.zeros(0, self.config.get_text_config().hidden_size, device=self.device)
-        )
+        if len(slots):
+            slot_states = recorder.states_at(running_rows, slots.positions)
+        else:
+            slot_states = torch.zeros(0, self.config.get_text_config().hidden_size, device=self.device)
+        head = self.vlm.get_output_embeddings()
+        slot_logits = head(slot_states.to(head.weight.dtype))
+        # What was written is the decision, also where sampling or beams passed over the most probable token.
+        rejected = slots.token_ids != self.config.seg_token_id
         if image_index is not None:
             image_index = image_index.repeat_interleave(len(sequences) // len(input_ids))
         output = ReasoningSegmentationOutput(
             sequences=sequences,
             sequences_scores=generated.get("sequences_scores"),
             cache=find_cache(generated),
-            **self._slot_outputs(
-                slots,
-                slot_states,
-                self._head_logits(slot_states),
-                # What was written is the decision, also where sampling or beams passed over the most probable token.
-                slots.token_ids != self.config.seg_token_id,
-                images,
-                image_index,
-                reject_threshold,
-            ),
+            **self._slot_outputs(slots, slot_states, slot_logits, rejected, images, image_index, reject_threshold),
         )
         return output if return_dict else output.to_tuple()
 
-    def _head_logits(self, states: torch.FloatTensor) -> torch.FloatTensor:
-        head = self.vlm.get_output_embeddings()
-        return head(states.to(head.weight.dtype))
 
-    def _setting(self, name: str, kwargs: dict) -> Any:
-        """
-        What `generate` goes by: the argument, else the given configuration's value, else the model's own, as
-        transformers fills up what a given configuration leaves open.
-        """
-        if name in kwargs:
-            return kwargs[name]
-        given = getattr(kwargs.get("generation_config"), name, None)
-        return given if given is not None else getattr(self.generation_config, name, None)
-
-    def _recorded_generation(self, kwargs: dict) -> dict:
-        """
-        The arguments of a generation each of whose passes is one step that is recorded: its result tells which beam
-        wrote which token.
-
-        Raises:
-            ValueError: For `guidance_scale`.
-        """
-        if (self._setting("guidance_scale", kwargs) or 1) != 1:
-            raise ValueError("guidance_scale runs a second pass per step and is not supported; leave it unset.")
-        if kwargs.get("generation_config") is None:
-            return {**kwargs, "return_dict_in_generate": True}
-        # Beside a configuration transformers takes no single settings.
-        settings = copy.deepcopy(kwargs["generation_config"])
-        settings.return_dict_in_generate = True
-        kwargs = {name: value for name, value in kwargs.items() if name != "return_dict_in_generate"}
-        return {**kwargs, "generation_config": settings}
-
-    def _generate(
-        self,
-        input_ids: torch.LongTensor | None,
-        attention_mask: torch.Tensor | None,
-        images: ImageCache | None,
-        image_index: torch.LongTensor | None,
-        processors: list,
-        kwargs: dict,
-    ):
-        kwargs = dict(kwargs)
-        processors = [*(kwargs.pop("logits_processor", None) or []), *processors]
-        if self.config.image_token_id is not None:
-            # A generated placeholder would ask for image features that do not exist.
-            processors.append(PlaceholderSuppressor([self.config.image_token_id], device=self.device))
-        return self.vlm.generate(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            logits_processor=LogitsProcessorList(processors),
-            **self._vlm_image_inputs(images, image_index),
-            **kwargs,
-        )
-
-
-__all__ = ["ReasoningSegmentationModel"]
+__all__ = ["ReasoningSegmentationModel", "SlotStateRecorder", "find_slots", "rejected_by_argmax"]

@@ -7,8 +7,7 @@ from transformers import VipLlavaConfig
 from transformers import VipLlavaForConditionalGeneration as TransformersVipLlava
 from transformers.utils import ModelOutput
 
-from .image_placeholder import judge_without_placeholder
-from .outputs import output_or_tuple
+from .outputs import judge_without_placeholder, output_or_tuple
 
 
 class VipLlavaForConditionalGeneration(TransformersVipLlava):

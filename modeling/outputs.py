@@ -1,17 +1,20 @@
-"""The one output type of all systems and what an image leaves behind for the next question."""
+"""The one output type of all systems, and what is made of an output of the vision-language model."""
 
 from dataclasses import dataclass
 
 import torch
-from transformers import Cache, PreTrainedConfig
+from transformers import Cache, PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
+
+
+IGNORED_LABEL = -100
 
 
 @dataclass
 class ReasoningSegmentationOutput(ModelOutput):
     """
-    What a forward pass or a generation returns. A *slot* is one `[SEG]` or `[REJ]` token; lists have one entry per
-    row, slots stand in reading order, rejected slots keep their place and their logits.
+    What a forward pass or a generation returns. A *slot* is one `[SEG]` or `[REJ]` token, for IVM the whole row; lists
+    have one entry per row, slots stand in reading order, rejected slots keep their index and their logits.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): Sum of `losses`.
@@ -32,10 +35,10 @@ class ReasoningSegmentationOutput(ModelOutput):
         rejected (`list[torch.BoolTensor]` of shapes `(slots,)`): Whether the model says that the target is absent.
         slot_positions (`list[torch.LongTensor]` of shapes `(slots,)`):
             Position of each slot token in `input_ids` or `sequences`.
-        slot_states (`list[torch.FloatTensor]` of shapes `(slots, prompt_dim)`):
-            Each slot's projected state, the prompt that the segmenter got.
-        language_states (`torch.FloatTensor` of shape `(rows, hidden_size)`, *optional*):
-            Models whose rows are slots (IVM): the state before it was projected.
+        slot_states (`list[torch.FloatTensor]` of shapes `(slots, hidden_size)`):
+            The language model's last hidden state that predicts each slot.
+        prompt_embeddings (`list[torch.FloatTensor]` of shapes `(slots, prompt_dim)`):
+            The same projected: what entered the mask decoder.
         cache (`Cache`, *optional*): The key-value cache. `past_key_values`, its older name, reads the same.
         hidden_states, attentions: As the vision-language model returned them.
     """
@@ -51,7 +54,7 @@ class ReasoningSegmentationOutput(ModelOutput):
     rejected: list[torch.BoolTensor] | None = None
     slot_positions: list[torch.LongTensor] | None = None
     slot_states: list[torch.FloatTensor] | None = None
-    language_states: torch.FloatTensor | None = None
+    prompt_embeddings: list[torch.FloatTensor] | None = None
     cache: Cache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None
     attentions: tuple[torch.FloatTensor, ...] | None = None
@@ -70,72 +73,6 @@ class ReasoningSegmentationOutput(ModelOutput):
         return super().__contains__("cache" if key == "past_key_values" else key)
 
 
-@dataclass
-class AttendAndSegmentOutput(ReasoningSegmentationOutput):
-    """
-    What [`AttendAndSegmentModel`] returns. A slot is one phrase of the answer; lists have one entry per row.
-
-    Args:
-        attention_maps (`list[torch.FloatTensor]` of shapes `(tokens, grid_rows, grid_columns)`):
-            What each token of the answer looked at when it was predicted, its end token included; raw, all positive.
-        phrases (`list[list]`): What the phrase finder returned for each row, one entry per mask.
-        phrase_maps (`list[torch.FloatTensor]` of shapes `(phrases, grid_rows, grid_columns)`):
-            The map of each phrase; with `subtract_mean` the mean map of the answer is taken off.
-        grid_boxes (`torch.FloatTensor` of shape `(rows, 4)`):
-            What part of the picture the grid covers, `(x1, y1, x2, y2)` in its pixels.
-        points (`list[torch.LongTensor]` of shapes `(phrases, 2)`, *optional*):
-            Point prompts, `(x, y)` in pixels of the picture.
-        boxes (`list[torch.LongTensor]` of shapes `(phrases, 4)`, *optional*):
-            Box prompts there, `(x1, y1, x2, y2)`, x2 and y2 behind the last pixel.
-        candidate_masks (`list[torch.FloatTensor]` of shapes `(phrases, candidates, height, width)`):
-            All masks the segmenter offered, as logits; `pred_masks` is one of each.
-        candidate_scores (`list[torch.FloatTensor]` of shapes `(phrases, candidates)`): Their scores.
-        slot_probs, rejected: 0.0 and True for a phrase that was found nowhere, so that nothing was drawn for it: with
-            `prompt="box"` one for which no pixel lies above `box_threshold`. 1.0 for all others.
-    """
-
-    attention_maps: list[torch.FloatTensor] | None = None
-    phrases: list[list] | None = None
-    phrase_maps: list[torch.FloatTensor] | None = None
-    grid_boxes: torch.FloatTensor | None = None
-    points: list[torch.LongTensor] | None = None
-    boxes: list[torch.LongTensor] | None = None
-    candidate_masks: list[torch.FloatTensor] | None = None
-    candidate_scores: list[torch.FloatTensor] | None = None
-
-
-@dataclass
-class ImageCache:
-    """
-    The images of one call as both encoders see them, to be handed to later calls about the same images.
-
-    The vision-language model's features are computed at once, the segmenter's at the first slot that needs them; then
-    they stay here. Not tied to a number of rows: `image_index` says which image a row looks at.
-
-    Args:
-        vlm_features: Output of the model's `get_image_features`, one entry of `pooler_output` per image.
-        vlm_inputs (`dict`): Per-image tensors that the language model still needs (`image_grid_thw`, ...).
-        num_images (`int`): Number of pictures; one of several tiles counts once.
-        sam_pixel_values (`torch.FloatTensor` of shape `(num_images, 3, height, width)`, *optional*):
-            The segmenter's view.
-        original_sizes, sam_resized_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
-            (height, width) of the picture and of its part of the segmenter's view.
-        segmenter_features (`list`): Per image the encoded view, `None` until it is needed.
-        grids (`dict`, *optional*):
-            Per image where its tokens lie, for models that point by attention, and `tile_counts`: how many entries of
-            `pixel_values` each has, where it has several.
-    """
-
-    vlm_features: object
-    vlm_inputs: dict[str, torch.Tensor]
-    num_images: int
-    sam_pixel_values: torch.FloatTensor | None = None
-    original_sizes: torch.LongTensor | None = None
-    sam_resized_sizes: torch.LongTensor | None = None
-    segmenter_features: list | None = None
-    grids: dict[str, torch.Tensor] | None = None
-
-
 def find_cache(output: ModelOutput) -> Cache | None:
     """The key-value cache in an output of transformers, found by its type: 5.24 renamed the field."""
     return next((value for value in output.values() if isinstance(value, Cache)), None)
@@ -143,11 +80,8 @@ def find_cache(output: ModelOutput) -> Cache | None:
 
 def language_fields(language: ModelOutput) -> dict:
     """What an output of the language model hands on as it is."""
-    return {
-        "cache": find_cache(language),
-        "hidden_states": language.get("hidden_states"),
-        "attentions": language.get("attentions"),
-    }
+    names = ("hidden_states", "attentions")
+    return {"cache": find_cache(language), **{name: language.get(name) for name in names}}
 
 
 def output_or_tuple(output: ModelOutput, return_dict: bool | None, config: PreTrainedConfig) -> ModelOutput | tuple:
@@ -156,11 +90,45 @@ def output_or_tuple(output: ModelOutput, return_dict: bool | None, config: PreTr
     return output if wanted else output.to_tuple()
 
 
+def without_placeholder(logits: torch.FloatTensor, image_token_id: int | None) -> torch.FloatTensor:
+    """
+    Logits `(..., vocab_size)` with the lowest finite value in the column of the image placeholder, if there is one.
+    The original models have no such token: with its column out of the way, losses and decisions are theirs.
+    """
+    if image_token_id is None or image_token_id >= logits.shape[-1]:
+        return logits
+    column = torch.arange(logits.shape[-1], device=logits.device) == image_token_id
+    return logits.masked_fill(column, torch.finfo(logits.dtype).min)
+
+
+def language_loss(
+    model: PreTrainedModel, logits: torch.FloatTensor, labels: torch.LongTensor, **kwargs
+) -> torch.FloatTensor:
+    """The model's own loss; an image placeholder is never predicted, whatever the labels say."""
+    image_token_id = getattr(model.config, "image_token_id", None)
+    if image_token_id is not None:
+        labels = labels.masked_fill(labels == image_token_id, IGNORED_LABEL)
+    return model.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+
+
+def judge_without_placeholder(
+    model: PreTrainedModel, output: ModelOutput, labels: torch.LongTensor | None, **kwargs
+) -> None:
+    """
+    Takes the placeholder out of the logits of an output of `model`, and sets its loss to that of what is left;
+    `kwargs` are for the loss function, `num_items_in_batch` for one.
+    """
+    output.logits = without_placeholder(output.logits, model.config.image_token_id)
+    if labels is not None:
+        output.loss = language_loss(model, output.logits, labels, **kwargs)
+
+
 __all__ = [
-    "AttendAndSegmentOutput",
-    "ImageCache",
     "ReasoningSegmentationOutput",
     "find_cache",
+    "judge_without_placeholder",
     "language_fields",
+    "language_loss",
     "output_or_tuple",
+    "without_placeholder",
 ]

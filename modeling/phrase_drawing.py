@@ -1,14 +1,13 @@
 """From the attention maps of an answer to a mask for every phrase of it (arXiv 2410.08209, section 3.2)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from transformers import PreTrainedModel
+import torch.nn.functional as F
 
-from .attention_prompts import box_above, group_maps, mask_prompt, peak, upsample_map
-from .outputs import ImageCache
-from .segmenters import segmenter_adapter
+from .composed_model import ComposedModel, ImageCache
+from .segmenters import Sam2Adapter, SamAdapter, segmenter_adapter
 
 
 # What the segmenter gets for each value of `prompt`.
@@ -19,6 +18,8 @@ _DRAWN_AT_ONCE = 32
 _CANDIDATES = 3
 # Logit of every pixel of a phrase that is nowhere: certain background, finite in every floating type.
 _NOTHING = -100.0
+# What a soft mask is clipped to before its logit is taken (1e-3 from 0 and 1).
+_MASK_EPS = 1e-3
 
 
 @dataclass(frozen=True)
@@ -36,184 +37,298 @@ class Grids:
     boxes: torch.FloatTensor
     tokens: list[torch.LongTensor] = field(default_factory=list)
 
+    def of_rows(self, rows: list[int]) -> "Grids":
+        """The grids of these rows, which may repeat."""
+        return Grids([self.sizes[row] for row in rows], self.boxes[rows], [self.tokens[row] for row in rows])
+
 
 @dataclass(frozen=True)
 class TokenGroup:
-    """Places of a phrase's tokens in its answer."""
+    """Indices of a phrase's tokens in its answer."""
 
     tokens: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class _Pointer:
-    """
-    Where a phrase was found: `shown` in pixels of the picture, as the output has it, and `prompts` in those of the
-    segmenter's view; without prompts it was found nowhere.
-    """
-
-    shown: dict[str, tuple[int, ...]]
-    prompts: dict[str, tuple[float, ...] | torch.FloatTensor]
-
-
-@dataclass(frozen=True)
-class PhraseDrawer:
+def draw_phrases(
+    model: ComposedModel,
+    options: dict,
+    maps: list[torch.FloatTensor],
+    phrases: list[list] | None,
+    grids: Grids,
+    images: ImageCache,
+    image_index: torch.LongTensor,
+    reject_threshold: float | None = None,
+) -> dict:
     """
     Turns the maps of each phrase's tokens into a prompt, and lets the segmenter draw.
 
     Args:
-        segmenter (`PreTrainedModel`): Any of the SAM family.
-        features (`Callable[[ImageCache, torch.LongTensor], dict]`):
-            Gives the encoded views of the named images, one entry for each.
+        model ([`ComposedModel`]): Whose segmenter draws.
         options (`dict`):
             `subtract_mean`, `remove_corners`, `prompt`, `attention_temperature`, `box_threshold` and `mask_choice` of
             [`AttendAndSegmentConfig`].
+        maps (`list[torch.FloatTensor]` of shapes `(tokens, grid_rows, grid_columns)`): One entry per row.
+        phrases (`list[list]`, *optional*):
+            Phrases of each row, whose `tokens` are indices in its answer. Without them nothing is drawn.
+        grids ([`Grids`]): Where the maps lie in the images.
+        images, image_index: The images, and that of each row.
+        reject_threshold (`float`, *optional*): Reject phrases for whose mask the segmenter's score is lower.
+
+    Returns:
+        `dict`: Everything that [`AttendAndSegmentOutput`] says about maps and phrases.
+
+    Raises:
+        ValueError: If a phrase names no token of its answer, or the sizes of the images are not known.
     """
-
-    segmenter: PreTrainedModel
-    features: Callable[[ImageCache, torch.LongTensor], dict[str, torch.Tensor]]
-    options: dict
-
-    def draw(
-        self,
-        maps: list[torch.FloatTensor],
-        phrases: list[list] | None,
-        grids: Grids,
-        images: ImageCache,
-        image_index: torch.LongTensor,
-        reject_threshold: float | None = None,
-    ) -> dict:
-        """
-        Args:
-            maps (`list[torch.FloatTensor]` of shapes `(tokens, grid_rows, grid_columns)`): One entry per row.
-            phrases (`list[list]`, *optional*):
-                Phrases of each row, whose `tokens` are places in its answer. Without them nothing is drawn.
-            grids ([`Grids`]): Where the maps lie in the pictures.
-            images ([`ImageCache`]): Holds the segmenter's view.
-            image_index (`torch.LongTensor` of shape `(rows,)`): The image of each row.
-            reject_threshold (`float`, *optional*): Reject phrases for whose mask the segmenter's score is lower.
-
-        Returns:
-            `dict`: Everything that [`AttendAndSegmentOutput`] says about maps and phrases.
-
-        Raises:
-            ValueError: If a phrase names no token of its answer, or the sizes of the pictures are not known.
-        """
-        if phrases is None:
-            return {"attention_maps": maps, "grid_boxes": grids.boxes}
-        scores = [
-            group_maps(
-                row_maps,
-                [phrase.tokens for phrase in row],
-                self.options["subtract_mean"],
-                self.options["remove_corners"],
-            )
-            for row_maps, row in zip(maps, phrases, strict=True)
-        ]
-        counts = [len(row) for row in phrases]
-        slot_images = torch.repeat_interleave(image_index.cpu(), torch.tensor(counts))
-        pointers = []
-        for row, row_scores in enumerate(scores):
-            if len(row_scores):
-                pointers += self._pointers(row_scores, grids.boxes[row].tolist(), images, int(image_index[row]))
-        found = torch.tensor([bool(pointer.prompts) for pointer in pointers], dtype=torch.bool)
-        prompts = [pointer.prompts for pointer in pointers if pointer.prompts]
-        masks, iou_scores = self._draw(prompts, images, slot_images[found])
-        found = found.to(masks.device)
-        masks, iou_scores = _spread(masks, found, _NOTHING), _spread(iou_scores, found, 0.0)
-        if self.options["mask_choice"] == "best":
-            chosen = iou_scores.argmax(dim=1)
-        else:
-            chosen = torch.full((len(iou_scores),), iou_scores.shape[1] - 1, device=iou_scores.device)
-        every = torch.arange(len(chosen), device=chosen.device)
-        mask_scores, rejected = iou_scores[every, chosen], ~found
-        if reject_threshold is not None:
-            rejected = rejected | (mask_scores < reject_threshold)
-
-        def per_row(values: torch.Tensor) -> list[torch.Tensor]:
-            return list(values.split(counts))
-
-        output = {
-            "attention_maps": maps,
-            "phrases": phrases,
-            "phrase_maps": scores,
-            "grid_boxes": grids.boxes,
-            "pred_masks": per_row(masks[every, chosen]),
-            "mask_scores": per_row(mask_scores),
-            "candidate_masks": per_row(masks),
-            "candidate_scores": per_row(iou_scores),
-            "slot_probs": per_row(found.float()),
-            "rejected": per_row(rejected),
-        }
-        for name, width in (("points", 2), ("boxes", 4)):
-            if name in _NEEDS[self.options["prompt"]]:
-                values = [pointer.shown[name] for pointer in pointers]
-                output[name] = per_row(torch.tensor(values, dtype=torch.long).reshape(-1, width))
+    output = {"attention_maps": maps, "grid_boxes": grids.boxes}
+    if phrases is None:
         return output
+    shares = (options["subtract_mean"], options["remove_corners"])
+    scores = [
+        group_maps(row_maps, [phrase.tokens for phrase in row], *shares)
+        for row_maps, row in zip(maps, phrases, strict=True)
+    ]
+    mask_size, pointers = segmenter_adapter(model.segmenter).mask_size, []
+    for row_scores, box, image in zip(scores, grids.boxes.tolist(), image_index.tolist(), strict=True):
+        if len(row_scores):
+            pointers += _point(row_scores, box, images, image, options, mask_size)
+    # Without a prompt a phrase was found nowhere.
+    found = torch.tensor([bool(prompts) for _, prompts in pointers], dtype=torch.bool)
+    counts = [len(row) for row in phrases]
+    slot_images = torch.repeat_interleave(image_index.cpu(), torch.tensor(counts))[found]
+    masks, iou_scores = _draw(model, [prompts for _, prompts in pointers if prompts], images, slot_images)
+    found = found.to(masks.device)
+    masks, iou_scores = _spread(masks, found, _NOTHING), _spread(iou_scores, found, 0.0)
+    chosen = torch.full((len(iou_scores),), iou_scores.shape[1] - 1, device=iou_scores.device)
+    if options["mask_choice"] == "best":
+        chosen = iou_scores.argmax(dim=1)
+    every = torch.arange(len(chosen), device=chosen.device)
+    mask_scores, rejected = iou_scores[every, chosen], ~found
+    if reject_threshold is not None:
+        rejected = rejected | (mask_scores < reject_threshold)
+    of_phrases = {
+        "pred_masks": masks[every, chosen],
+        "mask_scores": mask_scores,
+        "candidate_masks": masks,
+        "candidate_scores": iou_scores,
+        "slot_probs": found.float(),
+        "rejected": rejected,
+    }
+    for name, width in (("points", 2), ("boxes", 4)):
+        if name in _NEEDS[options["prompt"]]:
+            of_phrases[name] = torch.tensor([shown[name] for shown, _ in pointers], dtype=torch.long).reshape(
+                -1, width
+            )
+    split = {name: list(values.split(counts)) for name, values in of_phrases.items()}
+    return {**output, "phrases": phrases, "phrase_maps": scores, **split}
 
-    def _pointers(
-        self, scores: torch.FloatTensor, grid_box: Sequence[float], images: ImageCache, image: int
-    ) -> list[_Pointer]:
-        if images.original_sizes is None or images.sam_resized_sizes is None:
-            raise ValueError("Pointing needs `original_sizes` and `sam_resized_sizes` as the processor returns them.")
-        height, width = images.original_sizes[image].tolist()
-        resized_height, resized_width = images.sam_resized_sizes[image].tolist()
-        # As in SAM's ResizeLongestSide: rounding of the resized size included, no half pixel added.
-        scale = (resized_width / width, resized_height / height)
-        side_height, side_width = images.sam_pixel_values.shape[-2:] if images.sam_pixel_values is not None else (0, 0)
-        squashed = (resized_height, resized_width) == (side_height, side_width) and height != width
-        needs, pointers = _NEEDS[self.options["prompt"]], []
-        for score in scores:  # one at a time: at full size they may be large
-            full = upsample_map(score, grid_box, (height, width))
-            shown, prompts = {}, {}
-            if "points" in needs:
-                x, y = shown["points"] = peak(full)
-                prompts["points"] = (x * scale[0], y * scale[1])
-            if "boxes" in needs or "masks" in needs:
-                full = full / self.options["attention_temperature"]
-            if "boxes" in needs:
-                box = shown["boxes"] = box_above(full, self.options["box_threshold"])
-                # Beside a soft mask the released code gives SAM the empty box, too. As the only prompt it would ask
-                # for whatever is in the corner of the picture.
-                if any(box) or "masks" in needs:
-                    prompts["boxes"] = tuple(edge * scale[place % 2] for place, edge in enumerate(box))
-            if "masks" in needs:
-                edge = segmenter_adapter(self.segmenter).mask_size
-                prompts["masks"] = mask_prompt(full, edge, keeps_aspect=not squashed)
-            pointers.append(_Pointer(shown, prompts))
-        return pointers
 
-    def _draw(
-        self, prompts: list[dict], images: ImageCache, slot_images: torch.LongTensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mask logits `(phrases, candidates, h, w)` and scores `(phrases, candidates)` of all rows."""
-        segmenter = segmenter_adapter(self.segmenter)
-        like = {"device": self.segmenter.device, "dtype": self.segmenter.dtype}
-        if not prompts:
-            return torch.zeros(0, _CANDIDATES, *segmenter.mask_size, **like), torch.zeros(0, _CANDIDATES, **like)
-        masks, scores = [], []
-        for start in range(0, len(prompts), _DRAWN_AT_ONCE):
-            part = prompts[start : start + _DRAWN_AT_ONCE]
-            given = {
-                name: torch.tensor([prompt[name] for prompt in part], **like)
-                for name in ("points", "boxes")
-                if name in part[0]
-            }
-            if "masks" in part[0]:
-                given["masks"] = torch.stack([prompt["masks"] for prompt in part]).to(**like)
-            features = self.features(images, slot_images[start : start + _DRAWN_AT_ONCE])
-            drawn = segmenter.draw(features, **given)
-            masks.append(drawn[0])
-            scores.append(drawn[1])
-        return torch.cat(masks), torch.cat(scores)
+def _point(
+    scores: torch.FloatTensor,
+    grid_box: Sequence[float],
+    images: ImageCache,
+    image: int,
+    options: dict,
+    mask_size: tuple[int, int],
+) -> list[tuple[dict, dict]]:
+    """Of each phrase its prompts in pixels of the image, as the output shows them, and in those of the segmenter."""
+    if images.original_sizes is None or images.sam_resized_sizes is None:
+        raise ValueError("Pointing needs `original_sizes` and `sam_resized_sizes` as the processor returns them.")
+    height, width = images.size_of(image)
+    resized_height, resized_width = images.sam_resized_sizes[image].tolist()
+    # As in SAM's ResizeLongestSide: rounding of the resized size included, no half pixel added.
+    scale = (resized_width / width, resized_height / height)
+    side = images.sam_pixel_values.shape[-2:] if images.sam_pixel_values is not None else (0, 0)
+    squashed = (resized_height, resized_width) == tuple(side) and height != width
+    needs, pointers = _NEEDS[options["prompt"]], []
+    for score in scores:  # one at a time: at full size they may be large
+        full = upsample_map(score, grid_box, (height, width))
+        shown, prompts = {}, {}
+        if "points" in needs:
+            x, y = shown["points"] = peak(full)
+            prompts["points"] = (x * scale[0], y * scale[1])
+        if "boxes" in needs or "masks" in needs:
+            full = full / options["attention_temperature"]
+        if "boxes" in needs:
+            box = shown["boxes"] = box_above(full, options["box_threshold"])
+            # Beside a soft mask the released code gives SAM the empty box, too. As the only prompt it would ask for
+            # whatever is in the corner of the image.
+            if any(box) or "masks" in needs:
+                prompts["boxes"] = tuple(edge * scale[axis % 2] for axis, edge in enumerate(box))
+        if "masks" in needs:
+            prompts["masks"] = mask_prompt(full, mask_size, keeps_aspect=not squashed)
+        pointers.append((shown, prompts))
+    return pointers
+
+
+def _draw(
+    model: ComposedModel, prompts: list[dict], images: ImageCache, slot_images: torch.LongTensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mask logits `(phrases, candidates, h, w)` and scores `(phrases, candidates)` of all rows."""
+    segmenter = segmenter_adapter(model.segmenter)
+    like = {"device": model.segmenter.device, "dtype": model.segmenter.dtype}
+    if not prompts:
+        return torch.zeros(0, _CANDIDATES, *segmenter.mask_size, **like), torch.zeros(0, _CANDIDATES, **like)
+    drawn = []
+    for start in range(0, len(prompts), _DRAWN_AT_ONCE):
+        part = prompts[start : start + _DRAWN_AT_ONCE]
+        given = {name: torch.stack([torch.as_tensor(prompt[name], **like) for prompt in part]) for name in part[0]}
+        features = model._segmenter_features(images, slot_images[start : start + _DRAWN_AT_ONCE])
+        drawn.append(_draw_candidates(segmenter, features, **given))
+    masks, scores = zip(*drawn, strict=True)
+    return torch.cat(masks), torch.cat(scores)
+
+
+def _draw_candidates(
+    segmenter: SamAdapter,
+    features: dict[str, torch.Tensor],
+    points: torch.FloatTensor | None = None,
+    boxes: torch.FloatTensor | None = None,
+    masks: torch.FloatTensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Draws from the segmenter's own prompts, one of each given kind for each entry of `features`: a foreground point
+    (x, y) or a box (x1, y1, x2, y2) in pixels of the segmenter's view, or the logits of a soft mask.
+
+    SAM-HQ returns its candidates sorted by their scores, the others from the smallest part to the whole.
+    """
+    labels = None if points is None else torch.ones_like(points[:, None, :1], dtype=torch.long)
+    points = None if points is None else points[:, None, None]
+    if points is None and boxes is None and isinstance(segmenter, Sam2Adapter):
+        # A mask alone goes with one point that is none, as in the model's own forward.
+        points = torch.zeros(len(masks), 1, 1, 2, dtype=masks.dtype, device=masks.device)
+        labels = torch.full((len(masks), 1, 1), -1, dtype=torch.int32, device=masks.device)
+    # Dimensions: image, prompt of the image, and for points their number.
+    sparse, dense = segmenter.segmenter.prompt_encoder(
+        input_points=points,
+        input_labels=labels,
+        input_boxes=None if boxes is None else boxes[:, None],
+        input_masks=None if masks is None else masks[:, None],
+    )
+    return segmenter.decode_encoded(features, sparse, dense, multimask_output=True)
 
 
 def _spread(values: torch.Tensor, found: torch.BoolTensor, elsewhere: float) -> torch.Tensor:
-    """The values at the places that are found, in order, and `elsewhere` at the others."""
-    if len(values) == len(found):
-        return values
+    """The values at the indices that are found, in order, and `elsewhere` at the others."""
     spread = values.new_full((len(found), *values.shape[1:]), elsewhere)
     spread[found] = values
     return spread
 
 
-__all__ = ["Grids", "PhraseDrawer", "TokenGroup"]
+# ---- from a map to a prompt -----------------------------------------------------------------------------------------
+
+
+def group_maps(
+    maps: torch.FloatTensor,
+    groups: Sequence[Sequence[int]],
+    subtract_mean: bool = True,
+    remove_corners: bool = False,
+) -> torch.FloatTensor:
+    """
+    One map per group of tokens.
+
+    Args:
+        maps (`torch.FloatTensor` of shape `(tokens, rows, columns)`): Attention of each token of an answer.
+        groups (`Sequence[Sequence[int]]`): Tokens of each group; none may be empty.
+        subtract_mean (`bool`): Whether to take off the mean of all tokens' maps, which is where every token looks.
+        remove_corners (`bool`):
+            Whether the corners, where models leave attention that is about nothing, get the smallest value of all.
+
+    Returns:
+        `torch.FloatTensor` of shape `(groups, rows, columns)`.
+
+    Raises:
+        ValueError: If a group is empty or names a token that the answer has not.
+    """
+    maps = maps.float()
+    if bad := [list(group) for group in groups if not group or not 0 <= min(group) <= max(group) < len(maps)]:
+        raise ValueError(f"The groups {bad} must name tokens of an answer of {len(maps)} tokens, at least one each.")
+    if subtract_mean and len(maps):
+        maps = maps - maps.mean(dim=0)
+    if not len(groups):
+        return maps.new_zeros((0, *maps.shape[1:]))
+    scores = torch.stack([maps[list(group)].mean(dim=0) for group in groups])
+    if remove_corners:
+        for row in (0, -1):
+            for column in (0, -1):
+                scores[:, row, column] = scores.min()
+    return scores
+
+
+def upsample_map(
+    score: torch.FloatTensor, grid_box: Sequence[float], picture_size: tuple[int, int]
+) -> torch.FloatTensor:
+    """
+    Brings a map to the size of the picture, bicubic without anti-aliasing.
+
+    Args:
+        score (`torch.FloatTensor` of shape `(rows, columns)` or `(groups, rows, columns)`): The map.
+        grid_box (`Sequence[float]`):
+            What part of the picture the grid covers, `(x1, y1, x2, y2)` in its pixels; it reaches beyond the picture
+            where that was padded, and is smaller where it was cropped.
+        picture_size (`tuple[int, int]`): (height, width).
+
+    Returns:
+        `torch.FloatTensor` of shape `(..., height, width)`. What the model did not see has the map's smallest value.
+    """
+    maps = score.float()[None] if score.ndim == 2 else score.float()
+    height, width = picture_size
+    left, top, right, bottom = (round(float(edge)) for edge in grid_box)
+    size = (max(1, bottom - top), max(1, right - left))
+    maps = F.interpolate(maps[None], size=size, mode="bicubic", align_corners=False)[0]
+    seen = maps[:, max(0, -top) : height - top, max(0, -left) : width - left]
+    missing = (max(0, left), width - max(0, left) - seen.shape[2], max(0, top), height - max(0, top) - seen.shape[1])
+    if any(missing):
+        filled = maps.flatten(1).min(dim=1).values[:, None, None].expand(-1, height, width).clone()
+        filled[:, missing[2] : height - missing[3], missing[0] : width - missing[1]] = seen
+        seen = filled
+    return seen[0] if score.ndim == 2 else seen
+
+
+def peak(score: torch.FloatTensor) -> tuple[int, int]:
+    """(x, y) of the first largest value, row by row, of a map `(height, width)`."""
+    index = int(score.argmax())
+    return index % score.shape[1], index // score.shape[1]
+
+
+def box_above(score: torch.FloatTensor, threshold: float) -> tuple[int, int, int, int]:
+    """
+    Box `(x1, y1, x2, y2)` of the pixels above a threshold, x2 and y2 behind the last one; zeros without any.
+
+    The released code prompts the segmenter with these zeros too, beside the soft mask (aas/utils.py,
+    convert_box_SAM), and its numbers are made so.
+    """
+    above = score > threshold
+    columns, rows = above.any(dim=0).nonzero()[:, 0], above.any(dim=1).nonzero()[:, 0]
+    if not len(columns):
+        return 0, 0, 0, 0
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+def mask_prompt(score: torch.FloatTensor, edge: tuple[int, int], keeps_aspect: bool = True) -> torch.FloatTensor:
+    """
+    A soft mask as the logits that a segmenter takes.
+
+    Args:
+        score (`torch.FloatTensor` of shape `(height, width)`): Probabilities; clipped to 0.001 .. 0.999.
+        edge (`tuple[int, int]`): (height, width) of the segmenter's mask input (SAM: 256 x 256).
+        keeps_aspect (`bool`):
+            Whether the segmenter sees the picture with its aspect ratio, padded on the right and bottom (SAM), or
+            squashed (SAM 2).
+
+    Returns:
+        `torch.FloatTensor` of shape `edge`. Padding is 0, the logit of 0.5, as in the released code.
+    """
+    height, width = score.shape
+    soft = score.float().clamp(_MASK_EPS, 1 - _MASK_EPS)
+    logits = torch.log(soft / (1 - soft))
+    size = edge
+    if keeps_aspect and height > width:
+        size = (edge[0], max(1, int(width / height * edge[1])))
+    elif keeps_aspect and width > height:
+        size = (max(1, int(height / width * edge[0])), edge[1])
+    resized = F.interpolate(logits[None, None], size=size, mode="bicubic", align_corners=False)[0, 0]
+    return F.pad(resized, (0, edge[1] - size[1], 0, edge[0] - size[0]))
+
+
+__all__ = ["Grids", "TokenGroup", "box_above", "draw_phrases", "group_maps", "mask_prompt", "peak", "upsample_map"]

@@ -1,4 +1,4 @@
-"""One adapter per SAM family: encode an image once, draw any number of masks from prompt embeddings."""
+"""Segmenters of the SAM family: one adapter for each, and what their masks cost beside targets."""
 
 import torch
 import torch.nn.functional as F
@@ -7,10 +7,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 ImageFeatures = dict[str, torch.Tensor]
 
+# LISA/model/LISA.py: dice sums are divided by this scale before the smoothing term is added, and the mean over masks
+# divides by their number plus the same small term.
+DICE_SCALE = 1000.0
+SMOOTHING = 1e-6
+COUNT_EPS = 1e-8
+# How far outside [0, 1] targets may lie: resizing rounds.
+ROUNDING = 1e-4
+
 
 class SamAdapter:
     """
-    SAM: the reference for the other families, which differ in what their encoder returns and their decoder takes.
+    Encodes an image once and draws any number of masks in it. This is SAM's; the other families differ in what their
+    encoder returns and their decoder takes.
 
     Args:
         segmenter (`PreTrainedModel`): A `SamModel`; it stays a stock module of the model that owns it.
@@ -19,69 +28,37 @@ class SamAdapter:
     def __init__(self, segmenter: PreTrainedModel):
         self.segmenter = segmenter
 
-    def encode(self, pixel_values: torch.FloatTensor) -> ImageFeatures:
-        """
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(num_images, 3, side, side)`): The segmenter's view.
+    @property
+    def mask_size(self) -> tuple[int, int]:
+        """(height, width) of the low-resolution masks: four times the grid of image embeddings."""
+        height, width = self.segmenter.prompt_encoder.image_embedding_size
+        return 4 * height, 4 * width
 
-        Returns:
-            `dict[str, torch.Tensor]`: What the decoder needs, images along dimension 0 of every tensor.
-        """
+    def encode(self, pixel_values: torch.FloatTensor) -> ImageFeatures:
+        """What the decoder needs of the segmenter's views `(num_images, 3, side, side)`, images along dimension 0."""
         return {"image_embeddings": self.segmenter.vision_encoder(pixel_values).last_hidden_state}
 
     def decode(self, features: ImageFeatures, prompts: torch.FloatTensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
+        Draws from embeddings that take the place of points and boxes.
+
         Args:
             features (`dict[str, torch.Tensor]`): Output of `encode`, one entry per prompt along dimension 0.
-            prompts (`torch.FloatTensor` of shape `(num_prompts, prompt_dim)`):
-                One sparse prompt embedding each; it takes the place of points and boxes.
+            prompts (`torch.FloatTensor` of shape `(num_prompts, prompt_dim)`): One sparse prompt embedding each.
 
         Returns:
             Mask logits `(num_prompts, height, width)` and the predicted IoU `(num_prompts,)`.
         """
-        _, dense_embeddings = self.segmenter.prompt_encoder(
+        _, dense = self.segmenter.prompt_encoder(
             input_points=None, input_labels=None, input_boxes=None, input_masks=None
         )
-        masks, iou_scores = self._decode(features, prompts[:, None, None], dense_embeddings, multimask_output=False)
+        masks, iou_scores = self.decode_encoded(features, prompts[:, None, None], dense, multimask_output=False)
         return masks[:, 0], iou_scores[:, 0]
 
-    def draw(
-        self,
-        features: ImageFeatures,
-        points: torch.FloatTensor | None = None,
-        boxes: torch.FloatTensor | None = None,
-        masks: torch.FloatTensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Draws from the segmenter's own prompts; at least one kind is needed, and kinds may be combined.
-
-        Args:
-            features (`dict[str, torch.Tensor]`): Output of `encode`, one entry per prompt along dimension 0.
-            points (`torch.FloatTensor` of shape `(num_prompts, 2)`, *optional*):
-                One foreground point each, (x, y) in pixels of the segmenter's view.
-            boxes (`torch.FloatTensor` of shape `(num_prompts, 4)`, *optional*): (x1, y1, x2, y2) there.
-            masks (`torch.FloatTensor` of shape `(num_prompts, *mask_size)`, *optional*): Logits of soft masks.
-
-        Returns:
-            Mask logits `(num_prompts, candidates, height, width)` and the predicted IoU `(num_prompts, candidates)`.
-            SAM-HQ returns its candidates sorted by that, the others from the smallest part to the whole.
-        """
-        sparse, dense = self._encode_prompts(points, boxes, masks)
-        return self._decode(features, sparse, dense, multimask_output=True)
-
-    def _encode_prompts(self, points, boxes, masks) -> tuple[torch.Tensor | None, torch.Tensor]:
-        # Dimensions: image, prompt of the image, and for points their number.
-        return self.segmenter.prompt_encoder(
-            input_points=None if points is None else points[:, None, None],
-            input_labels=None if points is None else torch.ones_like(points[:, None, :1], dtype=torch.long),
-            input_boxes=None if boxes is None else boxes[:, None],
-            input_masks=None if masks is None else masks[:, None],
-        )
-
-    def _decode(
+    def decode_encoded(
         self, features: ImageFeatures, sparse: torch.Tensor | None, dense: torch.Tensor, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mask logits `(prompts, candidates, height, width)` and scores `(prompts, candidates)`."""
+        """Mask logits `(prompts, candidates, height, width)` and scores `(prompts, candidates)` of encoded prompts."""
         positions = self.segmenter.get_image_wide_positional_embeddings()
         masks, iou_scores, *_ = self.segmenter.mask_decoder(
             image_positional_embeddings=positions.expand(features["image_embeddings"].shape[0], -1, -1, -1),
@@ -95,12 +72,6 @@ class SamAdapter:
     def decoder_inputs(self, features: ImageFeatures) -> dict:
         return features
 
-    @property
-    def mask_size(self) -> tuple[int, int]:
-        """(height, width) of the low-resolution masks: four times the grid of image embeddings."""
-        height, width = self.segmenter.prompt_encoder.image_embedding_size
-        return 4 * height, 4 * width
-
 
 class SamHqAdapter(SamAdapter):
     """SAM-HQ: also fuses the features of the first global-attention layer; masks of both outputs are added."""
@@ -113,11 +84,8 @@ class SamHqAdapter(SamAdapter):
         }
 
     def decoder_inputs(self, features: ImageFeatures) -> dict:
-        return {
-            "image_embeddings": features["image_embeddings"],
-            "intermediate_embeddings": [features["intermediate_embeddings"]],
-            "hq_token_only": False,
-        }
+        intermediate = [features["intermediate_embeddings"]]
+        return {**features, "intermediate_embeddings": intermediate, "hq_token_only": False}
 
 
 class Sam2Adapter(SamAdapter):
@@ -128,44 +96,23 @@ class Sam2Adapter(SamAdapter):
         segmenter = self.segmenter
         *fine_levels, coarse_level = segmenter.get_image_features(pixel_values, return_dict=True).fpn_hidden_states
         levels = [*fine_levels, coarse_level + segmenter.no_memory_embedding]
-        fine_maps = [
+        *fine_maps, coarse_map = (
             level.permute(1, 2, 0).reshape(len(pixel_values), -1, *size)
             for level, size in zip(levels, segmenter.backbone_feature_sizes, strict=True)
-        ]
-        return {
-            "image_embeddings": fine_maps[-1],
-            **{f"high_resolution_{i}": level for i, level in enumerate(fine_maps[:-1])},
-        }
-
-    def _encode_prompts(self, points, boxes, masks) -> tuple[torch.Tensor, torch.Tensor]:
-        sparse, dense = super()._encode_prompts(points, boxes, masks)
-        if sparse is None:
-            # A mask alone goes with one point that is none, as in the model's own forward.
-            nowhere = torch.zeros(len(masks), 1, 1, 2, dtype=masks.dtype, device=masks.device)
-            labels = torch.full((len(masks), 1, 1), -1, dtype=torch.int32, device=masks.device)
-            sparse, _ = self.segmenter.prompt_encoder(
-                input_points=nowhere, input_labels=labels, input_boxes=None, input_masks=None
-            )
-        return sparse, dense
+        )
+        fine = {f"high_resolution_{i}": level for i, level in enumerate(fine_maps)}
+        return {"image_embeddings": coarse_map, **fine}
 
     def decoder_inputs(self, features: ImageFeatures) -> dict:
-        return {
-            "image_embeddings": features["image_embeddings"],
-            "high_resolution_features": [features[f"high_resolution_{level}"] for level in range(len(features) - 1)],
-        }
+        fine = [features[f"high_resolution_{level}"] for level in range(len(features) - 1)]
+        return {"image_embeddings": features["image_embeddings"], "high_resolution_features": fine}
 
 
 SEGMENTER_ADAPTERS = {"sam": SamAdapter, "sam_hq": SamHqAdapter, "sam2": Sam2Adapter, "sam3_tracker": Sam2Adapter}
 
 
 def segmenter_adapter(segmenter: PreTrainedModel) -> SamAdapter:
-    """
-    Returns:
-        The adapter of the segmenter's family.
-
-    Raises:
-        ValueError: If the family has no adapter.
-    """
+    """The adapter of a segmenter's family."""
     family = segmenter.config.model_type
     if family not in SEGMENTER_ADAPTERS:
         raise ValueError(
@@ -186,21 +133,21 @@ def prepare_segmenter_config(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
+# ---- masks at the size of their targets, and the losses of LISA and GSVA, as their training code computes them ------
+
+
 def upsample_masks(
-    low_res_masks: torch.FloatTensor,
-    side: int,
-    resized_size: tuple[int, int],
-    output_size: tuple[int, int],
+    low_res_masks: torch.FloatTensor, side: int, resized_size: tuple[int, int], output_size: tuple[int, int]
 ) -> torch.FloatTensor:
     """
-    Brings low-resolution mask logits to the size of the picture, as SAM does: bilinear to the padded square, crop to
-    the part that shows the picture, bilinear to the picture. In float32.
+    Brings low-resolution mask logits to the size of the image, as SAM does: bilinear to the padded square, crop to
+    the part that shows the image, bilinear to the image. In float32.
 
     Args:
         low_res_masks (`torch.FloatTensor` of shape `(masks, h, w)`): Mask logits.
         side (`int`): Side of the segmenter's square view in pixels (SAM: 1024).
-        resized_size (`tuple[int, int]`): (height, width) of the picture within that view.
-        output_size (`tuple[int, int]`): (height, width) of the picture.
+        resized_size (`tuple[int, int]`): (height, width) of the image within that view.
+        output_size (`tuple[int, int]`): (height, width) of the image.
 
     Returns:
         `torch.FloatTensor` of shape `(masks, height, width)`.
@@ -212,4 +159,76 @@ def upsample_masks(
     return F.interpolate(masks, output_size, mode="bilinear", align_corners=False)[:, 0]
 
 
-__all__ = ["segmenter_adapter", "upsample_masks"]
+def check_targets(
+    targets: torch.Tensor, row: int, image_size: tuple[int, int] | None, any_size: bool = False
+) -> torch.Tensor:
+    """
+    Checks the mask labels of a row: a loss of masks of 0 and 255, or of another image, is a number like any other.
+
+    Args:
+        targets (`torch.Tensor` of shape `(masks, height, width)`): bool, or numbers in [0, 1].
+        row (`int`): Number of the row, for the message.
+        image_size (`tuple[int, int]`, *optional*): (height, width) of its upright image, where it is known.
+        any_size (`bool`): Accept other sizes, too, to which the whole image is squeezed; not one row or column, and
+            not the image's with its sides swapped.
+
+    Raises:
+        ValueError: If there is another number of dimensions, a value outside [0, 1], or a size that is neither the
+            image's nor a square, to which the whole image is squeezed.
+    """
+    if targets.ndim != 3 or 0 in targets.shape[1:]:
+        raise ValueError(
+            f"mask_labels of row {row} have the shape {tuple(targets.shape)}; give (masks, height, width), one mask "
+            "per slot."
+        )
+    size = tuple(targets.shape[1:])
+    known = image_size is not None and size[0] != size[1] and size != image_size
+    if known and (not any_size or 1 in size or size == image_size[::-1]):
+        raise ValueError(
+            f"mask_labels of row {row} are {size} pixels (height, width), its upright image {image_size}; give them "
+            "at the size of the image, or squeezed to a square."
+        )
+    # written so that NaN fails too
+    if targets.dtype != torch.bool and not bool(((targets >= -ROUNDING) & (targets <= 1 + ROUNDING)).all()):
+        raise ValueError(
+            f"mask_labels of row {row} have values from {targets.min().item():g} to {targets.max().item():g}; they "
+            "must lie in [0, 1]. Divide masks of 0 and 255 by 255."
+        )
+    return targets
+
+
+def bce_per_mask(logits: torch.FloatTensor, targets: torch.FloatTensor) -> torch.FloatTensor:
+    """Binary cross entropy of each mask `(masks,)`, the mean over its pixels; both are `(masks, height, width)`."""
+    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").flatten(1).mean(1)
+
+
+def dice_per_mask(logits: torch.FloatTensor, targets: torch.FloatTensor) -> torch.FloatTensor:
+    """
+    Dice loss of each mask `(masks,)`, in [0, 1]: 1 - (2 |p t| / s + e) / (|p| / s + |t| / s + e) with s = 1000 and
+    e = 1e-6; both are `(masks, height, width)`.
+    """
+    probabilities = logits.sigmoid().flatten(1)
+    targets = targets.flatten(1)
+    overlap = 2 * (probabilities / DICE_SCALE * targets).sum(-1)
+    total = (probabilities / DICE_SCALE).sum(-1) + (targets / DICE_SCALE).sum(-1)
+    return 1 - (overlap + SMOOTHING) / (total + SMOOTHING)
+
+
+def mean_over_masks(per_mask: list[torch.FloatTensor]) -> torch.FloatTensor:
+    """Sum over all masks of the batch divided by their number plus 1e-8; 0 where there is none."""
+    values = torch.cat(per_mask)
+    return values.sum() / (len(values) + COUNT_EPS)
+
+
+__all__ = [
+    "SEGMENTER_ADAPTERS",
+    "Sam2Adapter",
+    "SamAdapter",
+    "bce_per_mask",
+    "check_targets",
+    "dice_per_mask",
+    "mean_over_masks",
+    "prepare_segmenter_config",
+    "segmenter_adapter",
+    "upsample_masks",
+]

@@ -25,6 +25,9 @@ def register() -> None:
     INPUT_OBSERVERS.append(warn_about_foreign_images)
     for system in SYSTEMS.values():
         _register(system)
+    # After DiffLMM itself, which it would register where nobody has.
+    from .modeling import attend_and_segment_with_difflmm  # noqa: F401
+
     PIPELINE_REGISTRY.register_pipeline(
         PIPELINE_TASK,
         pipeline_class=ReasoningSegmentationPipeline,

@@ -15,6 +15,7 @@ from transformers import AutoModel, AutoProcessor, pipeline
 from transformers.dynamic_module_utils import custom_object_save
 
 from reasonseg.conversion.card import render_card
+from reasonseg.conversion.convert_attend_and_segment import convert_attend_and_segment
 from reasonseg.conversion.systems import SYSTEMS as SYSTEM_CLASSES
 from reasonseg.conversion.systems import is_of_transformers
 from reasonseg.modeling.configuration_reasoning_segmentation import ReasoningSegmentationConfig
@@ -22,13 +23,13 @@ from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmenta
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
 from tests.parity_data import PARITY
-from tests.recorded_attention import converted_repo
+from tests.recorded_attention import converted_repo, recorded_sam
 
 
 IMAGES = [PARITY / "lisa" / "images" / name for name in ("img0.png", "img1.png")]
 PHRASES = [["the dog", "a red cup"], ["the tree"]]
 TASK = "reasoning-segmentation"
-SYSTEMS = ("lisa", "gsva", "ivm", "reasoning_segmentation", "attend_and_segment")
+SYSTEMS = ("lisa", "gsva", "ivm", "reasoning_segmentation", "attend_and_segment", "attend_and_segment_with_difflmm")
 
 # Runs before everything else in the child: this package cannot be imported, and nothing can be reached.
 BLOCK = """
@@ -166,13 +167,17 @@ def llava_processor(lisa_repo: Path) -> ReasoningSegmentationProcessor:
 
 
 @pytest.fixture(scope="module", params=SYSTEMS)
-def repo(request, lisa_repo, gsva_repo, ivm_repo, tmp_path_factory) -> Path:
+def repo(request, lisa_repo, gsva_repo, ivm_repo, difflmm_repo, tmp_path_factory) -> Path:
     if request.param == "reasoning_segmentation":
         out = tmp_path_factory.mktemp("composed")
         save_composed(lisa_repo, out)
         return out
     if request.param == "attend_and_segment":
         return converted_repo()
+    if request.param == "attend_and_segment_with_difflmm":
+        out = tmp_path_factory.mktemp("with_difflmm") / "repo"
+        convert_attend_and_segment(difflmm_repo, sam=recorded_sam(), out=out, phrase_extractor="rules")
+        return out
     return {"lisa": lisa_repo, "gsva": gsva_repo, "ivm": ivm_repo}[request.param]
 
 
@@ -219,13 +224,17 @@ def test_without_trust_nothing_runs_and_nothing_is_asked(repo, tmp_path):
     run_without_the_package(REFUSED_WITHOUT_TRUST, tmp_path, repo=str(repo))
 
 
-def test_every_published_file_travels_once_and_unchanged(repo):
+def test_every_published_file_travels_unchanged_and_again(repo, child):
     root = Path(__file__).parents[1]
     originals = {file.name: file for folder in ("modeling", "processing") for file in (root / folder).glob("*.py")}
     published = list(repo.glob("*.py"))
     assert len(published) >= 10
     for file in published:
         assert file.read_bytes() == originals[file.name].read_bytes(), file.name
+    vlm_type = json.loads((repo / "config.json").read_text(encoding="utf-8"))["vlm_config"]["model_type"]
+    assert {file.name for file in published} == {file.name for file in (child / "again").glob("*.py")}
+    # DiffLMM's code lies beside the repositories that need it only.
+    assert (repo / "modeling_difflmm.py").is_file() == (vlm_type == "difflmm")
     assert not list(repo.glob("*.bin"))
     assert not [entry.name for entry in repo.iterdir() if entry.is_dir()]
 

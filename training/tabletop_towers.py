@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..modeling.mask_losses import bce_per_mask, dice_per_mask
 from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
-from ..modeling.segmenters import segmenter_adapter
+from ..modeling.segmenters import bce_per_mask, dice_per_mask, segmenter_adapter
 from .tabletop_scenes import COLOURS, KINDS, SIZES, TabletopScene, scene_random
 
 

@@ -11,8 +11,7 @@ from reasonseg.modeling.configuration_gsva import GsvaConfig
 from reasonseg.modeling.configuration_lisa import LisaConfig
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
-from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
-from reasonseg.modeling.slots import rejected_by_argmax
+from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel, rejected_by_argmax
 from reasonseg.registration import register
 from tests import tiny
 from tests.common_mixins.transformers_mixins import modeling

@@ -63,7 +63,7 @@ def test_the_repository(difflmm_repo):
     assert {name: config[name] for name in expected} == expected
     assert (config["implicit_caption"], config["concat_clip"], config["image_token_index"]) == (True, True, 600)
     names = {path.name for path in difflmm_repo.iterdir()}
-    assert {"modeling_difflmm.py", "diffusion_features.py", "processing_difflmm.py", "README.md"} <= names
+    assert {"modeling_difflmm.py", "processing_difflmm.py", "README.md"} <= names
     assert not names & {"modeling_lisa.py", "segmenters.py"}
     assert "image_processing_difflmm.py" in names
     assert DIFFLMM.image_processor_class is DiffLmmImageProcessor

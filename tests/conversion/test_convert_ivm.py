@@ -70,7 +70,7 @@ def test_the_repository(ivm_repo):
     assert config["vlm_config"]["image_seq_length"] == 576
     assert config["segmenter_config"]["mask_decoder_config"]["num_multimask_outputs"] == 0
     names = {path.name for path in ivm_repo.iterdir()}
-    assert {"modeling_ivm.py", "ivm_decoder.py", "processing_ivm.py", "masked_images.py", "README.md"} <= names
+    assert {"modeling_ivm.py", "composed_model.py", "processing_ivm.py", "masked_images.py", "README.md"} <= names
     assert "adapter" not in names
     _, info = IvmForVisualMasking.from_pretrained(ivm_repo, output_loading_info=True)
     assert not any(info.values()), info

@@ -57,7 +57,7 @@ def test_the_repository(vip_llava_repo):
         "README.md",
         "manifest.json",
     } <= files
-    assert {"modeling_vip_llava.py", "image_placeholder.py"} <= files
+    assert {"modeling_vip_llava.py", "outputs.py"} <= files
     for model_class in (VipLlavaForConditionalGeneration, reasonseg.VipLlavaForConditionalGeneration):
         _, info = model_class.from_pretrained(vip_llava_repo, output_loading_info=True)
         assert not any(info.values()), info

@@ -34,7 +34,7 @@ def assert_equals_teacher_forcing(model, batch, images, output, copies: int = 1)
         count = len(output.pred_masks[row])
         assert len(forced.pred_masks[0]) == count
         slots += count
-        for name in ("pred_masks", "mask_scores", "slot_probs", "slot_states"):
+        for name in ("pred_masks", "mask_scores", "slot_probs", "slot_states", "prompt_embeddings"):
             torch.testing.assert_close(output[name][row], forced[name][0], atol=TOLERANCE, rtol=TOLERANCE)
     assert slots > 0, "the case generated no slot and shows nothing"
 

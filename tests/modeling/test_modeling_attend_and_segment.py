@@ -472,7 +472,7 @@ class TestBadInput:
 
     def test_tiles_of_other_pictures(self, llava):
         model, _, images = llava
-        with pytest.raises(ValueError, match="tile_counts names 1 pictures and sam_pixel_values holds 2"):
+        with pytest.raises(ValueError, match="1 images by tile_counts for the vision-language model and 2"):
             model.encode_image(**images, tile_counts=torch.tensor([2]))
 
     def test_answer_ranges(self, llava):

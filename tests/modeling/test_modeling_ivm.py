@@ -60,7 +60,7 @@ def test_rows_alone_in_a_batch_and_padded_on_either_side_are_equal(model, batch)
         alone = model(batch["input_ids"][row][kept][None], **images)
         assert alone.slot_positions[0].item() == int(kept.sum()) - 2
         for output in (together, other_side):
-            torch.testing.assert_close(output.language_states[row], alone.language_states[0], **CLOSE)
+            torch.testing.assert_close(output.slot_states[row][0], alone.slot_states[0][0], **CLOSE)
             torch.testing.assert_close(output.pred_masks[row], alone.pred_masks[0], **CLOSE)
     assert not torch.allclose(together.pred_masks[0], together.pred_masks[1], **CLOSE)
 
@@ -68,13 +68,20 @@ def test_rows_alone_in_a_batch_and_padded_on_either_side_are_equal(model, batch)
 @torch.no_grad()
 def test_the_state_before_the_last_token_decides(model, batch):
     output = model(**batch, output_hidden_states=True)
-    assert torch.equal(output.hidden_states[-1][:, -2], output.language_states)
-    torch.testing.assert_close(model.seg_projector(output.language_states), torch.cat(output.slot_states), **CLOSE)
+    states = torch.cat(output.slot_states)
+    assert torch.equal(output.hidden_states[-1][:, -2], states)
+    torch.testing.assert_close(model.seg_projector(states), torch.cat(output.prompt_embeddings), **CLOSE)
     changed = dict(batch, input_ids=batch["input_ids"].clone())
-    changed["input_ids"][:, -1] = 7  # behind the state, which sees only what stands before it
-    assert torch.equal(model(**changed).language_states, output.language_states)
+    changed["input_ids"][:, -1] = 7  # after the state, which sees only what stands before it
+    assert torch.equal(torch.cat(model(**changed).slot_states), states)
     changed["input_ids"][:, -2] = 7
-    assert not torch.allclose(model(**changed).language_states, output.language_states, **CLOSE)
+    assert not torch.allclose(torch.cat(model(**changed).slot_states), states, **CLOSE)
+
+
+def test_a_reject_threshold_is_refused(model, batch):
+    for call in (model, model.generate_with_masks):
+        with pytest.raises(ValueError, match=r"reject_threshold is 0\.5, but IVM rejects nothing"):
+            call(**batch, reject_threshold=0.5)
 
 
 @torch.no_grad()

@@ -76,7 +76,7 @@ def test_mask_losses_without_rej_token(inputs, targets, count_rejected_masks):
     ("best", "expected"), [(tiny.SEG, [False, False]), (tiny.REJ, [True, True]), (20, [True, False])]
 )
 def test_rule_at_seg_and_at_rej(best, expected):
-    from reasonseg.modeling.slots import rejected_by_argmax
+    from reasonseg.modeling.modeling_reasoning_segmentation import rejected_by_argmax
 
     logits = torch.zeros(2, tiny.VOCAB_SIZE)
     logits[:, best] = 1

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
-from reasonseg.modeling.attention_prompts import box_above, group_maps, mask_prompt, upsample_map
+from reasonseg.modeling.phrase_drawing import box_above, group_maps, mask_prompt, upsample_map
 from reasonseg.processing.attention_grids import unpadded_grid
 from reasonseg.processing.phrase_segments import non_maximum_suppression
 from tests.recorded_attention import IMAGES, RECORDED, converted_repo, recorded_chunks

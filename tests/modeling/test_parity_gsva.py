@@ -98,7 +98,9 @@ def test_given_answers(model, processor, caches, case):
         for row, positions in enumerate(output.slot_positions)
     ]
     keep = torch.cat(drawn)
-    torch.testing.assert_close(torch.cat(output.slot_states)[keep], recorded["seg_embeddings"], **STATE_TOLERANCE)
+    torch.testing.assert_close(
+        torch.cat(output.prompt_embeddings)[keep], recorded["seg_embeddings"], **STATE_TOLERANCE
+    )
     torch.testing.assert_close(
         torch.cat(output.mask_scores)[keep][:, None], recorded["iou_predictions"], **STATE_TOLERANCE
     )

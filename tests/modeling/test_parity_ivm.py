@@ -91,10 +91,12 @@ def test_image_encoders(model, output, cache, image):
     torch.testing.assert_close(positions[..., ::8, ::8], RECORDED["image_pe_stride8"], atol=1e-6, rtol=0)
 
 
-def test_language_states_and_masks(output):
+def test_states_prompts_and_masks(output):
     recorded = RECORDED["batch/llm_last_hidden_last4"][:, -2]
-    torch.testing.assert_close(output.language_states, recorded, **STATES)
-    torch.testing.assert_close(torch.cat(output.slot_states), RECORDED["batch/language_embeddings"][:, 0], **STATES)
+    torch.testing.assert_close(torch.cat(output.slot_states), recorded, **STATES)
+    torch.testing.assert_close(
+        torch.cat(output.prompt_embeddings), RECORDED["batch/language_embeddings"][:, 0], **STATES
+    )
     torch.testing.assert_close(torch.stack(output.pred_masks), RECORDED["batch/low_res_masks"], **LOGITS)
     assert torch.cat(output.slot_positions).tolist() == [META["merged_length"] - 2] * len(ROWS)
 
@@ -154,7 +156,7 @@ def test_one_row_alone_on_either_side_of_padding(model, processor, inputs, outpu
     )
     index = torch.tensor([image])
     single = model(alone["input_ids"], alone["attention_mask"], image_index=index, image_cache=cache)
-    torch.testing.assert_close(single.language_states[0], output.language_states[row], **STATES)
+    torch.testing.assert_close(single.slot_states[0], output.slot_states[row], **STATES)
     torch.testing.assert_close(single.pred_masks[0], output.pred_masks[row], atol=1e-4, rtol=0)
 
 
@@ -222,7 +224,7 @@ def test_a_half_precision_language_model_stays_as_close_as_the_original_s(ivm_re
     }
     with torch.no_grad():
         output = model(**{name: value.half() if name == "pixel_values" else value for name, value in inputs.items()})
-    states = torch.cat(output.slot_states)
+    states = torch.cat(output.prompt_embeddings)
     moved = META["fp16_llava"]["lang_maxdiff"]
     assert (states - RECORDED["fp16_llava/language_embeddings"][:, 0]).abs().max() <= 2 * moved
     assert (states - RECORDED["batch/language_embeddings"][:, 0]).abs().max() <= 2 * moved

@@ -83,7 +83,7 @@ def test_given_answers(model, processor, caches, case):
     start = int(logits_name.split("_")[2])
     step = 4 if logits_name.endswith("every4th") else 1
     torch.testing.assert_close(output.logits[:, start::step, :vocabulary], recorded[logits_name], **STATE_TOLERANCE)
-    torch.testing.assert_close(torch.cat(output.slot_states), recorded["seg_embeddings"], **STATE_TOLERANCE)
+    torch.testing.assert_close(torch.cat(output.prompt_embeddings), recorded["seg_embeddings"], **STATE_TOLERANCE)
     assert_recorded(torch.cat(output.pred_masks)[:, None], recorded, "low_res_masks")
     torch.testing.assert_close(torch.cat(output.mask_scores)[:, None], recorded["iou_predictions"], **STATE_TOLERANCE)
     assert not torch.cat(output.rejected).any()
@@ -131,7 +131,7 @@ def test_generation(model, talkative, processor, caches, case):
     new_ids = output.sequences[0, inputs["input_ids"].shape[1] :]
     assert new_ids.tolist() == meta["new_ids"]
     assert len(output.pred_masks[0]) == meta["n_seg"]
-    torch.testing.assert_close(output.slot_states[0], recorded["seg_embeddings"], **STATE_TOLERANCE)
+    torch.testing.assert_close(output.prompt_embeddings[0], recorded["seg_embeddings"], **STATE_TOLERANCE)
     torch.testing.assert_close(output.mask_scores[0][:, None], recorded["iou_predictions"], **STATE_TOLERANCE)
     assert_recorded(output.pred_masks[0][:, None], recorded, "low_res_masks")
     result = processor.post_process_segmentation(output, {**inputs, **views})[0]

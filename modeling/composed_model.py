@@ -1,0 +1,376 @@
+"""What all systems share: a vision-language model and a segmenter that are one model to the outside."""
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    SuppressTokensLogitsProcessor,
+)
+
+from .configuration_reasoning_segmentation import ComposedConfig
+from .segmenters import prepare_segmenter_config, segmenter_adapter
+
+
+# transformers 5.24 renamed the argument; a model takes one of them.
+CACHE_NAMES = ("cache", "past_key_values")
+VIEW_NAMES = ("pixel_values", "sam_pixel_values", "original_sizes", "sam_resized_sizes", "tile_counts")
+
+
+@dataclass
+class ImageCache:
+    """
+    The images of one call as both encoders see them, to be handed to later calls about the same images. Not tied to a
+    number of rows: `image_index` says which image a row looks at.
+
+    Args:
+        vlm_features: Output of the model's `get_image_features`, one entry of `pooler_output` per image or tile.
+        vlm_inputs (`dict`): Per-image tensors that the language model still needs (`image_grid_thw`, ...).
+        num_images (`int`): Number of images; one of several tiles counts once.
+        sam_pixel_values, original_sizes, sam_resized_sizes, tile_counts: As given to [`ComposedModel.encode_image`].
+        segmenter_features (`list`): Per image the encoded view, `None` until it is needed.
+        grids (`dict`, *optional*): Per image where its tokens lie, for models that point by attention.
+    """
+
+    vlm_features: object
+    vlm_inputs: dict[str, torch.Tensor]
+    num_images: int
+    sam_pixel_values: torch.FloatTensor | None = None
+    original_sizes: torch.LongTensor | None = None
+    sam_resized_sizes: torch.LongTensor | None = None
+    segmenter_features: list | None = None
+    tile_counts: torch.LongTensor | None = None
+    grids: dict[str, torch.Tensor] | None = None
+
+    def size_of(self, image: int | torch.Tensor) -> tuple[int, int] | None:
+        """(height, width) of an image in pixels, where it is known."""
+        return None if self.original_sizes is None else tuple(self.original_sizes[image].tolist())
+
+
+class PlaceholderSuppressor(SuppressTokensLogitsProcessor):
+    """A type of its own, so that it works beside the `suppress_tokens` of a generation config instead of for it."""
+
+
+class ComposedModel(PreTrainedModel, GenerationMixin):
+    r"""
+    Two stock modules, `segmenter` and `vlm`, and what they need to be used, trained and saved as one model. Subclasses
+    build them, and say how the one points and the other draws: `forward` reads an answer that is given,
+    `generate_with_masks` writes it. `model.vlm` stays a checkpoint of its own that loads in plain transformers.
+
+    The segmenter comes first: where memory is short, `device_map="auto"` then offloads layers of the language model,
+    which can be offloaded, rather than the segmenter, which cannot.
+
+    Args:
+        config ([`ComposedConfig`]): What to compose.
+    """
+
+    config: ComposedConfig
+    config_class = ComposedConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # The loss is a mean over this batch's tokens and masks; the Trainer must not rescale it.
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["SamModel", "SamHQModel", "Sam2Model", "Sam3TrackerModel"]
+    # Quantizers skip what the first names; loading in 16 bit keeps in float32 what the second names.
+    _keep_in_fp32_modules = ["segmenter"]
+    _keep_in_fp32_modules_strict = ["segmenter"]
+
+    def _build_segmenter(self) -> PreTrainedModel:
+        """In float32, as `_keep_in_fp32_modules_strict` says of loading, also where a model is made in 16 bit."""
+        config = prepare_segmenter_config(self.config.segmenter_config)
+        return AutoModel.from_config(config, trust_remote_code=False).float()
+
+    def _build_vlm(self) -> PreTrainedModel:
+        return AutoModelForImageTextToText.from_config(self.config.vlm_config, trust_remote_code=False)
+
+    # ---- one model to the outside -------------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> PreTrainedModel:
+        return self.vlm
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.vlm.dtype
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """What PEFT asks for; under this name transformers' own property warns that it has a new one."""
+        return self.is_activation_checkpointing
+
+    @property
+    def generation_config(self):
+        return self.vlm.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value):
+        if "vlm" in self._modules:  # PreTrainedModel.__init__ assigns before the children exist
+            self.vlm.generation_config = value
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vlm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.vlm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.vlm.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.vlm.set_output_embeddings(value)
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs):
+        """As in every model of transformers; refuses what would train a segmenter with zero gradients."""
+        if (activation_checkpointing_kwargs or {}).get("use_reentrant") and self.segmenter.config.model_type != "sam":
+            raise ValueError(
+                f"Reentrant checkpointing loses the gradients of a {self.segmenter.config.model_type} segmenter; pass "
+                'activation_checkpointing_kwargs={"use_reentrant": False}.'
+            )
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+
+    # ---- images -------------------------------------------------------------------------------------------------
+
+    def encode_image(
+        self,
+        pixel_values: torch.FloatTensor,
+        sam_pixel_values: torch.FloatTensor | None = None,
+        original_sizes: torch.LongTensor | None = None,
+        sam_resized_sizes: torch.LongTensor | None = None,
+        tile_counts: torch.LongTensor | None = None,
+        **kwargs,
+    ) -> ImageCache:
+        """
+        Encodes images for any number of later questions: pass the result as `image_cache`.
+
+        The vision-language model's features are computed now, the segmenter's when the first slot needs them; both
+        then stay in the result. Further inputs of a processor (`input_ids`, ...) are accepted and ignored.
+
+        Args:
+            pixel_values (`torch.FloatTensor`): The vision-language model's view, as its processor made it.
+            sam_pixel_values (`torch.FloatTensor` of shape `(num_images, 3, side, side)`, *optional*):
+                The segmenter's view. Without it no masks can be drawn.
+            original_sizes, sam_resized_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
+                (height, width) of the image and of its part of the segmenter's view.
+            tile_counts (`torch.LongTensor` of shape `(num_images,)`, *optional*):
+                Entries of `pixel_values` that show each image, where there are several (InternVL).
+        """
+        inputs = {"pixel_values": pixel_values, **kwargs}
+        names = image_encoder_parameters(self.vlm)
+        vlm_inputs = {name: value for name, value in inputs.items() if name in names and value is not None}
+        features, num_images = None, len(pixel_values)
+        if "mm_encoder_outputs" in inspect.signature(self.vlm.forward).parameters:  # it takes encoded images
+            features = self.vlm.base_model.get_image_features(**vlm_inputs, return_dict=True)
+            num_images = len(features.pooler_output)
+            del vlm_inputs["pixel_values"]
+        if tile_counts is not None:
+            if int(tile_counts.sum()) != num_images:
+                raise ValueError(f"tile_counts {tile_counts.tolist()} must add up to the {num_images} pixel_values.")
+            num_images = len(tile_counts)
+        if sam_pixel_values is not None and len(sam_pixel_values) != num_images:
+            counted = "by tile_counts " if tile_counts is not None else ""
+            raise ValueError(
+                f"{num_images} images {counted}for the vision-language model and {len(sam_pixel_values)} for the "
+                "segmenter; both views must show the same images in the same order."
+            )
+        views = (sam_pixel_values, original_sizes, sam_resized_sizes, [None] * num_images, tile_counts)
+        return ImageCache(features, vlm_inputs, num_images, *views)
+
+    def _image_input_names(self) -> set[str]:
+        """Keyword arguments that `encode_image` takes."""
+        return image_encoder_parameters(self.vlm) | set(VIEW_NAMES)
+
+    def _take_images(
+        self,
+        input_ids: torch.LongTensor | None,
+        image_index: torch.LongTensor | None,
+        images: ImageCache | None,
+        kwargs: dict,
+        *views: torch.Tensor | None,
+    ) -> tuple[ImageCache | None, torch.LongTensor | None, dict]:
+        """
+        Takes the images out of a call's arguments, `views` by `VIEW_NAMES`, and encodes them unless that was done
+        before; what is left goes to the vision-language model.
+        """
+        names, kwargs = self._image_input_names(), kwargs | dict(zip(VIEW_NAMES, views, strict=False))
+        image_inputs = {name: value for name, value in kwargs.items() if name in names}
+        others = {name: value for name, value in kwargs.items() if name not in names}
+        kwargs = with_cache_named_for(self.vlm, others)
+        if torch.compiler.is_exporting():
+            kwargs.setdefault("use_cache", False)  # an exported graph returns tensors
+        if images is None and image_inputs.get("pixel_values") is not None:
+            images = self.encode_image(**image_inputs)
+        if images is not None:
+            num_rows = len(input_ids if input_ids is not None else kwargs["inputs_embeds"])
+            image_index = resolve_image_index(image_index, num_rows, images.num_images, self.device)
+        return images, image_index, kwargs
+
+    def _vlm_image_inputs(self, images: ImageCache | None, image_index: torch.LongTensor | None) -> dict:
+        """The encoded images as keyword arguments of the vision-language model, one per row."""
+        if images is None:
+            return {}
+        if images.tile_counts is not None:
+            tiles = torch.arange(int(images.tile_counts.sum()), device=image_index.device)
+            per_image = tiles.split(images.tile_counts.tolist())
+            image_index = torch.cat([per_image[image] for image in image_index.tolist()])
+        inputs = {
+            name: value[image_index.to(value.device)] if isinstance(value, torch.Tensor) else value
+            for name, value in images.vlm_inputs.items()
+        }
+        if images.vlm_features is not None:
+            inputs["mm_encoder_outputs"] = {"image": select_images(images.vlm_features, image_index)}
+        return inputs
+
+    def _segmenter_features(self, images: ImageCache | None, slot_images: torch.LongTensor) -> dict[str, torch.Tensor]:
+        """Encoded segmenter views, one entry per slot; each image is encoded at its first use only."""
+        if images is None or images.sam_pixel_values is None:
+            raise ValueError(
+                f"{len(slot_images)} [SEG]/[REJ] slots need the segmenter's view of their images, but there is none; "
+                "pass `sam_pixel_values` as the processor returns them, or an `image_cache` made with them."
+            )
+
+        def encode(views):
+            return segmenter_adapter(self.segmenter).encode(views.to(self.segmenter.device, self.segmenter.dtype))
+
+        if torch.compiler.is_exporting():  # which images have slots is not known then
+            return {name: value[slot_images] for name, value in encode(images.sam_pixel_values).items()}
+        encoded = images.segmenter_features
+        missing = [image for image in sorted(set(slot_images.tolist())) if encoded[image] is None]
+        if missing:
+            features = encode(images.sam_pixel_values[missing])
+            for i, image in enumerate(missing):
+                encoded[image] = {name: value[i] for name, value in features.items()}
+        first = encoded[int(slot_images[0])]
+        return {name: torch.stack([encoded[image][name] for image in slot_images.tolist()]) for name in first}
+
+    # ---- generation ---------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def generate(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        image_index: torch.LongTensor | None = None,
+        image_cache: ImageCache | None = None,
+        **kwargs,
+    ):
+        """
+        `generate` of the vision-language model, text only. Takes everything that the processor returns; what only the
+        segmenter needs is left aside. See [`~GenerationMixin.generate`] for the keyword arguments.
+        """
+        images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
+        processors = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
+        if self.config.image_token_id is not None:
+            # A generated placeholder would ask for image features that do not exist.
+            processors.append(PlaceholderSuppressor([self.config.image_token_id], device=self.device))
+        return self.vlm.generate(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            logits_processor=processors,
+            **self._vlm_image_inputs(images, image_index),
+            **kwargs,
+        )
+
+    def _setting(self, name: str, kwargs: dict) -> Any:
+        """
+        What `generate` goes by: the argument, else the given configuration's value, else the model's own, as
+        transformers fills up what a given configuration leaves open.
+        """
+        if name in kwargs:
+            return kwargs[name]
+        given = getattr(kwargs.get("generation_config"), name, None)
+        return given if given is not None else getattr(self.generation_config, name, None)
+
+    def _recorded_generation(self, kwargs: dict, recorder: LogitsProcessor) -> dict:
+        """
+        The arguments of a generation each of whose passes is one step that `recorder` sees; its result tells which
+        beam wrote which token.
+        """
+        if (self._setting("guidance_scale", kwargs) or 1) != 1:
+            raise ValueError("guidance_scale runs a second pass per step and is not supported; leave it unset.")
+        kwargs = {**kwargs, "logits_processor": [*(kwargs.get("logits_processor") or []), recorder]}
+        if kwargs.get("generation_config") is None:
+            return {**kwargs, "return_dict_in_generate": True}
+        # Beside a configuration transformers takes no single settings.
+        kwargs.pop("return_dict_in_generate", None)
+        kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])
+        kwargs["generation_config"].return_dict_in_generate = True
+        return kwargs
+
+
+# ---- what a vision-language model takes -----------------------------------------------------------------------------
+
+
+def image_encoder_parameters(vlm: PreTrainedModel) -> set[str]:
+    """Names of the inputs that the model's image encoder takes (`pixel_values`, `image_grid_thw`, ...)."""
+    return set(inspect.signature(vlm.base_model.get_image_features).parameters) - {"kwargs"}
+
+
+def select_images(features, image_index: torch.LongTensor):
+    """An output of `get_image_features` whose features have one entry per row instead of one per image."""
+    selected = copy.copy(features)
+    selected.pooler_output = _entries(features.pooler_output, image_index)
+    deepstack = getattr(features, "deepstack_features", None)
+    if deepstack is not None:
+        selected.deepstack_features = [_entries(layer, image_index) for layer in deepstack]
+    return selected
+
+
+def _entries(values, image_index: torch.LongTensor):
+    """One entry per row, of a tensor or a list with one per image."""
+    if isinstance(values, torch.Tensor):
+        return values[image_index]
+    if len({entry.shape for entry in values}) == 1:  # then no index has to be known while a graph is traced
+        return list(torch.stack(list(values))[image_index])
+    return [values[image] for image in image_index.tolist()]
+
+
+def with_cache_named_for(vlm: PreTrainedModel, kwargs: dict) -> dict:
+    """`kwargs` with the key-value cache, given under either of its names, under the one that `vlm` takes."""
+    given = [kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None]
+    others = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
+    if not given:
+        return others
+    if len(given) > 1:
+        raise ValueError("`cache` and `past_key_values` are two names of one argument; give one of them.")
+    accepted = inspect.signature(vlm.prepare_inputs_for_generation).parameters
+    return {**others, **{name: given[0] for name in CACHE_NAMES if name in accepted}}
+
+
+def resolve_image_index(
+    image_index: torch.LongTensor | None, num_rows: int, num_images: int, device: torch.device
+) -> torch.LongTensor:
+    """The image of each row, `(num_rows,)`: as given, or one image for all rows, or one for each."""
+    if image_index is None:
+        if num_images not in (1, num_rows):
+            raise ValueError(
+                f"{num_rows} rows of input_ids and {num_images} images: give one image per row, one image for all "
+                "rows, or `image_index` with the image of each row."
+            )
+        own_image = torch.arange(num_rows, device=device)
+        return own_image if num_images > 1 else torch.zeros_like(own_image)
+    # An exported graph takes any index; what it holds is not known while it is traced.
+    is_known = not torch.compiler.is_exporting()
+    if len(image_index) != num_rows or (is_known and (image_index.min() < 0 or image_index.max() >= num_images)):
+        raise ValueError(
+            f"image_index {image_index.tolist()} must have one entry per row ({num_rows}), each naming an image "
+            f"(0 to {num_images - 1})."
+        )
+    return image_index.to(device)
+
+
+__all__ = ["CACHE_NAMES", "ComposedModel", "ImageCache", "resolve_image_index", "with_cache_named_for"]
