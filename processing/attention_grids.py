@@ -9,7 +9,7 @@ from transformers import LlavaNextProcessor, LlavaProcessor, ProcessorMixin
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from .llava_image_tokens import LlavaImageTokens
+from .chat_processor import LlavaChatProcessor
 
 
 Box = tuple[float, float, float, float]
@@ -65,7 +65,7 @@ def attention_grids(
         is_tiled = len(views["pixel_values"]) != len(sizes)
         return [_tiles(processor, size, level, is_tiled) for size in sizes]
     # By class: others have a `patch_size` too, and lay their tokens out differently (Pixtral, LLaVA-OneVision).
-    if isinstance(processor, (LlavaProcessor, LlavaImageTokens)) and "pixel_values" in views:
+    if isinstance(processor, (LlavaProcessor, LlavaChatProcessor)) and "pixel_values" in views:
         return [_single_view(processor, views, size) for size in sizes]
     raise ValueError(
         f"It is not known where the image tokens of {type(processor).__name__} lie in the picture. Known are the "
