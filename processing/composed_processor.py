@@ -4,9 +4,9 @@ import os
 from copy import deepcopy
 from typing import Any, Self
 
-import transformers
 from transformers import AutoImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.dynamic_module_utils import custom_object_save
+from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
+from transformers.models.auto.processing_auto import processor_class_from_name
 from transformers.utils import PROCESSOR_NAME
 
 from .chat_processor import ChatProcessor, TokenRows, without_row_options
@@ -24,7 +24,7 @@ class ComposedProcessor(ChatProcessor):
     Args:
         vlm_processor (`ProcessorMixin`): Processor of the vision-language model (`LlavaProcessor`, ...).
         segmenter_image_processor ([`SegmenterImageProcessor`], *optional*): The segmenter's view; SAM's by default.
-        chat_template (`str` or `dict`, *optional*): Takes the place of the vision-language model's own.
+        chat_template (`str` or `dict`, *optional*): Instead of the vision-language model's own.
     """
 
     # What processor_config.json holds besides both processors: arguments of a subclass that are attributes, too.
@@ -137,6 +137,9 @@ class ComposedProcessor(ChatProcessor):
     def to_dict(self) -> dict[str, Any]:
         """The vision-language model's processor, completed by what this class adds."""
         output = self.vlm_processor.to_dict()
+        # Its code, where it has some, and not the one of this class.
+        if (auto_map := output.pop("auto_map", None)) is not None:
+            output["vlm_processor"] = {"auto_map": auto_map}
         output["vlm_processor_class"] = output["processor_class"]
         output["processor_class"] = type(self).__name__
         output["segmenter_image_processor"] = self.segmenter_image_processor.to_dict()
@@ -161,11 +164,6 @@ class ComposedProcessor(ChatProcessor):
         if push_to_hub:
             self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.normpath(save_directory))), **kwargs)
         return [processor_file]
-
-    @classmethod
-    def _vlm_processor_class(cls, name: str) -> type[ProcessorMixin] | None:
-        """The class of a saved `vlm_processor`; `None` if there is none of that name."""
-        return getattr(transformers, name, None)
 
     @classmethod
     def from_pretrained(
@@ -201,13 +199,22 @@ class ComposedProcessor(ChatProcessor):
         }
         saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
         class_name = saved.get("vlm_processor_class")
-        vlm_class = cls._vlm_processor_class(class_name) if class_name else None
-        # An Auto class would look for a processor of its own, and for code.
+        # Not an Auto class, which would look for a processor of its own.
+        vlm_class = processor_class_from_name(class_name) if class_name else None
+        code = ((saved.get("vlm_processor") or {}).get("auto_map") or {}).get("AutoProcessor", "")
+        if vlm_class is None and code.endswith(f".{class_name}") and "--" not in code:
+            if not kwargs.get("trust_remote_code"):
+                raise ValueError(
+                    f"{pretrained_model_name_or_path}: its {class_name} is code of this repository ({code}). Pass "
+                    "trust_remote_code=True to run it, or import reasonseg, which has the class."
+                )
+            vlm_class = get_class_from_dynamic_module(code, pretrained_model_name_or_path, **hub)
+            vlm_class.register_for_auto_class()
         if not (isinstance(vlm_class, type) and issubclass(vlm_class, ProcessorMixin)):
             raise ValueError(
                 f"{pretrained_model_name_or_path}: {PROCESSOR_NAME} names the vlm_processor_class {class_name!r}, but "
-                f"it must be a processor of transformers. Was this folder saved by another class than {cls.__name__} "
-                f"({saved.get('processor_class')})?"
+                f"it must be a processor of transformers or of this repository. Was this folder saved by another "
+                f"class than {cls.__name__} ({saved.get('processor_class')})?"
             )
         own = {name: kwargs.pop(name, saved.get(name)) for name in cls.own_fields}
         vlm_processor = vlm_class.from_pretrained(pretrained_model_name_or_path, **hub, **kwargs)

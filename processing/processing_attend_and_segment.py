@@ -51,7 +51,7 @@ class AttendAndSegmentProcessor(ComposedProcessor):
     Args:
         vlm_processor (`ProcessorMixin`): Processor of the vision-language model (`LlavaProcessor`, ...).
         segmenter_image_processor ([`SegmenterImageProcessor`], *optional*): The segmenter's view; SAM's by default.
-        chat_template (`str` or `dict`, *optional*): Takes the place of the vision-language model's own.
+        chat_template (`str` or `dict`, *optional*): Instead of the vision-language model's own.
         phrase_extractor (`str` or `Callable`, *optional*, defaults to `"auto"`):
             What finds noun phrases: `"spacy"` or `"spacy:<pipeline>"` (needs spaCy and an English pipeline), `"rules"`
             (needs nothing), `"auto"` (spaCy where it is installed, else the rules; results name which), a loaded spaCy
@@ -355,19 +355,6 @@ class AttendAndSegmentProcessor(ComposedProcessor):
             )
         return extractor.vector
 
-    @classmethod
-    def _vlm_processor_class(cls, name: str) -> type | None:
-        """Also the processors of the vision-language models that come with this package."""
-        if name == "DiffLmmProcessor":
-            from .processing_difflmm import DiffLmmProcessor
-
-            return DiffLmmProcessor
-        if name == "VipLlavaProcessor":
-            from .processing_vip_llava import VipLlavaProcessor
-
-            return VipLlavaProcessor
-        return super()._vlm_processor_class(name)
-
     def _saved(self, name: str) -> Any:
         """As in the base class; a phrase extractor that is no name is not saved."""
         if name == "phrase_extractor" and not isinstance(self.phrase_extractor, str):
@@ -377,13 +364,13 @@ class AttendAndSegmentProcessor(ComposedProcessor):
 
 def _last_answer(labels: list[int]) -> list[int]:
     """Range of the last run of labelled positions; an empty one at the end where there is none."""
-    places = [place for place, label in enumerate(labels) if label != IGNORED_LABEL]
-    if not places:
+    labelled = [index for index, label in enumerate(labels) if label != IGNORED_LABEL]
+    if not labelled:
         return [len(labels), len(labels)]
-    start = places[-1]
+    start = labelled[-1]
     while start and labels[start - 1] != IGNORED_LABEL:
         start -= 1
-    return [start, places[-1] + 1]
+    return [start, labelled[-1] + 1]
 
 
 def _row_lists(values: Any, row: int) -> list | None:

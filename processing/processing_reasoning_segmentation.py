@@ -11,7 +11,7 @@ class ReasoningSegmentationProcessor(SlotProcessor, ComposedProcessor):
     Args:
         vlm_processor (`ProcessorMixin`): Processor of the vision-language model (`LlavaProcessor`, ...).
         segmenter_image_processor ([`SegmenterImageProcessor`], *optional*): The segmenter's view; SAM's by default.
-        chat_template (`str` or `dict`, *optional*): Takes the place of the vision-language model's own.
+        chat_template (`str` or `dict`, *optional*): Instead of the vision-language model's own.
         seg_token (`str`): The token that asks for a mask; the tokenizer must know it.
         rej_token (`str`, *optional*): The token that says "not in the image".
         wording (`dict`, *optional*): Fields of `GENERIC_WORDING` that differ.

@@ -112,8 +112,8 @@ class LlavaQuestionProcessor(LlavaChatProcessor):
         if images is None:
             return super()._encode(conversations, images, index, options)
         different = {id(image): image for image in images}
-        order = {key: place for place, key in enumerate(different)}
-        index = [order[id(image)] for image in images]
+        position = {key: index for index, key in enumerate(different)}
+        index = [position[id(image)] for image in images]
         tokens, views = super()._encode(conversations, list(different.values()), index, options)
         seen = views["pixel_values"]
         views["pixel_values"] = [seen[image] for image in index] if isinstance(seen, list) else seen[index]
