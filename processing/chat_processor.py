@@ -157,15 +157,10 @@ class ChatProcessor(ProcessorMixin):
                 one row, a single string one phrase.
             image_index (`list[int]`, *optional*):
                 The image of each row, where rows share images.
-            return_labels (`bool`, *optional*, defaults to `False`):
-                Whether to return `labels`.
-            apply_template (`bool`, *optional*):
-                Whether to wrap `text` in the chat template; by default unless it holds the image token.
-            padding_side (`str`, *optional*):
-                `"left"` or `"right"`; by default left if a row awaits its answer, right if all have one.
             kwargs:
-                Further arguments of the tokenizer (`padding`, `truncation`, `max_length`, `return_tensors`, ...) and
-                of the image processor.
+                `return_labels` and `apply_template`, see [`ChatProcessorKwargs`]; `padding_side`, by default left if a
+                row awaits its answer and right if all have one; further arguments of the tokenizer (`padding`,
+                `truncation`, `max_length`, `return_tensors`, ...) and of the image processor.
 
         Returns:
             [`ChatInputs`]: `input_ids`, `attention_mask`, the image's views (`pixel_values`, `sam_pixel_values`,

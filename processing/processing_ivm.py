@@ -74,15 +74,12 @@ class IvmProcessor(LlavaChatProcessor):
     The model writes no text and reads no answer: `text` is the instruction, and `phrases` are as many instructions,
     each a row of its own that shares the image.
 
+    Further arguments are those of [`LlavaChatProcessor`].
+
     Args:
         image_processor ([`ReasoningSegmentationImageProcessor`]):
             Makes both views of the squashed image (`squash_first=True`).
-        tokenizer (`PreTrainedTokenizerBase`): Knows `image_token`.
-        patch_size (`int`): Side of CLIP's patches in pixels.
-        vision_feature_select_strategy (`str`): `"default"` leaves CLIP's class token out, `"full"` keeps it.
         chat_template (`str` or `dict`, *optional*): Jinja template; IVM's wording by default.
-        image_token (`str`): What stands for an image in texts.
-        num_additional_image_tokens (`int`): Tokens that CLIP adds to its patches; 1 for the class token.
 
     Example:
         ```python

@@ -27,14 +27,11 @@ class LisaProcessor(SlotProcessor, LlavaChatProcessor):
     r"""
     Turns images and questions into inputs of [`LisaForReasoningSegmentation`], and its outputs into segments.
 
+    Further arguments are those of [`LlavaChatProcessor`].
+
     Args:
         image_processor ([`ReasoningSegmentationImageProcessor`]): Makes both views.
         tokenizer (`PreTrainedTokenizerBase`): Knows `image_token`, `seg_token` and `rej_token`.
-        patch_size (`int`): Side of CLIP's patches in pixels.
-        vision_feature_select_strategy (`str`): `"default"` leaves CLIP's class token out, `"full"` keeps it.
-        chat_template (`str` or `dict`, *optional*): Jinja template; that of the name `template` by default.
-        image_token (`str`): What stands for an image in texts.
-        num_additional_image_tokens (`int`): Tokens that CLIP adds to its patches; 1 for the class token.
         template (`str`, *optional*): `"llava_v1"` or `"llava_llama_2"`: the prompt format the model was trained with.
         seg_token (`str`): The token that asks for a mask.
         rej_token (`str`, *optional*): The token that says "not in the image".

@@ -61,8 +61,7 @@ class VipLlavaProcessor(LlavaQuestionProcessor):
                 The answer to each text, with the same placeholders.
             image_index (`list[int]`, *optional*):
                 The image of each row, where rows share images.
-            kwargs:
-                As in [`LlavaQuestionProcessor`].
+            kwargs: As in [`ChatProcessor`].
 
         Returns:
             [`ChatInputs`]: `input_ids`, `attention_mask`, `pixel_values` with one entry per row that has an image, and

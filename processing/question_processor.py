@@ -34,22 +34,7 @@ class LlavaQuestionProcessor(LlavaChatProcessor):
             images (`ImageInput`, *optional*):
                 One image per row, or one for all rows; of any kind that `load_rgb_image` reads. `None` in a list is
                 a row without an image.
-            text (`str` or `list[str]`, *optional*):
-                The user's message, to which the checkpoint's chat template adds the image. A text that holds the image
-                token is the whole prompt up to the answer, and stays as it is.
-            answer (`str` or `list[str]`, *optional*):
-                The answer to each text. Spacing and end token are the chat template's.
-            image_index (`list[int]`, *optional*):
-                The image of each row, where rows share images.
-            return_labels (`bool`, *optional*, defaults to `False`):
-                Whether to return `labels`: ids of the answers, -100 elsewhere.
-            apply_template (`bool`, *optional*):
-                Whether to wrap `text` in the chat template; by default unless it holds the image token.
-            padding_side (`str`, *optional*):
-                `"left"` or `"right"`; by default left if a row awaits its answer, right if all have one.
-            kwargs:
-                Further arguments of the tokenizer (`padding`, `truncation`, `max_length`, `return_tensors`, ...) and
-                of the image processor.
+            text, answer, image_index, kwargs: As in [`ChatProcessor`].
 
         Returns:
             [`ChatInputs`]: `input_ids`, `attention_mask`, `pixel_values` with one entry per row that has an image, and
