@@ -416,7 +416,7 @@ class LlavaChatProcessor(ChatProcessor):
         ValueError: If the tokenizer does not know the image token.
     """
 
-    # The geometry where a class's caller does not say another.
+    # The geometry of a class of models where nobody says another.
     default_geometry = {
         "patch_size": 14,
         "vision_feature_select_strategy": "default",
@@ -437,9 +437,13 @@ class LlavaChatProcessor(ChatProcessor):
         template="llava_v1",
         **kwargs,
     ):
-        geometry = (patch_size, vision_feature_select_strategy, num_additional_image_tokens)
-        for (name, default), value in zip(self.default_geometry.items(), geometry, strict=True):
-            setattr(self, name, default if value is None else value)
+        geometry = {
+            "patch_size": patch_size,
+            "vision_feature_select_strategy": vision_feature_select_strategy,
+            "num_additional_image_tokens": num_additional_image_tokens,
+        }
+        for name, value in geometry.items():
+            setattr(self, name, self.default_geometry[name] if value is None else value)
         self.image_token = getattr(tokenizer, "image_token", None) or image_token
         self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
         if self.image_token_id in (None, tokenizer.unk_token_id):

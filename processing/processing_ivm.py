@@ -191,7 +191,7 @@ class IvmProcessor(LlavaChatProcessor):
         r"""
         Args:
             output ([`ReasoningSegmentationOutput`]): What the model returned.
-            inputs ([`ReasoningSegmentationInputs`], *optional*): What the processor returned; tells the sizes.
+            inputs ([`ChatInputs`], *optional*): What the processor returned; tells the sizes.
             original_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
                 (height, width) that heat-maps are to have, one per image, per row or one for all.
             through_square (`bool`, *optional*, defaults to `True`):
@@ -307,7 +307,7 @@ class IvmProcessor(LlavaChatProcessor):
 
         Args:
             output ([`ReasoningSegmentationOutput`]): What the model returned.
-            inputs ([`ReasoningSegmentationInputs`]): What the processor returned.
+            inputs ([`ChatInputs`]): What the processor returned.
             images: The images that the processor was called with, of any kind `load_rgb_image` reads.
             threshold (`float`, *optional*, defaults to 0.1):
                 Pixels with a larger value of the heat-map are kept. The paper's users take up to 0.99.
