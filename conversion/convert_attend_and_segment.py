@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from ..modeling.attention_maps import attention_modules
 from ..modeling.configuration_attend_and_segment import AttendAndSegmentConfig
 from ..modeling.modeling_attend_and_segment import AttendAndSegmentModel
-from ..processing.chat_templates import CHAT_TEMPLATE_NAMES
+from ..processing.chat import CHAT_TEMPLATE_NAMES
 from ..processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from .assembly import ConversionReport, assemble, float_type
 from .card import check_card

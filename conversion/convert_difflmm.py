@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..modeling.configuration_difflmm import DiffLmmConfig
 from ..modeling.modeling_difflmm import DiffLmmForConditionalGeneration, diffusers_classes
-from ..processing.chat_templates import CHAT_TEMPLATE_NAMES
+from ..processing.chat import CHAT_TEMPLATE_NAMES
 from ..processing.image_processing_difflmm import DiffLmmImageProcessor
 from ..processing.processing_difflmm import DiffLmmProcessor
 from .assembly import ConversionReport, assemble, float_type

@@ -11,7 +11,7 @@ import torch
 from transformers import CLIPVisionConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..modeling.configuration_lisa import LisaConfig
-from ..processing.chat_templates import CHAT_TEMPLATE_NAMES, build_chat_template
+from ..processing.chat import CHAT_TEMPLATE_NAMES, build_chat_template
 from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from .assembly import ConversionReport, assemble, float_type
 from .card import check_card

@@ -11,7 +11,7 @@ import torch
 from transformers import CLIPVisionConfig, PreTrainedTokenizerBase
 
 from ..modeling.modeling_vip_llava import VipLlavaForConditionalGeneration
-from ..processing.chat_templates import CHAT_TEMPLATE_NAMES, IMAGE_TOKEN, build_chat_template
+from ..processing.chat import CHAT_TEMPLATE_NAMES, IMAGE_TOKEN, build_chat_template
 from ..processing.image_processing_vip_llava import VipLlavaImageProcessor
 from ..processing.processing_vip_llava import VipLlavaProcessor
 from .assembly import ConversionReport, assemble, float_type

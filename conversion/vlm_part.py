@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ..loading import CODE_FIELDS, load_pretrained
-from ..processing.chat_templates import build_chat_template
+from ..processing.chat import build_chat_template
 from .assembly import generation_defaults
 from .configs import clip_config_from_folder, clip_config_from_shapes, image_view, llava_config, text_config
 from .configs import read_llava_config as read_original_config

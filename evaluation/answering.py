@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
-from ..processing.chat_templates import user_message
+from ..processing.chat import user_message
 from ..whole_files import remove_drafts, write_whole
 
 

@@ -9,8 +9,6 @@ from transformers import LlavaNextProcessor, LlavaProcessor, ProcessorMixin
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 
-from .llava_image_tokens import LlavaImageTokens
-
 
 Box = tuple[float, float, float, float]
 LEVELS = ("fine", "base")
@@ -64,8 +62,10 @@ def attention_grids(
     if hasattr(image_processor, "crop_to_patches") and hasattr(processor, "image_seq_length"):
         is_tiled = len(views["pixel_values"]) != len(sizes)
         return [_tiles(processor, size, level, is_tiled) for size in sizes]
-    # By class: others have a `patch_size` too, and lay their tokens out differently (Pixtral, LLaVA-OneVision).
-    if isinstance(processor, (LlavaProcessor, LlavaImageTokens)) and "pixel_values" in views:
+    # By class: others have a `patch_size` too, and lay their tokens out differently (Pixtral, LLaVA-OneVision). By its
+    # name where it is ours: a processor that brings its own code along is of a second class of that name.
+    is_ours = any(base.__name__ == "LlavaChatProcessor" for base in type(processor).__mro__)
+    if (is_ours or isinstance(processor, LlavaProcessor)) and "pixel_values" in views:
         return [_single_view(processor, views, size) for size in sizes]
     raise ValueError(
         f"It is not known where the image tokens of {type(processor).__name__} lie in the picture. Known are the "

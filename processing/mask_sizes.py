@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from .token_rows import as_list
+from .chat import as_list
 
 
 @dataclass(frozen=True)

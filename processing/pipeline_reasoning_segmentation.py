@@ -11,8 +11,8 @@ from PIL import Image
 from transformers import GenerationConfig, Pipeline
 from transformers.utils import ModelOutput
 
+from .chat import read_phrases
 from .image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
-from .prompt_rows import read_phrases
 
 
 # What generation takes besides the fields of GenerationConfig.

@@ -1,16 +1,17 @@
 """Attend-and-segment's processor: any vision-language model's own, with the geometry of its tokens and its phrases."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature
 from transformers.processing_utils import Unpack
 
 from .answer_phrases import AnswerPhrase, PhraseFinder
 from .attention_grids import LEVELS, attention_grids, grid_inputs
-from .chat_processor import image_of_row
+from .chat import GENERIC_WORDING, PromptRow, as_list, ask_and_answer, clean_phrase, complete_wording
+from .chat_processor import IGNORED_LABEL, ChatInputs, ChatProcessorKwargs, image_of_row
+from .composed_processor import ComposedProcessor
 from .mask_sizes import MaskSizes, read_mask_sizes
 from .noun_phrases import make_extractor
 from .phrase_segments import (
@@ -19,31 +20,38 @@ from .phrase_segments import (
     match_categories,
     without_overlaps,
 )
-from .processing_reasoning_segmentation import ReasoningSegmentationProcessor
-from .prompt_rows import PromptRow
-from .prompted_processor import ReasoningSegmentationProcessorKwargs
 from .segments import post_process_masks
-from .token_rows import IGNORED_LABEL, as_list
 from .token_spans import token_spans
-from .wording import DESCRIPTION_WORDING, clean_phrase
 
 
-class AttendAndSegmentProcessorKwargs(ReasoningSegmentationProcessorKwargs, total=False):
-    pass
+if TYPE_CHECKING:
+    # So that it travels with a saved processor: files named in such lines are copied.
+    from .pipeline_reasoning_segmentation import ReasoningSegmentationPipeline  # noqa: F401
 
 
-class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
+# No slot stands for a phrase: its own words do. The question is that of the original's evaluations.
+DESCRIPTION_WORDING = {
+    **GENERIC_WORDING,
+    "question": "Describe the image in detail.",
+    "questions": "Describe the image in detail.",
+    "answer": "The image shows {items}.",
+    "answers": "The image shows {items}.",
+    "item": "{phrase}{seg}",
+}
+
+
+class AttendAndSegmentProcessor(ComposedProcessor):
     r"""
     The processor of any vision-language model, for [`AttendAndSegmentModel`].
 
-    Besides the views of the pictures it returns where the image tokens lie in them (`grid_sizes`, `grid_boxes`,
+    Besides the views of the images it returns where the image tokens lie in them (`grid_sizes`, `grid_boxes`,
     `grid_tokens`), where given answers stand (`answer_ranges`), and a `phrase_finder` that the model asks for the
     phrases of its answer.
 
     Args:
         vlm_processor (`ProcessorMixin`): Processor of the vision-language model (`LlavaProcessor`, ...).
         segmenter_image_processor ([`SegmenterImageProcessor`], *optional*): The segmenter's view; SAM's by default.
-        chat_template (`str` or `dict`, *optional*): Takes the place of the vision-language model's own.
+        chat_template (`str` or `dict`, *optional*): Instead of the vision-language model's own.
         phrase_extractor (`str` or `Callable`, *optional*, defaults to `"auto"`):
             What finds noun phrases: `"spacy"` or `"spacy:<pipeline>"` (needs spaCy and an English pipeline), `"rules"`
             (needs nothing), `"auto"` (spaCy where it is installed, else the rules; results name which), a loaded spaCy
@@ -61,8 +69,6 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
         ```
     """
 
-    valid_processor_kwargs = AttendAndSegmentProcessorKwargs
-    default_wording = DESCRIPTION_WORDING
     own_fields = ("wording", "phrase_extractor", "attention_grid")
 
     def __init__(
@@ -77,21 +83,10 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
     ):
         if attention_grid not in LEVELS:
             raise ValueError(f"attention_grid is {attention_grid!r}; allowed are {', '.join(map(repr, LEVELS))}.")
-        super().__init__(
-            vlm_processor,
-            segmenter_image_processor,
-            chat_template=chat_template,
-            # no slot stands for a phrase: its own words do
-            seg_token="",
-            wording=wording,
-        )
+        super().__init__(vlm_processor, segmenter_image_processor, chat_template)
         self.phrase_extractor = phrase_extractor
         self.attention_grid = attention_grid
-
-    @property
-    def slot_tokens(self) -> dict[int, str]:
-        """None: phrases point with their own words."""
-        return {}
+        self.wording = complete_wording(wording, DESCRIPTION_WORDING)
 
     @property
     def phrase_extractor(self) -> Any:
@@ -133,14 +128,14 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
         answer: str | list[str] | None = None,
         phrases: str | list[str] | list[list[str]] | None = None,
         image_index: list[int] | None = None,
-        **kwargs: Unpack[AttendAndSegmentProcessorKwargs],
-    ) -> BatchFeature:
+        **kwargs: Unpack[ChatProcessorKwargs],
+    ) -> ChatInputs:
         r"""
         As in the other processors. `text` alone lets the model write; with `answer` its phrases are found in the given
-        words; `phrases` puts what shall be segmented into an answer of its own ("The image shows ...").
+        words; `phrases` puts what to segment into an answer of its own ("The image shows ...").
 
         Returns:
-            [`ReasoningSegmentationInputs`]: Also `grid_sizes` `(images, 2)`, `grid_boxes` `(images, 4)`,
+            [`ChatInputs`]: Also `grid_sizes` `(images, 2)`, `grid_boxes` `(images, 4)`,
             `grid_tokens` `(images, cells)`, all integers, `phrase_finder`, and `answer_ranges` `(rows, 2)` where
             answers are given.
         """
@@ -164,6 +159,9 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
         )
         return inputs
 
+    def _word_phrases(self, phrases: list[str]) -> tuple[str, str]:
+        return ask_and_answer(self.wording, phrases, "", [self.image_token])
+
     def _asked(self, row: PromptRow) -> tuple[str, ...] | None:
         """The phrases as the answer holds them."""
         return None if row.phrases is None else tuple(clean_phrase(self.wording, phrase) for phrase in row.phrases)
@@ -174,16 +172,16 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
             return ""
         template = self.wording["answer" if len(phrases) == 1 else "answers"]
         lead = template.partition("{items}" if "{items}" in template else "{phrases}")[0]
-        return lead.replace("{seg}", self.seg_token).replace("{phrases}", self.wording["separator"].join(phrases))
+        return lead.replace("{seg}", "").replace("{phrases}", self.wording["separator"].join(phrases))
 
-    def _encode(self, conversations, images, index, options, kwargs):
-        tokens, views = super()._encode(conversations, images, index, options, kwargs)
+    def _encode(self, conversations, images, index, options):
+        tokens, views = super()._encode(conversations, images, index, options)
         if images is not None and "grid_sizes" not in views:
             views = self._with_grids(views)
         return tokens, views
 
-    def _encode_images(self, images, options, kwargs):
-        return self._with_grids(super()._encode_images(images, options, kwargs))
+    def _encode_images(self, images, options):
+        return self._with_grids(super()._encode_images(images, options))
 
     def _with_grids(self, views: dict[str, Any]) -> dict[str, Any]:
         sizes = [(int(height), int(width)) for height, width in views["original_sizes"]]
@@ -357,19 +355,6 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
             )
         return extractor.vector
 
-    @classmethod
-    def _vlm_processor_class(cls, name: str) -> type | None:
-        """Also the processors of the vision-language models that come with this package."""
-        if name == "DiffLmmProcessor":
-            from .processing_difflmm import DiffLmmProcessor
-
-            return DiffLmmProcessor
-        if name == "VipLlavaProcessor":
-            from .processing_vip_llava import VipLlavaProcessor
-
-            return VipLlavaProcessor
-        return super()._vlm_processor_class(name)
-
     def _saved(self, name: str) -> Any:
         """As in the base class; a phrase extractor that is no name is not saved."""
         if name == "phrase_extractor" and not isinstance(self.phrase_extractor, str):
@@ -379,13 +364,13 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
 
 def _last_answer(labels: list[int]) -> list[int]:
     """Range of the last run of labelled positions; an empty one at the end where there is none."""
-    places = [place for place, label in enumerate(labels) if label != IGNORED_LABEL]
-    if not places:
+    labelled = [index for index, label in enumerate(labels) if label != IGNORED_LABEL]
+    if not labelled:
         return [len(labels), len(labels)]
-    start = places[-1]
+    start = labelled[-1]
     while start and labels[start - 1] != IGNORED_LABEL:
         start -= 1
-    return [start, places[-1] + 1]
+    return [start, labelled[-1] + 1]
 
 
 def _row_lists(values: Any, row: int) -> list | None:

@@ -1,23 +1,25 @@
-"""IVM's processor: one instruction and one squashed picture in, one heat-map and one masked picture out."""
+"""IVM's processor: one instruction and one squashed image in, one heat-map and one masked image out."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import Unpack
 
-from .chat_processor import image_of_row
-from .chat_templates import IMAGE_TOKEN
+from .chat import IMAGE_TOKEN, PromptRow, check_phrase, read_image_index, read_images, read_phrases
+from .chat_processor import ChatInputs, ChatProcessorKwargs, LlavaChatProcessor, image_of_row
 from .mask_sizes import read_mask_sizes
 from .masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage, mask_image
-from .processing_lisa import LisaProcessor
-from .prompt_rows import PromptRow, read_image_index, read_images, read_phrases
-from .prompted_processor import ReasoningSegmentationProcessorKwargs
 from .segments import Segment, SegmentationResult, post_process_masks
+
+
+if TYPE_CHECKING:
+    # So that these travel with a saved processor: files named in such lines are copied.
+    from .image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor  # noqa: F401
+    from .pipeline_reasoning_segmentation import ReasoningSegmentationPipeline  # noqa: F401
 
 
 # LLaVA-1.5's turns, without a system message unless one is given; the white space around the second line break is
@@ -50,14 +52,10 @@ IVM_CHAT_TEMPLATE = """
 """.strip()
 
 
-class IvmProcessorKwargs(ReasoningSegmentationProcessorKwargs, total=False):
-    pass
-
-
 @dataclass(frozen=True)
 class InstructionRow(PromptRow):
     """
-    One row of a batch as text: one instruction about one picture.
+    One row of a batch as text: one instruction about one image.
 
     Args:
         request (`int`): Which of the given rows asked for it; several phrases of one row become rows of their own.
@@ -68,23 +66,20 @@ class InstructionRow(PromptRow):
     label: str | None = None
 
 
-class IvmProcessor(LisaProcessor):
+class IvmProcessor(LlavaChatProcessor):
     r"""
-    Turns pictures and instructions into inputs of [`IvmForVisualMasking`], and its outputs into heat-maps, segments
-    and masked pictures.
+    Turns images and instructions into inputs of [`IvmForVisualMasking`], and its outputs into heat-maps, segments and
+    masked images.
 
     The model writes no text and reads no answer: `text` is the instruction, and `phrases` are as many instructions,
-    each a row of its own that shares the picture.
+    each a row of its own that shares the image.
+
+    Further arguments are those of [`LlavaChatProcessor`].
 
     Args:
         image_processor ([`ReasoningSegmentationImageProcessor`]):
-            Makes both views of the squashed picture (`squash_first=True`).
-        tokenizer (`PreTrainedTokenizerBase`): Knows `image_token`.
-        patch_size (`int`): Side of CLIP's patches in pixels.
-        vision_feature_select_strategy (`str`): `"default"` leaves CLIP's class token out, `"full"` keeps it.
+            Makes both views of the squashed image (`squash_first=True`).
         chat_template (`str` or `dict`, *optional*): Jinja template; IVM's wording by default.
-        image_token (`str`): What stands for a picture in texts.
-        num_additional_image_tokens (`int`): Tokens that CLIP adds to its patches; 1 for the class token.
 
     Example:
         ```python
@@ -94,8 +89,6 @@ class IvmProcessor(LisaProcessor):
         masked.masked_image.save("masked.png")
         ```
     """
-
-    valid_processor_kwargs = IvmProcessorKwargs
 
     def __init__(
         self,
@@ -111,14 +104,17 @@ class IvmProcessor(LisaProcessor):
         super().__init__(
             image_processor,
             tokenizer,
-            patch_size=patch_size,
-            vision_feature_select_strategy=vision_feature_select_strategy,
-            chat_template=IVM_CHAT_TEMPLATE if chat_template is None else chat_template,
-            image_token=image_token,
-            num_additional_image_tokens=num_additional_image_tokens,
+            patch_size,
+            vision_feature_select_strategy,
+            IVM_CHAT_TEMPLATE if chat_template is None else chat_template,
+            image_token,
+            num_additional_image_tokens,
             template=None,
-            seg_token=None,
         )
+
+    @property
+    def _segmenter_view(self) -> Any:
+        return self.image_processor
 
     def __call__(
         self,
@@ -127,12 +123,12 @@ class IvmProcessor(LisaProcessor):
         answer: str | list[str] | None = None,
         phrases: str | list[str] | list[list[str]] | None = None,
         image_index: list[int] | None = None,
-        **kwargs: Unpack[IvmProcessorKwargs],
-    ) -> BatchFeature:
+        **kwargs: Unpack[ChatProcessorKwargs],
+    ) -> ChatInputs:
         r"""
         Args:
             images (`ImageInput`):
-                One picture per row, or one for all rows; of any kind that `load_rgb_image` reads.
+                One image per row, or one for all rows; of any kind that `load_rgb_image` reads.
             text (`str` or `list[str]`, *optional*):
                 The instruction. A text that holds the image token is the whole prompt and stays as it is.
             answer: IVM reads none; only there for the common interface.
@@ -144,8 +140,8 @@ class IvmProcessor(LisaProcessor):
             kwargs: Further arguments of the tokenizer and of the image processor.
 
         Returns:
-            [`ReasoningSegmentationInputs`]: `input_ids`, `attention_mask`, `pixel_values`, `sam_pixel_values`,
-            `original_sizes`, `sam_resized_sizes`, and `image_index` where rows share images.
+            [`ChatInputs`]: `input_ids`, `attention_mask`, `pixel_values`, `sam_pixel_values`, `original_sizes`,
+            `sam_resized_sizes`, and `image_index` where rows share images.
 
         Raises:
             ValueError: If an answer or labels are asked for, or texts, phrases and images do not match.
@@ -155,39 +151,35 @@ class IvmProcessor(LisaProcessor):
                 "IVM writes no answer, so it takes neither `answer` nor `return_labels`. Give the instruction as "
                 "`text`; targets are passed to the model as `mask_labels`."
             )
-        if phrases is not None and text is None:
-            rows = read_phrases(phrases)
-            if images is not None and any(len(row) > 1 for row in rows):
+        if phrases is not None and text is not None:
+            raise ValueError("`phrases` are instructions, as `text` is. Give either of them.")
+        if phrases is not None:
+            phrases = read_phrases(phrases)
+            if images is not None and any(len(row) > 1 for row in phrases):
                 images = read_images(images)
-                index = read_image_index(image_index, len(rows), len(images)) or range(len(rows))
-                image_index = [place for row, place in zip(rows, index, strict=True) for _ in row]
-            phrases = rows
+                index = read_image_index(image_index, len(phrases), len(images)) or range(len(phrases))
+                image_index = [image for row, image in zip(phrases, index, strict=True) for _ in row]
         return super().__call__(images=images, text=text, phrases=phrases, image_index=image_index, **kwargs)
 
     def _prompt_rows(
         self, text: Any, answer: Any, phrases: Any, apply_template: bool | None, has_images: bool
-    ) -> list[PromptRow]:
+    ) -> list[InstructionRow]:
         if phrases is None:
-            rows = super()._prompt_rows(text, answer, None, apply_template, has_images)
-            labels = [text] if isinstance(text, str) else list(text)
-            requests = range(len(rows))
+            text = [text] if isinstance(text, str) else list(text)
+            asked = list(enumerate(text))
         else:
-            if text is not None:
-                raise ValueError("`phrases` are instructions, as `text` is. Give either of them.")
-            if apply_template is False:
-                raise ValueError("`phrases` needs the chat template; apply_template=False is for whole prompts.")
-            labels = [phrase for row in phrases for phrase in row]
-            requests = [place for place, row in enumerate(phrases) for _ in row]
-            rows = []
-            for label in labels:
-                if not label.strip() or self.image_token in label:
-                    problem = f"holds {self.image_token}" if label.strip() else "is empty"
-                    raise ValueError(f"The phrase {label!r} {problem}. Give the name or description of something.")
-                rows.append(replace(self._prompt_row(label.strip(), None, True, has_images), phrases=(label,)))
+            asked = [(request, phrase) for request, row in enumerate(phrases) for phrase in row]
+            phrases = [[phrase] for _, phrase in asked]
+        rows = super()._prompt_rows(text, answer, phrases, apply_template, has_images)
         return [
-            InstructionRow(row.conversation, row.phrases, row.answer_start, request=request, label=label)
-            for row, request, label in zip(rows, requests, labels, strict=True)
+            InstructionRow(row.conversation, row.phrases, row.answer_start, request, label)
+            for row, (request, label) in zip(rows, asked, strict=True)
         ]
+
+    def _word_phrases(self, phrases: list[str]) -> tuple[str, None]:
+        (phrase,) = phrases
+        check_phrase(phrase, phrase.strip(), [self.image_token])
+        return phrase.strip(), None
 
     def post_process_heatmaps(
         self,
@@ -199,12 +191,12 @@ class IvmProcessor(LisaProcessor):
         r"""
         Args:
             output ([`ReasoningSegmentationOutput`]): What the model returned.
-            inputs ([`ReasoningSegmentationInputs`], *optional*): What the processor returned; tells the sizes.
+            inputs ([`ChatInputs`], *optional*): What the processor returned; tells the sizes.
             original_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
-                (height, width) that heat-maps shall have, one per image, per row or one for all.
+                (height, width) that heat-maps are to have, one per image, per row or one for all.
             through_square (`bool`, *optional*, defaults to `True`):
-                Whether logits take the way over the segmenter's square, as in the original's pictures. `False` brings
-                them straight to the picture's size, as its `get_ratio` and `get_bounding_box` do.
+                Whether logits take the way over the segmenter's square, as in the original's images. `False` brings
+                them straight to the image's size, as its `get_ratio` and `get_bounding_box` do.
 
         Returns:
             `list[np.ndarray]`: per row of the output float32 in 0..1, of shape `(height, width)`.
@@ -219,7 +211,7 @@ class IvmProcessor(LisaProcessor):
     def _logits(
         self, output: Mapping[str, Any], inputs: Any, original_sizes: Any, through_square: bool = True
     ) -> list[torch.Tensor]:
-        """Per row of the output, mask logits at the size of the picture."""
+        """Per row of the output, mask logits at the size of the image."""
         masks = output.get("pred_masks")
         if masks is None:
             raise ValueError("The output has no pred_masks. Pass what the model returned.")
@@ -255,7 +247,7 @@ class IvmProcessor(LisaProcessor):
             inputs ([`ReasoningSegmentationInputs`], *optional*): What the processor returned.
             threshold (`float`, *optional*, defaults to 0.0):
                 Pixels with a larger mask logit belong to the segment; 0 is 0.5 in the heat-map.
-            reject_threshold (`float`, *optional*): Only there for the common interface: IVM never rejects.
+            reject_threshold: IVM rejects nothing and takes none; only there for the common interface.
             original_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
                 (height, width) that masks shall have; those of `inputs` by default.
             rows (`list[PromptRow]`, *optional*): `inputs.rows`, where `inputs` has lost it on the way.
@@ -267,8 +259,14 @@ class IvmProcessor(LisaProcessor):
             its largest value, `label` the instruction. `text` is empty, as IVM writes none.
 
         Raises:
-            ValueError: If rows and inputs do not match, or the threshold is out of its range.
+            ValueError: If rows and inputs do not match, a threshold is out of its range, or `reject_threshold` is
+                given.
         """
+        if reject_threshold is not None:
+            raise ValueError(
+                f"reject_threshold is {reject_threshold!r}, but IVM rejects nothing: every instruction gets a mask, "
+                "empty where nothing is needed. Leave it out, or choose how much is kept by `threshold`."
+            )
         if heatmap_threshold is not None and not 0 <= heatmap_threshold <= 1:
             raise ValueError(f"heatmap_threshold is {heatmap_threshold!r}. It must lie in 0..1.")
         logits = self._logits(output, inputs, original_sizes)
@@ -305,12 +303,12 @@ class IvmProcessor(LisaProcessor):
         min_kept_ratio: float = 0.0,
     ) -> list[MaskedImage]:
         r"""
-        Masks the pictures, as `forward_batch` of the original does.
+        Masks the images, as `forward_batch` of the original does.
 
         Args:
             output ([`ReasoningSegmentationOutput`]): What the model returned.
-            inputs ([`ReasoningSegmentationInputs`]): What the processor returned.
-            images: The pictures that the processor was called with, of any kind `load_rgb_image` reads.
+            inputs ([`ChatInputs`]): What the processor returned.
+            images: The images that the processor was called with, of any kind `load_rgb_image` reads.
             threshold (`float`, *optional*, defaults to 0.1):
                 Pixels with a larger value of the heat-map are kept. The paper's users take up to 0.99.
             overlay_color, dilate, blur, min_kept_ratio: See [`mask_image`].
@@ -319,20 +317,20 @@ class IvmProcessor(LisaProcessor):
             `list[MaskedImage]`: One per row of the output.
 
         Raises:
-            ValueError: If rows and pictures do not match, or an option is out of its range.
+            ValueError: If rows and images do not match, or an option is out of its range.
         """
         heatmaps = self.post_process_heatmaps(output, inputs)
         images = read_images(images)
         if len(images) != len(inputs["original_sizes"]):
             raise ValueError(
-                f"{len(images)} pictures were given and the inputs were made of {len(inputs['original_sizes'])}; pass "
-                "the pictures that the processor was called with."
+                f"{len(images)} images were given and the inputs were made of {len(inputs['original_sizes'])}; pass "
+                "the images that the processor was called with."
             )
         index = inputs.get("image_index")
         index = read_image_index(index, len(heatmaps), len(images)) or range(len(heatmaps))
         return [
-            mask_image(images[place], heatmap, threshold, overlay_color, dilate, blur, min_kept_ratio)
-            for place, heatmap in zip(index, heatmaps, strict=True)
+            mask_image(images[image], heatmap, threshold, overlay_color, dilate, blur, min_kept_ratio)
+            for image, heatmap in zip(index, heatmaps, strict=True)
         ]
 
 

@@ -1,32 +1,40 @@
-"""LISA's processor: LLaVA-v1 prompts, CLIP's and SAM's view of the picture, `[SEG]`."""
+"""LISA's processor: LLaVA-v1 prompts, CLIP's and SAM's view of the image, `[SEG]`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .chat_templates import IMAGE_TOKEN, choose_chat_template
-from .llava_image_tokens import LlavaImageTokens
-from .prompted_processor import SEG_TOKEN, PromptedSegmentationProcessor, ReasoningSegmentationProcessorKwargs
-from .wording import LISA_WORDING, complete_wording
-
-
-class LisaProcessorKwargs(ReasoningSegmentationProcessorKwargs, total=False):
-    pass
+from .chat import GENERIC_WORDING, IMAGE_TOKEN, MARKED_IMAGE
+from .chat_processor import LlavaChatProcessor
+from .slot_processor import SEG_TOKEN, SlotProcessor
 
 
-class LisaProcessor(LlavaImageTokens, PromptedSegmentationProcessor):
+if TYPE_CHECKING:
+    # So that it travels with a saved processor: files named in such lines are copied.
+    from .image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor  # noqa: F401
+
+
+# LISA's validation sets (utils/dataset.py, ValDataset); the space follows the line break after the image. The
+# questions for several phrases are those of its multiple-target instruction data.
+LISA_WORDING = {
+    **GENERIC_WORDING,
+    "question": " What is {phrases} in this image? Please output segmentation mask.",
+    "questions": "What are {phrases} in this image? Please output segmentation masks.",
+    "answer": "{seg}.",
+    "item": "{phrase} {seg}",
+}
+
+
+class LisaProcessor(SlotProcessor, LlavaChatProcessor):
     r"""
-    Turns pictures and questions into inputs of [`LisaForReasoningSegmentation`], and its outputs into segments.
+    Turns images and questions into inputs of [`LisaForReasoningSegmentation`], and its outputs into segments.
+
+    Further arguments are those of [`LlavaChatProcessor`].
 
     Args:
         image_processor ([`ReasoningSegmentationImageProcessor`]): Makes both views.
         tokenizer (`PreTrainedTokenizerBase`): Knows `image_token`, `seg_token` and `rej_token`.
-        patch_size (`int`): Side of CLIP's patches in pixels.
-        vision_feature_select_strategy (`str`): `"default"` leaves CLIP's class token out, `"full"` keeps it.
-        chat_template (`str` or `dict`, *optional*): Jinja template; that of the name `template` by default.
-        image_token (`str`): What stands for a picture in texts.
-        num_additional_image_tokens (`int`): Tokens that CLIP adds to its patches; 1 for the class token.
         template (`str`, *optional*): `"llava_v1"` or `"llava_llama_2"`: the prompt format the model was trained with.
         seg_token (`str`): The token that asks for a mask.
-        rej_token (`str`, *optional*): The token that says "not in the picture".
+        rej_token (`str`, *optional*): The token that says "not in the image".
         wording (`dict`, *optional*): Fields of the checkpoint's wording of phrases that differ from `default_wording`.
 
     Example:
@@ -37,8 +45,8 @@ class LisaProcessor(LlavaImageTokens, PromptedSegmentationProcessor):
         ```
     """
 
-    valid_processor_kwargs = LisaProcessorKwargs
     default_wording = LISA_WORDING
+    template_image = MARKED_IMAGE
 
     def __init__(
         self,
@@ -55,18 +63,21 @@ class LisaProcessor(LlavaImageTokens, PromptedSegmentationProcessor):
         wording=None,
         **kwargs,
     ):
-        self._set_image_geometry(
-            tokenizer, image_token, patch_size, vision_feature_select_strategy, num_additional_image_tokens
+        self._set_slots(seg_token, rej_token, wording)
+        super().__init__(
+            image_processor,
+            tokenizer,
+            patch_size,
+            vision_feature_select_strategy,
+            chat_template,
+            image_token,
+            num_additional_image_tokens,
+            template,
         )
-        self.template = template
-        self.seg_token = seg_token
-        self.rej_token = rej_token
-        self.wording = complete_wording(wording, self.default_wording)
-        super().__init__(image_processor, tokenizer, chat_template=choose_chat_template(template, chat_template))
 
     @property
     def _segmenter_view(self) -> Any:
         return self.image_processor
 
 
-__all__ = ["LisaProcessor"]
+__all__ = ["LISA_WORDING", "LisaProcessor"]

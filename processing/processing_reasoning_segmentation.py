@@ -1,44 +1,22 @@
-"""The processor of any vision-language model, with the segmenter's view of the same pictures and `[SEG]`."""
+"""The processor of any vision-language model with any segmenter, and `[SEG]`."""
 
-import os
-from copy import deepcopy
-from typing import Any, Self
-
-import transformers
-from transformers import AutoImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
-from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import PROCESSOR_NAME
-
-from .image_loading import load_rgb_image
-from .image_processing_reasoning_segmentation import SegmenterImageProcessor
-from .prompted_processor import (
-    SEG_TOKEN,
-    PromptedSegmentationProcessor,
-    ReasoningSegmentationProcessorKwargs,
-    without_row_options,
-)
-from .token_rows import TokenRows
-from .wording import complete_wording
+from .composed_processor import ComposedProcessor
+from .slot_processor import SEG_TOKEN, SlotProcessor
 
 
-class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
+class ReasoningSegmentationProcessor(SlotProcessor, ComposedProcessor):
     r"""
-    The processor of any vision-language model together with the segmenter's view of the same pictures.
-
-    The vision-language model's own processor stays what it is: on disk it lies in its usual files, which
-    `processor_config.json` completes, so that its own class still loads them.
+    The processor of any vision-language model together with the segmenter's view of the same images.
 
     Args:
         vlm_processor (`ProcessorMixin`): Processor of the vision-language model (`LlavaProcessor`, ...).
         segmenter_image_processor ([`SegmenterImageProcessor`], *optional*): The segmenter's view; SAM's by default.
-        chat_template (`str` or `dict`, *optional*): Takes the place of the vision-language model's own.
+        chat_template (`str` or `dict`, *optional*): Instead of the vision-language model's own.
         seg_token (`str`): The token that asks for a mask; the tokenizer must know it.
-        rej_token (`str`, *optional*): The token that says "not in the picture".
+        rej_token (`str`, *optional*): The token that says "not in the image".
         wording (`dict`, *optional*): Fields of `GENERIC_WORDING` that differ.
     """
 
-    valid_processor_kwargs = ReasoningSegmentationProcessorKwargs
-    # What processor_config.json holds besides both processors.
     own_fields = ("seg_token", "rej_token", "wording")
 
     def __init__(
@@ -51,197 +29,8 @@ class ReasoningSegmentationProcessor(PromptedSegmentationProcessor):
         wording=None,
         **kwargs,
     ):
-        if not isinstance(vlm_processor, ProcessorMixin):
-            raise TypeError(
-                f"vlm_processor is a {type(vlm_processor).__name__}; give the processor of the vision-language model."
-            )
-        self.vlm_processor = vlm_processor
-        self.segmenter_image_processor = segmenter_image_processor or SegmenterImageProcessor()
-        self.seg_token = seg_token
-        self.rej_token = rej_token
-        self.wording = complete_wording(wording, self.default_wording)
-        super().__init__(chat_template=vlm_processor.chat_template if chat_template is None else chat_template)
-
-    @classmethod
-    def get_attributes(cls) -> list[str]:
-        """None in the sense of `ProcessorMixin`: `vlm_processor` saves and loads its own parts."""
-        return []
-
-    @property
-    def tokenizer(self) -> PreTrainedTokenizerBase:
-        return self.vlm_processor.tokenizer
-
-    @property
-    def image_processor(self) -> Any:
-        return self.vlm_processor.image_processor
-
-    @property
-    def image_token(self) -> str:
-        return self.vlm_processor.image_token
-
-    @property
-    def image_token_id(self) -> int:
-        return self.vlm_processor.image_token_id
-
-    @property
-    def chat_template(self) -> str | dict[str, str] | None:
-        return self.vlm_processor.chat_template
-
-    @chat_template.setter
-    def chat_template(self, value: str | dict[str, str] | None):
-        self.vlm_processor.chat_template = value
-
-    @property
-    def model_input_names(self) -> list[str]:
-        names = [*self.vlm_processor.model_input_names, *self.segmenter_image_processor.model_input_names]
-        return list(dict.fromkeys(names))
-
-    @property
-    def max_image_pixels(self) -> int:
-        """`int`: Largest height x width of a picture; a larger one is refused before it is decoded."""
-        return self.segmenter_image_processor.max_image_pixels
-
-    @property
-    def _segmenter_view(self) -> Any:
-        return self.segmenter_image_processor
-
-    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
-        return self.vlm_processor.replace_image_token(image_inputs, image_idx, **kwargs)
-
-    def _encode(self, conversations, images, index, options, kwargs):
-        if images is None:
-            return self._call_vlm_processor(conversations, None, options, kwargs)
-        limit = self._pixel_limit(options)
-        images = [load_rgb_image(image, limit) for image in images]
-        by_row = images if index is None else [images[place] for place in index]
-        tokens, views = self._call_vlm_processor(conversations, by_row, options, kwargs)
-        if index is not None:
-            # A picture that several rows share goes into the model once, so its view is needed once.
-            return tokens, self._encode_images(images, options, kwargs)
-        return tokens, {**views, **self._segmenter_inputs(images, options, limit)}
-
-    def _encode_images(self, images, options, kwargs):
-        limit = self._pixel_limit(options)
-        images = [load_rgb_image(image, limit) for image in images]
-        _, views = self._call_vlm_processor([self.image_token] * len(images), images, options, kwargs)
-        return {**views, **self._segmenter_inputs(images, options, limit)}
-
-    def _pixel_limit(self, options: dict[str, Any]) -> int:
-        """Largest height x width of a picture: what the call says, else what the segmenter's view is set to."""
-        return options["images_kwargs"].get("max_image_pixels") or self.max_image_pixels
-
-    def _segmenter_inputs(self, images: list, options: dict[str, Any], limit: int) -> dict[str, Any]:
-        tensors = options["text_kwargs"].get("return_tensors")
-        return dict(self.segmenter_image_processor(images, return_tensors=tensors, max_image_pixels=limit))
-
-    def _call_vlm_processor(
-        self, conversations: list[str], images: list | None, options: dict[str, Any], kwargs: dict[str, Any]
-    ) -> tuple[TokenRows, dict[str, Any]]:
-        """Rows of ids and the vision-language model's views."""
-        own = ("return_labels", "apply_template", "max_image_pixels")
-        kwargs = {n: value for n, value in without_row_options(kwargs).items() if n not in own and value is not None}
-        text_kwargs = without_row_options(kwargs.pop("text_kwargs", None) or {})
-        images_kwargs = dict(kwargs.pop("images_kwargs", None) or {})
-        images_kwargs.pop("max_image_pixels", None)  # pictures are read by now; transformers' own processors know none
-        images_kwargs["return_tensors"] = options["text_kwargs"].get("return_tensors")
-        pictures = {} if images is None else {"images": [[image] for image in images], "images_kwargs": images_kwargs}
-        encoded = self.vlm_processor(
-            text=list(conversations), text_kwargs={**text_kwargs, "padding": False}, **pictures, **kwargs
-        )
-        input_ids = [list(row) for row in encoded["input_ids"]]
-        tokens, views = {}, {}
-        for name, values in encoded.items():
-            is_per_token = name in {*self.tokenizer.model_input_names, "mm_token_type_ids", "offset_mapping"}
-            (tokens if is_per_token else views)[name] = values
-        tokens = {name: [list(row) for row in values] for name, values in tokens.items()}
-        return {**tokens, "input_ids": input_ids}, views
-
-    # ---- files --------------------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """The vision-language model's processor in place, completed by what this class adds."""
-        output = self.vlm_processor.to_dict()
-        output["vlm_processor_class"] = output["processor_class"]
-        output["processor_class"] = type(self).__name__
-        output["segmenter_image_processor"] = self.segmenter_image_processor.to_dict()
-        output |= {name: self._saved(name) for name in self.own_fields}
-        if hasattr(self, "auto_map"):
-            output["auto_map"] = self.auto_map
-        return output
-
-    def _saved(self, name: str) -> Any:
-        """What `processor_config.json` holds for a field of `own_fields`."""
-        return deepcopy(getattr(self, name))
-
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs) -> list[str]:
-        """As [`ProcessorMixin.save_pretrained`]; returns the path of `processor_config.json`."""
-        # The code that the tokenizer was saved with lies in another folder, and its names would lead nowhere.
-        self.tokenizer.init_kwargs.pop("auto_map", None)
-        self.vlm_processor.save_pretrained(save_directory)
-        if self._auto_class is not None:
-            custom_object_save(self, save_directory, config=self)
-        processor_file = os.path.join(save_directory, PROCESSOR_NAME)
-        self.to_json_file(processor_file)
-        if push_to_hub:
-            self.push_to_hub(kwargs.pop("repo_id", os.path.basename(os.path.normpath(save_directory))), **kwargs)
-        return [processor_file]
-
-    @classmethod
-    def _vlm_processor_class(cls, name: str) -> type[ProcessorMixin] | None:
-        """The class of a saved `vlm_processor`; `None` if there is none of that name."""
-        return getattr(transformers, name, None)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike,
-        cache_dir: str | os.PathLike | None = None,
-        force_download: bool = False,
-        local_files_only: bool = False,
-        token: str | bool | None = None,
-        revision: str = "main",
-        backend: str = "pil",
-        **kwargs,
-    ) -> Self:
-        """
-        As [`ProcessorMixin.from_pretrained`]; the fields of this class (`seg_token`, `wording`, ...) may be given
-        again, everything else (`trust_remote_code`, ...) goes to the vision-language model's processor.
-
-        Args:
-            backend (`str`):
-                Backend of the vision-language model's image processor, as [`AutoImageProcessor.from_pretrained`]
-                takes it. `"pil"` gives the same pixels with and without torchvision; a model whose image processor
-                needs torchvision uses that.
-
-        Raises:
-            ValueError: If the folder holds no processor of this class.
-        """
-        hub = {
-            "cache_dir": cache_dir,
-            "force_download": force_download,
-            "local_files_only": local_files_only,
-            "token": token,
-            "revision": revision,
-        }
-        saved, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub)
-        class_name = saved.get("vlm_processor_class")
-        vlm_class = cls._vlm_processor_class(class_name) if class_name else None
-        # An Auto class would look for a processor of its own, and for code.
-        if not (isinstance(vlm_class, type) and issubclass(vlm_class, ProcessorMixin)):
-            raise ValueError(
-                f"{pretrained_model_name_or_path}: {PROCESSOR_NAME} names the vlm_processor_class {class_name!r}, but "
-                f"it must be a processor of transformers. Was this folder saved by another class than {cls.__name__} "
-                f"({saved.get('processor_class')})?"
-            )
-        own = {name: kwargs.pop(name, saved.get(name)) for name in cls.own_fields}
-        vlm_processor = vlm_class.from_pretrained(pretrained_model_name_or_path, **hub, **kwargs)
-        chosen = getattr(getattr(vlm_processor, "image_processor", None), "backend", backend)
-        # Only here: given to the processor, `backend` would reach the tokenizer, which takes it for its own.
-        if chosen != backend:
-            vlm_processor.image_processor = AutoImageProcessor.from_pretrained(
-                pretrained_model_name_or_path, backend=backend, **hub, **kwargs
-            )
-        return cls(vlm_processor, SegmenterImageProcessor.from_dict(saved["segmenter_image_processor"]), **own)
+        self._set_slots(seg_token, rej_token, wording)
+        super().__init__(vlm_processor, segmenter_image_processor, chat_template)
 
 
 __all__ = ["ReasoningSegmentationProcessor"]

@@ -1,4 +1,4 @@
-"""ViP-LLaVA's processor: visual prompts drawn on the picture, words for them in the text, LLaVA's prompts around."""
+"""ViP-LLaVA's processor: visual prompts drawn on the image, words for them in the text, LLaVA's prompts around."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 from transformers.image_utils import ImageInput
 from transformers.processing_utils import Unpack
 
+from .chat import read_texts
 from .chat_processor import ChatInputs, ChatProcessorKwargs
-from .chat_templates import IMAGE_TOKEN
-from .llava_chat_processor import LlavaChatProcessor, picture_of_rows
-from .prompt_rows import read_texts
+from .question_processor import LlavaQuestionProcessor, images_of_rows
 from .visual_prompts import VisualPrompt, draw_visual_prompts, fill_placeholders
 
 
@@ -19,23 +18,12 @@ if TYPE_CHECKING:
     from .visual_prompt_sampling import sample_visual_prompt  # noqa: F401
 
 
-class VipLlavaProcessorKwargs(ChatProcessorKwargs, total=False):
-    pass
-
-
-class VipLlavaProcessor(LlavaChatProcessor):
+class VipLlavaProcessor(LlavaQuestionProcessor):
     r"""
-    Turns pictures, marks on them and messages into inputs of [`VipLlavaForConditionalGeneration`].
+    Turns images, visual prompts on them and messages into inputs of [`VipLlavaForConditionalGeneration`].
 
-    Args:
-        image_processor ([`VipLlavaImageProcessor`]): Pads pictures to a square and makes CLIP's view.
-        tokenizer (`PreTrainedTokenizerBase`): Knows `image_token`.
-        patch_size (`int`): Side of CLIP's patches in pixels.
-        vision_feature_select_strategy (`str`): `"default"` leaves CLIP's class token out, as the model does.
-        chat_template (`str` or `dict`, *optional*): Jinja template; that of the name `template` by default.
-        image_token (`str`): What stands for a picture in texts.
-        num_additional_image_tokens (`int`): Tokens that CLIP adds to its patches; 1 for the class token.
-        template (`str`, *optional*): `"llava_v1"` (Vicuna), `"llava_llama_3"` or `"llava_phi_3"`.
+    Arguments are those of [`LlavaChatProcessor`]; `template` is `"llava_v1"` (Vicuna), `"llava_llama_3"` or
+    `"llava_phi_3"`.
 
     Example:
         ```python
@@ -46,31 +34,6 @@ class VipLlavaProcessor(LlavaChatProcessor):
         ```
     """
 
-    valid_processor_kwargs = VipLlavaProcessorKwargs
-
-    def __init__(
-        self,
-        image_processor=None,
-        tokenizer=None,
-        patch_size=14,
-        vision_feature_select_strategy="default",
-        chat_template=None,
-        image_token=IMAGE_TOKEN,
-        num_additional_image_tokens=1,
-        template="llava_v1",
-        **kwargs,
-    ):
-        super().__init__(
-            image_processor,
-            tokenizer,
-            patch_size,
-            vision_feature_select_strategy,
-            chat_template,
-            image_token,
-            num_additional_image_tokens,
-            template,
-        )
-
     def __call__(
         self,
         images: ImageInput | None = None,
@@ -78,92 +41,79 @@ class VipLlavaProcessor(LlavaChatProcessor):
         visual_prompts: Sequence[VisualPrompt | dict] | Sequence[Sequence[VisualPrompt | dict]] | None = None,
         answer: str | list[str] | None = None,
         image_index: list[int] | None = None,
-        **kwargs: Unpack[VipLlavaProcessorKwargs],
+        **kwargs: Unpack[ChatProcessorKwargs],
     ) -> ChatInputs:
         r"""
-        Every row is one prompt, about one picture or none.
+        As [`LlavaQuestionProcessor`], with visual prompts on the images.
 
         Args:
             images (`ImageInput`, *optional*):
-                One picture per row, or one for all rows; of any kind that `load_rgb_image` reads. `None` in a list is
-                a row without a picture.
+                One image per row, or one for all rows; of any kind that `load_rgb_image` reads. `None` in a list is a
+                row without an image.
             text (`str` or `list[str]`, *optional*):
-                The user's message, put behind the picture in the checkpoint's chat template. A text that holds the
-                image token is the whole prompt up to the answer, and stays as it is. `<bboxN>` and `<region N>` (from
-                0; `<bbox>` where there is one) become the phrase for the visual prompt: "within the red rectangle".
+                The user's message, or with the image token the whole prompt. `<bboxN>` and `<region N>` (from 0;
+                `<bbox>` where there is one) become the phrase for the visual prompt: "within the red rectangle".
             visual_prompts (`list[list[VisualPrompt]]`, *optional*):
-                Per row what to draw on its picture, at the picture's own size; also as dicts of the arguments of
+                Per row what to draw on its image, at the image's own size; also as dicts of the arguments of
                 [`VisualPrompt`]. A single list is one row. Prompts without a colour get one that tells them apart,
                 and sizes that are not given scale with the side of what the model sees.
             answer (`str` or `list[str]`, *optional*):
-                The answer to each text, with the same placeholders. Spacing and end token are the chat template's.
+                The answer to each text, with the same placeholders.
             image_index (`list[int]`, *optional*):
                 The image of each row, where rows share images.
-            return_labels (`bool`, *optional*, defaults to `False`):
-                Whether to return `labels`: ids of the answers, -100 elsewhere.
-            apply_template (`bool`, *optional*):
-                Whether to wrap `text` in the chat template; by default unless it holds the image token.
-            padding_side (`str`, *optional*):
-                `"left"` or `"right"`; by default left if a row awaits its answer, right if all have one.
-            kwargs:
-                Further arguments of the tokenizer (`padding`, `truncation`, `max_length`, `return_tensors`, ...) and
-                of the image processor.
+            kwargs: As in [`ChatProcessor`].
 
         Returns:
-            [`ChatInputs`]: `input_ids`, `attention_mask`, `pixel_values` with one entry per row that has a picture,
-            and `labels` where asked for. With `images` alone only `pixel_values`.
+            [`ChatInputs`]: `input_ids`, `attention_mask`, `pixel_values` with one entry per row that has an image, and
+            `labels` where asked for. With `images` alone only `pixel_values`.
 
         Raises:
             ValueError: If texts, answers, images and visual prompts do not match, or truncation would cut off an
                 image.
         """
-        if images is None and text is None:
-            raise ValueError(f"{type(self).__name__} needs `images`, `text` or both; nothing was given.")
-        options = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        options = self._options(kwargs)
         if text is None:
-            if answer is not None or visual_prompts is not None:
-                raise ValueError("`answer` or `visual_prompts` came without `text`. Give the message they belong to.")
-            return self._views_alone(images, options, kwargs)
+            return self._images_alone(images, options, answer=answer, visual_prompts=visual_prompts)
         texts = read_texts(text, answer)
-        pictures = picture_of_rows(images, len(texts), image_index)
-        for place, prompts in enumerate(_read_visual_prompts(visual_prompts, pictures)):
+        images = images_of_rows(images, len(texts), image_index)
+        for index, prompts in enumerate(_read_visual_prompts(visual_prompts, images)):
             if prompts is None:
                 continue
-            message, reply = texts[place]
-            texts[place] = (
+            message, reply = texts[index]
+            texts[index] = (
                 fill_placeholders(message, prompts),
                 None if reply is None else fill_placeholders(reply, prompts),
             )
             if prompts:
                 side, _ = self._view_size(options["images_kwargs"])
                 limit = options["images_kwargs"].get("max_image_pixels") or self.max_image_pixels
-                pictures[place] = draw_visual_prompts(pictures[place], prompts, side, limit)
-        return self._inputs_of_rows(texts, pictures, options, kwargs)
+                images[index] = draw_visual_prompts(images[index], prompts, side, limit)
+        return self._inputs_of_rows(texts, images, options)
 
 
-def _read_visual_prompts(visual_prompts: Any, pictures: Sequence[Any]) -> list[Sequence[VisualPrompt] | None]:
+def _read_visual_prompts(visual_prompts: Any, images: Sequence[Any]) -> list[Sequence[VisualPrompt] | None]:
     """The prompts of each row; `None` where none were given at all, so that texts keep their placeholders."""
     if visual_prompts is None:
-        return [None] * len(pictures)
+        return [None] * len(images)
     rows = [visual_prompts] if _is_prompt(visual_prompts) else list(visual_prompts)
-    if any(_is_prompt(row) for row in rows) or (not rows and len(pictures) == 1):
+    if any(_is_prompt(row) for row in rows) or (not rows and len(images) == 1):
         rows = [rows]
-    if len(rows) != len(pictures):
+    if len(rows) != len(images):
         raise ValueError(
-            f"{len(pictures)} texts and {len(rows)} rows of visual prompts were given. Give one list per text, empty "
+            f"{len(images)} texts and {len(rows)} rows of visual prompts were given. Give one list per text, empty "
             "for a text without any."
         )
-    for place, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
+    for index, (row, image) in enumerate(zip(rows, images, strict=True)):
         row = [] if row is None else list(row)
         wrong = [type(prompt).__name__ for prompt in row if not _is_prompt(prompt)]
         if wrong:
             raise ValueError(
-                f"Row {place} of visual_prompts holds a {wrong[0]}; each entry must be a VisualPrompt or a dict of "
+                f"Row {index} of visual_prompts holds a {wrong[0]}; each entry must be a VisualPrompt or a dict of "
                 "its arguments."
             )
-        if row and picture is None:
-            raise ValueError(f"Row {place} has {len(row)} visual prompts and no image to draw them on.")
-        rows[place] = [VisualPrompt(**prompt) if isinstance(prompt, Mapping) else prompt for prompt in row]
+        if row and image is None:
+            raise ValueError(f"Row {index} has {len(row)} visual prompts and no image to draw them on.")
+        rows[index] = [VisualPrompt(**prompt) if isinstance(prompt, Mapping) else prompt for prompt in row]
     return rows
 
 

@@ -7,13 +7,11 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from .chat import PromptRow, TurnMarkers, answer_text, as_list
 from .chat_processor import image_of_row
-from .chat_templates import TurnMarkers, answer_text
 from .mask_sizes import MaskSizes, read_mask_sizes
-from .prompt_rows import PromptRow
 from .segments import Segment, SegmentationResult, post_process_masks
 from .slot_spans import Span, decode_with_spans, find_tokens, replace_tokens, slot_labels
-from .token_rows import as_list
 
 
 @dataclass(frozen=True)

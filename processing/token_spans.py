@@ -26,17 +26,17 @@ def token_spans(decode: Callable[[list[int]], str], token_ids: Sequence[int]) ->
     # Bytes of an incomplete character decode to one or more replacement characters; the text then gets shorter again.
     # The shortest text from here on is what is certain.
     lengths = [len(text) for text in texts]
-    for place in reversed(range(len(lengths) - 1)):
-        lengths[place] = min(lengths[place], lengths[place + 1])
+    for index in reversed(range(len(lengths) - 1)):
+        lengths[index] = min(lengths[index], lengths[index + 1])
     return (texts[-1] if texts else ""), list(zip([0, *lengths], lengths, strict=False))
 
 
 def tokens_within(span: Span, spans: Sequence[Span]) -> tuple[int, ...]:
-    """Places of the tokens that share a character with `span`; empty tokens belong to nothing."""
+    """Indices of the tokens that share a character with `span`; empty tokens belong to nothing."""
     start, stop = span
     return tuple(
-        place
-        for place, (token_start, token_stop) in enumerate(spans)
+        index
+        for index, (token_start, token_stop) in enumerate(spans)
         if token_start < stop and token_stop > start and token_stop > token_start
     )
 

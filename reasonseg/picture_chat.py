@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import TextStreamer
 
-from .processing.chat_templates import assistant_message, user_message
+from .processing.chat import assistant_message, user_message
 from .processing.visual_prompts import ANCHOR
 
 

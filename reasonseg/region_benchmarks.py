@@ -22,7 +22,7 @@ from .evaluation.vip_bench import (
 from .loading import load_pipeline, load_pretrained
 from .model_kinds import check_model_fits
 from .picture_chat import input_side
-from .processing.chat_templates import IMAGE_TOKEN
+from .processing.chat import IMAGE_TOKEN
 from .processing.image_loading import load_rgb_image
 from .processing.visual_prompt_sampling import PromptRandom
 from .processing.visual_prompts import ANCHOR, DEFAULT_ALPHA

@@ -10,7 +10,7 @@ from .conversion.tokenizers import build_tokenizer
 from .conversion.tokenizers_fast import build_fast_tokenizer
 from .loading import load_pretrained
 from .modeling.modeling_vip_llava import VipLlavaForConditionalGeneration
-from .processing.chat_templates import IMAGE_TOKEN, build_chat_template
+from .processing.chat import IMAGE_TOKEN, build_chat_template
 from .processing.image_processing_vip_llava import VipLlavaImageProcessor
 from .processing.processing_vip_llava import VipLlavaProcessor
 from .training.recipe import PartsRecipe

@@ -21,6 +21,7 @@ from reasonseg.conversion.systems import is_of_transformers
 from reasonseg.modeling.configuration_reasoning_segmentation import ReasoningSegmentationConfig
 from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
+from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
 from tests.parity_data import PARITY
 from tests.recorded_attention import converted_repo, recorded_sam
@@ -253,3 +254,53 @@ def test_the_card_says_what_each_published_file_does(system, tmp_path):
     assert rows.keys() == written
     assert all(len(does) > 20 for does in rows.values())
     assert "| file | what it does |" not in render_card(system, "unknown", form="trained")
+
+
+LOAD_THE_PROCESSOR = """
+import json
+from pathlib import Path
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoProcessor
+
+arguments = json.loads(sys.argv[1])
+image = Image.open(arguments["image"])
+try:
+    AutoProcessor.from_pretrained(arguments["repo"], trust_remote_code=False)
+except ValueError as error:
+    assert "trust_remote_code=True" in str(error), error
+else:
+    raise SystemExit("code ran that nobody asked for")
+for repo in (arguments["repo"], "again"):
+    processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
+    vlm_processor = processor.vlm_processor
+    for thing in (processor, vlm_processor, vlm_processor.image_processor):
+        assert type(thing).__module__.startswith("transformers_modules."), type(thing).__module__
+    assert type(vlm_processor).__name__ == arguments["name"], type(vlm_processor)
+    inputs = processor(images=image, text="What is it?", return_tensors="pt")
+    save_file({name: inputs[name].clone() for name in ("input_ids", "pixel_values")}, "inputs.safetensors")
+    processor.save_pretrained("again")
+"""
+
+
+@pytest.mark.parametrize(
+    ("fixture", "name"), [("vip_llava_repo", "VipLlavaProcessor"), ("difflmm_repo", "DiffLmmProcessor")]
+)
+def test_the_code_of_another_processor_travels_with_it(fixture, name, request, tmp_path):
+    """Attend-and-segment takes vision-language models of this package, too, whose processors need their code."""
+    processor = AttendAndSegmentProcessor(
+        AutoProcessor.from_pretrained(request.getfixturevalue(fixture)), phrase_extractor="rules"
+    )
+    processor.save_pretrained(tmp_path / "repo")
+    run_without_the_package(LOAD_THE_PROCESSOR, tmp_path, repo=str(tmp_path / "repo"), image=str(IMAGES[0]), name=name)
+    expected = processor(images=Image.open(IMAGES[0]), text="What is it?", return_tensors="pt")
+    found = load_file(tmp_path / "inputs.safetensors")
+    assert all(torch.equal(expected[key], found[key]) for key in found)
+
+
+def test_code_of_other_processors_does_not_come_along(lisa_repo, tmp_path):
+    stock = llava_processor(lisa_repo).vlm_processor
+    AttendAndSegmentProcessor(stock, phrase_extractor="rules").save_pretrained(tmp_path)
+    names = {file.name for file in tmp_path.glob("*.py")}
+    assert "processing_attend_and_segment.py" in names
+    assert not names & {"processing_vip_llava.py", "processing_difflmm.py", "visual_prompts.py"}

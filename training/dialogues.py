@@ -9,9 +9,9 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..processing.chat_templates import IMAGE_TOKEN
+from ..processing.chat import IMAGE_TOKEN
+from ..processing.chat_processor import IGNORED_LABEL, label_answers
 from ..processing.image_loading import load_rgb_image
-from ..processing.token_rows import IGNORED_LABEL, label_answers
 from ..processing.visual_prompt_sampling import PromptRandom
 from ..processing.visual_prompts import ANCHOR
 from .datasets import SharedEpoch

@@ -6,7 +6,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..processing.chat_templates import IMAGE_TOKEN, assistant_message, user_message
+from ..processing.chat import IMAGE_TOKEN, assistant_message, user_message
 from ..processing.image_loading import load_rgb_image
 from ..processing.visual_prompt_regions import Region, read_region
 from ..processing.visual_prompt_sampling import CONSTANT, PromptRandom, PromptStyle, sample_visual_prompt

@@ -2,7 +2,7 @@
 
 import re
 
-from ..processing.chat_templates import IMAGE_TOKEN
+from ..processing.chat import IMAGE_TOKEN
 from ..processing.visual_prompt_sampling import PromptRandom, PromptStyle, sample_paired_styles, sample_styles
 from .region_conversation import SHAPES_OF, MarkedRegion, RegionConversation, multiple_choice
 from .region_data import CUSTOM, GPT4V, PLAIN, RegionDataError, RegionSample

@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from reasonseg.processing.chat_processor import ChatProcessorKwargs
 from reasonseg.processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from reasonseg.processing.image_processing_vip_llava import VipLlavaImageProcessor
 from reasonseg.processing.processing_gsva import GsvaProcessor
@@ -66,8 +67,12 @@ class CommonProcessorTests(processing.ProcessorTesterMixin):
 
     @staticmethod
     def does_processor_return_mm_offsets(processor_class, method_name):
-        # The mixin looks whether a class replaces the method of the next one, which GSVA leaves to LISA.
+        # The mixin looks whether a class replaces the method of the next one, which all of these leave to LLaVA's.
         return method_name == "replace_image_token"
+
+    def test_valid_processor_kwargs_set(self):
+        # All take the same, where the mixin expects a class named after each processor.
+        assert self.get_processor().valid_processor_kwargs is ChatProcessorKwargs
 
     # A row of LISA or GSVA is a question about exactly one picture. Where the mixin goes on to rows with none or
     # several, the override checks that the processor says so, by the counts that only that part of the test gives.

@@ -18,6 +18,7 @@ from reasonseg.conversion.inventory import Inventory
 from reasonseg.conversion.rules_lisa_gsva import sam_table
 from reasonseg.conversion.segmenter_part import add_segmenter
 from reasonseg.conversion.verify import verify_repository
+from reasonseg.processing import composed_processor
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from tests import tiny
 from tests.conversion.originals import change_json, read, weights
@@ -231,9 +232,7 @@ def test_qwen_without_its_video_processor(sam2_folder, tmp_path, monkeypatch):
     vlm = tmp_path / "vlm"
     processor = qwen_processor()
     source = save_vlm(vlm, tiny.qwen2_5_vl_config(), processor)
-    monkeypatch.setattr(
-        AttendAndSegmentProcessor, "_vlm_processor_class", classmethod(lambda cls, name: ImageOnlyQwenProcessor)
-    )
+    monkeypatch.setattr(composed_processor, "processor_class_from_name", lambda name: ImageOnlyQwenProcessor)
     with monkeypatch.context() as patched:
         patched.setattr(vlm_part.AutoProcessor, "from_pretrained", lambda *args, **kwargs: processor)
         convert_attend_and_segment(vlm, sam=sam2_folder[0], out=tmp_path / "repo", phrase_extractor="rules")

@@ -291,6 +291,25 @@ class TestFiles:
         own.save_pretrained(tmp_path)
         assert own.phrase_extractor is parser
 
+    @pytest.mark.parametrize(
+        ("code", "message"),
+        [
+            ("hostile.HostileProcessor", r"code of this repository \(hostile\.HostileProcessor\)\. Pass trust_remote"),
+            ("somebody/else--hostile.HostileProcessor", "must be a processor of transformers or of this repository"),
+            (None, "must be a processor of transformers or of this repository"),
+        ],
+    )
+    def test_code_of_another_processor_stays_off(self, code, message, tmp_path):
+        AttendAndSegmentProcessor(llava_processor(), phrase_extractor="rules").save_pretrained(tmp_path)
+        (tmp_path / "hostile.py").write_text("raise SystemExit('code ran')", encoding="utf-8")
+        path = tmp_path / "processor_config.json"
+        saved = json.loads(path.read_text(encoding="utf-8")) | {"vlm_processor_class": "HostileProcessor"}
+        if code:
+            saved["vlm_processor"] = {"auto_map": {"AutoProcessor": code}}
+        path.write_text(json.dumps(saved), encoding="utf-8")
+        with pytest.raises(ValueError, match=message):
+            AttendAndSegmentProcessor.from_pretrained(tmp_path)
+
 
 def test_pipeline(model, processor):
     pipe = pipeline("reasoning-segmentation", model=model, processor=processor)

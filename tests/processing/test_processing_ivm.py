@@ -198,7 +198,9 @@ def test_bad_outputs(processor):
         processor.post_process_heatmaps(output_of(logits()))
     with pytest.raises(ValueError, match=r"heatmap_threshold is 3. It must lie in 0\.\.1"):
         processor.post_process_segmentation(output_of(logits(), logits()), inputs, heatmap_threshold=3)
-    with pytest.raises(ValueError, match="3 pictures were given and the inputs were made of 1"):
+    with pytest.raises(ValueError, match=r"reject_threshold is 0\.5, but IVM rejects nothing"):
+        processor.post_process_segmentation(output_of(logits(), logits()), inputs, reject_threshold=0.5)
+    with pytest.raises(ValueError, match="3 images were given and the inputs were made of 1"):
         processor.post_process_masking(output_of(logits(), logits()), inputs, [image()] * 3)
 
 

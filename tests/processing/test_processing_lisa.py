@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
-from reasonseg.processing.chat_templates import build_chat_template
+from reasonseg.processing.chat import build_chat_template
 from reasonseg.processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from reasonseg.processing.processing_lisa import LisaProcessor
 from tests.parity_data import load_case, load_meta

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoProcessor, CLIPImageProcessorPil, LlavaProcessor
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from reasonseg.processing.chat_templates import assistant_message, build_chat_template, user_message
+from reasonseg.processing.chat import assistant_message, build_chat_template, user_message
 from reasonseg.processing.processing_vip_llava import VipLlavaProcessor
 from reasonseg.processing.visual_prompts import VisualPrompt, draw_visual_prompts, fill_placeholders
 from tests.recorded_vip_llava import (
@@ -207,7 +207,7 @@ class TestVisualPrompts:
     def test_prompts_without_a_picture(self, processor):
         with pytest.raises(ValueError, match="no image to draw them on"):
             processor(text="What?", visual_prompts=[BOX])
-        with pytest.raises(ValueError, match="came without `text`"):
+        with pytest.raises(ValueError, match="without `text`"):
             processor(recorded_image(0), visual_prompts=[BOX])
 
     def test_any_other_processor_can_use_them(self, processor):
@@ -281,7 +281,7 @@ class TestRows:
             ({"images": 2, "text": ["a", "b", "c"]}, "3 texts and 2 images were given"),
             ({"images": 1, "text": "<image> and <image>"}, "Row 0 holds 2 <image> tokens and has one image"),
             ({"text": "<image>\nWhat?"}, "Row 0 holds 1 <image> tokens and has no image"),
-            ({"images": 1, "answer": "a"}, "came without `text`"),
+            ({"images": 1, "answer": "a"}, "`answer` was given without `text`"),
             ({"images": 1, "phrases": ["a cup"]}, "VipLlavaProcessor takes no `phrases`"),
             ({"text": "a", "image_index": [0]}, "`image_index` was given without `images`"),
             ({"images": 1, "text": "a", "truncation": True, "max_length": 50}, "cut off <image> tokens"),

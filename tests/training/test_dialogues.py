@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
-from reasonseg.processing.chat_templates import IMAGE_TOKEN
+from reasonseg.processing.chat import IMAGE_TOKEN
 from reasonseg.training.dialogues import DialogueCollator, RegionDialogues
 from reasonseg.training.recipe import RecipeError, load_recipe
 from reasonseg.training.region_data import RegionDataError

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reasonseg.processing.chat import read_phrases
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
-from reasonseg.processing.prompt_rows import read_phrases
 from tests.processing.test_processing_ivm import make_processor
 from tests.processing.test_processing_reasoning_segmentation import llava_processor
 from tests.recorded_processors import small_processor

@@ -1,19 +1,25 @@
-"""The originals' prompt strings, several turns, and where answers stand in them."""
+"""The originals' prompt strings, several turns, where answers stand in them, and the words around phrases."""
 
 import pytest
 from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from reasonseg.processing.chat_templates import (
+from reasonseg.processing.chat import (
     CHAT_TEMPLATE_NAMES,
+    GENERIC_WORDING,
     TurnMarkers,
     answer_text,
+    ask_and_answer,
     assistant_message,
     build_chat_template,
     choose_chat_template,
+    clean_phrase,
+    complete_wording,
     find_turn_markers,
     user_message,
 )
+from reasonseg.processing.processing_gsva import GSVA_WORDING
+from reasonseg.processing.processing_lisa import LISA_WORDING
 
 
 V1 = (
@@ -159,3 +165,31 @@ class TestMarkers:
     def test_answers_follow_with_one_space(self, end):
         markers = TurnMarkers(" ASSISTANT:", " ", "</s>")
         assert markers.with_answer(f"USER: a ASSISTANT:{end}", "[SEG].") == "USER: a ASSISTANT: [SEG].</s>"
+
+
+class TestWording:
+    @pytest.mark.parametrize("wording", [LISA_WORDING, GSVA_WORDING, GENERIC_WORDING], ids=["lisa", "gsva", "generic"])
+    @pytest.mark.parametrize("phrases", [["a dog"], ["a dog", "a cat"], ["{seg}", "{phrases} {items}"]], ids=len)
+    def test_one_slot_per_phrase_and_phrases_stay_what_they_are(self, wording, phrases):
+        question, answer = ask_and_answer(complete_wording(None, wording), phrases, "[SEG]")
+        assert ", ".join(phrases) in question
+        assert answer.count("[SEG]") == len(phrases)
+        if len(phrases) > 1:
+            assert all(phrase in answer for phrase in phrases)
+
+    def test_phrases_are_cleaned_as_the_checkpoint_saw_them(self):
+        assert clean_phrase(LISA_WORDING, " .The Dog. ") == ".The Dog."
+        assert clean_phrase(GSVA_WORDING, " .The Dog. ") == "the dog"
+
+    @pytest.mark.parametrize(
+        ("wording", "message"),
+        [
+            ({"greeting": "Hi"}, r"Unknown wording fields \['greeting'\]; there are \['answer'"),
+            ({"question": "{item}?"}, r"question '\{item\}\?' may use \['phrases'\]"),
+            ({"item": "{phrase}"}, r"item '\{phrase\}' must hold \{seg\}"),
+            ({"answers": "Sure."}, r"answers 'Sure.' must hold \{items\}"),
+        ],
+    )
+    def test_errors(self, wording, message):
+        with pytest.raises(ValueError, match=message):
+            complete_wording(wording, LISA_WORDING)
