@@ -45,7 +45,7 @@ def read_mask_sizes(
     given = inputs.get("original_sizes")
     wanted = original_sizes if original_sizes is not None else given
     if wanted is None:
-        raise ValueError("The size of the pictures is unknown. Pass the processor's `inputs` or `original_sizes`.")
+        raise ValueError("The size of the pictures is unknown. Pass the processor's `inputs` or `target_sizes`.")
     wanted = _size_pairs(wanted)
     known = wanted if given is None else _size_pairs(given)
     resized = inputs.get("sam_resized_sizes")

@@ -93,7 +93,7 @@ class ReasoningSegmentationPipeline(Pipeline):
                 Processes that read pictures ahead.
             mask_format (`str`, *optional*, defaults to `"pil"`):
                 `"pil"` for mode L pictures with 0 and 255, `"rle"` for COCO's compressed RLE (needs pycocotools).
-            threshold (`float`, *optional*):
+            mask_threshold (`float`, *optional*):
                 Mask logit above which a pixel belongs to a segment, 0.0 by the processor's default.
             reject_threshold (`float`, *optional*):
                 Reject slots whose probability of being `[SEG]` is lower; without it by the model's own decision.
@@ -106,11 +106,11 @@ class ReasoningSegmentationPipeline(Pipeline):
         Returns:
             `dict`, a `list` of them where a list, tuple or batched array was given, or an iterator over them for
             anything else that is iterated:
-            `generated_text` (`str`) and `segments`, a list of `{"label", "score", "rejected", "span", "box", "mask"}`
-            in reading order. `score` rates the mask, 0 to 1, see [`Segment`]; `span` is `(start, end)` of its token
-            in the text, which reads `[REJ]` where the segment is rejected; `box` `[x1, y1, x2, y2]` in pixels of the
-            upright picture, `mask` has its size; both are None for rejected segments. Systems that find phrases in the
-            answer add `phrase_extractor`, what found them.
+            `generated_text` (`str`) and `segments`, in reading order a list of `{"label", "score", "rejected", "span",
+            "box_xyxy", "mask"}`. `score` rates the mask, 0 to 1, see [`Segment`]; `span` is `(start, end)` of its
+            token in the text, which reads `[REJ]` where the segment is rejected; `box_xyxy` is `[x1, y1, x2, y2]` in
+            pixels of the upright image, and `mask` has its size; both are None for rejected segments. Systems that
+            find phrases in the answer add `phrase_extractor`, what found them.
 
         Raises:
             ValueError: Pictures and questions do not match, or an option has no meaning here.
@@ -135,7 +135,7 @@ class ReasoningSegmentationPipeline(Pipeline):
     def _sanitize_parameters(
         self,
         mask_format: str | None = None,
-        threshold: float | None = None,
+        mask_threshold: float | None = None,
         reject_threshold: float | None = None,
         processor_kwargs: dict[str, Any] | None = None,
         generate_kwargs: dict[str, Any] | None = None,
@@ -146,8 +146,8 @@ class ReasoningSegmentationPipeline(Pipeline):
         unknown = sorted(set(kwargs) - _GENERATION_NAMES)
         if unknown:
             raise TypeError(
-                f"Unknown options {unknown}. Allowed are mask_format, threshold, reject_threshold, processor_kwargs, "
-                "generate_kwargs, batch_size, num_workers and the arguments of generation."
+                f"Unknown options {unknown}. Allowed are mask_format, mask_threshold, reject_threshold, "
+                "processor_kwargs, generate_kwargs, batch_size, num_workers and the arguments of generation."
             )
         twice = sorted(set(kwargs) & set(generate_kwargs or {}))
         if twice:
@@ -156,7 +156,7 @@ class ReasoningSegmentationPipeline(Pipeline):
             raise ValueError(f"mask_format is {mask_format!r}. Allowed are {' and '.join(map(repr, _MASK_FORMATS))}.")
         generate_kwargs = {**(generate_kwargs or {}), **kwargs}
         forward_parameters = {"reject_threshold": reject_threshold, "generate_kwargs": generate_kwargs or None}
-        postprocess_parameters = {"mask_format": mask_format, "threshold": threshold}
+        postprocess_parameters = {"mask_format": mask_format, "mask_threshold": mask_threshold}
         return (
             {"processor_kwargs": processor_kwargs} if processor_kwargs is not None else {},
             {name: value for name, value in forward_parameters.items() if value is not None},
@@ -210,10 +210,10 @@ class ReasoningSegmentationPipeline(Pipeline):
         return {"output": ModelOutput(kept), "batch": batch}
 
     def postprocess(
-        self, model_outputs: dict[str, Any], mask_format: str = "pil", threshold: float | None = None
+        self, model_outputs: dict[str, Any], mask_format: str = "pil", mask_threshold: float | None = None
     ) -> list[dict[str, Any]]:
         """Turn the model's output for a batch into one dict per row."""
-        options = {} if threshold is None else {"threshold": threshold}
+        options = {} if mask_threshold is None else {"mask_threshold": mask_threshold}
         results = self.processor.post_process_segmentation(
             model_outputs["output"], model_outputs["batch"].inputs, **options
         )
@@ -389,7 +389,7 @@ def _segment_as_dict(segment: Any, mask_format: str) -> dict[str, Any]:
         "score": float(segment.score),
         "rejected": bool(segment.rejected),
         "span": segment.span,
-        "box": None if segment.box_xyxy is None else list(segment.box_xyxy),
+        "box_xyxy": None if segment.box_xyxy is None else list(segment.box_xyxy),
         "mask": mask,
     }
 

@@ -51,16 +51,16 @@ class SlotReader:
 
     def read(
         self,
-        output: Mapping[str, Any],
+        outputs: Mapping[str, Any],
         inputs: Mapping[str, Any] | None,
         rows: Sequence[PromptRow] | None,
-        threshold: float,
+        mask_threshold: float,
+        target_sizes: Any,
         reject_threshold: float | None,
-        original_sizes: Any,
     ) -> list[SegmentationResult]:
         """See `post_process_segmentation` of the processor."""
         inputs = {} if inputs is None else inputs
-        masks = output.get("pred_masks")
+        masks = outputs.get("pred_masks")
         if masks is None:
             raise ValueError(
                 "The output has no pred_masks. Call the model's forward with an answer that holds "
@@ -75,8 +75,8 @@ class SlotReader:
                 f"The output has {num_rows} rows and the inputs {num_inputs}; pass the inputs that led to this output."
             )
         source = [row // (num_rows // num_inputs) for row in range(num_rows)]
-        answers = self._answers(output, inputs, rows, source)
-        sizes = read_mask_sizes(inputs, original_sizes, source, self.segmenter_image_processor)
+        answers = self._answers(outputs, inputs, rows, source)
+        sizes = read_mask_sizes(inputs, target_sizes, source, self.segmenter_image_processor)
 
         results = []
         for row, answer in enumerate(answers):
@@ -86,7 +86,7 @@ class SlotReader:
                     f"slots: {answer.text!r}. Pass the inputs that led to this output."
                 )
             phrases = rows[source[row]].phrases if rows is not None else None
-            segments = self._segments(answer, phrases, output, row, threshold, reject_threshold, sizes[row])
+            segments = self._segments(answer, phrases, outputs, row, mask_threshold, reject_threshold, sizes[row])
             text = self._write_decisions(answer.text, segments)
             image = image_of_row(inputs, source[row])
             results.append(SegmentationResult(text, segments, sizes[row].original, image))

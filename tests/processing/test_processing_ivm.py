@@ -134,7 +134,7 @@ def test_results_know_their_image(processor):
 
 def test_plain_dicts_and_other_sizes(processor):
     inputs = processor(images=image(), text=["cup", "dog"], return_tensors="pt")
-    results = processor.post_process_segmentation(output_of(logits(), logits()), dict(inputs), original_sizes=[(7, 9)])
+    results = processor.post_process_segmentation(output_of(logits(), logits()), dict(inputs), target_sizes=[(7, 9)])
     assert [result.image_size for result in results] == [(7, 9), (7, 9)]
     assert [result.segments[0].label for result in results] == [None, None]
     again = copy.deepcopy(inputs)

@@ -72,7 +72,7 @@ class TestRecordedGenerations:
         }
         sizes = inputs["original_sizes"] if form == "nothing" else None
         given = {"inputs": inputs, "plain dict": dict(inputs), "nothing": None}[form]
-        (result,) = lisa.post_process_segmentation(output, given, original_sizes=sizes)
+        (result,) = lisa.post_process_segmentation(output, given, target_sizes=sizes)
         if "segbias" in name:
             assert result.text == self.TEXTS[name[-2:]]
         assert spanned(result) == ["[SEG]"] * recorded["n_seg"]
@@ -108,7 +108,7 @@ class TestForcedAnswers:
         inputs = lisa(images=IMAGES, phrases=[["a dog"], ["a cat"]], return_tensors="pt")
         output = forced_output(1, 1)
         for threshold in (0.0, 0.5):
-            results = lisa.post_process_segmentation(output, inputs, threshold=threshold)
+            results = lisa.post_process_segmentation(output, inputs, mask_threshold=threshold)
             for row, (result, size, resized) in enumerate(
                 zip(results, ((30, 40), (50, 20)), ((48, 64), (64, 26)), strict=True)
             ):
@@ -244,14 +244,14 @@ class TestGeneratedAnswers:
         inputs = lisa(images=IMAGES[0], text=prompt, return_tensors="pt")
         output = generated_output(lisa, inputs, ["A cat [SEG]."])
         for given, sizes in ((inputs, None), (None, inputs["original_sizes"])):
-            (result,) = lisa.post_process_segmentation(output, given, original_sizes=sizes)
+            (result,) = lisa.post_process_segmentation(output, given, target_sizes=sizes)
             assert (result.text, labels_of(result)) == ("A cat [SEG].", ["A cat"])
 
     def test_other_sizes_on_request(self, lisa):
         inputs = lisa(images=IMAGES, text=["a", "b"], return_tensors="pt")
         output = generated_output(lisa, inputs, ["[SEG]."] * 4, copies=2)
         for sizes in ([(300, 400), (500, 200)], torch.tensor([[300, 400]] * 2 + [[500, 200]] * 2)):
-            results = lisa.post_process_segmentation(output, inputs, original_sizes=sizes)
+            results = lisa.post_process_segmentation(output, inputs, target_sizes=sizes)
             assert [result.image_size for result in results] == [(300, 400)] * 2 + [(500, 200)] * 2
             assert results[0].segments[0].mask.shape == (300, 400)
 
@@ -297,7 +297,7 @@ class TestErrors:
 
     def test_a_forward_pass_without_inputs(self, lisa):
         with pytest.raises(ValueError, match="Pass the processor's `inputs`"):
-            lisa.post_process_segmentation(forced_output(1), original_sizes=[(30, 40)])
+            lisa.post_process_segmentation(forced_output(1), target_sizes=[(30, 40)])
 
     def test_unknown_sizes(self, lisa):
         inputs = lisa(images=IMAGES[0], phrases=["a"], return_tensors="pt")
@@ -308,4 +308,4 @@ class TestErrors:
     def test_sizes_do_not_match(self, lisa):
         inputs = lisa(images=IMAGES, phrases=[["a"], ["b"]], return_tensors="pt")
         with pytest.raises(ValueError, match="3 sizes were given for 2 rows of output, 2 rows of input and 2 images"):
-            lisa.post_process_segmentation(forced_output(1, 1), inputs, original_sizes=[(3, 4)] * 3)
+            lisa.post_process_segmentation(forced_output(1, 1), inputs, target_sizes=[(3, 4)] * 3)
