@@ -14,7 +14,7 @@ from ..modeling.configuration_difflmm import DiffLmmConfig
 from ..modeling.diffusion_features import diffusers_classes
 from ..modeling.modeling_difflmm import DiffLmmForConditionalGeneration
 from ..processing.chat_templates import CHAT_TEMPLATE_NAMES
-from ..processing.image_processing_difflmm import DiffLmmImageProcessor
+from ..processing.image_processing_vip_llava import DiffLmmImageProcessor
 from ..processing.processing_difflmm import DiffLmmProcessor
 from .assembly import ConversionReport, assemble, float_type
 from .card import check_card

@@ -1,16 +1,16 @@
-"""Read a picture of any supported kind into an upright RGB image, or say why it cannot be read."""
+"""Read images of every supported kind, upright and in RGB, and masks' and colours' values; or say why not."""
 
 import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageColor, ImageFile
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 
@@ -22,6 +22,7 @@ PIXELS_VARIABLE = "REASONSEG_MAX_IMAGE_PIXELS"
 _PILLOW = threading.Lock()
 
 ImageSource = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+ColorSource = str | Sequence[float] | np.ndarray
 
 # What cameras, screens and data sets write. Pillow knows some forty more; one of them (EPS) starts another program,
 # and others (ICO, ICNS) hold an image of another size than they state. AVIF is read where Pillow was built with it.
@@ -40,6 +41,9 @@ _UPRIGHT_TRANSPOSE = {
 }
 # Pillow has no direct conversion of premultiplied alpha to RGB.
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+# What stands for "belongs to the mask" beside 0: a flag, white in 8 bits, white in 16 bits.
+_FULL_VALUES = (1, 255, 65535)
+_ALLOWED_VALUES = "Allowed are bool, 0 and 1, or 0 and 255."
 
 
 class ImageTooLargeError(ValueError):
@@ -52,11 +56,11 @@ def load_rgb_image(
     input_data_format: str | ChannelDimension | None = None,
     upright: bool = True,
 ) -> Image.Image:
-    """Read one picture and return it upright, in RGB, with 8 bits per channel.
+    """Read one image and return it upright, in RGB, with 8 bits per channel.
 
     The EXIF orientation is applied, so masks predicted for the result lie in the frame in which a viewer shows the
-    picture. An alpha channel is dropped, not composited, as `Image.convert("RGB")` of the original projects does.
-    16-bit greyscale keeps its high byte. Of an animation the current (for a file: the first) frame is taken.
+    image. An alpha channel is dropped, not composited, as `Image.convert("RGB")` of the original projects does. 16-bit
+    greyscale keeps its high byte. Of an animation the current (for a file: the first) frame is taken.
 
     Args:
         image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
@@ -74,7 +78,7 @@ def load_rgb_image(
         `PIL.Image.Image`: mode RGB, without metadata, decoded.
 
     Raises:
-        ValueError: The source is a URL, is not a readable picture, has no pixels or too many
+        ValueError: The source is a URL, is not a readable image, has no pixels or too many
             ([`ImageTooLargeError`]), or is an array of another dtype, shape or value range.
 
     Example:
@@ -160,17 +164,17 @@ def tensor_to_numpy(image: torch.Tensor) -> np.ndarray:
 def image_to_uint8(
     image: np.ndarray, input_data_format: str | ChannelDimension | None = None
 ) -> tuple[np.ndarray, ChannelDimension]:
-    """Check an array that is to be read as a picture and bring its values to 8 bits.
+    """Check an array that is to be read as an image and bring its values to 8 bits.
 
     Args:
         image (`np.ndarray`): two- or three-dimensional, uint8 in 0..255 or floating point in 0..1.
-        input_data_format (`str` or `ChannelDimension`, *optional*): place of the channels; inferred when omitted.
+        input_data_format (`str` or `ChannelDimension`, *optional*): where the channels are; inferred when omitted.
 
     Returns:
-        `tuple[np.ndarray, ChannelDimension]`: the uint8 array with three dimensions, and the place of its channels.
+        `tuple[np.ndarray, ChannelDimension]`: the uint8 array with three dimensions, and where its channels are.
 
     Raises:
-        ValueError: The dtype, the shape or the values are not those of a picture.
+        ValueError: The dtype, the shape or the values are not those of an image.
     """
     if image.ndim not in (2, 3) or 0 in image.shape:
         raise ValueError(
@@ -210,13 +214,7 @@ def image_to_uint8(
 
 
 def check_pixel_count(height: int, width: int, what: str, max_image_pixels: int) -> None:
-    """Refuse a picture without pixels or with more than `max_image_pixels`.
-
-    Args:
-        height (`int`): height in pixels.
-        width (`int`): width in pixels.
-        what (`str`): the picture, as the error message shall name it.
-        max_image_pixels (`int`): largest allowed height x width.
+    """Refuse an image without pixels or with more than `max_image_pixels`; `what` names it in the error.
 
     Raises:
         ValueError: With the size that was found and the size that is allowed.
@@ -278,6 +276,15 @@ def upright_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
     return mask if transpose is None else np.asarray(Image.fromarray(mask).transpose(transpose))
 
 
+@contextmanager
+def _decoding(what: str) -> Iterator[None]:
+    """Say which image is damaged: decoders raise errors of many kinds on damaged files."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what} cannot be decoded ({_reason(error)}). Check or convert the file.") from error
+
+
 def _load(image: Image.Image, what: str, max_image_pixels: int) -> int:
     """Decode a Pillow image in place and return its EXIF orientation."""
     if isinstance(image, ImageFile.ImageFile) and image.format not in IMAGE_FORMATS:
@@ -287,21 +294,16 @@ def _load(image: Image.Image, what: str, max_image_pixels: int) -> int:
         )
     check_pixel_count(image.height, image.width, what, max_image_pixels)
     _check_tiles(image, what, max_image_pixels)
-    try:
-        with _pillow_allows(max_image_pixels):
-            image.load()
-    except Exception as error:  # decoders raise errors of many kinds on damaged files
-        raise ValueError(f"{what} cannot be decoded ({_reason(error)}). Check or convert the file.") from error
+    with _decoding(what), _pillow_allows(max_image_pixels):
+        image.load()
     return exif_orientation(image)
 
 
 def _decode(image: Image.Image, what: str, max_image_pixels: int, upright: bool) -> Image.Image:
     """Decode a Pillow image, turn it upright if asked for, and convert it to RGB."""
     orientation = _load(image, what, max_image_pixels)
-    try:
+    with _decoding(what):
         image = _to_rgb(image, what)
-    except Exception as error:  # decoders raise errors of many kinds on damaged files
-        raise ValueError(f"{what} cannot be decoded ({_reason(error)}). Check or convert the file.") from error
     if upright and orientation in _UPRIGHT_TRANSPOSE:
         image = image.transpose(_UPRIGHT_TRANSPOSE[orientation])
     image.info = {}  # keeps the orientation from being applied a second time
@@ -348,3 +350,83 @@ def _from_array(image: np.ndarray, max_image_pixels: int, input_data_format: Any
 def _reason(error: Exception) -> str:
     """Name an error whose own message may be empty."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+# ---- masks and colours ----------------------------------------------------------------------------------------------
+
+
+def mask_array(values: Any, what: str) -> np.ndarray:
+    """Bring an array or tensor to NumPy and check that it has the shape and the kind of values of a mask."""
+    values = tensor_to_numpy(values) if isinstance(values, torch.Tensor) else np.asarray(values)
+    if values.ndim != 2 or 0 in values.shape:
+        raise ValueError(f"{what} has the shape {values.shape}. Give (height, width), each at least 1 pixel.")
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{what} has values of dtype {values.dtype}. {_ALLOWED_VALUES}")
+    return values
+
+
+def binary_mask(values: Any, what: str = "The mask") -> np.ndarray:
+    """Read an array of any layout and number format as a mask.
+
+    Args:
+        values (`np.ndarray` or `torch.Tensor`):
+            Of shape `(height, width)`: bool, or numbers that are 0 and 1, or 0 and 255 (in 16 bits 0 and 65535).
+        what (`str`, *optional*): The mask, as the error message names it.
+
+    Returns:
+        `np.ndarray`: bool, of the same shape; contiguous.
+
+    Raises:
+        ValueError: The shape or the values are not those of a mask.
+    """
+    values = mask_array(values, what)
+    if values.dtype != np.bool_:
+        high = values.max()
+        mask = values == (high if high in _FULL_VALUES else 1)
+        if not (mask | (values == 0)).all():  # written so that NaN fails too
+            found = "has values that are not finite"
+            if np.isfinite(values).all():
+                different = np.unique(values)
+                listed = ", ".join(f"{value:g}" for value in different[:4].tolist())
+                listed += f", ... {different[-1]:g}" if len(different) > 4 else ""
+                found = f"has {len(different)} different values ({listed})"
+            raise ValueError(
+                f"{what} {found}. {_ALLOWED_VALUES} Make it binary first: `mask > 0` for logits, `mask == n` for a "
+                "label map, `mask > 127` for grey edges."
+            )
+        values = mask
+    return np.ascontiguousarray(values)
+
+
+def read_color(color: ColorSource, whole: bool = True) -> tuple[Any, Any, Any]:
+    """
+    Args:
+        color (`str`, `Sequence` or `np.ndarray`): A name that CSS knows, "#rrggbb", or red, green and blue in 0..255.
+        whole (`bool`, *optional*, defaults to `True`): Whether the three must be whole numbers, as where lines are
+            drawn, or may have fractions, as where pixels are mixed.
+
+    Returns:
+        `tuple[int, int, int]` or, with fractions, `tuple[float, float, float]`: Red, green, blue.
+
+    Raises:
+        ValueError: It is none of these.
+
+    Example:
+        >>> read_color("#0a141e")
+        (10, 20, 30)
+    """
+    problem = (
+        f"The colour {color!r} was given. Give three {'whole ' if whole else ''}numbers in 0..255 (red, green, blue), "
+        "a CSS name such as 'red', or '#rrggbb'."
+    )
+    if isinstance(color, str):
+        try:
+            return ImageColor.getrgb(color)[:3]
+        except ValueError:
+            raise ValueError(problem) from None
+    values = np.asarray(color) if isinstance(color, (tuple, list, np.ndarray)) else None
+    if values is None or values.shape != (3,) or not np.issubdtype(values.dtype, np.number):
+        raise ValueError(problem)
+    if not ((values >= 0) & (values <= 255)).all() or (whole and (values != np.floor(values)).any()):  # NaN fails too
+        raise ValueError(problem)
+    return tuple(values.astype(np.int64 if whole else np.float64).tolist())

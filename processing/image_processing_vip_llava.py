@@ -1,4 +1,4 @@
-"""ViP-LLaVA's view of a picture: padded to a square, then CLIP's."""
+"""ViP-LLaVA's and DiffLMM's view of an image: padded to a square, then CLIP's."""
 
 import numpy as np
 from transformers import BatchFeature
@@ -80,6 +80,21 @@ class VipLlavaImageProcessor(UprightImageBackend):
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 
+class DiffLmmImageProcessor(VipLlavaImageProcessor):
+    r"""
+    ViP-LLaVA's view in another size: a square in the colour of CLIP's mean, resized and normalised. Both towers of
+    DiffLMM make their own view of it.
+
+    Options are those of [`VipLlavaImageProcessor`].
+    """
+
+    size = {"shortest_edge": 384}
+    crop_size = {"height": 384, "width": 384}
+
+    def __init__(self, **kwargs: Unpack[VipLlavaImageProcessorKwargs]):
+        super().__init__(**kwargs)
+
+
 def _pad_to_square(image: np.ndarray, background: list[int]) -> np.ndarray:
     """Put a picture `(channels, height, width)` into the middle of a square; an odd pixel goes to the end."""
     height, width = image.shape[-2:]
@@ -95,4 +110,4 @@ def _pad_to_square(image: np.ndarray, background: list[int]) -> np.ndarray:
     return square
 
 
-__all__ = ["VipLlavaImageProcessor"]
+__all__ = ["DiffLmmImageProcessor", "VipLlavaImageProcessor"]

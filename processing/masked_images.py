@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from .colors import ColorSource, read_color
-from .image_loading import MAX_IMAGE_PIXELS, load_rgb_image
+from .image_loading import MAX_IMAGE_PIXELS, ColorSource, load_rgb_image, read_color
 from .segments import mask_box
 
 

@@ -2,13 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from .attention_drawing import draw_attention_maps
-from .image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from .segments import Segment, SegmentationResult
 
 
@@ -66,33 +62,6 @@ class PhraseSegmentationResult(SegmentationResult):
     token_spans: list[tuple[int, int]] = field(default_factory=list)
     attention_maps: np.ndarray | None = None
     grid_box: tuple[float, float, float, float] | None = None
-
-    def draw_attention(self, image: Any, per_row: int = 10, cell_width: int = 140) -> Image.Image:
-        """Draw what each token of the answer looked at, the mean of all taken off, ten in a row.
-
-        Args:
-            image: the picture these segments belong to.
-            per_row (`int`, *optional*, defaults to 10): pictures per row.
-            cell_width (`int`, *optional*, defaults to 140): width of each in pixels.
-
-        Returns:
-            `PIL.Image.Image`: mode RGB.
-
-        Raises:
-            ValueError: The result was made without `keep_maps=True`, or the picture has another size.
-        """
-        if self.attention_maps is None or self.grid_box is None:
-            raise ValueError("The result holds no maps. Make it with post_process_segmentation(..., keep_maps=True).")
-        height, width = self.image_size
-        # the picture was accepted before, when it was segmented
-        picture = load_rgb_image(image, max_image_pixels=max(MAX_IMAGE_PIXELS, height * width))
-        if (picture.height, picture.width) != tuple(self.image_size):
-            raise ValueError(
-                f"The image is {picture.width} x {picture.height} pixels, the masks are {self.image_size[1]} x "
-                f"{self.image_size[0]}. Pass the image that was segmented."
-            )
-        words = [self.text[start:stop] for start, stop in self.token_spans]
-        return draw_attention_maps(picture, self.attention_maps, self.grid_box, words, per_row, cell_width)
 
 
 def match_categories(

@@ -8,11 +8,9 @@ import torch
 from transformers import BatchFeature
 from transformers.processing_utils import Unpack
 
-from .answer_phrases import AnswerPhrase, PhraseFinder
 from .attention_grids import LEVELS, attention_grids, grid_inputs
 from .chat_processor import image_of_row
-from .mask_sizes import MaskSizes, read_mask_sizes
-from .noun_phrases import make_extractor
+from .noun_phrases import AnswerPhrase, PhraseFinder, make_extractor
 from .phrase_segments import (
     PhraseSegment,
     PhraseSegmentationResult,
@@ -23,6 +21,7 @@ from .processing_reasoning_segmentation import ReasoningSegmentationProcessor
 from .prompt_rows import PromptRow
 from .prompted_processor import ReasoningSegmentationProcessorKwargs
 from .segments import post_process_masks
+from .slot_results import MaskSizes, input_of_rows, read_mask_sizes
 from .token_rows import IGNORED_LABEL, as_list
 from .token_spans import token_spans
 from .wording import DESCRIPTION_WORDING, clean_phrase
@@ -256,11 +255,7 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
         rows = rows if rows is not None else getattr(inputs, "rows", None)
         num_rows = len(outputs["phrases"])
         num_inputs = len(inputs["input_ids"]) if "input_ids" in inputs else num_rows
-        if not num_inputs or num_rows % num_inputs:
-            raise ValueError(
-                f"The output has {num_rows} rows and the inputs {num_inputs}; pass the inputs that led to this output."
-            )
-        source = [row // (num_rows // num_inputs) for row in range(num_rows)]
+        source = input_of_rows(num_rows, num_inputs)
         sizes = read_mask_sizes(inputs, target_sizes, source, self._segmenter_view)
         if categories is not None and word_vector is None:
             word_vector = self._word_vector()
@@ -307,7 +302,7 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
             masks, scores = outputs["candidate_masks"][row], outputs["candidate_scores"][row]
         else:
             masks, scores = outputs["pred_masks"][row][:, None], outputs["mask_scores"][row][:, None]
-        drawn = post_process_masks(masks.flatten(0, 1), sizes.original, sizes.resized, sizes.target, mask_threshold)
+        drawn = post_process_masks(masks.flatten(0, 1), *sizes, mask_threshold)
         drawn, scores = drawn.cpu().numpy().reshape(*masks.shape[:2], *sizes.original), scores.float().tolist()
         found = outputs["slot_probs"][row].tolist()
         if reject_threshold is not None:

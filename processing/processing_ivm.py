@@ -12,12 +12,12 @@ from transformers.processing_utils import Unpack
 
 from .chat_processor import image_of_row
 from .chat_templates import IMAGE_TOKEN
-from .mask_sizes import read_mask_sizes
 from .masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage, mask_image
 from .processing_lisa import LisaProcessor
 from .prompt_rows import PromptRow, read_image_index, read_images, read_phrases
 from .prompted_processor import ReasoningSegmentationProcessorKwargs
 from .segments import Segment, SegmentationResult, post_process_masks
+from .slot_results import read_mask_sizes
 
 
 # LLaVA-1.5's turns, without a system message unless one is given; the white space around the second line break is
@@ -234,10 +234,9 @@ class IvmProcessor(LisaProcessor):
             raise ValueError(f"The rows have {[len(row) for row in masks]} masks; IVM draws one per row.")
         logits = []
         for row, sizes in enumerate(read_mask_sizes(inputs, target_sizes, range(len(masks)), self._segmenter_view)):
-            resized, target = sizes.resized, sizes.target
             if not through_square:
-                resized = target = tuple(masks[row].shape[-2:])
-            logits.append(post_process_masks(masks[row], sizes.original, resized, target, threshold=None)[0])
+                sizes = sizes._replace(reshaped=tuple(masks[row].shape[-2:]), padded=tuple(masks[row].shape[-2:]))
+            logits.append(post_process_masks(masks[row], *sizes, mask_threshold=None)[0])
         return logits
 
     def post_process_segmentation(

@@ -149,7 +149,7 @@ class PromptedSegmentationProcessor(ChatProcessor):
             slot_tokens=self.slot_tokens,
             image_token_id=self.image_token_id,
             markers=self._markers(),
-            segmenter_image_processor=self._segmenter_view,
+            segmenter_view=self._segmenter_view,
         )
         rows = rows if rows is not None else getattr(inputs, "rows", None)
         return reader.read(outputs, inputs, rows, mask_threshold, target_sizes, reject_threshold)

@@ -1,4 +1,7 @@
-"""Visual prompts drawn at random, in the order and the ranges of ViP-LLaVA's training (visual_prompt_generator.py)."""
+"""Visual prompts drawn at random, in the order and the ranges of ViP-LLaVA's training (visual_prompt_generator.py).
+
+Nothing here is published beside a checkpoint.
+"""
 
 import math
 import random
@@ -9,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .visual_prompt_regions import Region
+from .regions import Region
 from .visual_prompts import (
     ANCHOR,
     COLOR_POOL,

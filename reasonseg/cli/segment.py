@@ -175,8 +175,10 @@ def _save(
         if extractor := getattr(result, "phrase_extractor", None):
             record["phrase_extractor"] = extractor
         if needed:
-            page = result.to_html(picture)
-            record["answer_png"] = results.save_picture(f"{name}_answer.png", result.draw_answer(picture).save)
+            from ..processing.answer_rendering import draw_answer, to_html
+
+            page = to_html(result, picture)
+            record["answer_png"] = results.save_picture(f"{name}_answer.png", draw_answer(result, picture).save)
             record["answer_html"] = results.save_picture(
                 f"{name}_answer.html", lambda path: path.write_text(page, encoding="utf-8")
             )
@@ -214,7 +216,7 @@ def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:
         write_out(printable_json(record) + "\n")
         sys.stdout.flush()
         return
-    from ..processing.mask_drawing import segment_name
+    from ..processing.segments import segment_name
 
     parts = []
     for index, found in enumerate(record["segments"]):

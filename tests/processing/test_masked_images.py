@@ -22,7 +22,7 @@ def recorded_heatmap(name: str) -> np.ndarray:
     """The heat-map of the recorded low-resolution mask."""
     image = picture("ivm", name[:4])
     masks = RECORDED["batch/low_res_masks"][NAMES.index(name)]
-    logits = post_process_masks(masks, (image.height, image.width), (1024, 1024), threshold=None)
+    logits = post_process_masks(masks, (image.height, image.width), (1024, 1024), mask_threshold=None)
     return logits[0].sigmoid().numpy()
 
 
