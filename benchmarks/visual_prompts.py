@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from benchmarks.midsize import seconds
-from reasonseg.processing.image_loading import read_color
+from reasonseg.processing.colors import read_color
 from reasonseg.processing.visual_prompts import SHAPES, VisualPrompt, complete_prompt, draw_visual_prompts
 
 

@@ -1,16 +1,16 @@
-"""Read images of every supported kind, upright and in RGB, and masks' and colours' values; or say why not."""
+"""Read images of every supported kind, upright and in RGB, and the values of masks; or say why not."""
 
 import os
 import re
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageColor, ImageFile
+from PIL import Image, ImageFile
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 
@@ -22,7 +22,6 @@ PIXELS_VARIABLE = "REASONSEG_MAX_IMAGE_PIXELS"
 _PILLOW = threading.Lock()
 
 ImageSource = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
-ColorSource = str | Sequence[float] | np.ndarray
 
 # What cameras, screens and data sets write. Pillow knows some forty more; one of them (EPS) starts another program,
 # and others (ICO, ICNS) hold an image of another size than they state. AVIF is read where Pillow was built with it.
@@ -72,10 +71,7 @@ def load_rgb_image(
         input_data_format (`str` or `ChannelDimension`, *optional*):
             `"channels_first"` or `"channels_last"` for arrays and tensors; inferred from the shape when omitted.
         upright (`bool`, *optional*, defaults to `True`):
-            Apply the EXIF orientation. False keeps the pixels as they are stored, in which COCO's annotations count.
-
-    Returns:
-        `PIL.Image.Image`: mode RGB, without metadata, decoded.
+            False keeps the pixels as they are stored, in which COCO's annotations count.
 
     Raises:
         ValueError: The source is a URL, is not a readable image, has no pixels or too many
@@ -102,15 +98,8 @@ def load_rgb_image(
 
 
 def open_image(path: str | os.PathLike, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """Open a local image file without decoding it. Every image of this package is opened here.
-
-    Args:
-        path (`str` or `os.PathLike`): the file.
-        max_image_pixels (`int`, *optional*, defaults to 67108864): largest allowed height x width; see
-            `load_rgb_image`.
-
-    Returns:
-        `PIL.Image.Image`: of one of `IMAGE_FORMATS`; close it, or use it as a context.
+    """Open a local image file of one of `IMAGE_FORMATS` without decoding it; close it, or use it as a context. Every
+    image of this package is opened here. For `max_image_pixels` see `load_rgb_image`.
 
     Raises:
         ValueError: The file is a URL, does not exist, is of another format, or claims too many pixels.
@@ -164,11 +153,7 @@ def tensor_to_numpy(image: torch.Tensor) -> np.ndarray:
 def image_to_uint8(
     image: np.ndarray, input_data_format: str | ChannelDimension | None = None
 ) -> tuple[np.ndarray, ChannelDimension]:
-    """Check an array that is to be read as an image and bring its values to 8 bits.
-
-    Args:
-        image (`np.ndarray`): two- or three-dimensional, uint8 in 0..255 or floating point in 0..1.
-        input_data_format (`str` or `ChannelDimension`, *optional*): where the channels are; inferred when omitted.
+    """Check an array of two or three dimensions, uint8 in 0..255 or floating point in 0..1, and bring it to 8 bits.
 
     Returns:
         `tuple[np.ndarray, ChannelDimension]`: the uint8 array with three dimensions, and where its channels are.
@@ -366,18 +351,14 @@ def mask_array(values: Any, what: str) -> np.ndarray:
 
 
 def binary_mask(values: Any, what: str = "The mask") -> np.ndarray:
-    """Read an array of any layout and number format as a mask.
-
-    Args:
-        values (`np.ndarray` or `torch.Tensor`):
-            Of shape `(height, width)`: bool, or numbers that are 0 and 1, or 0 and 255 (in 16 bits 0 and 65535).
-        what (`str`, *optional*): The mask, as the error message names it.
+    """Read an array or tensor `(height, width)` of any layout and number format as a mask: bool, 0 and 1, or 0 and 255
+    (in 16 bits 0 and 65535).
 
     Returns:
         `np.ndarray`: bool, of the same shape; contiguous.
 
     Raises:
-        ValueError: The shape or the values are not those of a mask.
+        ValueError: The shape or the values are not those of a mask, which `what` names.
     """
     values = mask_array(values, what)
     if values.dtype != np.bool_:
@@ -396,37 +377,3 @@ def binary_mask(values: Any, what: str = "The mask") -> np.ndarray:
             )
         values = mask
     return np.ascontiguousarray(values)
-
-
-def read_color(color: ColorSource, whole: bool = True) -> tuple[Any, Any, Any]:
-    """
-    Args:
-        color (`str`, `Sequence` or `np.ndarray`): A name that CSS knows, "#rrggbb", or red, green and blue in 0..255.
-        whole (`bool`, *optional*, defaults to `True`): Whether the three must be whole numbers, as where lines are
-            drawn, or may have fractions, as where pixels are mixed.
-
-    Returns:
-        `tuple[int, int, int]` or, with fractions, `tuple[float, float, float]`: Red, green, blue.
-
-    Raises:
-        ValueError: It is none of these.
-
-    Example:
-        >>> read_color("#0a141e")
-        (10, 20, 30)
-    """
-    problem = (
-        f"The colour {color!r} was given. Give three {'whole ' if whole else ''}numbers in 0..255 (red, green, blue), "
-        "a CSS name such as 'red', or '#rrggbb'."
-    )
-    if isinstance(color, str):
-        try:
-            return ImageColor.getrgb(color)[:3]
-        except ValueError:
-            raise ValueError(problem) from None
-    values = np.asarray(color) if isinstance(color, (tuple, list, np.ndarray)) else None
-    if values is None or values.shape != (3,) or not np.issubdtype(values.dtype, np.number):
-        raise ValueError(problem)
-    if not ((values >= 0) & (values <= 255)).all() or (whole and (values != np.floor(values)).any()):  # NaN fails too
-        raise ValueError(problem)
-    return tuple(values.astype(np.int64 if whole else np.float64).tolist())

@@ -366,14 +366,10 @@ def segmenter_view(
     mean: float | tuple[float, ...],
     std: float | tuple[float, ...],
 ) -> dict[str, list]:
-    """Resize, normalise and pad uint8 images `(3, height, width)`; options are [`SegmenterImageProcessor`]'s.
+    """Resize, normalise and pad uint8 images `(3, height, width)`: what [`SegmenterImageProcessor`] returns, as lists.
 
     As in the original SAM, values are normalised in units of 0..255 and padded with zeros afterwards, so the padding
     is the mean colour.
-
-    Returns:
-        `dict[str, list]`: `sam_pixel_values` (float32 arrays of shape `(3, N, N)`), `original_sizes` and
-        `sam_resized_sizes` (`[height, width]` each).
     """
     target_height, target_width = _target_size(size)
     # float64 until here: 0.485 * 255 then rounds to the same float32 as the original's 123.675

@@ -212,7 +212,7 @@ class AnswerPhrase:
         span (`tuple[int, int]`): Its character range in the answer without white space around it.
         core_word (`str`): The word it is about.
         core_span (`tuple[int, int]`): Its range there.
-        tokens (`tuple[int, ...]`): Places of the core word's tokens among the ids of the answer.
+        tokens (`tuple[int, ...]`): Indices of the core word's tokens among the ids of the answer.
     """
 
     text: str
@@ -274,7 +274,7 @@ def find_given(
     text: str, phrases: Sequence[str], extract: Callable[[str], list[NounPhrase]], before: str = ""
 ) -> list[NounPhrase]:
     """
-    Places of phrases that a text was made of, in order, behind what the text says before them.
+    Ranges of phrases that a text was made of, in order, after what the text says before them.
 
     The core of each is what the extractor takes for the core of its first phrase ("cup" of "the red cup on the
     table"), and its last word where it finds none.
@@ -291,7 +291,7 @@ def find_given(
     for phrase in phrases:
         start = text.find(phrase, position)
         if start < 0:
-            raise ValueError(f"The phrase {phrase!r} is not in the answer {text!r} behind the phrases before it.")
+            raise ValueError(f"The phrase {phrase!r} is not in the answer {text!r} after the phrases before it.")
         position = start + len(phrase)
         inside = extract(phrase)
         words = phrase.split()

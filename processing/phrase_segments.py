@@ -1,5 +1,6 @@
 """Segments of the phrases of an answer, and which of them are kept."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -9,17 +10,17 @@ from .segments import Segment, SegmentationResult
 
 
 WordVector = Callable[[str], np.ndarray]
-_ARTICLES = ("the ", "an ", "a ")
+_ARTICLE = re.compile("^(?:the|an|a) ")
 
 
 @dataclass(repr=False)
 class PhraseSegment(Segment):
-    """The mask of a noun phrase. `label` and `span` are the phrase and its place in the answer.
+    """The mask of a noun phrase. `label` and `span` are the phrase and its range in the answer.
 
     Args:
         core_word (`str`, *optional*): The word the phrase is about, whose tokens pointed.
         core_span (`tuple[int, int]`, *optional*): Its character range in the text of the result.
-        point_xy (`tuple[int, int]`, *optional*): The point prompt in pixels of the picture.
+        point_xy (`tuple[int, int]`, *optional*): The point prompt in pixels of the image.
         prompt_box_xyxy (`tuple[int, int, int, int]`, *optional*): The box prompt there.
         candidate (`int`, *optional*): Which of the segmenter's candidates the mask is, where all were asked for.
         category (`str`, *optional*): The most similar of the given categories.
@@ -55,7 +56,7 @@ class PhraseSegmentationResult(SegmentationResult):
         attention_maps (`np.ndarray` of shape `(tokens, grid_rows, grid_columns)`, *optional*):
             What each token looked at; raw. None unless it was asked for.
         grid_box (`tuple[float, float, float, float]`, *optional*):
-            What part of the picture the maps cover, `(x1, y1, x2, y2)` in its pixels.
+            What part of the image the maps cover, `(x1, y1, x2, y2)` in its pixels.
     """
 
     phrase_extractor: str = ""
@@ -82,10 +83,10 @@ def match_categories(
     """
     if not categories:
         raise ValueError("categories is empty. Name at least one, or leave it out.")
-    known = [_unit(vector(_plain(name))) for name in categories]
+    known = [_unit_vector(name, vector) for name in categories]
     for segment in segments:
         text = segment.core_word if by == "core_word" else segment.label
-        own = _unit(vector(_plain(text or "")))
+        own = _unit_vector(text or "", vector)
         similarities = [float(own @ other) for other in known]
         best = int(np.argmax(similarities))
         segment.category, segment.similarity = categories[best], similarities[best]
@@ -94,22 +95,11 @@ def match_categories(
 def non_maximum_suppression(
     masks: Sequence[np.ndarray], scores: Sequence[float], iou_threshold: float = 0.75
 ) -> list[int]:
-    """
-    Drops masks that overlap a better one.
-
-    Args:
-        masks (`Sequence[np.ndarray]`): bool, all of the same size.
-        scores (`Sequence[float]`): Their scores.
-        iou_threshold (`float`, *optional*, defaults to 0.75): An IoU above it drops the worse mask.
-
-    Returns:
-        `list[int]`: Places of the masks that are kept, in order.
-    """
-    order = sorted(range(len(masks)), key=lambda place: -scores[place])
+    """Drop bool masks whose IoU with a better one is above the threshold; return the indices of others, in order."""
     kept: list[int] = []
-    for place in order:
-        if all(_iou(masks[place], masks[other]) <= iou_threshold for other in kept):
-            kept.append(place)
+    for index in sorted(range(len(masks)), key=lambda index: -scores[index]):
+        if all(_iou(masks[index], masks[other]) <= iou_threshold for other in kept):
+            kept.append(index)
     return sorted(kept)
 
 
@@ -119,7 +109,7 @@ def without_overlaps(segments: Sequence[PhraseSegment], iou_threshold: float) ->
     kept = non_maximum_suppression(
         [segment.mask for segment in drawn], [segment.mask_score for segment in drawn], iou_threshold
     )
-    chosen = {id(drawn[place]) for place in kept}
+    chosen = {id(drawn[index]) for index in kept}
     return [segment for segment in segments if segment.mask is None or id(segment) in chosen]
 
 
@@ -129,17 +119,10 @@ def _iou(first: np.ndarray, second: np.ndarray) -> float:
     return shared / (np.count_nonzero(first) + np.count_nonzero(second) - shared + 1e-6)
 
 
-def _plain(text: str) -> str:
-    text = text.lower()
-    for article in _ARTICLES:
-        if text.startswith(article):
-            return text[len(article) :]
-    return text
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    vector = np.asarray(vector, dtype=np.float64)
-    return vector / max(float(np.linalg.norm(vector)), 1e-8)
+def _unit_vector(text: str, vector: WordVector) -> np.ndarray:
+    """The vector of a text in lower case and without article, of length 1."""
+    values = np.asarray(vector(_ARTICLE.sub("", text.lower())), dtype=np.float64)
+    return values / max(float(np.linalg.norm(values)), 1e-8)
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""`pipeline("reasoning-segmentation")`: pictures and questions in, text and segments out."""
+"""`pipeline("reasoning-segmentation")`: images and questions in, text and segments out."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,10 +31,10 @@ _MASK_FORMATS = ("pil", "rle")
 
 
 class ReasoningSegmentationPipeline(Pipeline):
-    r"""Answers questions about pictures with text and masks.
+    r"""Answers questions about images with text and masks.
 
     Works with every model that has `forward` and, where it writes text, `generate_with_masks`, together with its
-    processor. Rows are put into batches by the processor, so that pictures of any sizes can share one.
+    processor. Rows are put into batches by the processor, so that images of any sizes can share one.
 
     Example:
         ```python
@@ -42,7 +42,7 @@ class ReasoningSegmentationPipeline(Pipeline):
         pipe("kitchen.jpg", text="Where could I pour coffee?")  # the model writes its answer
         pipe("kitchen.jpg", phrases=["the red cup", "a dog"])  # one forward pass, one segment per phrase
         pipe(["a.jpg", "b.jpg"], text=["Where is the exit?", "What is unusual?"], batch_size=2)
-        pipe("kitchen.jpg", text=["Where is the cup?", "What can be eaten?"])  # encodes the picture once
+        pipe("kitchen.jpg", text=["Where is the cup?", "What can be eaten?"])  # encodes the image once
         ```
     """
 
@@ -76,7 +76,7 @@ class ReasoningSegmentationPipeline(Pipeline):
 
         Args:
             images:
-                One picture (path of a local file, Pillow image, array or tensor, see `load_rgb_image`) or a list of
+                One image (path of a local file, Pillow image, array or tensor, see `load_rgb_image`) or a list of
                 them. Instead a list of rows `{"image": ..., "text": ...}` or `{"image": ..., "phrases": [...]}`. Also
                 anything else with images or rows that can be iterated or indexed: a generator, a data set of torch or
                 `datasets` (further columns are left aside) or a column of one, which are read as they are needed.
@@ -87,18 +87,15 @@ class ReasoningSegmentationPipeline(Pipeline):
             phrases (`str`, `list[str]` or `list[list[str]]`, *optional*):
                 What to segment in every image (a string is one phrase), or one list for each row, for which a column
                 of a data set is read as well. The answer is forced: one forward pass, one segment per phrase.
-            batch_size (`int`, *optional*, defaults to 1):
-                Rows per forward pass.
-            num_workers (`int`, *optional*, defaults to 0):
-                Processes that read pictures ahead.
+            batch_size (`int`, *optional*, defaults to 1): Rows per forward pass.
+            num_workers (`int`, *optional*, defaults to 0): Processes that read images ahead.
             mask_format (`str`, *optional*, defaults to `"pil"`):
-                `"pil"` for mode L pictures with 0 and 255, `"rle"` for COCO's compressed RLE (needs pycocotools).
+                `"pil"` for mode L images with 0 and 255, `"rle"` for COCO's compressed RLE (needs pycocotools).
             mask_threshold (`float`, *optional*):
                 Mask logit above which a pixel belongs to a segment, 0.0 by the processor's default.
             reject_threshold (`float`, *optional*):
                 Reject slots whose probability of being `[SEG]` is lower; without it by the model's own decision.
-            processor_kwargs (`dict`, *optional*):
-                Further arguments of the processor.
+            processor_kwargs (`dict`, *optional*): Further arguments of the processor.
             kwargs:
                 Arguments of generation with `text`: `max_new_tokens` (256 by default), `do_sample`, `num_beams`,
                 `generation_config`, `streamer` (with one row), ..., also together as `generate_kwargs`.
@@ -113,7 +110,7 @@ class ReasoningSegmentationPipeline(Pipeline):
             find phrases in the answer add `phrase_extractor`, what found them.
 
         Raises:
-            ValueError: Pictures and questions do not match, or an option has no meaning here.
+            ValueError: Images and questions do not match, or an option has no meaning here.
             TypeError: An option is unknown.
         """
         batch_size = batch_size or self._batch_size or 1
@@ -164,20 +161,20 @@ class ReasoningSegmentationPipeline(Pipeline):
         )
 
     def preprocess(self, input_: dict[str, Any], processor_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Turn a batch of rows into model inputs; a picture that several rows show is prepared once."""
+        """Turn a batch of rows into model inputs; an image that several rows show is prepared once."""
         rows = input_["rows"]
         unique = {_identity(row["image"]): row["image"] for row in rows}
         arguments = {"images": [self._load_image(image) for image in unique.values()]}
         if len(unique) < len(rows):
-            places = {key: place for place, key in enumerate(unique)}
-            arguments["image_index"] = [places[_identity(row["image"])] for row in rows]
+            indices = {key: index for index, key in enumerate(unique)}
+            arguments["image_index"] = [indices[_identity(row["image"])] for row in rows]
         kind = "phrases" if "phrases" in rows[0] else "text"
         arguments[kind] = [row[kind] for row in rows]
         inputs = self.processor(**arguments, return_tensors="pt", **(processor_kwargs or {}))
         return {"inputs": dict(inputs), "batch": _Batch(inputs, kind, input_["shared"])}
 
     def _load_image(self, image: Any) -> Image.Image:
-        """Read a picture within the processor's own size limit, where it has one."""
+        """Read an image within the processor's own size limit, where it has one."""
         return load_rgb_image(image, getattr(self.processor, "max_image_pixels", MAX_IMAGE_PIXELS))
 
     def _forward(
@@ -217,7 +214,28 @@ class ReasoningSegmentationPipeline(Pipeline):
         results = self.processor.post_process_segmentation(
             model_outputs["output"], model_outputs["batch"].inputs, **options
         )
-        return [_result_as_dict(result, mask_format) for result in results]
+        rows = []
+        for result in results:
+            row = {"generated_text": result.text, "segments": []}
+            if (extractor := getattr(result, "phrase_extractor", None)) is not None:
+                row["phrase_extractor"] = extractor
+            for segment in result.segments:
+                box, mask = segment.box_xyxy, None
+                if segment.mask is not None:
+                    is_rle = mask_format == "rle"
+                    mask = segment.rle if is_rle else Image.fromarray(segment.mask.astype(np.uint8) * 255)
+                row["segments"].append(
+                    {
+                        "label": segment.label,
+                        "score": float(segment.score),
+                        "rejected": bool(segment.rejected),
+                        "span": segment.span,
+                        "box_xyxy": None if box is None else list(box),
+                        "mask": mask,
+                    }
+                )
+            rows.append(row)
+        return rows
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """Save the model and its processor, a complete checkpoint; `kwargs` go to both `save_pretrained`."""
@@ -226,18 +244,15 @@ class ReasoningSegmentationPipeline(Pipeline):
 
 
 class _SharedImage:
-    """Holds the encoded picture that all rows of a call show, once the first batch has encoded it."""
+    """Holds the encoded image that all rows of a call show, once the first batch has encoded it."""
 
     cache: Any = None
 
 
 @dataclass
 class _Batch:
-    """What goes past the model.
-
-    `inputs` are the processor's own, which may know more than their tensors; the base class copies what it moves
-    between devices, but not what such an object holds.
-    """
+    """What goes past the model. `inputs` are the processor's own, which may know more than their tensors; the base
+    class copies what it moves between devices, but not what such an object holds."""
 
     inputs: Any
     kind: str
@@ -245,7 +260,7 @@ class _Batch:
 
 
 def _rows(images: Any, text: Any, phrases: Any) -> list[dict[str, Any]]:
-    """Match pictures and questions: one each, one question for all pictures, or several for one picture."""
+    """Match images and questions: one each, one question for all images, or several for one image."""
     if not _is_many(text, phrases):
         return [_row(image, text, phrases) for image in (images if isinstance(images, (list, tuple)) else [images])]
     questions = phrases if text is None else text
@@ -270,9 +285,7 @@ def _is_many(text: Any, phrases: Any) -> bool:
 
 def _paired_rows(images: Any, text: Any, phrases: Any) -> Iterator[dict[str, Any]]:
     """The same for images that are read as they are needed, whose number may be unknown."""
-    asked = None
-    if _is_many(text, phrases):
-        asked = phrases if text is None else text
+    asked = (phrases if text is None else text) if _is_many(text, phrases) else None
     count = len(images) if hasattr(images, "__len__") else None
     if asked is None or count in (None, len(asked)):
         count = 0
@@ -293,7 +306,7 @@ def _paired_rows(images: Any, text: Any, phrases: Any) -> Iterator[dict[str, Any
 
 
 def _row(item: Any, text: Any, phrases: Any, more_columns: bool = False) -> dict[str, Any]:
-    """Check one picture with its question; `more_columns` of a data set are left aside."""
+    """Check one image with its question; `more_columns` of a data set are left aside."""
     image = item
     if isinstance(item, Mapping):
         unknown = [] if more_columns else sorted(set(item) - {"image", "text", "phrases"})
@@ -337,7 +350,7 @@ def _batches(
 
 
 def _identity(image: Any) -> Any:
-    """Key that is equal for rows that show the same picture."""
+    """Key that is equal for rows that show the same image."""
     return image if isinstance(image, (str, os.PathLike)) else id(image)
 
 
@@ -367,31 +380,6 @@ def _split_array(images: Any) -> Any:
     is_batch = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
     is_names = isinstance(images, np.ndarray) and images.dtype.kind in "OU"
     return list(images) if is_batch or is_names else images
-
-
-def _result_as_dict(result: Any, mask_format: str) -> dict[str, Any]:
-    """Turn a `SegmentationResult` into the pipeline's plain form."""
-    output = {
-        "generated_text": result.text,
-        "segments": [_segment_as_dict(segment, mask_format) for segment in result.segments],
-    }
-    extractor = getattr(result, "phrase_extractor", None)
-    return output if extractor is None else {**output, "phrase_extractor": extractor}
-
-
-def _segment_as_dict(segment: Any, mask_format: str) -> dict[str, Any]:
-    """Turn a `Segment` into the pipeline's plain form."""
-    mask = None
-    if segment.mask is not None:
-        mask = segment.rle if mask_format == "rle" else Image.fromarray(segment.mask.astype(np.uint8) * 255)
-    return {
-        "label": segment.label,
-        "score": float(segment.score),
-        "rejected": bool(segment.rejected),
-        "span": segment.span,
-        "box_xyxy": None if segment.box_xyxy is None else list(segment.box_xyxy),
-        "mask": mask,
-    }
 
 
 __all__ = ["ReasoningSegmentationPipeline"]

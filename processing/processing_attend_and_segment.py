@@ -310,23 +310,23 @@ class AttendAndSegmentProcessor(ReasoningSegmentationProcessor):
         else:
             flags = outputs["rejected"][row].tolist() if candidates == "chosen" else [False] * len(phrases)
             rejected = [[flag] * masks.shape[1] for flag in flags]
-        rejected = [[flag or not found[place] for flag in flags] for place, flags in enumerate(rejected)]
+        rejected = [[flag or not found[index] for flag in flags] for index, flags in enumerate(rejected)]
         points, boxes = (_row_lists(outputs.get(name), row) for name in ("points", "boxes"))
         return [
             PhraseSegment(
                 label=phrase.text,
                 span=phrase.span,
-                mask=None if rejected[place][candidate] else drawn[place, candidate],
-                score=scores[place][candidate],
-                slot_prob=found[place],
-                rejected=rejected[place][candidate],
+                mask=None if rejected[index][candidate] else drawn[index, candidate],
+                score=scores[index][candidate],
+                slot_prob=found[index],
+                rejected=rejected[index][candidate],
                 core_word=phrase.core_word,
                 core_span=phrase.core_span,
-                point_xy=None if points is None else tuple(points[place]),
-                prompt_box_xyxy=tuple(boxes[place]) if boxes is not None and found[place] else None,
+                point_xy=None if points is None else tuple(points[index]),
+                prompt_box_xyxy=tuple(boxes[index]) if boxes is not None and found[index] else None,
                 candidate=candidate if candidates == "all" else None,
             )
-            for place, phrase in enumerate(phrases)
+            for index, phrase in enumerate(phrases)
             for candidate in range(masks.shape[1])
         ]
 

@@ -204,8 +204,8 @@ class IvmProcessor(LisaProcessor):
                 (height, width) of the heat-maps, one per image, one per row, or one for all; `original_sizes` of
                 `inputs` by default.
             through_square (`bool`, *optional*, defaults to `True`):
-                Whether logits take the way over the segmenter's square, as in the original's pictures. `False` brings
-                them straight to the picture's size, as its `get_ratio` and `get_bounding_box` do.
+                Whether logits take the way over the segmenter's square, as in the original's images. `False` brings
+                them straight to the image's size, as its `get_ratio` and `get_bounding_box` do.
 
         Returns:
             `list[np.ndarray]`: per row of the output float32 in 0..1, of shape `(height, width)`.
@@ -220,7 +220,7 @@ class IvmProcessor(LisaProcessor):
     def _logits(
         self, outputs: Mapping[str, Any], inputs: Any, target_sizes: Any, through_square: bool = True
     ) -> list[torch.Tensor]:
-        """Per row of the output, mask logits at the size of the picture."""
+        """Per row of the output, mask logits at the size of the image."""
         masks = outputs.get("pred_masks")
         if masks is None:
             raise ValueError("The output has no pred_masks. Pass what the model returned.")
@@ -274,7 +274,7 @@ class IvmProcessor(LisaProcessor):
         logits = self._logits(outputs, inputs, target_sizes)
         rows = rows if rows is not None else getattr(inputs, "rows", None)
         if rows is None:
-            rows = [InstructionRow("", request=place) for place in range(len(logits))]
+            rows = [InstructionRow("", request=row) for row in range(len(logits))]
         if len(rows) != len(logits):
             raise ValueError(f"The output has {len(logits)} rows, but {len(rows)} prompts are known.")
         results: dict[int, SegmentationResult] = {}
@@ -305,12 +305,12 @@ class IvmProcessor(LisaProcessor):
         min_kept_ratio: float = 0.0,
     ) -> list[MaskedImage]:
         r"""
-        Masks the pictures, as `forward_batch` of the original does.
+        Masks the images, as `forward_batch` of the original does.
 
         Args:
             outputs ([`ReasoningSegmentationOutput`]): What the model returned.
             inputs ([`ReasoningSegmentationInputs`]): What the processor returned.
-            images: The pictures that the processor was called with, of any kind `load_rgb_image` reads.
+            images: The images that the processor was called with, of any kind `load_rgb_image` reads.
             threshold (`float`, *optional*, defaults to 0.1):
                 Pixels with a larger value of the heat-map are kept. The paper's users take up to 0.99.
             overlay_color, dilate, blur, min_kept_ratio: See [`mask_image`].
@@ -319,20 +319,20 @@ class IvmProcessor(LisaProcessor):
             `list[MaskedImage]`: One per row of the output.
 
         Raises:
-            ValueError: If rows and pictures do not match, or an option is out of its range.
+            ValueError: If rows and images do not match, or an option is out of its range.
         """
         heatmaps = self.post_process_heatmaps(outputs, inputs)
         images = read_images(images)
         if len(images) != len(inputs["original_sizes"]):
             raise ValueError(
-                f"{len(images)} pictures were given and the inputs were made of {len(inputs['original_sizes'])}; pass "
-                "the pictures that the processor was called with."
+                f"{len(images)} images were given and the inputs were made of {len(inputs['original_sizes'])}; pass "
+                "the images that the processor was called with."
             )
         index = inputs.get("image_index")
         index = read_image_index(index, len(heatmaps), len(images)) or range(len(heatmaps))
         return [
-            mask_image(images[place], heatmap, threshold, overlay_color, dilate, blur, min_kept_ratio)
-            for place, heatmap in zip(index, heatmaps, strict=True)
+            mask_image(images[number], heatmap, threshold, overlay_color, dilate, blur, min_kept_ratio)
+            for number, heatmap in zip(index, heatmaps, strict=True)
         ]
 
 

@@ -137,15 +137,9 @@ class SegmentationResult:
         return self.segments[0].heatmap if self.segments else None
 
     def to_coco(self, image_id: int = 0, category_id: int = 1) -> list[dict[str, Any]]:
-        """Return the segments that are not rejected in COCO's results format.
-
-        Args:
-            image_id (`int`, *optional*, defaults to 0): copied into every entry.
-            category_id (`int`, *optional*, defaults to 1): copied into every entry; the phrase stands under `label`.
-
-        Returns:
-            `list[dict]`: `image_id`, `category_id`, `label`, `segmentation` (compressed RLE), `bbox`
-            (`[x, y, width, height]`), `area`, `score`.
+        """Return the segments that are not rejected in COCO's results format, all with these ids: `image_id`,
+        `category_id`, `label` (the phrase), `segmentation` (compressed RLE), `bbox` (`[x, y, width, height]`), `area`,
+        `score`.
 
         Raises:
             ImportError: pycocotools is not installed.
@@ -235,11 +229,7 @@ class SegmentationResult:
         return overlay
 
     def read_image(self, image: Any) -> Image.Image:
-        """Read the image that was segmented, upright and in RGB.
-
-        Raises:
-            ValueError: It has another size than the masks.
-        """
+        """Read the image that was segmented, upright and in RGB; a ValueError says that it has another size."""
         height, width = self.image_size
         # it was accepted before, when it was segmented
         image = load_rgb_image(image, max_image_pixels=max(MAX_IMAGE_PIXELS, height * width))
@@ -255,12 +245,7 @@ class SegmentationResult:
 
 
 def segment_color(index: int) -> tuple[int, int, int]:
-    """Return the RGB colour, 0..255, of the segment with this number: bright, and far from its neighbours' hues.
-
-    Example:
-        >>> segment_color(0)
-        (255, 51, 51)
-    """
+    """Return the RGB colour, 0..255, of the segment with this number: bright, and far from its neighbours' hues."""
     red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1.0, 0.8, 1.0)
     return round(red * 255), round(green * 255), round(blue * 255)
 
@@ -313,12 +298,9 @@ def post_process_masks(
 
     Args:
         masks (`torch.Tensor`): Mask logits of shape `(masks, height, width)`.
-        original_size (`tuple[int, int]`): (height, width) of the image.
-        reshaped_input_size (`tuple[int, int]`): (height, width) of the image in the segmenter's view, before padding.
-        pad_size (`int` or `tuple[int, int]`, *optional*, defaults to (1024, 1024)):
-            (height, width) of `sam_pixel_values`.
-        mask_threshold (`float`, *optional*, defaults to 0.0):
-            Pixels with a larger logit belong to the mask; None returns the logits.
+        original_size, reshaped_input_size, pad_size:
+            (height, width) of the image, of the image within the segmenter's view, and of the whole view.
+        mask_threshold (`float`, *optional*): Pixels with a larger logit belong to the mask; None returns the logits.
 
     Returns:
         `torch.Tensor`: shape `(masks, *original_size)`, on the device of the input; bool, or float32 with
@@ -359,10 +341,7 @@ def mask_box(mask: np.ndarray) -> Box | None:
 
 
 def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a mask as COCO's compressed run lengths.
-
-    Args:
-        mask (`np.ndarray`): of shape `(height, width)`: bool, 0 and 1, or 0 and 255.
+    """Encode a mask, as `binary_mask` reads it, as COCO's compressed run lengths.
 
     Returns:
         `dict`: `{"size": [height, width], "counts": str}`, ready for JSON and for `pycocotools.mask.decode`.
@@ -387,12 +366,12 @@ def mask_to_polygons(mask: np.ndarray) -> list[np.ndarray]:
     holes run the other way. Pixels that touch only at a corner belong to different outlines.
 
     Args:
-        mask (`np.ndarray`): of shape `(height, width)`: bool, 0 and 1, or 0 and 255.
+        mask (`np.ndarray`): As `binary_mask` reads it.
 
     Returns:
-        `list[np.ndarray]`: one int64 array of shape `(corners, 2)` per outline, each row `(x, y)` in pixels, where
-        pixel (row, column) covers `x` from column to column + 1 and `y` from row to row + 1. The first corner is the
-        topmost, then leftmost one and is not repeated at the end; outlines are ordered by it.
+        `list[np.ndarray]`: one int64 array `(corners, 2)` per outline, each row `(x, y)` in pixels, where pixel (row,
+        column) covers `x` from column to column + 1 and `y` from row to row + 1. The first corner is the topmost, then
+        leftmost one and is not repeated at the end; outlines are ordered by it.
 
     Raises:
         ValueError: The mask has another shape or other values.

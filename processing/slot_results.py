@@ -23,14 +23,8 @@ Span = tuple[int, int]
 
 
 class MaskSizes(NamedTuple):
-    """
-    Sizes of one image, each (height, width), in the order in which `post_process_masks` takes them.
-
-    Args:
-        original (`tuple[int, int]`): The masks'.
-        reshaped (`tuple[int, int]`): The image's within the segmenter's view.
-        padded (`tuple[int, int]`): The whole view's.
-    """
+    """Sizes of one image, each (height, width), in the order in which `post_process_masks` takes them: the masks', the
+    image's within the segmenter's view, and the whole view's."""
 
     original: tuple[int, int]
     reshaped: tuple[int, int]
@@ -56,8 +50,7 @@ def read_mask_sizes(
     """
     Args:
         inputs (`Mapping[str, Any]`): What the processor returned; empty where that is not known.
-        target_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
-            (height, width) of the masks, one per image, one per row, or one for all; by default `inputs` say it.
+        target_sizes (*optional*): Sizes of masks, one per image, one per row, or one for all; by default `inputs` say.
         source (`Sequence[int]`): See [`input_of_rows`].
         segmenter_view: The image processor that made the segmenter's view; asked where the inputs do not tell.
 
@@ -72,7 +65,7 @@ def read_mask_sizes(
     if wanted is None:
         raise ValueError("The size of the images is unknown. Pass the processor's `inputs` or `target_sizes`.")
     wanted = _size_pairs(wanted)
-    known = wanted if given is None else _size_pairs(given)
+    known = wanted if given is None or target_sizes is None else _size_pairs(given)
     if reshaped is None:
         reshaped = [segmenter_view.get_resized_size(*size) for size in known]
     padded = segmenter_view.segmenter_target_size
@@ -95,8 +88,8 @@ def read_mask_sizes(
             f"{len(known)} images. Give one per image, one per row, or one for all."
         )
 
-    rows = zip(per_row(wanted), per_row(_size_pairs(reshaped)), strict=True)
-    return [MaskSizes(original, resized, padded) for original, resized in rows]
+    pairs = zip(per_row(wanted), per_row(_size_pairs(reshaped)), strict=True)
+    return [MaskSizes(original, resized, padded) for original, resized in pairs]
 
 
 def _size_pairs(sizes: Any) -> list[tuple[int, int]]:
@@ -142,15 +135,8 @@ def find_tokens(text: str, tokens: Sequence[str]) -> list[Span]:
 def decode_with_spans(
     decode: Callable[[list[int]], str], token_ids: list[int], slot_tokens: dict[int, str]
 ) -> tuple[str, list[Span]]:
-    """
-    Args:
-        decode (`Callable`): Turns ids into text; leaves out end and padding, keeps slot tokens.
-        token_ids (`list[int]`): Ids of an answer.
-        slot_tokens (`dict[int, str]`): Text of each slot token by id.
-
-    Returns:
-        `tuple[str, list[Span]]`: The text without white space around it, and the range of every slot token.
-    """
+    """Decode an answer with `decode`, which leaves out end and padding; returns the text without white space around
+    it, and the range of every slot token."""
     whole = decode(token_ids)
     text = whole.strip()
     lead = len(whole) - len(whole.lstrip())
@@ -185,17 +171,8 @@ def replace_tokens(text: str, spans: Sequence[Span | None], tokens: Sequence[str
 
 
 def slot_labels(text: str, spans: Sequence[Span], question: str | None = None) -> list[str | None]:
-    """
-    Args:
-        text (`str`): An answer.
-        spans (`Sequence[Span]`): Character ranges of its slot tokens, in order.
-        question (`str`, *optional*):
-            What the user asked. Where the answer has one slot and does not name it, the phrase asked for is its label.
-
-    Returns:
-        `list[str | None]`: The phrase before each slot ("a dog: [SEG]", "the mask of a dog is [SEG]", "a dog [SEG]"),
-        `None` where there is none.
-    """
+    """The phrase before each slot of an answer ("a dog: [SEG]", "the mask of a dog is [SEG]", "a dog [SEG]"), `None`
+    where there is none. An only slot without a name has the phrase that the `question` asks for."""
     starts = [0, *(stop for _, stop in spans)]
     labels = [_phrase_before(text[start : span[0]]) for start, span in zip(starts, spans, strict=False)]
     return [asked_phrase(question)] if labels == [None] and question else labels
@@ -239,7 +216,7 @@ class SlotReader:
         slot_tokens (`dict[int, str]`): The tokens that open a slot, by id: `[SEG]` and, where there is one, `[REJ]`.
         image_token_id (`int`): Id of the image token.
         markers (`TurnMarkers`, *optional*): What the chat template writes around answers.
-        segmenter_view: Image processor that made the segmenter's view; asked where the inputs do not tell its sizes.
+        segmenter_view: See [`read_mask_sizes`].
     """
 
     tokenizer: PreTrainedTokenizerBase

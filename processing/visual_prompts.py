@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from .image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image, read_color
+from .colors import read_color
+from .image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
 from .regions import Region, read_region
 
 

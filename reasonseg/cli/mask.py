@@ -315,7 +315,7 @@ class _Masker:
 
     def __init__(self, settings: dict[str, Any], device: str, trust_remote_code: bool):
         from ..masked_input import Masker, MaskingOptions
-        from ..processing.image_loading import read_color
+        from ..processing.colors import read_color
 
         options = MaskingOptions(
             threshold=settings["threshold"],

@@ -198,7 +198,7 @@ def test_bad_outputs(processor):
         processor.post_process_heatmaps(output_of(logits()))
     with pytest.raises(ValueError, match=r"heatmap_threshold is 3. It must lie in 0\.\.1"):
         processor.post_process_segmentation(output_of(logits(), logits()), inputs, heatmap_threshold=3)
-    with pytest.raises(ValueError, match="3 pictures were given and the inputs were made of 1"):
+    with pytest.raises(ValueError, match="3 images were given and the inputs were made of 1"):
         processor.post_process_masking(output_of(logits(), logits()), inputs, [image()] * 3)
 
 

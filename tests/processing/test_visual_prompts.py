@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from reasonseg.processing.image_loading import read_color
+from reasonseg.processing.colors import read_color
 from reasonseg.processing.regions import read_region
 from reasonseg.processing.segments import mask_to_rle
 from reasonseg.processing.visual_prompt_sampling import PromptRandom, sample_visual_prompt

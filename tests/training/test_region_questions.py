@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reasonseg.processing.image_loading import read_color
+from reasonseg.processing.colors import read_color
 from reasonseg.processing.visual_prompt_sampling import PromptRandom
 from reasonseg.training.region_conversation import SHAPES_OF, RegionConversation, marked_image, sample_prompts
 from reasonseg.training.region_data import RegionDataError, RegionFile, row_dataset
