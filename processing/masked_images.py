@@ -45,9 +45,8 @@ class MaskedImage:
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
-        return (
-            f"MaskedImage(found={self.found}, kept_ratio={self.kept_ratio:.4f}, box={self.box_xyxy}, {width}x{height})"
-        )
+        kept = f"kept_ratio={self.kept_ratio:.4f}, box_xyxy={self.box_xyxy}"
+        return f"MaskedImage(found={self.found}, {kept}, {width}x{height})"
 
     def _repr_png_(self) -> bytes | None:
         return self.masked_image._repr_png_()

@@ -93,7 +93,7 @@ def read_mask_sizes(
 
 
 def _size_pairs(sizes: Any) -> list[tuple[int, int]]:
-    return [(int(height), int(width)) for height, width in as_list(sizes)]
+    return [(int(height), int(width)) for height, width in sizes]
 
 
 # ---- slots in a text ------------------------------------------------------------------------------------------------
