@@ -405,4 +405,4 @@ def _flatten(images: Any) -> list:
     return [images]
 
 
-__all__ = ["ReasoningSegmentationImageProcessor", "SegmenterImageProcessor", "load_rgb_image"]
+__all__ = ["ReasoningSegmentationImageProcessor", "SegmenterImageProcessor", "UprightImageBackend"]
