@@ -117,12 +117,16 @@ class ReasoningSegmentationPipeline(Pipeline):
         options = {"num_workers": num_workers, "batch_size": 1, **kwargs}  # a batch is one input of the base class
         text, phrases, images = _as_list(text), _as_list(phrases, wrapped=True), _split_array(images)
         if _is_iterable(images):
-            rows = _paired_rows(images, text, phrases)
+            rows = _rows(images, text, phrases, more_columns=True)
             batches = super().__call__(_batches(rows, batch_size), **options)
             return (result for batch in batches for result in batch)
-        is_list = isinstance(images, (list, tuple))
-        is_shared = not is_list and _is_many(text, phrases)
-        rows = _rows(self._load_image(images) if is_shared else images, text, phrases)
+        is_list, is_many = isinstance(images, (list, tuple)), _is_many(text, phrases)
+        is_shared = is_many and not is_list
+        if is_many and text is None:
+            phrases = read_phrases(phrases)
+        if is_shared:
+            images = [self._load_image(images)] * len(phrases if text is None else text)
+        rows = list(_rows(images if is_list or is_shared else [images], text, phrases))
         if not rows:
             return []
         batches = list(_batches(rows, batch_size, _SharedImage() if is_shared else None))
@@ -259,23 +263,6 @@ class _Batch:
     shared: _SharedImage | None
 
 
-def _rows(images: Any, text: Any, phrases: Any) -> list[dict[str, Any]]:
-    """Match images and questions: one each, one question for all images, or several for one image."""
-    if not _is_many(text, phrases):
-        return [_row(image, text, phrases) for image in (images if isinstance(images, (list, tuple)) else [images])]
-    questions = phrases if text is None else text
-    if not isinstance(images, (list, tuple)):
-        images = [images] * len(questions)
-    if len(questions) != len(images):
-        raise ValueError(
-            f"{len(images)} images and {len(questions)} {'texts' if phrases is None else 'lists of phrases'} were "
-            "given. Give one for each image, or a single one for all."
-        )
-    if text is None:
-        return [_row(image, None, own) for image, own in zip(images, read_phrases(phrases), strict=True)]
-    return [_row(image, own, phrases) for image, own in zip(images, text, strict=True)]
-
-
 def _is_many(text: Any, phrases: Any) -> bool:
     """Whether questions for several rows are given."""
     if text is not None:
@@ -283,24 +270,24 @@ def _is_many(text: Any, phrases: Any) -> bool:
     return isinstance(phrases, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in phrases)
 
 
-def _paired_rows(images: Any, text: Any, phrases: Any) -> Iterator[dict[str, Any]]:
-    """The same for images that are read as they are needed, whose number may be unknown."""
-    asked = (phrases if text is None else text) if _is_many(text, phrases) else None
+def _rows(images: Any, text: Any, phrases: Any, more_columns: bool = False) -> Iterator[dict[str, Any]]:
+    """Match images, whose number may be unknown, with one question for all or with one for each."""
+    if not _is_many(text, phrases):
+        yield from (_row(image, text, phrases, more_columns) for image in _iterate(images))
+        return
+    asked = phrases if text is None else text
     count = len(images) if hasattr(images, "__len__") else None
-    if asked is None or count in (None, len(asked)):
+    or_more = " (or more)" if more_columns else ""
+    if count in (None, len(asked)):
         count = 0
-        for count, item in enumerate(_iterate(images), start=1):
-            if asked is None:
-                yield _row(item, text, phrases, more_columns=True)
-            elif count > len(asked):
+        for count, image in enumerate(_iterate(images), start=1):
+            if count > len(asked):
                 break
-            elif text is None:
-                yield _row(item, None, asked[count - 1], more_columns=True)
-            else:
-                yield _row(item, asked[count - 1], phrases, more_columns=True)
-    if asked is not None and count != len(asked):
+            own = asked[count - 1]
+            yield _row(image, None, own, more_columns) if text is None else _row(image, own, phrases, more_columns)
+    if count != len(asked):
         raise ValueError(
-            f"{count} images (or more) and {len(asked)} {'texts' if phrases is None else 'lists of phrases'} were "
+            f"{count} images{or_more} and {len(asked)} {'texts' if phrases is None else 'lists of phrases'} were "
             "given. Give one for each image, or a single one for all."
         )
 
