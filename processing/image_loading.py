@@ -21,6 +21,7 @@ PIXELS_VARIABLE = "REASONSEG_MAX_IMAGE_PIXELS"
 # Pillow has one limit for all threads.
 _PILLOW = threading.Lock()
 
+Box = tuple[int, int, int, int]
 ImageSource = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 
 # What cameras, screens and data sets write. Pillow knows some forty more; one of them (EPS) starts another program,
@@ -377,3 +378,12 @@ def binary_mask(values: Any, what: str = "The mask") -> np.ndarray:
             )
         values = mask
     return np.ascontiguousarray(values)
+
+
+def mask_box(mask: np.ndarray) -> Box | None:
+    """Return the box `(x1, y1, x2, y2)` of a bool mask in pixels; None for an empty one. x2 and y2 lie after the last
+    pixel, so that the width is x2 - x1."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(columns):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

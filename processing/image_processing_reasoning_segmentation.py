@@ -303,7 +303,14 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
         )
         original_sizes = [list(image.shape[-2:]) for image in images]
         if kwargs["squash_first"]:
-            images = [_squash(image, kwargs["segmenter_size"], kwargs["segmenter_resample"]) for image in images]
+            size = kwargs["segmenter_size"]
+            if size.longest_edge:
+                raise ValueError(
+                    f"squash_first=True needs segmenter_size={{'height': N, 'width': N}}; {dict(size)} keeps the "
+                    "aspect ratio."
+                )
+            size = _target_size(size)[::-1]
+            images = [_resize_channels(image, size, kwargs["segmenter_resample"]) for image in images]
         trimmed = [self._resize_visible_part(image, max_image_pixels, **kwargs) for image in images]
         data = dict(self._preprocess(trimmed, return_tensors=None, **kwargs))
         rgb_images = [np.repeat(image, 3, axis=0) if image.shape[0] == 1 else image[:3] for image in images]
@@ -335,19 +342,6 @@ def _resized_size(height: int, width: int, size: dict[str, int] | SizeDict) -> t
         return target_height, target_width
     scale = target_height / max(height, width)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
-
-
-def _squash(image: np.ndarray, size: dict[str, int] | SizeDict, resample: PILImageResampling | int) -> np.ndarray:
-    """Resize an image `(channels, height, width)` to the segmenter's view, whatever its proportions.
-
-    Raises:
-        ValueError: `size` keeps the aspect ratio.
-    """
-    if "longest_edge" in dict(size):
-        raise ValueError(
-            f"squash_first=True needs segmenter_size={{'height': N, 'width': N}}; {dict(size)} keeps the aspect ratio."
-        )
-    return _resize_channels(image, _target_size(size)[::-1], resample)
 
 
 def _resize_channels(

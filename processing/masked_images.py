@@ -7,8 +7,7 @@ import numpy as np
 from PIL import Image
 
 from .colors import ColorSource, read_color
-from .image_loading import MAX_IMAGE_PIXELS, load_rgb_image
-from .segments import mask_box
+from .image_loading import MAX_IMAGE_PIXELS, load_rgb_image, mask_box
 
 
 # IVM.forward_batch of the original: kernels of twice 5 % of the height plus one, white over the rest, threshold 0.1.

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .image_loading import MAX_IMAGE_PIXELS, binary_mask, check_pixel_count, open_image, upright_image
+from .image_loading import MAX_IMAGE_PIXELS, binary_mask, check_pixel_count, mask_box, open_image, upright_image
 
 
 # Bits per character of compressed run lengths, and characters of the largest number that can occur.
@@ -358,8 +358,8 @@ def _number(value: Any) -> float:
 
 
 def _mask_box(mask: np.ndarray) -> Box:
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    return int(columns[0]), int(rows[0]), int(columns[-1]), int(rows[-1])
+    x1, y1, x2, y2 = mask_box(mask)
+    return x1, y1, x2 - 1, y2 - 1
 
 
 def _polygon_box(polygons: Sequence[np.ndarray]) -> Box:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
-from .image_loading import MAX_IMAGE_PIXELS, binary_mask, load_rgb_image
+from .image_loading import MAX_IMAGE_PIXELS, Box, binary_mask, load_rgb_image, mask_box
 
 
 # Largest intermediate tensor while masks are brought to the size of the image: 256 MB of float32.
@@ -22,8 +22,6 @@ _GOLDEN_RATIO = 0.618033988749895
 _REJECTED_COLOR = (64, 64, 64)
 # Unit steps (dx, dy) of the four directions in which an outline runs, numbered clockwise: right, down, left, up.
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
-
-Box = tuple[int, int, int, int]
 
 
 @dataclass(repr=False)
@@ -331,15 +329,6 @@ def post_process_masks(
     return result
 
 
-def mask_box(mask: np.ndarray) -> Box | None:
-    """Return the box `(x1, y1, x2, y2)` of a bool mask in pixels; None for an empty one. x2 and y2 lie after the last
-    pixel, so that the width is x2 - x1."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    if not len(columns):
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
 def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
     """Encode a mask, as `binary_mask` reads it, as COCO's compressed run lengths.
 
@@ -420,7 +409,6 @@ __all__ = [
     "Segment",
     "SegmentationResult",
     "is_light",
-    "mask_box",
     "mask_to_polygons",
     "mask_to_rle",
     "post_process_masks",
