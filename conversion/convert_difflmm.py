@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from ..modeling.configuration_difflmm import DiffLmmConfig
 from ..modeling.modeling_difflmm import DiffLmmForConditionalGeneration, diffusers_classes
 from ..processing.chat import CHAT_TEMPLATE_NAMES
-from ..processing.image_processing_difflmm import DiffLmmImageProcessor
+from ..processing.image_processing_vip_llava import DiffLmmImageProcessor
 from ..processing.processing_difflmm import DiffLmmProcessor
 from .assembly import ConversionReport, assemble, float_type
 from .card import check_card

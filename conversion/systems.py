@@ -27,9 +27,8 @@ from ..modeling.modeling_ivm import IvmForVisualMasking
 from ..modeling.modeling_lisa import LisaForReasoningSegmentation
 from ..modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
 from ..modeling.modeling_vip_llava import VipLlavaForConditionalGeneration
-from ..processing.image_processing_difflmm import DiffLmmImageProcessor
 from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
-from ..processing.image_processing_vip_llava import VipLlavaImageProcessor
+from ..processing.image_processing_vip_llava import DiffLmmImageProcessor, VipLlavaImageProcessor
 from ..processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from ..processing.processing_difflmm import DiffLmmProcessor
 from ..processing.processing_gsva import GsvaProcessor

@@ -12,8 +12,8 @@ from typing import Any
 
 from pycocotools import mask as coco_mask
 
-from ..processing.polygon_filling import check_bounds, read_polygons
-from ..processing.run_lengths import read_run_lengths
+from ..processing.mask_reading import check_bounds, read_polygons
+from ..processing.regions import read_run_lengths
 from .data_files import DataFileError
 
 

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ..processing.image_loading import MAX_IMAGE_PIXELS, exif_orientation, open_image, upright_mask
-from ..processing.mask_reading import check_mask_size, read_mask
-from ..processing.run_lengths import read_run_lengths
+from ..processing.mask_reading import read_mask
+from ..processing.regions import check_mask_size, read_run_lengths
 from ..processing.segments import mask_to_rle
 from .data_files import LINE_ADVICE, DataFileError, file_in, read_json_lines
 from .example import Example

@@ -1,4 +1,4 @@
-"""Where a vision-language model's image tokens lie in the picture, per family of processors."""
+"""Where a vision-language model's image tokens lie in the image, per family of processors."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +17,15 @@ LEVELS = ("fine", "base")
 @dataclass(frozen=True)
 class AttentionGrid:
     """
-    The grid of one picture.
+    The grid of one image.
 
     Args:
         rows, columns (`int`): Its size.
         box (`tuple[float, float, float, float]`):
-            What part of the picture it covers, `(x1, y1, x2, y2)` in pixels of the upright picture. It reaches beyond
-            the picture where that was padded and is smaller where it was cropped.
-        tokens (`np.ndarray` of shape `(rows * columns,)`):
-            Which of the picture's image tokens are its cells, row by row.
-        tiles (`int`): Entries of `pixel_values` that show the picture.
+            What part of the image it covers, `(x1, y1, x2, y2)` in pixels of the upright image. It reaches beyond the
+            image where that was padded and is smaller where it was cropped.
+        tokens (`np.ndarray` of shape `(rows * columns,)`): Which of the image's tokens are its cells, row by row.
+        tiles (`int`): Entries of `pixel_values` that show the image.
     """
 
     rows: int
@@ -40,12 +39,12 @@ def attention_grids(
     processor: ProcessorMixin, views: Mapping[str, Any], sizes: Sequence[tuple[int, int]], level: str = "fine"
 ) -> list[AttentionGrid]:
     """
-    The grids of a batch of pictures.
+    The grids of a batch of images.
 
     Args:
         processor (`ProcessorMixin`): The vision-language model's processor.
-        views (`Mapping[str, Any]`): What it returned for the pictures.
-        sizes (`Sequence[tuple[int, int]]`): (height, width) of each picture.
+        views (`Mapping[str, Any]`): What it returned for the images.
+        sizes (`Sequence[tuple[int, int]]`): (height, width) of each image.
         level (`str`): `"fine"`, or `"base"` for the overview that models with tiles have besides (LLaVA-NeXT's base
             image, InternVL's thumbnail).
 
@@ -56,7 +55,9 @@ def attention_grids(
         raise ValueError(f"The grid {level!r} does not exist; there are {', '.join(LEVELS)}.")
     image_processor = processor.image_processor
     if "image_grid_thw" in views:
-        return [_merged_patches(*row, image_processor.merge_size, size) for row, size in _rows(views, sizes)]
+        grids = [[int(value) for value in row] for row in views["image_grid_thw"]]
+        merge_size = image_processor.merge_size
+        return [_merged_patches(*grid, merge_size, size) for grid, size in zip(grids, sizes, strict=True)]
     if isinstance(processor, LlavaNextProcessor) and "image_sizes" in views:
         return [_any_resolution(processor, views, size, level) for size in sizes]
     if hasattr(image_processor, "crop_to_patches") and hasattr(processor, "image_seq_length"):
@@ -68,14 +69,9 @@ def attention_grids(
     if (is_ours or isinstance(processor, LlavaProcessor)) and "pixel_values" in views:
         return [_single_view(processor, views, size) for size in sizes]
     raise ValueError(
-        f"It is not known where the image tokens of {type(processor).__name__} lie in the picture. Known are the "
+        f"It is not known where the image tokens of {type(processor).__name__} lie in the image. Known are the "
         "processors of LLaVA, LLaVA-NeXT, ViP-LLaVA, DiffLMM, Qwen2-VL and later, and InternVL."
     )
-
-
-def _rows(views: Mapping[str, Any], sizes: Sequence[tuple[int, int]]):
-    grids = [[int(value) for value in row] for row in views["image_grid_thw"]]
-    return list(zip(grids, sizes, strict=True))
 
 
 def _whole(size: tuple[int, int]) -> Box:
@@ -83,9 +79,9 @@ def _whole(size: tuple[int, int]) -> Box:
 
 
 def _merged_patches(frames: int, height: int, width: int, merge_size: int, size: tuple[int, int]) -> AttentionGrid:
-    """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: the picture at its own proportions, `merge_size` squared patches per token."""
+    """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: the image at its own proportions, `merge_size` squared patches per token."""
     if frames != 1:
-        raise ValueError(f"A picture with {frames} frames was given; attention is read off single pictures.")
+        raise ValueError(f"An image with {frames} frames was given; attention is read off single images.")
     rows, columns = height // merge_size, width // merge_size
     return AttentionGrid(rows, columns, _whole(size), np.arange(rows * columns))
 
@@ -110,21 +106,13 @@ def _any_resolution(
     )
     tokens = base + np.arange(rows)[:, None] * (columns + 1) + np.arange(columns)
     # The halves of a patch that the padding reaches into are kept; the released code stretches the grid over the
-    # whole picture all the same.
+    # whole image all the same.
     return AttentionGrid(rows, columns, _whole(size), tokens.reshape(-1))
 
 
 def unpadded_grid(rows: int, columns: int, size: tuple[int, int]) -> tuple[int, int]:
-    """
-    What LLaVA-NeXT leaves of a grid when it takes the padding off.
-
-    Args:
-        rows, columns (`int`): The grid of the padded picture.
-        size (`tuple[int, int]`): (height, width) of the picture.
-
-    Returns:
-        `tuple[int, int]`: Rows and columns.
-    """
+    """The rows and columns that LLaVA-NeXT leaves of a grid when it takes the padding off an image of this (height,
+    width)."""
     height, width = size
     if width / height > columns / rows:
         kept = int(round(height * (columns / width), 7))
@@ -167,17 +155,9 @@ def _single_view(processor: ProcessorMixin, views: Mapping[str, Any], size: tupl
 
 
 def view_box(image_processor: Any, size: tuple[int, int]) -> Box:
-    """
-    What part of a picture an image processor of the CLIP kind shows.
-
-    Args:
-        image_processor: Its `do_pad`, `do_resize`, `do_center_crop`, `size` and `crop_size` are read.
-        size (`tuple[int, int]`): (height, width) of the picture.
-
-    Returns:
-        `tuple`: `(x1, y1, x2, y2)` in pixels of the picture: a square around it where it is padded to one, the middle
-        where it is cropped, all of it where it is squashed.
-    """
+    """What part of an image of this (height, width) an image processor of the CLIP kind shows, `(x1, y1, x2, y2)` in
+    its pixels: a square around it where it is padded to one, the middle where it is cropped, all of it where it is
+    squashed."""
     height, width = size
     if getattr(image_processor, "do_pad", False):
         side = max(size)
@@ -201,7 +181,7 @@ def grid_inputs(grids: Sequence[AttentionGrid]) -> dict[str, list]:
 
     Returns:
         `dict[str, list]`: `grid_sizes` (rows, columns), `grid_boxes` in whole pixels and `grid_tokens`, which -1 fills
-        to equal lengths; and `tile_counts` where pictures have several entries of `pixel_values`.
+        to equal lengths; and `tile_counts` where images have several entries of `pixel_values`.
     """
     longest = max(len(grid.tokens) for grid in grids)
     tiles = [grid.tiles for grid in grids]

@@ -1,4 +1,4 @@
-"""Read a picture of any supported kind into an upright RGB image, or say why it cannot be read."""
+"""Read images of every supported kind, upright and in RGB, and the values of masks; or say why not."""
 
 import os
 import re
@@ -21,6 +21,7 @@ PIXELS_VARIABLE = "REASONSEG_MAX_IMAGE_PIXELS"
 # Pillow has one limit for all threads.
 _PILLOW = threading.Lock()
 
+Box = tuple[int, int, int, int]
 ImageSource = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 
 # What cameras, screens and data sets write. Pillow knows some forty more; one of them (EPS) starts another program,
@@ -40,6 +41,9 @@ _UPRIGHT_TRANSPOSE = {
 }
 # Pillow has no direct conversion of premultiplied alpha to RGB.
 _PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
+# What stands for "belongs to the mask" beside 0: a flag, white in 8 bits, white in 16 bits.
+_FULL_VALUES = (1, 255, 65535)
+_ALLOWED_VALUES = "Allowed are bool, 0 and 1, or 0 and 255."
 
 
 class ImageTooLargeError(ValueError):
@@ -52,11 +56,11 @@ def load_rgb_image(
     input_data_format: str | ChannelDimension | None = None,
     upright: bool = True,
 ) -> Image.Image:
-    """Read one picture and return it upright, in RGB, with 8 bits per channel.
+    """Read one image and return it upright, in RGB, with 8 bits per channel.
 
     The EXIF orientation is applied, so masks predicted for the result lie in the frame in which a viewer shows the
-    picture. An alpha channel is dropped, not composited, as `Image.convert("RGB")` of the original projects does.
-    16-bit greyscale keeps its high byte. Of an animation the current (for a file: the first) frame is taken.
+    image. An alpha channel is dropped, not composited, as `Image.convert("RGB")` of the original projects does. 16-bit
+    greyscale keeps its high byte. Of an animation the current (for a file: the first) frame is taken.
 
     Args:
         image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
@@ -68,13 +72,10 @@ def load_rgb_image(
         input_data_format (`str` or `ChannelDimension`, *optional*):
             `"channels_first"` or `"channels_last"` for arrays and tensors; inferred from the shape when omitted.
         upright (`bool`, *optional*, defaults to `True`):
-            Apply the EXIF orientation. False keeps the pixels as they are stored, in which COCO's annotations count.
-
-    Returns:
-        `PIL.Image.Image`: mode RGB, without metadata, decoded.
+            False keeps the pixels as they are stored, in which COCO's annotations count.
 
     Raises:
-        ValueError: The source is a URL, is not a readable picture, has no pixels or too many
+        ValueError: The source is a URL, is not a readable image, has no pixels or too many
             ([`ImageTooLargeError`]), or is an array of another dtype, shape or value range.
 
     Example:
@@ -98,15 +99,8 @@ def load_rgb_image(
 
 
 def open_image(path: str | os.PathLike, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """Open a local image file without decoding it. Every image of this package is opened here.
-
-    Args:
-        path (`str` or `os.PathLike`): the file.
-        max_image_pixels (`int`, *optional*, defaults to 67108864): largest allowed height x width; see
-            `load_rgb_image`.
-
-    Returns:
-        `PIL.Image.Image`: of one of `IMAGE_FORMATS`; close it, or use it as a context.
+    """Open a local image file of one of `IMAGE_FORMATS` without decoding it; close it, or use it as a context. Every
+    image of this package is opened here. For `max_image_pixels` see `load_rgb_image`.
 
     Raises:
         ValueError: The file is a URL, does not exist, is of another format, or claims too many pixels.
@@ -160,17 +154,13 @@ def tensor_to_numpy(image: torch.Tensor) -> np.ndarray:
 def image_to_uint8(
     image: np.ndarray, input_data_format: str | ChannelDimension | None = None
 ) -> tuple[np.ndarray, ChannelDimension]:
-    """Check an array that is to be read as a picture and bring its values to 8 bits.
-
-    Args:
-        image (`np.ndarray`): two- or three-dimensional, uint8 in 0..255 or floating point in 0..1.
-        input_data_format (`str` or `ChannelDimension`, *optional*): place of the channels; inferred when omitted.
+    """Check an array of two or three dimensions, uint8 in 0..255 or floating point in 0..1, and bring it to 8 bits.
 
     Returns:
-        `tuple[np.ndarray, ChannelDimension]`: the uint8 array with three dimensions, and the place of its channels.
+        `tuple[np.ndarray, ChannelDimension]`: the uint8 array with three dimensions, and where its channels are.
 
     Raises:
-        ValueError: The dtype, the shape or the values are not those of a picture.
+        ValueError: The dtype, the shape or the values are not those of an image.
     """
     if image.ndim not in (2, 3) or 0 in image.shape:
         raise ValueError(
@@ -210,13 +200,7 @@ def image_to_uint8(
 
 
 def check_pixel_count(height: int, width: int, what: str, max_image_pixels: int) -> None:
-    """Refuse a picture without pixels or with more than `max_image_pixels`.
-
-    Args:
-        height (`int`): height in pixels.
-        width (`int`): width in pixels.
-        what (`str`): the picture, as the error message shall name it.
-        max_image_pixels (`int`): largest allowed height x width.
+    """Refuse an image without pixels or with more than `max_image_pixels`; `what` names it in the error.
 
     Raises:
         ValueError: With the size that was found and the size that is allowed.
@@ -278,6 +262,15 @@ def upright_mask(mask: np.ndarray, orientation: int) -> np.ndarray:
     return mask if transpose is None else np.asarray(Image.fromarray(mask).transpose(transpose))
 
 
+@contextmanager
+def _decoding(what: str) -> Iterator[None]:
+    """Say which image is damaged: decoders raise errors of many kinds on damaged files."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what} cannot be decoded ({_reason(error)}). Check or convert the file.") from error
+
+
 def _load(image: Image.Image, what: str, max_image_pixels: int) -> int:
     """Decode a Pillow image in place and return its EXIF orientation."""
     if isinstance(image, ImageFile.ImageFile) and image.format not in IMAGE_FORMATS:
@@ -287,21 +280,16 @@ def _load(image: Image.Image, what: str, max_image_pixels: int) -> int:
         )
     check_pixel_count(image.height, image.width, what, max_image_pixels)
     _check_tiles(image, what, max_image_pixels)
-    try:
-        with _pillow_allows(max_image_pixels):
-            image.load()
-    except Exception as error:  # decoders raise errors of many kinds on damaged files
-        raise ValueError(f"{what} cannot be decoded ({_reason(error)}). Check or convert the file.") from error
+    with _decoding(what), _pillow_allows(max_image_pixels):
+        image.load()
     return exif_orientation(image)
 
 
 def _decode(image: Image.Image, what: str, max_image_pixels: int, upright: bool) -> Image.Image:
     """Decode a Pillow image, turn it upright if asked for, and convert it to RGB."""
     orientation = _load(image, what, max_image_pixels)
-    try:
+    with _decoding(what):
         image = _to_rgb(image, what)
-    except Exception as error:  # decoders raise errors of many kinds on damaged files
-        raise ValueError(f"{what} cannot be decoded ({_reason(error)}). Check or convert the file.") from error
     if upright and orientation in _UPRIGHT_TRANSPOSE:
         image = image.transpose(_UPRIGHT_TRANSPOSE[orientation])
     image.info = {}  # keeps the orientation from being applied a second time
@@ -348,3 +336,54 @@ def _from_array(image: np.ndarray, max_image_pixels: int, input_data_format: Any
 def _reason(error: Exception) -> str:
     """Name an error whose own message may be empty."""
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+# ---- masks and colours ----------------------------------------------------------------------------------------------
+
+
+def mask_array(values: Any, what: str) -> np.ndarray:
+    """Bring an array or tensor to NumPy and check that it has the shape and the kind of values of a mask."""
+    values = tensor_to_numpy(values) if isinstance(values, torch.Tensor) else np.asarray(values)
+    if values.ndim != 2 or 0 in values.shape:
+        raise ValueError(f"{what} has the shape {values.shape}. Give (height, width), each at least 1 pixel.")
+    if values.dtype.kind not in "biuf":
+        raise ValueError(f"{what} has values of dtype {values.dtype}. {_ALLOWED_VALUES}")
+    return values
+
+
+def binary_mask(values: Any, what: str = "The mask") -> np.ndarray:
+    """Read an array or tensor `(height, width)` of any layout and number format as a mask: bool, 0 and 1, or 0 and 255
+    (in 16 bits 0 and 65535).
+
+    Returns:
+        `np.ndarray`: bool, of the same shape; contiguous.
+
+    Raises:
+        ValueError: The shape or the values are not those of a mask, which `what` names.
+    """
+    values = mask_array(values, what)
+    if values.dtype != np.bool_:
+        high = values.max()
+        mask = values == (high if high in _FULL_VALUES else 1)
+        if not (mask | (values == 0)).all():  # written so that NaN fails too
+            found = "has values that are not finite"
+            if np.isfinite(values).all():
+                different = np.unique(values)
+                listed = ", ".join(f"{value:g}" for value in different[:4].tolist())
+                listed += f", ... {different[-1]:g}" if len(different) > 4 else ""
+                found = f"has {len(different)} different values ({listed})"
+            raise ValueError(
+                f"{what} {found}. {_ALLOWED_VALUES} Make it binary first: `mask > 0` for logits, `mask == n` for a "
+                "label map, `mask > 127` for grey edges."
+            )
+        values = mask
+    return np.ascontiguousarray(values)
+
+
+def mask_box(mask: np.ndarray) -> Box | None:
+    """Return the box `(x1, y1, x2, y2)` of a bool mask in pixels; None for an empty one. x2 and y2 lie after the last
+    pixel, so that the width is x2 - x1."""
+    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+    if not len(columns):
+        return None
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

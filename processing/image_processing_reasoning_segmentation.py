@@ -1,4 +1,4 @@
-"""Two views of one picture: the view of the vision-language model and the view of the segmenter."""
+"""Two views of one image: the vision-language model's and the segmenter's."""
 
 import math
 import os
@@ -26,7 +26,7 @@ from transformers.utils import TensorType
 from .image_loading import MAX_IMAGE_PIXELS, check_pixel_count, image_to_uint8, load_rgb_image, tensor_to_numpy
 
 
-# Where resizing a long picture would give more pixels than this, only the part that the crop keeps is resized.
+# Where resizing a long image would give more pixels than this, only the part that the crop keeps is resized.
 _MAX_RESIZED_PIXELS = 2**24
 # Half the width, in source pixels at scale 1, of Pillow's widest filter (Lanczos).
 _WIDEST_FILTER = 3
@@ -36,19 +36,14 @@ class SegmenterImageProcessorKwargs(TypedDict, total=False):
     r"""
     size (`dict[str, int]`, *optional*):
         `{"longest_edge": N}` keeps the aspect ratio and pads with zeros on the right and bottom to N x N (SAM,
-        SAM-HQ); `{"height": N, "width": N}` squashes the picture to N x N (SAM 2, SAM 3).
-    resample (`PILImageResampling`, *optional*):
-        Resampling filter.
-    image_mean (`float` or `list[float]`, *optional*):
-        Mean per channel, for values in 0..1.
-    image_std (`float` or `list[float]`, *optional*):
-        Standard deviation per channel, for values in 0..1.
-    max_image_pixels (`int`, *optional*):
-        Largest allowed height x width of an input picture.
+        SAM-HQ); `{"height": N, "width": N}` squashes the image to N x N (SAM 2, SAM 3).
+    resample (`PILImageResampling`, *optional*): Resampling filter.
+    image_mean, image_std (`float` or `list[float]`, *optional*):
+        Mean and standard deviation per channel, for values in 0..1.
+    max_image_pixels (`int`, *optional*): Largest allowed height x width of an input image.
     input_data_format (`ChannelDimension` or `str`, *optional*):
-        Place of the channels in arrays and tensors; inferred when omitted.
-    return_tensors (`str` or `TensorType`, *optional*):
-        `"pt"` or `"np"`; lists of arrays when omitted.
+        Where the channels of arrays and tensors are; inferred when omitted.
+    return_tensors (`str` or `TensorType`, *optional*): `"pt"` or `"np"`; lists of arrays when omitted.
     """
 
     size: dict[str, int] | None
@@ -62,20 +57,12 @@ class SegmenterImageProcessorKwargs(TypedDict, total=False):
 
 class ReasoningSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
-    segmenter_size (`dict[str, int]`, *optional*):
-        Size of the segmenter's view: `{"longest_edge": N}` keeps the aspect ratio and pads with zeros on the right and
-        bottom to N x N (SAM, SAM-HQ); `{"height": N, "width": N}` squashes the picture to N x N (SAM 2, SAM 3).
-    segmenter_resample (`PILImageResampling`, *optional*):
-        Resampling filter of the segmenter's view.
-    segmenter_image_mean (`float` or `list[float]`, *optional*):
-        Mean per channel of the segmenter's view, for values in 0..1.
-    segmenter_image_std (`float` or `list[float]`, *optional*):
-        Standard deviation per channel of the segmenter's view, for values in 0..1.
+    segmenter_size, segmenter_resample, segmenter_image_mean, segmenter_image_std (*optional*):
+        Of the segmenter's view, see [`SegmenterImageProcessorKwargs`].
     squash_first (`bool`, *optional*):
-        Whether to squash the picture to the segmenter's view before anything else and to make the view of the
+        Whether to squash the image to the segmenter's view before anything else and to make the view of the
         vision-language model from that, as IVM does. Needs a `segmenter_size` with height and width.
-    max_image_pixels (`int`, *optional*):
-        Largest allowed height x width of an input picture.
+    max_image_pixels (`int`, *optional*): Largest allowed height x width of an input image.
     """
 
     segmenter_size: dict[str, int] | None
@@ -87,42 +74,35 @@ class ReasoningSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
 
 
 class UprightImageBackend(PilBackend):
-    """Pillow backend that reads every supported kind of picture, upright, and refuses what it cannot read."""
+    """Pillow backend that reads every supported kind of image, upright, and refuses what it cannot read."""
 
     max_image_pixels = MAX_IMAGE_PIXELS
 
-    def fetch_images(
-        self, images: ImageInput | str | os.PathLike | list, max_image_pixels: int | None = None
-    ) -> ImageInput | list:
-        """Load the files named in `images`, at any depth of lists; everything else passes through.
-
-        Two-dimensional arrays get the channel axis that the helpers of transformers want.
+    def read_images(self, images: ImageInput, max_image_pixels: int | None = None, **kwargs) -> list[np.ndarray]:
+        """Read one image, a list, a list of lists or a batched array, each image as by `process_image`.
 
         Raises:
-            ValueError: A name is a URL or not a readable picture.
+            ValueError: There is no image, or one that is not readable.
         """
-        if isinstance(images, (list, tuple)):
-            return [self.fetch_images(image, max_image_pixels) for image in images]
-        if isinstance(images, (str, os.PathLike)):
-            return load_rgb_image(images, max_image_pixels or self.max_image_pixels)
-        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 2:
-            return images[None]
-        return images
+        images = _flatten(images)
+        if not images:
+            raise ValueError("An empty list of images was given. Pass at least one image.")
+        return [self.process_image(image, max_image_pixels=max_image_pixels, **kwargs) for image in images]
 
     def process_image(
         self,
-        image: ImageInput,
+        image: ImageInput | str | os.PathLike,
         do_convert_rgb: bool | None = True,
         input_data_format: str | ChannelDimension | None = None,
         max_image_pixels: int | None = None,
         **kwargs,
     ) -> np.ndarray:
-        """Return one picture as an upright uint8 array of shape `(channels, height, width)`.
+        """Return one image as an upright uint8 array of shape `(channels, height, width)`.
 
         Arrays and tensors keep their channels when `do_convert_rgb` is false; everything else becomes RGB.
         """
         max_image_pixels = max_image_pixels or self.max_image_pixels
-        if do_convert_rgb or isinstance(image, Image.Image):
+        if do_convert_rgb or not isinstance(image, (np.ndarray, torch.Tensor)):
             image = np.asarray(load_rgb_image(image, max_image_pixels, input_data_format))
             return np.moveaxis(image, -1, 0)
         image = tensor_to_numpy(image) if isinstance(image, torch.Tensor) else image
@@ -131,11 +111,21 @@ class UprightImageBackend(PilBackend):
         check_pixel_count(*image.shape[-2:], "The image array", max_image_pixels)
         return image
 
-    def _prepare_images_structure(self, images: ImageInput, expected_ndims: int = 3) -> list:
-        """Flatten one picture, a list, a list of lists or a batched array to a list of pictures."""
-        images = _flatten(self.fetch_images(images))
-        if not images:
-            raise ValueError("An empty list of images was given. Pass at least one image.")
+    def fetch_images(
+        self, images: ImageInput | str | os.PathLike | list, max_image_pixels: int | None = None
+    ) -> ImageInput | list:
+        """Load the files named in `images`, at any depth of lists, for processors of transformers, whose own way would
+        download what a name leads to. Two-dimensional arrays get the channel axis that their helpers want.
+
+        Raises:
+            ValueError: A name is a URL or not a readable image.
+        """
+        if isinstance(images, (list, tuple)):
+            return [self.fetch_images(image, max_image_pixels) for image in images]
+        if isinstance(images, (str, os.PathLike)):
+            return load_rgb_image(images, max_image_pixels or self.max_image_pixels)
+        if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 2:
+            return images[None]
         return images
 
     def _resize_visible_part(
@@ -149,11 +139,11 @@ class UprightImageBackend(PilBackend):
         crop_size: SizeDict,
         **kwargs,
     ) -> np.ndarray:
-        """Resize only what the centre crop will keep of a very long picture.
+        """Resize only what the centre crop will keep of a very long image.
 
-        A picture of 1 x 10000 pixels becomes 224 x 2240000 before the crop takes 224 x 224 of it. Other pictures are
-        returned unchanged; the regular resize leaves the picture returned here as it is. Pillow may filter the part
-        in another order of rows and columns than the whole, so that values can differ by the rounding in between.
+        An image of 1 x 10000 pixels becomes 224 x 2240000 before the crop takes 224 x 224 of it. Other images are
+        returned unchanged; the regular resize leaves the image returned here as it is. Pillow may filter the part in
+        another order of rows and columns than the whole, so that values can differ by the rounding in between.
         """
         if not (do_resize and size.shortest_edge and not size.longest_edge):
             return image
@@ -161,12 +151,12 @@ class UprightImageBackend(PilBackend):
             image, size.shortest_edge, default_to_square=False, input_data_format=ChannelDimension.FIRST
         )
         if not do_center_crop:
-            check_pixel_count(height, width, "The picture resized for the vision-language model", max_image_pixels)
+            check_pixel_count(height, width, "The image resized for the vision-language model", max_image_pixels)
             return image
         kept = max(crop_size.height, crop_size.width, size.shortest_edge)
         if height * width <= _MAX_RESIZED_PIXELS or max(height, width) <= kept:
             return image
-        # the same offset of the crop, whether it is taken from the whole picture or from the kept part
+        # the same offset of the crop, whether it is taken from the whole image or from the kept part
         long_edge, crop_edge = (height, crop_size.height) if height > width else (width, crop_size.width)
         start = (long_edge - crop_edge) // 2 - (kept - crop_edge) // 2
         scale = max(image.shape[-2:]) / long_edge
@@ -179,8 +169,7 @@ class UprightImageBackend(PilBackend):
             new_size, box = (width, kept), (0, first, cut.shape[-1], last)
         else:
             new_size, box = (kept, height), (first, 0, last, cut.shape[-2])
-        channels = [Image.fromarray(channel) for channel in np.ascontiguousarray(cut)]
-        return np.stack([np.asarray(channel.resize(new_size, resample, box=box)) for channel in channels])
+        return _resize_channels(cut, new_size, resample, box)
 
 
 class SegmenterImageProcessor(UprightImageBackend):
@@ -189,8 +178,8 @@ class SegmenterImageProcessor(UprightImageBackend):
     Calling it returns a `BatchFeature` with
 
     - `sam_pixel_values` `(images, 3, N, N)`, float32: resized on 8-bit values, normalised, then padded with zeros;
-    - `original_sizes` `(images, 2)`, int64: (height, width) of the upright picture;
-    - `sam_resized_sizes` `(images, 2)`, int64: (height, width) of the resized picture before padding.
+    - `original_sizes` `(images, 2)`, int64: (height, width) of the upright image;
+    - `sam_resized_sizes` `(images, 2)`, int64: (height, width) of the resized image before padding.
 
     Options are those of [`SegmenterImageProcessorKwargs`].
     """
@@ -211,7 +200,7 @@ class SegmenterImageProcessor(UprightImageBackend):
         return _target_size(self.size)
 
     def get_resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the entry of `sam_resized_sizes`, (height, width), for an upright picture of this size."""
+        """Return the entry of `sam_resized_sizes`, (height, width), for an upright image of this size."""
         return _resized_size(height, width, self.size)
 
     def _standardize_kwargs(self, size: dict[str, int] | SizeDict | None = None, **kwargs) -> dict[str, Any]:
@@ -224,29 +213,25 @@ class SegmenterImageProcessor(UprightImageBackend):
     def _preprocess_image_like_inputs(
         self, images: ImageInput, return_tensors: str | TensorType | None = None, **kwargs
     ) -> BatchFeature:
-        loading = {name: kwargs[name] for name in ("input_data_format", "max_image_pixels")}
-        images = self._prepare_image_like_inputs(self.fetch_images(images, loading["max_image_pixels"]), **loading)
+        images = self.read_images(images, kwargs["max_image_pixels"], input_data_format=kwargs["input_data_format"])
         data = segmenter_view(images, kwargs["size"], kwargs["resample"], kwargs["image_mean"], kwargs["image_std"])
         return BatchFeature(data, tensor_type=return_tensors)
 
 
 class ReasoningSegmentationImageProcessor(UprightImageBackend):
-    r"""One picture, two views: CLIP's for the vision-language model and SAM's for the segmenter.
+    r"""One image, two views: CLIP's for the vision-language model and SAM's for the segmenter.
 
-    Calling it with a picture, a list of pictures, or a list of lists (which is flattened) returns a `BatchFeature`
-    with
+    Calling it with an image, a list of images, or a list of lists (which is flattened) returns a `BatchFeature` with
 
     - `pixel_values` `(images, 3, height, width)`, float32: shortest edge resized, centre cropped, normalised. As in
-      the original LISA and GSVA the ends of a picture that is not square are cut away, not padded;
-    - `sam_pixel_values` `(images, 3, N, N)`, float32: resized on 8-bit values, normalised, then padded with zeros;
-    - `original_sizes` `(images, 2)`, int64: (height, width) of the upright picture;
-    - `sam_resized_sizes` `(images, 2)`, int64: (height, width) of the segmenter's picture before padding.
+      the original LISA and GSVA the ends of an image that is not square are cut away, not padded;
+    - `sam_pixel_values`, `original_sizes` and `sam_resized_sizes`, as of [`SegmenterImageProcessor`].
 
-    Pictures are file paths, Pillow images of any mode, and arrays or tensors with uint8 values in 0..255 or
+    Images are file paths, Pillow images of any mode, and arrays or tensors with uint8 values in 0..255 or
     floating-point values in 0..1 (which are brought to 8 bits first, so that `do_rescale` acts on all alike). Pillow
     resizes them, so results do not depend on torchvision being installed. `do_convert_rgb=False` concerns the view of
     the vision-language model; the segmenter always sees RGB. Options without prefix are those of `CLIPImageProcessor`;
-    those of the segmenter's view begin with `segmenter_`, see [`ReasoningSegmentationImageProcessorKwargs`].
+    for others see [`ReasoningSegmentationImageProcessorKwargs`].
 
     Example:
         >>> views = ReasoningSegmentationImageProcessor()(np.zeros((30, 40, 3), dtype=np.uint8), return_tensors="pt")
@@ -282,7 +267,7 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
         return _target_size(self.segmenter_size)
 
     def get_resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the entry of `sam_resized_sizes`, (height, width), for an upright picture of this size."""
+        """Return the entry of `sam_resized_sizes`, (height, width), for an upright image of this size."""
         return _resized_size(height, width, self.segmenter_size)
 
     def _standardize_kwargs(
@@ -295,8 +280,8 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
         kwargs = super()._standardize_kwargs(**kwargs)
         _target_size(segmenter_size)
         kwargs["segmenter_size"] = SizeDict(**dict(segmenter_size))
-        kwargs["segmenter_image_mean"] = _as_tuple(segmenter_image_mean)
-        kwargs["segmenter_image_std"] = _as_tuple(segmenter_image_std)
+        for name, value in (("mean", segmenter_image_mean), ("std", segmenter_image_std)):
+            kwargs[f"segmenter_image_{name}"] = tuple(value) if isinstance(value, list) else value
         return kwargs
 
     def _preprocess_image_like_inputs(
@@ -308,34 +293,29 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
         return_tensors: str | TensorType | None = None,
         **kwargs,
     ) -> BatchFeature:
-        images = self._prepare_images_structure(self.fetch_images(images, max_image_pixels))
-        if not kwargs["do_rescale"] and any(_is_floating_point(image) for image in images):
+        if not kwargs["do_rescale"] and any(_is_floating_point(image) for image in _flatten(images)):
             raise ValueError(
                 "A floating-point image was given with `do_rescale=False`. All images are brought to 0..255 before "
                 "they are rescaled, so leave `do_rescale` on; values in 0..1 are read as they are."
             )
-        images = self._prepare_image_like_inputs(
-            images,
-            do_convert_rgb=do_convert_rgb,
-            input_data_format=input_data_format,
-            max_image_pixels=max_image_pixels,
+        images = self.read_images(
+            images, max_image_pixels, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format
         )
         original_sizes = [list(image.shape[-2:]) for image in images]
         if kwargs["squash_first"]:
-            images = [_squash(image, kwargs["segmenter_size"], kwargs["segmenter_resample"]) for image in images]
+            size = kwargs["segmenter_size"]
+            if size.longest_edge:
+                raise ValueError(
+                    f"squash_first=True needs segmenter_size={{'height': N, 'width': N}}; {dict(size)} keeps the "
+                    "aspect ratio."
+                )
+            size = _target_size(size)[::-1]
+            images = [_resize_channels(image, size, kwargs["segmenter_resample"]) for image in images]
         trimmed = [self._resize_visible_part(image, max_image_pixels, **kwargs) for image in images]
         data = dict(self._preprocess(trimmed, return_tensors=None, **kwargs))
         rgb_images = [np.repeat(image, 3, axis=0) if image.shape[0] == 1 else image[:3] for image in images]
-        data.update(
-            segmenter_view(
-                rgb_images,
-                kwargs["segmenter_size"],
-                kwargs["segmenter_resample"],
-                kwargs["segmenter_image_mean"],
-                kwargs["segmenter_image_std"],
-            )
-        )
-        data["original_sizes"] = original_sizes
+        options = [kwargs[f"segmenter_{name}"] for name in ("size", "resample", "image_mean", "image_std")]
+        data |= {**segmenter_view(rgb_images, *options), "original_sizes": original_sizes}
         return BatchFeature(data, tensor_type=return_tensors)
 
 
@@ -356,7 +336,7 @@ def _target_size(size: dict[str, int] | SizeDict) -> tuple[int, int]:
 
 
 def _resized_size(height: int, width: int, size: dict[str, int] | SizeDict) -> tuple[int, int]:
-    """Return (height, width) of a resized picture before padding; a very thin one keeps at least one pixel."""
+    """Return (height, width) of a resized image before padding; a very thin one keeps at least one pixel."""
     target_height, target_width = _target_size(size)
     if "longest_edge" not in dict(size):
         return target_height, target_width
@@ -364,20 +344,13 @@ def _resized_size(height: int, width: int, size: dict[str, int] | SizeDict) -> t
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def _squash(image: np.ndarray, size: dict[str, int] | SizeDict, resample: PILImageResampling | int) -> np.ndarray:
-    """Resize a picture `(channels, height, width)` to the segmenter's view, whatever its proportions.
-
-    Raises:
-        ValueError: `size` keeps the aspect ratio.
-    """
-    if "longest_edge" in dict(size):
-        raise ValueError(
-            f"squash_first=True needs segmenter_size={{'height': N, 'width': N}}; {dict(size)} keeps the aspect ratio."
-        )
-    height, width = _target_size(size)
-    # channel by channel, which gives the same values and takes any number of them
+def _resize_channels(
+    image: np.ndarray, size: tuple[int, int], resample: PILImageResampling | int, box: tuple | None = None
+) -> np.ndarray:
+    """Resize `box` of an image `(channels, height, width)` to (width, height), one channel after the other, which
+    gives the same values and takes any number of them."""
     channels = [Image.fromarray(channel) for channel in np.ascontiguousarray(image)]
-    return np.stack([np.asarray(channel.resize((width, height), resample)) for channel in channels])
+    return np.stack([np.asarray(channel.resize(size, resample, box=box)) for channel in channels])
 
 
 def segmenter_view(
@@ -387,24 +360,10 @@ def segmenter_view(
     mean: float | tuple[float, ...],
     std: float | tuple[float, ...],
 ) -> dict[str, list]:
-    """Resize, normalise and pad pictures for the segmenter.
+    """Resize, normalise and pad uint8 images `(3, height, width)`: what [`SegmenterImageProcessor`] returns, as lists.
 
     As in the original SAM, values are normalised in units of 0..255 and padded with zeros afterwards, so the padding
     is the mean colour.
-
-    Args:
-        images (`list[np.ndarray]`): pictures of shape `(3, height, width)`, uint8.
-        size (`dict[str, int]`): `{"longest_edge": N}` (pad) or `{"height": N, "width": N}` (squash).
-        resample (`PILImageResampling`): resampling filter.
-        mean (`float` or `tuple[float, ...]`): mean per channel, for values in 0..1.
-        std (`float` or `tuple[float, ...]`): standard deviation per channel, for values in 0..1.
-
-    Returns:
-        `dict[str, list]`: `sam_pixel_values` (float32 arrays of shape `(3, N, N)`), `original_sizes` and
-        `sam_resized_sizes` (`[height, width]` each).
-
-    Raises:
-        ValueError: `size` has another form.
     """
     target_height, target_width = _target_size(size)
     # float64 until here: 0.485 * 255 then rounds to the same float32 as the original's 123.675
@@ -424,11 +383,6 @@ def segmenter_view(
     return data
 
 
-def _as_tuple(value: Any) -> Any:
-    """Turn lists into tuples, which do not change by accident."""
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _is_floating_point(image: Any) -> bool:
     """Whether `image` is an array or tensor of floating-point values."""
     if isinstance(image, torch.Tensor):
@@ -437,7 +391,7 @@ def _is_floating_point(image: Any) -> bool:
 
 
 def _flatten(images: Any) -> list:
-    """Flatten nested lists and batched arrays of pictures."""
+    """Flatten nested lists and batched arrays of images."""
     if isinstance(images, (list, tuple)):
         return [image for nested in images for image in _flatten(nested)]
     if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
@@ -445,4 +399,4 @@ def _flatten(images: Any) -> list:
     return [images]
 
 
-__all__ = ["ReasoningSegmentationImageProcessor", "SegmenterImageProcessor", "load_rgb_image"]
+__all__ = ["ReasoningSegmentationImageProcessor", "SegmenterImageProcessor", "UprightImageBackend"]

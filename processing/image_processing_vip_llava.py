@@ -1,4 +1,4 @@
-"""ViP-LLaVA's view of a picture: padded to a square, then CLIP's."""
+"""ViP-LLaVA's and DiffLMM's view of an image: padded to a square, then CLIP's."""
 
 import numpy as np
 from transformers import BatchFeature
@@ -9,14 +9,13 @@ from .image_loading import MAX_IMAGE_PIXELS, check_pixel_count
 from .image_processing_reasoning_segmentation import UprightImageBackend
 
 
-# A square of this side takes 800 MB as float32; a long picture grows to one.
+# A square of this side takes 800 MB as float32; a long image grows to one.
 _MAX_SQUARE_PIXELS = 4 * MAX_IMAGE_PIXELS
 
 
 class VipLlavaImageProcessorKwargs(ImagesKwargs, total=False):
     r"""
-    max_image_pixels (`int`, *optional*):
-        Largest allowed height x width of an input picture.
+    max_image_pixels (`int`, *optional*): Largest allowed height x width of an input image.
     """
 
     max_image_pixels: int | None
@@ -24,10 +23,10 @@ class VipLlavaImageProcessorKwargs(ImagesKwargs, total=False):
 
 class VipLlavaImageProcessor(UprightImageBackend):
     r"""
-    Pads a picture to a square of its longer side, in the colour of CLIP's mean, and makes CLIP's view of it.
+    Pads an image to a square of its longer side, in the colour of CLIP's mean, and makes CLIP's view of it.
 
-    Calling it with a picture, a list of pictures, or a list of lists (which is flattened) returns a `BatchFeature`
-    with `pixel_values` `(images, 3, height, width)`, float32. Pictures are file paths, Pillow images of any mode, and
+    Calling it with an image, a list of images, or a list of lists (which is flattened) returns a `BatchFeature`
+    with `pixel_values` `(images, 3, height, width)`, float32. Images are file paths, Pillow images of any mode, and
     arrays or tensors with uint8 values in 0..255 or floating-point values in 0..1; visual prompts must be on them
     already. Pillow resizes them, so results do not depend on torchvision being installed.
 
@@ -63,12 +62,8 @@ class VipLlavaImageProcessor(UprightImageBackend):
         return_tensors=None,
         **kwargs,
     ) -> BatchFeature:
-        images = self._prepare_images_structure(self.fetch_images(images, max_image_pixels))
-        images = self._prepare_image_like_inputs(
-            images,
-            do_convert_rgb=do_convert_rgb,
-            input_data_format=input_data_format,
-            max_image_pixels=max_image_pixels,
+        images = self.read_images(
+            images, max_image_pixels, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format
         )
         pad = kwargs.pop("do_pad")
         background = [int(255 * mean) for mean in np.atleast_1d(kwargs["image_mean"])]
@@ -80,13 +75,28 @@ class VipLlavaImageProcessor(UprightImageBackend):
         return BatchFeature({"pixel_values": pixel_values}, tensor_type=return_tensors)
 
 
+class DiffLmmImageProcessor(VipLlavaImageProcessor):
+    r"""
+    ViP-LLaVA's view in another size: a square in the colour of CLIP's mean, resized and normalised. Both towers of
+    DiffLMM make their own view of it.
+
+    Options are those of [`VipLlavaImageProcessor`].
+    """
+
+    size = {"shortest_edge": 384}
+    crop_size = {"height": 384, "width": 384}
+
+    def __init__(self, **kwargs: Unpack[VipLlavaImageProcessorKwargs]):
+        super().__init__(**kwargs)
+
+
 def _pad_to_square(image: np.ndarray, background: list[int]) -> np.ndarray:
-    """Put a picture `(channels, height, width)` into the middle of a square; an odd pixel goes to the end."""
+    """Put an image `(channels, height, width)` into the middle of a square; an odd pixel goes to the end."""
     height, width = image.shape[-2:]
     side = max(height, width)
     if height == width:
         return image
-    check_pixel_count(side, side, "The picture padded to a square", _MAX_SQUARE_PIXELS)
+    check_pixel_count(side, side, "The image padded to a square", _MAX_SQUARE_PIXELS)
     color = background if len(background) == len(image) else [round(float(np.mean(background)))] * len(image)
     square = np.empty((len(image), side, side), dtype=image.dtype)
     square[:] = np.array(color, dtype=image.dtype)[:, None, None]
@@ -95,4 +105,4 @@ def _pad_to_square(image: np.ndarray, background: list[int]) -> np.ndarray:
     return square
 
 
-__all__ = ["VipLlavaImageProcessor"]
+__all__ = ["DiffLmmImageProcessor", "VipLlavaImageProcessor"]

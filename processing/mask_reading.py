@@ -1,69 +1,48 @@
-"""Masks that people give, of every kind: arrays, images and their files, COCO's run lengths and polygons."""
+"""Masks that people give, polygons and soft edges included: what annotation tools write, and arrays of targets."""
 
-import os
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 
-from .image_loading import MAX_IMAGE_PIXELS, check_pixel_count, open_image, upright_image
-from .mask_values import binary_mask, soft_mask
-from .polygon_filling import fill_polygons
-from .run_lengths import fill_run_lengths, read_run_lengths
+from .image_loading import binary_mask, mask_array
+from .regions import check_mask_size, read_mask_pixels
+
+
+# How far outside 0..1 soft edges may lie: resizing rounds.
+_ROUNDING = 1e-4
+# How far corners may lie outside the image, as a share of its side: tools overshoot a little, and it is cut off.
+# What reaches further belongs to an image of another size, or to one that is turned.
+_OVERSHOOT = 0.05
+_LEAST_OVERSHOOT = 2.0
+
+Ring = np.ndarray
 
 
 def read_mask(mask: Any, image_size: tuple[int, int] | None = None, what: str = "The mask") -> np.ndarray:
-    """Read a mask of any kind, or say why it cannot be read. Nothing is resized, thresholded or guessed.
-
-    Masks lie in the frame of the upright image, in which viewers show it (EXIF orientation applied).
-
-    Args:
-        mask:
-            - an array or tensor `(height, width)` of any layout, or a Pillow image: bool, 0 and 1, or 0 and 255;
-            - the path of an image file with such values, PNG best (JPEG changes them); of a palette whose first colour
-              is black (a label map of one class) everything but that colour belongs to the mask;
-            - COCO's run lengths, `{"size": [height, width], "counts": ...}`, compressed or a list of counts;
-            - polygons in pixels of the image, `[[x1, y1, x2, y2, x3, y3, ...], ...]`, see [`fill_polygons`].
-        image_size (`tuple[int, int]`, *optional*):
-            (height, width) of the upright image, which the mask must have. Polygons need it.
-        what (`str`, *optional*): The mask, as the error message shall name it.
-
-    Returns:
-        `np.ndarray`: bool, of shape `(height, width)`, contiguous.
+    """As [`read_mask_pixels`], and also polygons in pixels of the image, `[[x1, y1, x2, y2, x3, y3, ...], ...]`, see
+    [`fill_polygons`], which need `image_size`.
 
     Raises:
-        ValueError: The mask is of another size, or its values may mean several things.
         ImportError: Polygons were given and pycocotools is not installed.
 
     Example:
         >>> read_mask({"size": [2, 2], "counts": [1, 2, 1]}).tolist()
         [[False, True], [True, False]]
     """
-    if isinstance(mask, Mapping):
-        return read_rle(mask, image_size, what)
-    if isinstance(mask, (list, tuple)):
-        return _read_polygons(mask, image_size, what)
-    if isinstance(mask, (str, os.PathLike)):
-        try:
-            opened = open_image(mask, _pixel_limit(image_size))
-        except ValueError as error:
-            raise ValueError(f"{what}: {error}") from None
-        with opened:
-            return read_mask(opened, image_size, f"{what} in {str(mask)[:200]!r}")
-    read = binary_mask(_read_array(mask, image_size, what), what)
-    check_mask_size(read.shape, image_size, what)
-    return read
-
-
-def read_rle(rle: Any, image_size: tuple[int, int] | None = None, what: str = "The RLE") -> np.ndarray:
-    """As [`read_mask`], for COCO's run lengths alone."""
-    size, counts = read_run_lengths(rle, what)
-    if image_size is None:
-        check_pixel_count(*size, what, MAX_IMAGE_PIXELS)
-    check_mask_size(size, image_size, what)
-    return fill_run_lengths(size, counts)
+    if image_size is None or not isinstance(mask, (list, tuple)):
+        return read_mask_pixels(mask, image_size, what)
+    try:
+        looks_like_pixels = np.shape(mask) == tuple(image_size)
+    except ValueError:  # lists of different lengths
+        looks_like_pixels = False
+    if looks_like_pixels:
+        raise ValueError(
+            f"{what} is a list of rows as long as the image's. Lists are polygons: give pixels as an array."
+        )
+    return fill_polygons(mask, image_size, what)
 
 
 def read_soft_mask(mask: Any, image_size: tuple[int, int] | None = None, what: str = "The mask") -> np.ndarray:
@@ -79,89 +58,194 @@ def read_soft_mask(mask: Any, image_size: tuple[int, int] | None = None, what: s
     return read
 
 
-def check_mask_size(size: tuple[int, int], image_size: tuple[int, int] | None, what: str = "The mask") -> None:
+def soft_mask(values: Any, what: str = "The mask") -> np.ndarray:
+    """As [`read_soft_mask`], for arrays and tensors of any size."""
+    values = mask_array(values, what)
+    if values.dtype.kind == "f" and values.min() >= -_ROUNDING and values.max() <= 1 + _ROUNDING:
+        return np.clip(values, 0.0, 1.0).astype(np.float32, order="C")
+    return binary_mask(values, what).astype(np.float32)
+
+
+# ---- polygons -------------------------------------------------------------------------------------------------------
+
+
+def read_polygons(polygons: Any, what: str = "The mask") -> list[list[Ring]]:
+    """Bring polygons of every usual form to arrays.
+
+    Args:
+        polygons (`Sequence`):
+            `[x1, y1, x2, y2, ...]`, `[[x1, y1, ...], ...]` as in COCO, `[[x, y], ...]`, `[[[x, y], ...], ...]` or
+            arrays `(corners, 2)`: outlines of the parts of a mask. One level deeper, a list for each part that holds
+            its outline and then its holes: `[[[x1, y1, ...], [x1, y1, ...]], ...]`, or the same with pairs.
+        what (`str`, *optional*): The mask, as the error message names it.
+
+    Returns:
+        `list[list[np.ndarray]]`: For each part its outline and its holes, float64 of shape `(corners, 2)`; how many
+        corners they have is not checked.
+
+    Raises:
+        ValueError: It is no list of numbers in one of these forms.
+    """
+    if not _is_list(polygons):
+        raise ValueError(f"{what} is of type {type(polygons).__name__}, not a list of polygons.")
+    depth = _depth(polygons)
+    if depth == 1:
+        return [[_ring(polygons, what)]]
+    if depth == 2:
+        if _lengths(polygons) == {2}:
+            return [[_ring(polygons, what)]]
+        return [[_ring(part, what)] for part in polygons]
+    # of three levels the innermost are pairs, or whole rings
+    if depth == 3 and all(_lengths(part) == {2} for part in polygons):
+        return [[_ring(part, what)] for part in polygons]
+    if depth in (3, 4):
+        return [
+            [_ring(ring, what) for ring in part] if _is_list(part) and len(part) else [_ring(part, what)]
+            for part in polygons
+        ]
+    raise ValueError(
+        f"{what} is an empty list of polygons. Give at least one, [[x1, y1, x2, y2, x3, y3, ...]] in pixels."
+        if depth == 0
+        else f"{what} is a list of {depth} levels. Give polygons as [[x1, y1, x2, y2, x3, y3, ...]] in pixels."
+    )
+
+
+def fill_polygons(polygons: Any, image_size: tuple[int, int], what: str = "The mask") -> np.ndarray:
+    """Draw polygons as pycocotools does.
+
+    Parts are united. A part that lies inside another and runs the other way round is a hole of it, as in what
+    [`mask_to_polygons`] returns; one that runs the same way could be a mistake or a hole, and is refused.
+
+    Args:
+        polygons (`Sequence`): See [`read_polygons`]; x to the right, y downwards, in pixels of the image.
+        image_size (`tuple[int, int]`): (height, width) of the image.
+        what (`str`, *optional*): The mask, as the error message names it.
+
+    Returns:
+        `np.ndarray`: bool, of shape `(height, width)`, with at least one pixel set.
+
+    Raises:
+        ValueError: They are no polygons with an area in this image, or may mean two things.
+        ImportError: pycocotools is not installed.
+    """
+    parts = read_polygons(polygons, what)
+    for ring in (ring for part in parts for ring in part):
+        if len(ring) < 3:
+            raise ValueError(
+                f"{what} has a polygon of {len(ring)} corners ({ring.ravel().tolist()}). One with an area has 3 or "
+                "more; a box is no mask."
+            )
+        check_bounds(ring, image_size, what)
+    if all(len(part) == 1 for part in parts):
+        mask = _fill_nested([part[0] for part in parts], image_size, what)
+    else:
+        mask = np.zeros(image_size, dtype=bool)
+        for outline, *holes in parts:
+            filled = fill_rings([outline], image_size)
+            for hole in holes:
+                filled &= ~fill_rings([hole], image_size)
+            mask |= filled
+    if not mask.any():
+        raise ValueError(f"{what} has polygons that cover no pixel of the image.")
+    return mask
+
+
+def check_bounds(ring: Ring, image_size: tuple[int, int], what: str, overshoot: float = _OVERSHOOT) -> None:
     """
     Raises:
-        ValueError: The (height, width) of a mask is not that of its image; None stands for an unknown one.
+        ValueError: A corner lies further outside the image than `overshoot`, a share of its side (or 2 pixels).
     """
-    if image_size is None or tuple(size) == tuple(image_size):
-        return
-    turned = tuple(size) == tuple(image_size)[::-1]
-    hint = (
-        "Its sides are swapped: it is transposed, or drawn for the image as it is stored, before its EXIF orientation "
-        "is applied. Masks lie in the upright frame, in which viewers show the image."
-        if turned
-        else "Give it at the size of the image; nothing is resized or repeated."
-    )
-    raise ValueError(f"{what} is {size[1]} x {size[0]} pixels, the image {image_size[1]} x {image_size[0]}. {hint}")
-
-
-def _read_polygons(polygons: list | tuple, image_size: tuple[int, int] | None, what: str) -> np.ndarray:
-    if image_size is None:
+    sides = np.array(image_size[::-1], dtype=np.float64)
+    margin = np.maximum(_LEAST_OVERSHOOT, sides * overshoot)
+    low, high = ring.min(axis=0), ring.max(axis=0)
+    if (low < -margin).any() or (high > sides + margin).any():
         raise ValueError(
-            f"{what} is given by polygons, which do not tell how large the image is. Give an array or RLE."
+            f"{what} has a polygon from ({low[0]:g}, {low[1]:g}) to ({high[0]:g}, {high[1]:g}), and the image is "
+            f"{image_size[1]} x {image_size[0]} pixels (width x height). Give x and y in pixels of the upright image."
         )
+
+
+def fill_rings(rings: Sequence[Ring], image_size: tuple[int, int]) -> np.ndarray:
+    """Draw the union of polygons of 3 or more corners; bool, of shape `(height, width)`."""
     try:
-        looks_like_pixels = np.shape(polygons) == tuple(image_size)
+        from pycocotools import mask as coco_mask
+    except ImportError as error:
+        raise ImportError("Polygons need the package pycocotools. Install it: pip install pycocotools") from error
+    encoded = coco_mask.frPyObjects([ring.ravel().tolist() for ring in rings], *image_size)
+    return coco_mask.decode(coco_mask.merge(encoded)).astype(bool)
+
+
+def _fill_nested(rings: Sequence[Ring], image_size: tuple[int, int], what: str) -> np.ndarray:
+    """Unite outlines; those inside another and the other way round are holes, islands in these are filled again."""
+    boxes = [(ring.min(axis=0), ring.max(axis=0)) for ring in rings]
+    inside = [
+        [
+            outer != inner and bool((boxes[inner][0] >= low).all() and (boxes[inner][1] <= high).all())
+            for outer, (low, high) in enumerate(boxes)
+        ]
+        for inner in range(len(rings))
+    ]
+    if not any(map(any, inside)):
+        return fill_rings(rings, image_size)
+    masks = [fill_rings([ring], image_size) for ring in rings]
+    areas = [int(mask.sum()) for mask in masks]
+    order = sorted(range(len(rings)), key=lambda index: -areas[index])
+    drawn, is_hole = np.zeros(image_size, dtype=bool), [False] * len(rings)
+    for number, inner in enumerate(order):
+        around = [
+            outer
+            for outer in order[:number]
+            if inside[inner][outer] and 0 < areas[inner] < areas[outer] and not (masks[inner] & ~masks[outer]).any()
+        ]
+        if around:
+            nearest = around[-1]
+            if _runs_clockwise(rings[inner]) == _runs_clockwise(rings[nearest]):
+                raise ValueError(
+                    f"{what} has a polygon inside another (number {inner + 1} in number {nearest + 1}). If it is a "
+                    "hole, write [[outline, hole]] in place of [outline, hole], or use RLE; if not, leave it out."
+                )
+            is_hole[inner] = not is_hole[nearest]
+        drawn[masks[inner]] = not is_hole[inner]
+    return drawn
+
+
+def _runs_clockwise(ring: Ring) -> bool:
+    """Whether the outline runs clockwise as seen on the screen."""
+    x, y = ring[:, 0], ring[:, 1]
+    return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) > 0
+
+
+def _ring(numbers: Any, what: str) -> Ring:
+    try:
+        ring = np.asarray(numbers)
     except ValueError:  # lists of different lengths
-        looks_like_pixels = False
-    if looks_like_pixels:
+        ring = np.empty(0, dtype=object)
+    if ring.ndim == 1 and ring.size % 2 == 0 and ring.dtype.kind in "iuf":
+        ring = ring.reshape(-1, 2)
+    is_ring = ring.ndim == 2 and ring.shape[1] == 2 and (ring.dtype.kind in "iuf" or not ring.size)
+    if not is_ring or not np.isfinite(ring.astype(np.float64)).all():
         raise ValueError(
-            f"{what} is a list of rows as long as the image's. Lists are polygons: give pixels as an array."
+            f"{what} has the polygon {reprlib.repr(numbers)}. A polygon is an even number of finite numbers, [x1, y1, "
+            "x2, y2, x3, y3, ...]."
         )
-    return fill_polygons(polygons, image_size, what)
+    return ring.astype(np.float64)
 
 
-def _read_array(mask: Any, image_size: tuple[int, int] | None, what: str) -> Any:
-    """The values of an array, a tensor or a Pillow image."""
-    if isinstance(mask, (np.ndarray, torch.Tensor)):
-        return mask
-    if isinstance(mask, Image.Image):
-        return _image_values(mask, image_size, what)
-    raise ValueError(
-        f"{what} is of type {type(mask).__name__}. Allowed are an array or tensor, a Pillow image, the path of an "
-        "image file, COCO's run lengths and polygons."
-    )
+def _depth(value: Any) -> int:
+    """Levels of lists above the first number; an array has one for each of its dimensions."""
+    if isinstance(value, np.ndarray):
+        return value.ndim if value.size else 0
+    if not _is_list(value) or not value:
+        return 0
+    return 1 + max(_depth(part) for part in value) if _is_list(value[0]) else 1
 
 
-def _image_values(image: Image.Image, image_size: tuple[int, int] | None, what: str) -> np.ndarray:
-    """The values of a black and white image of any mode, upright."""
-    image = upright_image(image, what, _pixel_limit(image_size))
-    if image.mode == "P":
-        return _palette_values(image, what)
-    if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16"):
-        return np.asarray(image)
-    if "A" in image.mode or "a" in image.mode:
-        values = np.asarray(image.convert("RGBA"))
-        if (values[..., 3] != 255).any():
-            raise ValueError(
-                f"{what} has transparent pixels, so that it has two masks, colour and opacity. Save it without "
-                "transparency, white on black."
-            )
-    values = np.asarray(image.convert("RGB"))
-    if (values != values[..., :1]).any():
-        raise ValueError(f"{what} has colours. Save one mask per file, white on black.")
-    return values[..., 0]
+def _lengths(rings: Any) -> set[int]:
+    return {len(ring) if _is_list(ring) else 0 for ring in rings} if _is_list(rings) else set()
 
 
-def _pixel_limit(image_size: tuple[int, int] | None) -> int:
-    """Largest height x width of a mask; one of an image that was accepted may be as large."""
-    return MAX_IMAGE_PIXELS if image_size is None else max(MAX_IMAGE_PIXELS, image_size[0] * image_size[1])
+def _is_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
-def _palette_values(image: Image.Image, what: str) -> np.ndarray:
-    """Grey palettes count by what they show, coloured ones by their numbers."""
-    numbers = np.asarray(image)
-    palette = np.asarray(image.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
-    used = np.unique(numbers)
-    if used[-1] < len(palette) and (palette[used] == palette[used, :1]).all():
-        return np.asarray(image.convert("L"))
-    if palette[0].any() or len(used[used > 0]) > 1:
-        raise ValueError(
-            f"{what} has the palette colours {used.tolist()}. Allowed are black and white, or number 0 in black and "
-            "one other; pick one class of a label map first."
-        )
-    return numbers > 0
-
-
-__all__ = ["check_mask_size", "read_mask", "read_rle", "read_soft_mask"]
+__all__ = ["check_bounds", "fill_polygons", "fill_rings", "read_mask", "read_polygons", "read_soft_mask", "soft_mask"]

@@ -1,4 +1,4 @@
-"""Hide what a heat-map does not mark: threshold, widen, soften, paint over or cut out."""
+"""Hide what a heat-map leaves out: threshold, widen, soften, paint over or cut out."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,8 +7,7 @@ import numpy as np
 from PIL import Image
 
 from .colors import ColorSource, read_color
-from .image_loading import MAX_IMAGE_PIXELS, load_rgb_image
-from .segments import mask_box
+from .image_loading import MAX_IMAGE_PIXELS, load_rgb_image, mask_box
 
 
 # IVM.forward_batch of the original: kernels of twice 5 % of the height plus one, white over the rest, threshold 0.1.
@@ -27,11 +26,11 @@ class MaskedImage:
         heatmap (`np.ndarray`): float32 in 0..1, of shape `(height, width)`: how much each pixel matters.
         mask (`np.ndarray`): bool, of shape `(height, width)`: where the heat-map exceeds the threshold.
         weights (`np.ndarray`):
-            float32 in 0..1, of shape `(height, width)`: the mask widened and softened; 1 shows the picture, 0 the
+            float32 in 0..1, of shape `(height, width)`: the mask widened and softened; 1 shows the image, 0 the
             overlay colour. All 1 where nothing was found.
-        pixels (`np.ndarray`): float32, of shape `(height, width, 3)`: the masked picture before it is rounded, 0..255.
+        pixels (`np.ndarray`): float32, of shape `(height, width, 3)`: the masked image before it is rounded, 0..255.
         found (`bool`):
-            Whether the mask covers enough. If not, the whole picture is kept, as the original does: a picture without
+            Whether the mask covers enough. If not, the whole image is kept, as the original does: an image without
             anything in it helps no model.
         threshold (`float`): The threshold of `mask`.
     """
@@ -45,16 +44,15 @@ class MaskedImage:
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
-        return (
-            f"MaskedImage(found={self.found}, kept_ratio={self.kept_ratio:.4f}, box={self.box_xyxy}, {width}x{height})"
-        )
+        kept = f"kept_ratio={self.kept_ratio:.4f}, box_xyxy={self.box_xyxy}"
+        return f"MaskedImage(found={self.found}, {kept}, {width}x{height})"
 
     def _repr_png_(self) -> bytes | None:
         return self.masked_image._repr_png_()
 
     @property
     def masked_image(self) -> Image.Image:
-        """`PIL.Image.Image`: the masked picture, mode RGB."""
+        """`PIL.Image.Image`: the masked image, mode RGB."""
         return Image.fromarray(np.rint(np.clip(self.pixels, 0, 255)).astype(np.uint8))
 
     @property
@@ -64,14 +62,14 @@ class MaskedImage:
 
     @property
     def crop_box_xyxy(self) -> tuple[int, int, int, int]:
-        """`tuple[int, int, int, int]`: what `crop` shows, `(x1, y1, x2, y2)` with x2 and y2 behind the last pixel: the
-        box of all that is not fully painted over, the whole picture where nothing was found."""
+        """`tuple[int, int, int, int]`: what `crop` shows, `(x1, y1, x2, y2)` with x2 and y2 after the last pixel: the
+        box of all that is not fully painted over, the whole image where nothing was found."""
         height, width = self.mask.shape
         return mask_box(self.weights > 0) or (0, 0, width, height)
 
     @property
     def box_xyxy(self) -> tuple[int, int, int, int] | None:
-        """`tuple[int, int, int, int]`: box of `mask`, `(x1, y1, x2, y2)` with x2 and y2 behind the last pixel; `None`
+        """`tuple[int, int, int, int]`: box of `mask`, `(x1, y1, x2, y2)` with x2 and y2 after the last pixel; `None`
         where no pixel exceeds the threshold."""
         return mask_box(self.mask)
 
@@ -90,17 +88,17 @@ def mask_image(
     blur: float = DEFAULT_SPREAD,
     min_kept_ratio: float = 0.0,
 ) -> MaskedImage:
-    """Paint over what a heat-map does not mark, as the original IVM does (forward_batch in IVM.py).
+    """Paint over what a heat-map leaves out, as the original IVM does (forward_batch in IVM.py).
 
     Args:
-        image: the picture the heat-map belongs to, of any kind `load_rgb_image` reads.
-        heatmap (`np.ndarray`): values in 0..1, of shape `(height, width)` of the upright picture.
+        image: the image the heat-map belongs to, of any kind `load_rgb_image` reads.
+        heatmap (`np.ndarray`): values in 0..1, of shape `(height, width)` of the upright image.
         threshold (`float`, *optional*, defaults to 0.1): pixels with a larger value are kept.
         overlay_color (*optional*, defaults to white): see `read_color`; fractions are allowed.
         dilate (`float`, *optional*, defaults to 0.05): how far the mask is widened, as a share of the height.
         blur (`float`, *optional*, defaults to 0.05): radius over which its edge is softened, as a share of the height.
-        min_kept_ratio (`float`, *optional*, defaults to 0.0): keep the whole picture where a smaller share of it
-            exceeds the threshold; a picture where nothing does is always kept whole.
+        min_kept_ratio (`float`, *optional*, defaults to 0.0): keep the whole image where a smaller share of it
+            exceeds the threshold; an image where nothing does is always kept whole.
 
     Returns:
         `MaskedImage`
@@ -118,13 +116,13 @@ def mask_image(
             raise ValueError(f"{name} is {value!r}. It must lie in 0..{largest:g}.")
     color = np.asarray(read_color(overlay_color, whole=False), dtype=np.float32)
     heatmap = np.asarray(heatmap, dtype=np.float32)
-    # the picture was accepted before, when the heat-map was made
-    picture = load_rgb_image(image, max_image_pixels=max(MAX_IMAGE_PIXELS, heatmap.size))
-    pixels = np.asarray(picture).astype(np.float32)
+    # the image was accepted before, when the heat-map was made
+    image = load_rgb_image(image, max_image_pixels=max(MAX_IMAGE_PIXELS, heatmap.size))
+    pixels = np.asarray(image).astype(np.float32)
     if heatmap.shape != pixels.shape[:2]:
         raise ValueError(
-            f"The heat-map has the shape {heatmap.shape}, the picture {pixels.shape[:2]} (height, width). Pass the "
-            "picture that the heat-map was made for."
+            f"The heat-map has the shape {heatmap.shape}, the image {pixels.shape[:2]} (height, width). Pass the "
+            "image that the heat-map was made for."
         )
     mask = heatmap > np.float32(threshold)
     found = bool(mask.any()) and float(mask.mean()) >= min_kept_ratio
@@ -169,9 +167,9 @@ def gaussian_weights(radius: int) -> np.ndarray:
 
 
 def blur_mask(mask: np.ndarray, radius: int) -> np.ndarray:
-    """Soften a mask's edge with a Gaussian, pictures mirrored at their borders.
+    """Soften a mask's edge with a Gaussian, images mirrored at their borders.
 
-    Sums run in float32 in the order of OpenCV's filters for float pictures (rows from left to right, columns from the
+    Sums run in float32 in the order of OpenCV's filters for float images (rows from left to right, columns from the
     middle outwards with fused multiply-adds), so that weights are equal to the original's to the last bit.
 
     Args:
@@ -208,8 +206,8 @@ def _blur_rows(mask: np.ndarray, weights: np.ndarray) -> np.ndarray:
     for start in range(0, len(mask), step):
         source, total = mask[start : start + step].astype(np.float32), blurred[start : start + step]
         product = np.empty_like(total)
-        for place, weight in enumerate(weights):
-            total += np.multiply(source[:, place : place + width], weight, out=product)
+        for index, weight in enumerate(weights):
+            total += np.multiply(source[:, index : index + width], weight, out=product)
     return blurred
 
 
@@ -227,13 +225,13 @@ def _blur_columns(block: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return total
 
 
-def _mirrored(places: np.ndarray, size: int) -> np.ndarray:
-    """Indices beyond a border taken back into the picture, the border pixel itself not repeated."""
+def _mirrored(indices: np.ndarray, size: int) -> np.ndarray:
+    """Indices beyond a border taken back into the image, the border pixel itself not repeated."""
     if size == 1:
-        return np.zeros_like(places)
+        return np.zeros_like(indices)
     period = 2 * (size - 1)
-    places = np.mod(places, period)
-    return np.where(places < size, places, period - places)
+    indices = np.mod(indices, period)
+    return np.where(indices < size, indices, period - indices)
 
 
 __all__ = ["MaskedImage", "blur_mask", "dilate_mask", "gaussian_weights", "mask_image"]

@@ -1,29 +1,26 @@
 """Segments of the phrases of an answer, and which of them are kept."""
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from .attention_drawing import draw_attention_maps
-from .image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from .segments import Segment, SegmentationResult
 
 
 WordVector = Callable[[str], np.ndarray]
-_ARTICLES = ("the ", "an ", "a ")
+_ARTICLE = re.compile("^(?:the|an|a) ")
 
 
 @dataclass(repr=False)
 class PhraseSegment(Segment):
-    """The mask of a noun phrase. `label` and `span` are the phrase and its place in the answer.
+    """The mask of a noun phrase. `label` and `span` are the phrase and its range in the answer.
 
     Args:
         core_word (`str`, *optional*): The word the phrase is about, whose tokens pointed.
         core_span (`tuple[int, int]`, *optional*): Its character range in the text of the result.
-        point_xy (`tuple[int, int]`, *optional*): The point prompt in pixels of the picture.
+        point_xy (`tuple[int, int]`, *optional*): The point prompt in pixels of the image.
         prompt_box_xyxy (`tuple[int, int, int, int]`, *optional*): The box prompt there.
         candidate (`int`, *optional*): Which of the segmenter's candidates the mask is, where all were asked for.
         category (`str`, *optional*): The most similar of the given categories.
@@ -59,40 +56,13 @@ class PhraseSegmentationResult(SegmentationResult):
         attention_maps (`np.ndarray` of shape `(tokens, grid_rows, grid_columns)`, *optional*):
             What each token looked at; raw. None unless it was asked for.
         grid_box (`tuple[float, float, float, float]`, *optional*):
-            What part of the picture the maps cover, `(x1, y1, x2, y2)` in its pixels.
+            What part of the image the maps cover, `(x1, y1, x2, y2)` in its pixels.
     """
 
     phrase_extractor: str = ""
     token_spans: list[tuple[int, int]] = field(default_factory=list)
     attention_maps: np.ndarray | None = None
     grid_box: tuple[float, float, float, float] | None = None
-
-    def draw_attention(self, image: Any, per_row: int = 10, cell_width: int = 140) -> Image.Image:
-        """Draw what each token of the answer looked at, the mean of all taken off, ten in a row.
-
-        Args:
-            image: the picture these segments belong to.
-            per_row (`int`, *optional*, defaults to 10): pictures per row.
-            cell_width (`int`, *optional*, defaults to 140): width of each in pixels.
-
-        Returns:
-            `PIL.Image.Image`: mode RGB.
-
-        Raises:
-            ValueError: The result was made without `keep_maps=True`, or the picture has another size.
-        """
-        if self.attention_maps is None or self.grid_box is None:
-            raise ValueError("The result holds no maps. Make it with post_process_segmentation(..., keep_maps=True).")
-        height, width = self.image_size
-        # the picture was accepted before, when it was segmented
-        picture = load_rgb_image(image, max_image_pixels=max(MAX_IMAGE_PIXELS, height * width))
-        if (picture.height, picture.width) != tuple(self.image_size):
-            raise ValueError(
-                f"The image is {picture.width} x {picture.height} pixels, the masks are {self.image_size[1]} x "
-                f"{self.image_size[0]}. Pass the image that was segmented."
-            )
-        words = [self.text[start:stop] for start, stop in self.token_spans]
-        return draw_attention_maps(picture, self.attention_maps, self.grid_box, words, per_row, cell_width)
 
 
 def match_categories(
@@ -113,10 +83,10 @@ def match_categories(
     """
     if not categories:
         raise ValueError("categories is empty. Name at least one, or leave it out.")
-    known = [_unit(vector(_plain(name))) for name in categories]
+    known = [_unit_vector(name, vector) for name in categories]
     for segment in segments:
         text = segment.core_word if by == "core_word" else segment.label
-        own = _unit(vector(_plain(text or "")))
+        own = _unit_vector(text or "", vector)
         similarities = [float(own @ other) for other in known]
         best = int(np.argmax(similarities))
         segment.category, segment.similarity = categories[best], similarities[best]
@@ -125,22 +95,11 @@ def match_categories(
 def non_maximum_suppression(
     masks: Sequence[np.ndarray], scores: Sequence[float], iou_threshold: float = 0.75
 ) -> list[int]:
-    """
-    Drops masks that overlap a better one.
-
-    Args:
-        masks (`Sequence[np.ndarray]`): bool, all of the same size.
-        scores (`Sequence[float]`): Their scores.
-        iou_threshold (`float`, *optional*, defaults to 0.75): An IoU above it drops the worse mask.
-
-    Returns:
-        `list[int]`: Places of the masks that are kept, in order.
-    """
-    order = sorted(range(len(masks)), key=lambda place: -scores[place])
+    """Drop bool masks whose IoU with a better one is above the threshold; return the indices of others, in order."""
     kept: list[int] = []
-    for place in order:
-        if all(_iou(masks[place], masks[other]) <= iou_threshold for other in kept):
-            kept.append(place)
+    for index in sorted(range(len(masks)), key=lambda index: -scores[index]):
+        if all(_iou(masks[index], masks[other]) <= iou_threshold for other in kept):
+            kept.append(index)
     return sorted(kept)
 
 
@@ -150,7 +109,7 @@ def without_overlaps(segments: Sequence[PhraseSegment], iou_threshold: float) ->
     kept = non_maximum_suppression(
         [segment.mask for segment in drawn], [segment.mask_score for segment in drawn], iou_threshold
     )
-    chosen = {id(drawn[place]) for place in kept}
+    chosen = {id(drawn[index]) for index in kept}
     return [segment for segment in segments if segment.mask is None or id(segment) in chosen]
 
 
@@ -160,17 +119,10 @@ def _iou(first: np.ndarray, second: np.ndarray) -> float:
     return shared / (np.count_nonzero(first) + np.count_nonzero(second) - shared + 1e-6)
 
 
-def _plain(text: str) -> str:
-    text = text.lower()
-    for article in _ARTICLES:
-        if text.startswith(article):
-            return text[len(article) :]
-    return text
-
-
-def _unit(vector: np.ndarray) -> np.ndarray:
-    vector = np.asarray(vector, dtype=np.float64)
-    return vector / max(float(np.linalg.norm(vector)), 1e-8)
+def _unit_vector(text: str, vector: WordVector) -> np.ndarray:
+    """The vector of a text in lower case and without article, of length 1."""
+    values = np.asarray(vector(_ARTICLE.sub("", text.lower())), dtype=np.float64)
+    return values / max(float(np.linalg.norm(values)), 1e-8)
 
 
 __all__ = [

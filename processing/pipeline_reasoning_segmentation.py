@@ -1,4 +1,4 @@
-"""`pipeline("reasoning-segmentation")`: pictures and questions in, text and segments out."""
+"""`pipeline("reasoning-segmentation")`: images and questions in, text and segments out."""
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,10 +31,10 @@ _MASK_FORMATS = ("pil", "rle")
 
 
 class ReasoningSegmentationPipeline(Pipeline):
-    r"""Answers questions about pictures with text and masks.
+    r"""Answers questions about images with text and masks.
 
     Works with every model that has `forward` and, where it writes text, `generate_with_masks`, together with its
-    processor. Rows are put into batches by the processor, so that pictures of any sizes can share one.
+    processor. Rows are put into batches by the processor, so that images of any sizes can share one.
 
     Example:
         ```python
@@ -42,7 +42,7 @@ class ReasoningSegmentationPipeline(Pipeline):
         pipe("kitchen.jpg", text="Where could I pour coffee?")  # the model writes its answer
         pipe("kitchen.jpg", phrases=["the red cup", "a dog"])  # one forward pass, one segment per phrase
         pipe(["a.jpg", "b.jpg"], text=["Where is the exit?", "What is unusual?"], batch_size=2)
-        pipe("kitchen.jpg", text=["Where is the cup?", "What can be eaten?"])  # encodes the picture once
+        pipe("kitchen.jpg", text=["Where is the cup?", "What can be eaten?"])  # encodes the image once
         ```
     """
 
@@ -76,7 +76,7 @@ class ReasoningSegmentationPipeline(Pipeline):
 
         Args:
             images:
-                One picture (path of a local file, Pillow image, array or tensor, see `load_rgb_image`) or a list of
+                One image (path of a local file, Pillow image, array or tensor, see `load_rgb_image`) or a list of
                 them. Instead a list of rows `{"image": ..., "text": ...}` or `{"image": ..., "phrases": [...]}`. Also
                 anything else with images or rows that can be iterated or indexed: a generator, a data set of torch or
                 `datasets` (further columns are left aside) or a column of one, which are read as they are needed.
@@ -87,18 +87,15 @@ class ReasoningSegmentationPipeline(Pipeline):
             phrases (`str`, `list[str]` or `list[list[str]]`, *optional*):
                 What to segment in every image (a string is one phrase), or one list for each row, for which a column
                 of a data set is read as well. The answer is forced: one forward pass, one segment per phrase.
-            batch_size (`int`, *optional*, defaults to 1):
-                Rows per forward pass.
-            num_workers (`int`, *optional*, defaults to 0):
-                Processes that read pictures ahead.
+            batch_size (`int`, *optional*, defaults to 1): Rows per forward pass.
+            num_workers (`int`, *optional*, defaults to 0): Processes that read images ahead.
             mask_format (`str`, *optional*, defaults to `"pil"`):
-                `"pil"` for mode L pictures with 0 and 255, `"rle"` for COCO's compressed RLE (needs pycocotools).
-            threshold (`float`, *optional*):
+                `"pil"` for mode L images with 0 and 255, `"rle"` for COCO's compressed RLE (needs pycocotools).
+            mask_threshold (`float`, *optional*):
                 Mask logit above which a pixel belongs to a segment, 0.0 by the processor's default.
             reject_threshold (`float`, *optional*):
                 Reject slots whose probability of being `[SEG]` is lower; without it by the model's own decision.
-            processor_kwargs (`dict`, *optional*):
-                Further arguments of the processor.
+            processor_kwargs (`dict`, *optional*): Further arguments of the processor.
             kwargs:
                 Arguments of generation with `text`: `max_new_tokens` (256 by default), `do_sample`, `num_beams`,
                 `generation_config`, `streamer` (with one row), ..., also together as `generate_kwargs`.
@@ -106,26 +103,30 @@ class ReasoningSegmentationPipeline(Pipeline):
         Returns:
             `dict`, a `list` of them where a list, tuple or batched array was given, or an iterator over them for
             anything else that is iterated:
-            `generated_text` (`str`) and `segments`, a list of `{"label", "score", "rejected", "span", "box", "mask"}`
-            in reading order. `score` rates the mask, 0 to 1, see [`Segment`]; `span` is `(start, end)` of its token
-            in the text, which reads `[REJ]` where the segment is rejected; `box` `[x1, y1, x2, y2]` in pixels of the
-            upright picture, `mask` has its size; both are None for rejected segments. Systems that find phrases in the
-            answer add `phrase_extractor`, what found them.
+            `generated_text` (`str`) and `segments`, in reading order a list of `{"label", "score", "rejected", "span",
+            "box_xyxy", "mask"}`. `score` rates the mask, 0 to 1, see [`Segment`]; `span` is `(start, end)` of its
+            token in the text, which reads `[REJ]` where the segment is rejected; `box_xyxy` is `[x1, y1, x2, y2]` in
+            pixels of the upright image, and `mask` has its size; both are None for rejected segments. Systems that
+            find phrases in the answer add `phrase_extractor`, what found them.
 
         Raises:
-            ValueError: Pictures and questions do not match, or an option has no meaning here.
+            ValueError: Images and questions do not match, or an option has no meaning here.
             TypeError: An option is unknown.
         """
         batch_size = batch_size or self._batch_size or 1
         options = {"num_workers": num_workers, "batch_size": 1, **kwargs}  # a batch is one input of the base class
         text, phrases, images = _as_list(text), _as_list(phrases, wrapped=True), _split_array(images)
         if _is_iterable(images):
-            rows = _paired_rows(images, text, phrases)
+            rows = _rows(images, text, phrases, more_columns=True)
             batches = super().__call__(_batches(rows, batch_size), **options)
             return (result for batch in batches for result in batch)
-        is_list = isinstance(images, (list, tuple))
-        is_shared = not is_list and _is_many(text, phrases)
-        rows = _rows(self._load_image(images) if is_shared else images, text, phrases)
+        is_list, is_many = isinstance(images, (list, tuple)), _is_many(text, phrases)
+        is_shared = is_many and not is_list
+        if is_many and text is None:
+            phrases = read_phrases(phrases)
+        if is_shared:
+            images = [self._load_image(images)] * len(phrases if text is None else text)
+        rows = list(_rows(images if is_list or is_shared else [images], text, phrases))
         if not rows:
             return []
         batches = list(_batches(rows, batch_size, _SharedImage() if is_shared else None))
@@ -135,7 +136,7 @@ class ReasoningSegmentationPipeline(Pipeline):
     def _sanitize_parameters(
         self,
         mask_format: str | None = None,
-        threshold: float | None = None,
+        mask_threshold: float | None = None,
         reject_threshold: float | None = None,
         processor_kwargs: dict[str, Any] | None = None,
         generate_kwargs: dict[str, Any] | None = None,
@@ -146,8 +147,8 @@ class ReasoningSegmentationPipeline(Pipeline):
         unknown = sorted(set(kwargs) - _GENERATION_NAMES)
         if unknown:
             raise TypeError(
-                f"Unknown options {unknown}. Allowed are mask_format, threshold, reject_threshold, processor_kwargs, "
-                "generate_kwargs, batch_size, num_workers and the arguments of generation."
+                f"Unknown options {unknown}. Allowed are mask_format, mask_threshold, reject_threshold, "
+                "processor_kwargs, generate_kwargs, batch_size, num_workers and the arguments of generation."
             )
         twice = sorted(set(kwargs) & set(generate_kwargs or {}))
         if twice:
@@ -156,7 +157,7 @@ class ReasoningSegmentationPipeline(Pipeline):
             raise ValueError(f"mask_format is {mask_format!r}. Allowed are {' and '.join(map(repr, _MASK_FORMATS))}.")
         generate_kwargs = {**(generate_kwargs or {}), **kwargs}
         forward_parameters = {"reject_threshold": reject_threshold, "generate_kwargs": generate_kwargs or None}
-        postprocess_parameters = {"mask_format": mask_format, "threshold": threshold}
+        postprocess_parameters = {"mask_format": mask_format, "mask_threshold": mask_threshold}
         return (
             {"processor_kwargs": processor_kwargs} if processor_kwargs is not None else {},
             {name: value for name, value in forward_parameters.items() if value is not None},
@@ -164,20 +165,20 @@ class ReasoningSegmentationPipeline(Pipeline):
         )
 
     def preprocess(self, input_: dict[str, Any], processor_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Turn a batch of rows into model inputs; a picture that several rows show is prepared once."""
+        """Turn a batch of rows into model inputs; an image that several rows show is prepared once."""
         rows = input_["rows"]
         unique = {_identity(row["image"]): row["image"] for row in rows}
         arguments = {"images": [self._load_image(image) for image in unique.values()]}
         if len(unique) < len(rows):
-            places = {key: place for place, key in enumerate(unique)}
-            arguments["image_index"] = [places[_identity(row["image"])] for row in rows]
+            indices = {key: index for index, key in enumerate(unique)}
+            arguments["image_index"] = [indices[_identity(row["image"])] for row in rows]
         kind = "phrases" if "phrases" in rows[0] else "text"
         arguments[kind] = [row[kind] for row in rows]
         inputs = self.processor(**arguments, return_tensors="pt", **(processor_kwargs or {}))
         return {"inputs": dict(inputs), "batch": _Batch(inputs, kind, input_["shared"])}
 
     def _load_image(self, image: Any) -> Image.Image:
-        """Read a picture within the processor's own size limit, where it has one."""
+        """Read an image within the processor's own size limit, where it has one."""
         return load_rgb_image(image, getattr(self.processor, "max_image_pixels", MAX_IMAGE_PIXELS))
 
     def _forward(
@@ -210,14 +211,35 @@ class ReasoningSegmentationPipeline(Pipeline):
         return {"output": ModelOutput(kept), "batch": batch}
 
     def postprocess(
-        self, model_outputs: dict[str, Any], mask_format: str = "pil", threshold: float | None = None
+        self, model_outputs: dict[str, Any], mask_format: str = "pil", mask_threshold: float | None = None
     ) -> list[dict[str, Any]]:
         """Turn the model's output for a batch into one dict per row."""
-        options = {} if threshold is None else {"threshold": threshold}
+        options = {} if mask_threshold is None else {"mask_threshold": mask_threshold}
         results = self.processor.post_process_segmentation(
             model_outputs["output"], model_outputs["batch"].inputs, **options
         )
-        return [_result_as_dict(result, mask_format) for result in results]
+        rows = []
+        for result in results:
+            row = {"generated_text": result.text, "segments": []}
+            if (extractor := getattr(result, "phrase_extractor", None)) is not None:
+                row["phrase_extractor"] = extractor
+            for segment in result.segments:
+                box, mask = segment.box_xyxy, None
+                if segment.mask is not None:
+                    is_rle = mask_format == "rle"
+                    mask = segment.rle if is_rle else Image.fromarray(segment.mask.astype(np.uint8) * 255)
+                row["segments"].append(
+                    {
+                        "label": segment.label,
+                        "score": float(segment.score),
+                        "rejected": bool(segment.rejected),
+                        "span": segment.span,
+                        "box_xyxy": None if box is None else list(box),
+                        "mask": mask,
+                    }
+                )
+            rows.append(row)
+        return rows
 
     def save_pretrained(self, save_directory: str, **kwargs) -> None:
         """Save the model and its processor, a complete checkpoint; `kwargs` go to both `save_pretrained`."""
@@ -226,39 +248,19 @@ class ReasoningSegmentationPipeline(Pipeline):
 
 
 class _SharedImage:
-    """Holds the encoded picture that all rows of a call show, once the first batch has encoded it."""
+    """Holds the encoded image that all rows of a call show, once the first batch has encoded it."""
 
     cache: Any = None
 
 
 @dataclass
 class _Batch:
-    """What goes past the model.
-
-    `inputs` are the processor's own, which may know more than their tensors; the base class copies what it moves
-    between devices, but not what such an object holds.
-    """
+    """What goes past the model. `inputs` are the processor's own, which may know more than their tensors; the base
+    class copies what it moves between devices, but not what such an object holds."""
 
     inputs: Any
     kind: str
     shared: _SharedImage | None
-
-
-def _rows(images: Any, text: Any, phrases: Any) -> list[dict[str, Any]]:
-    """Match pictures and questions: one each, one question for all pictures, or several for one picture."""
-    if not _is_many(text, phrases):
-        return [_row(image, text, phrases) for image in (images if isinstance(images, (list, tuple)) else [images])]
-    questions = phrases if text is None else text
-    if not isinstance(images, (list, tuple)):
-        images = [images] * len(questions)
-    if len(questions) != len(images):
-        raise ValueError(
-            f"{len(images)} images and {len(questions)} {'texts' if phrases is None else 'lists of phrases'} were "
-            "given. Give one for each image, or a single one for all."
-        )
-    if text is None:
-        return [_row(image, None, own) for image, own in zip(images, read_phrases(phrases), strict=True)]
-    return [_row(image, own, phrases) for image, own in zip(images, text, strict=True)]
 
 
 def _is_many(text: Any, phrases: Any) -> bool:
@@ -268,32 +270,30 @@ def _is_many(text: Any, phrases: Any) -> bool:
     return isinstance(phrases, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in phrases)
 
 
-def _paired_rows(images: Any, text: Any, phrases: Any) -> Iterator[dict[str, Any]]:
-    """The same for images that are read as they are needed, whose number may be unknown."""
-    asked = None
-    if _is_many(text, phrases):
-        asked = phrases if text is None else text
+def _rows(images: Any, text: Any, phrases: Any, more_columns: bool = False) -> Iterator[dict[str, Any]]:
+    """Match images, whose number may be unknown, with one question for all or with one for each."""
+    if not _is_many(text, phrases):
+        yield from (_row(image, text, phrases, more_columns) for image in _iterate(images))
+        return
+    asked = phrases if text is None else text
     count = len(images) if hasattr(images, "__len__") else None
-    if asked is None or count in (None, len(asked)):
+    or_more = " (or more)" if more_columns else ""
+    if count in (None, len(asked)):
         count = 0
-        for count, item in enumerate(_iterate(images), start=1):
-            if asked is None:
-                yield _row(item, text, phrases, more_columns=True)
-            elif count > len(asked):
+        for count, image in enumerate(_iterate(images), start=1):
+            if count > len(asked):
                 break
-            elif text is None:
-                yield _row(item, None, asked[count - 1], more_columns=True)
-            else:
-                yield _row(item, asked[count - 1], phrases, more_columns=True)
-    if asked is not None and count != len(asked):
+            own = asked[count - 1]
+            yield _row(image, None, own, more_columns) if text is None else _row(image, own, phrases, more_columns)
+    if count != len(asked):
         raise ValueError(
-            f"{count} images (or more) and {len(asked)} {'texts' if phrases is None else 'lists of phrases'} were "
+            f"{count} images{or_more} and {len(asked)} {'texts' if phrases is None else 'lists of phrases'} were "
             "given. Give one for each image, or a single one for all."
         )
 
 
 def _row(item: Any, text: Any, phrases: Any, more_columns: bool = False) -> dict[str, Any]:
-    """Check one picture with its question; `more_columns` of a data set are left aside."""
+    """Check one image with its question; `more_columns` of a data set are left aside."""
     image = item
     if isinstance(item, Mapping):
         unknown = [] if more_columns else sorted(set(item) - {"image", "text", "phrases"})
@@ -337,7 +337,7 @@ def _batches(
 
 
 def _identity(image: Any) -> Any:
-    """Key that is equal for rows that show the same picture."""
+    """Key that is equal for rows that show the same image."""
     return image if isinstance(image, (str, os.PathLike)) else id(image)
 
 
@@ -367,31 +367,6 @@ def _split_array(images: Any) -> Any:
     is_batch = isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4
     is_names = isinstance(images, np.ndarray) and images.dtype.kind in "OU"
     return list(images) if is_batch or is_names else images
-
-
-def _result_as_dict(result: Any, mask_format: str) -> dict[str, Any]:
-    """Turn a `SegmentationResult` into the pipeline's plain form."""
-    output = {
-        "generated_text": result.text,
-        "segments": [_segment_as_dict(segment, mask_format) for segment in result.segments],
-    }
-    extractor = getattr(result, "phrase_extractor", None)
-    return output if extractor is None else {**output, "phrase_extractor": extractor}
-
-
-def _segment_as_dict(segment: Any, mask_format: str) -> dict[str, Any]:
-    """Turn a `Segment` into the pipeline's plain form."""
-    mask = None
-    if segment.mask is not None:
-        mask = segment.rle if mask_format == "rle" else Image.fromarray(segment.mask.astype(np.uint8) * 255)
-    return {
-        "label": segment.label,
-        "score": float(segment.score),
-        "rejected": bool(segment.rejected),
-        "span": segment.span,
-        "box": None if segment.box_xyxy is None else list(segment.box_xyxy),
-        "mask": mask,
-    }
 
 
 __all__ = ["ReasoningSegmentationPipeline"]

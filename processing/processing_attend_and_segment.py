@@ -7,13 +7,11 @@ import numpy as np
 import torch
 from transformers.processing_utils import Unpack
 
-from .answer_phrases import AnswerPhrase, PhraseFinder
 from .attention_grids import LEVELS, attention_grids, grid_inputs
 from .chat import GENERIC_WORDING, PromptRow, as_list, ask_and_answer, clean_phrase, complete_wording
 from .chat_processor import IGNORED_LABEL, ChatInputs, ChatProcessorKwargs, image_of_row
 from .composed_processor import ComposedProcessor
-from .mask_sizes import MaskSizes, read_mask_sizes
-from .noun_phrases import make_extractor
+from .noun_phrases import AnswerPhrase, PhraseFinder, make_extractor
 from .phrase_segments import (
     PhraseSegment,
     PhraseSegmentationResult,
@@ -21,6 +19,7 @@ from .phrase_segments import (
     without_overlaps,
 )
 from .segments import post_process_masks
+from .slot_results import MaskSizes, input_of_rows, read_mask_sizes
 from .token_spans import token_spans
 
 
@@ -199,11 +198,11 @@ class AttendAndSegmentProcessor(ComposedProcessor):
 
     def post_process_segmentation(
         self,
-        output: Mapping[str, Any],
+        outputs: Mapping[str, Any],
         inputs: Mapping[str, Any] | None = None,
-        threshold: float = 0.0,
+        mask_threshold: float = 0.0,
+        target_sizes: Any = None,
         reject_threshold: float | None = None,
-        original_sizes: Any = None,
         rows: list[PromptRow] | None = None,
         candidates: str = "chosen",
         min_score: float | None = None,
@@ -216,13 +215,13 @@ class AttendAndSegmentProcessor(ComposedProcessor):
     ) -> list[PhraseSegmentationResult]:
         r"""
         Args:
-            output ([`AttendAndSegmentOutput`]): What the model returned.
+            outputs ([`AttendAndSegmentOutput`]): What the model returned.
             inputs ([`ReasoningSegmentationInputs`]): What the processor returned.
-            threshold (`float`, *optional*, defaults to 0.0): Pixels with a larger mask logit belong to the segment.
+            mask_threshold (`float`, *optional*, defaults to 0.0): Pixels with a larger logit belong to the segment.
+            target_sizes (`list[tuple[int, int]]`, *optional*): (height, width) of the masks.
             reject_threshold (`float`, *optional*):
                 Mark segments whose score is lower as rejected; they stay in the list without a mask. Phrases that
                 were found nowhere (an empty box as only prompt) are rejected in any case.
-            original_sizes (`list[tuple[int, int]]`, *optional*): (height, width) that masks shall have.
             rows (`list[PromptRow]`, *optional*): `inputs.rows`, where `inputs` has lost it on the way.
             candidates (`str`, *optional*, defaults to `"chosen"`):
                 `"all"` returns a segment for each of the segmenter's candidate masks, each with its own score.
@@ -245,30 +244,26 @@ class AttendAndSegmentProcessor(ComposedProcessor):
             raise ValueError(f"candidates is {candidates!r}; allowed are 'chosen' and 'all'.")
         if compare not in ("phrase", "core_word"):
             raise ValueError(f"compare is {compare!r}; allowed are 'phrase' and 'core_word'.")
-        if output.get("phrases") is None or output.get("pred_masks") is None:
+        if outputs.get("phrases") is None or outputs.get("pred_masks") is None:
             raise ValueError(
                 "The output has no phrases. Call generate_with_masks, or forward with an answer, with all that the "
                 "processor returned: phrase_finder and answer_ranges are among it."
             )
         inputs = {} if inputs is None else inputs
         rows = rows if rows is not None else getattr(inputs, "rows", None)
-        num_rows = len(output["phrases"])
+        num_rows = len(outputs["phrases"])
         num_inputs = len(inputs["input_ids"]) if "input_ids" in inputs else num_rows
-        if not num_inputs or num_rows % num_inputs:
-            raise ValueError(
-                f"The output has {num_rows} rows and the inputs {num_inputs}; pass the inputs that led to this output."
-            )
-        source = [row // (num_rows // num_inputs) for row in range(num_rows)]
-        sizes = read_mask_sizes(inputs, original_sizes, source, self._segmenter_view)
+        source = input_of_rows(num_rows, num_inputs)
+        sizes = read_mask_sizes(inputs, target_sizes, source, self._segmenter_view)
         if categories is not None and word_vector is None:
             word_vector = self._word_vector()
 
         results = []
         for row in range(num_rows):
-            ids = self._answer_ids(output, inputs, row, source[row])
+            ids = self._answer_ids(outputs, inputs, row, source[row])
             whole, spans = token_spans(self._decode_answer, ids)
             lead = len(whole) - len(whole.lstrip())
-            segments = self._phrase_segments(output, row, sizes[row], threshold, candidates, reject_threshold)
+            segments = self._phrase_segments(outputs, row, sizes[row], mask_threshold, candidates, reject_threshold)
             if categories is not None:
                 match_categories(segments, categories, word_vector, compare)
                 segments = [segment for segment in segments if segment.similarity >= min_similarity]
@@ -285,62 +280,62 @@ class AttendAndSegmentProcessor(ComposedProcessor):
                     image=image_of_row(inputs, source[row]),
                     phrase_extractor="given" if given else self.extractor_name,
                     token_spans=[(max(0, start - lead), max(0, stop - lead)) for start, stop in spans],
-                    attention_maps=output["attention_maps"][row].float().cpu().numpy() if keep_maps else None,
-                    grid_box=tuple(as_list(output["grid_boxes"][row])) if keep_maps else None,
+                    attention_maps=outputs["attention_maps"][row].float().cpu().numpy() if keep_maps else None,
+                    grid_box=tuple(as_list(outputs["grid_boxes"][row])) if keep_maps else None,
                 )
             )
         return results
 
     def _phrase_segments(
         self,
-        output: Mapping[str, Any],
+        outputs: Mapping[str, Any],
         row: int,
         sizes: MaskSizes,
-        threshold: float,
+        mask_threshold: float,
         candidates: str,
         reject_threshold: float | None,
     ) -> list[PhraseSegment]:
-        phrases: list[AnswerPhrase] = output["phrases"][row]
+        phrases: list[AnswerPhrase] = outputs["phrases"][row]
         if candidates == "all":
-            masks, scores = output["candidate_masks"][row], output["candidate_scores"][row]
+            masks, scores = outputs["candidate_masks"][row], outputs["candidate_scores"][row]
         else:
-            masks, scores = output["pred_masks"][row][:, None], output["mask_scores"][row][:, None]
-        drawn = post_process_masks(masks.flatten(0, 1), sizes.original, sizes.resized, sizes.target, threshold)
+            masks, scores = outputs["pred_masks"][row][:, None], outputs["mask_scores"][row][:, None]
+        drawn = post_process_masks(masks.flatten(0, 1), *sizes, mask_threshold)
         drawn, scores = drawn.cpu().numpy().reshape(*masks.shape[:2], *sizes.original), scores.float().tolist()
-        found = output["slot_probs"][row].tolist()
+        found = outputs["slot_probs"][row].tolist()
         if reject_threshold is not None:
             rejected = [[score < reject_threshold for score in row_scores] for row_scores in scores]
         else:
-            flags = output["rejected"][row].tolist() if candidates == "chosen" else [False] * len(phrases)
+            flags = outputs["rejected"][row].tolist() if candidates == "chosen" else [False] * len(phrases)
             rejected = [[flag] * masks.shape[1] for flag in flags]
-        rejected = [[flag or not found[place] for flag in flags] for place, flags in enumerate(rejected)]
-        points, boxes = (_row_lists(output.get(name), row) for name in ("points", "boxes"))
+        rejected = [[flag or not found[index] for flag in flags] for index, flags in enumerate(rejected)]
+        points, boxes = (_row_lists(outputs.get(name), row) for name in ("points", "boxes"))
         return [
             PhraseSegment(
                 label=phrase.text,
                 span=phrase.span,
-                mask=None if rejected[place][candidate] else drawn[place, candidate],
-                score=scores[place][candidate],
-                slot_prob=found[place],
-                rejected=rejected[place][candidate],
+                mask=None if rejected[index][candidate] else drawn[index, candidate],
+                score=scores[index][candidate],
+                slot_prob=found[index],
+                rejected=rejected[index][candidate],
                 core_word=phrase.core_word,
                 core_span=phrase.core_span,
-                point_xy=None if points is None else tuple(points[place]),
-                prompt_box_xyxy=tuple(boxes[place]) if boxes is not None and found[place] else None,
+                point_xy=None if points is None else tuple(points[index]),
+                prompt_box_xyxy=tuple(boxes[index]) if boxes is not None and found[index] else None,
                 candidate=candidate if candidates == "all" else None,
             )
-            for place, phrase in enumerate(phrases)
+            for index, phrase in enumerate(phrases)
             for candidate in range(masks.shape[1])
         ]
 
-    def _answer_ids(self, output: Mapping[str, Any], inputs: Mapping[str, Any], row: int, source: int) -> list[int]:
+    def _answer_ids(self, outputs: Mapping[str, Any], inputs: Mapping[str, Any], row: int, source: int) -> list[int]:
         """The ids that the maps of a row belong to."""
-        count = len(output["attention_maps"][row])
-        if output.get("sequences") is not None:
+        count = len(outputs["attention_maps"][row])
+        if outputs.get("sequences") is not None:
             start = len(inputs["input_ids"][0]) if "input_ids" in inputs else None
             if start is None:
                 raise ValueError("Where the answer begins is not known. Pass the processor's `inputs`.")
-            return as_list(output["sequences"][row])[start : start + count]
+            return as_list(outputs["sequences"][row])[start : start + count]
         if "answer_ranges" not in inputs:
             raise ValueError("The text of a forward pass is not in its output. Pass the processor's `inputs`.")
         start, stop = as_list(inputs["answer_ranges"][source])

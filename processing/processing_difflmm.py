@@ -7,7 +7,7 @@ from .question_processor import LlavaQuestionProcessor
 
 if TYPE_CHECKING:
     # So that it travels with a saved processor: files named in such lines are copied.
-    from .image_processing_difflmm import DiffLmmImageProcessor  # noqa: F401
+    from .image_processing_vip_llava import DiffLmmImageProcessor  # noqa: F401
 
 
 class DiffLmmProcessor(LlavaQuestionProcessor):

@@ -11,9 +11,9 @@ from transformers.processing_utils import Unpack
 
 from .chat import IMAGE_TOKEN, PromptRow, check_phrase, read_image_index, read_images, read_phrases
 from .chat_processor import ChatInputs, ChatProcessorKwargs, LlavaChatProcessor, image_of_row
-from .mask_sizes import read_mask_sizes
 from .masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage, mask_image
 from .segments import Segment, SegmentationResult, post_process_masks
+from .slot_results import read_mask_sizes
 
 
 if TYPE_CHECKING:
@@ -183,17 +183,18 @@ class IvmProcessor(LlavaChatProcessor):
 
     def post_process_heatmaps(
         self,
-        output: Mapping[str, Any],
+        outputs: Mapping[str, Any],
         inputs: Mapping[str, Any] | None = None,
-        original_sizes: Any = None,
+        target_sizes: Any = None,
         through_square: bool = True,
     ) -> list[np.ndarray]:
         r"""
         Args:
-            output ([`ReasoningSegmentationOutput`]): What the model returned.
+            outputs ([`ReasoningSegmentationOutput`]): What the model returned.
             inputs ([`ChatInputs`], *optional*): What the processor returned; tells the sizes.
-            original_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
-                (height, width) that heat-maps are to have, one per image, per row or one for all.
+            target_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
+                (height, width) of the heat-maps, one per image, one per row, or one for all; `original_sizes` of
+                `inputs` by default.
             through_square (`bool`, *optional*, defaults to `True`):
                 Whether logits take the way over the segmenter's square, as in the original's images. `False` brings
                 them straight to the image's size, as its `get_ratio` and `get_bounding_box` do.
@@ -205,14 +206,14 @@ class IvmProcessor(LlavaChatProcessor):
             ValueError: If the output has no masks, or rows and sizes do not match.
         """
         return [
-            logits.sigmoid().cpu().numpy() for logits in self._logits(output, inputs, original_sizes, through_square)
+            logits.sigmoid().cpu().numpy() for logits in self._logits(outputs, inputs, target_sizes, through_square)
         ]
 
     def _logits(
-        self, output: Mapping[str, Any], inputs: Any, original_sizes: Any, through_square: bool = True
+        self, outputs: Mapping[str, Any], inputs: Any, target_sizes: Any, through_square: bool = True
     ) -> list[torch.Tensor]:
         """Per row of the output, mask logits at the size of the image."""
-        masks = output.get("pred_masks")
+        masks = outputs.get("pred_masks")
         if masks is None:
             raise ValueError("The output has no pred_masks. Pass what the model returned.")
         inputs = {} if inputs is None else inputs
@@ -224,34 +225,33 @@ class IvmProcessor(LlavaChatProcessor):
         if any(len(row) != 1 for row in masks):
             raise ValueError(f"The rows have {[len(row) for row in masks]} masks; IVM draws one per row.")
         logits = []
-        for row, sizes in enumerate(read_mask_sizes(inputs, original_sizes, range(len(masks)), self._segmenter_view)):
-            resized, target = sizes.resized, sizes.target
+        for row, sizes in enumerate(read_mask_sizes(inputs, target_sizes, range(len(masks)), self._segmenter_view)):
             if not through_square:
-                resized = target = tuple(masks[row].shape[-2:])
-            logits.append(post_process_masks(masks[row], sizes.original, resized, target, threshold=None)[0])
+                sizes = sizes._replace(reshaped=tuple(masks[row].shape[-2:]), padded=tuple(masks[row].shape[-2:]))
+            logits.append(post_process_masks(masks[row], *sizes, mask_threshold=None)[0])
         return logits
 
     def post_process_segmentation(
         self,
-        output: Mapping[str, Any],
+        outputs: Mapping[str, Any],
         inputs: Mapping[str, Any] | None = None,
-        threshold: float = 0.0,
+        mask_threshold: float = 0.0,
+        target_sizes: Any = None,
         reject_threshold: float | None = None,
-        original_sizes: Any = None,
         rows: Sequence[PromptRow] | None = None,
         heatmap_threshold: float | None = None,
     ) -> list[SegmentationResult]:
         r"""
         Args:
-            output ([`ReasoningSegmentationOutput`]): What the model returned.
-            inputs ([`ReasoningSegmentationInputs`], *optional*): What the processor returned.
-            threshold (`float`, *optional*, defaults to 0.0):
+            outputs ([`ReasoningSegmentationOutput`]): What the model returned.
+            inputs ([`ChatInputs`], *optional*): What the processor returned.
+            mask_threshold (`float`, *optional*, defaults to 0.0):
                 Pixels with a larger mask logit belong to the segment; 0 is 0.5 in the heat-map.
+            target_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
+                (height, width) of the masks; `original_sizes` of `inputs` by default.
             reject_threshold: IVM rejects nothing and takes none; only there for the common interface.
-            original_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
-                (height, width) that masks shall have; those of `inputs` by default.
             rows (`list[PromptRow]`, *optional*): `inputs.rows`, where `inputs` has lost it on the way.
-            heatmap_threshold (`float`, *optional*): Instead of `threshold`, the value in the heat-map, 0..1.
+            heatmap_threshold (`float`, *optional*): Instead of `mask_threshold`, the value in the heat-map, 0..1.
 
         Returns:
             `list[SegmentationResult]`: One per row that was given to the processor. Each instruction is a segment:
@@ -265,20 +265,20 @@ class IvmProcessor(LlavaChatProcessor):
         if reject_threshold is not None:
             raise ValueError(
                 f"reject_threshold is {reject_threshold!r}, but IVM rejects nothing: every instruction gets a mask, "
-                "empty where nothing is needed. Leave it out, or choose how much is kept by `threshold`."
+                "empty where nothing is needed. Leave it out, or choose how much is kept by `mask_threshold`."
             )
         if heatmap_threshold is not None and not 0 <= heatmap_threshold <= 1:
             raise ValueError(f"heatmap_threshold is {heatmap_threshold!r}. It must lie in 0..1.")
-        logits = self._logits(output, inputs, original_sizes)
+        logits = self._logits(outputs, inputs, target_sizes)
         rows = rows if rows is not None else getattr(inputs, "rows", None)
         if rows is None:
-            rows = [InstructionRow("", request=place) for place in range(len(logits))]
+            rows = [InstructionRow("", request=row) for row in range(len(logits))]
         if len(rows) != len(logits):
             raise ValueError(f"The output has {len(logits)} rows, but {len(rows)} prompts are known.")
         results: dict[int, SegmentationResult] = {}
         for index, (row, values) in enumerate(zip(rows, logits, strict=True)):
             heatmap = values.sigmoid()
-            mask = values > threshold if heatmap_threshold is None else heatmap > heatmap_threshold
+            mask = values > mask_threshold if heatmap_threshold is None else heatmap > heatmap_threshold
             segment = Segment(
                 label=row.label,
                 mask=mask.cpu().numpy(),
@@ -293,7 +293,7 @@ class IvmProcessor(LlavaChatProcessor):
 
     def post_process_masking(
         self,
-        output: Mapping[str, Any],
+        outputs: Mapping[str, Any],
         inputs: Mapping[str, Any],
         images: Any,
         threshold: float = DEFAULT_THRESHOLD,
@@ -306,7 +306,7 @@ class IvmProcessor(LlavaChatProcessor):
         Masks the images, as `forward_batch` of the original does.
 
         Args:
-            output ([`ReasoningSegmentationOutput`]): What the model returned.
+            outputs ([`ReasoningSegmentationOutput`]): What the model returned.
             inputs ([`ChatInputs`]): What the processor returned.
             images: The images that the processor was called with, of any kind `load_rgb_image` reads.
             threshold (`float`, *optional*, defaults to 0.1):
@@ -319,7 +319,7 @@ class IvmProcessor(LlavaChatProcessor):
         Raises:
             ValueError: If rows and images do not match, or an option is out of its range.
         """
-        heatmaps = self.post_process_heatmaps(output, inputs)
+        heatmaps = self.post_process_heatmaps(outputs, inputs)
         images = read_images(images)
         if len(images) != len(inputs["original_sizes"]):
             raise ValueError(

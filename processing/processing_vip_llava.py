@@ -13,9 +13,8 @@ from .visual_prompts import VisualPrompt, draw_visual_prompts, fill_placeholders
 
 
 if TYPE_CHECKING:
-    # So that these travel with a saved processor: files named in such lines are copied.
+    # So that it travels with a saved processor: files named in such lines are copied.
     from .image_processing_vip_llava import VipLlavaImageProcessor  # noqa: F401
-    from .visual_prompt_sampling import sample_visual_prompt  # noqa: F401
 
 
 class VipLlavaProcessor(LlavaQuestionProcessor):

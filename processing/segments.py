@@ -1,26 +1,27 @@
-"""What a segmentation is: masks at the size of the picture, with their phrases, scores and export formats."""
+"""What a segmentation is: masks at the size of the image, with their phrases, scores, drawings and export formats."""
 
-import contextlib
+import colorsys
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
-from .answer_rendering import answer_html, draw_answer
-from .mask_drawing import draw_segments, segment_name
-from .mask_polygons import mask_to_polygons
-from .mask_values import binary_mask
+from .image_loading import MAX_IMAGE_PIXELS, Box, binary_mask, load_rgb_image, mask_box
 
 
-# Largest intermediate tensor while masks are brought to the size of the picture: 256 MB of float32.
+# Largest intermediate tensor while masks are brought to the size of the image: 256 MB of float32.
 _CHUNK_VALUES = 2**26
 # A notebook keeps what it shows inside its file.
 _NOTEBOOK_SIDE = 1024
 _NOTEBOOK_BACKGROUND = (128, 128, 128)
 _REPR_CHARACTERS, _REPR_SEGMENTS = 80, 8
+_GOLDEN_RATIO = 0.618033988749895
+_REJECTED_COLOR = (64, 64, 64)
+# Unit steps (dx, dy) of the four directions in which an outline runs, numbered clockwise: right, down, left, up.
+_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
 
 
 @dataclass(repr=False)
@@ -40,21 +41,14 @@ class Segment:
     that of the mask it would have had.
 
     Args:
-        label (`str`, *optional*):
-            The phrase the slot belongs to, None when the answer does not tell.
-        span (`tuple[int, int]`, *optional*):
-            Character range `[start, end)` of the slot's token in the text of the result.
-        mask (`np.ndarray`, *optional*):
-            bool, of shape `(height, width)` of the upright picture; None when the slot is rejected.
-        score (`float`):
-            How good the mask is, 0 to 1, see above. A number outside of that is brought to the nearer end, NaN to 0.
-        slot_prob (`float`):
-            Probability that the slot is `[SEG]` rather than `[REJ]`; 1.0 for models without `[REJ]`.
-        rejected (`bool`):
-            Whether the model says that nothing in the picture fits the phrase.
+        label (`str`, *optional*): The phrase the slot belongs to; None when the answer does not tell.
+        span (`tuple[int, int]`, *optional*): Character range `[start, end)` of the slot's token in the result's text.
+        mask (`np.ndarray`, *optional*): bool, `(height, width)` of the upright image; None when the slot is rejected.
+        score (`float`): How good the mask is, see above. What is outside of 0..1 becomes the nearer end, NaN 0.
+        slot_prob (`float`): Probability that the slot is `[SEG]` rather than `[REJ]`; 1.0 for models without `[REJ]`.
+        rejected (`bool`): Whether the model says that nothing in the image fits the phrase.
         heatmap (`np.ndarray`, *optional*):
-            Systems that rate every pixel (IVM): float32 in 0..1, of shape `(height, width)`, from which the mask was
-            made.
+            Systems that rate every pixel (IVM): float32 in 0..1, `(height, width)`, from which the mask was made.
     """
 
     label: str | None = None
@@ -78,18 +72,13 @@ class Segment:
         return 0 if self.mask is None else int(np.count_nonzero(self.mask))
 
     @property
-    def box_xyxy(self) -> tuple[int, int, int, int] | None:
-        """`tuple[int, int, int, int]`: box `(x1, y1, x2, y2)` in pixels of the picture; x2 and y2 lie behind the last
-        pixel, so that the width is x2 - x1. None without a mask or with an empty one."""
+    def box_xyxy(self) -> Box | None:
+        """`tuple[int, int, int, int]`: see [`mask_box`]; None without a mask or with an empty one."""
         return None if self.mask is None else mask_box(self.mask)
 
     @property
     def rle(self) -> dict[str, Any] | None:
-        """`dict`: the mask as COCO's compressed RLE, `{"size": [height, width], "counts": str}`; None without a mask.
-
-        Raises:
-            ImportError: pycocotools is not installed.
-        """
+        """`dict`: the mask as COCO's compressed run lengths, see [`mask_to_rle`]; None without a mask."""
         return None if self.mask is None else mask_to_rle(self.mask)
 
     @property
@@ -105,10 +94,8 @@ class SegmentationResult:
     Args:
         text (`str`):
             The answer. The token of a slot says what was decided: `[REJ]` where its segment is rejected, else `[SEG]`.
-        segments (`list[Segment]`):
-            One per slot, in reading order, rejected ones included.
-        image_size (`tuple[int, int]`):
-            (height, width) of the upright picture.
+        segments (`list[Segment]`): One per slot, in reading order, rejected ones included.
+        image_size (`tuple[int, int]`): (height, width) of the upright image.
         image (*optional*):
             The image as the processor got it, for `overlay` and notebooks; None where inputs have lost it.
     """
@@ -129,16 +116,18 @@ class SegmentationResult:
         height, width = self.image_size
         return f"{type(self).__name__}(text={_shortened(self.text)}, segments=[{', '.join(shown)}], {width}x{height})"
 
-    def _repr_html_(self) -> str:
-        drawn = None
-        if self.image is not None:
-            # It may have been moved since, or masks were asked for at another size.
-            with contextlib.suppress(OSError, ValueError):
-                drawn = self.overlay()
-        if drawn is None:
-            drawn = self.overlay(Image.new("RGB", self.image_size[::-1], _NOTEBOOK_BACKGROUND))
+    def _repr_png_(self) -> bytes | None:
+        return self.thumbnail()._repr_png_()
+
+    def thumbnail(self) -> Image.Image:
+        """Return the overlay, at most 1024 pixels on a side, on grey where the image is not known."""
+        grey = Image.new("RGB", self.image_size[::-1], _NOTEBOOK_BACKGROUND)
+        try:
+            drawn = self.overlay(grey if self.image is None else self.image)
+        except (OSError, ValueError):  # it may have been moved since, or masks were asked for at another size
+            drawn = self.overlay(grey)
         drawn.thumbnail((_NOTEBOOK_SIDE, _NOTEBOOK_SIDE))
-        return answer_html(self.text, self.segments, drawn)
+        return drawn
 
     @property
     def heatmap(self) -> np.ndarray | None:
@@ -146,15 +135,9 @@ class SegmentationResult:
         return self.segments[0].heatmap if self.segments else None
 
     def to_coco(self, image_id: int = 0, category_id: int = 1) -> list[dict[str, Any]]:
-        """Return the segments that are not rejected in COCO's results format.
-
-        Args:
-            image_id (`int`, *optional*, defaults to 0): copied into every entry.
-            category_id (`int`, *optional*, defaults to 1): copied into every entry; the phrase stands under `label`.
-
-        Returns:
-            `list[dict]`: `image_id`, `category_id`, `label`, `segmentation` (compressed RLE), `bbox`
-            (`[x, y, width, height]`), `area`, `score`.
+        """Return the segments that are not rejected in COCO's results format, all with these ids: `image_id`,
+        `category_id`, `label` (the phrase), `segmentation` (compressed RLE), `bbox` (`[x, y, width, height]`), `area`,
+        `score`.
 
         Raises:
             ImportError: pycocotools is not installed.
@@ -196,8 +179,9 @@ class SegmentationResult:
         segments = [segment for segment in self.segments if segment.mask is not None]
         names = [segment.label or "" for segment in segments]
         classes = {name: index for index, name in enumerate(dict.fromkeys(names))}
+        boxes = [np.subtract(segment.box_xyxy or (0, 0, 1, 1), (0, 0, 1, 1)) for segment in segments]
         return supervision.Detections(
-            xyxy=np.array([_last_pixel_box(s.box_xyxy) for s in segments], dtype=np.float32).reshape(-1, 4),
+            xyxy=np.array(boxes, dtype=np.float32).reshape(-1, 4),
             mask=np.array([s.mask for s in segments], dtype=bool).reshape(-1, *self.image_size),
             confidence=np.array([s.score for s in segments], dtype=np.float32),
             class_id=np.array([classes[name] for name in names], dtype=int),
@@ -205,7 +189,7 @@ class SegmentationResult:
         )
 
     def overlay(self, image: Any = None, alpha: float = 0.5) -> Image.Image:
-        """Draw the masks and their labels on the picture; rejected phrases are listed in its lower left corner.
+        """Draw the masks and their labels on the image; rejected phrases are listed in its lower left corner.
 
         Args:
             image (*optional*):
@@ -213,7 +197,7 @@ class SegmentationResult:
             alpha (`float`, *optional*, defaults to 0.5): share of the colour on a mask, 0..1.
 
         Returns:
-            `PIL.Image.Image`: mode RGB, upright, of the size of the picture.
+            `PIL.Image.Image`: mode RGB, upright, of the size of the image.
 
         Raises:
             ValueError: There is no image, it has another size than the masks, or `alpha` is outside 0..1.
@@ -221,106 +205,132 @@ class SegmentationResult:
         image = self.image if image is None else image
         if image is None:
             raise ValueError("The result does not hold its image. Pass the one that was segmented: overlay(image).")
-        return draw_segments(image, self.segments, self.image_size, alpha)
+        if not 0.0 <= alpha <= 1.0:
+            raise ValueError(f"alpha is {alpha}. It is the share of the colour and must lie in 0..1.")
+        pixels = np.array(self.read_image(image))
+        drawn = [(index, segment) for index, segment in enumerate(self.segments) if segment.mask is not None]
+        for index, segment in drawn:
+            colored = pixels[segment.mask] * (1.0 - alpha) + np.array(segment_color(index)) * alpha
+            pixels[segment.mask] = np.rint(colored).astype(np.uint8)
+        overlay = Image.fromarray(pixels)
+        canvas = ImageDraw.Draw(overlay)
+        font = ImageFont.load_default(size=max(10, min(self.image_size) // 32))
+        for index, segment in drawn:
+            if box := segment.box_xyxy:
+                text = f"{segment_name(segment.label, index)} {segment.score:.2f}"
+                _draw_label(canvas, box[:2], text, segment_color(index), font)
+        bottom = overlay.height
+        for index, segment in reversed(list(enumerate(self.segments))):
+            if segment.rejected:
+                text = f"not in the image: {segment_name(segment.label, index)}"
+                bottom = _draw_label(canvas, (0, bottom), text, _REJECTED_COLOR, font)
+        return overlay
 
-    def to_html(self, image: Any = None) -> str:
-        """Return the answer as HTML whose phrases have the colours of their masks.
+    def read_image(self, image: Any) -> Image.Image:
+        """Read the image that was segmented, upright and in RGB; a ValueError says that it has another size."""
+        height, width = self.image_size
+        # it was accepted before, when it was segmented
+        image = load_rgb_image(image, max_image_pixels=max(MAX_IMAGE_PIXELS, height * width))
+        if image.size != (width, height):
+            raise ValueError(
+                f"The image is {image.width} x {image.height} pixels, the masks are {width} x {height}. Pass the "
+                "image that was segmented."
+            )
+        return image
 
-        Args:
-            image (*optional*): the picture these segments belong to; with it the overlay stands above the text.
 
-        Returns:
-            `str`: one `<div>` that needs no other file.
-        """
-        return answer_html(self.text, self.segments, None if image is None else self.overlay(image))
+# ---- drawing --------------------------------------------------------------------------------------------------------
 
-    def draw_answer(self, image: Any = None, width: int | None = None) -> Image.Image:
-        """Draw the answer with the colours of `overlay`, which stands above the text where `image` is given.
 
-        Args:
-            image (*optional*): the picture these segments belong to.
-            width (`int`, *optional*): width in pixels; by default that of the picture, but at least 480.
+def segment_color(index: int) -> tuple[int, int, int]:
+    """Return the RGB colour, 0..255, of the segment with this number: bright, and far from its neighbours' hues."""
+    red, green, blue = colorsys.hsv_to_rgb(index * _GOLDEN_RATIO % 1.0, 0.8, 1.0)
+    return round(red * 255), round(green * 255), round(blue * 255)
 
-        Returns:
-            `PIL.Image.Image`: mode RGB; save it as PNG.
-        """
-        return draw_answer(self.text, self.segments, None if image is None else self.overlay(image), width)
+
+def segment_name(label: str | None, index: int) -> str:
+    """Return what to call a segment: its label, or its number from 1 on where the answer gives it none."""
+    return label or f"segment {index + 1}"
+
+
+def is_light(color: tuple[int, int, int]) -> bool:
+    """Whether black is easier to read on a colour than white (weights of Rec. 601 luma)."""
+    return 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+
+
+def _draw_label(
+    canvas: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, color: tuple[int, int, int], font: Any
+) -> int:
+    """Write `text` on a filled box above `corner`, moved inside the image; return the y of the box's upper edge."""
+    left, top, right, bottom = canvas.textbbox((0, 0), text, font=font)
+    width, height = right - left + 6, bottom - top + 6
+    image_width, image_height = canvas.im.size
+    x = max(0, min(corner[0], image_width - width))
+    y = max(0, min(corner[1] - height, image_height - height))
+    canvas.rectangle((x, y, x + width - 1, y + height - 1), fill=color)
+    fill = (0, 0, 0) if is_light(color) else (255, 255, 255)
+    canvas.text((x + 3 - left, y + 3 - top), text, fill=fill, font=font)
+    return y
+
+
+def _shortened(text: str | None) -> str:
+    """The `repr` of a text, of its beginning where it is long."""
+    return repr(text if text is None or len(text) <= _REPR_CHARACTERS else f"{text[:_REPR_CHARACTERS]}...")
+
+
+# ---- masks ----------------------------------------------------------------------------------------------------------
 
 
 def post_process_masks(
-    low_res_masks: torch.Tensor,
+    masks: torch.Tensor,
     original_size: tuple[int, int] | torch.Tensor,
-    resized_size: tuple[int, int] | torch.Tensor,
-    target_size: int | tuple[int, int] = (1024, 1024),
-    threshold: float | None = 0.0,
+    reshaped_input_size: tuple[int, int] | torch.Tensor,
+    pad_size: int | tuple[int, int] = (1024, 1024),
+    mask_threshold: float | None = 0.0,
 ) -> torch.Tensor:
-    """Bring low-resolution mask logits to the size of the picture, as the original SAM does.
+    """Bring low-resolution mask logits to the size of the image, as the original SAM does.
 
     In float32: bilinear (align_corners=False) to the segmenter's square, cut to the part that is not padding, bilinear
-    to the size of the picture. Masks go through in chunks, so that memory for intermediate values stays near 256 MB
-    (or one mask, where that is more).
+    to the size of the image. Masks go through in chunks, so that memory for intermediate values stays near 256 MB (or
+    one mask, where that is more).
 
     Args:
-        low_res_masks (`torch.Tensor`):
-            Mask logits of shape `(masks, height, width)`.
-        original_size (`tuple[int, int]`):
-            (height, width) of the picture.
-        resized_size (`tuple[int, int]`):
-            (height, width) of the picture as the segmenter saw it, before padding.
-        target_size (`int` or `tuple[int, int]`, *optional*, defaults to (1024, 1024)):
-            (height, width) of `sam_pixel_values`.
-        threshold (`float`, *optional*, defaults to 0.0):
-            Pixels with a larger logit belong to the mask; None returns the logits.
+        masks (`torch.Tensor`): Mask logits of shape `(masks, height, width)`.
+        original_size, reshaped_input_size, pad_size:
+            (height, width) of the image, of the image within the segmenter's view, and of the whole view.
+        mask_threshold (`float`, *optional*): Pixels with a larger logit belong to the mask; None returns the logits.
 
     Returns:
         `torch.Tensor`: shape `(masks, *original_size)`, on the device of the input; bool, or float32 with
-        `threshold=None`.
+        `mask_threshold=None`.
 
     Raises:
         ValueError: The masks are not three-dimensional or a size is impossible.
     """
-    original, resized = _size_pair(original_size), _size_pair(resized_size)
-    target = (target_size, target_size) if isinstance(target_size, int) else _size_pair(target_size)
-    if low_res_masks.ndim != 3:
+    pad_size = (pad_size, pad_size) if isinstance(pad_size, int) else pad_size
+    original, reshaped, padded = (tuple(map(int, size)) for size in (original_size, reshaped_input_size, pad_size))
+    if masks.ndim != 3:
+        raise ValueError(f"Mask logits of shape {tuple(masks.shape)} were given; (masks, height, width) is needed.")
+    if min(*original, *reshaped) < 1 or reshaped[0] > padded[0] or reshaped[1] > padded[1]:
         raise ValueError(
-            f"Mask logits of shape {tuple(low_res_masks.shape)} were given; (masks, height, width) is needed."
-        )
-    if min(*original, *resized) < 1 or resized[0] > target[0] or resized[1] > target[1]:
-        raise ValueError(
-            f"original_size {original}, resized_size {resized} and target_size {target} were given, each (height, "
-            "width). All must be positive, and the resized picture must fit into the target."
+            f"original_size {original}, reshaped_input_size {reshaped} and pad_size {padded} were given, each "
+            "(height, width). All must be positive, and the reshaped image must fit into the padded one."
         )
     # written into one tensor of the final kind: the logits of all masks at once may not fit into memory
-    kind = torch.float32 if threshold is None else torch.bool
-    masks = torch.empty((len(low_res_masks), *original), dtype=kind, device=low_res_masks.device)
-    chunk = max(1, _CHUNK_VALUES // max(target[0] * target[1], original[0] * original[1]))
-    for start in range(0, len(low_res_masks), chunk):
-        logits = low_res_masks[start : start + chunk, None].float()
-        logits = F.interpolate(logits, target, mode="bilinear", align_corners=False)
-        logits = logits[..., : resized[0], : resized[1]]
+    kind = torch.float32 if mask_threshold is None else torch.bool
+    result = torch.empty((len(masks), *original), dtype=kind, device=masks.device)
+    chunk = max(1, _CHUNK_VALUES // max(padded[0] * padded[1], original[0] * original[1]))
+    for start in range(0, len(masks), chunk):
+        logits = masks[start : start + chunk, None].float()
+        logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
+        logits = logits[..., : reshaped[0], : reshaped[1]]
         logits = F.interpolate(logits, original, mode="bilinear", align_corners=False)[:, 0]
-        masks[start : start + chunk] = logits if threshold is None else logits > threshold
-    return masks
-
-
-def mask_box(mask: np.ndarray) -> tuple[int, int, int, int] | None:
-    """Return the box `(x1, y1, x2, y2)` of a bool mask, x2 and y2 behind the last pixel; None for an empty mask."""
-    columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
-    if not len(columns):
-        return None
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
-
-
-def _last_pixel_box(box: tuple[int, int, int, int] | None) -> tuple[int, int, int, int]:
-    """A box whose x2 and y2 are the last pixel; zeros for None."""
-    return (0, 0, 0, 0) if box is None else (box[0], box[1], box[2] - 1, box[3] - 1)
+        result[start : start + chunk] = logits if mask_threshold is None else logits > mask_threshold
+    return result
 
 
 def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
-    """Encode a mask as COCO's compressed run lengths.
-
-    Args:
-        mask (`np.ndarray`): of shape `(height, width)`: bool, 0 and 1, or 0 and 255.
+    """Encode a mask, as `binary_mask` reads it, as COCO's compressed run lengths.
 
     Returns:
         `dict`: `{"size": [height, width], "counts": str}`, ready for JSON and for `pycocotools.mask.decode`.
@@ -337,15 +347,71 @@ def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(size) for size in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
 
 
-def _shortened(text: str | None) -> str:
-    """The `repr` of a text, of its beginning where it is long."""
-    return repr(text if text is None or len(text) <= _REPR_CHARACTERS else f"{text[:_REPR_CHARACTERS]}...")
+def mask_to_polygons(mask: np.ndarray) -> list[np.ndarray]:
+    """Trace the outlines of a mask along the edges of its pixels.
+
+    The polygons describe the mask exactly: filled by the even-odd rule they give it back, and their signed areas sum
+    up to its number of pixels. Outer outlines run clockwise as seen on the screen and have positive area, outlines of
+    holes run the other way. Pixels that touch only at a corner belong to different outlines.
+
+    Args:
+        mask (`np.ndarray`): As `binary_mask` reads it.
+
+    Returns:
+        `list[np.ndarray]`: one int64 array `(corners, 2)` per outline, each row `(x, y)` in pixels, where pixel (row,
+        column) covers `x` from column to column + 1 and `y` from row to row + 1. The first corner is the topmost, then
+        leftmost one and is not repeated at the end; outlines are ordered by it.
+
+    Raises:
+        ValueError: The mask has another shape or other values.
+
+    Example:
+        >>> mask_to_polygons(np.array([[False, True, True]]))[0].tolist()
+        [[1, 0], [3, 0], [3, 1], [1, 1]]
+    """
+    padded = np.pad(binary_mask(mask), 1)
+    inside, above, left = padded[1:, 1:], padded[:-1, 1:], padded[1:, :-1]
+    # Every edge between a pixel inside and one outside, directed so that the inside lies on its right hand
+    edges: dict[tuple[int, int], dict[int, None]] = {}
+    for direction, present, offset in (
+        (0, inside & ~above, (0, 0)),
+        (1, ~inside & left, (0, 0)),
+        (2, ~inside & above, (1, 0)),
+        (3, inside & ~left, (0, 1)),
+    ):
+        rows, columns = np.nonzero(present)
+        for x, y in zip((columns + offset[0]).tolist(), (rows + offset[1]).tolist(), strict=True):
+            edges.setdefault((x, y), {})[direction] = None
+    polygons = []
+    for start in sorted(edges, key=lambda corner: (corner[1], corner[0])):
+        while edges[start]:
+            polygons.append(np.array(_trace(edges, start), dtype=np.int64))
+    return polygons
 
 
-def _size_pair(size: Any) -> tuple[int, int]:
-    """Turn a (height, width) of any kind into two ints."""
-    height, width = size.tolist() if isinstance(size, (torch.Tensor, np.ndarray)) else size
-    return int(height), int(width)
+def _trace(edges: dict[tuple[int, int], dict[int, None]], start: tuple[int, int]) -> list[tuple[int, int]]:
+    """Follow one outline from `start` back to it, taking its edges away; return the corners where it turns."""
+    direction = min(edges[start])
+    corner, corners = start, [start]
+    while True:
+        del edges[corner][direction]
+        corner = (corner[0] + _STEPS[direction][0], corner[1] + _STEPS[direction][1])
+        # Turn right first: where two pixels touch at a corner this stays with the present one
+        turn = next((turn for turn in (1, 0, 3) if (direction + turn) % 4 in edges[corner]), None)
+        if turn is None:
+            return corners
+        direction = (direction + turn) % 4
+        if turn:
+            corners.append(corner)
 
 
-__all__ = ["Segment", "SegmentationResult", "mask_box", "mask_to_rle", "post_process_masks"]
+__all__ = [
+    "Segment",
+    "SegmentationResult",
+    "is_light",
+    "mask_to_polygons",
+    "mask_to_rle",
+    "post_process_masks",
+    "segment_color",
+    "segment_name",
+]

@@ -36,29 +36,29 @@ class SlotProcessor(ChatProcessor):
 
     def post_process_segmentation(
         self,
-        output: Mapping[str, Any],
+        outputs: Mapping[str, Any],
         inputs: Mapping[str, Any] | None = None,
-        threshold: float = 0.0,
+        mask_threshold: float = 0.0,
+        target_sizes: Any = None,
         reject_threshold: float | None = None,
-        original_sizes: Any = None,
         rows: list[PromptRow] | None = None,
     ) -> list[SegmentationResult]:
         r"""
         Args:
-            output ([`ReasoningSegmentationOutput`]):
+            outputs ([`ReasoningSegmentationOutput`]):
                 What the model returned, of a forward pass or of `generate_with_masks`. With several returned sequences
                 per prompt, rows belong to inputs in order.
-            inputs ([`ReasoningSegmentationInputs`], *optional*):
+            inputs ([`ChatInputs`], *optional*):
                 What the processor returned. A plain dict does too: prompts and answers are then decoded from its ids,
                 and labels read off the answer. Needed for a forward pass; for a generation it says where the answer
                 begins, which is else found by the chat template's words before it.
-            threshold (`float`, *optional*, defaults to 0.0):
+            mask_threshold (`float`, *optional*, defaults to 0.0):
                 Pixels with a larger mask logit belong to the segment.
+            target_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
+                (height, width) of the masks, one per image, one per row, or one for all; `original_sizes` of `inputs`
+                by default.
             reject_threshold (`float`, *optional*):
-                Reject slots whose `slot_probs` is lower, instead of by `output.rejected`.
-            original_sizes (`list[tuple[int, int]]` or `torch.Tensor`, *optional*):
-                (height, width) that masks shall have, one per image, per row or one for all; those of `inputs` by
-                default.
+                Reject slots whose `slot_probs` is lower, instead of by `outputs.rejected`.
             rows (`list[PromptRow]`, *optional*):
                 `inputs.rows`, where `inputs` has lost it on the way.
 
@@ -75,10 +75,10 @@ class SlotProcessor(ChatProcessor):
             slot_tokens=self.slot_tokens,
             image_token_id=self.image_token_id,
             markers=self._markers(),
-            segmenter_image_processor=self._segmenter_view,
+            segmenter_view=self._segmenter_view,
         )
         rows = rows if rows is not None else getattr(inputs, "rows", None)
-        return reader.read(output, inputs, rows, threshold, reject_threshold, original_sizes)
+        return reader.read(outputs, inputs, rows, mask_threshold, target_sizes, reject_threshold)
 
     @property
     def slot_tokens(self) -> dict[int, str]:

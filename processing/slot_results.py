@@ -1,29 +1,205 @@
-"""From a model's output back to text and segments."""
+"""From a model's output back to text and segments: what was said, where slots stand in it, what each stands for."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from .chat import PromptRow, TurnMarkers, answer_text, as_list
 from .chat_processor import image_of_row
-from .mask_sizes import MaskSizes, read_mask_sizes
 from .segments import Segment, SegmentationResult, post_process_masks
-from .slot_spans import Span, decode_with_spans, find_tokens, replace_tokens, slot_labels
 
 
-@dataclass(frozen=True)
-class ReadAnswer:
+Span = tuple[int, int]
+
+
+# ---- sizes ----------------------------------------------------------------------------------------------------------
+
+
+class MaskSizes(NamedTuple):
+    """Sizes of one image, each (height, width), in the order in which `post_process_masks` takes them: the masks', the
+    image's within the segmenter's view, and the whole view's."""
+
+    original: tuple[int, int]
+    reshaped: tuple[int, int]
+    padded: tuple[int, int]
+
+
+def input_of_rows(num_rows: int, num_inputs: int) -> list[int]:
+    """For each row of an output the row of the inputs it belongs to; several may belong to one.
+
+    Raises:
+        ValueError: If the numbers do not go together.
     """
-    An answer with its slots.
+    if not num_inputs or num_rows % num_inputs:
+        raise ValueError(
+            f"The output has {num_rows} rows and the inputs {num_inputs}; pass the inputs that led to this output."
+        )
+    return [row // (num_rows // num_inputs) for row in range(num_rows)]
 
+
+def read_mask_sizes(
+    inputs: Mapping[str, Any], target_sizes: Any, source: Sequence[int], segmenter_view: Any
+) -> list[MaskSizes]:
+    """
     Args:
-        text (`str`): The answer.
-        spans (`list[Span | None]`): Range of every slot token in `text`; `None` for one that stands in a question.
-        question (`str`): What stands before the answer.
+        inputs (`Mapping[str, Any]`): What the processor returned; empty where that is not known.
+        target_sizes (*optional*): Sizes of masks, one per image, one per row, or one for all; by default `inputs` say.
+        source (`Sequence[int]`): See [`input_of_rows`].
+        segmenter_view: The image processor that made the segmenter's view; asked where the inputs do not tell.
+
+    Returns:
+        `list[MaskSizes]`: One for each row of the output.
+
+    Raises:
+        ValueError: If the sizes are unknown, or their number is none of these.
     """
+    given, reshaped = inputs.get("original_sizes"), inputs.get("sam_resized_sizes")
+    wanted = target_sizes if target_sizes is not None else given
+    if wanted is None:
+        raise ValueError("The size of the images is unknown. Pass the processor's `inputs` or `target_sizes`.")
+    wanted = _size_pairs(wanted)
+    known = wanted if given is None or target_sizes is None else _size_pairs(given)
+    if reshaped is None:
+        reshaped = [segmenter_view.get_resized_size(*size) for size in known]
+    padded = segmenter_view.segmenter_target_size
+    if "sam_pixel_values" in inputs:
+        padded = tuple(int(side) for side in np.shape(inputs["sam_pixel_values"])[-2:])
+    index, num_inputs = inputs.get("image_index"), source[-1] + 1 if source else 0
+    index = None if index is None else as_list(index)
+
+    def per_row(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        if len(sizes) == 1:
+            return sizes * len(source)
+        if index is not None and len(sizes) == len(known):
+            return [sizes[index[row]] for row in source]
+        if len(sizes) == num_inputs:
+            return [sizes[row] for row in source]
+        if len(sizes) == len(source):
+            return sizes
+        raise ValueError(
+            f"{len(sizes)} sizes were given for {len(source)} rows of output, {num_inputs} rows of input and "
+            f"{len(known)} images. Give one per image, one per row, or one for all."
+        )
+
+    pairs = zip(per_row(wanted), per_row(_size_pairs(reshaped)), strict=True)
+    return [MaskSizes(original, resized, padded) for original, resized in pairs]
+
+
+def _size_pairs(sizes: Any) -> list[tuple[int, int]]:
+    return [(int(height), int(width)) for height, width in sizes]
+
+
+# ---- slots in a text ------------------------------------------------------------------------------------------------
+
+# "Sure, they are", "The segmentation results are", "It is": how LISA and GSVA begin before they name something.
+_OPENING = re.compile(
+    r"^(?:(?:sure|yes|certainly|of course|okay|ok)\b[,.!:]?\s*)?"
+    r"(?:(?:they|these|those|here) are\b|(?:here|it|this|that|there) is\b|it's"
+    r"|the (?:segmentation )?(?:results?|masks?|segmentations?)(?: results?)? (?:is|are)\b)?[:,]?\s*",
+    re.IGNORECASE,
+)
+# "the mask of {c} is [SEG]", "the segmentation of {c} is [SEG]", "the referred {c} is [SEG]" (GSVA's answers)
+_AROUND_PHRASE = re.compile(
+    r"^(?:the )?(?:(?:segmentation )?(?:mask|segmentation)(?: result)? (?:of|for)|referred)\s+", re.IGNORECASE
+)
+_TRAILING = re.compile(r"(?:\s*:|\s+(?:is|are|at|as|with|by))\s*$", re.IGNORECASE)
+_LEADING = re.compile(r"^(?:[\s,;.:!?)\]}\"'-]+|(?:and|or|while|is|are)\b\s*)+", re.IGNORECASE)
+_SEPARATOR = re.compile(r"[.!?;\n]\s+|\n|,\s+")
+# What names nothing by itself; "the mask" and "the result" are the slot, not its phrase.
+_NAMELESS = re.compile(
+    r"^(?:(?:sure|yes|it|they|this|that|these|those|here|there|he|she|one)"
+    r"|(?:the )?(?:segmentation )?(?:masks?|results?|segmentations?|answer|target)(?: results?)?)?$",
+    re.IGNORECASE,
+)
+_QUESTIONS = (
+    re.compile(
+        r"\b(?:can|could) you (?:please )?segment (?:the )?(.+?) in (?:this|the) (?:image|picture|photo)\b", re.I
+    ),
+    re.compile(r"\bplease segment (?:the )?(.+?) in (?:this|the) (?:image|picture|photo)\b", re.I),
+    re.compile(r"\bwhat (?:is|are) (.+?) ?in (?:this|the) (?:image|picture|photo)\b", re.I),
+)
+
+
+def find_tokens(text: str, tokens: Sequence[str]) -> list[Span]:
+    """Character ranges of all `tokens` in `text`, in order."""
+    return [found.span() for found in re.finditer("|".join(map(re.escape, tokens)), text)]
+
+
+def decode_with_spans(
+    decode: Callable[[list[int]], str], token_ids: list[int], slot_tokens: dict[int, str]
+) -> tuple[str, list[Span]]:
+    """Decode an answer with `decode`, which leaves out end and padding; returns the text without white space around
+    it, and the range of every slot token."""
+    whole = decode(token_ids)
+    text = whole.strip()
+    lead = len(whole) - len(whole.lstrip())
+    spans = []
+    for position, token_id in enumerate(token_ids):
+        if token_id not in slot_tokens:
+            continue
+        token = slot_tokens[token_id]
+        # The text up to a slot is the beginning of the whole text; a letter the model spelled out of "[", "SEG", "]"
+        # is not taken for the token.
+        stop = len(decode(token_ids[: position + 1])) - lead
+        span = (stop - len(token), stop)
+        if text[slice(*span)] != token:
+            first = text.index(token, spans[-1][1] if spans else 0)
+            span = (first, first + len(token))
+        spans.append(span)
+    return text, spans
+
+
+def replace_tokens(text: str, spans: Sequence[Span | None], tokens: Sequence[str]) -> tuple[str, list[Span | None]]:
+    """Write `tokens` over the spans of a text, which are in order and `None` where a token stands elsewhere; returns
+    the new text and where the tokens stand in it."""
+    written, moved, position = "", [], 0
+    for span, token in zip(spans, tokens, strict=True):
+        if span is None:
+            moved.append(None)
+            continue
+        written += text[position : span[0]] + token
+        moved.append((len(written) - len(token), len(written)))
+        position = span[1]
+    return written + text[position:], moved
+
+
+def slot_labels(text: str, spans: Sequence[Span], question: str | None = None) -> list[str | None]:
+    """The phrase before each slot of an answer ("a dog: [SEG]", "the mask of a dog is [SEG]", "a dog [SEG]"), `None`
+    where there is none. An only slot without a name has the phrase that the `question` asks for."""
+    starts = [0, *(stop for _, stop in spans)]
+    labels = [_phrase_before(text[start : span[0]]) for start, span in zip(starts, spans, strict=False)]
+    return [asked_phrase(question)] if labels == [None] and question else labels
+
+
+def asked_phrase(question: str) -> str | None:
+    """The phrase that a question in one of the originals' wordings asks for, as in "What is {} in this image?"."""
+    for pattern in _QUESTIONS:
+        if found := pattern.findall(question):
+            return found[-1].strip() or None
+    return None
+
+
+def _phrase_before(context: str) -> str | None:
+    """The last phrase of the text between two slots."""
+    phrase = _LEADING.sub("", context.strip())
+    phrase = _OPENING.sub("", _TRAILING.sub("", phrase), count=1)
+    # In a list the phrase follows the last separator; "Sure, the cup" has lost its comma with the opening.
+    phrase = _SEPARATOR.split(phrase)[-1]
+    phrase = _OPENING.sub("", _LEADING.sub("", phrase), count=1)
+    phrase = _TRAILING.sub("", _AROUND_PHRASE.sub("", phrase)).strip(" \t\n,;:.\"'")
+    return None if _NAMELESS.match(phrase) else phrase
+
+
+# ---- results --------------------------------------------------------------------------------------------------------
+
+
+class ReadAnswer(NamedTuple):
+    """An answer, the range of every slot token in it (`None` for one in a question), and what stands before it."""
 
     text: str
     spans: list[Span | None]
@@ -35,46 +211,41 @@ class SlotReader:
     """
     Args:
         tokenizer (`PreTrainedTokenizerBase`): Turns ids into text.
-        slot_tokens (`dict[int, str]`): The tokens that open a slot, by id.
+        slot_tokens (`dict[int, str]`): The tokens that open a slot, by id: `[SEG]` and, where there is one, `[REJ]`.
         image_token_id (`int`): Id of the image token.
         markers (`TurnMarkers`, *optional*): What the chat template writes around answers.
-        segmenter_image_processor: Made the segmenter's view; asked where the inputs do not tell its sizes.
+        segmenter_view: See [`read_mask_sizes`].
     """
 
     tokenizer: PreTrainedTokenizerBase
     slot_tokens: dict[int, str]
     image_token_id: int
     markers: TurnMarkers | None
-    segmenter_image_processor: Any
+    segmenter_view: Any
 
     def read(
         self,
-        output: Mapping[str, Any],
+        outputs: Mapping[str, Any],
         inputs: Mapping[str, Any] | None,
         rows: Sequence[PromptRow] | None,
-        threshold: float,
+        mask_threshold: float,
+        target_sizes: Any,
         reject_threshold: float | None,
-        original_sizes: Any,
     ) -> list[SegmentationResult]:
         """See `post_process_segmentation` of the processor."""
         inputs = {} if inputs is None else inputs
-        masks = output.get("pred_masks")
+        masks = outputs.get("pred_masks")
         if masks is None:
             raise ValueError(
                 "The output has no pred_masks. Call the model's forward with an answer that holds "
                 f"{' or '.join(self.slot_tokens.values())}, or generate_with_masks."
             )
-        num_rows = len(masks)
         num_inputs = len(inputs["input_ids"]) if "input_ids" in inputs else len(rows or masks)
         if rows is not None and len(rows) != num_inputs:
             raise ValueError(f"The inputs have {num_inputs} rows, but {len(rows)} prompts are known.")
-        if not num_inputs or num_rows % num_inputs:
-            raise ValueError(
-                f"The output has {num_rows} rows and the inputs {num_inputs}; pass the inputs that led to this output."
-            )
-        source = [row // (num_rows // num_inputs) for row in range(num_rows)]
-        answers = self._answers(output, inputs, rows, source)
-        sizes = read_mask_sizes(inputs, original_sizes, source, self.segmenter_image_processor)
+        source = input_of_rows(len(masks), num_inputs)
+        answers = self._answers(outputs, inputs, rows, source)
+        sizes = read_mask_sizes(inputs, target_sizes, source, self.segmenter_view)
 
         results = []
         for row, answer in enumerate(answers):
@@ -84,17 +255,47 @@ class SlotReader:
                     f"slots: {answer.text!r}. Pass the inputs that led to this output."
                 )
             phrases = rows[source[row]].phrases if rows is not None else None
-            segments = self._segments(answer, phrases, output, row, threshold, reject_threshold, sizes[row])
+            segments = self._segments(answer, phrases, outputs, row, mask_threshold, reject_threshold, sizes[row])
             text = self._write_decisions(answer.text, segments)
             image = image_of_row(inputs, source[row])
             results.append(SegmentationResult(text, segments, sizes[row].original, image))
         return results
 
+    def _segments(
+        self,
+        answer: ReadAnswer,
+        phrases: tuple[str, ...] | None,
+        outputs: Mapping[str, Any],
+        row: int,
+        mask_threshold: float,
+        reject_threshold: float | None,
+        sizes: MaskSizes,
+    ) -> list[Segment]:
+        def values(name: str, default: Any) -> list:
+            return [default] * len(answer.spans) if outputs.get(name) is None else as_list(outputs[name][row])
+
+        probabilities, rejected = values("slot_probs", 1.0), values("rejected", False)
+        if reject_threshold is not None:
+            rejected = [probability < reject_threshold for probability in probabilities]
+        labels = phrases
+        if phrases is None or len(phrases) != len(answer.spans):
+            placed = [span for span in answer.spans if span is not None]
+            found = iter(slot_labels(answer.text, placed, answer.question if len(answer.spans) == 1 else None))
+            labels = [None if span is None else next(found) for span in answer.spans]
+        kept = [index for index, flag in enumerate(rejected) if not flag]
+        masks = post_process_masks(outputs["pred_masks"][row][kept], *sizes, mask_threshold)
+        masks = dict(zip(kept, masks.cpu().numpy(), strict=True))
+        slots = zip(labels, answer.spans, values("mask_scores", 0.0), probabilities, rejected, strict=True)
+        return [
+            Segment(label, span, masks.get(index), float(score), float(probability), bool(flag))
+            for index, (label, span, score, probability, flag) in enumerate(slots)
+        ]
+
     def _write_decisions(self, text: str, segments: list[Segment]) -> str:
         """The text whose slots read as was decided, which a given answer or a threshold need not agree with."""
-        seg_token, rej_token = [*self.slot_tokens.values(), None][:2]
-        if rej_token is None:
+        if len(self.slot_tokens) < 2:
             return text
+        seg_token, rej_token = self.slot_tokens.values()
         tokens = [rej_token if segment.rejected else seg_token for segment in segments]
         text, spans = replace_tokens(text, [segment.span for segment in segments], tokens)
         for segment, span in zip(segments, spans, strict=True):
@@ -105,16 +306,16 @@ class SlotReader:
 
     def _answers(
         self,
-        output: Mapping[str, Any],
+        outputs: Mapping[str, Any],
         inputs: Mapping[str, Any],
         rows: Sequence[PromptRow] | None,
         source: list[int],
     ) -> list[ReadAnswer]:
-        sequences = output.get("sequences")
+        sequences = outputs.get("sequences")
         if sequences is None:
             return [self._given_answer(self._prompt(inputs, rows, row)) for row in source]
         if "input_ids" not in inputs:
-            # Where the answer begins is then a question of the words in front of it.
+            # Where the answer begins is then a question of the words before it.
             return [self._last_answer(PromptRow(self._decode_all(ids))) for ids in as_list(sequences)]
         prompt_length = len(inputs["input_ids"][0])
         answers = []
@@ -144,15 +345,14 @@ class SlotReader:
             lead = len(conversation) - len(conversation.lstrip())
             return ReadAnswer(conversation.strip(), [(start - lead, stop - lead) for start, stop in slots])
         parts, spans, offset = [], {}, 0
-        for place in ranges:
-            text, begin = answer_text(conversation, place, self.markers)
+        for answer_range in ranges:
+            text, begin = answer_text(conversation, answer_range, self.markers)
             for start, stop in slots:
                 if begin <= start and stop <= begin + len(text):
                     spans[start] = (start - begin + offset, stop - begin + offset)
             parts.append(text)
             offset += len(text) + 1
-        question = conversation[: ranges[-1][0]]
-        return ReadAnswer("\n".join(parts), [spans.get(start) for start, _ in slots], question)
+        return ReadAnswer("\n".join(parts), [spans.get(start) for start, _ in slots], conversation[: ranges[-1][0]])
 
     def _last_answer(self, row: PromptRow) -> ReadAnswer:
         """The last answer of a conversation; slots of earlier turns have no mask in a generation."""
@@ -177,48 +377,15 @@ class SlotReader:
         hidden = {self.image_token_id, self.tokenizer.pad_token_id}
         return self.tokenizer.decode([token_id for token_id in ids if token_id not in hidden])
 
-    def _segments(
-        self,
-        answer: ReadAnswer,
-        phrases: tuple[str, ...] | None,
-        output: Mapping[str, Any],
-        row: int,
-        threshold: float,
-        reject_threshold: float | None,
-        sizes: MaskSizes,
-    ) -> list[Segment]:
-        count = len(answer.spans)
-        scores = _row_of(output, "mask_scores", row, [0.0] * count)
-        probabilities = _row_of(output, "slot_probs", row, [1.0] * count)
-        rejected = _row_of(output, "rejected", row, [False] * count)
-        if reject_threshold is not None:
-            rejected = [probability < reject_threshold for probability in probabilities]
-        if phrases is not None and len(phrases) == count:
-            labels = list(phrases)
-        else:
-            placed = [span for span in answer.spans if span is not None]
-            found = iter(slot_labels(answer.text, placed, answer.question if count == 1 else None))
-            labels = [None if span is None else next(found) for span in answer.spans]
-        kept = [place for place in range(count) if not rejected[place]]
-        masks = output["pred_masks"][row][kept]
-        masks = post_process_masks(masks, sizes.original, sizes.resized, sizes.target, threshold)
-        masks = dict(zip(kept, masks.cpu().numpy(), strict=True))
-        return [
-            Segment(
-                label=labels[place],
-                span=answer.spans[place],
-                mask=masks.get(place),
-                score=float(scores[place]),
-                slot_prob=float(probabilities[place]),
-                rejected=bool(rejected[place]),
-            )
-            for place in range(count)
-        ]
 
-
-def _row_of(output: Mapping[str, Any], name: str, row: int, default: list) -> list:
-    values = output.get(name)
-    return default if values is None else as_list(values[row])
-
-
-__all__ = ["ReadAnswer", "SlotReader"]
+__all__ = [
+    "MaskSizes",
+    "SlotReader",
+    "asked_phrase",
+    "decode_with_spans",
+    "find_tokens",
+    "input_of_rows",
+    "read_mask_sizes",
+    "replace_tokens",
+    "slot_labels",
+]

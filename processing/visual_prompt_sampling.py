@@ -1,4 +1,7 @@
-"""Visual prompts drawn at random, in the order and the ranges of ViP-LLaVA's training (visual_prompt_generator.py)."""
+"""Visual prompts drawn at random, in the order and the ranges of ViP-LLaVA's training (visual_prompt_generator.py).
+
+Nothing here is published beside a checkpoint.
+"""
 
 import math
 import random
@@ -9,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .visual_prompt_regions import Region
+from .regions import Region
 from .visual_prompts import (
     ANCHOR,
     COLOR_POOL,
@@ -51,7 +54,7 @@ class PromptRandom:
 @dataclass(frozen=True)
 class PromptStyle:
     """
-    A shape and a colour, before a picture is there to draw on.
+    A shape and a colour, before an image is there to draw on.
 
     Args:
         shape (`str`): One of `SHAPES`.
@@ -108,7 +111,7 @@ def sample_paired_styles(
     Args:
         rng (`PromptRandom`): Where from.
         count (`int`): Number of regions.
-        shapes (`Sequence[str]`): What to choose from, for each region anew.
+        shapes (`Sequence[str]`): What to choose from, for each region again.
         tell_apart (`bool`, *optional*, defaults to `False`):
             Whether two regions of the same shape get different named colours. Else all have one colour, named or not:
             the original draws a second one only where it compares them.
@@ -138,25 +141,25 @@ def sample_visual_prompt(
     base_width: float | None = None,
     anchor: int = ANCHOR,
 ) -> VisualPrompt:
-    """Draw all parameters of a mark (`image_blending`).
+    """Draw all parameters of a visual prompt (`image_blending`).
 
     Args:
         rng (`PromptRandom`): Where from; the same state gives the same prompt.
-        region (`Region`): What to mark, see [`read_region`].
-        image_size (`tuple[int, int]`): (height, width) of the picture.
+        region (`Region`): The place, see [`read_region`].
+        image_size (`tuple[int, int]`): (height, width) of the image.
         shape (`str`, *optional*): One of `SHAPES`; drawn by default.
         color (`str` or `tuple[int, int, int]`, *optional*): A name or RGB; drawn by default, after the shape.
         style (`str`, *optional*): `"constant"` fixes the width of rectangles (3) and the radius of points (8).
         alpha (`int`, *optional*): Opacity; by default 96 to 255, of a mask 48 to 128.
         base_width (`float`, *optional*):
-            Width of lines in pixels of a picture whose longer side is `anchor`, instead of a drawn one.
+            Width of lines in pixels of an image whose longer side is `anchor`, instead of a drawn one.
         anchor (`int`, *optional*, defaults to 336): Side of the model's input.
 
     Returns:
         [`VisualPrompt`]: With a value for everything its shape is drawn with.
 
     Raises:
-        ValueError: If the region is not one of such a picture, or style or shape are unknown.
+        ValueError: If the region is not one of such an image, or style or shape are unknown.
     """
     if style not in ("", CONSTANT):
         raise ValueError(f"Unknown style {style!r} of visual prompts; it is empty or {CONSTANT!r}.")
@@ -173,7 +176,7 @@ def sample_visual_prompt(
     if shape == "rectangle" and style == CONSTANT:
         values["width"] = max(scaled(3), 1)
     elif shape in _WIDTHS:
-        # Drawn also where a width is given, so that everything behind stays the same.
+        # Drawn also where a width is given, so that everything after it stays the same.
         values["width"] = max(rng.python.randint(scaled(low), scaled(high)), 1)
     if shape in _WIDTHS and base_width is not None:
         values["width"] = max(scaled(base_width), 1)
@@ -279,7 +282,7 @@ _SAMPLERS = {
 
 
 def _place(rng: PromptRandom, region: Region, part: int | None) -> tuple[float, float]:
-    """A place inside, or after fifty misses anywhere in the bounds."""
+    """A point inside, or after fifty misses anywhere in the bounds."""
     x1, y1, x2, y2 = region.bounds(part)
     for _ in range(51):
         x, y = rng.numpy.uniform(x1, x2), rng.numpy.uniform(y1, y2)
@@ -292,8 +295,8 @@ def _has_flat_angle(corners: Sequence[tuple[float, float]]) -> bool:
     """Whether an angle is above 150 degrees. Corners that coincide have none."""
     points = np.asarray(corners)
     with np.errstate(all="ignore"):
-        for place in range(3):
-            first, second, third = (points[(place + shift) % 3] for shift in range(3))
+        for index in range(3):
+            first, second, third = (points[(index + shift) % 3] for shift in range(3))
             a, b, c = (np.linalg.norm(side) for side in (third - second, first - third, first - second))
             if np.degrees(np.arccos((a**2 + c**2 - b**2) / (2 * a * c))) > 150:
                 return True

@@ -1,7 +1,7 @@
-"""Visual prompts: marks drawn on a picture so that a vision-language model can be asked about a place in it.
+"""Visual prompts: drawn on an image so that a vision-language model can be asked about a place in it.
 
 The shapes, their sizes and the words for them are those ViP-LLaVA was trained with (visual_prompt_generator.py of the
-original). Nothing here needs that model: `draw_visual_prompts` gives a picture and `describe` a phrase that any
+original). Nothing here needs that model: `draw_visual_prompts` gives an image and `describe` a phrase that any
 vision-language processor takes.
 """
 
@@ -13,23 +13,11 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
 
 from .colors import read_color
 from .image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
-from .visual_prompt_regions import Region, read_region
-from .visual_prompt_shapes import (
-    draw_arrow,
-    draw_ellipse,
-    draw_point,
-    draw_rectangle,
-    draw_scribble,
-    draw_triangle,
-    fill_mask,
-    fill_polygons,
-    outline_mask,
-    outline_polygons,
-)
+from .regions import Region, read_region
 
 
 # Preposition and noun by which the model knows each shape.
@@ -56,7 +44,7 @@ COLOR_POOL = {
     "purple": (128, 0, 128),
     "gold": (255, 215, 0),
 }
-# Side of the published models' input: all sizes below are pixels of a picture whose longer side is this.
+# Side of the published models' input: all sizes below are pixels of an image whose longer side is this.
 ANCHOR = 336
 # Without a sampler: the command line of the original, and the middle of what training saw.
 DEFAULT_ALPHA = 128
@@ -71,49 +59,42 @@ _SCRIBBLE_STEPS = 1000
 _PLACEHOLDER = re.compile(r"<(?:bbox|region)\s*(\d*)>")
 
 Rgb = tuple[int, int, int]
+Rgba = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
 class VisualPrompt:
     r"""
-    One mark: what it marks, and every parameter of how. What is `None` is filled in for the picture when it is drawn,
-    always in the same way; [`sample_visual_prompt`] draws all of it at random, as the training of ViP-LLaVA does.
+    What it marks, and every parameter of how. What is `None` is filled in for the image when it is drawn, always in
+    the same way; training draws all of it at random.
 
     Args:
         shape (`str`):
             `"rectangle"`, `"ellipse"`, `"triangle"`, `"point"`, `"scribble"`, `"mask-contour"`, `"mask"` or `"arrow"`.
-        box_xyxy (`tuple[float, float, float, float]`, *optional*):
-            x1, y1, x2, y2 in pixels; around the polygons or the mask by default.
-        polygons (`Sequence`, *optional*):
-            `[[x1, y1, x2, y2, ...], ...]` or arrays `(corners, 2)`.
-        mask (`np.ndarray`, `torch.Tensor`, `PIL.Image.Image` or path, *optional*):
-            `(height, width)` of the upright image: bool, 0 and 1, or 0 and 255; see [`read_mask`].
-        rle (`dict`, *optional*):
-            COCO's run lengths. Give a box, or one of polygons, mask and RLE, or a box and one of them.
+        box_xyxy, polygons, mask, rle (*optional*):
+            The place, see [`read_region`]: a box, or one of the others, or a box and one of them.
         color (`str` or `tuple[int, int, int]`, *optional*):
             A name (those of `COLOR_POOL` are the ones ViP-LLaVA knows) that the phrase will say, or "#rrggbb" or RGB
             in 0..255, which it will not. By default a colour of the pool that tells the prompt from its neighbours.
-        alpha (`int`, *optional*):
-            0 (invisible) to 255 (opaque); 128 by default.
+        alpha (`int`, *optional*): 0 (invisible) to 255 (opaque); 128 by default.
         width (`int`, *optional*):
-            Of lines, in pixels of this picture, at least 1 (0 for a mask contour of one pixel); 3 at the anchor's
-            size by default.
-        radius (`float`, *optional*):
-            Of a point, in pixels of this picture; 8 at the anchor's size by default.
+            Of lines, in pixels of this image, at least 1 (0 for a mask contour of one pixel); 3 at the anchor's size
+            by default.
+        radius (`float`, *optional*): Of a point, in pixels of this image; 8 at the anchor's size by default.
         aspect_ratio (`float`, *optional*):
             A point's radii are `radius * aspect_ratio` and `radius / aspect_ratio`; 1 by default.
-        size_ratio (`float`, *optional*):
-            How much larger an ellipse's box is than the region; 1.25 by default.
+        size_ratio (`float`, *optional*): How much larger an ellipse's box is than the region; 1.25 by default.
         points (`Sequence[tuple[float, float]]`, *optional*):
             The 3 corners of a triangle, the 4 control points of a scribble, the centre of a point, the tip of an
-            arrow (one place each); in the region by default.
+            arrow; in the region by default.
         angle (`float`, *optional*):
             Direction from the tip of an arrow to its tail, radians, clockwise from the right; by default towards the
-            side of the picture with more room.
-        length, head_length (`float`, *optional*):
-            Of an arrow and of the sides of its head, in pixels of this picture.
-        head_filled (`bool`, *optional*):
-            Whether an arrow's head is filled, as by default, or two lines.
+            side of the image with more room.
+        length (`float`, *optional*):
+            Of an arrow's shaft and head together, in pixels of this image: the shaft, which ends at the tip, is
+            `length - head_length` long.
+        head_length (`float`, *optional*): Of both sides of the head, which stand 60 degrees off the shaft.
+        head_filled (`bool`, *optional*): Whether an arrow's head is a triangle, as by default, or two lines.
         bend (`tuple[float, float]`, *optional*):
             How far the middle of an arrow's shaft is moved; straight by default.
         anchor (`int`, *optional*):
@@ -200,14 +181,7 @@ _NUM_POINTS = {"triangle": 3, "scribble": 4, "point": 1, "arrow": 1}
 
 
 def describe(prompt: VisualPrompt, article: bool = True) -> str:
-    """
-    Args:
-        prompt (`VisualPrompt`): A mark.
-        article (`bool`, *optional*, defaults to `True`): Whether to say "the".
-
-    Returns:
-        `str`: What to write behind the name of a thing: "within the red rectangle", "at the point".
-    """
+    """What to write after the name of a thing: "within the red rectangle", "at the point"; `article` says "the"."""
     return describe_shape(prompt.shape, prompt.color_name, article)
 
 
@@ -224,7 +198,7 @@ def fill_placeholders(text: str, prompts: Sequence[VisualPrompt]) -> str:
             A question or an answer. `<bboxN>` and `<region N>` stand for the prompt number N, counted from 0; `<bbox>`
             and `<region>` for the only one.
         prompts (`Sequence[VisualPrompt]`):
-            What is drawn on the picture. Those without a colour are named as `draw_visual_prompts` colours them.
+            What is drawn on the image. Those without a colour are named as `draw_visual_prompts` colours them.
 
     Returns:
         `str`: The text with the phrases in place.
@@ -280,7 +254,7 @@ def assign_colors(prompts: Sequence[VisualPrompt]) -> list[VisualPrompt]:
     """
     prompts = list(prompts)
     used = {(prompt.shape, read_color(prompt.color)) for prompt in prompts if prompt.color is not None}
-    for place, prompt in enumerate(prompts):
+    for index, prompt in enumerate(prompts):
         if prompt.color is not None:
             continue
         name = next((name for name, value in COLOR_POOL.items() if (prompt.shape, value) not in used), None)
@@ -290,34 +264,28 @@ def assign_colors(prompts: Sequence[VisualPrompt]) -> list[VisualPrompt]:
                 "left to tell them apart. Give some of them another shape, or colours of your own."
             )
         used.add((prompt.shape, COLOR_POOL[name]))
-        prompts[place] = replace(prompt, color=name)
+        prompts[index] = replace(prompt, color=name)
     return prompts
 
 
 def scale_length(length: float, image_size: tuple[int, int], anchor: int = ANCHOR) -> int:
-    """
-    Args:
-        length (`float`): In pixels of a picture whose longer side is `anchor`.
-        image_size (`tuple[int, int]`): (height, width) of the picture.
-
-    Returns:
-        `int`: The same in pixels of this picture, rounded down; 0 is possible.
-    """
+    """Bring a length in pixels of an image whose longer side is `anchor` to an image of this (height, width), rounded
+    down; 0 is possible."""
     return int(length * max(image_size) / anchor)
 
 
 def complete_prompt(prompt: VisualPrompt, image_size: tuple[int, int], anchor: int = ANCHOR) -> VisualPrompt:
     """
     Args:
-        prompt (`VisualPrompt`): A mark.
-        image_size (`tuple[int, int]`): (height, width) of the picture to draw on.
-        anchor (`int`, *optional*, defaults to 336): Side of the model's input, where the mark names none.
+        prompt (`VisualPrompt`): The prompt.
+        image_size (`tuple[int, int]`): (height, width) of the image to draw on.
+        anchor (`int`, *optional*, defaults to 336): Side of the model's input, where the prompt names none.
 
     Returns:
         [`VisualPrompt`]: With a value for everything its shape is drawn with, and the given values unchanged.
 
     Raises:
-        ValueError: If the region is not one of such a picture.
+        ValueError: If the region is not one of such an image.
     """
     prompt.region.check_size(image_size)
     if prompt.anchor is None:
@@ -332,38 +300,35 @@ def draw_visual_prompts(
     anchor: int = ANCHOR,
     max_image_pixels: int = MAX_IMAGE_PIXELS,
 ) -> Image.Image:
-    """Draw marks on a picture, one after the other.
+    """Draw visual prompts on an image, one after the other.
 
     Args:
         image (`PIL.Image.Image` or whatever else `load_rgb_image` reads):
-            The picture, at the size in whose pixels the marks were given; it stays as it is.
-        prompts (`Sequence[VisualPrompt]`):
-            The marks; later ones lie above. Those without a colour get one by `assign_colors`.
-        anchor (`int`, *optional*, defaults to 336):
-            Side of the model's input, where a mark names none.
-        max_image_pixels (`int`, *optional*, defaults to 67108864):
-            Largest allowed height x width of the picture.
+            The image, at the size in whose pixels the prompts were given; it stays as it is.
+        prompts (`Sequence[VisualPrompt]`): Later ones lie above. Those without a colour get one by `assign_colors`.
+        anchor (`int`, *optional*, defaults to 336): Side of the model's input, where a prompt names none.
+        max_image_pixels (`int`, *optional*, defaults to 67108864): Largest allowed height x width of the image.
 
     Returns:
-        `PIL.Image.Image`: A new picture, RGB, upright.
+        `PIL.Image.Image`: A new image, RGB, upright.
 
     Raises:
-        ValueError: If the picture is too large or cannot be read, or a region is not one of it.
+        ValueError: If the image is too large or cannot be read, or a region is not one of it.
     """
-    picture = load_rgb_image(image, max_image_pixels)
-    if picture is image:
-        picture = picture.copy()
+    drawn = load_rgb_image(image, max_image_pixels)
+    if drawn is image:
+        drawn = drawn.copy()
     for prompt in assign_colors(prompts):
-        prompt = complete_prompt(prompt, (picture.height, picture.width), anchor)
-        layer = Image.new("RGBA", picture.size, (0, 0, 0, 0))
+        prompt = complete_prompt(prompt, (drawn.height, drawn.width), anchor)
+        layer = Image.new("RGBA", drawn.size, (0, 0, 0, 0))
         _DRAW[prompt.shape](ImageDraw.Draw(layer), prompt, (*read_color(prompt.color), prompt.alpha))
         if area := layer.getbbox():
-            marked = Image.alpha_composite(picture.crop(area).convert("RGBA"), layer.crop(area))
-            picture.paste(marked.convert("RGB"), area)
-    return picture
+            marked = Image.alpha_composite(drawn.crop(area).convert("RGBA"), layer.crop(area))
+            drawn.paste(marked.convert("RGB"), area)
+    return drawn
 
 
-# ---- what each shape is drawn with, and how ---------------------------------------------------------------------
+# ---- what each shape is drawn with ----------------------------------------------------------------------------------
 
 
 def _line_width(prompt: VisualPrompt, image_size: tuple[int, int]) -> dict[str, Any]:
@@ -392,7 +357,7 @@ def _point_defaults(prompt: VisualPrompt, image_size: tuple[int, int]) -> dict[s
 def _scribble_defaults(prompt: VisualPrompt, image_size: tuple[int, int]) -> dict[str, Any]:
     x1, y1, x2, y2 = prompt.region.bounds()
     x, y = prompt.region.inner_point()
-    # an S through the region, halfway between its corners and a place inside
+    # an S through the region, halfway between its corners and a point inside
     corners = ((x1, y1), (x2, y1), (x1, y2), (x2, y2))
     points = tuple(((corner[0] + x) / 2, (corner[1] + y) / 2) for corner in corners)
     return {**_line_width(prompt, image_size), "points": points}
@@ -427,24 +392,89 @@ _DEFAULTS = {
 }
 
 
-def _scribble(canvas: ImageDraw.ImageDraw, prompt: VisualPrompt, color: tuple) -> None:
+# ---- how each shape is drawn ----------------------------------------------------------------------------------------
+
+# `color` is RGBA, 0..255. A canvas is RGBA and transparent; drawing replaces its pixels, so that lines which cross
+# themselves do not get denser.
+
+
+def _draw_rectangle(canvas: ImageDraw.ImageDraw, prompt: VisualPrompt, color: Rgba) -> None:
+    """The lines lie inside the box."""
+    x1, y1, x2, y2 = prompt.region.box_xyxy
+    canvas.rectangle([(x1, y1), (x2, y2)], outline=color, width=prompt.width)
+
+
+def _draw_ellipse(canvas: ImageDraw.ImageDraw, prompt: VisualPrompt, color: Rgba) -> None:
+    x1, y1, x2, y2 = prompt.region.bounds()
+    x, y = (x2 + x1) / 2, (y2 + y1) / 2
+    width, height = (x2 - x1) * prompt.size_ratio, (y2 - y1) * prompt.size_ratio
+    canvas.ellipse([x - width / 2, y - height / 2, x + width / 2, y + height / 2], outline=color, width=prompt.width)
+
+
+def _draw_triangle(canvas: ImageDraw.ImageDraw, prompt: VisualPrompt, color: Rgba) -> None:
+    """Rounded where lines meet."""
+    first, second, third = prompt.points
+    canvas.line([first, second, third, first], fill=color, width=prompt.width, joint="curve")
+
+
+def _draw_point(canvas: ImageDraw.ImageDraw, prompt: VisualPrompt, color: Rgba) -> None:
+    x, y = prompt.points[0]
+    x_radius, y_radius = prompt.radius * prompt.aspect_ratio, prompt.radius / prompt.aspect_ratio
+    canvas.ellipse([x - x_radius, y - y_radius, x + x_radius, y + y_radius], outline=color, fill=color)
+
+
+def _draw_scribble(canvas: ImageDraw.ImageDraw, prompt: VisualPrompt, color: Rgba) -> None:
+    """A cubic Bezier curve."""
     width, height = canvas.im.size
-    num_steps = max(scale_length(_SCRIBBLE_STEPS, (height, width), prompt.anchor), 2)
-    draw_scribble(canvas, prompt.points, color, prompt.width, num_steps)
+    t = np.linspace(0, 1, max(scale_length(_SCRIBBLE_STEPS, (height, width), prompt.anchor), 2))[:, None]
+    first, second, third, fourth = np.asarray(prompt.points, dtype=np.float64)
+    curve = (1 - t) ** 3 * first + 3 * (1 - t) ** 2 * t * second + 3 * (1 - t) * t**2 * third + t**3 * fourth
+    canvas.line([tuple(point) for point in curve.tolist()], fill=color, width=prompt.width)
 
 
-def _mask(canvas: ImageDraw.ImageDraw, prompt: VisualPrompt, color: tuple) -> None:
-    if prompt.region.mask is not None:
-        fill_mask(canvas, prompt.region.mask, color)
+def _draw_arrow(canvas: ImageDraw.ImageDraw, prompt: VisualPrompt, color: Rgba) -> None:
+    tip, angle = prompt.points[0], prompt.angle
+    x, y = tip
+    shaft_length = prompt.length - prompt.head_length
+    tail = (x + shaft_length * math.cos(angle), y + shaft_length * math.sin(angle))
+    shaft = [tip, tail]
+    if prompt.bend is not None:
+        shaft.insert(1, ((x + tail[0]) / 2 + prompt.bend[0], (y + tail[1]) / 2 + prompt.bend[1]))
+    canvas.line(shaft, fill=color, width=prompt.width)
+    sides = [
+        (x + prompt.head_length * math.cos(angle + turn), y + prompt.head_length * math.sin(angle + turn))
+        for turn in (math.pi / 3, -math.pi / 3)
+    ]
+    head = [sides[0], tip, sides[1]]
+    if prompt.head_filled:
+        canvas.polygon(head, fill=color)
     else:
-        fill_polygons(canvas, _outlines(prompt.region), color)
+        canvas.line(head, fill=color, width=prompt.width)
 
 
-def _mask_contour(canvas: ImageDraw.ImageDraw, prompt: VisualPrompt, color: tuple) -> None:
+def _draw_mask(canvas: ImageDraw.ImageDraw, prompt: VisualPrompt, color: Rgba) -> None:
+    """The pixels of a mask, with its holes; polygons each on its own, so that one inside another makes none."""
     if prompt.region.mask is not None:
-        outline_mask(canvas, prompt.region.mask, color, prompt.width)
-    else:
-        outline_polygons(canvas, _outlines(prompt.region), color, prompt.width)
+        canvas.bitmap((0, 0), Image.fromarray(prompt.region.mask.astype(np.uint8) * 255), fill=color)
+        return
+    for polygon in _outlines(prompt.region):
+        canvas.polygon([tuple(corner) for corner in polygon.tolist()], fill=color)
+
+
+def _draw_mask_contour(canvas: ImageDraw.ImageDraw, prompt: VisualPrompt, color: Rgba) -> None:
+    """Outlines, those of a mask's holes included, `2 * width + 1` pixels wide: one pixel, at all shifts of up to
+    `width`."""
+    width, mask = prompt.width, prompt.region.mask
+    if mask is not None:
+        padded = np.pad(mask, 1)
+        surrounded = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        line = Image.fromarray((mask & ~surrounded).astype(np.uint8) * 255)
+        canvas.bitmap((0, 0), line.filter(ImageFilter.MaxFilter(2 * width + 1)), fill=color)
+        return
+    for polygon in _outlines(prompt.region):
+        for dx in range(-width, width + 1):
+            for dy in range(-width, width + 1):
+                canvas.polygon([tuple(corner) for corner in (polygon + np.array([dx, dy])).tolist()], outline=color)
 
 
 def _outlines(region: Region) -> Sequence[np.ndarray]:
@@ -453,28 +483,14 @@ def _outlines(region: Region) -> Sequence[np.ndarray]:
 
 
 _DRAW = {
-    "rectangle": lambda canvas, prompt, color: draw_rectangle(canvas, prompt.region.box_xyxy, color, prompt.width),
-    "ellipse": lambda canvas, prompt, color: draw_ellipse(
-        canvas, prompt.region.bounds(), color, prompt.width, prompt.size_ratio
-    ),
-    "triangle": lambda canvas, prompt, color: draw_triangle(canvas, prompt.points, color, prompt.width),
-    "point": lambda canvas, prompt, color: draw_point(
-        canvas, prompt.points[0], color, prompt.radius, prompt.aspect_ratio
-    ),
-    "scribble": _scribble,
-    "mask contour": _mask_contour,
-    "mask": _mask,
-    "arrow": lambda canvas, prompt, color: draw_arrow(
-        canvas,
-        prompt.points[0],
-        color,
-        prompt.width,
-        prompt.angle,
-        prompt.length,
-        prompt.head_length,
-        prompt.head_filled,
-        prompt.bend,
-    ),
+    "rectangle": _draw_rectangle,
+    "ellipse": _draw_ellipse,
+    "triangle": _draw_triangle,
+    "point": _draw_point,
+    "scribble": _draw_scribble,
+    "mask contour": _draw_mask_contour,
+    "mask": _draw_mask,
+    "arrow": _draw_arrow,
 }
 
 

@@ -10,8 +10,10 @@ from .conversion.systems import SYSTEMS, PublishedSystem, is_of_transformers
 from .embedded_world import warn_about_foreign_images
 from .embedding import EMBEDDED_MODEL
 from .modeling.configuration_reasoning_segmentation import PIPELINE_TASK
+from .processing.answer_rendering import notebook_html
 from .processing.chat_processor import INPUT_OBSERVERS
 from .processing.pipeline_reasoning_segmentation import ReasoningSegmentationPipeline
+from .processing.segments import SegmentationResult
 
 
 # One Pillow class for both backends, so that results do not depend on whether torchvision is installed.
@@ -23,6 +25,8 @@ def register() -> None:
     """Register every system with transformers' Auto classes and the pipeline with its registry, and have the embedded
     model say what it knows. Done once."""
     INPUT_OBSERVERS.append(warn_about_foreign_images)
+    # Beside the published image: the answer under it, in the colours of its masks.
+    SegmentationResult._repr_html_ = notebook_html
     for system in SYSTEMS.values():
         _register(system)
     # After DiffLMM itself, which it would register where nobody has.

@@ -142,6 +142,16 @@ def test_published_folders_are_flat_with_unique_names():
     assert len(names) == len(set(names)), f"All files land in one folder: {sorted(names)}."
 
 
+# What stands in processing/ for this package alone: HTML, drawn answers, polygons, soft edges, training's prompts.
+OWN = {"answer_rendering", "mask_reading", "visual_prompt_sampling"}
+
+
+@pytest.mark.parametrize("file", published_files(), ids=name)
+def test_what_only_this_package_needs_travels_with_no_checkpoint(file):
+    found = {module for level, module, _ in imports(parse(file)) if level}
+    assert file.stem in OWN or not found & OWN, f"{name(file)}: {sorted(found & OWN)} would be published."
+
+
 @pytest.mark.parametrize("file", files_of(*TOOLS), ids=name)
 def test_tools_import_only_published_folders_and_themselves(file):
     folder = file.relative_to(ROOT).parts[0]

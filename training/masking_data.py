@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..processing.image_loading import load_rgb_image
-from ..processing.mask_values import soft_mask
+from ..processing.mask_reading import soft_mask
 from .tabletop_stream import TabletopDataset
 
 

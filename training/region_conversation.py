@@ -8,7 +8,7 @@ from PIL import Image
 
 from ..processing.chat import IMAGE_TOKEN, assistant_message, user_message
 from ..processing.image_loading import load_rgb_image
-from ..processing.visual_prompt_regions import Region, read_region
+from ..processing.regions import Region, read_region
 from ..processing.visual_prompt_sampling import CONSTANT, PromptRandom, PromptStyle, sample_visual_prompt
 from ..processing.visual_prompts import ANCHOR, SHAPES, VisualPrompt, draw_visual_prompts
 from .region_data import RegionDataError

@@ -360,7 +360,7 @@ def _save(results: ResultFolder, task: Task, places: _Places, picture: "Image.Im
             "found": masked.found,
             "kept_ratio": round(masked.kept_ratio, 6),
             "box_xyxy": list(masked.box_xyxy) if masked.box_xyxy is not None else None,
-            "crop_xyxy": list(masked.crop_box_xyxy) if results.request["crop"] else None,
+            "crop_box_xyxy": list(masked.crop_box_xyxy) if results.request["crop"] else None,
             "request": results.request,
         }
         results.add(record)

@@ -32,7 +32,7 @@ class Settings:
     text: str | None
     phrases: list[str]
     max_new_tokens: int
-    threshold: float
+    mask_threshold: float
     reject_threshold: float | None
     dtype: str
 
@@ -57,7 +57,7 @@ def segment(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 1,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
-    threshold: Annotated[float, typer.Option(help="Pixels with a larger mask logit belong to the mask.")] = 0.0,
+    mask_threshold: Annotated[float, typer.Option(help="Pixels with a larger mask logit belong to the mask.")] = 0.0,
     reject_threshold: Annotated[
         float | None,
         typer.Option(
@@ -87,7 +87,9 @@ def segment(
     """
     arguments, text = split_text(arguments, text, phrase or [])
     found = find_images(arguments, leave_out=out)
-    settings = Settings(model, revision, text, phrase or [], max_new_tokens, threshold, reject_threshold, dtype.value)
+    settings = Settings(
+        model, revision, text, phrase or [], max_new_tokens, mask_threshold, reject_threshold, dtype.value
+    )
     needed = ANSWER_FIELDS if answers else ()
     images, failed, console = list(found), len(found.problems), stderr_console()
     with ResultFolder(out, vars(settings), overwrite) as results:
@@ -147,7 +149,7 @@ class _Segmenter:
                 output = self.model(**inputs, **options)
             else:
                 output = self.model.generate_with_masks(**inputs, max_new_tokens=settings.max_new_tokens, **options)
-        return self.processor.post_process_segmentation(output, inputs, threshold=settings.threshold)
+        return self.processor.post_process_segmentation(output, inputs, mask_threshold=settings.mask_threshold)
 
 
 def _save(
@@ -173,8 +175,10 @@ def _save(
         if extractor := getattr(result, "phrase_extractor", None):
             record["phrase_extractor"] = extractor
         if needed:
-            page = result.to_html(picture)
-            record["answer_png"] = results.save_picture(f"{name}_answer.png", result.draw_answer(picture).save)
+            from ..processing.answer_rendering import draw_answer, to_html
+
+            page = to_html(result, picture)
+            record["answer_png"] = results.save_picture(f"{name}_answer.png", draw_answer(result, picture).save)
             record["answer_html"] = results.save_picture(
                 f"{name}_answer.html", lambda path: path.write_text(page, encoding="utf-8")
             )
@@ -212,7 +216,7 @@ def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:
         write_out(printable_json(record) + "\n")
         sys.stdout.flush()
         return
-    from ..processing.mask_drawing import segment_name
+    from ..processing.segments import segment_name
 
     parts = []
     for index, found in enumerate(record["segments"]):

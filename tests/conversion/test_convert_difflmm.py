@@ -18,7 +18,7 @@ from reasonseg.conversion.inspection import inspect_checkpoint
 from reasonseg.conversion.rules_difflmm import stable_diffusion_table
 from reasonseg.conversion.sources import open_source
 from reasonseg.conversion.verify import verify_repository
-from reasonseg.processing.image_processing_difflmm import DiffLmmImageProcessor
+from reasonseg.processing.image_processing_vip_llava import DiffLmmImageProcessor
 from tests.parity_data import PARITY, difflmm_sources, load_meta
 
 
@@ -65,7 +65,7 @@ def test_the_repository(difflmm_repo):
     names = {path.name for path in difflmm_repo.iterdir()}
     assert {"modeling_difflmm.py", "processing_difflmm.py", "README.md"} <= names
     assert not names & {"modeling_lisa.py", "segmenters.py"}
-    assert "image_processing_difflmm.py" in names
+    assert "image_processing_vip_llava.py" in names
     assert DIFFLMM.image_processor_class is DiffLmmImageProcessor
     model, info = AutoModelForImageTextToText.from_pretrained(difflmm_repo, output_loading_info=True)
     assert not any(info.values()), info

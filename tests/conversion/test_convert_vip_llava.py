@@ -50,8 +50,8 @@ def test_the_repository(vip_llava_repo):
     assert processor["auto_map"]["AutoProcessor"] == "processing_vip_llava.VipLlavaProcessor"
     files = {path.name for path in vip_llava_repo.iterdir()}
     assert {"processing_vip_llava.py", "image_processing_vip_llava.py", "visual_prompts.py"} <= files
+    assert not {"visual_prompt_sampling.py", "mask_reading.py"} & files, "what training alone needs"
     assert {
-        "visual_prompt_sampling.py",
         "tokenizer.json",
         "chat_template.jinja",
         "README.md",

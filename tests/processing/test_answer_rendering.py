@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reasonseg.processing.answer_rendering import draw_answer
-from reasonseg.processing.attention_drawing import draw_attention_maps
-from reasonseg.processing.mask_drawing import segment_color
-from reasonseg.processing.segments import Segment, SegmentationResult
+from reasonseg.processing.answer_rendering import draw_answer, draw_attention_maps, notebook_html, to_html
+from reasonseg.processing.segments import Segment, SegmentationResult, segment_color
 
 
 TEXT = "A brown <dog> sits on a bench & a cup.\nThe dog waits."
@@ -35,7 +33,7 @@ CUP = Segment("a cup", at("a cup"), None, 0.1, rejected=True)
 
 
 def test_html_is_the_text_with_colours():
-    page = result(DOG, BENCH, CUP).to_html()
+    page = to_html(result(DOG, BENCH, CUP))
     visible = re.sub(r"<[^>]*>", "", page)
     assert visible == TEXT.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     for place, part in ((0, "A brown &lt;dog&gt;"), (1, "a bench")):
@@ -45,25 +43,37 @@ def test_html_is_the_text_with_colours():
 
 
 def test_html_escapes_labels():
-    page = result(Segment('"><script>', at("a bench"), MASK, 1.0)).to_html()
+    page = to_html(result(Segment('"><script>', at("a bench"), MASK, 1.0)))
     assert "<script>" not in page
 
 
 def test_html_with_the_picture():
     segments = result(DOG, BENCH)
-    data = re.search(r'src="data:image/png;base64,([^"]*)"', segments.to_html(PICTURE))[1]
+    data = re.search(r'src="data:image/png;base64,([^"]*)"', to_html(segments, PICTURE))[1]
     shown = Image.open(io.BytesIO(base64.b64decode(data)))
     assert np.array_equal(np.asarray(shown), np.asarray(segments.overlay(PICTURE)))
 
 
 def test_overlapping_and_missing_spans():
-    page = result(DOG, Segment("dog", at("<dog>"), MASK, 0.5), Segment("nowhere", None, MASK, 0.5)).to_html()
+    page = to_html(result(DOG, Segment("dog", at("<dog>"), MASK, 0.5), Segment("nowhere", None, MASK, 0.5)))
     assert page.count("<mark") == 1
-    assert result().to_html().count("<mark") == 0
+    assert to_html(result()).count("<mark") == 0
+
+
+def test_a_notebook_shows_the_image_and_the_answer_under_it():
+    segments = result(DOG, BENCH, CUP)
+    segments.image = PICTURE
+    page = segments._repr_html_()
+    assert page == notebook_html(segments) == to_html(segments, PICTURE)
+    assert (page.count("<mark"), page.count("<s ")) == (2, 1)
+    segments.text, segments.segments, segments.image = "<script>alert(1)</script>", [Segment("<b>", (0, 8))], None
+    assert "<img" in segments._repr_html_()
+    assert "<script" not in segments._repr_html_()
+    assert "<b>" not in segments._repr_html_()
 
 
 def test_drawn_answers_show_the_colours():
-    drawn = result(DOG, BENCH, CUP).draw_answer(width=300)
+    drawn = draw_answer(result(DOG, BENCH, CUP), width=300)
     assert drawn.mode == "RGB"
     assert drawn.width == 300
     colors = {color for _, color in drawn.getcolors(maxcolors=1 << 16)}
@@ -72,10 +82,10 @@ def test_drawn_answers_show_the_colours():
 
 
 def test_long_answers_get_more_lines():
-    short = SegmentationResult("A dog.", [], (30, 40)).draw_answer(width=200)
-    long = SegmentationResult("A dog and a cat. " * 40 + "x" * 300, [], (30, 40)).draw_answer(width=200)
+    short = draw_answer(SegmentationResult("A dog.", [], (30, 40)), width=200)
+    long = draw_answer(SegmentationResult("A dog and a cat. " * 40 + "x" * 300, [], (30, 40)), width=200)
     assert long.height > 5 * short.height
-    with_picture = SegmentationResult("A dog.", [], (30, 40)).draw_answer(PICTURE)
+    with_picture = draw_answer(SegmentationResult("A dog.", [], (30, 40)), PICTURE)
     assert with_picture.width == 480
     assert with_picture.height > 30
 
@@ -84,7 +94,7 @@ def test_a_wide_picture_is_shown_whole():
     picture = Image.new("RGB", (600, 120), "gray")
     picture.paste("red", (0, 0, 60, 120))
     picture.paste("blue", (540, 0, 600, 120))
-    drawn = draw_answer("A dog.", [], picture, width=300)
+    drawn = draw_answer(SegmentationResult("A dog.", [], (120, 600)), picture, width=300)
     assert drawn.width == 300
     assert (drawn.getpixel((5, 30)), drawn.getpixel((294, 30))) == ((255, 0, 0), (0, 0, 255))
     assert (drawn.getpixel((150, 58)), drawn.getpixel((150, 62))) == ((128, 128, 128), (255, 255, 255))
@@ -112,4 +122,4 @@ def test_attention_maps_are_red_where_they_are_strong():
 
 def test_too_narrow():
     with pytest.raises(ValueError, match="width is 50"):
-        result(DOG).draw_answer(width=50)
+        draw_answer(result(DOG), width=50)

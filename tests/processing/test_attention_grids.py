@@ -86,7 +86,7 @@ def test_qwen_keeps_the_proportions():
         assert grid.rows * grid.columns == int((np.array(ids) == processor.image_token_id).sum())
         assert grid.box == (0, 0, size[1], size[0])
         assert (grid.rows > grid.columns) == (size[0] > size[1])
-    with pytest.raises(ValueError, match="A picture with 2 frames"):
+    with pytest.raises(ValueError, match="An image with 2 frames"):
         attention_grids(processor, {"image_grid_thw": [[2, 4, 4]]}, [(40, 40)])
 
 

@@ -11,10 +11,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from reasonseg.processing.image_loading import load_rgb_image, upright_mask
-from reasonseg.processing.mask_polygons import mask_to_polygons
 from reasonseg.processing.mask_reading import read_mask, read_soft_mask
-from reasonseg.processing.run_lengths import read_run_lengths
-from reasonseg.processing.segments import mask_to_rle
+from reasonseg.processing.regions import read_run_lengths
+from reasonseg.processing.segments import mask_to_polygons, mask_to_rle
 
 
 SIZE = (24, 36)

@@ -22,7 +22,7 @@ def recorded_heatmap(name: str) -> np.ndarray:
     """The heat-map of the recorded low-resolution mask."""
     image = picture("ivm", name[:4])
     masks = RECORDED["batch/low_res_masks"][NAMES.index(name)]
-    logits = post_process_masks(masks, (image.height, image.width), (1024, 1024), threshold=None)
+    logits = post_process_masks(masks, (image.height, image.width), (1024, 1024), mask_threshold=None)
     return logits[0].sigmoid().numpy()
 
 
@@ -60,7 +60,7 @@ def spot(height=40, width=60, box=(20, 10, 30, 20)) -> tuple[np.ndarray, np.ndar
 def test_it_shows_itself_in_one_line_and_in_notebooks():
     image, heatmap = spot()
     masked = mask_image(image, heatmap, 0.5)
-    assert repr(masked) == "MaskedImage(found=True, kept_ratio=0.0417, box=(20, 10, 30, 20), 60x40)"
+    assert repr(masked) == "MaskedImage(found=True, kept_ratio=0.0417, box_xyxy=(20, 10, 30, 20), 60x40)"
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(masked._repr_png_()))), np.asarray(masked.masked_image))
 
 
@@ -156,7 +156,7 @@ def test_options_out_of_range(options, message):
 
 def test_a_heatmap_of_another_picture():
     image, heatmap = spot()
-    with pytest.raises(ValueError, match=r"The heat-map has the shape \(40, 60\), the picture \(60, 40\)"):
+    with pytest.raises(ValueError, match=r"The heat-map has the shape \(40, 60\), the image \(60, 40\)"):
         mask_image(Image.fromarray(image).rotate(90, expand=True), heatmap)
 
 

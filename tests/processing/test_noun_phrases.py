@@ -7,8 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from reasonseg.processing.answer_phrases import PhraseFinder, find_given
-from reasonseg.processing.noun_phrases import NounPhrase, RuleExtractor, SpacyExtractor, make_extractor
+from reasonseg.processing.noun_phrases import (
+    NounPhrase,
+    PhraseFinder,
+    RuleExtractor,
+    SpacyExtractor,
+    find_given,
+    make_extractor,
+)
 from reasonseg.processing.token_spans import token_spans, tokens_within
 
 

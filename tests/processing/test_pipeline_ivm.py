@@ -47,10 +47,10 @@ def test_rows_and_thresholds(pipe, images):
     row = {"image": images[1], "text": INSTRUCTIONS[1]}
     (result,) = list(pipe(iter([row]), mask_format="rle"))
     assert result["segments"][0]["mask"]["size"] == [500, 333]
-    low, high = (pipe(images[1], text=INSTRUCTIONS[1], threshold=threshold) for threshold in (-2.0, 2.0))
+    low, high = (pipe(images[1], text=INSTRUCTIONS[1], mask_threshold=threshold) for threshold in (-2.0, 2.0))
     assert areas([low])[0][0] > areas([high])[0][0] > 0
-    (nothing,) = pipe([images[1]], text=INSTRUCTIONS[1], threshold=50.0)
-    assert nothing["segments"][0]["box"] is None
+    (nothing,) = pipe([images[1]], text=INSTRUCTIONS[1], mask_threshold=50.0)
+    assert nothing["segments"][0]["box_xyxy"] is None
 
 
 def test_bad_requests(pipe, images):

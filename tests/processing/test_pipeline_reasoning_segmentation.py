@@ -57,7 +57,7 @@ class WordProcessor:
         inputs.texts = text or phrases
         return inputs
 
-    def post_process_segmentation(self, output, inputs, threshold=0.0):
+    def post_process_segmentation(self, output, inputs, mask_threshold=0.0):
         # what travels past the model must be the processor's own object
         results = []
         for row, text in enumerate(inputs.texts):
@@ -65,7 +65,7 @@ class WordProcessor:
             image = min(image, len(inputs["original_sizes"]) - 1)
             size = tuple(inputs["original_sizes"][image].tolist())
             masks = post_process_masks(
-                output.pred_masks[row], size, inputs["sam_resized_sizes"][image], tiny.SAM_SIDE, threshold
+                output.pred_masks[row], size, inputs["sam_resized_sizes"][image], tiny.SAM_SIDE, mask_threshold
             )
             segments = [
                 Segment(
@@ -173,13 +173,13 @@ class TestResults:
         assert result["generated_text"] == "['red cup', 'dog']"
         assert [segment["label"] for segment in result["segments"]] == ["slot 0", "slot 1"]
         for segment in result["segments"]:
-            assert set(segment) == {"label", "score", "rejected", "span", "box", "mask"}
+            assert set(segment) == {"label", "score", "rejected", "span", "box_xyxy", "mask"}
             mask = segment["mask"]
             assert (mask.mode, mask.size) == ("L", (50, 40))
             assert set(np.unique(mask)) <= {0, 255}
             columns, rows = np.asarray(mask).any(axis=0).nonzero()[0], np.asarray(mask).any(axis=1).nonzero()[0]
             expected = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1] if len(rows) else None
-            assert segment["box"] == expected
+            assert segment["box_xyxy"] == expected
             assert type(segment["score"]) is float
             assert segment["rejected"] is False
 
@@ -202,7 +202,7 @@ class TestResults:
 
     def test_rejected_segments_have_neither_mask_nor_box(self, pipe):
         segments = pipe(IMAGES[0], phrases=["a", "b"], reject_threshold=1.1)["segments"]
-        assert [(s["rejected"], s["mask"], s["box"]) for s in segments] == [(True, None, None)] * 2
+        assert [(s["rejected"], s["mask"], s["box_xyxy"]) for s in segments] == [(True, None, None)] * 2
         assert all(
             segment["mask"] is not None for segment in pipe(IMAGES[0], phrases=["a"], reject_threshold=0.0)["segments"]
         )
@@ -218,7 +218,7 @@ class TestResults:
     def test_threshold_reaches_the_processor(self, pipe):
         areas = [
             np.asarray(
-                pipe(IMAGES[0], phrases=["a"], threshold=threshold, reject_threshold=0.0)["segments"][0]["mask"]
+                pipe(IMAGES[0], phrases=["a"], mask_threshold=threshold, reject_threshold=0.0)["segments"][0]["mask"]
             ).sum()
             for threshold in (-1e9, 1e9)
         ]

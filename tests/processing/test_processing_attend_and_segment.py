@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, pipeline
 
-from reasonseg.processing import phrase_segments
+from reasonseg.processing import segments
+from reasonseg.processing.answer_rendering import draw_answer, draw_attention, to_html
 from reasonseg.processing.phrase_segments import PhraseSegment, match_categories, without_overlaps
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from reasonseg.processing.segments import mask_to_rle
@@ -132,26 +133,26 @@ class TestResults:
         assert [entry["label"] for entry in coco] == PHRASES
         assert coco[0]["segmentation"] == mask_to_rle(result.segments[0].mask)
         assert result.overlay(PICTURES[0]).size == (160, 120)
-        assert result.to_html().count("<mark") == 2
-        assert result.draw_answer(PICTURES[0]).width == 480
+        assert to_html(result).count("<mark") == 2
+        assert draw_answer(result, PICTURES[0]).width == 480
 
     def test_maps_on_request(self, processor, answered):
         result = results(processor, answered, keep_maps=True)[0]
         count = len(result.token_spans)
         assert result.attention_maps.shape == (count, 8, 8)
         assert result.grid_box == (0, -20, 160, 140)
-        sheet = result.draw_attention(PICTURES[0], per_row=4, cell_width=40)
+        sheet = draw_attention(result, PICTURES[0], per_row=4, cell_width=40)
         assert sheet.width == 4 * 46 + 6
         assert sheet.height > -(-count // 4) * 30
         with pytest.raises(ValueError, match="The result holds no maps"):
-            results(processor, answered)[0].draw_attention(PICTURES[0])
+            draw_attention(results(processor, answered)[0], PICTURES[0])
         with pytest.raises(ValueError, match="Pass the image that was segmented"):
-            result.draw_attention(PICTURES[1])
+            draw_attention(result, PICTURES[1])
 
     def test_a_picture_that_was_accepted_before_is_not_too_large_now(self, processor, answered, monkeypatch):
         result = results(processor, answered, keep_maps=True)[0]
-        monkeypatch.setattr(phrase_segments, "MAX_IMAGE_PIXELS", 100)
-        assert result.draw_attention(PICTURES[0]).width > 0
+        monkeypatch.setattr(segments, "MAX_IMAGE_PIXELS", 100)
+        assert draw_attention(result, PICTURES[0]).width > 0
 
     def test_all_candidates(self, processor, answered):
         result = results(processor, answered, candidates="all")[0]

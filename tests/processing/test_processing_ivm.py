@@ -129,12 +129,12 @@ def test_results_know_their_image(processor):
     inputs = processor(images=images, phrases=[["cup", "dog"], ["tree"]], return_tensors="pt")
     results = processor.post_process_segmentation(output_of(logits(), logits(), logits()), inputs)
     assert all(result.image is given for result, given in zip(results, images, strict=True))
-    assert "<img" in results[1]._repr_html_()
+    assert results[1]._repr_png_()
 
 
 def test_plain_dicts_and_other_sizes(processor):
     inputs = processor(images=image(), text=["cup", "dog"], return_tensors="pt")
-    results = processor.post_process_segmentation(output_of(logits(), logits()), dict(inputs), original_sizes=[(7, 9)])
+    results = processor.post_process_segmentation(output_of(logits(), logits()), dict(inputs), target_sizes=[(7, 9)])
     assert [result.image_size for result in results] == [(7, 9), (7, 9)]
     assert [result.segments[0].label for result in results] == [None, None]
     again = copy.deepcopy(inputs)
@@ -194,7 +194,7 @@ def test_bad_outputs(processor):
         processor.post_process_heatmaps(output_of(logits().repeat(2, 1, 1), logits()), inputs)
     with pytest.raises(ValueError, match="no pred_masks"):
         processor.post_process_heatmaps(ReasoningSegmentationOutput(), inputs)
-    with pytest.raises(ValueError, match="size of the pictures is unknown"):
+    with pytest.raises(ValueError, match="size of the images is unknown"):
         processor.post_process_heatmaps(output_of(logits()))
     with pytest.raises(ValueError, match=r"heatmap_threshold is 3. It must lie in 0\.\.1"):
         processor.post_process_segmentation(output_of(logits(), logits()), inputs, heatmap_threshold=3)

@@ -10,6 +10,13 @@ from PIL import Image
 from transformers import BatchFeature
 
 from reasonseg.processing.segments import post_process_masks
+from reasonseg.processing.slot_results import (
+    asked_phrase,
+    decode_with_spans,
+    find_tokens,
+    replace_tokens,
+    slot_labels,
+)
 from tests.parity_data import load_case, load_meta
 from tests.recorded_processors import expand, picture, processor, small_processor, tokenizer
 
@@ -72,7 +79,7 @@ class TestRecordedGenerations:
         }
         sizes = inputs["original_sizes"] if form == "nothing" else None
         given = {"inputs": inputs, "plain dict": dict(inputs), "nothing": None}[form]
-        (result,) = lisa.post_process_segmentation(output, given, original_sizes=sizes)
+        (result,) = lisa.post_process_segmentation(output, given, target_sizes=sizes)
         if "segbias" in name:
             assert result.text == self.TEXTS[name[-2:]]
         assert spanned(result) == ["[SEG]"] * recorded["n_seg"]
@@ -108,7 +115,7 @@ class TestForcedAnswers:
         inputs = lisa(images=IMAGES, phrases=[["a dog"], ["a cat"]], return_tensors="pt")
         output = forced_output(1, 1)
         for threshold in (0.0, 0.5):
-            results = lisa.post_process_segmentation(output, inputs, threshold=threshold)
+            results = lisa.post_process_segmentation(output, inputs, mask_threshold=threshold)
             for row, (result, size, resized) in enumerate(
                 zip(results, ((30, 40), (50, 20)), ((48, 64), (64, 26)), strict=True)
             ):
@@ -134,11 +141,11 @@ class TestForcedAnswers:
         output = generated_output(lisa, inputs, ["[SEG]."] * 6, copies=2)
         results = lisa.post_process_segmentation(output, copy.copy(inputs).to("cpu"))
         assert [result.image is image for result in results] == [True, True, False, False, True, True]
-        assert "<img" in results[0]._repr_html_()
+        assert results[0]._repr_png_()
         for lost in (dict(inputs), pickle.loads(pickle.dumps(inputs))):  # noqa: S301
             result = lisa.post_process_segmentation(output, lost)[0]
             assert result.image is None
-            assert "<img" in result._repr_html_()
+            assert result._repr_png_()
 
     def test_an_answer_without_slots(self, lisa):
         inputs = lisa(images=IMAGES[0], text="What is this?", answer="It is a cat.", return_tensors="pt")
@@ -244,14 +251,14 @@ class TestGeneratedAnswers:
         inputs = lisa(images=IMAGES[0], text=prompt, return_tensors="pt")
         output = generated_output(lisa, inputs, ["A cat [SEG]."])
         for given, sizes in ((inputs, None), (None, inputs["original_sizes"])):
-            (result,) = lisa.post_process_segmentation(output, given, original_sizes=sizes)
+            (result,) = lisa.post_process_segmentation(output, given, target_sizes=sizes)
             assert (result.text, labels_of(result)) == ("A cat [SEG].", ["A cat"])
 
     def test_other_sizes_on_request(self, lisa):
         inputs = lisa(images=IMAGES, text=["a", "b"], return_tensors="pt")
         output = generated_output(lisa, inputs, ["[SEG]."] * 4, copies=2)
         for sizes in ([(300, 400), (500, 200)], torch.tensor([[300, 400]] * 2 + [[500, 200]] * 2)):
-            results = lisa.post_process_segmentation(output, inputs, original_sizes=sizes)
+            results = lisa.post_process_segmentation(output, inputs, target_sizes=sizes)
             assert [result.image_size for result in results] == [(300, 400)] * 2 + [(500, 200)] * 2
             assert results[0].segments[0].mask.shape == (300, 400)
 
@@ -297,15 +304,94 @@ class TestErrors:
 
     def test_a_forward_pass_without_inputs(self, lisa):
         with pytest.raises(ValueError, match="Pass the processor's `inputs`"):
-            lisa.post_process_segmentation(forced_output(1), original_sizes=[(30, 40)])
+            lisa.post_process_segmentation(forced_output(1), target_sizes=[(30, 40)])
 
     def test_unknown_sizes(self, lisa):
         inputs = lisa(images=IMAGES[0], phrases=["a"], return_tensors="pt")
         only_text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
-        with pytest.raises(ValueError, match="size of the pictures is unknown"):
+        with pytest.raises(ValueError, match="size of the images is unknown"):
             lisa.post_process_segmentation(forced_output(1), only_text)
 
     def test_sizes_do_not_match(self, lisa):
         inputs = lisa(images=IMAGES, phrases=[["a"], ["b"]], return_tensors="pt")
         with pytest.raises(ValueError, match="3 sizes were given for 2 rows of output, 2 rows of input and 2 images"):
-            lisa.post_process_segmentation(forced_output(1, 1), inputs, original_sizes=[(3, 4)] * 3)
+            lisa.post_process_segmentation(forced_output(1, 1), inputs, target_sizes=[(3, 4)] * 3)
+
+
+# ---- which phrase each slot belongs to ------------------------------------------------------------------------------
+
+SLOTS = ("[SEG]", "[REJ]")
+LABELED_ANSWERS = {
+    # LISA
+    "It is [SEG].": [None],
+    "Sure, [SEG].": [None],
+    "Sure, it is [SEG].": [None],
+    "Sure, the segmentation result is [SEG].": [None],
+    "[SEG].": [None],
+    "Sure, the man in blue shirt [SEG], the small dog [SEG].": ["the man in blue shirt", "the small dog"],
+    # GSVA: evaluation, then the five forms of its training answers
+    "Sure,man in blue shirt:[SEG], a purple elephant:[REJ], left umbrella:[SEG].": [
+        "man in blue shirt",
+        "a purple elephant",
+        "left umbrella",
+    ],
+    "The segmentation results are red cup [SEG], The small dog [REJ].": ["red cup", "The small dog"],
+    "Sure, they are red cup:[SEG], blue plate on the moon:[REJ].": ["red cup", "blue plate on the moon"],
+    "Sure, the mask of red cup is [SEG], the mask of a dog is [REJ].": ["red cup", "a dog"],
+    "Sure, the segmentation of red cup is [SEG], the segmentation of a dog is [SEG].": ["red cup", "a dog"],
+    "Sure, the referred red cup is [SEG], the referred dog is [REJ].": ["red cup", "dog"],
+    # free text
+    "the cup [SEG] and the plate [SEG]": ["the cup", "the plate"],
+    "In the image, the man [SEG] sits. The cup on the table: [SEG]": ["the man", "The cup on the table"],
+    "There is a cat on the mat. It is [SEG].": [None],
+    "- a dog [SEG]\n- a cat [SEG]": ["a dog", "a cat"],
+    "The kitchen [SEG].": ["The kitchen"],
+    "Sure, it is the left umbrella [SEG].": ["the left umbrella"],
+    "an island: [SEG]": ["an island"],
+    "No such thing.": [],
+}
+QUESTIONS = {
+    "Can you segment the dog in this image?": "dog",
+    "Please segment the red car in this image.": "red car",
+    "What is the red cup in this image? Please respond with segmentation mask.": "the red cup",
+    " What are red cupin this image? Please output segmentation masks.": "red cup",
+    "Where can I sit? Please output segmentation mask.": None,
+}
+
+
+@pytest.mark.parametrize(("answer", "labels"), LABELED_ANSWERS.items(), ids=LABELED_ANSWERS)
+def test_labels_are_the_phrases_before_the_slots(answer, labels):
+    assert slot_labels(answer, find_tokens(answer, SLOTS)) == labels
+
+
+@pytest.mark.parametrize(("question", "phrase"), QUESTIONS.items())
+def test_phrases_asked_for(question, phrase):
+    assert asked_phrase(question) == phrase
+
+
+def test_only_a_single_nameless_slot_takes_the_phrase_asked_for():
+    question = "What is a dog in this image?"
+    for answer, labels in {
+        "It is [SEG].": ["a dog"],
+        "A cat [SEG].": ["A cat"],
+        "[SEG], [SEG].": [None, None],
+    }.items():
+        assert slot_labels(answer, find_tokens(answer, SLOTS), question) == labels
+
+
+def test_spans_survive_an_unfinished_letter():
+    # a byte of a longer letter decodes to a replacement character until the rest arrives
+    pieces = {1: b"\xc3", 2: b"\xa9", 3: b"[SEG]", 4: b" a", 5: b"  "}
+
+    def decode(ids):
+        return b"".join(pieces[token_id] for token_id in ids).decode("utf-8", errors="replace")
+
+    text, spans = decode_with_spans(decode, [5, 1, 2, 3, 4, 1, 3, 5], {3: "[SEG]"})
+    assert text == "é[SEG] a\ufffd[SEG]"
+    assert [text[slice(*span)] for span in spans] == ["[SEG]", "[SEG]"]
+
+
+def test_tokens_of_other_lengths_move_the_spans_behind_them():
+    text, spans = replace_tokens("a [SEG] b [SEG].", [(2, 7), None, (10, 15)], ["<none>", "x", "[SEG]"])
+    assert (text, spans) == ("a <none> b [SEG].", [(2, 8), None, (11, 16)])
+    assert replace_tokens("nothing", [], []) == ("nothing", [])

@@ -4,7 +4,7 @@ from collections import Counter
 
 import pytest
 
-from reasonseg.processing.visual_prompt_regions import read_region
+from reasonseg.processing.regions import read_region
 from reasonseg.processing.visual_prompt_sampling import (
     PromptRandom,
     PromptStyle,
@@ -110,5 +110,5 @@ def test_phrases_of_styles():
 def test_errors():
     with pytest.raises(ValueError, match="Unknown style 'thick'"):
         sample(0, style="thick")
-    with pytest.raises(ValueError, match="lies outside the picture"):
+    with pytest.raises(ValueError, match="lies outside the image"):
         sample_visual_prompt(PromptRandom.from_seed(0), read_region((400, 1, 410, 9)), SIZE)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from reasonseg.processing.colors import read_color
+from reasonseg.processing.regions import read_region
 from reasonseg.processing.segments import mask_to_rle
-from reasonseg.processing.visual_prompt_regions import read_region
 from reasonseg.processing.visual_prompt_sampling import PromptRandom, sample_visual_prompt
 from reasonseg.processing.visual_prompts import (
     COLOR_POOL,
@@ -393,7 +393,7 @@ class TestErrors:
             VisualPrompt(**arguments)
 
     def test_regions_of_another_picture(self):
-        with pytest.raises(ValueError, match="lies outside the picture of 90 x 64"):
+        with pytest.raises(ValueError, match="lies outside the image of 90 x 64"):
             draw_visual_prompts(picture(), [VisualPrompt("point", box_xyxy=(91, 3, 99, 9))])
         with pytest.raises(ValueError, match="The mask of a visual prompt is 90 x 64 pixels, the image 64 x 90"):
             draw_visual_prompts(picture(64, 90), [VisualPrompt("mask", mask=disc())])

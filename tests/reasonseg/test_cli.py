@@ -109,10 +109,10 @@ def test_a_second_run_does_only_what_is_left(lisa_repo, tmp_path):
     assert [Path(record["image"]).name for record in records(out)] == ["a.png", "b.png"]
     assert "2 of 2 images are done already" in run(*command).stderr
 
-    refused = run(*command, "--threshold", 1.0, code=1)
-    assert "with another threshold" in one_line(refused.stderr)
+    refused = run(*command, "--mask-threshold", 1.0, code=1)
+    assert "with another mask_threshold" in one_line(refused.stderr)
     areas = [record["segments"][0]["area"] for record in records(out)]
-    run(*command, "--threshold", 1.0, "--overwrite")
+    run(*command, "--mask-threshold", 1.0, "--overwrite")
     assert all(record["segments"][0]["area"] < area for record, area in zip(records(out), areas, strict=True))
 
 

@@ -152,7 +152,7 @@ def test_a_blank_question_is_none_in_python_either(repo, picture):
             "Unknown shape 'star' of a visual prompt; there are rectangle, ellipse, triangle, point, scribble, "
             "mask-contour, mask, arrow.",
         ),
-        (("PICTURE", "What?", "--box", "500,500,600,600"), "lies outside the picture of 80 x 60"),
+        (("PICTURE", "What?", "--box", "500,500,600,600"), "lies outside the image of 80 x 60"),
         (("PICTURE", "What?", "--mask", "missing.png"), "no picture --mask"),
         (("PICTURE", "What?", "--rle", "missing.json"), "holds no run lengths"),
         (

@@ -64,7 +64,7 @@ def test_names_and_folders_stay(ivm_repo, pictures, tmp_path):
         assert record["kept_ratio"] == pytest.approx(expected.kept_ratio, abs=0.01)
         assert 0.02 < record["kept_ratio"] < 0.98, "the pictures above would be whole or empty"
         assert record["question"] == QUESTION
-        assert record["crop_xyxy"] is None
+        assert record["crop_box_xyxy"] is None
 
 
 def test_patterns_keep_what_follows_the_first_wildcard(ivm_repo, pictures, tmp_path):
@@ -83,9 +83,9 @@ def test_options_reach_the_picture(ivm_repo, pictures, tmp_path):
     assert (painted[changed] == [0, 128, 255]).all()
     run(*common, "-o", tmp_path / "crop", "--crop", "--json")
     (record,) = records(tmp_path / "crop").values()
-    left, top, right, bottom = record["crop_xyxy"]
+    left, top, right, bottom = record["crop_box_xyxy"]
     assert Image.open(tmp_path / "crop" / "a.png").size == (right - left, bottom - top)
-    assert record["crop_xyxy"] == record["box_xyxy"]
+    assert record["crop_box_xyxy"] == record["box_xyxy"]
     whole = run(*common, "-o", tmp_path / "whole", "--min-kept", 1)
     assert "nothing found, the whole picture is kept" in whole.stdout
     assert np.array_equal(

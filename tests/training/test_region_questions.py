@@ -167,7 +167,7 @@ def test_rows_that_cannot_be_used(tmp_path, row, message):
         ({"segmentations": []}, "1 boxes and 0 segmentations"),
         ({"bboxes": [], "segmentations": []}, "has no box"),
         ({"conversations": [{"from": "human", "value": "a"}] * 2}, "must alternate human and gpt"),
-        ({"bboxes": [[500, 500, 600, 600]]}, "outside the picture"),
+        ({"bboxes": [[500, 500, 600, 600]]}, "outside the image"),
         ({"bboxes": [[9, 9, 1, 1]]}, "ends before it begins"),
     ],
 )
