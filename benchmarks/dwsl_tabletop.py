@@ -32,13 +32,14 @@ from PIL import Image
 from transformers import TrainingArguments
 from transformers.utils import logging
 
+from reasonseg.data.example import MaskingExample
 from reasonseg.embedding import EMBEDDED_MODEL
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_ivm import IvmForVisualMasking
 from reasonseg.training.dwsl import WeightRule, score_examples
 from reasonseg.training.dwsl_stages import build_discriminator
 from reasonseg.training.ivm_discriminator import human_share
-from reasonseg.training.masking_data import DiscriminatorCollator, MaskingCollator, MaskingExample
+from reasonseg.training.masking_data import DiscriminatorCollator, MaskingCollator
 from reasonseg.training.optimizers import muon_and_adamw
 from reasonseg.training.tabletop_masking import masking_model_from, masking_processor
 from reasonseg.training.tabletop_model import VLM_PATCH, VLM_SIDE

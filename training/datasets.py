@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.utils.data import Dataset
 
 from ..data.data_files import DataFileError
@@ -13,19 +12,6 @@ from ..data.request_folder import METADATA_FILE, first_rejection, read_request_f
 from .tabletop_requests import Request
 from .tabletop_scenes import TabletopScene
 from .tabletop_stream import TabletopDataset
-
-
-class SharedEpoch:
-    """The number of the epoch in shared memory: workers that were started before `set` must see the new number."""
-
-    def __init__(self):
-        self._number = torch.zeros((), dtype=torch.int64).share_memory_()
-
-    def set(self, epoch: int) -> None:
-        self._number.fill_(epoch)
-
-    def __int__(self) -> int:
-        return int(self._number)
 
 
 class TabletopExamples(Dataset):
@@ -116,4 +102,4 @@ class ImageFolderExamples(Dataset):
             )
 
 
-__all__ = ["ImageFolderExamples", "SharedEpoch", "TabletopExamples", "requests_to_example"]
+__all__ = ["ImageFolderExamples", "TabletopExamples", "requests_to_example"]

@@ -26,9 +26,9 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import Dataset
 
+from ..data.example import MaskingExample
 from ..whole_files import write_whole
 from .ivm_discriminator import IvmDiscriminator
-from .masking_data import MaskingExample
 
 
 logger = logging.getLogger(__name__)

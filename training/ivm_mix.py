@@ -19,9 +19,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..data.data_files import file_in, read_json_lines
+from ..data.example import MaskingExample
+from ..data.shared_epoch import SharedEpoch
 from ..processing.image_loading import load_rgb_image, open_image
-from .datasets import SharedEpoch
-from .masking_data import MaskingExample, resize_mask
 
 
 logger = logging.getLogger(__name__)
@@ -130,6 +130,15 @@ def normalise_heatmap(heatmap: np.ndarray) -> np.ndarray:
     if high > low:
         return ((values - low) / (high - low)).astype(np.float32)
     return np.full(values.shape, float(high > 0), dtype=np.float32)
+
+
+def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """`(height, width)` float32, bilinear over all pixels that an output pixel covers; the aspect ratio may change."""
+    mask = np.asarray(mask, dtype=np.float32)
+    if mask.shape == (height, width):
+        return mask
+    resized = Image.fromarray(mask, mode="F").resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
 
 
 def boxes_to_mask(boxes: Sequence[Sequence[float]] | Sequence[float], height: int, width: int) -> np.ndarray:
@@ -315,4 +324,5 @@ __all__ = [
     "normalise_heatmap",
     "random_crop",
     "read_records",
+    "resize_mask",
 ]

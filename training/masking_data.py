@@ -1,70 +1,21 @@
 """Pictures with an instruction and the mask of what it needs, as visual masking and its discriminator learn from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
+from ..data.example import MaskingExample
 from ..processing.image_loading import load_rgb_image
 from ..processing.mask_values import soft_mask
-from .tabletop_stream import TabletopDataset
+from .ivm_mix import resize_mask
 
 
 # The original's llavaTextPreprocess(role="discriminator"), without what the processor writes around every instruction.
 DISCRIMINATOR_QUESTION = "{instruction} \n Can you follow instruction above based on the given image?"
 WHITE = (255, 255, 255)
-
-
-@dataclass
-class MaskingExample:
-    """
-    Args:
-        image (`PIL.Image.Image`): The picture, RGB.
-        instruction (`str`): What somebody wants to know or do.
-        mask (`np.ndarray`): `(height, width)` of the picture, float32 in [0, 1]: how much each pixel matters for it.
-        human (`bool`): Whether a person drew the mask, not a machine.
-        weight (`float`): Weight of this example's loss.
-    """
-
-    image: Image.Image
-    instruction: str
-    mask: np.ndarray
-    human: bool = True
-    weight: float = 1.0
-
-
-class TabletopMaskingExamples(Dataset):
-    """
-    Drawn tabletops, one question about something in each; see `TabletopDataset` for the arguments.
-
-    Args:
-        args, kwargs: As for `TabletopDataset`, without `requests_per_scene`, `absent_rate` and `several_rate`.
-    """
-
-    def __init__(self, *args, **kwargs):
-        fixed = {"requests_per_scene": 1, "absent_rate": 0.0, "several_rate": 0.0}
-        if clash := sorted(set(fixed) & set(kwargs)):
-            raise ValueError(f"{clash} cannot be chosen: every picture has one question, about something in it.")
-        self.scenes = TabletopDataset(*args, **kwargs, **fixed)
-
-    def __len__(self) -> int:
-        return len(self.scenes)
-
-    def set_epoch(self, epoch: int) -> None:
-        self.scenes.set_epoch(epoch)
-
-    def __getitem__(self, index: int) -> MaskingExample:
-        item = self.scenes[index]
-        (request,) = item["requests"]
-        (mask,) = request.masks
-        size = item["scene"].size
-        # Nothing of what was asked for: possible where a scene offers no phrase that names something.
-        mask = np.zeros((size, size), dtype=np.float32) if mask is None else mask.astype(np.float32)
-        return MaskingExample(Image.fromarray(item["image"]), request.question, mask)
 
 
 def apply_mask(image: Image.Image, mask: np.ndarray, fill: tuple[int, int, int] = WHITE) -> Image.Image:
@@ -88,15 +39,6 @@ def apply_mask(image: Image.Image, mask: np.ndarray, fill: tuple[int, int, int] 
     kept = soft_mask(mask)[..., None]
     mixed = np.asarray(image, dtype=np.float32) * kept + np.asarray(fill, dtype=np.float32) * (1 - kept)
     return Image.fromarray(np.rint(mixed).astype(np.uint8))
-
-
-def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
-    """`(height, width)` float32, bilinear over all pixels that an output pixel covers; the aspect ratio may change."""
-    mask = np.asarray(mask, dtype=np.float32)
-    if mask.shape == (height, width):
-        return mask
-    resized = Image.fromarray(mask, mode="F").resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(resized)
 
 
 class MaskingCollator:
@@ -154,8 +96,5 @@ __all__ = [
     "DISCRIMINATOR_QUESTION",
     "DiscriminatorCollator",
     "MaskingCollator",
-    "MaskingExample",
-    "TabletopMaskingExamples",
     "apply_mask",
-    "resize_mask",
 ]

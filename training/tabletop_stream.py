@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch.utils.data import Dataset
 
+from ..data.shared_epoch import SharedEpoch
 from .tabletop_requests import make_requests
 from .tabletop_scenes import DEFAULT_SIZE, TabletopScene, draw_scene, scene_random
 
@@ -60,15 +60,14 @@ class TabletopDataset(Dataset):
         self.fresh_scenes = fresh_scenes
         self.curriculum = tuple(curriculum)
         self.request_options = request_options
-        # Shared memory: workers that were started before `set_epoch` must see the new number.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = SharedEpoch()
 
     def __len__(self) -> int:
         return self.length
 
     def set_epoch(self, epoch: int) -> None:
         """Choose scenes, requests and mirrors of an epoch; `accelerate` calls this at the start of each."""
-        self._epoch.fill_(epoch)
+        self._epoch.set(epoch)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
         if not -self.length <= position < self.length:

@@ -10,6 +10,7 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import AutoModel, TrainingArguments
 
+from reasonseg.data.example import MaskingExample
 from reasonseg.training import dwsl, run
 from reasonseg.training.dwsl import WeightedExamples, WeightRule, read_scores, repair_scores, score_examples
 from reasonseg.training.dwsl_stages import (
@@ -25,14 +26,8 @@ from reasonseg.training.ivm_discriminator import (
     load_discriminator,
     save_discriminator,
 )
-from reasonseg.training.masking_data import (
-    DiscriminatorCollator,
-    MaskingCollator,
-    MaskingExample,
-    TabletopMaskingExamples,
-    apply_mask,
-    resize_mask,
-)
+from reasonseg.training.ivm_mix import resize_mask
+from reasonseg.training.masking_data import DiscriminatorCollator, MaskingCollator, apply_mask
 from reasonseg.training.parts import add_lora, has_lora, remove_lora
 from reasonseg.training.recipe import LoraRecipe, RecipeError, load_recipe
 from reasonseg.training.run import run_recipe, training_data
@@ -82,17 +77,6 @@ def test_masks_are_averaged_down():
     assert small.shape == (8, 16)
     assert small.mean() == pytest.approx(0.5, abs=0.01)
     assert resize_mask(mask, 64, 64) is mask
-
-
-def test_tabletops_have_one_question_each():
-    data = TabletopMaskingExamples("train", 4, size=64, weights={"colour": 1.0})
-    for example in data:
-        assert example.image.size == (64, 64)
-        assert example.mask.shape == (64, 64)
-        assert set(np.unique(example.mask)) <= {0.0, 1.0}
-    assert any(example.mask.any() for example in data)
-    with pytest.raises(ValueError, match=r"absent_rate.* cannot be chosen"):
-        TabletopMaskingExamples("train", 4, absent_rate=0.5)
 
 
 def test_masking_batches(processor, model):
