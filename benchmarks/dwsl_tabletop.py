@@ -41,10 +41,10 @@ from reasonseg.training.dwsl_stages import build_discriminator
 from reasonseg.training.ivm_discriminator import human_share
 from reasonseg.training.masking_data import DiscriminatorCollator, MaskingCollator
 from reasonseg.training.optimizers import muon_and_adamw
-from reasonseg.training.tabletop_masking import masking_model_from, masking_processor
 from reasonseg.training.tabletop_model import VLM_PATCH, VLM_SIDE
 from reasonseg.training.tabletop_scenes import draw_scene
 from reasonseg.training.trainer import ReasoningSegmentationTrainer
+from tests.tabletop_masking import masking_model_from, masking_processor
 
 
 SCENE_SIDE, MASK_SIDE = VLM_SIDE, 32

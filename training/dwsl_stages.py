@@ -18,8 +18,8 @@ from ..whole_files import remove_drafts, write_whole
 from .dwsl import WeightRule, score_examples
 from .ivm_discriminator import IvmDiscriminator, human_share, load_discriminator, save_discriminator
 from .masking_data import DiscriminatorCollator
-from .parts import add_lora, remove_lora, select_trained
 from .recipe import DwslRecipe, LoraRecipe, Recipe, RecipeError
+from .trained_parameters import add_lora, remove_lora, select_trained
 from .trainer import ReasoningSegmentationTrainer
 
 

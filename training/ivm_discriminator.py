@@ -28,7 +28,7 @@ from torch import nn
 
 from ..modeling.modeling_ivm import PromptProjector
 from ..whole_files import written_whole
-from .parts import trained_state_dict
+from .trained_parameters import trained_state_dict
 
 
 class IvmDiscriminator(nn.Module):

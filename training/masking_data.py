@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from ..data.example import MaskingExample
+from ..data.ivm_mix import resize_mask
 from ..processing.image_loading import load_rgb_image
 from ..processing.mask_values import soft_mask
-from .ivm_mix import resize_mask
 
 
 # The original's llavaTextPreprocess(role="discriminator"), without what the processor writes around every instruction.

@@ -6,7 +6,7 @@ from typing import Any
 
 import yaml
 
-from .parts import LORA_TARGETS
+from .trained_parameters import LORA_TARGETS
 
 
 RECIPES = Path(__file__).parent / "recipes"

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, TrainingArguments, set_seed
 
+from ..data.dialogues import DialogueCollator, RegionDialogues
+from ..data.ivm_mix import IvmMixDataset, IvmMixSource
 from ..loading import load_pretrained
 from ..whole_files import written_whole
 from .attention_guidance import AttentionGuidance
@@ -25,20 +27,18 @@ from .checkpoints import (
 )
 from .collator import SegmentationCollator
 from .datasets import ImageFolderExamples, TabletopExamples
-from .dialogues import DialogueCollator, RegionDialogues
 from .dwsl import WeightedExamples
 from .dwsl_stages import discriminator_weights, keep_settings
-from .ivm_mix import IvmMixDataset, IvmMixSource
 from .mask_scores import IOU_HEAD, MaskScoreTrainer
 from .masking_data import MaskingCollator
 from .optimizers import muon_and_adamw
-from .parts import add_lora, select_trained
 from .recipe import OptimizerRecipe, Recipe, RecipeError, require_model
 from .tabletop_collator import TabletopCollator
 from .tabletop_model import SEGMENTER_PATCH, SEGMENTER_SIDE, VLM_PATCH, VLM_SIDE, tabletop_config, tabletop_model
 from .tabletop_processor import build_processor, token_ids
 from .tabletop_stream import TabletopDataset
 from .tabletop_towers import BACKGROUND_WORD, WORDS, PatchGuidance, TowerCollator, TowerPretraining
+from .trained_parameters import add_lora, select_trained
 from .trainer import ReasoningSegmentationTrainer
 
 

@@ -15,7 +15,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from .checkpoints import CHECKPOINT_DRAFT, put_in_place
 from .optimizers import split_learning_rates
-from .parts import has_lora, merged_state_dict, trained_state_dict
+from .trained_parameters import has_lora, merged_state_dict, trained_state_dict
 
 
 TRAINED_PARTS_FILE = "trained_parts.safetensors"

@@ -7,14 +7,14 @@ import pytest
 from PIL import Image
 
 from reasonseg.data.data_files import DataFileError
+from reasonseg.data.ivm_mix import IvmMixError, IvmMixSource, read_records
+from reasonseg.data.region_data import RegionDataError, RegionFile
 from reasonseg.data.request_folder import read_request_folder
 from reasonseg.evaluation.coco_instances import CocoInstances, read_instances, score_instances
 from reasonseg.evaluation.grounded_answer import read_grounded_answers
 from reasonseg.evaluation.grounded_conversation import GroundedConversations, score_grounded_conversation
 from reasonseg.evaluation.vip_bench import VipBenchError, read_vip_bench
 from reasonseg.processing.segments import mask_to_rle
-from reasonseg.training.ivm_mix import IvmMixError, IvmMixSource, read_records
-from reasonseg.training.region_data import RegionDataError, RegionFile
 from tests.data.mutations import mutations
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import AutoModel, TrainingArguments
 
 from reasonseg.data.example import MaskingExample
+from reasonseg.data.ivm_mix import resize_mask
 from reasonseg.training import dwsl, run
 from reasonseg.training.dwsl import WeightedExamples, WeightRule, read_scores, repair_scores, score_examples
 from reasonseg.training.dwsl_stages import (
@@ -26,12 +27,11 @@ from reasonseg.training.ivm_discriminator import (
     load_discriminator,
     save_discriminator,
 )
-from reasonseg.training.ivm_mix import resize_mask
 from reasonseg.training.masking_data import DiscriminatorCollator, MaskingCollator, apply_mask
-from reasonseg.training.parts import add_lora, has_lora, remove_lora
 from reasonseg.training.recipe import LoraRecipe, RecipeError, load_recipe
 from reasonseg.training.run import run_recipe, training_data
-from reasonseg.training.tabletop_masking import SIDE, masking_model, masking_processor
+from reasonseg.training.trained_parameters import add_lora, has_lora, remove_lora
+from tests.tabletop_masking import SIDE, masking_model, masking_processor
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import torch
 from reasonseg.training.collator import SegmentationCollator
 from reasonseg.training.datasets import TabletopExamples
 from reasonseg.training.mask_scores import IOU_HEAD, MaskScoreTrainer, mask_overlaps
-from reasonseg.training.parts import select_trained
+from reasonseg.training.trained_parameters import select_trained
 from tests.training.test_trainer import arguments, model, processor  # noqa: F401  (fixtures)
 
 

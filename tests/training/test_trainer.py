@@ -11,8 +11,8 @@ from transformers import AutoModel, AutoProcessor, TrainingArguments
 from reasonseg.training.collator import Example, SegmentationCollator
 from reasonseg.training.datasets import ImageFolderExamples, TabletopExamples
 from reasonseg.training.optimizers import is_hidden_matrix, muon_and_adamw
-from reasonseg.training.parts import ORIGINALLY_TRAINED, add_lora, merged_state_dict, select_trained
 from reasonseg.training.tabletop_dataset import write_dataset
+from reasonseg.training.trained_parameters import ORIGINALLY_TRAINED, add_lora, merged_state_dict, select_trained
 from reasonseg.training.trainer import TRAINED_PARTS_FILE, ReasoningSegmentationTrainer
 from tests.training.tiny_training import tiny_model, tiny_processor
 

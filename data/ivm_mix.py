@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..data.data_files import file_in, read_json_lines
-from ..data.example import MaskingExample
-from ..data.shared_epoch import SharedEpoch
 from ..processing.image_loading import load_rgb_image, open_image
+from .data_files import file_in, read_json_lines
+from .example import MaskingExample
+from .shared_epoch import SharedEpoch
 
 
 logger = logging.getLogger(__name__)

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reasonseg.data.region_conversation import SHAPES_OF, RegionConversation, marked_image, sample_prompts
+from reasonseg.data.region_data import RegionDataError, RegionFile, row_dataset
+from reasonseg.data.region_questions import as_sentence, build_conversation
 from reasonseg.processing.colors import read_color
 from reasonseg.processing.visual_prompt_sampling import PromptRandom
-from reasonseg.training.region_conversation import SHAPES_OF, RegionConversation, marked_image, sample_prompts
-from reasonseg.training.region_data import RegionDataError, RegionFile, row_dataset
-from reasonseg.training.region_questions import as_sentence, build_conversation
 from tests.parity_data import PARITY
 
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from reasonseg.training.ivm_mix import (
+from reasonseg.data.ivm_mix import (
     IvmMixDataset,
     IvmMixError,
     IvmMixSource,

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.data_files import file_in, read_json, read_json_lines
+from .data_files import file_in, read_json, read_json_lines
 
 
 # What a row of each data set must hold; docs/Finetune_Custom_Data.md and visual_prompt_organizer.py, `vip_processor`.

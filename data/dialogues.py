@@ -9,7 +9,6 @@ import numpy as np
 from PIL import Image
 from torch.utils.data import Dataset
 
-from ..data.shared_epoch import SharedEpoch
 from ..processing.chat_templates import IMAGE_TOKEN
 from ..processing.image_loading import load_rgb_image
 from ..processing.token_rows import IGNORED_LABEL, label_answers
@@ -18,6 +17,7 @@ from ..processing.visual_prompts import ANCHOR
 from .region_conversation import RegionConversation, marked_image
 from .region_data import RegionDataError, RegionFile
 from .region_questions import build_conversation
+from .shared_epoch import SharedEpoch
 
 
 logger = logging.getLogger(__name__)
