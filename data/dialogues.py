@@ -1,9 +1,8 @@
-"""ViP-LLaVA's training data: conversations about pictures, marks drawn when a picture is taken, and their batches."""
+"""ViP-LLaVA's training data: conversations about images, with visual prompts drawn when an image is read."""
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -11,7 +10,6 @@ from torch.utils.data import Dataset
 
 from ..processing.chat_templates import IMAGE_TOKEN
 from ..processing.image_loading import load_rgb_image
-from ..processing.token_rows import IGNORED_LABEL, label_answers
 from ..processing.visual_prompt_sampling import PromptRandom
 from ..processing.visual_prompts import ANCHOR
 from .region_conversation import RegionConversation, marked_image
@@ -113,68 +111,4 @@ class RegionDialogues(Dataset):
         return Dialogue(conversation, load_rgb_image(sample.image))
 
 
-class DialogueCollator:
-    """
-    Batches of whole conversations, the loss on all answers.
-
-    Args:
-        processor ([`VipLlavaProcessor`]): Writes prompts and labels.
-        max_length (`int`, *optional*): Longest row in tokens, image tokens included; the rest is cut off.
-        captions (`bool`): LLaVA's "plain" prompts for the first stage: the picture, then the last answer and a line
-            break, without instructions.
-        pad_images (`bool`): Whether pictures become square by padding. The original's first stage takes their centre.
-
-    Raises:
-        ValueError: In `captions`, for a conversation without a picture.
-    """
-
-    def __init__(self, processor, max_length: int | None = 2048, captions: bool = False, pad_images: bool = True):
-        self.processor = processor
-        self.max_length = max_length
-        self.captions = captions
-        self.pad_images = pad_images
-
-    def __call__(self, dialogues: list[Dialogue]) -> dict[str, Any]:
-        texts = [self._text(dialogue) for dialogue in dialogues]
-        batch = self.processor(
-            images=[dialogue.image for dialogue in dialogues],
-            text=texts,
-            apply_template=False,
-            return_labels=not self.captions,
-            images_kwargs={"do_pad": self.pad_images},
-            text_kwargs={
-                "padding": True,
-                "padding_side": "right",
-                "truncation": self.max_length is not None,
-                "max_length": self.max_length,
-                "return_tensors": "pt",
-            },
-        )
-        if self.captions:
-            batch["labels"] = self._caption_labels(texts, batch)
-        return dict(batch)
-
-    def _text(self, dialogue: Dialogue) -> str:
-        conversation = dialogue.conversation
-        if not self.captions:
-            return self.processor.apply_chat_template(conversation.messages(), tokenize=False)
-        if dialogue.image is None:
-            raise ValueError(f"{conversation.turns[0][0][:60]!r} comes without a picture; a caption needs one.")
-        return f"{self.processor.image_token}{conversation.turns[-1][1]}\n"
-
-    def _caption_labels(self, texts: list[str], batch: dict[str, Any]) -> Any:
-        labels = batch["input_ids"].new_full(batch["input_ids"].shape, IGNORED_LABEL)
-        for row, text in enumerate(texts):
-            ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
-            whole = self.processor.tokenizer(text)["input_ids"]
-            # Where the end was cut off, the labels of what is left are those of a row that goes on.
-            image_tokens = int((ids == self.processor.image_token_id).sum())
-            uncut = len(whole) - 1 + image_tokens
-            missing = whole[len(whole) - (uncut - len(ids)) :] if uncut > len(ids) else []
-            answer = (len(self.processor.image_token), len(text))
-            found = label_answers(self.processor.tokenizer, text, [answer], [*ids.tolist(), *missing])
-            labels[row, : len(ids)] = labels.new_tensor(found[: len(ids)])
-        return labels
-
-
-__all__ = ["Dialogue", "DialogueCollator", "RegionDialogues"]
+__all__ = ["Dialogue", "RegionDialogues"]

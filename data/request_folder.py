@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Dataset
+
 from ..processing.image_loading import MAX_IMAGE_PIXELS, exif_orientation, open_image, upright_mask
 from ..processing.mask_reading import check_mask_size, read_mask
 from ..processing.run_lengths import read_run_lengths
@@ -122,6 +124,25 @@ def read_request_folder(folder: str | Path, max_image_pixels: int = MAX_IMAGE_PI
     if not images:
         raise DataFileError(f"{metadata} has no lines; give one per image, with `file_name` and `requests`.")
     return images
+
+
+class ImageFolderExamples(Dataset):
+    """
+    The images of a folder with their conversations and decoded masks.
+
+    Args:
+        folder (`str` or `Path`): As for `read_request_folder`, which says what is raised, too.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.images = read_request_folder(self.folder)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.images[index].example()  # also what ends an iteration, by its IndexError
 
 
 def first_rejection(images: list[RequestImage]) -> RequestImage | None:
@@ -263,6 +284,7 @@ def _check_stated_size(row: dict[str, Any], head: _ImageHead) -> None:
 __all__ = [
     "METADATA_FILE",
     "REJECTION",
+    "ImageFolderExamples",
     "Phrase",
     "Request",
     "RequestImage",

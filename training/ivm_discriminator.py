@@ -21,14 +21,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..data.example import MaskingExample
 from ..modeling.modeling_ivm import PromptProjector
+from ..processing.image_loading import load_rgb_image
+from ..processing.mask_values import soft_mask
 from ..whole_files import written_whole
 from .trained_parameters import trained_state_dict
+
+
+# The original's llavaTextPreprocess(role="discriminator"), without what the processor writes around every instruction.
+DISCRIMINATOR_QUESTION = "{instruction} \n Can you follow instruction above based on the given image?"
+WHITE = (255, 255, 255)
 
 
 class IvmDiscriminator(nn.Module):
@@ -98,6 +108,52 @@ class IvmDiscriminator(nn.Module):
         return self(**inputs)["logits"].sigmoid().cpu()
 
 
+def apply_mask(image: Image.Image, mask: np.ndarray, fill: tuple[int, int, int] = WHITE) -> Image.Image:
+    """
+    The picture where the mask is 1 and a colour where it is 0; values between mix both.
+
+    Args:
+        image (`PIL.Image.Image`): RGB.
+        mask (`np.ndarray`): `(height, width)` of the picture, in [0, 1].
+        fill (`tuple[int, int, int]`): RGB.
+
+    Raises:
+        ValueError: If picture and mask differ in size, or the mask has other values.
+    """
+    mask = np.asarray(mask)
+    if mask.shape != (image.height, image.width):
+        raise ValueError(
+            f"A mask of shape {mask.shape} was given for a picture of {image.width} x {image.height} pixels; it must "
+            f"be {(image.height, image.width)}, (height, width)."
+        )
+    kept = soft_mask(mask)[..., None]
+    mixed = np.asarray(image, dtype=np.float32) * kept + np.asarray(fill, dtype=np.float32) * (1 - kept)
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+class DiscriminatorCollator:
+    """
+    Batches for [`IvmDiscriminator`]: the masked pictures, the question whether they suffice, and who drew the masks.
+
+    Args:
+        processor ([`IvmProcessor`]): Writes the prompts and the vision-language model's view.
+    """
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, examples: Sequence[MaskingExample]) -> dict[str, Any]:
+        batch = self.processor(
+            images=[apply_mask(load_rgb_image(example.image), example.mask) for example in examples],
+            text=[DISCRIMINATOR_QUESTION.format(instruction=example.instruction) for example in examples],
+            return_tensors="pt",
+        )
+        return {
+            **{name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")},
+            "labels": torch.tensor([float(example.human) for example in examples]),
+        }
+
+
 def save_discriminator(discriminator: IvmDiscriminator, path: Path) -> None:
     """Writes what learned, adapters or the whole model and the head, as one safetensors file."""
     with written_whole(path) as draft:
@@ -139,4 +195,11 @@ def human_share(flags: Sequence[bool]) -> float:
     return share
 
 
-__all__ = ["IvmDiscriminator", "human_share", "load_discriminator", "save_discriminator"]
+__all__ = [
+    "DiscriminatorCollator",
+    "IvmDiscriminator",
+    "apply_mask",
+    "human_share",
+    "load_discriminator",
+    "save_discriminator",
+]

@@ -1,12 +1,15 @@
 """The tabletop world as a torch data set for training: scenes drawn on the fly, other requests in every epoch."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
+from ..data.example import Example
 from ..data.shared_epoch import SharedEpoch
-from .tabletop_requests import make_requests
+from .tabletop_requests import Request, make_requests
 from .tabletop_scenes import DEFAULT_SIZE, TabletopScene, draw_scene, scene_random
 
 
@@ -14,11 +17,40 @@ from .tabletop_scenes import DEFAULT_SIZE, TabletopScene, draw_scene, scene_rand
 _FLIP_STREAM = 1 << 32
 
 
-class TabletopDataset(Dataset):
-    """Scenes with requests; every epoch asks something else.
+@dataclass
+class TabletopExample(Example):
+    """
+    Args:
+        scene ([`TabletopScene`]): What the image shows, mirrored like it.
+        requests (`list[Request]`): What the conversations are made of.
+    """
 
-    An item is a dict with `image` (`(size, size, 3)` uint8 array), `requests` (list of `Request`) and `scene`
-    (`TabletopScene`, mirrored like the image).
+    scene: TabletopScene
+    requests: list[Request]
+
+    @classmethod
+    def of(cls, scene: TabletopScene, requests: list[Request]) -> "TabletopExample":
+        """The example of a scene and requests about it."""
+        return cls(
+            image=scene.image,
+            questions=[request.question for request in requests],
+            answers=[request.answer for request in requests],
+            masks=[request.masks for request in requests],
+            scene=scene,
+            requests=requests,
+        )
+
+    @property
+    def landmarks(self) -> list[list[np.ndarray | None]]:
+        """Like `masks`, what has to be found before."""
+        return [
+            [self.scene.mask(*positions) if positions else None for positions in request.landmarks]
+            for request in self.requests
+        ]
+
+
+class TabletopDataset(Dataset):
+    """Scenes with requests; every epoch asks something else. An item is a [`TabletopExample`].
 
     Args:
         split: One of `SPLITS`.
@@ -69,7 +101,7 @@ class TabletopDataset(Dataset):
         """Choose scenes, requests and mirrors of an epoch; `accelerate` calls this at the start of each."""
         self._epoch.set(epoch)
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
+    def __getitem__(self, position: int) -> TabletopExample:
         if not -self.length <= position < self.length:
             raise IndexError(f"There are {self.length} scenes, got position {position}.")
         scene = self.get_scene(position % self.length)
@@ -79,7 +111,7 @@ class TabletopDataset(Dataset):
         options = self.request_options | (self.curriculum[epoch] if epoch < len(self.curriculum) else {})
         draw = epoch if self.fresh_requests else 0
         requests = make_requests(scene, self.requests_per_scene, draw=draw, **options)
-        return {"image": scene.image, "requests": requests, "scene": scene}
+        return TabletopExample.of(scene, requests)
 
     def get_scene(self, position: int) -> TabletopScene:
         """The scene at a position of this epoch, not mirrored."""

@@ -17,6 +17,7 @@ from ..modeling.mask_losses import bce_per_mask, dice_per_mask
 from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
 from ..modeling.segmenters import segmenter_adapter
 from .tabletop_scenes import COLOURS, KINDS, SIZES, TabletopScene, scene_random
+from .tabletop_stream import TabletopExample
 
 
 WORDS = {"kind": tuple(KINDS), "colour": tuple(COLOURS), "size": tuple(SIZES)}
@@ -265,8 +266,8 @@ class TowerCollator:
         self.vlm_side = vlm_side
         self.segmenter_side = segmenter_side
 
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        scenes = [item["scene"] for item in items]
+    def __call__(self, examples: Sequence[TabletopExample]) -> dict[str, Any]:
+        scenes = [example.scene for example in examples]
         views = self.image_processor([scene.image for scene in scenes], return_tensors="pt")
         return {
             "pixel_values": views["pixel_values"],

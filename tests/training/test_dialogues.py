@@ -12,11 +12,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
-from reasonseg.data.dialogues import DialogueCollator, RegionDialogues
+from reasonseg.data.dialogues import RegionDialogues
 from reasonseg.data.region_data import RegionDataError
 from reasonseg.processing.chat_templates import IMAGE_TOKEN
 from reasonseg.training.recipe import RecipeError, load_recipe
-from reasonseg.training.run import collator, run_recipe, training_data
+from reasonseg.training.regions import DialogueCollator
+from reasonseg.training.run import run_recipe
 from reasonseg.vip_llava_start import build_vip_llava
 from tests.tiny_vip_llava import IMAGE_TOKENS, SIDE, write_parts
 
@@ -300,10 +301,10 @@ def test_recipes_that_cannot_be_followed(overrides, message):
 def test_options_that_do_not_exist(data, tmp_path):
     recipe = load_recipe("vip_llava_stage2", [f"data.path={data / 'rows.json'}", "data.options={color: red}"])
     with pytest.raises(RecipeError, match=r"data.options of regions: .*color"):
-        training_data(recipe)
+        recipe.kind.dataset(recipe)
     recipe = load_recipe("vip_llava_stage2", ["data.collator={longest: 7}"])
     with pytest.raises(RecipeError, match=r"data.collator of regions: .*longest"):
-        collator(None, recipe)
+        recipe.kind.collator(recipe, None)
 
 
 def test_published_settings():
