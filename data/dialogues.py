@@ -12,8 +12,9 @@ from ..processing.chat_templates import IMAGE_TOKEN
 from ..processing.image_loading import load_rgb_image
 from ..processing.visual_prompt_sampling import PromptRandom
 from ..processing.visual_prompts import ANCHOR
+from .data_files import DataFileError
 from .region_conversation import RegionConversation, marked_image
-from .region_data import RegionDataError, RegionFile
+from .region_data import RegionFile
 from .region_questions import build_conversation
 from .shared_epoch import SharedEpoch
 
@@ -54,7 +55,7 @@ class RegionDialogues(Dataset):
         limit (`int`, *optional*): Only the first rows.
 
     Raises:
-        RegionDataError: If the file cannot be read or has no rows.
+        DataFileError: If the file cannot be read or has no rows.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class RegionDialogues(Dataset):
         self.file = RegionFile(path, images)
         self.count = len(self.file) if limit is None else min(limit, len(self.file))
         if not self.count:
-            raise RegionDataError(f"{path} has no rows to learn from.")
+            raise DataFileError(f"{path} has no rows to learn from.")
         self.seed, self.alpha, self.side, self.add_missing_images = seed, alpha, side, add_missing_images
         self._epoch = SharedEpoch()
 
@@ -88,11 +89,11 @@ class RegionDialogues(Dataset):
         for _ in range(_MAX_REPLACEMENTS):
             try:
                 return self._dialogue(index, rng)
-            except (ValueError, OSError) as error:  # RegionDataError and unreadable pictures among them
+            except (ValueError, OSError) as error:  # DataFileError and unreadable pictures among them
                 logger.warning("Row %d of %s is replaced by another: %s", index, self.file.path, error)
                 problem = error
                 index = rng.python.randrange(self.count)
-        raise RegionDataError(f"{_MAX_REPLACEMENTS} rows of {self.file.path} in a row cannot be used.") from problem
+        raise DataFileError(f"{_MAX_REPLACEMENTS} rows of {self.file.path} in a row cannot be used.") from problem
 
     def _dialogue(self, index: int, rng: PromptRandom) -> Dialogue:
         sample = self.file[index]
@@ -100,7 +101,7 @@ class RegionDialogues(Dataset):
         if self.add_missing_images and sample.image is not None:
             conversation = conversation.with_image()
         if sample.image is None and conversation.has_image:
-            raise RegionDataError(f"Row {sample.id!r} names {IMAGE_TOKEN} and has no image.")
+            raise DataFileError(f"Row {sample.id!r} names {IMAGE_TOKEN} and has no image.")
         if not conversation.has_image:
             return Dialogue(conversation, None)
         if conversation.regions:

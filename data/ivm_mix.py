@@ -19,7 +19,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from ..processing.image_loading import load_rgb_image, open_image
-from .data_files import file_in, read_json_lines
+from .data_files import DataFileError, file_in, read_json_lines
 from .example import MaskingExample
 from .shared_epoch import SharedEpoch
 
@@ -31,10 +31,6 @@ HEATMAP_GAIN = 1.5
 # OpenCV's fixed-point weights (15 bits) of the first, second and third channel for grey.
 GREY_WEIGHTS, GREY_SHIFT = (9798, 19235, 3735), 15
 CROP_SCALE, CROP_RATIO, CROP_TRIES = (0.8, 1.0), (3 / 4, 4 / 3), 10
-
-
-class IvmMixError(ValueError):
-    """A line or a file of the data set that cannot be used; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +83,13 @@ class IvmMixRecord:
         try:
             return load_rgb_image(self.image)
         except ValueError as error:
-            raise IvmMixError(f"Picture of {self.uuid}: {error}") from error
+            raise DataFileError(f"Picture of {self.uuid}: {error}") from error
 
     def read_mask(self, height: int, width: int) -> np.ndarray:
         """The label, `(height, width)` float32 in [0, 1]; a heat-map of another size is stretched.
 
         Raises:
-            IvmMixError: If it cannot be read, or has the sides of the image swapped.
+            DataFileError: If it cannot be read, or has the sides of the image swapped.
         """
         if self.mask is None:
             return boxes_to_mask(self.boxes, height, width)
@@ -101,9 +97,9 @@ class IvmMixRecord:
             with open_image(self.mask) as picture:
                 heatmap = np.array(picture if picture.mode == "L" else picture.convert("RGB"))
         except (OSError, ValueError) as error:
-            raise IvmMixError(f"Heat-map of {self.uuid}: {self.mask} cannot be read ({error}).") from error
+            raise DataFileError(f"Heat-map of {self.uuid}: {self.mask} cannot be read ({error}).") from error
         if height != width and heatmap.shape[:2] == (width, height):
-            raise IvmMixError(
+            raise DataFileError(
                 f"Heat-map of {self.uuid}: {self.mask} is {height} x {width} pixels, its image {width} x {height}. "
                 "Heat-maps lie in the upright frame, in which viewers show the image (EXIF orientation applied)."
             )
@@ -153,7 +149,7 @@ def boxes_to_mask(boxes: Sequence[Sequence[float]] | Sequence[float], height: in
         `np.ndarray`: `(height, width)` float32, 1 in any of the boxes. Edges are cut to whole pixels.
 
     Raises:
-        IvmMixError: If a box has not four ordered numbers in [0, 1].
+        DataFileError: If a box has not four ordered numbers in [0, 1].
     """
     side, mask = max(height, width), np.zeros((height, width), dtype=np.float32)
     # utils.py of the original pads the shorter side only.
@@ -172,7 +168,7 @@ def check_boxes(boxes: Any) -> tuple[tuple[float, float, float, float], ...]:
         numbers = isinstance(box, (list, tuple)) and len(box) == 4
         numbers = numbers and all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in box)
         if not numbers or box[0] > box[2] or box[1] > box[3]:
-            raise IvmMixError(
+            raise DataFileError(
                 f"{box!r} is no box; write x_min, y_min, x_max, y_max as parts of the padded square's side, 0 to 1."
             )
     return tuple(tuple(map(float, box)) for box in several)
@@ -183,32 +179,32 @@ def read_records(source: IvmMixSource) -> list[IvmMixRecord]:
     All lines of a source; pictures and heat-maps are opened later.
 
     Raises:
-        IvmMixError: If the file is missing or empty, or a line is not of the data set; the message names both.
+        DataFileError: If the file is missing or empty, or a line is not of the data set; the message names both.
     """
     if not source.meta.is_file():
-        raise IvmMixError(f"There is no file {source.meta}; name the JSONL file of one part of IVM-Mix-1M.")
+        raise DataFileError(f"There is no file {source.meta}; name the JSONL file of one part of IVM-Mix-1M.")
     records = []
-    for number, item in read_json_lines(source.meta, IvmMixError):
+    for number, item in read_json_lines(source.meta):
         try:
             records.append(_record(item, source))
         except ValueError as error:
-            raise IvmMixError(f"{source.meta}, line {number}: {error}") from error
+            raise DataFileError(f"{source.meta}, line {number}: {error}") from error
     if not records:
-        raise IvmMixError(f"{source.meta} has no lines.")
+        raise DataFileError(f"{source.meta} has no lines.")
     return records
 
 
 def _record(item: Any, source: IvmMixSource) -> IvmMixRecord:
     if not isinstance(item, dict) or not isinstance(item.get("uuid"), (str, int)):
-        raise IvmMixError(f"it needs an object with `uuid` and `instruction`, got {str(item)[:80]!r}.")
+        raise DataFileError(f"it needs an object with `uuid` and `instruction`, got {str(item)[:80]!r}.")
     uuid, instructions = str(item["uuid"]), item.get("instruction")
     if isinstance(instructions, str):
         instructions = [instructions]
     if not isinstance(instructions, list) or not instructions or not all(isinstance(one, str) for one in instructions):
-        raise IvmMixError(f"`instruction` of {uuid} must be a text or a list of texts, got {instructions!r}.")
+        raise DataFileError(f"`instruction` of {uuid} must be a text or a list of texts, got {instructions!r}.")
     image = item.get("image", f"img_{uuid}.jpg")
     if not isinstance(image, str):
-        raise IvmMixError(f"`image` of {uuid} must be a file name, got {image!r}.")
+        raise DataFileError(f"`image` of {uuid} must be a file name, got {image!r}.")
     boxes = item.get("boxes")
     return IvmMixRecord(
         uuid=uuid,
@@ -237,7 +233,7 @@ class IvmMixDataset(Dataset):
             the original does; otherwise that is an error.
 
     Raises:
-        IvmMixError: If a source cannot be read.
+        DataFileError: If a source cannot be read.
     """
 
     def __init__(
@@ -250,7 +246,7 @@ class IvmMixDataset(Dataset):
         skip_unreadable: bool = False,
     ):
         if not sources:
-            raise IvmMixError("There is no source; give at least one IvmMixSource.")
+            raise DataFileError("There is no source; give at least one IvmMixSource.")
         self.records = [record for source in sources for record in read_records(source)]
         self.size, self.augment, self.seed, self.skip_unreadable = size, augment, seed, skip_unreadable
         self._epoch = SharedEpoch()
@@ -273,11 +269,11 @@ class IvmMixDataset(Dataset):
             record = self.records[(index + step) % len(self.records)]
             try:
                 return self._read(record, random.Random(f"{self.seed}/{int(self._epoch)}/{record.uuid}"))
-            except IvmMixError as error:
+            except DataFileError as error:
                 if not self.skip_unreadable:
                     raise
                 logger.warning("%s The next example is taken instead.", error)
-        raise IvmMixError("No example of the data set can be read; see the warnings above.")
+        raise DataFileError("No example of the data set can be read; see the warnings above.")
 
     def _read(self, record: IvmMixRecord, rng: random.Random) -> MaskingExample:
         image = record.read_image()
@@ -316,7 +312,6 @@ def random_crop(height: int, width: int, rng: random.Random) -> tuple[int, int, 
 
 __all__ = [
     "IvmMixDataset",
-    "IvmMixError",
     "IvmMixRecord",
     "IvmMixSource",
     "boxes_to_mask",

@@ -1,5 +1,6 @@
 """A conversation about marked regions of a picture, before anything is drawn."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from ..processing.image_loading import load_rgb_image
 from ..processing.visual_prompt_regions import Region, read_region
 from ..processing.visual_prompt_sampling import CONSTANT, PromptRandom, PromptStyle, sample_visual_prompt
 from ..processing.visual_prompts import ANCHOR, SHAPES, VisualPrompt, draw_visual_prompts
-from .region_data import RegionDataError
+from .data_files import DataFileError
 from .region_wording import ANSWER_BY_LETTER, LETTERS
 
 
@@ -82,10 +83,10 @@ def multiple_choice(question: str, choices: list[str]) -> str:
     """Question, four lettered choices, and how to answer.
 
     Raises:
-        RegionDataError: If there are not four choices.
+        DataFileError: If there are not four choices.
     """
     if len(choices) != len(LETTERS):
-        raise RegionDataError(f"{question!r} has {len(choices)} choices; there must be four.")
+        raise DataFileError(f"{question!r} has {len(choices)} choices; there must be four.")
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True)]
     return "\n".join([question, *lines, ANSWER_BY_LETTER])
 
@@ -109,7 +110,7 @@ def sample_prompts(
         `list[VisualPrompt]`: One mark per region, in order.
 
     Raises:
-        RegionDataError: If a region is none, or lies outside the picture.
+        DataFileError: If a region is none, or lies outside the picture.
     """
     prompts = []
     for region in conversation.regions:
@@ -126,8 +127,8 @@ def sample_prompts(
                     anchor=anchor,
                 )
             )
-        except ValueError as error:
-            raise RegionDataError(str(error)) from error
+        except (TypeError, ValueError) as error:  # the first for a list of something else than numbers
+            raise DataFileError(f"The region {reprlib.repr(region.box)} cannot be drawn: {error}") from error
     return prompts
 
 

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from ..processing.chat_templates import IMAGE_TOKEN
 from ..processing.visual_prompt_sampling import PromptRandom, PromptStyle, sample_styles
+from .data_files import DataFileError
 from .region_conversation import SHAPES_OF, MarkedRegion, RegionConversation, multiple_choice
-from .region_data import RegionDataError, RegionSample
+from .region_data import RegionSample
 from .region_wording import (
     ADJECTIVES,
     LETTER_ANSWERS,
@@ -79,7 +80,7 @@ class _Marks:
         shapes, self.drawing_style = SHAPES_OF[shapes_of]
         named = [number for text in texts for part in text if isinstance(part, list) for number in part]
         if unknown := sorted({number for number in named if not 0 <= number < len(sample.boxes)}):
-            raise RegionDataError(f"Row {sample.id!r} names the objects {unknown}; it has {len(sample.boxes)}.")
+            raise DataFileError(f"Row {sample.id!r} names the objects {unknown}; it has {len(sample.boxes)}.")
         # A set's order decides which object gets which style, here as in the original.
         self.objects = list(set(named))
         styles = sample_styles(rng, len(self.objects), shapes)

@@ -12,8 +12,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
+from reasonseg.data.data_files import DataFileError
 from reasonseg.data.dialogues import RegionDialogues
-from reasonseg.data.region_data import RegionDataError
 from reasonseg.processing.chat_templates import IMAGE_TOKEN
 from reasonseg.training.recipe import RecipeError, load_recipe
 from reasonseg.training.regions import DialogueCollator
@@ -127,10 +127,10 @@ def test_rows_that_cannot_be_used_are_replaced(data, tmp_path, caplog):
     assert [dialogue.conversation.turns[0][1] for dialogue in dialogues] == ["A dog."] * 3
     assert "missing.png" in caplog.text
     path.write_text(json.dumps(rows[:1]), encoding="utf-8")
-    with pytest.raises(RegionDataError, match="in a row cannot be used"):
+    with pytest.raises(DataFileError, match="in a row cannot be used"):
         RegionDialogues(path, data)[0]
     path.write_text("[]", encoding="utf-8")
-    with pytest.raises(RegionDataError, match="no rows to learn from"):
+    with pytest.raises(DataFileError, match="no rows to learn from"):
         RegionDialogues(path, data)
 
 
