@@ -29,7 +29,7 @@ class Dialogue:
     """
     Args:
         conversation ([`RegionConversation`]): What is said.
-        image (`PIL.Image.Image`, *optional*): The picture with its marks; `None` where the conversation has none.
+        image (`PIL.Image.Image`, *optional*): The image with its marks; `None` where the conversation has none.
     """
 
     conversation: RegionConversation
@@ -38,19 +38,19 @@ class Dialogue:
 
 class RegionDialogues(Dataset):
     """
-    The rows of a region file. Colours, shapes, places and wording depend on seed, epoch and row alone, so they are
+    The rows of a region file. Colours, shapes, positions and wording depend on seed, epoch and row alone, so they are
     new in every epoch and the same whatever the number of workers and processes.
 
-    A row whose picture or regions cannot be used is replaced by another one with a warning, as in the original.
+    A row whose image or regions cannot be used is replaced by another one with a warning, as in the original.
 
     Args:
         path (`str` or `Path`): The file, see [`RegionFile`].
-        images (`str` or `Path`, *optional*): Folder of the pictures; the file's by default.
+        images (`str` or `Path`, *optional*): Folder of the images; the file's by default.
         seed (`int`): Of all choices.
         alpha (`int`, *optional*): Opacity of all marks, 0 to 255; drawn for each by default.
         side (`int`): Side in pixels of the model's input, by which widths scale.
         add_missing_images (`bool`): The original's short RefCOCOg descriptions and Visual Genome triplets lack the
-            image token, so that the model learns them without seeing the picture. The published checkpoints are made
+            image token, so that the model learns them without seeing the image. The published checkpoints are made
             that way; `True` shows it.
         limit (`int`, *optional*): Only the first rows.
 
@@ -89,7 +89,7 @@ class RegionDialogues(Dataset):
         for _ in range(_MAX_REPLACEMENTS):
             try:
                 return self._dialogue(index, rng)
-            except (ValueError, OSError) as error:  # DataFileError and unreadable pictures among them
+            except (ValueError, OSError) as error:  # DataFileError and unreadable images among them
                 logger.warning("Row %d of %s is replaced by another: %s", index, self.file.path, error)
                 problem = error
                 index = rng.python.randrange(self.count)

@@ -1,7 +1,7 @@
-"""IVM-Mix-1M: instructions about pictures with heat-maps or boxes of what they need.
+"""IVM-Mix-1M: instructions about images with heat-maps or boxes of what they need.
 
 The data set (https://huggingface.co/datasets/2toINF/IVM-Mix-1M, described in section 3 of arXiv 2405.19783) comes as
-JSONL files with `uuid`, `instruction` and, where the picture is not `img_<uuid>.jpg`, `image`; heat-maps lie in
+JSONL files with `uuid`, `instruction` and, where the image is not `img_<uuid>.jpg`, `image`; heat-maps lie in
 `mask_<uuid>.jpg`, or a line has `boxes` instead. Which labels people drew is known per file only (HumanLabelData
 against RobotMachineData and VQAMachineData), hence `human` of a source.
 """
@@ -36,7 +36,7 @@ CROP_SCALE, CROP_RATIO, CROP_TRIES = (0.8, 1.0), (3 / 4, 4 / 3), 10
 @dataclass(frozen=True)
 class IvmMixSource:
     """
-    One JSONL file and where its pictures and heat-maps lie.
+    One JSONL file and where its images and heat-maps lie.
 
     Args:
         meta (`Path`): The JSONL file.
@@ -64,10 +64,10 @@ class IvmMixRecord:
     Args:
         uuid (`str`): Its name.
         instructions (`tuple[str, ...]`): Wordings that share the label, at least one.
-        image (`Path`): File of the picture.
+        image (`Path`): File of the image.
         mask (`Path`, *optional*): File of the heat-map; `None` where there are boxes.
         boxes (`tuple[tuple[float, float, float, float], ...]`): `x_min, y_min, x_max, y_max` as parts of the side of
-            the picture padded to a square.
+            the image padded to a square.
         human (`bool`): Whether people drew the label.
     """
 
@@ -79,11 +79,11 @@ class IvmMixRecord:
     human: bool
 
     def read_image(self) -> Image.Image:
-        """The picture, upright and RGB."""
+        """The image, upright and RGB."""
         try:
             return load_rgb_image(self.image)
         except ValueError as error:
-            raise DataFileError(f"Picture of {self.uuid}: {error}") from error
+            raise DataFileError(f"Image of {self.uuid}: {error}") from error
 
     def read_mask(self, height: int, width: int) -> np.ndarray:
         """The label, `(height, width)` float32 in [0, 1]; a heat-map of another size is stretched.
@@ -94,8 +94,8 @@ class IvmMixRecord:
         if self.mask is None:
             return boxes_to_mask(self.boxes, height, width)
         try:
-            with open_image(self.mask) as picture:
-                heatmap = np.array(picture if picture.mode == "L" else picture.convert("RGB"))
+            with open_image(self.mask) as image:
+                heatmap = np.array(image if image.mode == "L" else image.convert("RGB"))
         except (OSError, ValueError) as error:
             raise DataFileError(f"Heat-map of {self.uuid}: {self.mask} cannot be read ({error}).") from error
         if height != width and heatmap.shape[:2] == (width, height):
@@ -139,11 +139,11 @@ def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def boxes_to_mask(boxes: Sequence[Sequence[float]] | Sequence[float], height: int, width: int) -> np.ndarray:
     """
-    Draws boxes that are given in the picture padded to a square around its centre, as LLaVA sees it.
+    Draws boxes that are given in the image padded to a square around its centre, as LLaVA sees it.
 
     Args:
         boxes: One `x_min, y_min, x_max, y_max` or several, in [0, 1] of the square's side.
-        height, width (`int`): Size of the picture in pixels.
+        height, width (`int`): Size of the image in pixels.
 
     Returns:
         `np.ndarray`: `(height, width)` float32, 1 in any of the boxes. Edges are cut to whole pixels.
@@ -176,7 +176,7 @@ def check_boxes(boxes: Any) -> tuple[tuple[float, float, float, float], ...]:
 
 def read_records(source: IvmMixSource) -> list[IvmMixRecord]:
     """
-    All lines of a source; pictures and heat-maps are opened later.
+    All lines of a source; images and heat-maps are opened later.
 
     Raises:
         DataFileError: If the file is missing or empty, or a line is not of the data set; the message names both.
@@ -218,18 +218,18 @@ def _record(item: Any, source: IvmMixSource) -> IvmMixRecord:
 
 class IvmMixDataset(Dataset):
     """
-    IVM-Mix-1M with the original's augmentation: a random part of each picture, squashed to a square.
+    IVM-Mix-1M with the original's augmentation: a random part of each image, squashed to a square.
 
-    Instruction and part are drawn from seed, epoch and place alone, so that a resumed run sees what it would have
-    seen. What each draws is the original's; it draws from the process's state instead.
+    Instruction and part are drawn from seed, epoch and the example's uuid alone, so that a resumed run sees what it
+    would have seen. What each draws is the original's; it draws from the process's state instead.
 
     Args:
         sources (`Sequence[IvmMixSource]`): The parts of the data set.
-        size (`int`): Side in pixels of picture and mask.
+        size (`int`): Side in pixels of image and mask.
         augment (`bool`): Take a random part (80 to 100 % of the area, aspect ratio changed by 3/4 to 4/3) and a random
-            wording. Without it the whole picture and the first wording.
+            wording. Without it the whole image and the first wording.
         seed (`int`): Seed of what is drawn.
-        skip_unreadable (`bool`): Take the next example in place of one whose files cannot be read, with a warning, as
+        skip_unreadable (`bool`): Take the next example for one whose files cannot be read, with a warning, as
             the original does; otherwise that is an error.
 
     Raises:
@@ -290,7 +290,7 @@ class IvmMixDataset(Dataset):
 
 def random_crop(height: int, width: int, rng: random.Random) -> tuple[int, int, int, int]:
     """
-    A part of a picture, drawn as torchvision's `RandomResizedCrop` does: 80 to 100 % of the area and an aspect ratio
+    A part of an image, drawn as torchvision's `RandomResizedCrop` does: 80 to 100 % of the area and an aspect ratio
     of 3/4 to 4/3, uniform in its logarithm; the largest centred part of such a ratio where ten tries do not fit.
 
     Returns:

@@ -1,4 +1,4 @@
-"""A conversation about marked regions of a picture, before anything is drawn."""
+"""A conversation about marked regions of an image, before anything is drawn."""
 
 import reprlib
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ class MarkedRegion:
     """
     Args:
         style ([`PromptStyle`]): Shape and colour.
-        box (`list[float]`): `[x1, y1, x2, y2]` in pixels of the picture.
+        box (`list[float]`): `[x1, y1, x2, y2]` in pixels of the image.
         segmentation: Polygons, a COCO run-length encoding or `None`.
     """
 
@@ -49,7 +49,7 @@ class MarkedRegion:
 class RegionConversation:
     """
     Args:
-        turns (`list[tuple[str, str]]`): Messages of the user and answers; `<image>` stands where the picture is.
+        turns (`list[tuple[str, str]]`): Messages of the user and answers; `<image>` stands where the image is.
         regions (`list[MarkedRegion]`): What to draw, in this order.
         drawing_style (`str`): `constant` for the widths and radii of the tests, empty for drawn ones.
     """
@@ -63,14 +63,14 @@ class RegionConversation:
         return any(IMAGE_TOKEN in message for turn in self.turns for message in turn)
 
     def with_image(self) -> "RegionConversation":
-        """The same, with the picture in the first message if it is nowhere."""
+        """The same, with the image in the first message if it is nowhere."""
         if self.has_image:
             return self
         (question, answer), *others = self.turns
         return RegionConversation([(f"{IMAGE_TOKEN}\n{question}", answer), *others], self.regions, self.drawing_style)
 
     def messages(self) -> list[dict[str, Any]]:
-        """As chat templates take them; the picture comes first in its message (LLaVA, `preprocess_multimodal`)."""
+        """As chat templates take them; the image comes first in its message (LLaVA, `preprocess_multimodal`)."""
         messages = []
         for question, answer in self.turns:
             marked = IMAGE_TOKEN in question
@@ -101,7 +101,7 @@ def sample_prompts(
     """
     Args:
         conversation ([`RegionConversation`]): What `build_conversation` returned with the same `rng`.
-        image_size (`tuple[int, int]`): (height, width) of the picture.
+        image_size (`tuple[int, int]`): (height, width) of the image.
         rng ([`PromptRandom`]): Source of everything that is not given.
         alpha (`int`, *optional*): Opacity of all marks, 0 to 255; drawn for each by default.
         anchor (`int`): Side in pixels of the model's input, by which widths scale.
@@ -110,7 +110,7 @@ def sample_prompts(
         `list[VisualPrompt]`: One mark per region, in order.
 
     Raises:
-        DataFileError: If a region is none, or lies outside the picture.
+        DataFileError: If a region is none, or lies outside the image.
     """
     prompts = []
     for region in conversation.regions:
@@ -142,10 +142,10 @@ def read_segmented_region(box: list[float], segmentation: Any) -> Region:
 
 
 def marked_image(image: Any, conversation: RegionConversation, rng: PromptRandom, **options) -> Image.Image:
-    """The picture with all marks; arguments as for [`sample_prompts`]."""
-    picture = load_rgb_image(image)
-    prompts = sample_prompts(conversation, (picture.height, picture.width), rng, **options)
-    return draw_visual_prompts(picture, prompts)
+    """The image with all marks; arguments as for [`sample_prompts`]."""
+    image = load_rgb_image(image)
+    prompts = sample_prompts(conversation, (image.height, image.width), rng, **options)
+    return draw_visual_prompts(image, prompts)
 
 
 __all__ = [

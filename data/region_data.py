@@ -1,5 +1,5 @@
 """
-Reads the JSON files that ViP-LLaVA was trained and tested with: conversations about pictures with marked regions.
+Reads the JSON files that ViP-LLaVA was trained and tested with: conversations about images with marked regions.
 
 The mixes of stage 2 and 3 and the test files of Visual7W, PointQA-LookTwice and VCR are lists of rows; the first part
 of a row's `id` names its data set (`refcocog-gpt4v-17`). Rows of other data sets are plain conversations; with boxes
@@ -20,7 +20,7 @@ from .region_wording import LETTERS
 
 
 @dataclass(frozen=True)
-class Field:
+class RowField:
     """
     Args:
         is_valid (`Callable[[Any], bool]`): Whether a row's value can be used.
@@ -54,19 +54,23 @@ def _is_message(value: Any) -> bool:
 
 _is_mixed_text = _all(lambda part: _is_text(part) or _all(_is_whole)(part))
 
-ANYTHING = Field(lambda value: True, "anything")
-TEXT = Field(_is_text, "a text")
-TEXTS = Field(_all(_is_text), "a list of texts")
-MIXED_TEXT = Field(_is_mixed_text, "a list of words and of lists of object numbers")
-CHOICES = Field(
+ANYTHING = RowField(lambda value: True, "anything")
+TEXT = RowField(_is_text, "a text")
+TEXTS = RowField(_all(_is_text), "a list of texts")
+MIXED_TEXT = RowField(_is_mixed_text, "a list of words and of lists of object numbers")
+CHOICES = RowField(
     lambda value: _all(_is_mixed_text)(value) and len(value) == len(LETTERS),
     "four lists of words and of lists of object numbers",
 )
-LABEL = Field(lambda value: _is_whole(value) and 0 <= value < len(LETTERS), "the number of the right choice, 0 to 3")
-BOXES = Field(_all(_is_box), "a list of [x1, y1, x2, y2] in pixels of the image")
-BOX_GROUPS = Field(_all(_all(_is_box)), "a list of the boxes [x1, y1, x2, y2] of each phrase, in pixels of the image")
-OUTLINES = Field(lambda value: isinstance(value, (list, type(None))), "a list, one per box")
-MESSAGES = Field(_all(_is_message), "a list of objects with `from` (human or gpt) and `value`, the text")
+LABEL = RowField(
+    lambda value: _is_whole(value) and 0 <= value < len(LETTERS), "the number of the right choice, 0 to 3"
+)
+BOXES = RowField(_all(_is_box), "a list of [x1, y1, x2, y2] in pixels of the image")
+BOX_GROUPS = RowField(
+    _all(_all(_is_box)), "a list of the boxes [x1, y1, x2, y2] of each phrase, in pixels of the image"
+)
+OUTLINES = RowField(lambda value: isinstance(value, (list, type(None))), "a list, one per box")
+MESSAGES = RowField(_all(_is_message), "a list of objects with `from` (human or gpt) and `value`, the text")
 
 # What a row of each data set must hold; docs/Finetune_Custom_Data.md and visual_prompt_organizer.py, `vip_processor`.
 REQUIRED_FIELDS = {
@@ -80,7 +84,6 @@ REQUIRED_FIELDS = {
     "v7w": {"bboxes": BOXES, "question": TEXT, "answer": ANYTHING},
     "pointQA_twice": {"bboxes": BOXES, "answer": ANYTHING},
 }
-REGION_DATASETS = tuple(REQUIRED_FIELDS)
 PLAIN, CUSTOM = "plain", "custom"
 # Rows written by GPT-4V have whole conversations with placeholders instead of one answer.
 GPT4V = "gpt4v"
@@ -93,10 +96,10 @@ class RegionSample:
 
     Args:
         id (`str`): As in the file.
-        dataset (`str`): One of `REGION_DATASETS`, `custom` (boxes of one's own) or `plain` (no regions).
+        dataset (`str`): One of `REQUIRED_FIELDS`, `custom` (boxes of one's own) or `plain` (no regions).
         variant (`str`): The second part of the id; `gpt4v` marks conversations with placeholders.
-        image (`Path`, *optional*): The picture's file; `None` for a conversation without a picture.
-        boxes (`list`): `[x1, y1, x2, y2]` in pixels of the picture, one per region.
+        image (`Path`, *optional*): The image's file; `None` for a conversation without an image.
+        boxes (`list`): `[x1, y1, x2, y2]` in pixels of the image, one per region.
         segmentations (`list`): Per region polygons `[[x, y, x, y, ...], ...]`, a COCO run-length encoding, or `None`.
         fields (`dict`): The whole row.
     """
@@ -252,7 +255,7 @@ def row_dataset(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows with their place in the file: its line, or the number of the row in the list."""
+    """Rows with where they stand in the file: its line, or the number of the row in the list."""
     if not path.is_file():
         raise DataFileError(f"There is no file {path}; give a JSON list of rows or a .jsonl file.")
     if path.suffix == ".jsonl":
@@ -268,7 +271,7 @@ __all__ = [
     "CUSTOM",
     "GPT4V",
     "PLAIN",
-    "REGION_DATASETS",
+    "REQUIRED_FIELDS",
     "RegionFile",
     "RegionSample",
     "row_dataset",

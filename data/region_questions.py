@@ -66,7 +66,7 @@ def refcocog_question(sample: RegionSample, rng: PromptRandom) -> RegionConversa
         turns = [tuple(text.replace("<bbox>", styles[0].describe()) for text in turn) for turn in _turns(sample)]
         turns[0] = (f"{IMAGE_TOKEN}\n{turns[0][0]}", turns[0][1])
     else:
-        # No image token: the original's sample reaches the model without its picture.
+        # No image token: the original's sample reaches the model without its image.
         question = rng.python.choice(DESCRIBE_REGION) if rng.python.random() < 0.25 else DESCRIBE_OBJECT
         turns = [(question + SHORT_PHRASE, sample.fields["answer"])]
     return RegionConversation(turns, _marked(sample, styles), drawing_style)

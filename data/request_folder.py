@@ -35,7 +35,7 @@ REJECTION = "[REJ]"
 _SLOTS = re.compile(r"\[SEG\]|\[REJ\]")
 _FRAMES = ("upright", "stored")
 # Lines that an error names one by one.
-_SHOWN = 5
+_SHOWN_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ def read_request_folder(folder: str | Path, max_image_pixels: int = MAX_IMAGE_PI
             problems[number] = str(error)
     problems |= {number: f"{reason}. {LINE_ADVICE}" for number, reason in not_json.items()}
     if problems:
-        lines = [f"{metadata}, line {number}: {text}" for number, text in sorted(problems.items())[:_SHOWN]]
-        if len(problems) > _SHOWN:
+        lines = [f"{metadata}, line {number}: {text}" for number, text in sorted(problems.items())[:_SHOWN_PROBLEMS]]
+        if len(problems) > _SHOWN_PROBLEMS:
             lines.append(f"In all {len(problems)} lines cannot be used.")
         raise DataFileError("\n".join(lines))
     if not images:
@@ -183,8 +183,8 @@ class _LineReader:
         if not given:
             raise ValueError("`requests` is empty; give at least one request per image.")
         requests = []
-        for place, request in enumerate(given, start=1):
-            where = f"request {place}: " if len(given) > 1 else ""
+        for number, request in enumerate(given, start=1):
+            where = f"request {number}: " if len(given) > 1 else ""
             try:
                 requests.append(self._request(request, head, frame))
             except ValueError as error:
@@ -213,8 +213,8 @@ class _LineReader:
                 "[SEG] or [REJ], in order."
             )
         read = []
-        for place, (slot, phrase) in enumerate(zip(slots, phrases, strict=True), start=1):
-            read.append(self._phrase(slot, phrase, f"phrase {place}", head, frame))
+        for number, (slot, phrase) in enumerate(zip(slots, phrases, strict=True), start=1):
+            read.append(self._phrase(slot, phrase, f"phrase {number}", head, frame))
         return Request(question, answer, tuple(read))
 
     def _phrase(self, slot: str, phrase: Any, where: str, head: _ImageHead, frame: str | None) -> Phrase:

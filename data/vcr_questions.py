@@ -1,4 +1,4 @@
-"""Visual Commonsense Reasoning: questions whose objects are numbers in the text, marked in the picture."""
+"""Visual Commonsense Reasoning: questions whose objects are numbers in the text, marked in the image."""
 
 from collections.abc import Sequence
 
@@ -90,14 +90,14 @@ class _Marks:
     def in_words(self, text: MixedText) -> str:
         """The text with "the person within the red rectangle" for its numbers."""
         words = ""
-        for place, part in enumerate(text):
+        for index, part in enumerate(text):
             if isinstance(part, str):
                 words += part
             else:
                 for nth, number in enumerate(part):
-                    words += "The " if place == nth == 0 else " the "
+                    words += "The " if index == nth == 0 else " the "
                     words += self._one(number) + (" and" if nth < len(part) - 1 else "")
-            following = text[place + 1] if place + 1 < len(text) else None
+            following = text[index + 1] if index + 1 < len(text) else None
             if isinstance(following, str) and following not in _CLOSING:
                 words += " "
         return words
@@ -119,7 +119,7 @@ class _Marks:
 
 
 def choose_options(choices: Sequence[str], rng: PromptRandom) -> str:
-    """The choices in brackets behind the question."""
+    """The choices in brackets, after the question."""
     lettered = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
     return f" {rng.python.choice(OPTIONS_PREFIXES)}{' '.join(lettered)}"
 

@@ -34,7 +34,7 @@ def embed(trained: str | Path, results: list[str | Path], minutes: float | None 
         minutes (`float`, *optional*): How long training took, for the card.
 
     Returns:
-        `Path`: [`EMBEDDED_MODEL`], written anew.
+        `Path`: [`EMBEDDED_MODEL`], written again.
 
     Raises:
         FileNotFoundError: If `trained` holds no weights.

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
+from ..data.data_files import read_json
 from ..whole_files import remove_drafts, write_whole
 from .data_kinds import FirstStage
 from .dwsl import WeightedExamples, WeightRule, score_examples
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 SCORES_FOLDER = "scores"
 SETTINGS_FILE = "settings.json"
-# They make weights of scores, which happens anew in every run.
+# They make weights of scores, which every run does again.
 _WEIGHT_RULE = ("floor", "sharpness", "normalise")
 
 
@@ -123,7 +124,7 @@ def keep_settings(recipe: Recipe, out: Path) -> None:
     )
     file = out / SETTINGS_FILE
     if file.is_file():
-        if differing := _differences(json.loads(file.read_text(encoding="utf-8")), json.loads(content)):
+        if differing := _differences(read_json(file), json.loads(content)):
             raise RecipeError(
                 f"{out} holds the first stage of another recipe ({'; '.join(differing)}); use another --out."
             )
@@ -131,16 +132,18 @@ def keep_settings(recipe: Recipe, out: Path) -> None:
         write_whole(file, content + "\n")
 
 
-def _differences(there: Any, here: Any, place: str = "") -> list[str]:
+def _differences(there: Any, here: Any, name: str = "") -> list[str]:
     if isinstance(there, dict) and isinstance(here, dict):
-        names = sorted(there.keys() | here.keys())
-        parts = [_differences(there.get(name), here.get(name), f"{place}.{name}".lstrip(".")) for name in names]
+        parts = [
+            _differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
+            for key in sorted(there.keys() | here.keys())
+        ]
         return [line for part in parts for line in part]
-    return [] if there == here else [f"{place} is {there!r} there and {here!r} here"]
+    return [] if there == here else [f"{name} is {there!r} there and {here!r} here"]
 
 
 def train_discriminator(
-    discriminator: IvmDiscriminator, processor, examples: Dataset, arguments: TrainingArguments, optimizer_factory=None
+    discriminator: IvmDiscriminator, processor, examples: Dataset, arguments: TrainingArguments
 ) -> None:
     """Stage I, in place; `examples` are [`MaskingExample`]s of people and machines."""
     ReasoningSegmentationTrainer(
@@ -148,7 +151,6 @@ def train_discriminator(
         args=arguments,
         train_dataset=examples,
         data_collator=DiscriminatorCollator(processor),
-        optimizer_factory=optimizer_factory,
     ).train()
 
 

@@ -1,19 +1,19 @@
 """Stage I of IVM's training: a vision-language model learns to tell masks that people drew from machines' masks.
 
 After figure 6 (stage I) of arXiv 2405.19783: a LoRA-tuned LLaVA, the generator's own base with adapters of its own,
-sees the picture through a mask beside the instruction and is trained with binary cross entropy, people's masks being
+sees the image through a mask beside the instruction and is trained with binary cross entropy, people's masks being
 the positive class. As a formula, which is our reading and not a quotation:
 
-    min_D  E_people[-log D(picture, instruction, mask)] + E_machines[-log(1 - D(picture, instruction, mask))]
+    min_D  E_people[-log D(image, instruction, mask)] + E_machines[-log(1 - D(image, instruction, mask))]
 
-The original's repository holds the network (`LLaVAEncoderDiscriminator`: the hidden part of the picture painted white,
+The original's repository holds the network (`LLaVAEncoderDiscriminator`: the hidden part of the image painted white,
 the question "Can you follow instruction above based on the given image?", the last token's last hidden state, a GELU
 MLP of a quarter of the width) but neither its training nor its weights. Left open there, and chosen here:
 
 - the shares of both classes. People drew few of a million masks; both expectations count the same here, whatever the
   number of examples, so that 0.5 means "as likely from either".
 - number of steps and learning rate; they are the recipe's.
-- soft masks. The original multiplies whole numbers, so that its masks are 0 or 1; values between mix picture and
+- soft masks. The original multiplies whole numbers, so that its masks are 0 or 1; values between mix image and
   white.
 """
 
@@ -75,7 +75,7 @@ class IvmDiscriminator(nn.Module):
         Args:
             input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Prompts, padded on
                 either side.
-            pixel_values (`torch.FloatTensor`): The masked pictures, one per row.
+            pixel_values (`torch.FloatTensor`): The masked images, one per row.
             labels (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): 1 for masks of people, 0 of machines.
 
         Returns:
@@ -110,20 +110,20 @@ class IvmDiscriminator(nn.Module):
 
 def apply_mask(image: Image.Image, mask: np.ndarray, fill: tuple[int, int, int] = WHITE) -> Image.Image:
     """
-    The picture where the mask is 1 and a colour where it is 0; values between mix both.
+    The image where the mask is 1 and a colour where it is 0; values between mix both.
 
     Args:
         image (`PIL.Image.Image`): RGB.
-        mask (`np.ndarray`): `(height, width)` of the picture, in [0, 1].
+        mask (`np.ndarray`): `(height, width)` of the image, in [0, 1].
         fill (`tuple[int, int, int]`): RGB.
 
     Raises:
-        ValueError: If picture and mask differ in size, or the mask has other values.
+        ValueError: If image and mask differ in size, or the mask has other values.
     """
     mask = np.asarray(mask)
     if mask.shape != (image.height, image.width):
         raise ValueError(
-            f"A mask of shape {mask.shape} was given for a picture of {image.width} x {image.height} pixels; it must "
+            f"A mask of shape {mask.shape} was given for an image of {image.width} x {image.height} pixels; it must "
             f"be {(image.height, image.width)}, (height, width)."
         )
     kept = soft_mask(mask)[..., None]
@@ -133,7 +133,7 @@ def apply_mask(image: Image.Image, mask: np.ndarray, fill: tuple[int, int, int] 
 
 class DiscriminatorCollator:
     """
-    Batches for [`IvmDiscriminator`]: the masked pictures, the question whether they suffice, and who drew the masks.
+    Batches for [`IvmDiscriminator`]: the masked images, the question whether they suffice, and who drew the masks.
 
     Args:
         processor ([`IvmProcessor`]): Writes the prompts and the vision-language model's view.

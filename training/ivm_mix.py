@@ -52,7 +52,7 @@ class MaskingCollator:
 
     Args:
         processor ([`IvmProcessor`]): Writes the prompts and both views.
-        mask_size (`int`): Side in pixels of the square targets, to which pictures and masks are squashed alike; 1024
+        mask_size (`int`): Side in pixels of the square targets, to which images and masks are squashed alike; 1024
             in the original, the side of SAM's view.
     """
 

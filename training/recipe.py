@@ -122,7 +122,7 @@ class Recipe:
         guidance ([`GuidanceRecipe`], *optional*): Additional loss on the language model's attention.
         score_steps (`int`): Steps of a last stage in which only the segmenter's IoU head learns.
         decision_loss_weight (`float`): Weight of the additional loss on `[SEG]` against `[REJ]`.
-        mask_size (`int`, *optional*): Side in pixels of the mask targets; the size of the picture if not given.
+        mask_size (`int`, *optional*): Side in pixels of the mask targets; the size of the image if not given.
         attn_implementation (`str`, *optional*): As for `from_pretrained`.
         matmul_precision (`str`): As for `torch.set_float32_matmul_precision`.
         storage_dtype (`str`, *optional*): Number format of the finished weights; they load as they were trained.

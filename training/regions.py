@@ -38,12 +38,12 @@ class DialogueCollator:
     Args:
         processor ([`VipLlavaProcessor`]): Writes prompts and labels.
         max_length (`int`, *optional*): Longest row in tokens, image tokens included; the rest is cut off.
-        captions (`bool`): LLaVA's "plain" prompts for the first stage: the picture, then the last answer and a line
+        captions (`bool`): LLaVA's "plain" prompts for the first stage: the image, then the last answer and a line
             break, without instructions.
-        pad_images (`bool`): Whether pictures become square by padding. The original's first stage takes their centre.
+        pad_images (`bool`): Whether images become square by padding. The original's first stage takes their centre.
 
     Raises:
-        ValueError: In `captions`, for a conversation without a picture.
+        ValueError: In `captions`, for a conversation without an image.
     """
 
     def __init__(self, processor, max_length: int | None = 2048, captions: bool = False, pad_images: bool = True):
@@ -77,7 +77,7 @@ class DialogueCollator:
         if not self.captions:
             return self.processor.apply_chat_template(conversation.messages(), tokenize=False)
         if dialogue.image is None:
-            raise ValueError(f"{conversation.turns[0][0][:60]!r} comes without a picture; a caption needs one.")
+            raise ValueError(f"{conversation.turns[0][0][:60]!r} comes without an image; a caption needs one.")
         return f"{self.processor.image_token}{conversation.turns[-1][1]}\n"
 
     def _caption_labels(self, texts: list[str], batch: dict[str, Any]) -> Any:
@@ -85,7 +85,7 @@ class DialogueCollator:
         for row, text in enumerate(texts):
             ids = batch["input_ids"][row][batch["attention_mask"][row].bool()]
             whole = self.processor.tokenizer(text)["input_ids"]
-            # Where the end was cut off, the labels of what is left are those of a row that goes on.
+            # Where the end was cut off, the labels of what is left are those of the uncut row.
             image_tokens = int((ids == self.processor.image_token_id).sum())
             uncut = len(whole) - 1 + image_tokens
             missing = whole[len(whole) - (uncut - len(ids)) :] if uncut > len(ids) else []

@@ -56,9 +56,9 @@ class TabletopDataset(Dataset):
         split: One of `SPLITS`.
         length: Number of scenes in an epoch.
         seed: Seed of the data set.
-        size: Side of the pictures in pixels.
+        size: Side of the images in pixels.
         requests_per_scene: Number of requests per item.
-        flip: Mirror half of the pictures, another half in each epoch.
+        flip: Mirror half of the images, another half in each epoch.
         fresh_requests: Draw other requests in each epoch. Switch it off for evaluation.
         fresh_scenes: Draw other scenes in each epoch, too.
         curriculum: Arguments of `make_requests` for the first epochs, one dict each, over `request_options`; so that

@@ -80,7 +80,7 @@ class ReasoningSegmentationTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if self.args.remove_unused_columns:
             raise ValueError(
-                "The collator needs pictures and conversations, which no forward argument is named after; set "
+                "The collator needs images and conversations, which no forward argument is named after; set "
                 "remove_unused_columns=False in the training arguments."
             )
         # Every loss here is the mean of its batch, so accumulated batches must be averaged.

@@ -164,7 +164,7 @@ def test_captions(data, processor):
     assert not torch.equal(padded["pixel_values"][0], batch["pixel_values"][0])
     cut = DialogueCollator(processor, captions=True, max_length=7)([dialogues[4]])
     assert torch.equal(cut["labels"], batch["labels"][:1, :7])
-    with pytest.raises(ValueError, match="comes without a picture"):
+    with pytest.raises(ValueError, match="comes without an image"):
         collator([dialogues[3]])
 
 

@@ -11,8 +11,9 @@ from transformers import AutoModel, AutoProcessor, TrainingArguments
 from reasonseg.data.request_folder import ImageFolderExamples
 from reasonseg.training.collator import Example, SegmentationCollator
 from reasonseg.training.optimizers import is_hidden_matrix, muon_and_adamw
+from reasonseg.training.recipe import load_recipe
 from reasonseg.training.tabletop_stream import TabletopDataset
-from reasonseg.training.trained_parameters import ORIGINALLY_TRAINED, add_lora, merged_state_dict, select_trained
+from reasonseg.training.trained_parameters import add_lora, merged_state_dict, select_trained
 from reasonseg.training.trainer import TRAINED_PARTS_FILE, ReasoningSegmentationTrainer
 from tests.tabletop_folder import write_dataset
 from tests.training.tiny_training import tiny_model, tiny_processor
@@ -222,7 +223,7 @@ def test_checkpoints_are_complete_repos(model, processor, tmp_path):
 def test_lora_run_saves_reloads_and_merges(model, processor, tmp_path):
     original = copy.deepcopy(model)
     add_lora(model, r=4, lora_alpha=8, lora_dropout=0.0)
-    trained = select_trained(model, ORIGINALLY_TRAINED)
+    trained = select_trained(model, load_recipe("lisa").trained)
     assert 0 < trained < sum(parameter.numel() for parameter in model.parameters())
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     assert any("vision_tower" in name for name in frozen)

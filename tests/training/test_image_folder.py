@@ -1,4 +1,4 @@
-"""Data sets in the form that the collator takes, and whether a model knows what is in them."""
+"""Image folders as the collator takes them, and whether a model knows what is in them."""
 
 import json
 from types import SimpleNamespace
