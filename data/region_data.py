@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from .data_files import DataFileError, file_in, read_json, read_json_lines
-from .region_wording import LETTERS
 
 
 @dataclass(frozen=True)
@@ -59,15 +58,12 @@ TEXT = RowField(_is_text, "a text")
 TEXTS = RowField(_all(_is_text), "a list of texts")
 MIXED_TEXT = RowField(_is_mixed_text, "a list of words and of lists of object numbers")
 CHOICES = RowField(
-    lambda value: _all(_is_mixed_text)(value) and len(value) == len(LETTERS),
-    "four lists of words and of lists of object numbers",
+    lambda value: _all(_is_mixed_text)(value) and len(value) == 4, "four lists of words and of lists of object numbers"
 )
-LABEL = RowField(
-    lambda value: _is_whole(value) and 0 <= value < len(LETTERS), "the number of the right choice, 0 to 3"
-)
+LABEL = RowField(lambda value: _is_whole(value) and 0 <= value < 4, "the number of the right choice, 0 to 3")
 BOXES = RowField(_all(_is_box), "a list of [x1, y1, x2, y2] in pixels of the image")
 BOX_GROUPS = RowField(
-    _all(_all(_is_box)), "a list of the boxes [x1, y1, x2, y2] of each phrase, in pixels of the image"
+    _all(_all(_is_box)), "a list of the boxes [x1, y1, x2, y2] of each phrase, in the image's pixels"
 )
 OUTLINES = RowField(lambda value: isinstance(value, (list, type(None))), "a list, one per box")
 MESSAGES = RowField(_all(_is_message), "a list of objects with `from` (human or gpt) and `value`, the text")

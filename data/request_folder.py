@@ -183,8 +183,8 @@ class _LineReader:
         if not given:
             raise ValueError("`requests` is empty; give at least one request per image.")
         requests = []
-        for number, request in enumerate(given, start=1):
-            where = f"request {number}: " if len(given) > 1 else ""
+        for index, request in enumerate(given):
+            where = f"request {index + 1}: " if len(given) > 1 else ""
             try:
                 requests.append(self._request(request, head, frame))
             except ValueError as error:
