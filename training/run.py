@@ -122,7 +122,7 @@ def _model_and_processor(
         return find(NEW_MODELS[recipe.model])(recipe)
     if recipe.parts is not None:
         if build is None:
-            raise RecipeError("`parts` needs somebody who puts them together; pass `build` (`reasonseg train` does).")
+            raise RecipeError("`parts` need a function that makes a model of them; pass `build` (`reasonseg train` does).")
         return build(recipe.parts, recipe.dtype, recipe.attn_implementation)
     processor = load_pretrained(AutoProcessor, recipe.model)
     recipe.kind.check_model(data, processor, recipe.model)
