@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks.midsize import seconds
+from reasonseg.data.region_data import RegionFile
 from reasonseg.evaluation.answering import Answering, answer_questions
 from reasonseg.region_benchmarks import RegionQuestions
-from reasonseg.training.region_data import RegionFile
 from tests.tiny_vip_llava import write_repo
 
 

@@ -29,7 +29,7 @@ def clean_segmentation(segmentation: Any, size: tuple[int, int], what: str = "Th
     Args:
         segmentation: Polygons (`[[x1, y1, x2, y2, ...], ...]`, or one alone), or run lengths, compressed or not.
         size (`tuple[int, int]`): (height, width) of the image.
-        what (`str`): The segmentation, as the error message shall name it.
+        what (`str`): The segmentation, as an error message names it.
 
     Returns:
         Polygons of three or more corners, `list[list[float]]`, or run lengths that cover the image. Polygons of fewer
@@ -92,12 +92,12 @@ def clean_annotations(
     """
     by_text = {str(image_id): image_id for image_id in sizes}
     cleaned = []
-    for place, annotation in enumerate(annotations, start=1):
-        what = f"{source}, annotation number {place}"
+    for number, annotation in enumerate(annotations, start=1):
+        what = f"{source}, annotation number {number}"
         if not isinstance(annotation, Mapping) or "image_id" not in annotation:
             raise DataFileError(f"{what} is {reprlib.repr(annotation)}; it must be an object with `image_id`.")
         image_id = annotation["image_id"]
-        what = f"{source}, annotation {annotation.get('id', f'number {place}')!r} of image {image_id!r}"
+        what = f"{source}, annotation {annotation.get('id', f'number {number}')!r} of image {image_id!r}"
         if not isinstance(image_id, (str, int)) or (image_id not in sizes and str(image_id) in by_text):
             raise DataFileError(
                 f"{what}: its `image_id` is {image_id!r}, the image's `id` {by_text.get(str(image_id))!r}. Both must "
@@ -124,10 +124,10 @@ def check_categories(categories: Iterable[Any], source: str) -> dict[Any, str]:
         DataFileError: If one has no id and name, or two share an id.
     """
     names = {}
-    for place, category in enumerate(categories, start=1):
+    for number, category in enumerate(categories, start=1):
         if not isinstance(category, Mapping) or not isinstance(category.get("name"), str) or "id" not in category:
             raise DataFileError(
-                f"{source}, category number {place} is {reprlib.repr(category)}; it must have an `id` and a `name`."
+                f"{source}, category number {number} is {reprlib.repr(category)}; it must have an `id` and a `name`."
             )
         if not _is_whole(category["id"]) or category["id"] in names:
             raise DataFileError(

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 
 @dataclass
 class Example:
@@ -24,4 +27,24 @@ class Example:
     masks: list[list[Any | None]]
 
 
-__all__ = ["Example"]
+@dataclass
+class MaskingExample:
+    """
+    One image with an instruction and what of the image it needs, for visual masking.
+
+    Args:
+        image (`PIL.Image.Image`): RGB.
+        instruction (`str`): What somebody wants to know or do.
+        mask (`np.ndarray`): `(height, width)` of the image, float32 in [0, 1]: how much each pixel matters for it.
+        human (`bool`): Whether a person drew the mask, not a machine.
+        weight (`float`): Weight of this example's loss.
+    """
+
+    image: Image.Image
+    instruction: str
+    mask: np.ndarray
+    human: bool = True
+    weight: float = 1.0
+
+
+__all__ = ["Example", "MaskingExample"]

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.utils.data import Dataset
+
 from ..processing.image_loading import MAX_IMAGE_PIXELS, exif_orientation, open_image, upright_mask
 from ..processing.mask_reading import read_mask
 from ..processing.regions import check_mask_size, read_run_lengths
@@ -33,7 +35,7 @@ REJECTION = "[REJ]"
 _SLOTS = re.compile(r"\[SEG\]|\[REJ\]")
 _FRAMES = ("upright", "stored")
 # Lines that an error names one by one.
-_SHOWN = 5
+_SHOWN_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
@@ -115,13 +117,32 @@ def read_request_folder(folder: str | Path, max_image_pixels: int = MAX_IMAGE_PI
             problems[number] = str(error)
     problems |= {number: f"{reason}. {LINE_ADVICE}" for number, reason in not_json.items()}
     if problems:
-        lines = [f"{metadata}, line {number}: {text}" for number, text in sorted(problems.items())[:_SHOWN]]
-        if len(problems) > _SHOWN:
+        lines = [f"{metadata}, line {number}: {text}" for number, text in sorted(problems.items())[:_SHOWN_PROBLEMS]]
+        if len(problems) > _SHOWN_PROBLEMS:
             lines.append(f"In all {len(problems)} lines cannot be used.")
         raise DataFileError("\n".join(lines))
     if not images:
         raise DataFileError(f"{metadata} has no lines; give one per image, with `file_name` and `requests`.")
     return images
+
+
+class ImageFolderExamples(Dataset):
+    """
+    The images of a folder with their conversations and decoded masks.
+
+    Args:
+        folder (`str` or `Path`): As for `read_request_folder`, which says what is raised, too.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.images = read_request_folder(self.folder)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Example:
+        return self.images[index].example()  # also what ends an iteration, by its IndexError
 
 
 def first_rejection(images: list[RequestImage]) -> RequestImage | None:
@@ -162,8 +183,8 @@ class _LineReader:
         if not given:
             raise ValueError("`requests` is empty; give at least one request per image.")
         requests = []
-        for place, request in enumerate(given, start=1):
-            where = f"request {place}: " if len(given) > 1 else ""
+        for index, request in enumerate(given):
+            where = f"request {index + 1}: " if len(given) > 1 else ""
             try:
                 requests.append(self._request(request, head, frame))
             except ValueError as error:
@@ -192,8 +213,8 @@ class _LineReader:
                 "[SEG] or [REJ], in order."
             )
         read = []
-        for place, (slot, phrase) in enumerate(zip(slots, phrases, strict=True), start=1):
-            read.append(self._phrase(slot, phrase, f"phrase {place}", head, frame))
+        for number, (slot, phrase) in enumerate(zip(slots, phrases, strict=True), start=1):
+            read.append(self._phrase(slot, phrase, f"phrase {number}", head, frame))
         return Request(question, answer, tuple(read))
 
     def _phrase(self, slot: str, phrase: Any, where: str, head: _ImageHead, frame: str | None) -> Phrase:
@@ -263,6 +284,7 @@ def _check_stated_size(row: dict[str, Any], head: _ImageHead) -> None:
 __all__ = [
     "METADATA_FILE",
     "REJECTION",
+    "ImageFolderExamples",
     "Phrase",
     "Request",
     "RequestImage",

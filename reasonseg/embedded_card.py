@@ -52,7 +52,7 @@ torchrun --nproc-per-node 2 -m reasonseg train tabletop --out out/tabletop
 (`training/recipes/tabletop.yaml`){minutes}. First both image encoders alone on dense labels, then everything together,
 last the head that scores masks. All random numbers are seeded.
 
-{curve}What made it learn at all, in the order in which plateaus fell: slots stand directly behind the last word of
+{curve}What made it learn at all, in the order in which plateaus fell: slots stand directly after the last word of
 their phrase, whose state then decides and points; before anything is asked, patches are pulled towards the
 embeddings of the words for what they show, at a fixed sharpness, and this goes on beside the questions (in
 runs without it and with half the first stage a linear probe named 81 % of single things before and 78 % after

@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from .data.data_files import read_json
 from .embedded_card import write_card
 
 
@@ -34,7 +35,7 @@ def embed(trained: str | Path, results: list[str | Path], minutes: float | None 
         minutes (`float`, *optional*): How long training took, for the card.
 
     Returns:
-        `Path`: [`EMBEDDED_MODEL`], written anew.
+        `Path`: [`EMBEDDED_MODEL`], written again.
 
     Raises:
         FileNotFoundError: If `trained` holds no weights.
@@ -47,7 +48,7 @@ def embed(trained: str | Path, results: list[str | Path], minutes: float | None 
     shutil.copytree(trained, draft, ignore=shutil.ignore_patterns(*_NOT_EMBEDDED, *_NOT_EMBEDDED_DIRECTORIES))
     for path in draft.glob("*.json"):
         _drop_code_pointers(path)
-    tables = [json.loads(Path(path).read_text(encoding="utf-8")) for path in results]
+    tables = [read_json(path) for path in results]
     card = write_card(draft, trained, tables, minutes)
     (draft / "README.md").write_text(card, encoding="utf-8")
     replaced = EMBEDDED_MODEL.with_name(".replaced.partial")

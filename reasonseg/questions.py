@@ -4,9 +4,9 @@ from pathlib import Path
 
 from .data.request_folder import read_request_folder
 from .evaluation.benchmark import Question
-from .training.tabletop_dataset import generate_records
 from .training.tabletop_requests import make_requests
 from .training.tabletop_scenes import TabletopScene, draw_scene
+from .training.tabletop_stream import TabletopDataset
 
 
 def tabletop_questions(split: str = "test", scenes: int = 500, seed: int = 0) -> list[Question]:
@@ -27,7 +27,7 @@ def tabletop_questions(split: str = "test", scenes: int = 500, seed: int = 0) ->
             masks=list(request.masks),
             types=list(request.phrase_types),
         )
-        for record in generate_records(split, scenes, seed=seed)
+        for record in TabletopDataset(split, scenes, seed=seed, fresh_requests=False)
         for request in record.requests
     ]
 

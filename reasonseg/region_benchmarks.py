@@ -9,6 +9,9 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from .benchmarks import EvaluationOptions, Outcome, UnknownBenchmarkError
+from .data.region_conversation import marked_image
+from .data.region_data import RegionFile
+from .data.region_questions import build_conversation
 from .evaluation.answering import Answering, PictureQuestion, answer_questions
 from .evaluation.choice_accuracy import choice_result
 from .evaluation.judges import EndpointJudge, Judge, PipelineJudge, RuleJudge
@@ -26,9 +29,6 @@ from .processing.chat import IMAGE_TOKEN
 from .processing.image_loading import load_rgb_image
 from .processing.visual_prompt_sampling import PromptRandom
 from .processing.visual_prompts import ANCHOR, DEFAULT_ALPHA
-from .training.region_conversation import marked_image
-from .training.region_data import RegionFile
-from .training.region_questions import build_conversation
 
 
 # The names of what is asked about one row of VCR, by protocol; both together give Q->AR.

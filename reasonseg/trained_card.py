@@ -24,13 +24,12 @@ from .conversion.locations import location_name
 from .conversion.systems import GSVA, SYSTEMS, VIP_LLAVA
 from .embedding import EMBEDDED_MODEL
 from .loading import load_pretrained
-from .training.recipe import TABLETOPS, Recipe, RecipeError, data_names, describe_recipe, require_model
+from .training.recipe import Recipe, RecipeError, describe_recipe, require_model
 from .whole_files import write_whole
 
 
 CARD = "README.md"
 _TABLETOP_CARD = "gsva-tabletop"
-_OWN_LICENCE = "Apache-2.0"
 _NOT_STATED = "not stated; that of whoever owns it"
 
 
@@ -91,11 +90,10 @@ def write_trained_card(repo: Path, recipe: Recipe, start: Start) -> None:
         recipe ([`Recipe`]): What was done.
         start ([`Start`]): What it was done to.
     """
-    data = data_names(recipe.data)
     training = {
         "base": start.base,
-        "data": data,
-        "data_licence": _OWN_LICENCE if data == TABLETOPS else _NOT_STATED,
+        "data": recipe.kind.names(recipe.data),
+        "data_licence": recipe.kind.licence or _NOT_STATED,
         "recipe": describe_recipe(recipe),
     }
     config = load_pretrained(AutoConfig, repo)

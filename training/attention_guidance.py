@@ -69,7 +69,7 @@ class AttentionGuidance:
                 on the right.
             slot_positions (`Sequence[torch.LongTensor]`): Per row the positions of its slots.
             mask_labels (`Sequence[torch.FloatTensor]`): Per row `(slots, height, width)`, in [0, 1], where to look;
-                pictures must be square, so that they lie on the grid of patches.
+                images must be square, so that they lie on the grid of patches.
         """
         attention, self._attention = self._attention, None
         device = input_ids.device

@@ -1,4 +1,4 @@
-"""Turns pictures with conversations and masks into batches; conversations about one picture share it."""
+"""Turns images with conversations and masks into batches; conversations about one image share it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ class SegmentationCollator:
     Args:
         processor: The model's processor; it writes prompts, labels and both image views.
         mask_size (`int`, *optional*): Side in pixels to which targets are averaged down (soft edges). `None` keeps
-            the size of the picture, as the originals do; small models learn the same from smaller targets.
+            the size of the image, as the originals do; small models learn the same from smaller targets.
     """
 
     def __init__(self, processor, mask_size: int | None = None):
@@ -47,7 +47,7 @@ class SegmentationCollator:
             ValueError: If a mask has not the size of its upright image, or values that may mean several things.
         """
         return [
-            self._targets(of_row, size) for of_picture, size in zip(masks, sizes, strict=True) for of_row in of_picture
+            self._targets(of_row, size) for of_image, size in zip(masks, sizes, strict=True) for of_row in of_image
         ]
 
     def _targets(self, masks: list[Any | None], size: list[int]) -> torch.FloatTensor:

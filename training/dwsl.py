@@ -3,7 +3,7 @@
 After figure 6 (stage II) of arXiv 2405.19783: every example, of people or machines, teaches with the weight that the
 trained and fixed discriminator gives it. As a formula, which is our reading and not a quotation,
 
-    min_G  E_all[ w(picture, instruction, mask) * (BCE + dice)(G(picture, instruction), mask) ],
+    min_G  E_all[ w(image, instruction, mask) * (BCE + dice)(G(image, instruction), mask) ],
 
 and the loss of each example is that of the original's `IVM.forward`. Left open, and chosen here:
 
@@ -26,9 +26,9 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import Dataset
 
+from ..data.example import MaskingExample
 from ..whole_files import write_whole
 from .ivm_discriminator import IvmDiscriminator
-from .masking_data import MaskingExample
 
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class WeightedExamples(Dataset):
     A data set whose examples carry weights.
 
     Args:
-        examples (`Dataset`): Of [`MaskingExample`]s; the same place must show the same label in every epoch.
+        examples (`Dataset`): Of [`MaskingExample`]s; the same index must show the same label in every epoch.
         weights (`Sequence[float]`): One per example.
 
     Raises:
@@ -117,7 +117,7 @@ def score_examples(
     progress: Callable[[int, int], None] | None = None,
 ) -> list[float]:
     """
-    D of every example, kept in `folder` while they are computed, so that a stopped run goes on where it stopped;
+    D of every example, kept in `folder` while they are computed, so that a run resumes where it stopped;
     several processes share the work.
 
     Args:
@@ -172,7 +172,8 @@ def repair_scores(folder: Path) -> None:
 
 def read_scores(folder: Path, count: int) -> dict[int, float]:
     """
-    The scores in a folder by place, without what was cut off at the end of a file; nothing is written.
+    The scores in a folder by the index of their example, without what was cut off at the end of a file; nothing is
+    written.
 
     Raises:
         ValueError: If the scores are of another number of examples, or a line is damaged.
@@ -186,7 +187,7 @@ def read_scores(folder: Path, count: int) -> dict[int, float]:
                 entry = json.loads(line)
                 place, of, score = entry["place"], entry["of"], float(entry["score"])
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number} is damaged; remove the file to score anew.") from error
+                raise ValueError(f"{path}, line {number} is damaged; remove the file to score again.") from error
             if of != count or not 0 <= place < count:
                 raise ValueError(
                     f"{path} holds scores of {of} examples, but there are {count}; remove {folder} or use another "

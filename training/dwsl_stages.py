@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,20 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
+from ..data.data_files import read_json
 from ..whole_files import remove_drafts, write_whole
-from .dwsl import WeightRule, score_examples
-from .ivm_discriminator import IvmDiscriminator, human_share, load_discriminator, save_discriminator
-from .masking_data import DiscriminatorCollator
-from .parts import add_lora, remove_lora, select_trained
-from .recipe import DwslRecipe, LoraRecipe, Recipe, RecipeError
-from .trainer import ReasoningSegmentationTrainer
+from .data_kinds import FirstStage
+from .dwsl import WeightedExamples, WeightRule, score_examples
+from .ivm_discriminator import (
+    DiscriminatorCollator,
+    IvmDiscriminator,
+    human_share,
+    load_discriminator,
+    save_discriminator,
+)
+from .recipe import LoraRecipe, Recipe, RecipeError
+from .trained_parameters import add_lora, remove_lora, select_trained
+from .trainer import ReasoningSegmentationTrainer, training_arguments
 
 
 logger = logging.getLogger(__name__)
@@ -28,8 +35,58 @@ logger = logging.getLogger(__name__)
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 SCORES_FOLDER = "scores"
 SETTINGS_FILE = "settings.json"
-# They make weights of scores, which happens anew in every run.
+# They make weights of scores, which every run does again.
 _WEIGHT_RULE = ("floor", "sharpness", "normalise")
+
+
+@dataclass
+class DwslRecipe(FirstStage):
+    """
+    A discriminator of people's and machines' masks, whose scores weigh the examples.
+
+    Args:
+        steps (`int`): Steps of the discriminator's training.
+        batch_size (`int`): Examples per step and process, also while scoring.
+        learning_rate (`float`): Of the discriminator.
+        floor, sharpness, normalise: How a score becomes a weight; see `WeightRule`.
+    """
+
+    steps: int = 1000
+    batch_size: int = 16
+    learning_rate: float = 1e-4
+    floor: float = 0.2
+    sharpness: float = 1.0
+    normalise: bool = True
+
+    def check(self, recipe: Recipe) -> None:
+        if recipe.data.kind != "ivm_mix":
+            raise RecipeError("dwsl weighs examples by who drew their masks; it needs `data.kind: ivm_mix`.")
+        if len({bool(source.get("human")) for source in recipe.data.sources}) < 2:
+            raise RecipeError(
+                "dwsl needs masks of people and of machines; set `human: true` in those data.sources that people drew."
+            )
+
+    def run(
+        self, recipe: Recipe, model: nn.Module, processor: Any, data: Dataset, out: Path, resumed: bool
+    ) -> WeightedExamples:
+        """The same examples with weights; a resumed run uses the discriminator and the scores that it finds."""
+        folder = out / "dwsl"
+        arguments = training_arguments(
+            recipe,
+            folder,
+            max_steps=self.steps,
+            learning_rate=self.learning_rate,
+            per_device_train_batch_size=self.batch_size,
+            gradient_accumulation_steps=1,
+            save_strategy="no",
+            label_names=["labels"],
+            warmup_steps=self.steps // 8,
+        )
+        keep_settings(recipe, folder)
+        plain_data = replace(recipe.data, options={**recipe.data.options, "augment": False})
+        plain = recipe.kind.dataset(replace(recipe, data=plain_data))
+        weights = discriminator_weights(model.vlm, processor, data, plain, self, recipe.lora, folder, arguments)
+        return WeightedExamples(data, weights)
 
 
 def build_discriminator(vlm: nn.Module, share: float, lora: LoraRecipe | None) -> IvmDiscriminator:
@@ -52,7 +109,7 @@ def keep_settings(recipe: Recipe, out: Path) -> None:
     Raises:
         RecipeError: If those in `out` are of other settings; the message says which differ.
     """
-    dwsl = {name: value for name, value in asdict(recipe.dwsl).items() if name not in _WEIGHT_RULE}
+    dwsl = {name: value for name, value in asdict(recipe.first_stages["dwsl"]).items() if name not in _WEIGHT_RULE}
     content = json.dumps(
         {
             "model": recipe.model,
@@ -67,7 +124,7 @@ def keep_settings(recipe: Recipe, out: Path) -> None:
     )
     file = out / SETTINGS_FILE
     if file.is_file():
-        if differing := _differences(json.loads(file.read_text(encoding="utf-8")), json.loads(content)):
+        if differing := _differences(read_json(file), json.loads(content)):
             raise RecipeError(
                 f"{out} holds the first stage of another recipe ({'; '.join(differing)}); use another --out."
             )
@@ -75,16 +132,18 @@ def keep_settings(recipe: Recipe, out: Path) -> None:
         write_whole(file, content + "\n")
 
 
-def _differences(there: Any, here: Any, place: str = "") -> list[str]:
+def _differences(there: Any, here: Any, name: str = "") -> list[str]:
     if isinstance(there, dict) and isinstance(here, dict):
-        names = sorted(there.keys() | here.keys())
-        parts = [_differences(there.get(name), here.get(name), f"{place}.{name}".lstrip(".")) for name in names]
+        parts = [
+            _differences(there.get(key), here.get(key), f"{name}.{key}".lstrip("."))
+            for key in sorted(there.keys() | here.keys())
+        ]
         return [line for part in parts for line in part]
-    return [] if there == here else [f"{place} is {there!r} there and {here!r} here"]
+    return [] if there == here else [f"{name} is {there!r} there and {here!r} here"]
 
 
 def train_discriminator(
-    discriminator: IvmDiscriminator, processor, examples: Dataset, arguments: TrainingArguments, optimizer_factory=None
+    discriminator: IvmDiscriminator, processor, examples: Dataset, arguments: TrainingArguments
 ) -> None:
     """Stage I, in place; `examples` are [`MaskingExample`]s of people and machines."""
     ReasoningSegmentationTrainer(
@@ -92,7 +151,6 @@ def train_discriminator(
         args=arguments,
         train_dataset=examples,
         data_collator=DiscriminatorCollator(processor),
-        optimizer_factory=optimizer_factory,
     ).train()
 
 
@@ -170,6 +228,7 @@ __all__ = [
     "DISCRIMINATOR_FILE",
     "SCORES_FOLDER",
     "SETTINGS_FILE",
+    "DwslRecipe",
     "build_discriminator",
     "discriminator_weights",
     "keep_settings",

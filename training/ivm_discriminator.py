@@ -1,19 +1,19 @@
 """Stage I of IVM's training: a vision-language model learns to tell masks that people drew from machines' masks.
 
 After figure 6 (stage I) of arXiv 2405.19783: a LoRA-tuned LLaVA, the generator's own base with adapters of its own,
-sees the picture through a mask beside the instruction and is trained with binary cross entropy, people's masks being
+sees the image through a mask beside the instruction and is trained with binary cross entropy, people's masks being
 the positive class. As a formula, which is our reading and not a quotation:
 
-    min_D  E_people[-log D(picture, instruction, mask)] + E_machines[-log(1 - D(picture, instruction, mask))]
+    min_D  E_people[-log D(image, instruction, mask)] + E_machines[-log(1 - D(image, instruction, mask))]
 
-The original's repository holds the network (`LLaVAEncoderDiscriminator`: the hidden part of the picture painted white,
+The original's repository holds the network (`LLaVAEncoderDiscriminator`: the hidden part of the image painted white,
 the question "Can you follow instruction above based on the given image?", the last token's last hidden state, a GELU
 MLP of a quarter of the width) but neither its training nor its weights. Left open there, and chosen here:
 
 - the shares of both classes. People drew few of a million masks; both expectations count the same here, whatever the
   number of examples, so that 0.5 means "as likely from either".
 - number of steps and learning rate; they are the recipe's.
-- soft masks. The original multiplies whole numbers, so that its masks are 0 or 1; values between mix picture and
+- soft masks. The original multiplies whole numbers, so that its masks are 0 or 1; values between mix image and
   white.
 """
 
@@ -21,14 +21,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..data.example import MaskingExample
 from ..modeling.modeling_ivm import PromptProjector
+from ..processing.image_loading import load_rgb_image
+from ..processing.mask_reading import soft_mask
 from ..whole_files import written_whole
-from .parts import trained_state_dict
+from .trained_parameters import trained_state_dict
+
+
+# The original's llavaTextPreprocess(role="discriminator"), without what the processor writes around every instruction.
+DISCRIMINATOR_QUESTION = "{instruction} \n Can you follow instruction above based on the given image?"
+WHITE = (255, 255, 255)
 
 
 class IvmDiscriminator(nn.Module):
@@ -65,7 +75,7 @@ class IvmDiscriminator(nn.Module):
         Args:
             input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`): Prompts, padded on
                 either side.
-            pixel_values (`torch.FloatTensor`): The masked pictures, one per row.
+            pixel_values (`torch.FloatTensor`): The masked images, one per row.
             labels (`torch.FloatTensor` of shape `(batch_size,)`, *optional*): 1 for masks of people, 0 of machines.
 
         Returns:
@@ -96,6 +106,52 @@ class IvmDiscriminator(nn.Module):
         inputs = {name: value.to(device) for name, value in batch.items() if name != "labels"}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.vlm.dtype)
         return self(**inputs)["logits"].sigmoid().cpu()
+
+
+def apply_mask(image: Image.Image, mask: np.ndarray, fill: tuple[int, int, int] = WHITE) -> Image.Image:
+    """
+    The image where the mask is 1 and a colour where it is 0; values between mix both.
+
+    Args:
+        image (`PIL.Image.Image`): RGB.
+        mask (`np.ndarray`): `(height, width)` of the image, in [0, 1].
+        fill (`tuple[int, int, int]`): RGB.
+
+    Raises:
+        ValueError: If image and mask differ in size, or the mask has other values.
+    """
+    mask = np.asarray(mask)
+    if mask.shape != (image.height, image.width):
+        raise ValueError(
+            f"A mask of shape {mask.shape} was given for an image of {image.width} x {image.height} pixels; it must "
+            f"be {(image.height, image.width)}, (height, width)."
+        )
+    kept = soft_mask(mask)[..., None]
+    mixed = np.asarray(image, dtype=np.float32) * kept + np.asarray(fill, dtype=np.float32) * (1 - kept)
+    return Image.fromarray(np.rint(mixed).astype(np.uint8))
+
+
+class DiscriminatorCollator:
+    """
+    Batches for [`IvmDiscriminator`]: the masked images, the question whether they suffice, and who drew the masks.
+
+    Args:
+        processor ([`IvmProcessor`]): Writes the prompts and the vision-language model's view.
+    """
+
+    def __init__(self, processor):
+        self.processor = processor
+
+    def __call__(self, examples: Sequence[MaskingExample]) -> dict[str, Any]:
+        batch = self.processor(
+            images=[apply_mask(load_rgb_image(example.image), example.mask) for example in examples],
+            text=[DISCRIMINATOR_QUESTION.format(instruction=example.instruction) for example in examples],
+            return_tensors="pt",
+        )
+        return {
+            **{name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")},
+            "labels": torch.tensor([float(example.human) for example in examples]),
+        }
 
 
 def save_discriminator(discriminator: IvmDiscriminator, path: Path) -> None:
@@ -139,4 +195,11 @@ def human_share(flags: Sequence[bool]) -> float:
     return share
 
 
-__all__ = ["IvmDiscriminator", "human_share", "load_discriminator", "save_discriminator"]
+__all__ = [
+    "DiscriminatorCollator",
+    "IvmDiscriminator",
+    "apply_mask",
+    "human_share",
+    "load_discriminator",
+    "save_discriminator",
+]

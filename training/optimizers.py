@@ -1,11 +1,13 @@
 """Muon for the matrices of a network and AdamW for everything else, as one optimizer for the Trainer."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
+
+from .recipe import OptimizerRecipe
 
 
 class OptimizerGroup(torch.optim.Optimizer):
@@ -80,6 +82,15 @@ def muon_and_adamw(
     return OptimizerGroup([muon, adamw])
 
 
+def optimizer_factory(recipe: OptimizerRecipe | None) -> Callable | None:
+    """As the Trainer takes it; `None` leaves the choice to the Trainer."""
+    if recipe is None:
+        return None
+    return lambda named_parameters: muon_and_adamw(
+        named_parameters, recipe.learning_rate, recipe.muon_learning_rate, recipe.weight_decay
+    )
+
+
 def split_learning_rates(
     groups: list[dict[str, Any]],
     named_parameters: Iterable[tuple[str, nn.Parameter]],
@@ -114,4 +125,4 @@ def split_learning_rates(
     return split
 
 
-__all__ = ["OptimizerGroup", "is_hidden_matrix", "muon_and_adamw", "split_learning_rates"]
+__all__ = ["OptimizerGroup", "is_hidden_matrix", "muon_and_adamw", "optimizer_factory", "split_learning_rates"]

@@ -6,12 +6,11 @@ from typing import Any
 
 import yaml
 
-from .parts import LORA_TARGETS
+from .data_kinds import DATA_KINDS, FIRST_STAGES, DataKind, FirstStage, find
+from .trained_parameters import LORA_TARGETS
 
 
 RECIPES = Path(__file__).parent / "recipes"
-TABLETOPS = "tabletops drawn by reasonseg"
-"""What [`data_names`] calls data that nobody else has a right to."""
 
 
 class RecipeError(ValueError):
@@ -22,7 +21,8 @@ class RecipeError(ValueError):
 class DataRecipe:
     """
     Args:
-        kind (`str`): `tabletop` (drawn on the fly), `image_folder`, `ivm_mix` (for IVM) or `regions` (for ViP-LLaVA).
+        kind (`str`): `tabletop` (drawn on the fly), `image_folder`, `ivm_mix` (for IVM), `regions` (for ViP-LLaVA), or
+            another of `data_kinds.DATA_KINDS`.
         path (`str`, *optional*): Folder of one split, for `image_folder`; the JSON file, for `regions`.
         split (`str`): Split of `tabletop`.
         length (`int`): Scenes of `tabletop` in an epoch; every epoch draws new ones.
@@ -103,35 +103,6 @@ class GuidanceRecipe:
 
 
 @dataclass
-class TowerRecipe:
-    """First stage of training from scratch: both image encoders alone, on dense labels."""
-
-    steps: int = 800
-    batch_size: int = 32
-    optimizer: OptimizerRecipe = field(default_factory=OptimizerRecipe)
-
-
-@dataclass
-class DwslRecipe:
-    """
-    IVM's first stage: a discriminator of people's and machines' masks, whose scores weigh the examples of the second.
-
-    Args:
-        steps (`int`): Steps of the discriminator's training.
-        batch_size (`int`): Examples per step and process, also while scoring.
-        learning_rate (`float`): Of the discriminator.
-        floor, sharpness, normalise: How a score becomes a weight; see `WeightRule`.
-    """
-
-    steps: int = 1000
-    batch_size: int = 16
-    learning_rate: float = 1e-4
-    floor: float = 0.2
-    sharpness: float = 1.0
-    normalise: bool = True
-
-
-@dataclass
 class Recipe:
     """
     Args:
@@ -141,8 +112,8 @@ class Recipe:
         data ([`DataRecipe`]): What to learn from.
         trained (`list[str]`, *optional*): Patterns of parameter names that learn in full; all if not given.
         lora ([`LoraRecipe`], *optional*): Adapters.
-        towers ([`TowerRecipe`], *optional*): First stage, for `tabletop` only.
-        dwsl ([`DwslRecipe`], *optional*): First stage, for `ivm_mix` only.
+        first_stages (`dict[str, FirstStage]`): What is trained before, by the section that asks for it. In a file
+            these sections stand beside the others: `towers` for `tabletop`, `dwsl` for `ivm_mix`.
         optimizer ([`OptimizerRecipe`], *optional*): Muon and AdamW.
         parts ([`PartsRecipe`], *optional*): For `model: vip_llava`, a new model of these.
         learning_rates (`dict[str, float]`): Learning rates of parameters whose names match a pattern, where they
@@ -151,7 +122,7 @@ class Recipe:
         guidance ([`GuidanceRecipe`], *optional*): Additional loss on the language model's attention.
         score_steps (`int`): Steps of a last stage in which only the segmenter's IoU head learns.
         decision_loss_weight (`float`): Weight of the additional loss on `[SEG]` against `[REJ]`.
-        mask_size (`int`, *optional*): Side in pixels of the mask targets; the size of the picture if not given.
+        mask_size (`int`, *optional*): Side in pixels of the mask targets; the size of the image if not given.
         attn_implementation (`str`, *optional*): As for `from_pretrained`.
         matmul_precision (`str`): As for `torch.set_float32_matmul_precision`.
         storage_dtype (`str`, *optional*): Number format of the finished weights; they load as they were trained.
@@ -163,8 +134,7 @@ class Recipe:
     data: DataRecipe
     trained: list[str] | None = None
     lora: LoraRecipe | None = None
-    towers: TowerRecipe | None = None
-    dwsl: DwslRecipe | None = None
+    first_stages: dict[str, FirstStage] = field(default_factory=dict)
     optimizer: OptimizerRecipe | None = None
     parts: PartsRecipe | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)
@@ -180,31 +150,17 @@ class Recipe:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.data.kind not in (known := ("tabletop", "image_folder", "ivm_mix", "regions")):
-            raise RecipeError(f"data.kind is {self.data.kind!r}; it must be one of {', '.join(known)}.")
-        if self.data.kind == "regions" and not self.data.path:
-            raise RecipeError("data.path is missing: name the JSON file with the conversations.")
+        if self.data.kind not in DATA_KINDS:
+            raise RecipeError(f"data.kind is {self.data.kind!r}; it must be one of {', '.join(DATA_KINDS)}.")
+        self.kind.check(self)
         if (self.model == "vip_llava") != (self.parts is not None):
             raise RecipeError("`model: vip_llava` is built from `parts`, and only that: give both or neither.")
         if self.learning_rates and self.optimizer is not None:
             raise RecipeError("learning_rates are for the Trainer's own optimizer; leave out `optimizer`.")
-        if self.data.kind == "image_folder" and not self.data.path:
-            raise RecipeError("data.path is missing: name the folder of one split (with its metadata.jsonl).")
-        if self.data.kind == "ivm_mix":
-            _check_ivm_sources(self.data.sources)
-        if self.dwsl is not None and self.data.kind != "ivm_mix":
-            raise RecipeError("dwsl weighs examples by who drew their masks; it needs `data.kind: ivm_mix`.")
-        if self.dwsl is not None and len({bool(source.get("human")) for source in self.data.sources}) < 2:
-            raise RecipeError(
-                "dwsl needs masks of people and of machines; set `human: true` in those data.sources that people drew."
-            )
-        if self.towers is not None and self.model != "tabletop":
-            raise RecipeError("towers trains encoders from scratch; it needs `model: tabletop`.")
-        if (
-            self.guidance is not None
-            and self.guidance.needs_scenes
-            and (self.model, self.data.kind) != ("tabletop",) * 2
-        ):
+        for stage in self.first_stages.values():
+            stage.check(self)
+        knows_scenes = self.kind.knows_scenes and self.model == self.data.kind
+        if self.guidance is not None and self.guidance.needs_scenes and not knows_scenes:
             raise RecipeError(
                 "guidance.landmark_layer and guidance.word_weight need to know what every patch shows; only "
                 "`model: tabletop` with `data.kind: tabletop` does."
@@ -212,43 +168,53 @@ class Recipe:
         if self.lora is not None and self.trained is None:
             raise RecipeError("With lora, name in `trained` what learns in full ([] for nothing but the adapters).")
 
-
-def _check_ivm_sources(sources: Any) -> None:
-    known, needed = {"meta", "images", "masks", "human"}, {"meta", "images"}
-    if not isinstance(sources, list) or not sources or not all(isinstance(source, dict) for source in sources):
-        raise RecipeError(f"data.sources must list the parts of the data set, each with {sorted(known)}.")
-    for source in sources:
-        if set(source) - known or needed - set(source):
-            raise RecipeError(
-                f"A part of data.sources has {sorted(source)}; it needs {sorted(needed)}, of {sorted(known)}."
-            )
+    @property
+    def kind(self) -> DataKind:
+        """How to learn from `data`."""
+        return find(DATA_KINDS[self.data.kind])()
 
 
-_PARTS = {
+_SECTIONS = {
     "data": DataRecipe,
     "lora": LoraRecipe,
     "parts": PartsRecipe,
-    "towers": TowerRecipe,
-    "dwsl": DwslRecipe,
     "optimizer": OptimizerRecipe,
     "guidance": GuidanceRecipe,
 }
 
 
-def _build(kind: type, values: dict[str, Any], place: str):
+def _read_recipe(values: Any, name: str) -> Recipe:
+    """A recipe of what its file holds: the sections of first stages stand beside its own."""
     if not isinstance(values, dict):
-        raise RecipeError(f"{place} must hold named fields, got {values!r}.")
-    known = {part.name for part in fields(kind)}
+        raise RecipeError(f"{name} must hold named fields, got {values!r}.")
+    known = sorted({*(own.name for own in fields(Recipe)), *FIRST_STAGES} - {"first_stages"})
+    if unknown := sorted(set(values) - set(known)):
+        raise RecipeError(f"{name} has unknown fields {unknown}; there are {known}.")
+    stages = {
+        stage: _read_section(find(entry), values[stage], f"{name}.{stage}")
+        for stage, entry in FIRST_STAGES.items()
+        if values.get(stage) is not None
+    }
+    own = {field_name: value for field_name, value in values.items() if field_name not in FIRST_STAGES}
+    return _read_section(Recipe, {**own, "first_stages": stages}, name)
+
+
+def _read_section(section_class: type, values: Any, name: str) -> Any:
+    if not isinstance(values, dict):
+        raise RecipeError(f"{name} must hold named fields, got {values!r}.")
+    known = {own.name for own in fields(section_class)}
     if unknown := sorted(set(values) - known):
-        raise RecipeError(f"{place} has unknown fields {unknown}; there are {sorted(known)}.")
+        raise RecipeError(f"{name} has unknown fields {unknown}; there are {sorted(known)}.")
     values = {
-        name: _build(_PARTS[name], value, f"{place}.{name}") if name in _PARTS and value is not None else value
-        for name, value in values.items()
+        field_name: _read_section(_SECTIONS[field_name], value, f"{name}.{field_name}")
+        if field_name in _SECTIONS and value is not None
+        else value
+        for field_name, value in values.items()
     }
     try:
-        return kind(**values)
+        return section_class(**values)
     except TypeError as error:
-        raise RecipeError(f"{place} is incomplete: {error}.") from error
+        raise RecipeError(f"{name} is incomplete: {error}.") from error
 
 
 def load_recipe(name_or_path: str | Path, overrides: list[str] | tuple[str, ...] = ()) -> Recipe:
@@ -279,7 +245,7 @@ def load_recipe(name_or_path: str | Path, overrides: list[str] | tuple[str, ...]
             target[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
-    return _build(Recipe, values, path.stem)
+    return _read_recipe(values, path.stem)
 
 
 def require_model(recipe: Recipe) -> str:
@@ -305,16 +271,15 @@ def describe_recipe(recipe: Recipe) -> dict[str, Any]:
     return _described(recipe)
 
 
-def _described(part: Any) -> dict[str, Any]:
-    defaults = {
-        own.name: own.default_factory() if callable(own.default_factory) else own.default for own in fields(part)
-    }
-    found = {own.name: getattr(part, own.name) for own in fields(part)}
-    return {
-        name: _described(value) if is_dataclass(value) else _without_places(value)
-        for name, value in found.items()
-        if value != defaults[name]
-    }
+def _described(section: Any) -> dict[str, Any]:
+    described = {}
+    for own in fields(section):
+        value = getattr(section, own.name)
+        if own.name == "first_stages":
+            described |= {name: _described(stage) for name, stage in value.items()}
+        elif value != (own.default_factory() if callable(own.default_factory) else own.default):
+            described[own.name] = _described(value) if is_dataclass(value) else _without_places(value)
+    return described
 
 
 def _without_places(value: Any) -> Any:
@@ -326,26 +291,14 @@ def _without_places(value: Any) -> Any:
     return Path(value).name if is_place else value
 
 
-def data_names(data: DataRecipe) -> str:
-    """What is learned from, in words and without the place where it lies."""
-    if data.kind == "tabletop":
-        return TABLETOPS
-    places = [source["meta"] for source in data.sources] or [data.path]
-    return ", ".join(Path(place).absolute().name for place in places)
-
-
 __all__ = [
-    "TABLETOPS",
     "DataRecipe",
-    "DwslRecipe",
     "GuidanceRecipe",
     "LoraRecipe",
     "OptimizerRecipe",
     "PartsRecipe",
     "Recipe",
     "RecipeError",
-    "TowerRecipe",
-    "data_names",
     "describe_recipe",
     "load_recipe",
     "require_model",

@@ -3,13 +3,14 @@
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, TrainingArguments, set_seed
+from torch.utils.data import Dataset
+from transformers import AutoProcessor, set_seed
 
 from ..loading import load_pretrained
 from ..whole_files import written_whole
@@ -24,22 +25,12 @@ from .checkpoints import (
     was_stopped,
 )
 from .collator import SegmentationCollator
-from .datasets import ImageFolderExamples, TabletopExamples
-from .dialogues import DialogueCollator, RegionDialogues
-from .dwsl import WeightedExamples
-from .dwsl_stages import discriminator_weights, keep_settings
-from .ivm_mix import IvmMixDataset, IvmMixSource
+from .data_kinds import NEW_MODELS, find
 from .mask_scores import IOU_HEAD, MaskScoreTrainer
-from .masking_data import MaskingCollator
-from .optimizers import muon_and_adamw
-from .parts import add_lora, select_trained
-from .recipe import OptimizerRecipe, Recipe, RecipeError, require_model
-from .tabletop_collator import TabletopCollator
-from .tabletop_model import SEGMENTER_PATCH, SEGMENTER_SIDE, VLM_PATCH, VLM_SIDE, tabletop_config, tabletop_model
-from .tabletop_processor import build_processor, token_ids
-from .tabletop_stream import TabletopDataset
-from .tabletop_towers import BACKGROUND_WORD, WORDS, PatchGuidance, TowerCollator, TowerPretraining
-from .trainer import ReasoningSegmentationTrainer
+from .optimizers import optimizer_factory
+from .recipe import Recipe, RecipeError, require_model
+from .trained_parameters import add_lora, select_trained
+from .trainer import ReasoningSegmentationTrainer, training_arguments
 
 
 logger = logging.getLogger(__name__)
@@ -95,28 +86,12 @@ def _resume_point(recipe: Recipe, out: Path) -> Path | None:
 
 def _train(recipe: Recipe, out: Path, checkpoint: Path | None, build: Callable[..., tuple[Any, Any]] | None) -> None:
     """Train from `checkpoint`, or from the start, and save the repo to `out`."""
-    data = training_data(recipe)  # first, so that what is wrong with it is said before a model is loaded
-    if recipe.model == "tabletop":
-        model, processor = build_tabletop(recipe)
-    elif recipe.parts is not None:
-        if build is None:
-            raise RecipeError("`parts` needs somebody who puts them together; pass `build` (`reasonseg train` does).")
-        model, processor = build(recipe.parts, recipe.dtype, recipe.attn_implementation)
-    else:
-        processor = load_pretrained(AutoProcessor, recipe.model)
-        if isinstance(data, ImageFolderExamples):
-            data.check_slots(processor, recipe.model)
-        # A model that only talks has its language head under this name alone.
-        kind = AutoModelForImageTextToText if recipe.data.kind == "regions" else AutoModel
-        model = load_pretrained(kind, recipe.model, attn_implementation=recipe.attn_implementation, dtype=recipe.dtype)
-        if getattr(model.config, "needs_adapter", False):
-            raise RecipeError(f"{recipe.model} keeps its adapter apart; convert it without --keep-lora to train on.")
+    data = recipe.kind.dataset(recipe)  # first, so that what is wrong with it is said before a model is loaded
+    model, processor = _model_and_processor(recipe, data, build)
     if int(os.environ.get("RANK", "0")) == 0:  # of the processes that torchrun has started
         begin(out)
-    if recipe.model == "tabletop" and recipe.towers is not None and checkpoint is None:
-        pretrain_towers(model, processor, recipe, out)
-    if recipe.dwsl is not None:
-        data = WeightedExamples(data, dwsl_weights(model, processor, data, recipe, out))
+    for stage in recipe.first_stages.values():
+        data = stage.run(recipe, model, processor, data, out, resumed=checkpoint is not None)
     if recipe.lora is not None:
         lora = recipe.lora
         add_lora(model, lora.r, lora.lora_alpha, lora.lora_dropout, lora.targets)
@@ -126,10 +101,10 @@ def _train(recipe: Recipe, out: Path, checkpoint: Path | None, build: Callable[.
         model=model,
         args=training_arguments(recipe, out),
         train_dataset=data,
-        data_collator=collator(processor, recipe),
+        data_collator=recipe.kind.collator(recipe, processor),
         processing_class=processor,
         decision_loss_weight=recipe.decision_loss_weight,
-        auxiliary_losses=auxiliary_losses(model, processor, recipe),
+        auxiliary_losses=auxiliary_losses(recipe, model, processor),
         optimizer_factory=optimizer_factory(recipe.optimizer),
         learning_rates=recipe.learning_rates,
     )
@@ -137,6 +112,29 @@ def _train(recipe: Recipe, out: Path, checkpoint: Path | None, build: Callable[.
     if recipe.score_steps:
         fit_mask_scores(model, processor, data, recipe, out)
     save_finished(trainer, out, recipe.storage_dtype)
+
+
+def _model_and_processor(
+    recipe: Recipe, data: Dataset, build: Callable[..., tuple[Any, Any]] | None
+) -> tuple[Any, Any]:
+    """What the recipe starts from."""
+    if recipe.model in NEW_MODELS:
+        return find(NEW_MODELS[recipe.model])(recipe)
+    if recipe.parts is not None:
+        if build is None:
+            raise RecipeError(
+                "`parts` need a function that makes a model of them; pass `build` (`reasonseg train` does)."
+            )
+        return build(recipe.parts, recipe.dtype, recipe.attn_implementation)
+    processor = load_pretrained(AutoProcessor, recipe.model)
+    recipe.kind.check_model(data, processor, recipe.model)
+    model_class = getattr(transformers, recipe.kind.model_class)
+    model = load_pretrained(
+        model_class, recipe.model, attn_implementation=recipe.attn_implementation, dtype=recipe.dtype
+    )
+    if getattr(model.config, "needs_adapter", False):
+        raise RecipeError(f"{recipe.model} keeps its adapter apart; convert it without --keep-lora to train on.")
+    return model, processor
 
 
 def save_finished(trainer: ReasoningSegmentationTrainer, out: Path, storage_dtype: str | None) -> None:
@@ -151,24 +149,13 @@ def save_finished(trainer: ReasoningSegmentationTrainer, out: Path, storage_dtyp
         end(out)
 
 
-def auxiliary_losses(model, processor, recipe: Recipe) -> dict[str, Callable[..., torch.Tensor]]:
+def auxiliary_losses(recipe: Recipe, model, processor) -> dict[str, Callable[..., torch.Tensor]]:
+    """Losses on the language model's attention, by the name they have in the logs."""
     guidance = recipe.guidance
     if guidance is None:
         return {}
     losses = {"attention_loss": AttentionGuidance(model, guidance.layer, guidance.heads, guidance.weight)}
-    if guidance.landmark_layer is not None:
-        losses["landmark_loss"] = AttentionGuidance(
-            model, guidance.landmark_layer, guidance.heads, guidance.weight, landmarks=True
-        )
-    if guidance.word_weight:
-        losses["word_loss"] = PatchGuidance(model, word_ids(processor), guidance.word_weight)
-    return losses
-
-
-def word_ids(processor) -> dict[str, list[int]]:
-    """Token ids of what patches of a tabletop are compared with."""
-    ids = processor.tokenizer.convert_tokens_to_ids
-    return {name: ids(list(words)) for name, words in {**WORDS, "background": [BACKGROUND_WORD]}.items()}
+    return losses | recipe.kind.scene_losses(recipe, model, processor)
 
 
 def fit_mask_scores(model, processor, data, recipe: Recipe, out: Path) -> None:
@@ -195,122 +182,6 @@ def store_as(repo: Path, dtype: torch.dtype) -> None:
         tensors = {name: tensor.to(dtype) for name, tensor in load_file(shard).items()}
         with written_whole(shard) as draft:
             save_file(tensors, draft, metadata={"format": "pt"})
-
-
-def training_arguments(recipe: Recipe, out: Path, **overrides) -> TrainingArguments:
-    return TrainingArguments(
-        output_dir=str(out),
-        **{
-            "remove_unused_columns": False,
-            "label_names": ["labels", "mask_labels"],
-            "report_to": [],
-            "seed": recipe.seed,
-            **recipe.arguments,
-            **overrides,
-        },
-    )
-
-
-def training_data(recipe: Recipe) -> TabletopExamples | ImageFolderExamples | IvmMixDataset | RegionDialogues:
-    data = recipe.data
-    if data.kind == "regions":
-        try:
-            return RegionDialogues(data.path, **{"seed": recipe.seed, **data.options})
-        except TypeError as error:
-            raise RecipeError(f"data.options of regions: {error}") from error
-    if data.kind == "ivm_mix":
-        sources = [IvmMixSource(**source) for source in data.sources]
-        try:
-            return IvmMixDataset(sources, seed=recipe.seed, size=recipe.mask_size or 1024, **data.options)
-        except TypeError as error:
-            raise RecipeError(f"data.options of ivm_mix: {error}") from error
-    if data.kind == "image_folder":
-        return ImageFolderExamples(data.path)
-    return TabletopExamples(
-        data.split,
-        data.length,
-        seed=recipe.seed,
-        requests_per_scene=data.requests_per_scene,
-        flip=True,
-        fresh_scenes=True,
-        curriculum=data.curriculum,
-        **data.options,
-    )
-
-
-def collator(processor, recipe: Recipe) -> SegmentationCollator | MaskingCollator | DialogueCollator:
-    if recipe.data.kind == "regions":
-        try:
-            return DialogueCollator(processor, **recipe.data.collator)
-        except TypeError as error:
-            raise RecipeError(f"data.collator of regions: {error}") from error
-    if recipe.data.kind == "ivm_mix":
-        return MaskingCollator(processor, recipe.mask_size or 1024)
-    if recipe.guidance is not None and recipe.guidance.needs_scenes:
-        return TabletopCollator(processor, recipe.mask_size, VLM_SIDE // VLM_PATCH)
-    return SegmentationCollator(processor, recipe.mask_size)
-
-
-def dwsl_weights(model, processor, data: IvmMixDataset, recipe: Recipe, out: Path) -> torch.FloatTensor:
-    """Trains IVM's discriminator on the data and weighs them with it."""
-    dwsl, folder = recipe.dwsl, out / "dwsl"
-    arguments = training_arguments(
-        recipe,
-        folder,
-        max_steps=dwsl.steps,
-        learning_rate=dwsl.learning_rate,
-        per_device_train_batch_size=dwsl.batch_size,
-        gradient_accumulation_steps=1,
-        save_strategy="no",
-        label_names=["labels"],
-        warmup_steps=dwsl.steps // 8,
-    )
-    keep_settings(recipe, folder)
-    plain = training_data(
-        replace(recipe, data=replace(recipe.data, options={**recipe.data.options, "augment": False}))
-    )
-    return discriminator_weights(model.vlm, processor, data, plain, dwsl, recipe.lora, folder, arguments)
-
-
-def optimizer_factory(recipe: OptimizerRecipe | None):
-    if recipe is None:
-        return None
-    return lambda named_parameters: muon_and_adamw(
-        named_parameters, recipe.learning_rate, recipe.muon_learning_rate, recipe.weight_decay
-    )
-
-
-def build_tabletop(recipe: Recipe):
-    """The embedded model with random weights, and its processor."""
-    processor = build_processor(VLM_SIDE, VLM_PATCH, SEGMENTER_SIDE)
-    return tabletop_model(tabletop_config(token_ids(processor)), recipe.seed, recipe.attn_implementation), processor
-
-
-def pretrain_towers(model, processor, recipe: Recipe, out: Path) -> None:
-    """Trains what sees and what draws, in place, on dense labels."""
-    towers = recipe.towers
-    args = training_arguments(
-        recipe,
-        out / "towers",
-        max_steps=towers.steps,
-        save_strategy="no",
-        label_names=["vlm_labels"],
-        lr_scheduler_type="cosine",
-        lr_scheduler_kwargs={},
-        warmup_steps=towers.steps // 8,
-    )
-    args.per_device_train_batch_size = max(1, towers.batch_size // args.world_size)
-    ReasoningSegmentationTrainer(
-        model=TowerPretraining(model, word_ids(processor)),
-        args=args,
-        train_dataset=TabletopDataset(
-            "train", recipe.data.length, seed=recipe.seed, requests_per_scene=1, flip=True, fresh_scenes=True
-        ),
-        data_collator=TowerCollator(
-            processor.image_processor, VLM_SIDE // VLM_PATCH, SEGMENTER_SIDE // SEGMENTER_PATCH
-        ),
-        optimizer_factory=optimizer_factory(towers.optimizer),
-    ).train()
 
 
 __all__ = ["run_recipe"]

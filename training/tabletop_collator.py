@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .collator import SegmentationCollator
-from .datasets import TabletopExample
+from .tabletop_stream import TabletopExample
 from .tabletop_towers import patch_labels
 
 

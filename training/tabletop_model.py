@@ -37,7 +37,7 @@ def tabletop_config(token_ids: dict[str, int]) -> GsvaConfig:
         num_attention_heads=5,
         num_key_value_heads=5,
         max_position_embeddings=512,
-        # Slow rotations: what a word is counts over the 64 patches between it and the picture's first.
+        # Slow rotations: what a word is counts over the 64 patches between it and the image's first.
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
         tie_word_embeddings=True,
         bos_token_id=token_ids["<s>"],

@@ -89,7 +89,7 @@ SIZE_SYNONYMS = {"large": "big", "small": "little"}
 THINGS = {"thing": "things", "object": "objects"}
 PLURALS = {kind: f"{kind}es" if kind.endswith("x") else f"{kind}s" for kind in KINDS} | THINGS
 
-# Margins as a part of the side of the picture.
+# Margins as a part of the side of the image.
 _POSITION_MARGIN = 0.08
 _RELATION_CLEAR, _RELATION_NOT = 0.1, 0.03
 _NEXT_CLEAR, _NEXT_NOT = 0.05, 0.16

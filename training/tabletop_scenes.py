@@ -1,4 +1,4 @@
-"""Procedural pictures of a table with things on it, with the exact visible mask of every thing.
+"""Procedural images of a table with things on it, with the exact visible mask of every thing.
 
 A scene is a pure function of `(split, seed, index, size)`. Random numbers come from the raw words of PCG64 and every
 pixel from exactly rounded arithmetic, so the same call gives the same bytes on every platform.
@@ -44,7 +44,7 @@ MIN_SIZE, MAX_SIZE = 64, 1024
 MIN_OBJECTS, MAX_OBJECTS = 2, 7
 MIN_VISIBLE_FRACTION = 0.6
 UNIT_FRACTION = 0.225
-"""Pixels per unit of a medium thing, as a part of the side of the picture."""
+"""Pixels per unit of a medium thing, as a part of the side of the image."""
 
 FLAT_KINDS = frozenset({"plate", "book", "banana", "key"})
 """Kinds that lie on the table, so that others may stand on them."""
@@ -110,7 +110,7 @@ class TabletopRandom:
 
 @dataclass(frozen=True)
 class TabletopObject:
-    """One thing on the table. Positions are pixels of the picture.
+    """One thing on the table. Positions are pixels of the image.
 
     Attributes:
         kind: One of `KINDS`.
@@ -160,7 +160,7 @@ class TabletopObject:
 
 @dataclass(frozen=True, eq=False)
 class TabletopScene:
-    """A picture and all that is known about it.
+    """An image and all that is known about it.
 
     Attributes:
         image: `(size, size, 3)` uint8 RGB.
@@ -182,7 +182,7 @@ class TabletopScene:
 
     @property
     def size(self) -> int:
-        """Side of the square picture in pixels."""
+        """Side of the square image in pixels."""
         return self.image.shape[0]
 
     def mask(self, *positions: int) -> np.ndarray:
@@ -218,7 +218,7 @@ class TabletopScene:
         Returns:
             `kind`, `colour` and `size`: `(size, size)` int64, 0 for the background, else 1 + the position in `KINDS`,
             `COLOURS` and `SIZES`. `centre_xy`: `(2, size, size)` float32, offset from the pixel to the centre of its
-            thing as a part of the side of the picture, 0 on the background.
+            thing as a part of the side of the image, 0 on the background.
         """
         tables = {"kind": KINDS, "colour": tuple(COLOURS), "size": tuple(SIZES)}
         labels = {}
@@ -252,7 +252,7 @@ def draw_scene(split: str, index: int, seed: int = 0, size: int = DEFAULT_SIZE) 
         split: One of `SPLITS`.
         index: Number of the scene in the split, from 0.
         seed: Seed of the data set, from 0. Splits are disjoint for every seed.
-        size: Side of the square picture in pixels, 64 to 1024.
+        size: Side of the square image in pixels, 64 to 1024.
 
     Returns:
         The scene; 2 to 7 objects, of which at least 60 % can be seen.
@@ -435,7 +435,7 @@ def _draw_shadow(canvas: np.ndarray, item: _Placed, darkness: np.float32) -> Non
 
 
 def _light(rng: TabletopRandom, size: int, mirror: bool) -> np.ndarray:
-    """Brightness of the light over the picture, `(size, size)` float32: stronger on the side the light comes from."""
+    """Brightness of the light over the image, `(size, size)` float32: stronger on the side the light comes from."""
     ramp = np.linspace(-0.5, 0.5, size, dtype=np.float32)
     across = np.float32(rng.uniform(0.0, 0.22)) * (ramp if mirror else -ramp)
     along = np.float32(rng.uniform(-0.14, 0.1)) * ramp
@@ -452,7 +452,7 @@ def _noise_field(size: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _texture(surface: str, number: int, size: int) -> np.ndarray:
-    """Brightness of a piece of table, larger than the picture, `(1.5 size, 1.5 size)` float32 around 1."""
+    """Brightness of a piece of table, larger than the image, `(1.5 size, 1.5 size)` float32 around 1."""
     side = size + size // 2
     rng = TabletopRandom(9002, tuple(_SURFACES).index(surface), number)
     if surface == "wood":

@@ -6,7 +6,7 @@ gets the same bytes. The colour of the thing is left open (`tint`), which lets e
 
 Coordinates of the painting functions are in units of the thing: x to the right, y downwards, (0, 0) where the thing
 touches the table. `tilt` is the ratio of the minor to the major axis of a circle that lies on the table (1 would be a
-view from straight above) and `rise` is the height on the picture of one unit of height.
+view from straight above) and `rise` is the height on the image of one unit of height.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _GLOW = (255, 240, 190)
 
 @dataclass(frozen=True, eq=False)
 class Sprite:
-    """A thing ready to be put on a picture, in every colour.
+    """A thing ready to be put on an image, in every colour.
 
     Attributes:
         alpha: `(height, width)` float32 in [0, 1], the part of each pixel that the thing covers.

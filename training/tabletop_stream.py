@@ -1,12 +1,15 @@
 """The tabletop world as a torch data set for training: scenes drawn on the fly, other requests in every epoch."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import torch
+import numpy as np
 from torch.utils.data import Dataset
 
-from .tabletop_requests import make_requests
+from ..data.example import Example
+from ..data.shared_epoch import SharedEpoch
+from .tabletop_requests import Request, make_requests
 from .tabletop_scenes import DEFAULT_SIZE, TabletopScene, draw_scene, scene_random
 
 
@@ -14,19 +17,48 @@ from .tabletop_scenes import DEFAULT_SIZE, TabletopScene, draw_scene, scene_rand
 _FLIP_STREAM = 1 << 32
 
 
-class TabletopDataset(Dataset):
-    """Scenes with requests; every epoch asks something else.
+@dataclass
+class TabletopExample(Example):
+    """
+    Args:
+        scene ([`TabletopScene`]): What the image shows, mirrored like it.
+        requests (`list[Request]`): What the conversations are made of.
+    """
 
-    An item is a dict with `image` (`(size, size, 3)` uint8 array), `requests` (list of `Request`) and `scene`
-    (`TabletopScene`, mirrored like the image).
+    scene: TabletopScene
+    requests: list[Request]
+
+    @classmethod
+    def of(cls, scene: TabletopScene, requests: list[Request]) -> "TabletopExample":
+        """The example of a scene and requests about it."""
+        return cls(
+            image=scene.image,
+            questions=[request.question for request in requests],
+            answers=[request.answer for request in requests],
+            masks=[request.masks for request in requests],
+            scene=scene,
+            requests=requests,
+        )
+
+    @property
+    def landmarks(self) -> list[list[np.ndarray | None]]:
+        """Like `masks`, what has to be found before."""
+        return [
+            [self.scene.mask(*positions) if positions else None for positions in request.landmarks]
+            for request in self.requests
+        ]
+
+
+class TabletopDataset(Dataset):
+    """Scenes with requests; every epoch asks something else. An item is a [`TabletopExample`].
 
     Args:
         split: One of `SPLITS`.
         length: Number of scenes in an epoch.
         seed: Seed of the data set.
-        size: Side of the pictures in pixels.
+        size: Side of the images in pixels.
         requests_per_scene: Number of requests per item.
-        flip: Mirror half of the pictures, another half in each epoch.
+        flip: Mirror half of the images, another half in each epoch.
         fresh_requests: Draw other requests in each epoch. Switch it off for evaluation.
         fresh_scenes: Draw other scenes in each epoch, too.
         curriculum: Arguments of `make_requests` for the first epochs, one dict each, over `request_options`; so that
@@ -60,17 +92,16 @@ class TabletopDataset(Dataset):
         self.fresh_scenes = fresh_scenes
         self.curriculum = tuple(curriculum)
         self.request_options = request_options
-        # Shared memory: workers that were started before `set_epoch` must see the new number.
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        self._epoch = SharedEpoch()
 
     def __len__(self) -> int:
         return self.length
 
     def set_epoch(self, epoch: int) -> None:
         """Choose scenes, requests and mirrors of an epoch; `accelerate` calls this at the start of each."""
-        self._epoch.fill_(epoch)
+        self._epoch.set(epoch)
 
-    def __getitem__(self, position: int) -> dict[str, Any]:
+    def __getitem__(self, position: int) -> TabletopExample:
         if not -self.length <= position < self.length:
             raise IndexError(f"There are {self.length} scenes, got position {position}.")
         scene = self.get_scene(position % self.length)
@@ -80,7 +111,7 @@ class TabletopDataset(Dataset):
         options = self.request_options | (self.curriculum[epoch] if epoch < len(self.curriculum) else {})
         draw = epoch if self.fresh_requests else 0
         requests = make_requests(scene, self.requests_per_scene, draw=draw, **options)
-        return {"image": scene.image, "requests": requests, "scene": scene}
+        return TabletopExample.of(scene, requests)
 
     def get_scene(self, position: int) -> TabletopScene:
         """The scene at a position of this epoch, not mirrored."""

@@ -16,6 +16,7 @@ from torch import nn
 from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
 from ..modeling.segmenters import bce_per_mask, dice_per_mask, segmenter_adapter
 from .tabletop_scenes import COLOURS, KINDS, SIZES, TabletopScene, scene_random
+from .tabletop_stream import TabletopExample
 
 
 WORDS = {"kind": tuple(KINDS), "colour": tuple(COLOURS), "size": tuple(SIZES)}
@@ -70,7 +71,7 @@ def foreground_weight(labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
 
 
 def centre_loss(centres: torch.FloatTensor, labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
-    """Mean distance, as a part of the picture's side, to the centre of the thing that a patch belongs to."""
+    """Mean distance, as a part of the image's side, to the centre of the thing that a patch belongs to."""
     foreground = 1 - labels["kind"][..., 0]
     return (foreground * (centres - labels["centre_xy"]).abs().sum(-1)).sum() / foreground.sum().clamp(min=1)
 
@@ -190,16 +191,16 @@ def patch_labels(scenes: Sequence[TabletopScene], side: int) -> dict[str, torch.
 
     Returns:
         Per class `(batch_size, patches, 1 + classes)`, the parts of the patch, background first; `centre_xy`
-        `(batch_size, patches, 2)`, the centre of the thing as a part of the picture's side.
+        `(batch_size, patches, 2)`, the centre of the thing as a part of the image's side.
 
     Raises:
-        ValueError: If the side of the pictures is not a multiple of `side`.
+        ValueError: If the side of the images is not a multiple of `side`.
     """
     labels = [scene.dense_labels() for scene in scenes]
     pooled = {}
     pixels = scenes[0].size // side
     if pixels * side != scenes[0].size:
-        raise ValueError(f"Pictures of {scenes[0].size} pixels do not divide into {side} patches a side.")
+        raise ValueError(f"Images of {scenes[0].size} pixels do not divide into {side} patches a side.")
     for name, words in WORDS.items():
         classes = torch.stack([torch.from_numpy(label[name]) for label in labels])
         patches = classes.view(-1, side, pixels, side, pixels).transpose(2, 3).reshape(-1, pixels**2)
@@ -255,7 +256,7 @@ def described_things(scenes: Sequence[TabletopScene]) -> dict[str, Any]:
 class TowerCollator:
     """
     Args:
-        image_processor: Makes both views of a picture.
+        image_processor: Makes both views of an image.
         vlm_side, segmenter_side (`int`): Patches along a side of each view.
     """
 
@@ -264,8 +265,8 @@ class TowerCollator:
         self.vlm_side = vlm_side
         self.segmenter_side = segmenter_side
 
-    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        scenes = [item["scene"] for item in items]
+    def __call__(self, examples: Sequence[TabletopExample]) -> dict[str, Any]:
+        scenes = [example.scene for example in examples]
         views = self.image_processor([scene.image for scene in scenes], return_tensors="pt")
         return {
             "pixel_values": views["pixel_values"],

@@ -9,16 +9,32 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from transformers import Trainer, TrainerCallback
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from .checkpoints import CHECKPOINT_DRAFT, put_in_place
 from .optimizers import split_learning_rates
-from .parts import has_lora, merged_state_dict, trained_state_dict
+from .recipe import Recipe
+from .trained_parameters import has_lora, merged_state_dict, trained_state_dict
 
 
 TRAINED_PARTS_FILE = "trained_parts.safetensors"
+
+
+def training_arguments(recipe: Recipe, out: Path, **overrides) -> TrainingArguments:
+    """The Trainer's arguments for a stage of a recipe that is written to `out`."""
+    return TrainingArguments(
+        output_dir=str(out),
+        **{
+            "remove_unused_columns": False,
+            "label_names": ["labels", "mask_labels"],
+            "report_to": [],
+            "seed": recipe.seed,
+            **recipe.arguments,
+            **overrides,
+        },
+    )
 
 
 class EpochCallback(TrainerCallback):
@@ -64,7 +80,7 @@ class ReasoningSegmentationTrainer(Trainer):
         super().__init__(*args, **kwargs)
         if self.args.remove_unused_columns:
             raise ValueError(
-                "The collator needs pictures and conversations, which no forward argument is named after; set "
+                "The collator needs images and conversations, which no forward argument is named after; set "
                 "remove_unused_columns=False in the training arguments."
             )
         # Every loss here is the mean of its batch, so accumulated batches must be averaged.
@@ -198,4 +214,4 @@ class ReasoningSegmentationTrainer(Trainer):
                 )
 
 
-__all__ = ["TRAINED_PARTS_FILE", "ReasoningSegmentationTrainer"]
+__all__ = ["TRAINED_PARTS_FILE", "ReasoningSegmentationTrainer", "training_arguments"]

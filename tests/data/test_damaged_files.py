@@ -7,15 +7,19 @@ import pytest
 from PIL import Image
 
 from reasonseg.data.data_files import DataFileError
+from reasonseg.data.ivm_mix import IvmMixSource, read_records
+from reasonseg.data.region_conversation import sample_prompts
+from reasonseg.data.region_data import RegionFile
+from reasonseg.data.region_questions import build_conversation
 from reasonseg.data.request_folder import read_request_folder
 from reasonseg.evaluation.coco_instances import CocoInstances, read_instances, score_instances
 from reasonseg.evaluation.grounded_answer import read_grounded_answers
 from reasonseg.evaluation.grounded_conversation import GroundedConversations, score_grounded_conversation
 from reasonseg.evaluation.vip_bench import VipBenchError, read_vip_bench
 from reasonseg.processing.segments import mask_to_rle
-from reasonseg.training.ivm_mix import IvmMixError, IvmMixSource, read_records
-from reasonseg.training.region_data import RegionDataError, RegionFile
+from reasonseg.processing.visual_prompt_sampling import PromptRandom
 from tests.data.mutations import mutations
+from tests.parity_data import PARITY
 
 
 SIZE = (20, 30)
@@ -146,10 +150,34 @@ def test_region_files(tmp_path, suffix):
         mutations(row, COUNT, 3),
         lambda value: write(path, value if suffix == "jsonl" else [value]),
         lambda: RegionFile(path)[0],
-        RegionDataError,
+        DataFileError,
         path.name,
     )
     assert COUNT / 4 < refused < COUNT
+
+
+@pytest.mark.parametrize("dataset", ["refcocog", "vg_rel", "vcr", "flickr30k", "v7w", "pointQA_twice"])
+def test_rows_of_published_region_data(tmp_path, dataset):
+    recorded = PARITY / "vip_llava" / "visual_prompts"
+    cases = json.loads((recorded / "organizer.json").read_text(encoding="utf-8"))["cases"]
+    row = next(case["source"] for case in cases if case["source"]["id"].startswith(dataset))
+    path = tmp_path / "rows.json"
+
+    def read():
+        rng = PromptRandom.from_seed(0)
+        sample_prompts(build_conversation(RegionFile(path)[0], rng), (200, 200), rng)
+
+    objects = json.loads((recorded / "vcr_meta.json").read_text(encoding="utf-8"))
+    write(tmp_path / "vcr_meta.json", objects)
+    row["image"] = "a.png"
+    write(path, [row])
+    read()
+    refused = read_all(mutations(row, COUNT, 6), lambda value: write(path, [value]), read, DataFileError, "")
+    assert COUNT / 8 < refused < COUNT
+    if dataset == "vcr":
+        write(path, [row])
+        values = mutations(objects, COUNT, 7)
+        assert read_all(values, lambda value: write(tmp_path / "vcr_meta.json", value), read, DataFileError, "")
 
 
 def test_masking_files(tmp_path):
@@ -159,7 +187,7 @@ def test_masking_files(tmp_path):
         mutations(row, COUNT, 4),
         lambda value: write(path, value),
         lambda: read_records(IvmMixSource(path, tmp_path)),
-        IvmMixError,
+        DataFileError,
         "meta.jsonl, line 1: ",
     )
     assert COUNT / 4 < refused < COUNT

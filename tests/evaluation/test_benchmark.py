@@ -132,7 +132,7 @@ import torch, reasonseg
 from reasonseg.evaluation.benchmark import evaluate
 from reasonseg.questions import tabletop_questions
 from reasonseg.training.recipe import load_recipe
-from reasonseg.training.run import build_tabletop
+from reasonseg.training.tabletop_recipe import build_tabletop
 from accelerate import PartialState
 state = PartialState(cpu=True)
 torch.set_num_threads(1)

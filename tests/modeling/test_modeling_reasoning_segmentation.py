@@ -1,6 +1,7 @@
 """The composed model as a citizen of transformers: precision, attention, devices, adapters, quantization, training."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from reasonseg.modeling.configuration_reasoning_segmentation import ReasoningSeg
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
 from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
+from reasonseg.modeling.segmenters import upsample_masks
 from tests import tiny
 
 
@@ -65,11 +67,26 @@ def test_without_rej_token_nothing_is_rejected(inputs):
 
 @pytest.mark.parametrize("count_rejected_masks", [True, False])
 def test_mask_losses_without_rej_token(inputs, targets, count_rejected_masks):
+    """Every slot is a [SEG] then: the losses are means over exactly the drawn masks, none left out or painted over."""
     model = tiny.gsva_model(seed=2, rej_token_id=None, count_rejected_masks=count_rejected_masks)
-    masks = [targets["mask_labels"][0][:1], targets["mask_labels"][1]]
-    losses = model(**inputs, labels=targets["labels"], mask_labels=masks).losses
-    assert losses["mask_bce_loss"] > 0
-    assert losses["mask_dice_loss"] > 0
+    masks = [torch.ones_like(row_targets[:1]) for row_targets in targets["mask_labels"]]
+    output = model(**inputs, labels=targets["labels"], mask_labels=masks)
+    bce, dice = [], []
+    for row, target in enumerate(masks):
+        drawn = upsample_masks(
+            output.pred_masks[row],
+            side=inputs["sam_pixel_values"].shape[-1],
+            resized_size=inputs["sam_resized_sizes"][row].tolist(),
+            output_size=target.shape[-2:],
+        )
+        p = drawn.sigmoid()
+        bce.append(-(target * p.log() + (1 - target) * (1 - p).log()).mean())
+        assert abs(bce[-1] - math.log(2)) > 1e-3, "an empty drawing, as of a rejected slot, must not pass for this one"
+        overlap, total = 2 * (p * target).sum() / 1000, (p.sum() + target.sum()) / 1000
+        dice.append(1 - (overlap + 1e-6) / (total + 1e-6))
+    weights = model.config.bce_loss_weight, model.config.dice_loss_weight
+    for name, weight, values in zip(("mask_bce_loss", "mask_dice_loss"), weights, (bce, dice), strict=True):
+        torch.testing.assert_close(output.losses[name], weight * sum(values) / 2, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from transformers import (
 
 from reasonseg import MaskedInput, Masker, MaskingOptions
 from reasonseg.processing.masked_images import mask_image
-from reasonseg.training.tabletop_masking import masking_model, masking_processor
+from tests.tabletop_masking import masking_model, masking_processor
 
 
 CHAT = (

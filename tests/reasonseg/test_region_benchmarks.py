@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 from reasonseg import region_benchmarks
 from reasonseg.benchmarks import EvaluationOptions
 from reasonseg.cli.app import app
+from reasonseg.data.region_data import RegionFile
 from reasonseg.region_benchmarks import RegionQuestions, run_vip_bench
-from reasonseg.training.region_data import RegionFile
 from tests.parity_data import PARITY
 from tests.tiny_vip_llava import SIDE, write_repo
 

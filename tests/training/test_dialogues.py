@@ -12,11 +12,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
+from reasonseg.data.data_files import DataFileError
+from reasonseg.data.dialogues import RegionDialogues
 from reasonseg.processing.chat import IMAGE_TOKEN
-from reasonseg.training.dialogues import DialogueCollator, RegionDialogues
 from reasonseg.training.recipe import RecipeError, load_recipe
-from reasonseg.training.region_data import RegionDataError
-from reasonseg.training.run import collator, run_recipe, training_data
+from reasonseg.training.regions import DialogueCollator
+from reasonseg.training.run import run_recipe
 from reasonseg.vip_llava_start import build_vip_llava
 from tests.tiny_vip_llava import IMAGE_TOKENS, SIDE, write_parts
 
@@ -126,10 +127,10 @@ def test_rows_that_cannot_be_used_are_replaced(data, tmp_path, caplog):
     assert [dialogue.conversation.turns[0][1] for dialogue in dialogues] == ["A dog."] * 3
     assert "missing.png" in caplog.text
     path.write_text(json.dumps(rows[:1]), encoding="utf-8")
-    with pytest.raises(RegionDataError, match="in a row cannot be used"):
+    with pytest.raises(DataFileError, match="in a row cannot be used"):
         RegionDialogues(path, data)[0]
     path.write_text("[]", encoding="utf-8")
-    with pytest.raises(RegionDataError, match="no rows to learn from"):
+    with pytest.raises(DataFileError, match="no rows to learn from"):
         RegionDialogues(path, data)
 
 
@@ -163,7 +164,7 @@ def test_captions(data, processor):
     assert not torch.equal(padded["pixel_values"][0], batch["pixel_values"][0])
     cut = DialogueCollator(processor, captions=True, max_length=7)([dialogues[4]])
     assert torch.equal(cut["labels"], batch["labels"][:1, :7])
-    with pytest.raises(ValueError, match="comes without a picture"):
+    with pytest.raises(ValueError, match="comes without an image"):
         collator([dialogues[3]])
 
 
@@ -300,10 +301,10 @@ def test_recipes_that_cannot_be_followed(overrides, message):
 def test_options_that_do_not_exist(data, tmp_path):
     recipe = load_recipe("vip_llava_stage2", [f"data.path={data / 'rows.json'}", "data.options={color: red}"])
     with pytest.raises(RecipeError, match=r"data.options of regions: .*color"):
-        training_data(recipe)
+        recipe.kind.dataset(recipe)
     recipe = load_recipe("vip_llava_stage2", ["data.collator={longest: 7}"])
     with pytest.raises(RecipeError, match=r"data.collator of regions: .*longest"):
-        collator(None, recipe)
+        recipe.kind.collator(recipe, None)
 
 
 def test_published_settings():

@@ -10,7 +10,9 @@ from PIL import Image
 from torch.nn import functional as F
 from transformers import AutoModel, TrainingArguments
 
-from reasonseg.training import dwsl, run
+from reasonseg.data.example import MaskingExample
+from reasonseg.data.ivm_mix import resize_mask
+from reasonseg.training import dwsl, dwsl_stages
 from reasonseg.training.dwsl import WeightedExamples, WeightRule, read_scores, repair_scores, score_examples
 from reasonseg.training.dwsl_stages import (
     DISCRIMINATOR_FILE,
@@ -20,23 +22,19 @@ from reasonseg.training.dwsl_stages import (
     train_discriminator,
 )
 from reasonseg.training.ivm_discriminator import (
+    DiscriminatorCollator,
     IvmDiscriminator,
+    apply_mask,
     human_share,
     load_discriminator,
     save_discriminator,
 )
-from reasonseg.training.masking_data import (
-    DiscriminatorCollator,
-    MaskingCollator,
-    MaskingExample,
-    TabletopMaskingExamples,
-    apply_mask,
-    resize_mask,
-)
-from reasonseg.training.parts import add_lora, has_lora, remove_lora
+from reasonseg.training.ivm_mix import MaskingCollator
 from reasonseg.training.recipe import LoraRecipe, RecipeError, load_recipe
-from reasonseg.training.run import run_recipe, training_data
-from reasonseg.training.tabletop_masking import SIDE, masking_model, masking_processor
+from reasonseg.training.run import run_recipe
+from reasonseg.training.trained_parameters import add_lora, has_lora, remove_lora
+from reasonseg.training.trainer import training_arguments
+from tests.tabletop_masking import SIDE, masking_model, masking_processor
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +80,6 @@ def test_masks_are_averaged_down():
     assert small.shape == (8, 16)
     assert small.mean() == pytest.approx(0.5, abs=0.01)
     assert resize_mask(mask, 64, 64) is mask
-
-
-def test_tabletops_have_one_question_each():
-    data = TabletopMaskingExamples("train", 4, size=64, weights={"colour": 1.0})
-    for example in data:
-        assert example.image.size == (64, 64)
-        assert example.mask.shape == (64, 64)
-        assert set(np.unique(example.mask)) <= {0.0, 1.0}
-    assert any(example.mask.any() for example in data)
-    with pytest.raises(ValueError, match=r"absent_rate.* cannot be chosen"):
-        TabletopMaskingExamples("train", 4, absent_rate=0.5)
 
 
 def test_masking_batches(processor, model):
@@ -447,21 +434,24 @@ def test_a_discriminator_of_another_recipe_is_not_used(mix):
     first = recipe_of(mix, 1, True)
     keep_settings(first, mix / "out" / "dwsl")
     other = recipe_of(mix, 1, True)
-    other.dwsl.learning_rate = 0.5
+    other.first_stages["dwsl"].learning_rate = 0.5
     with pytest.raises(RecipeError, match=r"dwsl.learning_rate is 0.0001 there and 0.5 here"):
         run_recipe(other, mix / "out")
     assert not (mix / "out" / "dwsl" / DISCRIMINATOR_FILE).exists()
 
 
 def test_the_warm_up_of_the_first_stage_is_its_own(mix, monkeypatch):
-    monkeypatch.setattr(run, "discriminator_weights", lambda *values: values[-1])
+    given = []
+    monkeypatch.setattr(dwsl_stages, "discriminator_weights", lambda *values: given.append(values[-1]) or [2.0] * 8)
     recipe = recipe_of(mix, 1, True)
-    recipe.dwsl.steps, recipe.arguments["warmup_steps"] = 40, 500
+    stage = recipe.first_stages["dwsl"]
+    stage.steps, recipe.arguments["warmup_steps"] = 40, 500
     vlm = torch.nn.Module()
     vlm.vlm = None
-    arguments = run.dwsl_weights(vlm, None, training_data(recipe), recipe, mix / "out")
-    assert (arguments.max_steps, arguments.warmup_steps) == (40, 5)
-    assert run.training_arguments(recipe, mix / "out").warmup_steps == 500
+    weighted = stage.run(recipe, vlm, None, recipe.kind.dataset(recipe), mix / "out", resumed=False)
+    assert weighted[7].weight == 2.0
+    assert [(arguments.max_steps, arguments.warmup_steps) for arguments in given] == [(40, 5)]
+    assert training_arguments(recipe, mix / "out").warmup_steps == 500
 
 
 def test_a_model_that_keeps_its_adapter_apart_is_not_trained(mix):
@@ -479,7 +469,7 @@ def test_options_that_do_not_exist(mix):
     recipe = recipe_of(mix, 1, True)
     recipe.data.options = {"colour": "red"}
     with pytest.raises(RecipeError, match=r"data.options of ivm_mix: .*colour"):
-        training_data(recipe)
+        recipe.kind.dataset(recipe)
 
 
 @pytest.mark.parametrize(

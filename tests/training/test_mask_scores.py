@@ -3,9 +3,9 @@
 import torch
 
 from reasonseg.training.collator import SegmentationCollator
-from reasonseg.training.datasets import TabletopExamples
 from reasonseg.training.mask_scores import IOU_HEAD, MaskScoreTrainer, mask_overlaps
-from reasonseg.training.parts import select_trained
+from reasonseg.training.tabletop_stream import TabletopDataset
+from reasonseg.training.trained_parameters import select_trained
 from tests.training.test_trainer import arguments, model, processor  # noqa: F401  (fixtures)
 
 
@@ -25,7 +25,7 @@ def test_only_the_head_learns_and_scores_come_closer(model, processor, tmp_path)
     trainer = MaskScoreTrainer(
         model=model,
         args=arguments(tmp_path, max_steps=40, save_strategy="no", learning_rate=1e-2),
-        train_dataset=TabletopExamples("train", 2, size=64, requests_per_scene=2, fresh_requests=False),
+        train_dataset=TabletopDataset("train", 2, size=64, requests_per_scene=2, fresh_requests=False),
         data_collator=SegmentationCollator(processor, mask_size=16),
     )
     trainer.train()

@@ -8,9 +8,7 @@ from transformers import AutoModel
 
 from reasonseg.training.recipe import (
     RECIPES,
-    TABLETOPS,
     RecipeError,
-    data_names,
     describe_recipe,
     load_recipe,
     require_model,
@@ -68,14 +66,15 @@ def test_what_a_recipe_sets_is_described_without_the_places(tmp_path):
     assert described["dwsl"] == {"steps": 5000}, "what equals its default is left out"
     assert described["arguments"] == recipe.arguments
     assert yaml.safe_load(yaml.safe_dump(described)) == described
-    assert data_names(recipe.data) == "HumanLabelData.jsonl, RobotMachineData.jsonl, VQAMachineData.jsonl"
+    assert recipe.kind.names(recipe.data) == "HumanLabelData.jsonl, RobotMachineData.jsonl, VQAMachineData.jsonl"
     data = tmp_path / "secret" / "photographs"
     data.mkdir(parents=True)
     recipe = load_recipe("lisa", [f"model={tmp_path / 'secret'}", f"data.path={data}"])
     assert describe_recipe(recipe)["model"] == "secret"
     assert str(tmp_path) not in str(describe_recipe(recipe))
-    assert data_names(recipe.data) == "photographs"
-    assert data_names(load_recipe("tabletop").data) == TABLETOPS
+    assert recipe.kind.names(recipe.data) == "photographs"
+    tabletop = load_recipe("tabletop")
+    assert tabletop.kind.names(tabletop.data) == "tabletops drawn by reasonseg"
 
 
 def test_unknown_recipe():

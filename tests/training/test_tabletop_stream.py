@@ -11,7 +11,7 @@ SIZE = 72
 
 
 def questions(item) -> list[str]:
-    return [request.question for request in item["requests"]]
+    return [request.question for request in item.requests]
 
 
 def dataset_of(length: int = 8, **options) -> TabletopDataset:
@@ -42,10 +42,10 @@ def test_epochs_show_the_same_scenes_unless_told_not_to():
 def test_first_epochs_follow_the_curriculum():
     simple = {"weights": {"kind": 1.0}, "several_rate": 0.0}
     dataset = dataset_of(curriculum=[simple], requests_per_scene=2, several_rate=1.0)
-    types = [[request.type for request in dataset[i]["requests"]] for i in range(8)]
+    types = [[request.type for request in dataset[i].requests] for i in range(8)]
     assert types == [["kind", "kind"]] * 8
     dataset.set_epoch(1)
-    assert [[request.type for request in dataset[i]["requests"]] for i in range(8)] == [["several", "several"]] * 8
+    assert [[request.type for request in dataset[i].requests] for i in range(8)] == [["several", "several"]] * 8
 
 
 def test_mirrors_change_with_the_epoch_and_keep_masks_right():
@@ -55,13 +55,13 @@ def test_mirrors_change_with_the_epoch_and_keep_masks_right():
         dataset.set_epoch(epoch)
         for position in range(8):
             item, plain = dataset[position], dataset.get_scene(position)
-            mirrored[epoch, position] = not np.array_equal(item["image"], plain.image)
+            mirrored[epoch, position] = not np.array_equal(item.image, plain.image)
             expected = plain.image[:, ::-1] if mirrored[epoch, position] else plain.image
-            np.testing.assert_array_equal(item["image"], expected)
-            for request in item["requests"]:
+            np.testing.assert_array_equal(item.image, expected)
+            for request in item.requests:
                 for mask, targets in zip(request.masks, request.targets, strict=True):
                     if targets:
-                        np.testing.assert_array_equal(mask, item["scene"].mask(*targets))
+                        np.testing.assert_array_equal(mask, item.scene.mask(*targets))
     assert 10 < mirrored.sum() < 38
     assert (mirrored.any(0) & ~mirrored.all(0)).any()
 
@@ -78,7 +78,7 @@ def test_workers_follow_the_epoch():
 def test_request_options_are_passed_on():
     dataset = dataset_of(requests_per_scene=2, absent_rate=0.0, several_rate=0.0)
     for position in range(8):
-        requests = dataset[position]["requests"]
+        requests = dataset[position].requests
         assert len(requests) == 2
         assert all(request.present == [True] for request in requests)
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from reasonseg.training.datasets import TabletopExamples
 from reasonseg.training.recipe import load_recipe
-from reasonseg.training.run import build_tabletop, word_ids
 from reasonseg.training.tabletop_collator import TabletopCollator
+from reasonseg.training.tabletop_recipe import build_tabletop, word_ids
 from reasonseg.training.tabletop_scenes import COLOURS, KINDS, draw_scene
+from reasonseg.training.tabletop_stream import TabletopDataset
 from reasonseg.training.tabletop_towers import WORDS, PatchGuidance, WordAlignment, patch_labels
 
 
@@ -70,7 +70,7 @@ def test_patches_that_are_their_words_cost_least(built):
 def test_alignment_of_the_pass_just_made(built):
     """As an auxiliary loss it sees the patches of the model's own forward pass, and teaches the encoder."""
     model, processor = built
-    examples = TabletopExamples("train", 2, requests_per_scene=1)
+    examples = TabletopDataset("train", 2, requests_per_scene=1)
     batch = TabletopCollator(processor, mask_size=32, patches=8)([examples[0], examples[1]])
     labels = batch.pop("auxiliary_labels")
     guidance = PatchGuidance(model, word_ids(processor), weight=2.0)
@@ -85,7 +85,7 @@ def test_alignment_of_the_pass_just_made(built):
 
 def test_landmark_labels_are_masks_of_landmarks(built):
     _, processor = built
-    examples = list(TabletopExamples("train", 6, requests_per_scene=3))
+    examples = list(TabletopDataset("train", 6, requests_per_scene=3))
     batch = TabletopCollator(processor, mask_size=None, patches=8)(examples)
     landmarks = iter(batch["auxiliary_labels"]["landmark_labels"])
     compared = 0

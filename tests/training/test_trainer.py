@@ -8,12 +8,14 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, TrainingArguments
 
+from reasonseg.data.request_folder import ImageFolderExamples
 from reasonseg.training.collator import Example, SegmentationCollator
-from reasonseg.training.datasets import ImageFolderExamples, TabletopExamples
 from reasonseg.training.optimizers import is_hidden_matrix, muon_and_adamw
-from reasonseg.training.parts import ORIGINALLY_TRAINED, add_lora, merged_state_dict, select_trained
-from reasonseg.training.tabletop_dataset import write_dataset
+from reasonseg.training.recipe import load_recipe
+from reasonseg.training.tabletop_stream import TabletopDataset
+from reasonseg.training.trained_parameters import add_lora, merged_state_dict, select_trained
 from reasonseg.training.trainer import TRAINED_PARTS_FILE, ReasoningSegmentationTrainer
+from tests.tabletop_folder import write_dataset
 from tests.training.tiny_training import tiny_model, tiny_processor
 
 
@@ -48,7 +50,7 @@ def trainer_of(model, processor, out, data=None, optimizer_factory=None, **kwarg
     return ReasoningSegmentationTrainer(
         model=model,
         args=arguments(out, **kwargs),
-        train_dataset=data or TabletopExamples("train", 6, size=64, requests_per_scene=2, flip=True),
+        train_dataset=data or TabletopDataset("train", 6, size=64, requests_per_scene=2, flip=True),
         data_collator=SegmentationCollator(processor, mask_size=16),
         processing_class=processor,
         decision_loss_weight=1.0,
@@ -82,7 +84,7 @@ def test_collator(processor):
 def test_image_folder_holds_what_was_drawn(tmp_path, processor):
     write_dataset(tmp_path, "train", 3, size=64, requests_per_scene=2)
     folder = ImageFolderExamples(tmp_path / "train")
-    drawn = TabletopExamples("train", 3, size=64, requests_per_scene=2, fresh_requests=False)
+    drawn = TabletopDataset("train", 3, size=64, requests_per_scene=2, fresh_requests=False)
     assert len(folder) == 3
     for read, original in zip(folder, drawn, strict=True):
         assert read.questions == original.questions
@@ -105,7 +107,7 @@ def test_image_folder_with_a_missing_phrase(tmp_path):
 
 def test_fifty_steps_on_one_batch(model, processor, tmp_path):
     class OneExample(torch.utils.data.Dataset):
-        examples = TabletopExamples("train", 2, size=64, requests_per_scene=1, fresh_requests=False)
+        examples = TabletopDataset("train", 2, size=64, requests_per_scene=1, fresh_requests=False)
 
         def __len__(self):
             return 2
@@ -134,7 +136,7 @@ def test_fifty_steps_on_one_batch(model, processor, tmp_path):
 
 
 def test_every_epoch_asks_something_else(model, processor, tmp_path):
-    class Recording(TabletopExamples):
+    class Recording(TabletopDataset):
         asked: list[str] = []
 
         def __getitem__(self, index):
@@ -148,7 +150,7 @@ def test_every_epoch_asks_something_else(model, processor, tmp_path):
     expected = []
     for epoch in range(3):
         data.set_epoch(epoch)
-        expected.append(sorted(TabletopExamples.__getitem__(data, index).questions[0] for index in range(4)))
+        expected.append(sorted(TabletopDataset.__getitem__(data, index).questions[0] for index in range(4)))
     assert epochs == expected
     assert expected[0] != expected[1] != expected[2]
 
@@ -173,7 +175,7 @@ def test_resumed_run_is_bit_equal(model, processor, tmp_path, muon):
 
 
 def test_accumulated_batches_equal_one(model, processor, tmp_path):
-    data = TabletopExamples("train", 2, size=64, requests_per_scene=1, fresh_requests=False, several_rate=0.0)
+    data = TabletopDataset("train", 2, size=64, requests_per_scene=1, fresh_requests=False, several_rate=0.0)
     halves = trainer_of(
         copy.deepcopy(model),
         processor,
@@ -209,7 +211,7 @@ def test_checkpoints_are_complete_repos(model, processor, tmp_path):
     } <= names
     assert {"modeling_gsva.py", "processing_gsva.py", "pipeline_reasoning_segmentation.py"} <= names
     reloaded, processor_again = AutoModel.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-    image = TabletopExamples("validation", 1, size=64)[0].image
+    image = TabletopDataset("validation", 1, size=64)[0].image
     with torch.no_grad():
         inputs = processor_again(images=image, phrases=[["the red cup", "a ball"]], return_tensors="pt")
         expected = trainer.model.eval()(
@@ -221,7 +223,7 @@ def test_checkpoints_are_complete_repos(model, processor, tmp_path):
 def test_lora_run_saves_reloads_and_merges(model, processor, tmp_path):
     original = copy.deepcopy(model)
     add_lora(model, r=4, lora_alpha=8, lora_dropout=0.0)
-    trained = select_trained(model, ORIGINALLY_TRAINED)
+    trained = select_trained(model, load_recipe("lisa").trained)
     assert 0 < trained < sum(parameter.numel() for parameter in model.parameters())
     frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
     assert any("vision_tower" in name for name in frozen)
@@ -238,7 +240,7 @@ def test_lora_run_saves_reloads_and_merges(model, processor, tmp_path):
     }
     merged = AutoModel.from_pretrained(folder)
     inputs = processor(
-        images=TabletopExamples("validation", 1, size=64)[0].image, phrases=[["the red cup"]], return_tensors="pt"
+        images=TabletopDataset("validation", 1, size=64)[0].image, phrases=[["the red cup"]], return_tensors="pt"
     )
     with torch.no_grad():
         acting, reloaded, before = model.eval()(**inputs), merged(**inputs), original.eval()(**inputs)

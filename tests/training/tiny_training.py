@@ -9,9 +9,9 @@ from transformers.models.clip import CLIPVisionConfig
 
 from reasonseg.modeling.configuration_gsva import GsvaConfig
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
-from reasonseg.training.tabletop_dataset import write_dataset
 from reasonseg.training.tabletop_processor import build_processor, token_ids
 from tests import tiny
+from tests.tabletop_folder import write_dataset
 
 
 SIDE = 28

@@ -11,10 +11,6 @@ from torch import nn
 # q_proj and v_proj also exist in CLIP and in SAM's decoder; only those of the language model are meant.
 LORA_TARGETS = r"vlm\..*language_model\..*\.(q_proj|v_proj)"
 
-# LISA train_ds.py and GSVA main.py: what learns in full beside the adapters. Encoders, projector and prompt encoder
-# stay frozen.
-ORIGINALLY_TRAINED = (r"vlm\..*lm_head\.", r"vlm\..*embed_tokens\.", r"segmenter\.mask_decoder\.", r"seg_projector\.")
-
 
 def add_lora(model: nn.Module, r: int, lora_alpha: float, lora_dropout: float, targets: str = LORA_TARGETS) -> None:
     """
@@ -110,7 +106,6 @@ def trained_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor]) ->
 
 __all__ = [
     "LORA_TARGETS",
-    "ORIGINALLY_TRAINED",
     "add_lora",
     "has_lora",
     "merged_state_dict",

@@ -139,7 +139,7 @@ LETTER_ANSWERS = (
     "Opt for ({letter}) if {content}",
 )
 
-# VCR: test of the rationale; no space stands behind the first sentence's period in the original either.
+# VCR: test of the rationale; no space follows the first sentence's period in the original either.
 RATIONALE = (
     "I give you a question and its answer, I need you to provide a rationale explaining why the answer is right. "
     '"{question}" The answer is "{answer}".What is the rationale for this decision?'

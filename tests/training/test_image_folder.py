@@ -1,4 +1,4 @@
-"""Data sets in the form that the collator takes, and whether a model knows what is in them."""
+"""Image folders as the collator takes them, and whether a model knows what is in them."""
 
 import json
 from types import SimpleNamespace
@@ -11,9 +11,10 @@ from transformers import AutoModel
 
 from reasonseg.data.data_files import DataFileError
 from reasonseg.data.example import Example
+from reasonseg.data.request_folder import ImageFolderExamples
 from reasonseg.processing.segments import mask_to_rle
 from reasonseg.training.collator import SegmentationCollator
-from reasonseg.training.datasets import ImageFolderExamples
+from reasonseg.training.image_folder import ImageFolder
 from reasonseg.training.recipe import load_recipe
 from reasonseg.training.run import run_recipe
 from reasonseg.training.tabletop_processor import build_processor
@@ -36,15 +37,16 @@ def folder_with(folder, *answers):
 
 
 def test_a_rejection_needs_a_model_with_rej(tmp_path):
+    check = ImageFolder().check_model
     data = ImageFolderExamples(folder_with(tmp_path, "It is [SEG].", "None: [REJ]."))
-    data.check_slots(SimpleNamespace(seg_token="[SEG]", rej_token="[REJ]"), "gsva")
+    check(data, SimpleNamespace(seg_token="[SEG]", rej_token="[REJ]"), "gsva")
     with pytest.raises(DataFileError, match=r"metadata\.jsonl, line 2: an answer holds \[REJ\], which lisa does not"):
-        data.check_slots(SimpleNamespace(seg_token="[SEG]", rej_token=None), "lisa")
+        check(data, SimpleNamespace(seg_token="[SEG]", rej_token=None), "lisa")
     for processor in (SimpleNamespace(), SimpleNamespace(seg_token=None), SimpleNamespace(seg_token="")):
         with pytest.raises(DataFileError, match=r"ivm does not draw by \[SEG\]"):
-            data.check_slots(processor, "ivm")
+            check(data, processor, "ivm")
     plain = ImageFolderExamples(folder_with(tmp_path, "It is [SEG]."))
-    plain.check_slots(SimpleNamespace(seg_token="[SEG]", rej_token=None), "lisa")
+    check(plain, SimpleNamespace(seg_token="[SEG]", rej_token=None), "lisa")
 
 
 def test_it_is_said_before_the_model_is_loaded(tmp_path, lisa_repo, ivm_repo, vip_llava_repo, monkeypatch):

@@ -4,9 +4,9 @@ import torch
 
 from reasonseg.embedding import EMBEDDED_MODEL
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
-from reasonseg.training.tabletop_masking import masking_model_from, masking_processor
 from reasonseg.training.tabletop_model import VLM_PATCH, VLM_SIDE
 from reasonseg.training.tabletop_scenes import draw_scene
+from tests.tabletop_masking import masking_model_from, masking_processor
 
 
 def test_what_the_embedded_model_knows_is_kept():

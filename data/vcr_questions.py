@@ -1,11 +1,12 @@
-"""Visual Commonsense Reasoning: questions whose objects are numbers in the text, marked in the picture."""
+"""Visual Commonsense Reasoning: questions whose objects are numbers in the text, marked in the image."""
 
 from collections.abc import Sequence
 
 from ..processing.chat import IMAGE_TOKEN
 from ..processing.visual_prompt_sampling import PromptRandom, PromptStyle, sample_styles
+from .data_files import DataFileError
 from .region_conversation import SHAPES_OF, MarkedRegion, RegionConversation, multiple_choice
-from .region_data import RegionDataError, RegionSample
+from .region_data import RegionSample
 from .region_wording import (
     ADJECTIVES,
     LETTER_ANSWERS,
@@ -79,7 +80,7 @@ class _Marks:
         shapes, self.drawing_style = SHAPES_OF[shapes_of]
         named = [number for text in texts for part in text if isinstance(part, list) for number in part]
         if unknown := sorted({number for number in named if not 0 <= number < len(sample.boxes)}):
-            raise RegionDataError(f"Row {sample.id!r} names the objects {unknown}; it has {len(sample.boxes)}.")
+            raise DataFileError(f"Row {sample.id!r} names the objects {unknown}; it has {len(sample.boxes)}.")
         # A set's order decides which object gets which style, here as in the original.
         self.objects = list(set(named))
         styles = sample_styles(rng, len(self.objects), shapes)
@@ -89,14 +90,14 @@ class _Marks:
     def in_words(self, text: MixedText) -> str:
         """The text with "the person within the red rectangle" for its numbers."""
         words = ""
-        for place, part in enumerate(text):
+        for index, part in enumerate(text):
             if isinstance(part, str):
                 words += part
             else:
                 for nth, number in enumerate(part):
-                    words += "The " if place == nth == 0 else " the "
+                    words += "The " if index == nth == 0 else " the "
                     words += self._one(number) + (" and" if nth < len(part) - 1 else "")
-            following = text[place + 1] if place + 1 < len(text) else None
+            following = text[index + 1] if index + 1 < len(text) else None
             if isinstance(following, str) and following not in _CLOSING:
                 words += " "
         return words
@@ -118,7 +119,7 @@ class _Marks:
 
 
 def choose_options(choices: Sequence[str], rng: PromptRandom) -> str:
-    """The choices in brackets behind the question."""
+    """The choices in brackets, after the question."""
     lettered = [f"({letter}) {choice}" for letter, choice in zip(LETTERS, choices, strict=False)]
     return f" {rng.python.choice(OPTIONS_PREFIXES)}{' '.join(lettered)}"
 

@@ -1,5 +1,6 @@
-"""A conversation about marked regions of a picture, before anything is drawn."""
+"""A conversation about marked regions of an image, before anything is drawn."""
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,7 +12,7 @@ from ..processing.image_loading import load_rgb_image
 from ..processing.regions import Region, read_region
 from ..processing.visual_prompt_sampling import CONSTANT, PromptRandom, PromptStyle, sample_visual_prompt
 from ..processing.visual_prompts import ANCHOR, SHAPES, VisualPrompt, draw_visual_prompts
-from .region_data import RegionDataError
+from .data_files import DataFileError
 from .region_wording import ANSWER_BY_LETTER, LETTERS
 
 
@@ -35,7 +36,7 @@ class MarkedRegion:
     """
     Args:
         style ([`PromptStyle`]): Shape and colour.
-        box (`list[float]`): `[x1, y1, x2, y2]` in pixels of the picture.
+        box (`list[float]`): `[x1, y1, x2, y2]` in pixels of the image.
         segmentation: Polygons, a COCO run-length encoding or `None`.
     """
 
@@ -48,7 +49,7 @@ class MarkedRegion:
 class RegionConversation:
     """
     Args:
-        turns (`list[tuple[str, str]]`): Messages of the user and answers; `<image>` stands where the picture is.
+        turns (`list[tuple[str, str]]`): Messages of the user and answers; `<image>` stands where the image is.
         regions (`list[MarkedRegion]`): What to draw, in this order.
         drawing_style (`str`): `constant` for the widths and radii of the tests, empty for drawn ones.
     """
@@ -62,14 +63,14 @@ class RegionConversation:
         return any(IMAGE_TOKEN in message for turn in self.turns for message in turn)
 
     def with_image(self) -> "RegionConversation":
-        """The same, with the picture in the first message if it is nowhere."""
+        """The same, with the image in the first message if it is nowhere."""
         if self.has_image:
             return self
         (question, answer), *others = self.turns
         return RegionConversation([(f"{IMAGE_TOKEN}\n{question}", answer), *others], self.regions, self.drawing_style)
 
     def messages(self) -> list[dict[str, Any]]:
-        """As chat templates take them; the picture comes first in its message (LLaVA, `preprocess_multimodal`)."""
+        """As chat templates take them; the image comes first in its message (LLaVA, `preprocess_multimodal`)."""
         messages = []
         for question, answer in self.turns:
             marked = IMAGE_TOKEN in question
@@ -82,10 +83,10 @@ def multiple_choice(question: str, choices: list[str]) -> str:
     """Question, four lettered choices, and how to answer.
 
     Raises:
-        RegionDataError: If there are not four choices.
+        DataFileError: If there are not four choices.
     """
     if len(choices) != len(LETTERS):
-        raise RegionDataError(f"{question!r} has {len(choices)} choices; there must be four.")
+        raise DataFileError(f"{question!r} has {len(choices)} choices; there must be four.")
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True)]
     return "\n".join([question, *lines, ANSWER_BY_LETTER])
 
@@ -100,7 +101,7 @@ def sample_prompts(
     """
     Args:
         conversation ([`RegionConversation`]): What `build_conversation` returned with the same `rng`.
-        image_size (`tuple[int, int]`): (height, width) of the picture.
+        image_size (`tuple[int, int]`): (height, width) of the image.
         rng ([`PromptRandom`]): Source of everything that is not given.
         alpha (`int`, *optional*): Opacity of all marks, 0 to 255; drawn for each by default.
         anchor (`int`): Side in pixels of the model's input, by which widths scale.
@@ -109,7 +110,7 @@ def sample_prompts(
         `list[VisualPrompt]`: One mark per region, in order.
 
     Raises:
-        RegionDataError: If a region is none, or lies outside the picture.
+        DataFileError: If a region is none, or lies outside the image.
     """
     prompts = []
     for region in conversation.regions:
@@ -126,8 +127,8 @@ def sample_prompts(
                     anchor=anchor,
                 )
             )
-        except ValueError as error:
-            raise RegionDataError(str(error)) from error
+        except (TypeError, ValueError) as error:  # the first for a list of something else than numbers
+            raise DataFileError(f"The region {reprlib.repr(region.box)} cannot be drawn: {error}") from error
     return prompts
 
 
@@ -141,10 +142,10 @@ def read_segmented_region(box: list[float], segmentation: Any) -> Region:
 
 
 def marked_image(image: Any, conversation: RegionConversation, rng: PromptRandom, **options) -> Image.Image:
-    """The picture with all marks; arguments as for [`sample_prompts`]."""
-    picture = load_rgb_image(image)
-    prompts = sample_prompts(conversation, (picture.height, picture.width), rng, **options)
-    return draw_visual_prompts(picture, prompts)
+    """The image with all marks; arguments as for [`sample_prompts`]."""
+    image = load_rgb_image(image)
+    prompts = sample_prompts(conversation, (image.height, image.width), rng, **options)
+    return draw_visual_prompts(image, prompts)
 
 
 __all__ = [

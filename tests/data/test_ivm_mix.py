@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from reasonseg.training.ivm_mix import (
+from reasonseg.data.data_files import DataFileError
+from reasonseg.data.ivm_mix import (
     IvmMixDataset,
-    IvmMixError,
     IvmMixSource,
     boxes_to_mask,
     normalise_heatmap,
@@ -106,7 +106,7 @@ def test_a_box_is_cut_to_whole_pixels():
 
 @pytest.mark.parametrize("boxes", [[0, 0, 1], [0.5, 0, 0.2, 1], [0, 0, 300, 200], "box", [[0, 0, 1, 1], [0, 0]], []])
 def test_wrong_boxes(boxes):
-    with pytest.raises(IvmMixError, match="is no box"):
+    with pytest.raises(DataFileError, match="is no box"):
         boxes_to_mask(boxes, 10, 10)
 
 
@@ -157,7 +157,7 @@ def test_crops_keep_their_area_and_ratio(height, width):
 )
 def test_wrong_lines_are_named(source, line, message):
     write(source, {"uuid": "a", "instruction": ["fine"]}, line)
-    with pytest.raises(IvmMixError, match=message):
+    with pytest.raises(DataFileError, match=message):
         read_records(source)
 
 
@@ -174,12 +174,12 @@ def test_workers_follow_the_epoch(source):
 
 
 def test_missing_and_empty_files(source, tmp_path):
-    with pytest.raises(IvmMixError, match=r"There is no file .*none\.jsonl"):
+    with pytest.raises(DataFileError, match=r"There is no file .*none\.jsonl"):
         read_records(IvmMixSource(tmp_path / "none.jsonl", tmp_path))
     write(source, "")
-    with pytest.raises(IvmMixError, match="has no lines"):
+    with pytest.raises(DataFileError, match="has no lines"):
         read_records(source)
-    with pytest.raises(IvmMixError, match="There is no source"):
+    with pytest.raises(DataFileError, match="There is no source"):
         IvmMixDataset([])
 
 
@@ -196,7 +196,7 @@ def test_heat_maps_of_the_stored_pixels_are_refused(source, tmp_path):
     Image.new("L", (40, 24), 255).save(tmp_path / "masks" / "mask_a.jpg")
     write(source, {"uuid": "a", "instruction": ["x"]})
     (record,) = read_records(source)
-    with pytest.raises(IvmMixError, match=r"mask_a\.jpg is 40 x 24 pixels, its image 24 x 40. .* upright frame"):
+    with pytest.raises(DataFileError, match=r"mask_a\.jpg is 40 x 24 pixels, its image 24 x 40. .* upright frame"):
         record.read_mask(*reversed(record.read_image().size))
     Image.new("L", (12, 20), 255).save(tmp_path / "masks" / "mask_a.jpg")
     assert record.read_mask(40, 24).shape == (40, 24), (
@@ -212,12 +212,12 @@ def test_unreadable_files_are_an_error_or_skipped(source, broken, damage, tmp_pa
     if damage == "no picture":
         path.write_bytes(b"no picture")
     data = IvmMixDataset([source], size=32, augment=False)
-    with pytest.raises(IvmMixError, match=rf"of a: .*{path.name}"):
+    with pytest.raises(DataFileError, match=rf"of a: .*{path.name}"):
         data[0]
     skipping = IvmMixDataset([source], size=32, augment=False, skip_unreadable=True)
     assert skipping[0].instruction == "sit down"
     write(source, {"uuid": "a", "instruction": ["alone"]})
-    with pytest.raises(IvmMixError, match="No example"):
+    with pytest.raises(DataFileError, match="No example"):
         IvmMixDataset([source], size=32, skip_unreadable=True)[0]
 
 

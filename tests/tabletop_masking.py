@@ -14,12 +14,12 @@ from transformers import (
     SamVisionConfig,
 )
 
-from ..modeling.configuration_ivm import IvmConfig
-from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
-from ..modeling.modeling_ivm import IvmForVisualMasking
-from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
-from ..processing.processing_ivm import IvmProcessor
-from .tabletop_processor import BOS, EOS, IMAGE, PAD, build_tokenizer
+from reasonseg.modeling.configuration_ivm import IvmConfig
+from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
+from reasonseg.modeling.modeling_ivm import IvmForVisualMasking
+from reasonseg.processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
+from reasonseg.processing.processing_ivm import IvmProcessor
+from reasonseg.training.tabletop_processor import BOS, EOS, IMAGE, PAD, build_tokenizer
 
 
 SIDE, PATCH, SEGMENTER_PATCH = 32, 8, 4

@@ -1,5 +1,5 @@
 """
-Reads the JSON files that ViP-LLaVA was trained and tested with: conversations about pictures with marked regions.
+Reads the JSON files that ViP-LLaVA was trained and tested with: conversations about images with marked regions.
 
 The mixes of stage 2 and 3 and the test files of Visual7W, PointQA-LookTwice and VCR are lists of rows; the first part
 of a row's `id` names its data set (`refcocog-gpt4v-17`). Rows of other data sets are plain conversations; with boxes
@@ -15,29 +15,74 @@ from typing import Any
 
 import numpy as np
 
-from ..data.data_files import file_in, read_json, read_json_lines
+from .data_files import DataFileError, file_in, read_json, read_json_lines
 
+
+@dataclass(frozen=True)
+class RowField:
+    """
+    Args:
+        is_valid (`Callable[[Any], bool]`): Whether a row's value can be used.
+        wanted (`str`): What it must be, for messages.
+    """
+
+    is_valid: Callable[[Any], bool]
+    wanted: str
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _all(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    """Lists of what `is_valid` accepts."""
+    return lambda value: isinstance(value, list) and all(map(is_valid, value))
+
+
+def _is_box(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(isinstance(side, (int, float)) for side in value)
+
+
+def _is_message(value: Any) -> bool:
+    return isinstance(value, dict) and _is_text(value.get("from")) and _is_text(value.get("value"))
+
+
+_is_mixed_text = _all(lambda part: _is_text(part) or _all(_is_whole)(part))
+
+ANYTHING = RowField(lambda value: True, "anything")
+TEXT = RowField(_is_text, "a text")
+TEXTS = RowField(_all(_is_text), "a list of texts")
+MIXED_TEXT = RowField(_is_mixed_text, "a list of words and of lists of object numbers")
+CHOICES = RowField(
+    lambda value: _all(_is_mixed_text)(value) and len(value) == 4, "four lists of words and of lists of object numbers"
+)
+LABEL = RowField(lambda value: _is_whole(value) and 0 <= value < 4, "the number of the right choice, 0 to 3")
+BOXES = RowField(_all(_is_box), "a list of [x1, y1, x2, y2] in pixels of the image")
+BOX_GROUPS = RowField(
+    _all(_all(_is_box)), "a list of the boxes [x1, y1, x2, y2] of each phrase, in the image's pixels"
+)
+OUTLINES = RowField(lambda value: isinstance(value, (list, type(None))), "a list, one per box")
+MESSAGES = RowField(_all(_is_message), "a list of objects with `from` (human or gpt) and `value`, the text")
 
 # What a row of each data set must hold; docs/Finetune_Custom_Data.md and visual_prompt_organizer.py, `vip_processor`.
 REQUIRED_FIELDS = {
-    "refcocog": ("bboxes", "segmentations"),
-    "vg_rel": ("bboxes",),
-    "vcr": (
-        *("meta_dir", "class_names", "question", "answer_choices", "answer_label"),
-        *("rationale_choices", "rationale_label"),
-    ),
-    "flickr30k": ("bbox", "grounding"),
-    "v7w": ("bboxes", "question", "answer"),
-    "pointQA_twice": ("bboxes", "answer"),
+    "refcocog": {"bboxes": BOXES, "segmentations": OUTLINES},
+    "vg_rel": {"bboxes": BOXES},
+    "vcr": {
+        **{"meta_dir": TEXT, "class_names": TEXTS, "question": MIXED_TEXT, "answer_choices": CHOICES},
+        **{"answer_label": LABEL, "rationale_choices": CHOICES, "rationale_label": LABEL},
+    },
+    "flickr30k": {"bbox": BOX_GROUPS, "grounding": TEXT},
+    "v7w": {"bboxes": BOXES, "question": TEXT, "answer": ANYTHING},
+    "pointQA_twice": {"bboxes": BOXES, "answer": ANYTHING},
 }
-REGION_DATASETS = tuple(REQUIRED_FIELDS)
 PLAIN, CUSTOM = "plain", "custom"
 # Rows written by GPT-4V have whole conversations with placeholders instead of one answer.
 GPT4V = "gpt4v"
-
-
-class RegionDataError(ValueError):
-    """A row that cannot be used; the message names the file, the row and what is wrong."""
 
 
 @dataclass
@@ -47,10 +92,10 @@ class RegionSample:
 
     Args:
         id (`str`): As in the file.
-        dataset (`str`): One of `REGION_DATASETS`, `custom` (boxes of one's own) or `plain` (no regions).
+        dataset (`str`): One of `REQUIRED_FIELDS`, `custom` (boxes of one's own) or `plain` (no regions).
         variant (`str`): The second part of the id; `gpt4v` marks conversations with placeholders.
-        image (`Path`, *optional*): The picture's file; `None` for a conversation without a picture.
-        boxes (`list`): `[x1, y1, x2, y2]` in pixels of the picture, one per region.
+        image (`Path`, *optional*): The image's file; `None` for a conversation without an image.
+        boxes (`list`): `[x1, y1, x2, y2]` in pixels of the image, one per region.
         segmentations (`list`): Per region polygons `[[x, y, x, y, ...], ...]`, a COCO run-length encoding, or `None`.
         fields (`dict`): The whole row.
     """
@@ -77,7 +122,7 @@ class RegionFile:
         keep (`Callable`, *optional*): Called with each row; rows for which it returns `False` are left out.
 
     Raises:
-        RegionDataError: If the file is not such JSON or a row lacks fields of its data set.
+        DataFileError: If the file is not such JSON or a row lacks fields of its data set.
     """
 
     def __init__(
@@ -89,8 +134,8 @@ class RegionFile:
         self.path = Path(path)
         self.image_folder = Path(image_folder) if image_folder is not None else self.path.parent
         parts, ends = [], [0]
-        for place, row in _read_rows(self.path):
-            self._check(row, place)
+        for where, row in _read_rows(self.path):
+            self._check(row, where)
             if keep is None or keep(row):
                 parts.append(json.dumps(row, ensure_ascii=False).encode())
                 ends.append(ends[-1] + len(parts[-1]))
@@ -131,81 +176,70 @@ class RegionFile:
             found = None if ignored else row.get("segmentations")
             sample.segmentations = found if found is not None else [None] * len(sample.boxes)
         if len(sample.boxes) != len(sample.segmentations):
-            raise RegionDataError(
+            raise DataFileError(
                 f"{self.path}, id {sample.id!r}: there are {len(sample.boxes)} boxes and {len(sample.segmentations)} "
                 "segmentations; give one segmentation (or null) per box."
             )
         return sample
 
     def _vcr_objects(self, row: dict[str, Any]) -> tuple[list, list]:
-        """Boxes without their score, and polygons of all objects of a VCR picture, from its own JSON file."""
+        """Boxes without their score, and polygons of all objects of a VCR image, from its own JSON file."""
         given = row["meta_dir"]
         path = self.image_folder / given.removeprefix("./dataset").lstrip("/")
+        what = f"{self.path}, id {row['id']!r}:"
         if not path.is_file():
-            raise RegionDataError(
-                f"{self.path}, id {row['id']!r}: there is no file {path} (meta_dir is {given!r}); put VCR's pictures "
-                "with their JSON files into the image folder."
+            raise DataFileError(
+                f"{what} there is no file {path} (meta_dir is {given!r}); put VCR's images with their JSON files into "
+                "the image folder."
             )
-        meta = read_json(path, RegionDataError)
-        boxes = [box[:-1] for box in meta["boxes"]]
-        segmentations = []
-        for polygons in meta["segms"]:
+        meta = read_json(path)
+        try:
+            boxes = [box[:4] for box in meta["boxes"]]
             # Last to first, without those of three points: so does the original, and its draws depend on it.
-            usable = [polygon for polygon in polygons[::-1] if len(polygon) > 3]
-            segmentations.append([np.asarray(polygon, dtype=float).ravel().tolist() for polygon in usable] or None)
+            outlines = [[polygon for polygon in polygons[::-1] if len(polygon) > 3] for polygons in meta["segms"]]
+            segmentations = [
+                [np.asarray(polygon, dtype=float).ravel().tolist() for polygon in polygons] or None
+                for polygons in outlines
+            ]
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataFileError(f"{path} does not hold VCR's `boxes` and `segms` of an image: {error!r}.") from error
+        if not BOXES.is_valid(boxes):
+            raise DataFileError(f"{path} has the boxes {reprlib.repr(boxes)}; give {BOXES.wanted}.")
+        if len(row["class_names"]) != len(boxes):
+            raise DataFileError(
+                f"{what} there are {len(row['class_names'])} class_names and {len(boxes)} boxes in {path}; both must "
+                "be of the same objects."
+            )
         return boxes, segmentations
 
-    def _check(self, row: Any, place: str) -> None:
+    def _check(self, row: Any, where: str) -> None:
         """
         Raises:
-            RegionDataError: If the row at this place of the file lacks a field, or one is of another kind.
+            DataFileError: If the row lacks a field of its data set, or one cannot be used.
         """
         if not isinstance(row, dict):
-            raise RegionDataError(f"{self.path}, {place} is no object with named fields but {type(row).__name__}.")
+            raise DataFileError(f"{self.path}, {where} is no object with named fields but {type(row).__name__}.")
         dataset, variant = row_dataset(row)
-        what = f"{self.path}, {place} (id {row.get('id')!r}), read as {dataset},"
-        required = REQUIRED_FIELDS.get(dataset, ("conversations",))
+        what = f"{self.path}, {where} (id {row.get('id')!r}), read as {dataset},"
+        required = dict(REQUIRED_FIELDS.get(dataset, {"conversations": MESSAGES}))
         if dataset in ("refcocog", "vg_rel"):
-            required = (*required, "conversations" if variant == GPT4V else "answer")
+            required |= {"conversations": MESSAGES} if variant == GPT4V else {"answer": TEXT}
         missing = [name for name in (*required, *(("image",) if dataset != PLAIN else ())) if name not in row]
         if missing:
-            raise RegionDataError(f"{what} lacks {', '.join(missing)}.")
+            raise DataFileError(f"{what} lacks {', '.join(missing)}.")
         if row.get("image") is not None:
             self._image(row["image"], what)
-        if "conversations" in required and not _are_messages(row["conversations"]):
-            raise RegionDataError(
-                f"{what} has the conversations {reprlib.repr(row['conversations'])}; give a list of objects with "
-                "`from` (human or gpt) and `value`, the text."
-            )
-        outlines = row.get("segmentations")
-        if not isinstance(outlines, (list, type(None))):
-            raise RegionDataError(f"{what} has the segmentations {reprlib.repr(outlines)}; give a list, one per box.")
-        boxes = row.get("bboxes", row.get("bbox"))
-        if dataset not in ("vcr", "flickr30k", PLAIN) and not _are_boxes(boxes):
-            raise RegionDataError(
-                f"{what} has the boxes {reprlib.repr(boxes)}; give a list of [x1, y1, x2, y2] in pixels of the image."
-            )
+        if dataset == CUSTOM:
+            required |= {"bboxes" if "bboxes" in row else "bbox": BOXES, "segmentations": OUTLINES}
+        for name, field_kind in required.items():
+            if not field_kind.is_valid(row.get(name)):
+                raise DataFileError(f"{what} has the {name} {reprlib.repr(row.get(name))}; give {field_kind.wanted}.")
 
     def _image(self, name: Any, what: str) -> Path:
         try:
             return file_in(self.image_folder, name)
         except ValueError as error:
-            raise RegionDataError(f"{what} has an `image` that cannot be used: {error}") from None
-
-
-def _are_messages(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(line, dict) and isinstance(line.get("from"), str) and isinstance(line.get("value"), str)
-        for line in value
-    )
-
-
-def _are_boxes(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_box, value))
-
-
-def _is_box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(isinstance(side, (int, float)) for side in value)
+            raise DataFileError(f"{what} has an `image` that cannot be used: {error}") from None
 
 
 def row_dataset(row: dict[str, Any]) -> tuple[str, str]:
@@ -217,15 +251,15 @@ def row_dataset(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows with their place in the file: its line, or the number of the row in the list."""
+    """Rows with where they stand in the file: its line, or the number of the row in the list."""
     if not path.is_file():
-        raise RegionDataError(f"There is no file {path}; give a JSON list of rows or a .jsonl file.")
+        raise DataFileError(f"There is no file {path}; give a JSON list of rows or a .jsonl file.")
     if path.suffix == ".jsonl":
-        yield from ((f"line {number}", row) for number, row in read_json_lines(path, RegionDataError))
+        yield from ((f"line {number}", row) for number, row in read_json_lines(path))
         return
-    rows = read_json(path, RegionDataError)
+    rows = read_json(path)
     if not isinstance(rows, list):
-        raise RegionDataError(f"{path} holds a {type(rows).__name__}; it must hold a list of rows.")
+        raise DataFileError(f"{path} holds a {type(rows).__name__}; it must hold a list of rows.")
     yield from ((f"row {number}", row) for number, row in enumerate(rows))
 
 
@@ -233,8 +267,7 @@ __all__ = [
     "CUSTOM",
     "GPT4V",
     "PLAIN",
-    "REGION_DATASETS",
-    "RegionDataError",
+    "REQUIRED_FIELDS",
     "RegionFile",
     "RegionSample",
     "row_dataset",

@@ -7,17 +7,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reasonseg.data.data_files import DataFileError
+from reasonseg.data.region_conversation import SHAPES_OF, RegionConversation, marked_image, sample_prompts
+from reasonseg.data.region_data import RegionFile, row_dataset
+from reasonseg.data.region_questions import as_sentence, build_conversation
 from reasonseg.processing.colors import read_color
 from reasonseg.processing.visual_prompt_sampling import PromptRandom
-from reasonseg.training.region_conversation import SHAPES_OF, RegionConversation, marked_image, sample_prompts
-from reasonseg.training.region_data import RegionDataError, RegionFile, row_dataset
-from reasonseg.training.region_questions import as_sentence, build_conversation
 from tests.parity_data import PARITY
 
 
 RECORDED = PARITY / "vip_llava" / "visual_prompts"
 ORGANIZER = json.loads((RECORDED / "organizer.json").read_text(encoding="utf-8"))
 CASES = ORGANIZER["cases"]
+
+
+VCR_ROW = {
+    **{"id": "vcr-1", "image": "a.png", "meta_dir": "a.json", "class_names": ["person"], "question": ["Why?"]},
+    **{"answer_choices": [["a", [0]]] * 4, "answer_label": 0, "rationale_choices": [["b"]] * 4, "rationale_label": 3},
+}
 
 
 def write_rows(folder, rows, name="rows.json"):
@@ -128,7 +135,7 @@ def test_errors_in_a_jsonl_file_name_the_line(tmp_path):
         ('{"id": "y"}', r"line 3 \(id 'y'\), read as plain"),
     ):
         path.write_text(json.dumps(good, ensure_ascii=False) + f"\n\n{bad}\n", encoding="utf-8-sig")
-        with pytest.raises(RegionDataError, match=message):
+        with pytest.raises(DataFileError, match=message):
             RegionFile(path)
     path.write_text(json.dumps(good, ensure_ascii=False), encoding="utf-8-sig")
     assert build_conversation(RegionFile(path)[0], PromptRandom.from_seed(0)).turns == [("a\u2028b", "c")]
@@ -149,15 +156,23 @@ def test_rows_that_are_kept(tmp_path):
         ({"id": "vcr-1", "image": "a.png"}, r"row 0 \(id 'vcr-1'\), read as vcr, lacks meta_dir, class_names"),
         ({"id": "refcocog-gpt4v-1", "image": "a.png", "bboxes": [], "segmentations": []}, "lacks conversations"),
         ({"id": "x"}, "read as plain, lacks conversations"),
+        ({"id": "v7w-1", "image": "a.png", "bboxes": [], "question": ["Which?"], "answer": []}, "give a text"),
+        ({"id": "flickr30k-1", "image": "a.png", "bbox": [[1, 2, 3, 4]], "grounding": "a"}, "boxes .* of each phrase"),
+        ({**VCR_ROW, "question": ["Is", 1, "?"]}, "list of words and of lists of object numbers"),
+        ({**VCR_ROW, "answer_choices": [["yes"], ["no"]]}, "give four lists of words"),
+        ({**VCR_ROW, "rationale_label": 4}, "has the rationale_label 4; give the number of the right choice, 0 to 3"),
         ({"id": "x", "conversations": "Hello"}, "has the conversations 'Hello'; give a list of objects"),
         ({"id": "x", "conversations": [{"from": "human"}]}, "give a list of objects with `from`"),
         ({"id": "x", "conversations": [], "image": 3}, "has an `image` that cannot be used: 3 is no file name"),
         ({"id": "x", "conversations": [], "image": "../a.png"}, "leads out of the folder"),
-        ({"id": "x", "conversations": [], "image": "a.png", "bboxes": [[1, 2]]}, r"has the boxes \[\[1, 2\]\]"),
+        (
+            {"id": "x", "conversations": [], "image": "a.png", "bboxes": [[1, 2]]},
+            r"the bboxes \[\[1, 2\]\]; give",
+        ),
     ],
 )
 def test_rows_that_cannot_be_used(tmp_path, row, message):
-    with pytest.raises(RegionDataError, match=message):
+    with pytest.raises(DataFileError, match=message):
         RegionFile(write_rows(tmp_path, [row]))
 
 
@@ -176,18 +191,33 @@ def test_samples_that_cannot_be_used(tmp_path, changes, message):
     row = {"id": "refcocog-gpt4v-1", "image": "a.png", "bboxes": [[1, 1, 5, 5]], "segmentations": [None]}
     file = RegionFile(write_rows(tmp_path, [{**row, "conversations": conversations, **changes}]))
     rng = PromptRandom.from_seed(0)
-    with pytest.raises(RegionDataError, match=message):
+    with pytest.raises(DataFileError, match=message):
         sample_prompts(build_conversation(file[0], rng), (50, 60), rng)
 
 
+@pytest.mark.parametrize(
+    ("meta", "message"),
+    [
+        ({"boxes": [[1, 1, 5, 5, 0.9]]}, "does not hold VCR's `boxes` and `segms` of an image: KeyError"),
+        ({"boxes": [[1, 1, 5]], "segms": [[]]}, r"has the boxes \[\[1, 1, 5\]\]; give a list"),
+        ({"boxes": [[1, 1, 5, 5, 0.9]] * 2, "segms": [[]] * 2}, "there are 1 class_names and 2 boxes"),
+        ({"boxes": [[1, 1, 5, 5, 0.9]], "segms": [[[[1, 1], [2], [3, 3], [1, 1]]]]}, "ValueError"),
+    ],
+)
+def test_objects_of_vcr_that_cannot_be_used(tmp_path, meta, message):
+    (tmp_path / "a.json").write_text(json.dumps(meta), encoding="utf-8")
+    with pytest.raises(DataFileError, match=message):
+        RegionFile(write_rows(tmp_path, [VCR_ROW]))[0]
+
+
 def test_files_that_are_none(tmp_path):
-    with pytest.raises(RegionDataError, match="There is no file"):
+    with pytest.raises(DataFileError, match="There is no file"):
         RegionFile(tmp_path / "missing.json")
     (tmp_path / "bad.json").write_text("{", encoding="utf-8")
-    with pytest.raises(RegionDataError, match="is no JSON file"):
+    with pytest.raises(DataFileError, match="is no JSON file"):
         RegionFile(tmp_path / "bad.json")
     (tmp_path / "object.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(RegionDataError, match="holds a dict"):
+    with pytest.raises(DataFileError, match="holds a dict"):
         RegionFile(tmp_path / "object.json")
 
 
@@ -208,10 +238,10 @@ def test_captions_become_sentences(caption, sentence):
 def test_questions_of_other_tasks(tmp_path):
     row = {"id": "v7w-1", "image": "a.png", "bboxes": [[0, 0, 1, 1]] * 3, "question": "Which?", "answer": [0, 0, 1, 1]}
     (sample,) = RegionFile(write_rows(tmp_path, [row]))
-    with pytest.raises(RegionDataError, match="has 3 choices; there must be four"):
+    with pytest.raises(DataFileError, match="has 3 choices; there must be four"):
         build_conversation(sample, PromptRandom.from_seed(0))
-    with pytest.raises(RegionDataError, match="Task 'vcr_qa' cannot be asked about v7w"):
+    with pytest.raises(DataFileError, match="Task 'vcr_qa' cannot be asked about v7w"):
         build_conversation(sample, PromptRandom.from_seed(0), task="vcr_qa")
     sample.fields["answer"] = [7, 7, 8, 8]
-    with pytest.raises(RegionDataError, match="none of its boxes"):
+    with pytest.raises(DataFileError, match="none of its boxes"):
         build_conversation(sample, PromptRandom.from_seed(0))

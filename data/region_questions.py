@@ -4,8 +4,9 @@ import re
 
 from ..processing.chat import IMAGE_TOKEN
 from ..processing.visual_prompt_sampling import PromptRandom, PromptStyle, sample_paired_styles, sample_styles
+from .data_files import DataFileError
 from .region_conversation import SHAPES_OF, MarkedRegion, RegionConversation, multiple_choice
-from .region_data import CUSTOM, GPT4V, PLAIN, RegionDataError, RegionSample
+from .region_data import CUSTOM, GPT4V, PLAIN, RegionSample
 from .region_wording import (
     ABBREVIATIONS,
     CAPTION_HINTS,
@@ -34,11 +35,11 @@ def build_conversation(
         [`RegionConversation`]: Its marks are to be drawn with the same generator, see [`sample_prompts`].
 
     Raises:
-        RegionDataError: If the row does not hold what its data set needs.
+        DataFileError: If the row does not hold what its data set needs.
     """
     vcr_builders = {None: vcr_conversation, "vcr_qa": vcr_answer_test, "vcr_qar": vcr_rationale_test}
     if task not in vcr_builders or (task is not None and sample.dataset != "vcr"):
-        raise RegionDataError(f"Task {task!r} cannot be asked about {sample.dataset}; vcr has vcr_qa and vcr_qar.")
+        raise DataFileError(f"Task {task!r} cannot be asked about {sample.dataset}; vcr has vcr_qa and vcr_qar.")
     if sample.dataset == PLAIN:
         return RegionConversation(_turns(sample))
     if sample.dataset == "vcr":
@@ -59,13 +60,13 @@ def refcocog_question(sample: RegionSample, rng: PromptRandom) -> RegionConversa
     """A short phrase for one object, or GPT-4V's conversation about it."""
     shapes, drawing_style = SHAPES_OF["refcocog"]
     if not sample.boxes:
-        raise RegionDataError(f"Row {sample.id!r} has no box; a description needs one.")
+        raise DataFileError(f"Row {sample.id!r} has no box; a description needs one.")
     styles = sample_paired_styles(rng, len(sample.boxes), shapes)
     if sample.variant == GPT4V:
         turns = [tuple(text.replace("<bbox>", styles[0].describe()) for text in turn) for turn in _turns(sample)]
         turns[0] = (f"{IMAGE_TOKEN}\n{turns[0][0]}", turns[0][1])
     else:
-        # No image token: the original's sample reaches the model without its picture.
+        # No image token: the original's sample reaches the model without its image.
         question = rng.python.choice(DESCRIBE_REGION) if rng.python.random() < 0.25 else DESCRIBE_OBJECT
         turns = [(question + SHORT_PHRASE, sample.fields["answer"])]
     return RegionConversation(turns, _marked(sample, styles), drawing_style)
@@ -75,7 +76,7 @@ def relation_question(sample: RegionSample, rng: PromptRandom) -> RegionConversa
     """How two objects relate, as a triplet or as GPT-4V's conversation."""
     shapes, drawing_style = SHAPES_OF["vg_rel"]
     if len(sample.boxes) < 2:
-        raise RegionDataError(f"Row {sample.id!r} has {len(sample.boxes)} boxes; a relation needs two.")
+        raise DataFileError(f"Row {sample.id!r} has {len(sample.boxes)} boxes; a relation needs two.")
     styles = sample_paired_styles(rng, len(sample.boxes), shapes, tell_apart=True)
     if sample.variant == GPT4V:
         turns = _turns(sample)
@@ -104,7 +105,7 @@ def caption_question(sample: RegionSample, rng: PromptRandom) -> RegionConversat
     def mark_in_words(match: re.Match) -> str:
         number = int(match.group(1))
         if number >= len(styles):
-            raise RegionDataError(f"Row {sample.id!r} names <bbox{number}> but has boxes for {len(boxes)} phrases.")
+            raise DataFileError(f"Row {sample.id!r} names <bbox{number}> but has boxes for {len(boxes)} phrases.")
         # An unnamed colour leaves nothing, in the original because its branch for that can never be reached.
         named = mode == "semantic_visual_prompt" and styles[number].color_name is not None
         return f" {styles[number].describe()}" if named else ""
@@ -119,7 +120,7 @@ def choice_question(sample: RegionSample, rng: PromptRandom) -> RegionConversati
     shapes, drawing_style = SHAPES_OF["v7w"]
     fields = sample.fields
     if fields["answer"] not in sample.boxes:
-        raise RegionDataError(f"Row {sample.id!r}: the answer {fields['answer']} is none of its boxes.")
+        raise DataFileError(f"Row {sample.id!r}: the answer {fields['answer']} is none of its boxes.")
     styles = sample_styles(rng, len(sample.boxes), shapes)
     choices = [f"The object {style.describe(article=rng.python.random() < 0.5)}" for style in styles]
     question = multiple_choice(fields["question"], choices)
@@ -133,7 +134,7 @@ def point_question(sample: RegionSample, question_field: str = "general_question
     _, drawing_style = SHAPES_OF["pointQA_twice"]
     if question_field not in sample.fields:
         known = sorted(name for name in sample.fields if "question" in name)
-        raise RegionDataError(f"Row {sample.id!r} has no {question_field!r}; it has {', '.join(known) or 'none'}.")
+        raise DataFileError(f"Row {sample.id!r} has no {question_field!r}; it has {', '.join(known) or 'none'}.")
     question = f"{IMAGE_TOKEN}\n{sample.fields[question_field]}{EXEMPLARY_OBJECT}"
     regions = _marked(sample, [PromptStyle("rectangle", "red")] * len(sample.boxes))
     return RegionConversation([(question, str(sample.fields["answer"]))], regions, drawing_style)
@@ -147,7 +148,7 @@ def custom_conversation(sample: RegionSample, rng: PromptRandom) -> RegionConver
     def phrase(match: re.Match) -> str:
         number = int(match.group(1) or 0)
         if number >= len(styles):
-            raise RegionDataError(f"Row {sample.id!r} names {match.group(0)} but has {len(sample.boxes)} boxes.")
+            raise DataFileError(f"Row {sample.id!r} names {match.group(0)} but has {len(sample.boxes)} boxes.")
         return styles[number].describe()
 
     turns = [tuple(re.sub(r"<bbox(\d*)>", phrase, text) for text in turn) for turn in _turns(sample)]
@@ -183,7 +184,7 @@ def _turns(sample: RegionSample) -> list[tuple[str, str]]:
     lines = lines[: len(lines) // 2 * 2]  # a last message without an answer teaches nothing
     roles = [line["from"] for line in lines]
     if not lines or roles != ["human", "gpt"] * (len(lines) // 2):
-        raise RegionDataError(f"Row {sample.id!r}: its messages are from {roles}; they must alternate human and gpt.")
+        raise DataFileError(f"Row {sample.id!r}: its messages are from {roles}; they must alternate human and gpt.")
     texts = [line["value"] for line in lines]
     return list(zip(texts[::2], texts[1::2], strict=True))
 
