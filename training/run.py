@@ -123,7 +123,7 @@ def _model_and_processor(
     if recipe.parts is not None:
         if build is None:
             raise RecipeError(
-                "`parts` need a function that makes a model of them; pass `build` (`reasonseg train` does)."
+                "`parts` need a function that makes a model of them; pass `build`, as `reasonseg train` does."
             )
         return build(recipe.parts, recipe.dtype, recipe.attn_implementation)
     processor = load_pretrained(AutoProcessor, recipe.model)
