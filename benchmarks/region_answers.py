@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from benchmarks.midsize import seconds
 from reasonseg.evaluation.answering import Answering, answer_questions
-from reasonseg.region_benchmarks import RegionQuestions
+from reasonseg.region_accuracy import RegionQuestions
 from reasonseg.training.region_data import RegionFile
 from tests.tiny_vip_llava import write_repo
 

@@ -12,11 +12,22 @@ import torch
 from accelerate import PartialState
 
 from ..processing.chat_templates import user_message
+from ..processing.visual_prompts import ANCHOR
 from ..whole_files import remove_drafts, write_whole
 
 
 # Seconds between two looks at what other processes have written.
 _PAUSE = 1.0
+
+
+def input_side(processor) -> int:
+    """Side in pixels of the square that the model sees, by which ViP-LLaVA's marks scale; 336 where nobody says."""
+    image_processor = processor.image_processor
+    for size in (getattr(image_processor, "crop_size", None), getattr(image_processor, "size", None)):
+        for name in ("height", "shortest_edge"):
+            if size is not None and (side := dict(size).get(name)):
+                return int(side)
+    return ANCHOR
 
 
 class AnswersError(ValueError):
@@ -221,4 +232,4 @@ def _generate(model, processor, batch: list[PictureQuestion], answering: Answeri
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
-__all__ = ["Answering", "AnswersError", "PictureQuestion", "answer_questions", "read_answers"]
+__all__ = ["Answering", "AnswersError", "PictureQuestion", "answer_questions", "input_side", "read_answers"]

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from ..data.annotated_images import AnnotatedImage, by_image, read_annotations, read_images
 from ..data.coco import check_categories, clean_annotations
 from ..data.data_files import read_json
 from ..processing.phrase_segments import PhraseSegment, WordVector, match_categories
-from .annotated_images import AnnotatedImage, by_image, read_annotations, read_images
 from .coco_masks import iou_matrix, segmentation_rle
 from .coco_scores import coco_scores
 from .contact_sheet import StoredCase
-from .grounded_answer import GroundedAnswer
+from .grounded_answers import GroundedAnswer
 from .mask_pairing import PROTOCOLS
 
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from ..data.annotated_images import AnnotatedImage, by_image, read_annotations, read_images
 from ..data.coco import check_categories, clean_annotations
 from ..data.data_files import DataFileError
-from .annotated_images import AnnotatedImage, by_image, read_annotations, read_images
 from .caption_scores import CaptionsUnavailableError, caption_scores
 from .coco_masks import iou_matrix, segmentation_rle
 from .coco_scores import coco_scores
 from .contact_sheet import StoredCase
-from .grounded_answer import GroundedAnswer
+from .grounded_answers import GroundedAnswer
 from .mask_pairing import PROTOCOLS, match_phrases, paired_ious
 from .phrase_similarity import PhraseVectors, cosine_similarities
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from accelerate import PartialState
 
+from ..data.annotated_images import AnnotatedImage
 from ..whole_files import remove_drafts, write_whole
-from .annotated_images import AnnotatedImage
 
 
 class SettingsDifferError(ValueError):

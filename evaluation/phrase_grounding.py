@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from accelerate import PartialState
 
+from ..data.annotated_images import AnnotatedImage
 from ..modeling.outputs import ImageCache
 from ..processing.phrase_segments import PhraseSegmentationResult
 from ..processing.token_spans import token_spans
-from .annotated_images import AnnotatedImage
 from .attention_store import AttendedAnswer, read_original_maps
-from .grounded_answer import GroundedAnswer
+from .grounded_answers import GroundedAnswer
 from .image_files import ImageFiles
 
 

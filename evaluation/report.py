@@ -8,8 +8,8 @@ from typing import Any
 from rich.table import Table
 
 from ..whole_files import write_whole
-from .benchmark import EvaluationResult
 from .contact_sheet import save_contact_sheet
+from .reasoning_segmentation import EvaluationResult
 
 
 COLUMNS = ("giou", "ciou", "n_acc", "t_acc", "pr@0.5", "pr@0.7", "pr@0.9")

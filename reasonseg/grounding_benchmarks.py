@@ -10,9 +10,8 @@ import numpy as np
 from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor
 
-from .benchmarks import EvaluationOptions, Outcome, UnknownBenchmarkError
 from .conversion.systems import ATTEND_AND_SEGMENT
-from .evaluation.annotated_images import AnnotatedImage
+from .data.annotated_images import AnnotatedImage
 from .evaluation.coco_instances import (
     CocoInstances,
     InstanceResult,
@@ -21,7 +20,7 @@ from .evaluation.coco_instances import (
     read_instances,
     score_instances,
 )
-from .evaluation.grounded_answer import GroundedAnswer, read_grounded_answers
+from .evaluation.grounded_answers import GroundedAnswer, read_grounded_answers
 from .evaluation.grounded_conversation import (
     GroundedConversationResult,
     GroundedConversations,
@@ -29,6 +28,7 @@ from .evaluation.grounded_conversation import (
 )
 from .evaluation.phrase_grounding import MAX_NEW_TOKENS, QUESTION, Grounder, ground_pictures
 from .evaluation.phrase_similarity import TEXT_ENCODER, EncodedPhrases
+from .evaluation.registry import EvaluationOptions, Outcome, UnknownBenchmarkError
 from .evaluation.report import numbers_table
 from .loading import load_pretrained
 from .model_kinds import WrongModelError, check_model_fits

@@ -3,12 +3,12 @@
 from accelerate import PartialState
 from transformers import AutoModel, AutoProcessor
 
-from .benchmarks import EvaluationOptions, Outcome
-from .evaluation.benchmark import Question, check_rejections, evaluate
+from .evaluation.reasoning_segmentation import Question, check_rejections, evaluate
+from .evaluation.registry import EvaluationOptions, Outcome
 from .evaluation.report import results_table
 from .loading import load_pretrained
 from .model_kinds import check_model_fits
-from .questions import image_folder_questions, tabletop_questions
+from .tabletop_questions import image_folder_questions, tabletop_questions
 
 
 def run_tabletop(options: EvaluationOptions) -> Outcome:

@@ -105,7 +105,8 @@ def ask(
     fill_placeholders(text or "", prompts)
     with console.status(f"Loading {escape(model)} ..."):
         network, processor = load_checkpoint(model, revision, dtype.value, device, trust_remote_code, "ask")
-        from ..picture_chat import PictureChat, input_side
+        from ..evaluation.answering import input_side
+        from .image_chat import ImageChat
     if prompts:
         scaled = scale_prompts(prompts, (picture.height, picture.width), input_side(processor), width)
         picture = draw_visual_prompts(picture, scaled)
@@ -116,7 +117,7 @@ def ask(
             console.print(f"<bbox{number}>: {describe(prompt)}")
         console.print(f"Written: {path_text(out)}", soft_wrap=True)
     questions = iter(()) if text is None else iter((text,))
-    chat = PictureChat(network, processor, picture, max_new_tokens, temperature, top_p)
+    chat = ImageChat(network, processor, picture, max_new_tokens, temperature, top_p)
     if seed is not None:
         import torch
 

@@ -30,7 +30,7 @@ def demo(
         check_question(question)
     from PIL import Image
 
-    from ..questions import demo_questions, draw_demo_scene
+    from ..tabletop_questions import demo_questions, draw_demo_scene
 
     network, processor = load_checkpoint(model, None, "auto", "cpu", False, "segment", asked="reasonseg demo")
     scene = draw_demo_scene(seed)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..benchmarks import BENCHMARKS, EvaluationOptions, UnknownBenchmarkError, find_benchmark
+from ..evaluation.registry import BENCHMARKS, EvaluationOptions, UnknownBenchmarkError, find_benchmark
 from ..folder_lock import alone_in
 from ..model_names import EMBEDDED_HELP
 from ..whole_files import remove_drafts

@@ -314,7 +314,7 @@ class _Masker:
     """A loaded IVM checkpoint that masks tasks."""
 
     def __init__(self, settings: dict[str, Any], device: str, trust_remote_code: bool):
-        from ..masked_input import Masker, MaskingOptions
+        from ..evaluation.masked_input import Masker, MaskingOptions
         from ..processing.colors import read_color
 
         options = MaskingOptions(

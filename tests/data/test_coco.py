@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 from reasonseg.data.coco import clean_annotations, clean_segmentation, run_lengths
 from reasonseg.data.data_files import DataFileError
 from reasonseg.evaluation.coco_instances import CocoInstances, read_instances, score_instances
-from reasonseg.evaluation.grounded_answer import read_grounded_answers
+from reasonseg.evaluation.grounded_answers import read_grounded_answers
 from reasonseg.evaluation.grounded_conversation import GroundedConversations
 from reasonseg.processing.segments import mask_to_rle
 from tests.parity_data import PARITY

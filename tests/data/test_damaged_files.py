@@ -9,7 +9,7 @@ from PIL import Image
 from reasonseg.data.data_files import DataFileError
 from reasonseg.data.request_folder import read_request_folder
 from reasonseg.evaluation.coco_instances import CocoInstances, read_instances, score_instances
-from reasonseg.evaluation.grounded_answer import read_grounded_answers
+from reasonseg.evaluation.grounded_answers import read_grounded_answers
 from reasonseg.evaluation.grounded_conversation import GroundedConversations, score_grounded_conversation
 from reasonseg.evaluation.vip_bench import VipBenchError, read_vip_bench
 from reasonseg.processing.segments import mask_to_rle

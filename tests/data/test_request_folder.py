@@ -16,7 +16,7 @@ from reasonseg.data.request_folder import first_rejection, read_request_folder
 from reasonseg.processing.image_loading import load_rgb_image
 from reasonseg.processing.mask_reading import read_mask
 from reasonseg.processing.segments import mask_to_rle
-from reasonseg.questions import image_folder_questions
+from reasonseg.tabletop_questions import image_folder_questions
 from reasonseg.training.datasets import ImageFolderExamples
 from tests.installed import installed
 

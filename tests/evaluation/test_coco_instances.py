@@ -17,7 +17,7 @@ from reasonseg.evaluation.coco_instances import (
 from reasonseg.evaluation.coco_masks import decode_segmentation, iou_matrix, segmentation_rle
 from reasonseg.evaluation.coco_scores import coco_scores
 from reasonseg.evaluation.contact_sheet import save_contact_sheet
-from reasonseg.evaluation.grounded_answer import GroundedAnswer
+from reasonseg.evaluation.grounded_answers import GroundedAnswer
 from reasonseg.processing.segments import mask_to_rle
 from tests.parity_data import PARITY
 

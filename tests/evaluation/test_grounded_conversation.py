@@ -13,7 +13,7 @@ from reasonseg.evaluation.caption_scores import CaptionsUnavailableError, captio
 from reasonseg.evaluation.coco_masks import iou_matrix, segmentation_rle
 from reasonseg.evaluation.coco_scores import COCO_SCORES
 from reasonseg.evaluation.contact_sheet import save_contact_sheet
-from reasonseg.evaluation.grounded_answer import GroundedAnswer, read_grounded_answers
+from reasonseg.evaluation.grounded_answers import GroundedAnswer, read_grounded_answers
 from reasonseg.evaluation.grounded_conversation import GroundedConversations, score_grounded_conversation
 from reasonseg.evaluation.mask_pairing import match_phrases, paired_ious
 from reasonseg.evaluation.phrase_similarity import EncodedPhrases, cosine_similarities

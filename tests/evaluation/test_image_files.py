@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from reasonseg.evaluation.annotated_images import AnnotatedImage
+from reasonseg.data.annotated_images import AnnotatedImage
 from reasonseg.evaluation.attention_store import AttendedAnswer, read_original_maps
 from reasonseg.evaluation.image_files import ImageFiles, SettingsDifferError
 
@@ -76,7 +76,7 @@ def test_other_settings_are_refused(tmp_path):
 SHARED = """
 import sys
 from accelerate import PartialState
-from reasonseg.evaluation.annotated_images import AnnotatedImage
+from reasonseg.data.annotated_images import AnnotatedImage
 from reasonseg.evaluation.image_files import ImageFiles
 state = PartialState(cpu=True)
 images = [AnnotatedImage(n, f"{n}.jpg", (1, 1)) for n in range(7)]

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from reasonseg.cli.app import app
 from reasonseg.conversion.convert_attend_and_segment import convert_attend_and_segment
 from reasonseg.evaluation.coco_instances import CocoInstances, name_instances, number_instances
-from reasonseg.evaluation.grounded_answer import GroundedAnswer, read_grounded_answers
+from reasonseg.evaluation.grounded_answers import GroundedAnswer, read_grounded_answers
 from reasonseg.evaluation.phrase_grounding import QUESTION, Grounder, ground_pictures
 from tests.parity_data import load_meta
 from tests.recorded_attention import LLAVA, RECORDED, TOWER, recorded_sam

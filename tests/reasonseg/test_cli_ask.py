@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
-from reasonseg.picture_chat import PictureChat
+from reasonseg.cli.image_chat import ImageChat
 from reasonseg.processing.visual_prompts import VisualPrompt, draw_visual_prompts
 from tests.parity_data import PARITY, load_meta
 from tests.recorded_vip_llava import tensors
@@ -53,7 +53,7 @@ def test_one_question(repo, picture, tmp_path):
 
     model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
     pieces = []
-    answer = PictureChat(model, processor, drawn, 6).ask("What is pointed to by the red arrow?", pieces.append)
+    answer = ImageChat(model, processor, drawn, 6).ask("What is pointed to by the red arrow?", pieces.append)
     assert "".join(pieces).strip() == answer == result.stdout.strip()
     assert len(pieces) > 1
 
@@ -117,7 +117,7 @@ def test_a_conversation(repo, picture, tmp_path):
     assert "holds <bbox7>, and 1 visual prompts were given" in " ".join(result.stderr.split())
 
     model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
-    chat = PictureChat(model, processor, Image.open(tmp_path / "o.png"), 4)
+    chat = ImageChat(model, processor, Image.open(tmp_path / "o.png"), 4)
     answers = [chat.ask(line["question"]) for line in lines[:2]]
     assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
     assert [part["type"] for message in chat.messages for part in message["content"]].count("image") == 1
@@ -135,7 +135,7 @@ def test_sampling_is_repeatable(repo, picture):
 def test_a_blank_question_is_none_in_python_either(repo, picture):
     model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
     with pytest.raises(ValueError, match="The question is empty"):
-        PictureChat(model, processor, Image.open(picture), 4).ask(" ")
+        ImageChat(model, processor, Image.open(picture), 4).ask(" ")
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
+from reasonseg.conversion.compose_vip_llava import build_vip_llava
 from reasonseg.processing.chat_templates import IMAGE_TOKEN
 from reasonseg.training.dialogues import DialogueCollator, RegionDialogues
 from reasonseg.training.recipe import RecipeError, load_recipe
 from reasonseg.training.region_data import RegionDataError
 from reasonseg.training.run import collator, run_recipe, training_data
-from reasonseg.vip_llava_start import build_vip_llava
 from tests.tiny_vip_llava import IMAGE_TOKENS, SIDE, write_parts
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.data_files import file_in, read_json
 from ..processing.image_loading import exif_orientation, load_rgb_image, open_image
+from .data_files import file_in, read_json
 
 
 # In bytes, with room for the ending of what is written about an image.

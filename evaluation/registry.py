@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .model_names import resolve_model
+from ..model_names import resolve_model
 
 
 class UnknownBenchmarkError(ValueError):
@@ -100,7 +100,7 @@ class Benchmark:
     Args:
         summary (`str`): One line for `--help`.
         protocols (`tuple[str, ...]`): Its protocols, the default one first.
-        runner (`str`): `module:function` inside this package; takes [`EvaluationOptions`], returns [`Outcome`].
+        runner (`str`): `module:function`; takes [`EvaluationOptions`], returns [`Outcome`].
         settings (`dict[str, str]`): What `--set` may name, with one line of explanation each.
     """
 
@@ -128,7 +128,7 @@ class Benchmark:
                 f"{', '.join(self.protocols)}."
             )
         module, _, function = self.runner.partition(":")
-        return getattr(importlib.import_module(f".{module}", __package__), function)(options)
+        return getattr(importlib.import_module(module), function)(options)
 
 
 _SAMPLING_SETTINGS = {"temperature": "0, the default, takes the most likely token", "seed": "0 by default"}
@@ -162,19 +162,25 @@ _GROUNDING_SETTINGS = {
     "mask_choice": "third or best",
 }
 BENCHMARKS: dict[str, Benchmark] = {
-    "tabletop": Benchmark("drawn scenes with requests", ("free", "paper"), "question_benchmarks:run_tabletop"),
-    "v7w": Benchmark(
-        "Visual7W, which of four marked boxes", ("accuracy",), "region_benchmarks:run_v7w", _REGION_SETTINGS
+    "tabletop": Benchmark(
+        "drawn scenes with requests", ("free", "paper"), "reasonseg.question_benchmarks:run_tabletop"
     ),
-    "pointqa": Benchmark("PointQA-LookTwice", ("accuracy",), "region_benchmarks:run_pointqa", _REGION_SETTINGS),
-    "vcr": Benchmark("VCR: Q->A, QA->R, Q->AR", ("both", "qa", "qar"), "region_benchmarks:run_vcr", _REGION_SETTINGS),
+    "v7w": Benchmark(
+        "Visual7W, which of four marked boxes", ("accuracy",), "reasonseg.region_accuracy:run_v7w", _REGION_SETTINGS
+    ),
+    "pointqa": Benchmark(
+        "PointQA-LookTwice", ("accuracy",), "reasonseg.region_accuracy:run_pointqa", _REGION_SETTINGS
+    ),
+    "vcr": Benchmark(
+        "VCR: Q->A, QA->R, Q->AR", ("both", "qa", "qar"), "reasonseg.region_accuracy:run_vcr", _REGION_SETTINGS
+    ),
     "regions": Benchmark(
-        "any file of ViP-LLaVA's region data", ("accuracy",), "region_benchmarks:run_regions", _REGION_SETTINGS
+        "any file of ViP-LLaVA's region data", ("accuracy",), "reasonseg.region_accuracy:run_regions", _REGION_SETTINGS
     ),
     "coco": Benchmark(
         "COCO instances by phrases; --annotations instances_val2017.json",
         ("paper", "fixed"),
-        "grounding_benchmarks:run_coco",
+        "reasonseg.grounding_benchmarks:run_coco",
         {
             **_GROUNDING_SETTINGS,
             "results": "file in COCO's results format to score; no model is needed then",
@@ -185,7 +191,7 @@ BENCHMARKS: dict[str, Benchmark] = {
     "grandf": Benchmark(
         "grounded conversations; --annotations folder of GranD-f's val_test, --split val or test",
         ("paper", "fixed"),
-        "grounding_benchmarks:run_grandf",
+        "reasonseg.grounding_benchmarks:run_grandf",
         {
             **_GROUNDING_SETTINGS,
             "text_encoder": "what compares phrases for recall, google-bert/bert-base-uncased by default; or none",
@@ -193,11 +199,14 @@ BENCHMARKS: dict[str, Benchmark] = {
         },
     ),
     "vip-bench": Benchmark(
-        "ViP-Bench (bbox or human), scored by a judge", ("judged",), "region_benchmarks:run_vip_bench", _JUDGE_SETTINGS
+        "ViP-Bench (bbox or human), scored by a judge",
+        ("judged",),
+        "reasonseg.region_accuracy:run_vip_bench",
+        _JUDGE_SETTINGS,
     ),
 }
 # A folder in place of a name.
-_FOLDER = Benchmark("the folder of one split", ("free", "paper"), "question_benchmarks:run_image_folder")
+_FOLDER = Benchmark("the folder of one split", ("free", "paper"), "reasonseg.question_benchmarks:run_image_folder")
 
 
 def find_benchmark(dataset: str) -> Benchmark:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from .data.request_folder import read_request_folder
-from .evaluation.benchmark import Question
+from .evaluation.reasoning_segmentation import Question
 from .training.tabletop_dataset import generate_records
 from .training.tabletop_requests import make_requests
 from .training.tabletop_scenes import TabletopScene, draw_scene

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from reasonseg.benchmarks import BENCHMARKS, EvaluationOptions, UnknownBenchmarkError, find_benchmark
+from reasonseg.evaluation.registry import BENCHMARKS, EvaluationOptions, UnknownBenchmarkError, find_benchmark
 
 
 def test_names_and_folders(tmp_path):
@@ -18,7 +18,7 @@ def test_names_and_folders(tmp_path):
 def test_every_runner_exists():
     for name, benchmark in BENCHMARKS.items():
         module, _, function = benchmark.runner.partition(":")
-        assert callable(getattr(__import__(f"reasonseg.{module}", fromlist=[function]), function)), name
+        assert callable(getattr(__import__(module, fromlist=[function]), function)), name
 
 
 @pytest.mark.parametrize("name", list(BENCHMARKS))
@@ -36,5 +36,7 @@ def test_missing_options_are_named_as_on_the_command_line(tmp_path):
 
 def test_the_registry_is_light():
     # As the command imports it; any other import of the package registers the models and needs torch.
-    code = "import sys; sys.argv = ['reasonseg']; import reasonseg.benchmarks; sys.exit('torch' in sys.modules)"
+    code = (
+        "import sys; sys.argv = ['reasonseg']; import reasonseg.evaluation.registry; sys.exit('torch' in sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -8,10 +8,10 @@ from accelerate import PartialState
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from .benchmarks import EvaluationOptions, Outcome, UnknownBenchmarkError
-from .evaluation.answering import Answering, PictureQuestion, answer_questions
+from .evaluation.answering import Answering, PictureQuestion, answer_questions, input_side
 from .evaluation.choice_accuracy import choice_result
 from .evaluation.judges import EndpointJudge, Judge, PipelineJudge, RuleJudge
+from .evaluation.registry import EvaluationOptions, Outcome, UnknownBenchmarkError
 from .evaluation.vip_bench import (
     grade,
     read_vip_bench,
@@ -21,7 +21,6 @@ from .evaluation.vip_bench import (
 )
 from .loading import load_pipeline, load_pretrained
 from .model_kinds import check_model_fits
-from .picture_chat import input_side
 from .processing.chat_templates import IMAGE_TOKEN
 from .processing.image_loading import load_rgb_image
 from .processing.visual_prompt_sampling import PromptRandom

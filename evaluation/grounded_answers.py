@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.annotated_images import AnnotatedImage
 from ..data.data_files import read_json
 from ..processing.phrase_segments import PhraseSegmentationResult
-from .annotated_images import AnnotatedImage
 from .coco_masks import segmentation_rle
 
 

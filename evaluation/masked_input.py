@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from .loading import load_pretrained
-from .processing.answer_rendering import answer_html
-from .processing.image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
-from .processing.masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage
+from ..loading import load_pretrained
+from ..processing.answer_rendering import answer_html
+from ..processing.image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
+from ..processing.masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from reasonseg import region_benchmarks
-from reasonseg.benchmarks import EvaluationOptions
+from reasonseg import region_accuracy
 from reasonseg.cli.app import app
-from reasonseg.region_benchmarks import RegionQuestions, run_vip_bench
+from reasonseg.evaluation.registry import EvaluationOptions
+from reasonseg.region_accuracy import RegionQuestions, run_vip_bench
 from reasonseg.training.region_data import RegionFile
 from tests.parity_data import PARITY
 from tests.tiny_vip_llava import SIDE, write_repo
@@ -154,7 +154,7 @@ def test_only_the_main_process_judges_vip_bench(data, tmp_path, monkeypatch):
     options = EvaluationOptions(dataset="vip-bench", out=out, annotations=bench)
     assert run_vip_bench(options).result.capabilities["total"] == 100.0
     before = {path: path.read_bytes() for path in out.iterdir()}
-    monkeypatch.setattr(region_benchmarks, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    monkeypatch.setattr(region_accuracy, "PartialState", lambda: SimpleNamespace(is_main_process=False))
     elsewhere = run_vip_bench(options)
     assert elsewhere.result is elsewhere.table is None
     assert {path: path.read_bytes() for path in out.iterdir()} == before
