@@ -1,4 +1,4 @@
-"""Pictures and annotations of COCO's JSON format."""
+"""Images and annotations of COCO's JSON format."""
 
 import math
 import reprlib
@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..processing.image_loading import exif_orientation, load_rgb_image, open_image
+from .coco import check_categories, clean_annotations
 from .data_files import file_in, read_json
 
 
@@ -128,4 +129,41 @@ def by_image(annotations: Sequence[dict[str, Any]]) -> dict[Any, list[dict[str, 
     return grouped
 
 
-__all__ = ["AnnotatedImage", "by_image", "read_annotations", "read_images"]
+class CocoInstances:
+    """
+    Pictures with instance annotations, such as `instances_val2017.json`. What is read is a cleaned copy, see
+    `clean_annotations`.
+
+    Args:
+        annotations (`str` or `Path`): The file.
+        limit (`int`, *optional*): Only the first pictures.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not in COCO's format, lists no image, or holds an annotation that cannot be used.
+    """
+
+    def __init__(self, annotations: str | Path, limit: int | None = None):
+        source, content = str(annotations), read_annotations(annotations, ("images", "annotations", "categories"))
+        images = read_images(content["images"], source)
+        if not images:
+            raise ValueError(f"{source} has no images; an empty data set has no scores.")
+        self.categories: dict[int, str] = check_categories(content["categories"], source)
+        sizes = {image.id: image.size for image in images}
+        cleaned = clean_annotations(content["annotations"], sizes, source, categories=self.categories)
+        self.dataset = {**content, "annotations": cleaned}
+        self.images: list[AnnotatedImage] = images[:limit]
+        self.notes: list[str] = []
+        if left_out := len(content["annotations"]) - len(cleaned):
+            self.notes.append(f"{left_out} annotations belong to images that {source} does not list.")
+        self._annotations = by_image(cleaned)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def annotations(self, image: AnnotatedImage) -> list[dict[str, Any]]:
+        """What is annotated in a picture."""
+        return self._annotations.get(image.id, [])
+
+
+__all__ = ["AnnotatedImage", "CocoInstances", "by_image", "read_annotations", "read_images"]

@@ -1,28 +1,18 @@
-"""Runs ViP-LLaVA's benchmarks: Visual7W, PointQA-LookTwice, VCR, any region file of one's own, and ViP-Bench."""
+"""Accuracy of answers about marked regions: Visual7W, PointQA-LookTwice, VCR, and any region file of one's own.
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
+An answer is right if it is equal to the right one (`model_vqa_loader_vip.py` of ViP-LLaVA).
+"""
 
-from accelerate import PartialState
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from rich.table import Table
 
-from .evaluation.answering import Answering, PictureQuestion, answer_questions, input_side
-from .evaluation.choice_accuracy import choice_result
-from .evaluation.judges import EndpointJudge, Judge, PipelineJudge, RuleJudge
+from .evaluation.answering import ImageQuestion, answer_questions, answering_of, input_side
 from .evaluation.registry import EvaluationOptions, Outcome, UnknownBenchmarkError
-from .evaluation.vip_bench import (
-    grade,
-    read_vip_bench,
-    scores_by_capability,
-    write_results,
-    write_tables,
-)
-from .loading import load_pipeline, load_pretrained
-from .model_kinds import check_model_fits
 from .processing.chat_templates import IMAGE_TOKEN
-from .processing.image_loading import load_rgb_image
 from .processing.visual_prompt_sampling import PromptRandom
 from .processing.visual_prompts import ANCHOR, DEFAULT_ALPHA
 from .training.region_conversation import marked_image
@@ -33,20 +23,17 @@ from .training.region_questions import build_conversation
 # The names of what is asked about one row of VCR, by protocol; both together give Q->AR.
 _VCR_TASKS = {"qa": {"q-a": "vcr_qa"}, "qar": {"qa-r": "vcr_qar"}, "both": {"q-a": "vcr_qa", "qa-r": "vcr_qar"}}
 
-_RULES = ("keyword", "exact")
-_JUDGE_MODEL = "gpt-4-0613"  # who gave the published numbers
-
 
 class RegionQuestions(Sequence):
     """
-    First questions of a region file's conversations, with the marks drawn when a question is taken.
+    First questions of a region file's conversations, with the visual prompts drawn when a question is taken.
 
     Args:
         file ([`RegionFile`]): The rows.
         task (`str`, *optional*): `vcr_qa` or `vcr_qar`.
-        seed (`int`): With the row's number it decides colours, places and wording.
-        alpha (`int`, *optional*): Opacity of the marks; the original's commands give 128. `None` draws it.
-        squashed (`bool`): Resize the picture to the model's square instead of padding it, as for VCR.
+        seed (`int`): With the row's index it decides colours, positions and wording.
+        alpha (`int`, *optional*): Opacity of the visual prompts; the original's commands give 128. `None` draws it.
+        squashed (`bool`): Resize the image to the model's square instead of padding it, as for VCR.
         side (`int`): Side in pixels of the model's input.
         limit (`int`, *optional*): Only the first rows.
     """
@@ -68,192 +55,120 @@ class RegionQuestions(Sequence):
     def __len__(self) -> int:
         return self.count
 
-    def __getitem__(self, number: int) -> PictureQuestion:
-        if not 0 <= number < self.count:
-            raise IndexError(f"There are {self.count} questions; there is no question {number}.")
-        sample = self.file[number]
-        rng = PromptRandom.from_seed((self.seed + number) % 2**32)
+    def __getitem__(self, index: int) -> ImageQuestion:
+        if not 0 <= index < self.count:
+            raise IndexError(f"There are {self.count} questions; there is no question {index}.")
+        sample = self.file[index]
+        rng = PromptRandom.from_seed((self.seed + index) % 2**32)
         conversation = build_conversation(sample, rng, self.task)
         image = marked_image(sample.image, conversation, rng, alpha=self.alpha, anchor=self.side)
         if self.squashed:
             image = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
         question, answer = conversation.turns[0]
-        return PictureQuestion(sample.id, image, question.replace(IMAGE_TOKEN, "").strip(), answer)
+        return ImageQuestion(sample.id, image, question.replace(IMAGE_TOKEN, "").strip(), answer)
 
 
-def run_v7w(options: EvaluationOptions) -> Outcome:
-    """Visual7W: which of four marked boxes is meant."""
-    return _run_choices(options, {"v7w": None})
+@dataclass
+class ChoiceResult:
+    """
+    Args:
+        accuracies (`dict[str, float]`): Share of right answers, 0 to 1, by the name of the question.
+        counts (`dict[str, int]`): Questions of each.
+        cases (`list`): Always empty: there are no masks to show.
+    """
+
+    accuracies: dict[str, float]
+    counts: dict[str, int]
+    cases: list[Any] = field(default_factory=list, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"accuracy": self.accuracies, "questions": self.counts}
+
+    def table(self, title: str) -> Table:
+        """One row per question."""
+        table = Table(title=title)
+        for name in ("question", "count", "accuracy"):
+            table.add_column(name, justify="left" if name == "question" else "right")
+        for name, accuracy in self.accuracies.items():
+            table.add_row(name, str(self.counts[name]), f"{100 * accuracy:.2f}")
+        return table
 
 
-def run_pointqa(options: EvaluationOptions) -> Outcome:
+def is_right(text: str, answer: str) -> bool:
+    """Equal but for case and surrounding space : "A." is no answer to "A"."""
+    return text.strip().lower() == answer.strip().lower()
+
+
+def choice_result(lines_by_name: Mapping[str, Sequence[Mapping[str, Any]]], all_of_them: str = "") -> ChoiceResult:
+    """
+    Args:
+        lines_by_name: Lines of `answer_questions`, by the name of what was asked.
+        all_of_them (`str`): Name of one more number: the share of rows for which everything was answered right (Q->AR
+            of VCR). All lists must then be about the same rows in the same order.
+
+    Raises:
+        ValueError: If nothing was asked.
+    """
+    right = {
+        name: [is_right(line["text"], line["metadata"]["answer"]) for line in lines]
+        for name, lines in lines_by_name.items()
+    }
+    if not right or not all(right.values()):
+        raise ValueError("There are no questions to count. Check the annotation file and --limit.")
+    if all_of_them:
+        right[all_of_them] = [all(row) for row in zip(*right.values(), strict=True)]
+    return ChoiceResult(
+        accuracies={name: sum(flags) / len(flags) for name, flags in right.items()},
+        counts={name: len(flags) for name, flags in right.items()},
+    )
+
+
+def run_regions(options: EvaluationOptions, file: RegionFile) -> Outcome:
+    """The first question of each row, such as which of the four marked boxes of Visual7W is meant."""
+    return _run(options, file, {options.dataset: None})
+
+
+def run_pointqa(options: EvaluationOptions, file: RegionFile) -> Outcome:
     """PointQA-LookTwice: a question about things like the marked one."""
-    return _run_choices(options, {"pointqa-looktwice": None})
+    return _run(options, file, {"pointqa-looktwice": None})
 
 
-def run_vcr(options: EvaluationOptions) -> Outcome:
+def run_vcr(options: EvaluationOptions, file: RegionFile) -> Outcome:
     """VCR: Q->A, QA->R, and both right."""
-    return _run_choices(options, _VCR_TASKS[options.protocol], "q-ar" if options.protocol == "both" else "")
+    return _run(options, file, _VCR_TASKS[options.protocol], "q-ar" if options.protocol == "both" else "")
 
 
-def run_regions(options: EvaluationOptions) -> Outcome:
-    """Any region file; the first answer of each conversation must be met exactly."""
-    return _run_choices(options, {"regions": None})
-
-
-def _run_choices(options: EvaluationOptions, tasks: dict[str, str | None], all_of_them: str = "") -> Outcome:
-    options.require("model", "annotations")
-    settings = options.settings
-    preprocess = settings.get("preprocess", "resize" if options.dataset == "vcr" else "pad")
-    if preprocess not in ("pad", "resize"):
-        raise UnknownBenchmarkError(f"--set preprocess={preprocess} is not known; it is pad or resize.")
-    alpha = settings.get("alpha", str(DEFAULT_ALPHA))
-    file = RegionFile(options.annotations, options.images)
+def _run(options: EvaluationOptions, file: RegionFile, tasks: dict[str, str | None], all_of_them: str = "") -> Outcome:
     if not len(file):
         raise UnknownBenchmarkError(f"{options.annotations} has no rows to ask about.")
-    model, processor = _load(options)
-    answering = _answering(options, settings, default_length=128)
+    settings = options.settings
+    alpha, preprocess, seed = settings["alpha"], settings["preprocess"], settings["seed"]
+    model, processor = options.load_model(), options.load_processor()
     lines = {}
     for name, task in tasks.items():
         questions = RegionQuestions(
             file,
             task,
-            seed=answering.seed,
-            alpha=None if alpha == "random" else _integer("alpha", alpha),
+            seed=seed,
+            alpha=None if alpha == "random" else alpha,
             squashed=preprocess == "resize",
             side=input_side(processor),
             limit=options.limit,
         )
-        answering.about = {**_asked_of(options), "dataset": options.dataset, "task": name, "seed": answering.seed}
-        answering.about |= {"alpha": alpha, "preprocess": preprocess}
+        about = {"dataset": options.dataset, "task": name, "seed": seed, "alpha": str(alpha), "preprocess": preprocess}
         lines[name] = answer_questions(
             model,
             processor,
             questions,
-            Path(options.out) / name,
-            answering,
+            options.out / name,
+            answering_of(options, default_length=128, **about),
             model_id=str(options.model),
-            progress=lambda done, total, name=name: options.progress(name, done, total),
+            progress=options.report(name),
         )
     result = choice_result(lines, all_of_them)
-    about = {"model": options.model, "dataset": options.dataset, "protocol": options.protocol, **settings}
+    about = {"model": options.model, "dataset": options.dataset, "protocol": options.protocol, **options.given}
     return Outcome(result, result.table(options.dataset), about)
 
 
-def run_vip_bench(options: EvaluationOptions) -> Outcome:
-    """ViP-Bench: answers, then scores of a judge; without `--model` the answers that `--out` holds are scored."""
-    options.require("annotations")
-    settings = options.settings
-    split = options.split or "bbox"
-    questions = read_vip_bench(options.annotations, split)[: options.limit]
-    out, state = Path(options.out), PartialState()
-    answering = _answering(options, settings, default_length=1024)
-    if options.model is not None:
-        model, processor = _load(options)
-        answering.about = {**_asked_of(options), "dataset": f"vip-bench {split}"}
-        asked = [PictureQuestion(row.id.removeprefix("v1_"), row.image, row.text) for row in questions]
-        lines = answer_questions(
-            model,
-            processor,
-            _Opened(asked),
-            out / split,
-            answering,
-            model_id=str(options.model),
-            progress=lambda done, total: options.progress("answering", done, total),
-        )
-        del model
-        if state.is_main_process:
-            write_results(lines, out / f"{split}.json")
-    if not state.is_main_process:
-        return Outcome(None, None, {})  # it has answered its part; one process judges
-    given = settings.get("judge", _RULES[0])
-    judged_by = settings.get("judge_model", _JUDGE_MODEL) if "://" in given else given
-    runs = _integer("runs", settings.get("runs", "1" if given in _RULES else "5"))
-    stem = f"{split}-{Path(judged_by).name}"
-    path = out / f"{stem}-grade.json"
-    grades = grade(
-        questions,
-        _read_results(out / f"{split}.json"),
-        _judge(given, judged_by, options),
-        runs,
-        path,
-        progress=lambda done, total: options.progress("judging", done, total),
-    )
-    result = scores_by_capability(questions, grades, runs)
-    name = str(options.model or out.name)
-    write_tables(result, name, out / f"{stem}-capabilities.csv", out / f"{stem}-integrations.csv")
-    about = {"model": options.model, "dataset": "vip-bench", "split": split, "judge": judged_by}
-    return Outcome(result, result.table(f"ViP-Bench {split}, judged by {judged_by}"), about)
-
-
-class _Opened(Sequence):
-    """Questions whose pictures are read when they are taken."""
-
-    def __init__(self, questions: list[PictureQuestion]):
-        self.questions = questions
-
-    def __len__(self) -> int:
-        return len(self.questions)
-
-    def __getitem__(self, number: int) -> PictureQuestion:
-        question = self.questions[number]
-        return PictureQuestion(question.id, load_rgb_image(question.image), question.text, question.answer)
-
-
-def _judge(given: str, name: str, options: EvaluationOptions) -> Judge:
-    if given in _RULES:
-        return RuleJudge(given)
-    if "://" in given:
-        variable = options.settings.get("key_variable")
-        return EndpointJudge(given, name, **({} if variable is None else {"key_variable": variable}))
-    generate = load_pipeline("text-generation", model=given, dtype="auto", **options.load_arguments())
-    return PipelineJudge(generate, name)
-
-
-def _load(options: EvaluationOptions):
-    check_model_fits("ask", options.repository, **options.load_arguments(), asked=f"--dataset {options.dataset}")
-    model = load_pretrained(AutoModelForImageTextToText, options.repository, dtype="auto", **options.load_arguments())
-    return (
-        model.to(PartialState().device),
-        load_pretrained(AutoProcessor, options.repository, **options.load_arguments()),
-    )
-
-
-def _answering(options: EvaluationOptions, settings: dict[str, str], default_length: int) -> Answering:
-    return Answering(
-        batch_size=options.batch_size,
-        max_new_tokens=options.max_new_tokens or default_length,
-        temperature=_number("temperature", settings.get("temperature", "0")),
-        seed=_integer("seed", settings.get("seed", "0")),
-    )
-
-
-def _asked_of(options: EvaluationOptions) -> dict[str, str]:
-    """Which model and which files the answers are of; what was not given is left out."""
-    given = {name: getattr(options, name) for name in ("model", "revision", "images", "annotations")}
-    return {name: str(value) for name, value in given.items() if value is not None}
-
-
-def _integer(name: str, value: str) -> int:
-    if not value.isdigit():
-        raise UnknownBenchmarkError(f"--set {name}={value} must be a whole number of at least 0.")
-    return int(value)
-
-
-def _number(name: str, value: str) -> float:
-    try:
-        number = float(value)
-    except ValueError:
-        number = -1.0
-    if number < 0:
-        raise UnknownBenchmarkError(f"--set {name}={value} must be a number of at least 0.")
-    return number
-
-
-def _read_results(path: Path) -> dict[str, str]:
-    if not path.is_file():
-        raise UnknownBenchmarkError(f"There are no answers in {path}; give --model to make them.")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-__all__ = ["RegionQuestions", "run_pointqa", "run_regions", "run_v7w", "run_vcr", "run_vip_bench"]
+__all__ = ["ChoiceResult", "RegionQuestions", "choice_result", "is_right", "run_pointqa", "run_regions", "run_vcr"]

@@ -9,10 +9,19 @@ from rich.markup import escape
 
 from ..model_names import EMBEDDED_HELP
 from ..whole_files import remove_drafts, written_whole
-from .failures import CommandError, path_text, stderr_console
+from .failures import CommandError, stderr_console
 from .inputs import check_question
 from .printing import printable_json, write_out
-from .running import Dtype, MaxImagePixels, load_checkpoint
+from .running import (
+    Device,
+    Dtype,
+    KeptDtype,
+    MaxImagePixels,
+    Revision,
+    TrustRemoteCode,
+    load_checkpoint,
+    print_written,
+)
 
 
 if TYPE_CHECKING:
@@ -74,13 +83,11 @@ def ask(
         float | None, typer.Option(min=0.0, max=1.0, help="With a temperature: nucleus sampling.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="With a temperature: the same answer again.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: an accelerator if there is one.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")] = Dtype.auto,
+    device: Device = "auto",
+    dtype: KeptDtype = Dtype.auto,
     max_image_pixels: MaxImagePixels = None,
-    revision: Annotated[str | None, typer.Option(help="Commit hash, tag or branch of a Hub checkpoint.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
-    ] = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each answer as a JSON line.")] = False,
 ):
     """Ask about IMAGE, with places marked as ViP-LLaVA knows them; the answer appears while it is written.
@@ -115,7 +122,7 @@ def ask(
             picture.save(draft)
         for number, prompt in enumerate(prompts):
             console.print(f"<bbox{number}>: {describe(prompt)}")
-        console.print(f"Written: {path_text(out)}", soft_wrap=True)
+        print_written(out)
     questions = iter(()) if text is None else iter((text,))
     chat = ImageChat(network, processor, picture, max_new_tokens, temperature, top_p)
     if seed is not None:

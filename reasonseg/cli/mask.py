@@ -17,7 +17,17 @@ from .printing import printable_json, printable_name, write_out
 from .progress import with_progress
 from .result_lines import RESULTS_NAME, json_line
 from .results import ResultFolder, file_sha256, hashed_stem
-from .running import Dtype, MaxImagePixels, load_checkpoint, run_in_batches, save_each
+from .running import (
+    Device,
+    Dtype,
+    KeptDtype,
+    MaxImagePixels,
+    Revision,
+    TrustRemoteCode,
+    load_checkpoint,
+    run_in_batches,
+    save_each,
+)
 
 
 if TYPE_CHECKING:
@@ -87,13 +97,11 @@ def mask(
         float, typer.Option(min=0.0, max=1.0, help="Leave pictures whole of which a smaller share would be kept.")
     ] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: an accelerator if there is one.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")] = Dtype.auto,
+    device: Device = "auto",
+    dtype: KeptDtype = Dtype.auto,
     max_image_pixels: MaxImagePixels = None,
-    revision: Annotated[str | None, typer.Option(help="Commit hash, tag or branch of a Hub checkpoint.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
-    ] = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     json_lines: Annotated[
         bool, typer.Option("--json", help="Print each picture's JSON line to stdout instead of a summary.")
     ] = False,

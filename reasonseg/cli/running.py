@@ -4,13 +4,14 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..folder_lock import FolderInUseError
 from ..model_names import resolve_model
-from .failures import CommandError, stderr_console
+from .failures import CommandError, path_text, stderr_console
 
 
 # `processing/image_loading.py` reads it.
@@ -47,6 +48,13 @@ MaxImagePixels = Annotated[
 ]
 
 
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: an accelerator if there is one.")]
+Revision = Annotated[str | None, typer.Option(help="Commit hash, tag or branch of a Hub checkpoint.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
+]
+
+
 class Dtype(StrEnum):
     """Number formats a checkpoint can be loaded in."""
 
@@ -54,6 +62,14 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+KeptDtype = Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")]
+
+
+def print_written(*paths: Path) -> None:
+    """Say on stderr which files were written."""
+    stderr_console().print(f"Written: {' and '.join(map(path_text, paths))}", soft_wrap=True)
 
 
 def is_main_process() -> bool:

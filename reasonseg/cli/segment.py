@@ -16,7 +16,17 @@ from .printing import printable_json, printable_name, write_out
 from .progress import with_progress
 from .result_lines import ANSWER_FIELDS
 from .results import ResultFolder, file_sha256, hashed_stem
-from .running import Dtype, MaxImagePixels, load_checkpoint, run_in_batches, save_each
+from .running import (
+    Device,
+    Dtype,
+    KeptDtype,
+    MaxImagePixels,
+    Revision,
+    TrustRemoteCode,
+    load_checkpoint,
+    run_in_batches,
+    save_each,
+)
 
 
 if TYPE_CHECKING:
@@ -64,13 +74,11 @@ def segment(
             min=0.0, max=1.0, help="Reject a slot below this [SEG] probability.  [default: the model's own decision]"
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: an accelerator if there is one.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")] = Dtype.auto,
+    device: Device = "auto",
+    dtype: KeptDtype = Dtype.auto,
     max_image_pixels: MaxImagePixels = None,
-    revision: Annotated[str | None, typer.Option(help="Commit hash, tag or branch of a Hub checkpoint.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
-    ] = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     json_lines: Annotated[
         bool, typer.Option("--json", help="Print each image's JSON line to stdout instead of a summary.")
     ] = False,

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reasonseg.data.annotated_images import CocoInstances
 from reasonseg.data.data_files import DataFileError
+from reasonseg.data.grandf import GroundedConversations
 from reasonseg.data.request_folder import read_request_folder
-from reasonseg.evaluation.coco_instances import CocoInstances, read_instances, score_instances
+from reasonseg.data.vip_bench import VipBenchError, read_vip_bench
+from reasonseg.evaluation.coco_instances import read_instances, score_instances
 from reasonseg.evaluation.grounded_answers import read_grounded_answers
-from reasonseg.evaluation.grounded_conversation import GroundedConversations, score_grounded_conversation
-from reasonseg.evaluation.vip_bench import VipBenchError, read_vip_bench
+from reasonseg.evaluation.grounded_conversation import score_grounded_conversation
 from reasonseg.processing.segments import mask_to_rle
 from reasonseg.training.ivm_mix import IvmMixError, IvmMixSource, read_records
 from reasonseg.training.region_data import RegionDataError, RegionFile

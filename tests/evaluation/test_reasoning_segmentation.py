@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reasonseg.evaluation.reasoning_segmentation import Question, check_rejections, evaluate
-from reasonseg.evaluation.report import results_table, write_report
+from reasonseg.evaluation.reasoning_segmentation import Question, check_rejections, evaluate, results_table
+from reasonseg.evaluation.report import write_report
 from reasonseg.processing.image_loading import load_rgb_image
 from reasonseg.processing.segments import Segment, SegmentationResult, mask_to_rle
 
