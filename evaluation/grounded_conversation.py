@@ -79,7 +79,7 @@ def score_grounded_conversation(
         answers (`dict`): Answers by id of the picture.
         protocol (`str`):
             `paper`: as published; pairing for recall stops at the first pair that fails, see `match_phrases`, and
-            every picture must have an answer. `fixed`: pairing goes on, and a picture without an answer counts as an
+            every picture must have an answer. `fixed`: pairing continues, and an image without an answer counts as an
             empty one.
         similarity ([`PhraseVectors`], *optional*): Vectors that compare phrases; without them there is no recall.
         score_captions (`bool`): Whether to score captions, where pycocoevalcap and Java are installed.
@@ -196,7 +196,7 @@ def match_phrases(
             `paper`: always the pair with the greatest IoU next; the first one that misses a threshold ends the whole
             picture, though other pairs may be left that would count. Where masks and phrases are not of one number
             and such a pair is reached, the picture counts nothing (GLaMM's script catches the IndexError).
-            `fixed`: a pair that misses a threshold is left out, and the others go on.
+            `fixed`: a pair that misses a threshold is left out, and the others are tried.
         iou_threshold (`float`): Above 0, to 1.
         similarity_threshold (`float`): -1 to 1.
 

@@ -172,15 +172,15 @@ class Grounder:
         return self.options.get(name, getattr(self.model.config, name))
 
     @torch.no_grad()
-    def attend(self, pictures: Sequence[np.ndarray]) -> list[AttendedAnswer]:
+    def attend(self, images: Sequence[np.ndarray]) -> list[AttendedAnswer]:
         """
         Args:
-            pictures (`Sequence[np.ndarray]`): Each `(height, width, 3)` uint8 RGB.
+            images (`Sequence[np.ndarray]`): Each `(height, width, 3)` uint8 RGB.
 
         Returns:
             `list[AttendedAnswer]`: The model's answer about each, with its maps.
         """
-        inputs = self.processor(images=list(pictures), text=[self.question] * len(pictures), return_tensors="pt").to(
+        inputs = self.processor(images=list(images), text=[self.question] * len(images), return_tensors="pt").to(
             self.model.device
         )
         # Without the finder of phrases nothing is segmented yet.
@@ -203,27 +203,27 @@ class Grounder:
                     token_spans=np.array(spans, dtype=np.int64).reshape(-1, 2),
                     maps=maps.float().cpu().numpy(),
                     grid_box=output.grid_boxes[row].double().cpu().numpy(),
-                    image_size=np.array(pictures[row].shape[:2]),
+                    image_size=np.array(images[row].shape[:2]),
                 )
             )
         return answers
 
     @torch.no_grad()
-    def segment(self, picture: np.ndarray, answer: AttendedAnswer) -> PhraseSegmentationResult:
+    def segment(self, pixels: np.ndarray, answer: AttendedAnswer) -> PhraseSegmentationResult:
         """
         Args:
-            picture (`np.ndarray`): `(height, width, 3)` uint8 RGB.
+            pixels (`np.ndarray`): `(height, width, 3)` uint8 RGB.
             answer ([`AttendedAnswer`]): What was said about it, just now or earlier.
 
         Raises:
             ValueError: If the answer belongs to a picture of another size.
         """
-        if tuple(answer.image_size.tolist()) != picture.shape[:2]:
+        if tuple(answer.image_size.tolist()) != pixels.shape[:2]:
             raise ValueError(
                 f"The attention maps belong to a picture of {tuple(answer.image_size.tolist())} (height, width), this "
-                f"one is {picture.shape[:2]}."
+                f"one is {pixels.shape[:2]}."
             )
-        view = dict(self.processor.segmenter_image_processor([picture], return_tensors="pt"))
+        view = dict(self.processor.segmenter_image_processor([pixels], return_tensors="pt"))
         cache = ImageCache(vlm_features=None, vlm_inputs={}, num_images=1, segmenter_features=[None], **view)
         ids = answer.token_ids.tolist()
         phrases = self.processor.find_phrases(ids)
@@ -258,22 +258,22 @@ def ground_images(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Path:
     """
-    Answers about all pictures, one JSON file each; goes on where an earlier run stopped. With several processes each
+    Answers about all images, one JSON file each; resumes where an earlier run stopped. With several processes each
     takes a part; the main one returns when everything is done, the others with their part.
 
     Args:
         grounder ([`Grounder`]): Model and settings.
-        images (`Sequence[AnnotatedImage]`): The pictures.
+        images (`Sequence[AnnotatedImage]`): The images.
         image_folder (`str` or `Path`): Where they are.
         out (`str` or `Path`): Folder of the answers.
-        about (`dict`): What identifies the model, as plain JSON values; a folder is gone on with only for the same.
+        about (`dict`): What identifies the model, as plain JSON values; a folder is resumed only for the same.
         maps (`str` or `Path`, *optional*):
-            Folder for the attention maps, one compressed file per picture: first all answers are written, then all
-            are segmented, which can be repeated with other settings. Without it both happen picture by picture.
+            Folder for the attention maps, one compressed file per image: first all answers are written, then all
+            are segmented, which can be repeated with other settings. Without it both happen image by image.
         original_maps (`str` or `Path`, *optional*):
             Folder of maps that `aas/infer_attn.py` stored, to be segmented without asking the model anything; see
             `read_original_maps`.
-        batch_size (`int`): Pictures that are answered together.
+        batch_size (`int`): Images that are answered together.
         progress (`Callable`, *optional*): Called with the step, the number of finished and of all files of this
             process.
 
@@ -295,8 +295,8 @@ def ground_images(
     def attend(batch: list[AnnotatedImage]) -> list[bytes]:
         return [answer.to_bytes() for answer in grounder.attend([load(image) for image in batch])]
 
-    def segment(image: AnnotatedImage, picture: np.ndarray, answer: AttendedAnswer) -> bytes:
-        return GroundedAnswer.from_result(grounder.segment(picture, answer)).to_bytes(image.id)
+    def segment(image: AnnotatedImage, pixels: np.ndarray, answer: AttendedAnswer) -> bytes:
+        return GroundedAnswer.from_result(grounder.segment(pixels, answer)).to_bytes(image.id)
 
     def segment_stored(batch: list[AnnotatedImage]) -> list[bytes]:
         return [segment(image, load(image), AttendedAnswer.read(stored.path(image))) for image in batch]
@@ -305,8 +305,8 @@ def ground_images(
         return [segment(image, load(image), grounder.read_original(original_maps, image)) for image in batch]
 
     def answer(batch: list[AnnotatedImage]) -> list[bytes]:
-        pictures = [load(image) for image in batch]
-        return [segment(*parts) for parts in zip(batch, pictures, grounder.attend(pictures), strict=True)]
+        pixels = [load(image) for image in batch]
+        return [segment(*parts) for parts in zip(batch, pixels, grounder.attend(pixels), strict=True)]
 
     # Both folders are checked before hours of work.
     source = {} if original_maps is None else {"original_maps": str(original_maps)}

@@ -141,19 +141,19 @@ def test_a_blank_question_is_none_in_python_either(repo, picture):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("missing.png", "What?"), "There is no picture 'missing.png'"),
+        (("missing.png", "What?"), "There is no image 'missing.png'"),
         (("PICTURE", " "), "The question is empty"),
         (("PICTURE", "What?", "--box", "1,2,3"), "--box '1,2,3' must be 4 numbers in pixels"),
         (("PICTURE", "What?", "--polygon", "1,2,x"), "must be pairs of numbers"),
-        (("PICTURE", "What?", "--shape", "arrow"), "1 --shape and 0 marks were given"),
-        (("PICTURE", "What?", "--box", "1,1,5,5", "--color", "red", "--color", "blue"), "2 --color and 1 marks"),
+        (("PICTURE", "What?", "--shape", "arrow"), "1 --shape and 0 regions were given"),
+        (("PICTURE", "What?", "--box", "1,1,5,5", "--color", "red", "--color", "blue"), "2 --color and 1 regions"),
         (
             ("PICTURE", "What?", "--box", "1,1,5,5", "--shape", "star"),
             "Unknown shape 'star' of a visual prompt; there are rectangle, ellipse, triangle, point, scribble, "
             "mask-contour, mask, arrow.",
         ),
         (("PICTURE", "What?", "--box", "500,500,600,600"), "lies outside the picture of 80 x 60"),
-        (("PICTURE", "What?", "--mask", "missing.png"), "no picture --mask"),
+        (("PICTURE", "What?", "--mask", "missing.png"), "no image --mask"),
         (("PICTURE", "What?", "--rle", "missing.json"), "holds no run lengths"),
         (
             ("PICTURE", "What?", "--mask", "grey.png"),
