@@ -305,8 +305,10 @@ def results_table(result: EvaluationResult) -> Table:
 
 def run_questions(options: EvaluationOptions, questions: list[Question]) -> Outcome:
     """Have a model answer the questions of a data set, and score its masks."""
+    # What cannot be scored is refused before the model is loaded.
+    SegmentationMetrics(options.rule)
     questions, processor = questions[: options.limit], options.load_processor()
-    check_rejections(processor, questions, options.protocol)  # before the model is loaded
+    check_rejections(processor, questions, options.protocol)
     result = evaluate(
         options.load_model(),
         processor,

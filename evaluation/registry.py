@@ -423,7 +423,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             "grandf",
-            "grounded conversations; --annotations folder of GranD-f's val_test, --split val or test",
+            "grounded conversations; --annotations folder of GranD-f's val_test",
             _ATTENDING,
             reader="reasonseg.data.grandf:GroundedConversations",
             reads={"annotations": "annotations", "split": "split", "limit": "limit"},
@@ -447,7 +447,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         ),
         Benchmark(
             "vip-bench",
-            "ViP-Bench (bbox or human), scored by a judge",
+            "ViP-Bench, scored by a judge",
             _ANSWERING,
             reader="reasonseg.data.vip_bench:read_vip_bench",
             reads={"folder": "annotations", "split": "split"},

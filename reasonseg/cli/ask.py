@@ -201,7 +201,7 @@ def make_prompts(
 def scale_prompts(
     prompts: list["VisualPrompt"], image_size: tuple[int, int], anchor: int, width: int | None
 ) -> list["VisualPrompt"]:
-    """The visual prompts at the size that a model with inputs of `anchor` pixels knows; so does ViP-LLaVA's cli_vip."""
+    """The visual prompts as large as a model with inputs of `anchor` pixels knows them (ViP-LLaVA's cli_vip)."""
     from dataclasses import replace
 
     from ..processing.visual_prompts import scale_length

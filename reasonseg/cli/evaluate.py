@@ -17,7 +17,13 @@ from .running import MaxImagePixels, Revision, TrustRemoteCode, print_written
 
 
 _DATASETS = "; ".join(
-    f"`{benchmark.name}`: {benchmark.summary} ({', '.join(benchmark.protocols)})" for benchmark in BENCHMARKS.values()
+    f"`{benchmark.name}`: {benchmark.summary} ({', '.join(benchmark.metrics)})" for benchmark in BENCHMARKS.values()
+)
+_PROTOCOLS = "; ".join(
+    f"`{benchmark.name}` {name}: {how}"
+    for benchmark in BENCHMARKS.values()
+    for name, how in benchmark.protocols.items()
+    if len(benchmark.protocols) > 1
 )
 _SPLITS = "; of ".join(
     f"`{benchmark.name}`: {', '.join(benchmark.splits)}" for benchmark in BENCHMARKS.values() if benchmark.splits
@@ -26,7 +32,11 @@ _SPLITS = "; of ".join(
 
 def evaluate(
     dataset: Annotated[
-        str, typer.Option(help=f"{_DATASETS}. Or the folder of one split (metadata.jsonl). Protocols in brackets.")
+        str,
+        typer.Option(
+            help=f"{_DATASETS}. Or the folder of one split (metadata.jsonl), scored as `tabletop` is. In brackets: what "
+            "is measured."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json and cases.png.")],
     model: Annotated[
@@ -34,7 +44,7 @@ def evaluate(
     ] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(help="How answers are made or counted; see --dataset, which names the default first."),
+        typer.Option(help=f"How answers are made or counted, the default first. {_PROTOCOLS}."),
     ] = None,
     split: Annotated[str | None, typer.Option(help=f"Part of the data set, of {_SPLITS}.")] = None,
     scenes: Annotated[int, typer.Option(min=1, help="Images of `tabletop`.")] = 500,

@@ -45,11 +45,14 @@ def test_what_an_entry_names_exists(tmp_path):
             assert benchmark.models.command in SYSTEMS[system].commands
 
 
-def test_the_help_names_every_benchmark_and_protocol():
+def test_the_help_comes_from_the_entries():
     command = typer.main.get_command(app).commands["evaluate"]
-    (dataset,) = [parameter.help for parameter in command.params if parameter.name == "dataset"]
+    helps = {parameter.name: parameter.help for parameter in command.params}
     for benchmark in BENCHMARKS.values():
-        assert f"`{benchmark.name}`: {benchmark.summary} ({', '.join(benchmark.protocols)})" in dataset
+        assert f"`{benchmark.name}`: {benchmark.summary} ({', '.join(benchmark.metrics)})" in helps["dataset"]
+        for name, how in benchmark.protocols.items():
+            assert len(benchmark.protocols) == 1 or f"`{benchmark.name}` {name}: {how}" in helps["protocol"]
+        assert all(split in helps["split"] for split in benchmark.splits)
 
 
 @pytest.mark.parametrize("name", list(BENCHMARKS))
