@@ -88,9 +88,9 @@ def read_images(entries: Sequence[dict[str, Any]], source: str, suffix: str = ".
         ValueError: If a picture has no id or no size, or two share an id or a name without its ending (their files
             would overwrite each other).
     """
-    for place, entry in enumerate(entries, start=1):
+    for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), (int, str)):
-            raise ValueError(f"{source}, image number {place} is {reprlib.repr(entry)}; it must have an `id`.")
+            raise ValueError(f"{source}, image number {number} is {reprlib.repr(entry)}; it must have an `id`.")
         sides = (entry.get("height"), entry.get("width"))
         if not all(side is None or (_is_number(side) and side >= 0 and side == int(side)) for side in sides):
             raise ValueError(f"{source}, image {entry['id']!r}: height and width are {sides}; give pixels.")
@@ -98,7 +98,7 @@ def read_images(entries: Sequence[dict[str, Any]], source: str, suffix: str = ".
             raise ValueError(f"{source}, image {entry['id']!r}: its `file_name` is {entry['file_name']!r}, no text.")
         longest = max((str(entry.get("file_name") or ""), str(entry["id"])), key=len)
         if "\0" in longest or len(Path(longest).name.encode(errors="replace")) > _LONGEST_NAME:
-            raise ValueError(f"{source}, image number {place}: {longest[:60]!r} ... is too long for a file's name.")
+            raise ValueError(f"{source}, image number {number}: {longest[:60]!r} ... is too long for a file's name.")
     if unknown := [entry["id"] for entry in entries if not entry.get("height") or not entry.get("width")]:
         raise ValueError(f"{source}: {len(unknown)} pictures have no height and width, such as {unknown[0]!r}.")
     images = [

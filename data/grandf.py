@@ -120,7 +120,7 @@ def _check_captions(annotations: list[Any], source: str) -> list[dict[str, Any]]
     Raises:
         DataFileError: If a caption has no text, no image, or no list of phrases.
     """
-    for place, entry in enumerate(annotations, start=1):
+    for number, entry in enumerate(annotations, start=1):
         known = isinstance(entry, dict) and isinstance(entry.get("image_id"), (int, str))
         labels = entry.get("labels", []) if known else None
         if (
@@ -130,7 +130,7 @@ def _check_captions(annotations: list[Any], source: str) -> list[dict[str, Any]]
             or not all(isinstance(label, str) for label in labels)
         ):
             raise DataFileError(
-                f"{source}, caption number {place} is {reprlib.repr(entry)}; it must have an `image_id`, a `caption` "
+                f"{source}, caption number {number} is {reprlib.repr(entry)}; it must have an `image_id`, a `caption` "
                 "and `labels`, the list of its phrases."
             )
     return annotations

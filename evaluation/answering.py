@@ -63,6 +63,7 @@ class Answering:
         temperature (`float`): 0 takes the most likely token (ViP-LLaVA's commands for ViP-Bench); its default for the
             other benchmarks samples at 0.2.
         seed (`int`): Of sampling.
+        about (`dict`): What else decides the answers: of which model they are, and about which questions.
     """
 
     batch_size: int = 8

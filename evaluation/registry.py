@@ -248,7 +248,7 @@ def number(text: str) -> float:
         raise ValueError("cannot be read: it is a number") from None
 
 
-def positive_number(text: str) -> float:
+def non_negative_number(text: str) -> float:
     """Read a number that is not negative."""
     try:
         value = float(text)
@@ -308,7 +308,7 @@ _ANSWER_PROTOCOLS = {
 _EXACT_PROTOCOL = {"accuracy": "the answer must be the right one"}
 _MASK_METRICS = ("gIoU", "cIoU", "N-acc", "T-acc", "Pr@X")
 _SAMPLING_SETTINGS = {
-    "temperature": Setting("0, the default, takes the most likely token", positive_number, 0.0),
+    "temperature": Setting("0, the default, takes the most likely token", non_negative_number, 0.0),
     "seed": Setting("0 by default", whole_number, 0),
 }
 _REGION_SETTINGS = {
