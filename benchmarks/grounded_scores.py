@@ -9,7 +9,8 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from benchmarks.midsize import seconds
-from reasonseg.evaluation.coco_masks import iou_matrix, segmentation_rle
+from reasonseg.data.coco import run_lengths
+from reasonseg.evaluation.coco_scores import iou_matrix
 from reasonseg.processing.segments import mask_to_rle
 
 
@@ -40,7 +41,7 @@ def ellipses(seed: int) -> list[dict]:
     for _ in range(MASKS):
         y, x, height, width = generator.uniform((0, 0, 50, 50), (*SIZE, 700, 700))
         mask = ((rows - y) / height) ** 2 + ((columns - x) / width) ** 2 < 1
-        masks.append(segmentation_rle(mask_to_rle(mask), SIZE))
+        masks.append(run_lengths(mask_to_rle(mask), SIZE))
     return masks
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from benchmarks.midsize import seconds
 from reasonseg.data.region_data import RegionFile
 from reasonseg.evaluation.answering import Answering, answer_questions
-from reasonseg.region_benchmarks import RegionQuestions
+from reasonseg.region_accuracy import RegionQuestions
 from tests.tiny_vip_llava import write_repo
 
 

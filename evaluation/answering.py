@@ -1,9 +1,9 @@
-"""A model's answers to questions about pictures, in batches, into a file that a stopped run goes on with."""
+"""A model's answers to questions about images, in batches, into a file from which a stopped run resumes."""
 
 import json
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,24 +11,37 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ..data.data_files import read_json_lines
 from ..processing.chat import user_message
+from ..processing.visual_prompts import ANCHOR
 from ..whole_files import remove_drafts, write_whole
+from .registry import EvaluationOptions
 
 
 # Seconds between two looks at what other processes have written.
 _PAUSE = 1.0
 
 
+def input_side(processor) -> int:
+    """Side in pixels of the square that the model sees, by which visual prompts scale; 336 where nobody says."""
+    image_processor = processor.image_processor
+    for size in (getattr(image_processor, "crop_size", None), getattr(image_processor, "size", None)):
+        for name in ("height", "shortest_edge"):
+            if size is not None and (side := dict(size).get(name)):
+                return int(side)
+    return ANCHOR
+
+
 class AnswersError(ValueError):
-    """An answers file that cannot be gone on with."""
+    """An answers file from which this run cannot resume."""
 
 
 @dataclass
-class PictureQuestion:
+class ImageQuestion:
     """
     Args:
         id (`str`): Name of the question in its data set.
-        image (`PIL.Image.Image`): The picture, with its marks drawn.
+        image (`PIL.Image.Image`): The image, with its visual prompts drawn.
         text (`str`): The user's message, without an image token.
         answer (`str`): The right answer; empty where there is no single one.
     """
@@ -50,6 +63,7 @@ class Answering:
         temperature (`float`): 0 takes the most likely token (ViP-LLaVA's commands for ViP-Bench); its default for the
             other benchmarks samples at 0.2.
         seed (`int`): Of sampling.
+        about (`dict`): What else decides the answers: of which model they are, and about which questions.
     """
 
     batch_size: int = 8
@@ -59,15 +73,27 @@ class Answering:
     about: dict[str, Any] = field(default_factory=dict)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the answers; a file is gone on with only if all of it is the same."""
+        """What decides the answers; a file is resumed only if all of it is the same."""
         sampled = {"temperature": self.temperature, "seed": self.seed} if self.temperature > 0 else {}
         return {**self.about, "max_new_tokens": self.max_new_tokens, **sampled}
+
+
+def answering_of(options: EvaluationOptions, default_length: int, **about: Any) -> Answering:
+    """How the options of the command line have answers made: of which model, about which files, and `about` what."""
+    named = {name: getattr(options, name) for name in ("model", "revision", "images", "annotations")}
+    return Answering(
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens or default_length,
+        temperature=options.settings["temperature"],
+        seed=options.settings["seed"],
+        about={**{name: str(value) for name, value in named.items() if value is not None}, **about},
+    )
 
 
 def answer_questions(
     model,
     processor,
-    questions: Sequence[PictureQuestion],
+    questions: Sequence[ImageQuestion],
     folder: str | Path,
     answering: Answering,
     model_id: str = "",
@@ -77,12 +103,12 @@ def answer_questions(
     Asks all questions that `answers.jsonl` in `folder` does not answer yet. With several processes each takes a part.
 
     Any image-text-to-text model will do. Questions are taken by their number when their turn comes, so a sequence may
-    draw its pictures then.
+    draw its images then.
 
     Args:
         model: Has `generate`.
         processor: Its processor, with a chat template.
-        questions (`Sequence[PictureQuestion]`): What to ask.
+        questions (`Sequence[ImageQuestion]`): What to ask.
         folder (`str` or `Path`): Where the file is, or will be.
         answering ([`Answering`]): How.
         model_id (`str`): Written into the file.
@@ -127,12 +153,18 @@ def read_answers(folder: str | Path, settings: dict[str, Any]) -> dict[int, dict
     """
     answers = {}
     for path in sorted(Path(folder).glob("answers*.jsonl")):
-        for place, line in _complete_lines(path):
+        # A line that is no JSON was cut off when the run was stopped: its question is asked again.
+        cut_off: dict[int, str] = {}
+        try:
+            lines = list(read_json_lines(path, problems=cut_off))
+        except FileNotFoundError:
+            continue  # the main process has just put it into answers.jsonl
+        for row, line in lines:
             try:
                 number, made_with = line["metadata"]["number"], line["metadata"]["settings"]
             except (KeyError, TypeError):
                 raise AnswersError(
-                    f"Line {place} of {path} is not an answer that was written here. Use another output folder."
+                    f"Line {row} of {path} is not an answer that was written here. Use another output folder."
                 ) from None
             if made_with != settings:
                 different = sorted(key for key in {*made_with, *settings} if made_with.get(key) != settings.get(key))
@@ -145,22 +177,10 @@ def read_answers(folder: str | Path, settings: dict[str, Any]) -> dict[int, dict
     return answers
 
 
-def _complete_lines(path: Path) -> Iterable[tuple[int, dict[str, Any]]]:
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return  # the main process has just put it into answers.jsonl
-    for place, line in enumerate(content.split(b"\n"), start=1):
-        try:
-            yield place, json.loads(line.decode("utf-8"))
-        except ValueError:
-            continue  # cut off when the run was stopped, maybe inside a character; its question is asked again
-
-
 def _answer_pending(
     model,
     processor,
-    questions: Sequence[PictureQuestion],
+    questions: Sequence[ImageQuestion],
     folder: Path,
     answering: Answering,
     model_id: str,
@@ -174,7 +194,7 @@ def _answer_pending(
     part = folder / f"answers.part{PartialState().process_index}.jsonl"
     with part.open("a", encoding="utf-8") as file:
         if file.tell() and not part.read_bytes().endswith(b"\n"):
-            file.write("\n")  # behind a line that was cut off
+            file.write("\n")  # after a line that was cut off
         for start in range(0, len(pending), answering.batch_size):
             numbers = pending[start : start + answering.batch_size]
             batch = [questions[number] for number in numbers]
@@ -200,7 +220,7 @@ def _merge(folder: Path, lines: list[dict[str, Any]]) -> None:
         part.unlink()
 
 
-def _generate(model, processor, batch: list[PictureQuestion], answering: Answering, number: int) -> list[str]:
+def _generate(model, processor, batch: list[ImageQuestion], answering: Answering, number: int) -> list[str]:
     prompts = [
         processor.apply_chat_template([user_message(question.text)], add_generation_prompt=True) for question in batch
     ]
@@ -221,4 +241,12 @@ def _generate(model, processor, batch: list[PictureQuestion], answering: Answeri
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
-__all__ = ["Answering", "AnswersError", "PictureQuestion", "answer_questions", "read_answers"]
+__all__ = [
+    "Answering",
+    "AnswersError",
+    "ImageQuestion",
+    "answer_questions",
+    "answering_of",
+    "input_side",
+    "read_answers",
+]

@@ -3,6 +3,7 @@
 As `aas/instance_seg.py` and `aas/eval_instance_seg.py` of attend-and-segment do it (arXiv 2410.08209).
 """
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,69 +13,39 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ..data.coco import check_categories, clean_annotations
+from ..data.annotated_images import AnnotatedImage, CocoInstances, by_image
+from ..data.coco import run_lengths
 from ..data.data_files import read_json
 from ..processing.phrase_segments import PhraseSegment, WordVector, match_categories
-from .annotated_images import AnnotatedImage, by_image, read_annotations, read_images
-from .coco_masks import iou_matrix, segmentation_rle
-from .coco_scores import coco_scores
-from .contact_sheet import StoredCase
-from .grounded_answer import GroundedAnswer
-from .mask_pairing import PROTOCOLS
+from ..whole_files import write_whole
+from .coco_scores import coco_scores, iou_matrix
+from .grounded_answers import GroundedAnswer
+from .phrase_grounding import about_grounding, read_or_ground
+from .phrase_similarity import word_vectors
+from .registry import EvaluationOptions, Outcome
+from .report import Case, numbers_table
 
 
-class CocoInstances:
+_REPORTED = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100")
+
+
+def candidate_categories(data: CocoInstances, image: AnnotatedImage, protocol: str) -> dict[int, str]:
     """
-    Pictures with instance annotations, such as `instances_val2017.json`. What is read is a cleaned copy, see
-    `clean_annotations`.
+    Categories that a phrase of an image may mean, names by id.
 
     Args:
-        annotations (`str` or `Path`): The file.
-        limit (`int`, *optional*): Only the first pictures.
+        data ([`CocoInstances`]): The data set.
+        image ([`AnnotatedImage`]): The image.
+        protocol (`str`):
+            `paper`: those that are annotated in it, which gives away what there is to find. `fixed`: all.
 
     Raises:
-        FileNotFoundError: If the file does not exist.
-        ValueError: If it is not in COCO's format, lists no image, or holds an annotation that cannot be used.
+        ValueError: If the protocol does not exist.
     """
-
-    def __init__(self, annotations: str | Path, limit: int | None = None):
-        source, content = str(annotations), read_annotations(annotations, ("images", "annotations", "categories"))
-        images = read_images(content["images"], source)
-        if not images:
-            raise ValueError(f"{source} has no images; an empty data set has no scores.")
-        self.categories: dict[int, str] = check_categories(content["categories"], source)
-        sizes = {image.id: image.size for image in images}
-        cleaned = clean_annotations(content["annotations"], sizes, source, categories=self.categories)
-        self.dataset = {**content, "annotations": cleaned}
-        self.images: list[AnnotatedImage] = images[:limit]
-        self.notes: list[str] = []
-        if left_out := len(content["annotations"]) - len(cleaned):
-            self.notes.append(f"{left_out} annotations belong to images that {source} does not list.")
-        self._annotations = by_image(cleaned)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def annotations(self, image: AnnotatedImage) -> list[dict[str, Any]]:
-        """What is annotated in a picture."""
-        return self._annotations.get(image.id, [])
-
-    def candidates(self, image: AnnotatedImage, protocol: str) -> dict[int, str]:
-        """
-        Categories that a phrase of this picture may mean, names by id.
-
-        Args:
-            image ([`AnnotatedImage`]): The picture.
-            protocol (`str`):
-                `paper`: those that are annotated in it, which gives away what there is to find. `fixed`: all.
-
-        Raises:
-            ValueError: If the protocol does not exist.
-        """
-        if protocol not in PROTOCOLS:
-            raise ValueError(f"There is no protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
-        present = {annotation["category_id"] for annotation in self.annotations(image)}
-        return {id: name for id, name in sorted(self.categories.items()) if protocol == "fixed" or id in present}
+    if protocol not in ("paper", "fixed"):
+        raise ValueError(f"There is no protocol {protocol!r}; choose one of paper, fixed.")
+    present = {annotation["category_id"] for annotation in data.annotations(image)}
+    return {id: name for id, name in sorted(data.categories.items()) if protocol == "fixed" or id in present}
 
 
 def name_instances(
@@ -117,8 +88,8 @@ def name_instances(
     ]
     match_categories(segments, names, vector, by="core_word")
     instances = []
-    for place, segment in enumerate(segments):
-        area = int(coco_mask.area(segmentation_rle(answer.masks[place], image.size)))
+    for index, segment in enumerate(segments):
+        area = int(coco_mask.area(run_lengths(answer.masks[index], image.size)))
         if segment.similarity < category_threshold or area == 0:
             continue
         instance = {
@@ -126,15 +97,15 @@ def name_instances(
             "category_id": ids[segment.category],
             "category_name": segment.category,
             "noun_phrase": segment.label,
-            "segmentation": answer.masks[place],
-            "score": 1.0 if answer.scores is None else answer.scores[place],
+            "segmentation": answer.masks[index],
+            "score": 1.0 if answer.scores is None else answer.scores[index],
             "iscrowd": 0,
             "area": area,
         }
         if answer.points is not None:
-            instance["point"] = list(answer.points[place])
+            instance["point"] = list(answer.points[index])
         if answer.boxes is not None:
-            instance["box"] = list(answer.boxes[place])
+            instance["box"] = list(answer.boxes[index])
         instances.append(instance)
     return instances
 
@@ -159,8 +130,8 @@ def read_instances(path: str | Path) -> list[dict[str, Any]]:
     needed = {"image_id", "category_id", "segmentation", "score"}
     if not isinstance(entries, list) or not all(isinstance(entry, dict) and needed <= set(entry) for entry in entries):
         raise ValueError(f"{path} must be a list of entries with {', '.join(sorted(needed))}.")
-    for place, entry in enumerate(entries, start=1):
-        what, point = f"{path}, entry number {place}", entry.get("point", [0, 0])
+    for number, entry in enumerate(entries, start=1):
+        what, point = f"{path}, entry number {number}", entry.get("point", [0, 0])
         if not isinstance(entry["image_id"], (int, str)) or not isinstance(entry["category_id"], int):
             raise ValueError(f"{what}: `image_id` and `category_id` must be the ids of the annotation file.")
         if not isinstance(point, list) or len(point) != 2 or not all(map(_is_finite, point)):
@@ -194,7 +165,7 @@ class InstanceResult:
     points_right: int
     points: int
     notes: list[str]
-    cases: list[StoredCase] = field(repr=False, default_factory=list)
+    cases: list[Case] = field(repr=False, default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, as plain JSON values."""
@@ -258,12 +229,12 @@ def point_hits(data: CocoInstances, instances: Sequence[dict[str, Any]]) -> tupl
 def _regions_by_category(data: CocoInstances, image: AnnotatedImage) -> dict[int, np.ndarray]:
     grouped: dict[int, list[dict[str, Any]]] = {}
     for annotation in data.annotations(image):
-        rle = segmentation_rle(annotation["segmentation"], image.size)
+        rle = run_lengths(annotation["segmentation"], image.size)
         grouped.setdefault(annotation["category_id"], []).append(rle)
     return {category: coco_mask.decode(coco_mask.merge(masks)).astype(bool) for category, masks in grouped.items()}
 
 
-def _cases(data: CocoInstances, instances: Sequence[dict[str, Any]], folder: Path) -> list[StoredCase]:
+def _cases(data: CocoInstances, instances: Sequence[dict[str, Any]], folder: Path) -> list[Case]:
     """Every annotated thing with the answer of its category that overlaps it most."""
     answered, cases = by_image(instances), []
     for image in data.images:
@@ -271,8 +242,8 @@ def _cases(data: CocoInstances, instances: Sequence[dict[str, Any]], folder: Pat
             if annotation.get("iscrowd"):
                 continue
             same = [i for i in answered.get(image.id, []) if i["category_id"] == annotation["category_id"]]
-            target = segmentation_rle(annotation["segmentation"], image.size)
-            given = [segmentation_rle(instance["segmentation"], image.size) for instance in same]
+            target = run_lengths(annotation["segmentation"], image.size)
+            given = [run_lengths(instance["segmentation"], image.size) for instance in same]
             ious = iou_matrix([target], given)[0]
             best = int(ious.argmax()) if given else None
             name = data.categories.get(annotation["category_id"], "")
@@ -280,16 +251,47 @@ def _cases(data: CocoInstances, instances: Sequence[dict[str, Any]], folder: Pat
             phrase = name if named is None else f"{named} -> {name}"
             iou = 0.0 if best is None else float(ious[best])
             path = folder / image.file_name
-            cases.append(StoredCase(path, phrase, iou, target, None if best is None else given[best]))
+            cases.append(Case(path, phrase, iou, target, None if best is None else given[best], upright=False))
     return cases
 
 
+def run_coco(options: EvaluationOptions, data: CocoInstances) -> Outcome:
+    """COCO instance segmentation: every phrase's mask gets the category that its head word means."""
+    settings = options.settings
+    if "results" in settings:
+        instances = read_instances(settings["results"])
+        scored = {image.id for image in data.images}
+        instances = [instance for instance in instances if options.limit is None or instance["image_id"] in scored]
+    else:
+        # Loaded first: what is missing is told before the work, not after it.
+        vector = word_vectors(settings.get("word_vectors", "spacy"))
+        answers = read_or_ground(options, data.images)
+        if answers is None:
+            return Outcome()
+        named = []
+        for image in data.images:
+            if image.id in answers:
+                categories = candidate_categories(data, image, options.protocol)
+                threshold = settings.get("category_threshold", 0.0)
+                named += name_instances(image, answers[image.id], categories, vector, threshold)
+        instances = number_instances(named)
+        write_whole(options.out / "instances.json", json.dumps(instances) + "\n")
+    result = score_instances(data, instances, options.protocol, options.images)
+    numbers = {
+        **{name: result.masks[name] for name in _REPORTED},
+        **{"point accuracy": result.point_accuracy, "images": result.images, "instances": result.instances},
+    }
+    table = numbers_table(f"COCO instances, protocol: {result.protocol} (%)", numbers, result.notes)
+    return Outcome(result, table, about_grounding(options))
+
+
 __all__ = [
-    "CocoInstances",
     "InstanceResult",
+    "candidate_categories",
     "name_instances",
     "number_instances",
     "point_hits",
     "read_instances",
+    "run_coco",
     "score_instances",
 ]

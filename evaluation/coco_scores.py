@@ -1,4 +1,4 @@
-"""COCO's AP and AR of masks, by pycocotools."""
+"""Overlaps of masks, and COCO's AP and AR, by pycocotools."""
 
 import contextlib
 import copy
@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -47,7 +49,7 @@ def coco_scores(
             f"{len(foreign)} pictures have detections and no annotations, such as {', '.join(foreign[:3])}. "
             "Take the annotation file of the same split."
         )
-    found_masks = [_detection(detection, place, known) for place, detection in enumerate(detections, start=1)]
+    found_masks = [_detection(detection, number, known) for number, detection in enumerate(detections, start=1)]
     with contextlib.redirect_stdout(io.StringIO()):
         targets = COCO()
         # evaluation marks annotations as ignored in place
@@ -73,9 +75,9 @@ def coco_scores(
     }
 
 
-def _detection(detection: dict[str, Any], place: int, sizes: dict[Any, tuple[int, int]]) -> dict[str, Any]:
+def _detection(detection: dict[str, Any], number: int, sizes: dict[Any, tuple[int, int]]) -> dict[str, Any]:
     """What pycocotools needs of a detection; with a box beside the mask, it would take the box's area."""
-    what = f"Detection number {place}, of image {detection['image_id']!r}"
+    what = f"Detection number {number}, of image {detection['image_id']!r}"
     score = detection["score"]
     if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
         raise ValueError(f"{what}, has the score {score!r}; it must be a finite number.")
@@ -87,4 +89,19 @@ def _detection(detection: dict[str, Any], place: int, sizes: dict[Any, tuple[int
     }
 
 
-__all__ = ["COCO_SCORES", "coco_scores"]
+def iou_matrix(targets: Sequence[dict[str, Any]], predictions: Sequence[dict[str, Any]]) -> np.ndarray:
+    """
+    Args:
+        targets, predictions: Masks of one image, compressed run lengths of its size.
+
+    Returns:
+        `np.ndarray`: `(targets, predictions)` float64. Two empty masks have the IoU 0 (the original divides by zero).
+    """
+    if not targets or not predictions:
+        return np.zeros((len(targets), len(predictions)))
+    # pycocotools returns detections x truths and can treat truths as crowds, which these are not.
+    ious = coco_mask.iou(list(predictions), list(targets), [0] * len(targets))
+    return np.nan_to_num(np.asarray(ious, dtype=np.float64).T, nan=0.0)
+
+
+__all__ = ["COCO_SCORES", "coco_scores", "iou_matrix"]

@@ -1,156 +1,33 @@
 """Grounded conversation generation on GranD-f: captions whose phrases have masks (GLaMM, arXiv 2311.03356).
 
-The numbers are those of `aas/eval_gcg.py` of attend-and-segment, which are GLaMM's: AP of masks without scores, METEOR
-and CIDEr of captions, mean IoU of paired masks, and recall of phrases that have both the mask and the meaning.
+The numbers are those of `aas/eval_gcg.py` of attend-and-segment, which are GLaMM's (`eval/gcg/evaluate.py`): AP of
+masks without scores, METEOR and CIDEr of captions, mean IoU of paired masks, and recall of phrases that have both the
+mask and the meaning.
 """
 
-import reprlib
+import contextlib
+import io
+import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 
-from ..data.coco import check_categories, clean_annotations
-from ..data.data_files import DataFileError
-from .annotated_images import AnnotatedImage, by_image, read_annotations, read_images
-from .caption_scores import CaptionsUnavailableError, caption_scores
-from .coco_masks import iou_matrix, segmentation_rle
-from .coco_scores import coco_scores
-from .contact_sheet import StoredCase
-from .grounded_answer import GroundedAnswer
-from .mask_pairing import PROTOCOLS, match_phrases, paired_ious
-from .phrase_similarity import PhraseVectors, cosine_similarities
+from ..data.coco import run_lengths
+from ..data.grandf import GroundedConversations, GroundedTarget
+from .coco_scores import coco_scores, iou_matrix
+from .grounded_answers import GroundedAnswer
+from .phrase_grounding import about_grounding, read_or_ground
+from .phrase_similarity import TEXT_ENCODER, EncodedPhrases, PhraseVectors, cosine_similarities
+from .registry import EvaluationOptions, Outcome
+from .report import Case, numbers_table
 
 
 # The only category of GranD-f.
 _CATEGORY = 1
-_MASKS, _CAPTIONS = "mask_gt", "caption_gt"
-
-
-@dataclass(frozen=True)
-class GroundedTarget:
-    """
-    What is right about one picture.
-
-    Args:
-        captions (`list[str]`): Right captions.
-        phrases (`list[str]`): Phrases of the first caption that have masks.
-        masks (`list[dict]`): Their compressed run lengths, in the same order.
-    """
-
-    captions: list[str]
-    phrases: list[str]
-    masks: list[dict[str, Any]]
-
-
-class GroundedConversations:
-    """
-    One split of GranD-f as it is published: `val_gcg_coco_mask_gt.json` and `val_gcg_coco_caption_gt.json`.
-
-    Args:
-        annotations (`str` or `Path`): Folder with both files, or one of the two.
-        split (`str`): `val` or `test`; tells the files of a folder apart.
-        limit (`int`, *optional*): Only the first pictures.
-
-    Raises:
-        FileNotFoundError: If a file does not exist.
-        ValueError: If a file is not in COCO's format, lists no image, or holds an annotation that cannot be used.
-    """
-
-    def __init__(self, annotations: str | Path, split: str = "val", limit: int | None = None):
-        path = Path(annotations)
-        if path.is_dir():
-            path = path / f"{split}_gcg_coco_{_MASKS}.json"
-        elif _MASKS not in path.name and _CAPTIONS not in path.name:
-            raise ValueError(f"{path.name} must have {_MASKS} or {_CAPTIONS} in its name, so that the other is found.")
-        masks_path = path.with_name(path.name.replace(_CAPTIONS, _MASKS))
-        captions_path = path.with_name(path.name.replace(_MASKS, _CAPTIONS))
-        content = read_annotations(masks_path, ("images", "annotations", "categories"))
-        captions = read_annotations(captions_path, ("images", "annotations"))
-        described = {entry["id"]: entry for entry in content["images"] if _has_id(entry)}
-        mask_sizes = _sizes_of_masks(content["annotations"])
-        # Captions say which pictures count; their sizes may stand with the masks alone, or in the masks.
-        images = read_images(
-            [
-                {**mask_sizes.get(entry["id"], {}), **described.get(entry["id"], {}), **entry}
-                if _has_id(entry)
-                else entry
-                for entry in captions["images"]
-            ],
-            str(captions_path),
-        )
-        if not images:
-            raise ValueError(f"{captions_path} has no images; an empty data set has no scores.")
-        self.images: list[AnnotatedImage] = images[:limit]
-        sizes = {image.id: image.size for image in images}
-        cleaned = clean_annotations(content["annotations"], sizes, str(masks_path), without_masks=True)
-        check_categories(content["categories"], str(masks_path))
-        self.mask_dataset = {
-            **content,
-            "images": [
-                {**described[image_id], "height": height, "width": width}
-                for image_id, (height, width) in sizes.items()
-                if image_id in described
-            ],
-            "annotations": cleaned,
-        }
-        self._masks = by_image(cleaned)
-        # AP counts every picture with masks, as the original does, unless only the first ones are asked for.
-        self.scored_ids = None if limit is None else [image.id for image in self.images if image.id in described]
-        self._captions = by_image(_check_captions(captions["annotations"], str(captions_path)))
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def target(self, image: AnnotatedImage) -> GroundedTarget:
-        """
-        Raises:
-            ValueError: If the picture has no caption.
-        """
-        captions = self._captions.get(image.id)
-        if not captions:
-            raise ValueError(f"The picture {image.id!r} has no caption.")
-        masks = [
-            segmentation_rle(annotation["segmentation"], image.size) for annotation in self._masks.get(image.id, [])
-        ]
-        return GroundedTarget([entry["caption"] for entry in captions], list(captions[0].get("labels", [])), masks)
-
-
-def _has_id(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("id"), (int, str))
-
-
-def _sizes_of_masks(annotations: list[Any]) -> dict[int | str, dict[str, int]]:
-    """Height and width of images by the run lengths of their masks."""
-    sizes = {}
-    for annotation in annotations:
-        runs = annotation.get("segmentation") if isinstance(annotation, dict) else None
-        size = runs.get("size") if isinstance(runs, dict) else None
-        if isinstance(size, list) and len(size) == 2 and isinstance(annotation.get("image_id"), (int, str)):
-            sizes.setdefault(annotation["image_id"], {"height": size[0], "width": size[1]})
-    return sizes
-
-
-def _check_captions(annotations: list[Any], source: str) -> list[dict[str, Any]]:
-    """
-    Raises:
-        DataFileError: If a caption has no text, no image, or no list of phrases.
-    """
-    for place, entry in enumerate(annotations, start=1):
-        known = isinstance(entry, dict) and isinstance(entry.get("image_id"), (int, str))
-        labels = entry.get("labels", []) if known else None
-        if (
-            not known
-            or not isinstance(entry.get("caption"), str)
-            or not isinstance(labels, list)
-            or not all(isinstance(label, str) for label in labels)
-        ):
-            raise DataFileError(
-                f"{source}, caption number {place} is {reprlib.repr(entry)}; it must have an `image_id`, a `caption` "
-                "and `labels`, the list of its phrases."
-            )
-    return annotations
 
 
 @dataclass
@@ -181,7 +58,7 @@ class GroundedConversationResult:
     targets: int
     captions: dict[str, float] | None
     notes: list[str]
-    cases: list[StoredCase] = field(repr=False, default_factory=list)
+    cases: list[Case] = field(repr=False, default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, as plain JSON values."""
@@ -202,7 +79,7 @@ def score_grounded_conversation(
         answers (`dict`): Answers by id of the picture.
         protocol (`str`):
             `paper`: as published; pairing for recall stops at the first pair that fails, see `match_phrases`, and
-            every picture must have an answer. `fixed`: pairing goes on, and a picture without an answer counts as an
+            every picture must have an answer. `fixed`: pairing continues, and an image without an answer counts as an
             empty one.
         similarity ([`PhraseVectors`], *optional*): Vectors that compare phrases; without them there is no recall.
         score_captions (`bool`): Whether to score captions, where pycocoevalcap and Java are installed.
@@ -211,8 +88,7 @@ def score_grounded_conversation(
     Raises:
         ValueError: If the protocol does not exist, or an answer is missing under `paper`.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"There is no protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
+    _check_protocol(protocol)
     missing = [image for image in data.images if image.id not in answers]
     if missing and protocol == "paper":
         raise ValueError(
@@ -223,7 +99,7 @@ def score_grounded_conversation(
     matches = targets = 0
     for image in data.images:
         target, answer = data.target(image), answers.get(image.id, _EMPTY)
-        given = [segmentation_rle(mask, image.size) for mask in answer.masks]
+        given = [run_lengths(mask, image.size) for mask in answer.masks]
         detections += [
             {"image_id": image.id, "category_id": _CATEGORY, "segmentation": mask, "score": 1.0} for mask in given
         ]
@@ -267,20 +143,183 @@ def score_grounded_conversation(
 _EMPTY = GroundedAnswer("", [], [])
 
 
-def _cases(path: Path, target: GroundedTarget, given: list[dict[str, Any]], ious: np.ndarray) -> list[StoredCase]:
+def _cases(path: Path, target: GroundedTarget, given: list[dict[str, Any]], ious: np.ndarray) -> list[Case]:
     """Every right mask with the answer that overlaps it most."""
     cases = []
     for index, mask in enumerate(target.masks):
         best = int(ious[index].argmax()) if given else None
         phrase = target.phrases[index] if index < len(target.phrases) else ""
         iou = 0.0 if best is None else float(ious[index, best])
-        cases.append(StoredCase(path, phrase, iou, mask, None if best is None or iou == 0 else given[best]))
+        cases.append(Case(path, phrase, iou, mask, None if best is None or iou == 0 else given[best], upright=False))
     return cases
 
 
+def _check_protocol(protocol: str) -> None:
+    if protocol not in ("paper", "fixed"):
+        raise ValueError(f"There is no protocol {protocol!r}; choose one of paper, fixed.")
+
+
+def paired_ious(ious: np.ndarray) -> list[float]:
+    """
+    Pair masks greedily, the greatest IoU first, until nothing overlaps.
+
+    Args:
+        ious (`np.ndarray`): `(targets, predictions)`.
+
+    Returns:
+        `list[float]`: IoU of each pair, in order of pairing.
+    """
+    # Of equal IoUs the original takes the one of the first prediction.
+    left = np.array(ious, dtype=np.float64).T
+    paired = []
+    while left.size and left.max() > 0:
+        row, column = np.unravel_index(left.argmax(), left.shape)
+        paired.append(float(left[row, column]))
+        left = np.delete(np.delete(left, row, axis=0), column, axis=1)
+    return paired
+
+
+def match_phrases(
+    ious: np.ndarray,
+    similarities: np.ndarray,
+    protocol: str = "paper",
+    iou_threshold: float = 0.5,
+    similarity_threshold: float = 0.5,
+) -> list[tuple[int, int]]:
+    """
+    Pair targets with answers that overlap and mean the same.
+
+    Args:
+        ious (`np.ndarray`): `(target masks, predicted masks)`.
+        similarities (`np.ndarray`): `(target phrases, predicted phrases)`, cosine.
+        protocol (`str`):
+            `paper`: always the pair with the greatest IoU next; the first one that misses a threshold ends the whole
+            picture, though other pairs may be left that would count. Where masks and phrases are not of one number
+            and such a pair is reached, the picture counts nothing (GLaMM's script catches the IndexError).
+            `fixed`: a pair that misses a threshold is left out, and the others are tried.
+        iou_threshold (`float`): Above 0, to 1.
+        similarity_threshold (`float`): -1 to 1.
+
+    Returns:
+        `list[tuple[int, int]]`: (target, prediction), the greatest IoU first.
+
+    Raises:
+        ValueError: If the protocol does not exist or `iou_threshold` is not above 0.
+    """
+    _check_protocol(protocol)
+    if iou_threshold <= 0:
+        raise ValueError(f"iou_threshold must be above 0, got {iou_threshold}: masks apart are never a pair.")
+    left = np.array(ious, dtype=np.float64)
+    pairs: list[tuple[int, int]] = []
+    while left.size and left.max() >= iou_threshold:
+        target, prediction = map(int, np.unravel_index(left.argmax(), left.shape))
+        has_phrases = target < similarities.shape[0] and prediction < similarities.shape[1]
+        if has_phrases and similarities[target, prediction] >= similarity_threshold:
+            pairs.append((target, prediction))
+            left[target, :] = 0
+            left[:, prediction] = 0
+        elif protocol == "fixed":
+            left[target, prediction] = 0
+        else:
+            return pairs if has_phrases else []
+    return pairs
+
+
+class CaptionsUnavailableError(RuntimeError):
+    """Captions cannot be scored here: a package or Java is missing."""
+
+
+def check_caption_scores() -> None:
+    """
+    Raises:
+        CaptionsUnavailableError: If pycocoevalcap or Java is missing; with what to install.
+    """
+    try:
+        import pycocoevalcap  # noqa: F401
+    except ImportError:
+        raise CaptionsUnavailableError(
+            "Captions are not scored: pycocoevalcap is not installed. Install it: pip install pycocoevalcap."
+        ) from None
+    if shutil.which("java") is None:
+        raise CaptionsUnavailableError(
+            "Captions are not scored: the tokenizer and METEOR of pycocoevalcap need Java, and there is no `java` on "
+            "the PATH. Install a runtime of version 8 or newer."
+        )
+
+
+def caption_scores(references: Sequence[Sequence[str]], captions: Sequence[str]) -> dict[str, float]:
+    """
+    The scores of COCO's caption evaluation but SPICE, which downloads a parser.
+
+    Args:
+        references (`Sequence[Sequence[str]]`): Per picture the right captions, at least one.
+        captions (`Sequence[str]`): Per picture the answer.
+
+    Returns:
+        `dict`: `bleu_1` ... `bleu_4`, `meteor`, `rouge_l` in [0, 1] and `cider` in [0, 10].
+
+    Raises:
+        CaptionsUnavailableError: See `check_caption_scores`.
+        ValueError: If a picture has no reference, or the numbers differ.
+    """
+    check_caption_scores()
+    if len(references) != len(captions) or not captions:
+        raise ValueError(f"{len(references)} pictures have references and {len(captions)} captions.")
+    if not all(references):
+        raise ValueError("Every picture needs at least one reference caption.")
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    right = _tokenize([list(texts) for texts in references])
+    given = _tokenize([[caption] for caption in captions])
+    with contextlib.redirect_stdout(io.StringIO()):
+        bleu, _ = Bleu(4).compute_score(right, given)
+        scores: dict[str, Any] = {f"bleu_{n}": value for n, value in enumerate(bleu, start=1)}
+        for name, scorer in (("meteor", Meteor), ("rouge_l", Rouge), ("cider", Cider)):
+            scores[name], _ = scorer().compute_score(right, given)
+    return {name: float(value) for name, value in scores.items()}
+
+
+def _tokenize(texts: list[list[str]]) -> dict[int, list[str]]:
+    """Split into words as the Penn Treebank does, lower case, without punctuation."""
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    # One line for one caption: a line break inside, or an empty line, would shift all later ones.
+    entries = {
+        index: [{"caption": " ".join(text.split()) or "."} for text in group] for index, group in enumerate(texts)
+    }
+    return PTBTokenizer().tokenize(entries)
+
+
+def run_grandf(options: EvaluationOptions, data: GroundedConversations) -> Outcome:
+    """Grounded conversation generation on GranD-f."""
+    encoder = options.settings.get("text_encoder", TEXT_ENCODER)
+    # Loaded first: a name that cannot be found is told before the work, not after it.
+    similarity = None if encoder == "none" else EncodedPhrases.load(encoder, PartialState().device)
+    answers = read_or_ground(options, data.images)
+    if answers is None:
+        return Outcome()
+    score_captions = options.settings.get("captions", True)
+    result = score_grounded_conversation(data, answers, options.protocol, similarity, score_captions, options.images)
+    numbers = {
+        **{name: result.masks[name] for name in ("ap", "ap50")},
+        **{"mIoU": result.miou, "mIoU, misses as 0": result.miou_all_targets, "recall": result.recall},
+        **{name.upper(): value for name, value in (result.captions or {}).items()},
+        **{"images": result.images, "unanswered": result.unanswered},
+    }
+    table = numbers_table(f"GranD-f, protocol: {result.protocol} (%)", numbers, result.notes)
+    return Outcome(result, table, about_grounding(options))
+
+
 __all__ = [
+    "CaptionsUnavailableError",
     "GroundedConversationResult",
-    "GroundedConversations",
-    "GroundedTarget",
+    "caption_scores",
+    "check_caption_scores",
+    "match_phrases",
+    "paired_ious",
+    "run_grandf",
     "score_grounded_conversation",
 ]

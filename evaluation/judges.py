@@ -10,13 +10,50 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from .vip_bench_prompt import GRADING_PROMPT, SECOND_TRY
 
-
+# The words in which ViP-Bench asks GPT-4 for a score (scripts/eval/vip-bench_evaluator.py, after MM-Vet). Other words
+# would give other numbers.
+_GRADING_PROMPT = (
+    "Compare the ground truth and prediction from AI models, to give a correctness score for the "
+    "prediction. <AND> in the ground truth means it is totally right only when all elements in the ground"
+    " truth are present in the prediction, and <OR> means it is totally right when any one element in the"
+    " ground truth is present in the prediction. The correctness score is 0.0 (totally wrong), 0.1, 0.2, "
+    "0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, or 1.0 (totally right). Just complete the last space of the "
+    "correctness score.\n"
+    "\n"
+    "Question | Ground truth | Prediction | Correctness\n"
+    "--- | --- | --- | ---\n"
+    "What is x in the equation within the yellow rectangle? | -1 <AND> -5 | x = 3 | 0.0\n"
+    "What is x in the equation within the yellow rectangle? | -1 <AND> -5 | x = -1 | 0.5\n"
+    "What is x in the equation within the yellow rectangle? | -1 <AND> -5 | x = -5 | 0.5\n"
+    "What is x in the equation within the red rectangle? | -1 <AND> -5 | x = -5 or 5 | 0.5\n"
+    "What is x in the equation within the orange rectangle? | -1 <AND> -5 | x = -1 or x = -5 | 1.0\n"
+    "Can you explain this meme within the blue rectangle? | This meme is poking fun at the fact that the "
+    "names of the countries Iceland and Greenland are misleading. Despite its name, Iceland is known for "
+    "its beautiful green landscapes, while Greenland is mostly covered in ice and snow. The meme is "
+    "saying that the person has trust issues because the names of these countries do not accurately "
+    "represent their landscapes. | The meme talks about Iceland and Greenland. It's pointing out that "
+    "despite their names, Iceland is not very icy and Greenland isn't very green. | 0.4\n"
+    "Can you explain this meme within the blue rectangle? | This meme is poking fun at the fact that the "
+    "names of the countries Iceland and Greenland are misleading. Despite its name, Iceland is known for "
+    "its beautiful green landscapes, while Greenland is mostly covered in ice and snow. The meme is "
+    "saying that the person has trust issues because the names of these countries do not accurately "
+    "represent their landscapes. | The meme is using humor to point out the misleading nature of "
+    "Iceland's and Greenland's names. Iceland, despite its name, has lush green landscapes while "
+    "Greenland is mostly covered in ice and snow. The text 'This is why I have trust issues' is a playful"
+    " way to suggest that these contradictions can lead to distrust or confusion. The humor in this meme "
+    "is derived from the unexpected contrast between the names of the countries and their actual physical"
+    " characteristics. | 1.0\n"
+)
+_SECOND_TRY = "\nPredict the correctness of the answer (digit): "
 # How often an unreadable score is asked for again, and how much more random each time (vip-bench_evaluator.py).
 _SECOND_TRIES = 4
 _WARMER = 0.5
 _RETRIED_STATUS = {408, 409, 425, 429, 500, 502, 503, 504}
+
+
+# Judges that need no language model.
+TEXT_MATCHES = ("keyword", "exact")
 
 
 class JudgeError(ValueError):
@@ -48,12 +85,12 @@ class Judge(Protocol):
             question (`str`): As it was asked.
             truth (`str`): The right answer; `<AND>` joins parts that must all be there, `<OR>` alternatives.
             prediction (`str`): The model's answer.
-            plain_question (`str`, *optional*): The question of the metadata, which names no mark.
+            plain_question (`str`, *optional*): The question of the metadata, which names no visual prompt.
         """
         ...
 
 
-class RuleJudge:
+class TextMatchJudge:
     """
     Scores without a language model: for tests, and where numbers need not be those of GPT-4.
 
@@ -64,7 +101,7 @@ class RuleJudge:
     """
 
     def __init__(self, name: str):
-        if name not in ("exact", "keyword"):
+        if name not in TEXT_MATCHES:
             raise JudgeError(f"There is no rule {name!r}; there are exact and keyword.")
         self.name = name
 
@@ -112,15 +149,15 @@ class LanguageModelJudge:
             score = read_score(content)
             if score is not None or again == _SECOND_TRIES:
                 break
-            # The original asks the metadata's question now, which does not name the marks.
-            prompt = grading_prompt(plain_question or question, truth, prediction) + SECOND_TRY
+            # The original asks the metadata's question now, which does not name the visual prompts.
+            prompt = grading_prompt(plain_question or question, truth, prediction) + _SECOND_TRY
             content, model = self.complete(prompt, again * _WARMER)
         return Verdict(0.0 if score is None else score, content, model)
 
 
 def grading_prompt(question: str, truth: str, prediction: str) -> str:
     """The examples of ViP-Bench and one more line, to be completed with the score."""
-    return f"{GRADING_PROMPT}\n{question} | {truth} | {prediction} | "
+    return f"{_GRADING_PROMPT}\n{question} | {truth} | {prediction} | "
 
 
 def read_score(content: str) -> float | None:
@@ -191,7 +228,7 @@ class EndpointJudge(LanguageModelJudge):
             if attempt < self.patience:
                 time.sleep(2**attempt)
         raise JudgeError(
-            f"{self.url} does not answer ({problem}). What was scored is kept; the same command goes on from there."
+            f"{self.url} does not answer ({problem}). What was scored is kept; the same command resumes there."
         )
 
 
@@ -222,7 +259,7 @@ __all__ = [
     "JudgeError",
     "LanguageModelJudge",
     "PipelineJudge",
-    "RuleJudge",
+    "TextMatchJudge",
     "Verdict",
     "grading_prompt",
     "read_score",

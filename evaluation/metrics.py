@@ -36,7 +36,7 @@ _SUMS = (
 
 
 @dataclass(frozen=True)
-class Rule:
+class CountingRule:
     """How one original evaluation counts.
 
     Attributes:
@@ -52,10 +52,10 @@ class Rule:
     absent_union: bool
 
 
-RULES: dict[str, Rule] = {
-    "reason": Rule(iou_eps=1e-5, zero_is_foreground=False, uses_rejection=False, absent_union=True),
-    "grefcoco": Rule(iou_eps=1e-8, zero_is_foreground=True, uses_rejection=True, absent_union=True),
-    "refzom": Rule(iou_eps=1e-8, zero_is_foreground=True, uses_rejection=True, absent_union=False),
+COUNTING_RULES: dict[str, CountingRule] = {
+    "reason": CountingRule(iou_eps=1e-5, zero_is_foreground=False, uses_rejection=False, absent_union=True),
+    "grefcoco": CountingRule(iou_eps=1e-8, zero_is_foreground=True, uses_rejection=True, absent_union=True),
+    "refzom": CountingRule(iou_eps=1e-8, zero_is_foreground=True, uses_rejection=True, absent_union=False),
 }
 
 
@@ -63,7 +63,7 @@ class SegmentationMetrics:
     """Running sums of an evaluation. Sums of several processes can be added, in any order.
 
     Args:
-        rule: A key of `RULES`.
+        rule: A key of `COUNTING_RULES`.
         types: Names of the groups that are reported on their own (e.g. request types). Without any there is no
             breakdown.
         zero_rejected: Score a rejected target as an empty mask. The originals score the mask that the model would have
@@ -83,11 +83,11 @@ class SegmentationMetrics:
     """
 
     def __init__(self, rule: str = "grefcoco", types: Sequence[str] = (), zero_rejected: bool = False):
-        if rule not in RULES:
-            raise ValueError(f"There is no rule {rule!r}; choose one of {', '.join(RULES)}.")
+        if rule not in COUNTING_RULES:
+            raise ValueError(f"There is no rule {rule!r}; choose one of {', '.join(COUNTING_RULES)}.")
         if len(set(types)) != len(types):
             raise ValueError(f"A type is named twice in {list(types)}.")
-        self.rule = RULES[rule]
+        self.rule = COUNTING_RULES[rule]
         self.rule_name = rule
         self.types = tuple(types)
         self.zero_rejected = zero_rejected

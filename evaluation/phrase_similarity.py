@@ -1,12 +1,16 @@
-"""How alike two phrases are: the cosine between vectors of a text encoder."""
+"""How alike two phrases or words are: the cosine between vectors of a text encoder, or of spaCy."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
 
 from ..loading import load_pretrained
+from ..processing.noun_phrases import SpacyExtractor
+from .registry import UnknownBenchmarkError
 
 
 # The encoder of GLaMM's evaluation.
@@ -91,9 +95,48 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(lengths == 0, 1, lengths)
 
 
+def word_vectors(choice: str) -> Callable[[str], np.ndarray]:
+    """Vectors of words, each computed once.
+
+    Args:
+        choice (`str`): `spacy`, `spacy:<pipeline>` or `encoder:<folder or name>`.
+
+    Raises:
+        UnknownBenchmarkError: It is none of these, or spaCy's vectors are not installed.
+    """
+    kind, _, name = choice.partition(":")
+    if kind == "encoder":
+        encoder = EncodedPhrases.load(name or TEXT_ENCODER, PartialState().device)
+        return lambda word: encoder([word])[0]
+    if kind == "spacy":
+        return functools.cache(_spacy_vector(name or None))
+    raise UnknownBenchmarkError(
+        f"--set word_vectors={choice} is not known; it is spacy, spacy:<pipeline> or encoder:<folder or name>."
+    )
+
+
+def _spacy_vector(name: str | None) -> Callable[[str], np.ndarray]:
+    instead = "or compare with a text encoder: --set word_vectors=encoder:FOLDER."
+    try:
+        extractor = SpacyExtractor(name)
+    except ImportError as error:
+        raise UnknownBenchmarkError(
+            "Phrases get their category by spaCy's word vectors, and there are none here. Install them (pip install "
+            f"spacy; python -m spacy download en_core_web_lg), {instead} ({error})"
+        ) from error
+    # Without them spaCy takes what its parser computes, in which related words are not near each other.
+    if not extractor.pipeline.vocab.vectors_length:
+        raise UnknownBenchmarkError(
+            f"The pipeline {extractor.name} has no word vectors, by which phrases get their category. Install "
+            f"en_core_web_lg and name it, --set word_vectors=spacy:en_core_web_lg, {instead}"
+        )
+    return extractor.vector
+
+
 __all__ = [
     "TEXT_ENCODER",
     "EncodedPhrases",
     "PhraseVectors",
     "cosine_similarities",
+    "word_vectors",
 ]

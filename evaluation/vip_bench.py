@@ -2,7 +2,6 @@
 
 import csv
 import json
-import reprlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,103 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from accelerate import PartialState
 from rich.table import Table
 
-from ..data.data_files import file_in, read_json, read_json_lines
+from ..data.data_files import read_json
+from ..data.vip_bench import VipBenchError, VipBenchQuestion
+from ..loading import load_pipeline
+from ..processing.image_loading import load_rgb_image
 from ..whole_files import write_whole, written_whole
-from .judges import Judge
+from .answering import ImageQuestion, answer_questions, answering_of
+from .judges import TEXT_MATCHES, EndpointJudge, Judge, PipelineJudge, TextMatchJudge
+from .registry import EvaluationOptions, Outcome, UnknownBenchmarkError
 
 
-SPLITS = ("bbox", "human")
-METADATA = "vip-bench-meta-data.json"
 _DECIMALS = 1
-
-
-class VipBenchError(ValueError):
-    """The benchmark's files are not as they should be."""
-
-
-@dataclass(frozen=True)
-class VipBenchQuestion:
-    """
-    Args:
-        id (`str`): As in the metadata: `v1_0`.
-        image (`Path`): The picture; its marks are in it.
-        text (`str`): What is asked about it in this split.
-        plain_text (`str`): The metadata's question.
-        answer (`str`): The truth, with `<AND>` and `<OR>`.
-        capabilities (`tuple[str, ...]`): What the question needs, in the order of the file.
-    """
-
-    id: str
-    image: Path
-    text: str
-    plain_text: str
-    answer: str
-    capabilities: tuple[str, ...]
-
-
-def read_vip_bench(folder: str | Path, split: str) -> list[VipBenchQuestion]:
-    """
-    Args:
-        folder (`str` or `Path`): Of the extracted benchmark.
-        split (`str`): `bbox` or `human`, who drew the marks.
-
-    Raises:
-        VipBenchError: If there is no such split, or questions and metadata do not match.
-    """
-    folder = Path(folder)
-    if split not in SPLITS:
-        raise VipBenchError(f"ViP-Bench has no split {split!r}; it has {' and '.join(SPLITS)}.")
-    files = {name: folder / name for name in (METADATA, f"{split}/questions.jsonl")}
-    if missing := [str(path) for path in files.values() if not path.is_file()]:
-        raise VipBenchError(f"{folder} lacks {', '.join(missing)}; extract the files of mucai/ViP-Bench there.")
-    metadata = read_json(files[METADATA], VipBenchError)
-    _check_metadata(metadata, files[METADATA])
-    asked = {}
-    for number, row in read_json_lines(files[f"{split}/questions.jsonl"], VipBenchError):
-        if not isinstance(row, dict) or not {"question_id", "image", "text"} <= set(row):
-            raise VipBenchError(
-                f"{files[f'{split}/questions.jsonl']}, line {number} is {reprlib.repr(row)}; it must be an object "
-                "with question_id, image and text."
-            )
-        asked[f"v1_{row['question_id']}"] = row
-    if different := sorted(metadata.keys() ^ asked.keys()):
-        raise VipBenchError(f"Metadata and questions of {split} do not have the same ids: {different[:5]} ...")
-    return [
-        VipBenchQuestion(
-            id=key,
-            image=_image(folder / split / "images", asked[key]["image"], key),
-            text=asked[key]["text"],
-            plain_text=row["question"],
-            answer=row["answer"],
-            capabilities=tuple(dict.fromkeys(row["capability"])),
-        )
-        for key, row in metadata.items()
-    ]
-
-
-def _check_metadata(metadata: Any, path: Path) -> None:
-    """
-    Raises:
-        VipBenchError: If a question has no text, answer and capabilities, or there is none.
-    """
-    if not isinstance(metadata, dict) or not metadata:
-        raise VipBenchError(f"{path} must be an object with one entry per question, not {reprlib.repr(metadata)}.")
-    for key, row in metadata.items():
-        is_whole = isinstance(row, dict) and {"question", "answer", "capability"} <= set(row)
-        names = row["capability"] if is_whole else None
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise VipBenchError(
-                f"{path}, {key!r} is {reprlib.repr(row)}; it needs question, answer and capability, a list of names."
-            )
-
-
-def _image(folder: Path, name: Any, key: str) -> Path:
-    try:
-        return file_in(folder, name)
-    except ValueError as error:
-        raise VipBenchError(f"The image of {key!r}: {error}") from None
 
 
 def write_results(lines: Sequence[Mapping[str, Any]], path: Path) -> dict[str, str]:
@@ -125,7 +41,7 @@ def grade(
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, list]]:
     """
-    Has every answer scored `runs` times; a run that was stopped goes on with what `path` holds.
+    Has every answer scored `runs` times; a run that was stopped resumes from what `path` holds.
 
     Args:
         questions (`Sequence[VipBenchQuestion]`): All of them.
@@ -143,7 +59,7 @@ def grade(
     """
     if missing := [question.id for question in questions if question.id not in results]:
         raise VipBenchError(f"There is no answer to {len(missing)} questions: {', '.join(missing[:5])} ...")
-    grades = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    grades = read_json(path) if path.is_file() else {}
     done = 0
     for run in range(runs):
         for question in questions:
@@ -252,13 +168,79 @@ def _write_json(value: Any, path: Path, indent: int) -> None:
     write_whole(path, json.dumps(value, indent=indent, ensure_ascii=False))
 
 
+class _ReadWhenAsked(Sequence):
+    """Questions whose images are read when they are taken."""
+
+    def __init__(self, questions: Sequence[VipBenchQuestion]):
+        self.questions = questions
+
+    def __len__(self) -> int:
+        return len(self.questions)
+
+    def __getitem__(self, index: int) -> ImageQuestion:
+        question = self.questions[index]
+        return ImageQuestion(question.id.removeprefix("v1_"), load_rgb_image(question.image), question.text)
+
+
+def run_vip_bench(options: EvaluationOptions, questions: Sequence[VipBenchQuestion]) -> Outcome:
+    """ViP-Bench: answers, then scores of a judge; without `--model` the answers that `--out` holds are scored."""
+    questions, split, state = questions[: options.limit], options.split, PartialState()
+    results = options.out / f"{split}.json"
+    if options.model is not None:
+        model, processor = options.load_model(), options.load_processor()
+        lines = answer_questions(
+            model,
+            processor,
+            _ReadWhenAsked(questions),
+            options.out / split,
+            answering_of(options, default_length=1024, dataset=f"vip-bench {split}"),
+            model_id=str(options.model),
+            progress=options.report("answering"),
+        )
+        del model  # a judge may need its memory
+        if state.is_main_process:
+            write_results(lines, results)
+    if not state.is_main_process:
+        return Outcome()  # it has answered its part; one process judges
+    given = options.settings["judge"]
+    judged_by = options.settings["judge_model"] if "://" in given else given
+    runs = options.settings.get("runs", 1 if given in TEXT_MATCHES else 5)
+    stem = options.out / f"{split}-{Path(judged_by).name}"
+    if not results.is_file():
+        raise UnknownBenchmarkError(f"There are no answers in {results}; give --model to make them.")
+    grades = grade(
+        questions,
+        read_json(results),
+        _judge(given, judged_by, options),
+        runs,
+        stem.with_name(f"{stem.name}-grade.json"),
+        progress=options.report("judging"),
+    )
+    result = scores_by_capability(questions, grades, runs)
+    write_tables(
+        result,
+        str(options.model or options.out.name),
+        stem.with_name(f"{stem.name}-capabilities.csv"),
+        stem.with_name(f"{stem.name}-integrations.csv"),
+    )
+    about = {"model": options.model, "dataset": "vip-bench", "split": split, "judge": judged_by}
+    return Outcome(result, result.table(f"ViP-Bench {split}, judged by {judged_by}"), about)
+
+
+def _judge(given: str, name: str, options: EvaluationOptions) -> Judge:
+    if given in TEXT_MATCHES:
+        return TextMatchJudge(given)
+    if "://" in given:
+        variable = options.settings.get("key_variable")
+        return EndpointJudge(given, name, **({} if variable is None else {"key_variable": variable}))
+    source = {"trust_remote_code": options.trust_remote_code, "revision": options.revision}
+    return PipelineJudge(load_pipeline("text-generation", model=given, dtype="auto", **source), name)
+
+
 __all__ = [
-    "SPLITS",
-    "VipBenchError",
-    "VipBenchQuestion",
     "VipBenchResult",
     "grade",
-    "read_vip_bench",
+    "run_vip_bench",
     "scores_by_capability",
     "write_results",
     "write_tables",

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from .conversion.convert_vip_llava import convert_vip_llava as convert_vip_llava
     from .conversion.errors import ConversionError as ConversionError
     from .embedding import EMBEDDED_MODEL as EMBEDDED_MODEL
-    from .masked_input import MaskedAnswer as MaskedAnswer
-    from .masked_input import MaskedInput as MaskedInput
-    from .masked_input import Masker as Masker
-    from .masked_input import MaskingOptions as MaskingOptions
+    from .evaluation.masked_input import MaskedAnswer as MaskedAnswer
+    from .evaluation.masked_input import MaskedInput as MaskedInput
+    from .evaluation.masked_input import Masker as Masker
+    from .evaluation.masked_input import MaskingOptions as MaskingOptions
     from .modeling.configuration_attend_and_segment import AttendAndSegmentConfig as AttendAndSegmentConfig
     from .modeling.configuration_difflmm import DiffLmmConfig as DiffLmmConfig
     from .modeling.configuration_gsva import GsvaConfig as GsvaConfig
@@ -105,10 +105,10 @@ _PUBLIC = {
     "PhraseSegmentationResult": "processing.phrase_segments",
     "MaskedImage": "processing.masked_images",
     "mask_image": "processing.masked_images",
-    "MaskedAnswer": "masked_input",
-    "MaskedInput": "masked_input",
-    "Masker": "masked_input",
-    "MaskingOptions": "masked_input",
+    "MaskedAnswer": "evaluation.masked_input",
+    "MaskedInput": "evaluation.masked_input",
+    "Masker": "evaluation.masked_input",
+    "MaskingOptions": "evaluation.masked_input",
     "VisualPrompt": "processing.visual_prompts",
     "draw_visual_prompts": "processing.visual_prompts",
     "convert_lisa": "conversion.convert_lisa",

@@ -61,13 +61,13 @@ class FolderLock:
             # Whoever opened the file before and gets the lock now sees that it is gone, and makes a new one.
             with self.held(patience=0):
                 self.path.unlink(missing_ok=True)
-        except (FolderInUseError, OSError):
+        except OSError:  # of the system, or FolderInUseError
             return
 
 
 @contextmanager
 def alone_in(folder: Path, patience: float = 6.0) -> Iterator[None]:
-    """Hold the lock of a folder during a whole run; a folder that stays empty is not left behind.
+    """Hold the lock of a folder during a whole run; a folder that stays empty is removed again.
 
     Args:
         folder (`Path`): Made if it does not exist.

@@ -221,6 +221,10 @@ def test_commands_write_through_printing(file):
             )
 
 
+# Tables from which commands derive their options; tests of their own say that these import nothing.
+LIGHT = ("reasonseg.evaluation.registry",)
+
+
 @pytest.mark.parametrize("file", files_of("reasonseg/cli"), ids=name)
 def test_command_line_modules_are_light(file):
     """`reasonseg --help` answers at once only if torch and what needs it are imported inside functions."""
@@ -232,7 +236,9 @@ def test_command_line_modules_are_light(file):
         if isinstance(node, (ast.Import, ast.ImportFrom)):
             for level, module, _ in imports(node):
                 target = absolute_name(file, level, module)
-                assert not target.startswith(heavy), f"{name(file)}:{node.lineno}: import {target} in the function."
+                assert target in LIGHT or not target.startswith(heavy), (
+                    f"{name(file)}:{node.lineno}: import {target} in the function."
+                )
 
 
 @pytest.mark.parametrize("file", files_of(*PUBLISHED, *TOOLS, "reasonseg"), ids=name)

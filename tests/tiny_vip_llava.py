@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
+from reasonseg.conversion.compose_vip_llava import build_vip_llava
 from reasonseg.registration import register
 from reasonseg.training.recipe import PartsRecipe
-from reasonseg.vip_llava_start import build_vip_llava
 from tests import tiny
 from tests.parity_data import PARITY
 

@@ -8,13 +8,13 @@ import typer
 
 from .. import __version__
 from . import ask, card, convert, demo, evaluate, inspect, mask, publish, restore, segment, train, verify
-from .failures import print_version_and_stop, readable_failures, show_tracebacks
-from .printing import guard_messages
+from .failures import readable_failures, show_tracebacks
+from .printing import guard_messages, write_out
 
 
 app = typer.Typer(
     name="reasonseg",
-    help="Segmentation by language: ask about a picture, get text and masks.",
+    help="Segmentation by language: ask about an image, get text and masks.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -35,11 +35,17 @@ app.command("demo")(readable_failures(demo.demo))
 app.command("train")(readable_failures(train.train))
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        write_out(f"reasonseg {__version__}\n")
+        raise typer.Exit
+
+
 @app.callback()
 def options(
     version: Annotated[
         bool,
-        typer.Option("--version", help="Print the version and stop.", callback=print_version_and_stop, is_eager=True),
+        typer.Option("--version", help="Print the version and stop.", callback=_print_version, is_eager=True),
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show Python's traceback with an error.")] = False,
 ):

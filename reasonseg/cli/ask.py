@@ -1,4 +1,4 @@
-"""`reasonseg ask`: talk with a vision-language model about a picture and places marked in it."""
+"""`reasonseg ask`: talk with a vision-language model about an image and regions marked in it."""
 
 import sys
 from pathlib import Path
@@ -9,10 +9,19 @@ from rich.markup import escape
 
 from ..model_names import EMBEDDED_HELP
 from ..whole_files import remove_drafts, written_whole
-from .failures import CommandError, path_text, stderr_console
+from .failures import CommandError, stderr_console
 from .inputs import check_question
 from .printing import printable_json, write_out
-from .running import Dtype, MaxImagePixels, load_checkpoint
+from .running import (
+    Device,
+    Dtype,
+    KeptDtype,
+    MaxImagePixels,
+    Revision,
+    TrustRemoteCode,
+    load_checkpoint,
+    print_written,
+)
 
 
 if TYPE_CHECKING:
@@ -22,25 +31,25 @@ RESET, LEAVE = "/reset", ("/exit", "/quit")
 
 
 def ask(
-    image: Annotated[Path, typer.Argument(help="The picture.", show_default=False)],
+    image: Annotated[Path, typer.Argument(help="The image.", show_default=False)],
     model: Annotated[
         str, typer.Option("--model", "-m", help=f"Folder or Hub name of a converted checkpoint; {EMBEDDED_HELP}.")
     ],
     text: Annotated[
         str | None,
         typer.Argument(
-            help="The question. `<bbox0>`, `<bbox1>` ... become the words for the marks.", show_default=False
+            help="The question. `<bbox0>`, `<bbox1>` ... become the words for the visual prompts.", show_default=False
         ),
     ] = None,
     box: Annotated[
-        list[str] | None, typer.Option("--box", "-b", metavar="X1,Y1,X2,Y2", help="Mark this place, in pixels.")
+        list[str] | None, typer.Option("--box", "-b", metavar="X1,Y1,X2,Y2", help="Mark this box, in pixels.")
     ] = None,
     polygon: Annotated[
         list[str] | None,
         typer.Option(metavar="X,Y,X,Y,...", help="Mark this polygon; ';' between several of a thing."),
     ] = None,
     mask: Annotated[
-        list[Path] | None, typer.Option(help="Mark what is not black in this picture of the same size.")
+        list[Path] | None, typer.Option(help="Mark what is not black in this image of the same size.")
     ] = None,
     rle: Annotated[list[Path] | None, typer.Option(help="Mark the COCO run lengths in this JSON file.")] = None,
     shape: Annotated[
@@ -49,7 +58,7 @@ def ask(
             "--shape",
             "-s",
             help="rectangle, ellipse, triangle, point, scribble, arrow, mask or mask-contour; one for all, or one per "
-            "mark (boxes, polygons, masks, run lengths).  [default: rectangle]",
+            "region (boxes, polygons, masks, run lengths).  [default: rectangle]",
         ),
     ] = None,
     color: Annotated[
@@ -57,16 +66,17 @@ def ask(
         typer.Option(
             "--color",
             "-c",
-            help="A name, or #rrggbb, which has no words; one for all or one per mark.  [default: red, ...]",
+            help="A name, or #rrggbb, which has no words; one for all or one per region.  [default: red, ...]",
         ),
     ] = None,
-    alpha: Annotated[int, typer.Option(min=0, max=255, help="Opacity of the marks.")] = 128,
+    alpha: Annotated[int, typer.Option(min=0, max=255, help="Opacity of the visual prompts.")] = 128,
     width: Annotated[
-        int | None, typer.Option(min=1, help="Of lines, in pixels at the size in which the model sees the picture.")
+        int | None, typer.Option(min=1, help="Of lines, in pixels at the size in which the model sees the image.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The marked picture to write.")] = Path("prompted.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The marked image to write.")] = Path("prompted.png"),
     interactive: Annotated[
-        bool, typer.Option("--interactive", "-i", help="Go on asking; without TEXT this is what happens anyway.")
+        bool,
+        typer.Option("--interactive", "-i", help="Ask further questions; without TEXT this is what happens anyway."),
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
@@ -74,22 +84,20 @@ def ask(
         float | None, typer.Option(min=0.0, max=1.0, help="With a temperature: nucleus sampling.")
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="With a temperature: the same answer again.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: an accelerator if there is one.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")] = Dtype.auto,
+    device: Device = "auto",
+    dtype: KeptDtype = Dtype.auto,
     max_image_pixels: MaxImagePixels = None,
-    revision: Annotated[str | None, typer.Option(help="Commit hash, tag or branch of a Hub checkpoint.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
-    ] = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each answer as a JSON line.")] = False,
 ):
-    """Ask about IMAGE, with places marked as ViP-LLaVA knows them; the answer appears while it is written.
+    """Ask about IMAGE, with regions marked as ViP-LLaVA knows them; the answer appears while it is written.
 
-    Works with every model of transformers' image-text-to-text kind. The marked picture is written to --out. When you
-    go on asking, /reset forgets what was said and /exit (or the end of the input) leaves.
+    Works with every model of transformers' image-text-to-text kind. The marked image is written to --out. Between
+    questions, /reset forgets what was said and /exit (or the end of the input) leaves.
     """
     if not image.is_file():
-        raise CommandError(f"There is no picture {str(image)!r}.")
+        raise CommandError(f"There is no image {str(image)!r}.")
     if text is not None:
         check_question(text)
     regions = read_regions(box or [], polygon or [], mask or [], rle or [])
@@ -99,30 +107,31 @@ def ask(
     from ..processing.visual_prompts import assign_colors, describe, draw_visual_prompts, fill_placeholders
 
     # What cannot be drawn or said is refused before anything is loaded.
-    console, picture, prompts = stderr_console(), load_rgb_image(image), assign_colors(prompts)
+    console, shown, prompts = stderr_console(), load_rgb_image(image), assign_colors(prompts)
     for prompt in prompts:
-        prompt.region.check_size((picture.height, picture.width))
+        prompt.region.check_size((shown.height, shown.width))
     fill_placeholders(text or "", prompts)
     with console.status(f"Loading {escape(model)} ..."):
         network, processor = load_checkpoint(model, revision, dtype.value, device, trust_remote_code, "ask")
-        from ..picture_chat import PictureChat, input_side
+        from ..evaluation.answering import input_side
+        from .image_chat import ImageChat
     if prompts:
-        scaled = scale_prompts(prompts, (picture.height, picture.width), input_side(processor), width)
-        picture = draw_visual_prompts(picture, scaled)
+        scaled = scale_prompts(prompts, (shown.height, shown.width), input_side(processor), width)
+        shown = draw_visual_prompts(shown, scaled)
         remove_drafts(out.parent, out.name)
         with written_whole(out, suffix=out.suffix) as draft:
-            picture.save(draft)
+            shown.save(draft)
         for number, prompt in enumerate(prompts):
             console.print(f"<bbox{number}>: {describe(prompt)}")
-        console.print(f"Written: {path_text(out)}", soft_wrap=True)
+        print_written(out)
     questions = iter(()) if text is None else iter((text,))
-    chat = PictureChat(network, processor, picture, max_new_tokens, temperature, top_p)
+    chat = ImageChat(network, processor, shown, max_new_tokens, temperature, top_p)
     if seed is not None:
         import torch
 
         torch.manual_seed(seed)
-    goes_on = interactive or text is None
-    while (question := next(questions, None) or (_read_question(console) if goes_on else None)) is not None:
+    asks_further = interactive or text is None
+    while (question := next(questions, None) or (_read_question(console) if asks_further else None)) is not None:
         if question == RESET:
             chat.reset()
             console.print("Forgotten.")
@@ -132,10 +141,10 @@ def ask(
         except ValueError as error:
             console.print(str(error), style="red")
             continue
-        answer = chat.ask(question, None if as_json else _write)
+        answer = chat.ask(question, None if as_json else write_out)
         if as_json:
-            _write(printable_json({"image": str(image), "question": question, "answer": answer}))
-        _write("\n")
+            write_out(printable_json({"image": str(image), "question": question, "answer": answer}))
+        write_out("\n")
 
 
 def read_regions(boxes: list[str], polygons: list[str], masks: list[Path], rles: list[Path]) -> list[dict[str, Any]]:
@@ -153,7 +162,7 @@ def read_regions(boxes: list[str], polygons: list[str], masks: list[Path], rles:
 
     for path in masks:
         if not path.is_file():
-            raise CommandError(f"There is no picture --mask {str(path)!r}.")
+            raise CommandError(f"There is no image --mask {str(path)!r}.")
         regions.append({"mask": read_mask(path, what="--mask")})
     for path in rles:
         try:
@@ -166,7 +175,7 @@ def read_regions(boxes: list[str], polygons: list[str], masks: list[Path], rles:
 def make_prompts(
     regions: list[dict[str, Any]], shapes: list[str], colors: list[str], alpha: int
 ) -> list["VisualPrompt"]:
-    """One mark per region.
+    """One visual prompt per region.
 
     Raises:
         CommandError: there are neither one nor as many shapes or colours as regions.
@@ -177,8 +186,8 @@ def make_prompts(
     for name, values in given.items():
         if len(values) not in (0, 1, len(regions)) or (values and not regions):
             raise CommandError(
-                f"{len(values)} {name} and {len(regions)} marks were given. Give one for all marks, or one for each; "
-                "a mark is a --box, --polygon, --mask or --rle."
+                f"{len(values)} {name} and {len(regions)} regions were given. Give one for all regions, or one for "
+                "each; a region is a --box, --polygon, --mask or --rle."
             )
     shapes = shapes or ["rectangle"]
     shapes = shapes * len(regions) if len(shapes) == 1 else shapes
@@ -192,7 +201,7 @@ def make_prompts(
 def scale_prompts(
     prompts: list["VisualPrompt"], image_size: tuple[int, int], anchor: int, width: int | None
 ) -> list["VisualPrompt"]:
-    """The marks as large as a model with inputs of `anchor` pixels knows them; so does ViP-LLaVA's cli_vip."""
+    """The visual prompts as large as a model with inputs of `anchor` pixels knows them (ViP-LLaVA's cli_vip)."""
     from dataclasses import replace
 
     from ..processing.visual_prompts import scale_length
@@ -222,8 +231,3 @@ def _read_question(console: Any) -> str | None:
             return None
         if line.strip():
             return line.strip()
-
-
-def _write(piece: str) -> None:
-    write_out(piece)
-    sys.stdout.flush()

@@ -1,6 +1,5 @@
 """`reasonseg demo`: a model trained on tabletops answers questions about a picture drawn for it."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -8,10 +7,9 @@ import typer
 
 from ..model_names import EMBEDDED
 from ..whole_files import remove_drafts, written_whole
-from .failures import stderr_console
 from .inputs import check_question
-from .printing import write_out
-from .running import load_checkpoint
+from .printing import printable_json, write_out
+from .running import load_checkpoint, print_written
 
 
 def demo(
@@ -30,7 +28,7 @@ def demo(
         check_question(question)
     from PIL import Image
 
-    from ..questions import demo_questions, draw_demo_scene
+    from ..tabletop_questions import demo_questions, draw_demo_scene
 
     network, processor = load_checkpoint(model, None, "auto", "cpu", False, "segment", asked="reasonseg demo")
     scene = draw_demo_scene(seed)
@@ -47,11 +45,11 @@ def demo(
         if not as_json:
             write_out(f"{question}\n  {result.text}\n")
     if as_json:
-        write_out(json.dumps(answers) + "\n")
+        write_out(printable_json(answers) + "\n")
     remove_drafts(out.parent, out.name)
     with written_whole(out) as draft:
         draw_answers(image, questions, results).save(draft, format="PNG")
-    stderr_console().print(f"Written: {out}", soft_wrap=True)
+    print_written(out)
 
 
 def draw_answers(image, questions: list[str], results: list):

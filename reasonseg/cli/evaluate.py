@@ -1,55 +1,71 @@
 """`reasonseg evaluate`: score a model on a benchmark."""
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..benchmarks import BENCHMARKS, EvaluationOptions, UnknownBenchmarkError, find_benchmark
+from ..evaluation.registry import BENCHMARKS, EvaluationOptions, UnknownBenchmarkError, find_benchmark
 from ..folder_lock import alone_in
-from ..model_names import EMBEDDED_HELP
+from ..model_names import EMBEDDED_HELP, resolve_model
 from ..whole_files import remove_drafts
 from .failures import CommandError, stderr_console
-from .printing import SafeConsole, write_out
+from .printing import SafeConsole, printable_json, write_out
 from .progress import step_progress
-from .running import MaxImagePixels
+from .running import MaxImagePixels, Revision, TrustRemoteCode, print_written
 
 
 _DATASETS = "; ".join(
-    f"`{name}`: {benchmark.summary} ({', '.join(benchmark.protocols)})" for name, benchmark in BENCHMARKS.items()
+    f"`{benchmark.name}`: {benchmark.summary} ({', '.join(benchmark.metrics)})" for benchmark in BENCHMARKS.values()
+)
+_PROTOCOLS = "; ".join(
+    f"`{benchmark.name}` {name}: {how}"
+    for benchmark in BENCHMARKS.values()
+    for name, how in benchmark.protocols.items()
+    if len(benchmark.protocols) > 1
+)
+_SPLITS = "; of ".join(
+    f"`{benchmark.name}`: {', '.join(benchmark.splits)}" for benchmark in BENCHMARKS.values() if benchmark.splits
 )
 
 
 def evaluate(
     dataset: Annotated[
-        str, typer.Option(help=f"{_DATASETS}. Or the folder of one split (metadata.jsonl). Protocols in brackets.")
+        str,
+        typer.Option(
+            help=f"{_DATASETS}. Or the folder of one split (metadata.jsonl), scored as `tabletop` is. In brackets: "
+            "what is measured."
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json and cases.png.")],
     model: Annotated[
         str | None, typer.Option("--model", "-m", help=f"Folder or Hub name of a checkpoint; {EMBEDDED_HELP}.")
     ] = None,
-    protocol: Annotated[str | None, typer.Option(help="How answers are made or counted; see --dataset.")] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Part of the data set; of `tabletop`: validation, test or test_unseen.")
+    protocol: Annotated[
+        str | None,
+        typer.Option(help=f"How answers are made or counted, the default first. {_PROTOCOLS}."),
     ] = None,
-    scenes: Annotated[int, typer.Option(min=1, help="Pictures of `tabletop`.")] = 500,
-    images: Annotated[Path | None, typer.Option(help="Folder with the pictures of the data set.")] = None,
+    split: Annotated[str | None, typer.Option(help=f"Part of the data set, of {_SPLITS}.")] = None,
+    scenes: Annotated[int, typer.Option(min=1, help="Images of `tabletop`.")] = 500,
+    images: Annotated[Path | None, typer.Option(help="Folder with the images of the data set.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="Annotation file of the data set, or its folder.")] = None,
     max_image_pixels: MaxImagePixels = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first pictures or questions.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first images or questions.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions per step.")] = 8,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length of free answers.")] = None,
     rule: Annotated[str, typer.Option(help="Whose sums of gIoU and cIoU: grefcoco, refzom or reason.")] = "grefcoco",
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A setting of this benchmark alone.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A setting of this benchmark alone; an unknown one lists them all."
+        ),
     ] = None,
-    trust_remote_code: Annotated[bool, typer.Option(help="Run the code in the repository.")] = False,
-    revision: Annotated[str | None, typer.Option(help="Commit of a Hub repository.")] = None,
+    trust_remote_code: TrustRemoteCode = False,
+    revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
 ):
-    """Score a model on a benchmark: the numbers as JSON, as a table and, where masks are scored, a picture of cases.
+    """Score a model on a benchmark: the numbers as JSON, as a table and, where masks are scored, an image of cases.
 
     With `torchrun` or `accelerate launch` (`-m reasonseg evaluate ...`) the work is shared among processes.
     """
@@ -70,7 +86,7 @@ def evaluate(
     with alone_in(out) if is_main else nullcontext(), step_progress(console, is_main) as progress:
         if is_main:
             remove_drafts(out)
-        outcome = benchmark.run(
+        outcome = benchmark.evaluate(
             EvaluationOptions(
                 dataset=dataset,
                 out=out,
@@ -84,21 +100,41 @@ def evaluate(
                 batch_size=batch_size,
                 max_new_tokens=max_new_tokens,
                 rule=rule,
-                settings=read_settings(settings or []),
+                given=read_settings(settings or []),
                 trust_remote_code=trust_remote_code,
                 revision=revision,
                 progress=progress,
+                locate=locate_model,
             )
         )
         if not is_main:
             return
         path = write_report(outcome.result, out, outcome.about)
     if as_json:
-        write_out(json.dumps({**outcome.about, **outcome.result.to_dict()}) + "\n")
+        write_out(printable_json({**outcome.about, **outcome.result.to_dict()}) + "\n")
     else:
         SafeConsole(width=110).print(outcome.table)
-    written = [path, *([path.with_name("cases.png")] if outcome.result.cases else [])]
-    console.print(f"Written: {' and '.join(map(str, written))}", soft_wrap=True)
+    print_written(path, *([path.with_name("cases.png")] if outcome.result.cases else []))
+
+
+def locate_model(options: EvaluationOptions) -> str:
+    """Find the model and check that the benchmark can run it.
+
+    Raises:
+        UnknownModelError: There is no such model.
+        WrongModelError: It is of a kind that the benchmark does not run.
+    """
+    from ..model_kinds import WrongModelError, check_model_fits
+
+    repo, wanted, asked = resolve_model(options.model, options.revision), options.benchmark.models, options.dataset
+    source = {"trust_remote_code": options.trust_remote_code, "revision": options.revision}
+    kind = check_model_fits(wanted.command, repo, **source, asked=f"--dataset {asked}")
+    if wanted.systems and (kind is None or kind.name not in wanted.systems):
+        raise WrongModelError(
+            f"--dataset {asked} needs {wanted.what}; {options.model} is of the kind {kind and kind.name}. Make one: "
+            f"{wanted.made_by}."
+        )
+    return repo
 
 
 def read_settings(pairs: list[str]) -> dict[str, str]:

@@ -10,15 +10,14 @@ from collections.abc import Callable, Mapping
 import typer
 from typer.models import OptionInfo
 
-from .. import __version__
-from .printing import SafeConsole, escaped, printable, write_out
+from .printing import SafeConsole, escaped, printable
 
 
 _show_tracebacks = False
 
 
 class CommandError(Exception):
-    """A command cannot go on. The message is one paragraph: what was given, what is allowed, what to do next."""
+    """A command cannot continue. The message is one paragraph: what was given, what is allowed, what to do next."""
 
 
 def stderr_console() -> SafeConsole:
@@ -62,7 +61,7 @@ def readable_failures(command: Callable) -> Callable:
         except (typer.Exit, typer.Abort, typer.BadParameter):
             raise
         except KeyboardInterrupt:
-            print_error("Interrupted. What was finished is kept; the same command goes on from there.")
+            print_error("Interrupted. What was finished is kept; the same command resumes there.")
             raise typer.Exit(130) from None
         except BaseException as error:
             # A library written in Rust that gives up raises what is no Exception.
@@ -141,13 +140,6 @@ def describe(error: BaseException, options: Mapping[str, str] | None = None) -> 
 def _is_a(error: BaseException, name: str) -> bool:
     # Not imported: that would load torch before `--help` is answered.
     return any(cls.__name__ == name for cls in type(error).__mro__)
-
-
-def print_version_and_stop(wanted: bool) -> None:
-    """Callback of `--version`."""
-    if wanted:
-        write_out(f"reasonseg {__version__}\n")
-        raise typer.Exit
 
 
 def _escape(text: str) -> str:

@@ -33,22 +33,22 @@ class FoundImages:
     The images that arguments name, in the order in which they were found, each once.
 
     Attributes:
-        places: each image with its path relative to the folder that was named, to the part of the pattern before the
-            first wildcard, or to its own folder where the file itself was named.
+        relative_paths: each image with its path relative to the folder that was named, to the part of the pattern
+            before the first wildcard, or to its own folder where the file itself was named.
         problems: what cannot be read, with the reason.
         left_out: how many images were passed over, by the reason.
     """
 
     def __init__(self) -> None:
-        self.places: dict[Path, Path] = {}
+        self.relative_paths: dict[Path, Path] = {}
         self.problems: dict[Path, str] = {}
         self.left_out: Counter[str] = Counter()
 
     def __iter__(self) -> Iterator[Path]:
-        return iter(self.places)
+        return iter(self.relative_paths)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.relative_paths)
 
     def what_was_left_out(self) -> str:
         """Return a sentence that counts what was passed over; empty where that is nothing."""
@@ -73,7 +73,7 @@ class ImageSearch:
 
     def __init__(self, out: Path | None = None):
         self.out = None if out is None else os.path.realpath(out)
-        self._places: dict[str, tuple[Path, Path]] = {}
+        self._found: dict[str, tuple[Path, Path]] = {}
         self._problems: dict[Path, str] = {}
         self._left_out: dict[str, str] = {}
         self._walked: set[str] = set()
@@ -83,9 +83,9 @@ class ImageSearch:
     def found(self) -> FoundImages:
         """What was found so far."""
         found = FoundImages()
-        found.places = dict(self._places.values())
+        found.relative_paths = dict(self._found.values())
         found.problems = self._problems
-        found.left_out = Counter(reason for real, reason in self._left_out.items() if real not in self._places)
+        found.left_out = Counter(reason for real, reason in self._left_out.items() if real not in self._found)
         return found
 
     def add(self, argument: str) -> None:
@@ -160,7 +160,7 @@ class ImageSearch:
         elif any(one.holds(path) for one in results):
             self._left_out[real] = RESULTS
         else:
-            self._places.setdefault(real, (path, path.relative_to(root)))
+            self._found.setdefault(real, (path, path.relative_to(root)))
 
     def _leave_out(self, path: Path, reason: str) -> None:
         """Count the images in a folder, or a file if it is one."""

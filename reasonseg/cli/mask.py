@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,13 +10,22 @@ import typer
 from rich.markup import escape
 
 from ..whole_files import LONGEST_NAME, write_whole
-from .failures import CommandError, describe, path_text, print_error, stderr_console
+from .failures import CommandError, path_text, stderr_console
 from .inputs import find_images, names_something, split_text
 from .printing import printable_json, printable_name, write_out
-from .progress import with_progress
 from .result_lines import RESULTS_NAME, json_line
 from .results import ResultFolder, file_sha256, hashed_stem
-from .running import Dtype, MaxImagePixels, load_checkpoint, run_in_batches, save_each
+from .running import (
+    Device,
+    Dtype,
+    KeptDtype,
+    MaxImagePixels,
+    Revision,
+    TrustRemoteCode,
+    end_with_failures,
+    load_checkpoint,
+    save_all,
+)
 
 
 if TYPE_CHECKING:
@@ -36,12 +44,12 @@ SAVE_OPTIONS[".jpeg"] = SAVE_OPTIONS[".jpg"]
 class Task:
     """One picture to mask by one question.
 
-    `place` is where it goes below the output folder, if that is free, `key` what tells its line from the others.
+    `target` is where it goes below the output folder, if that is free, `key` what tells its line from the others.
     """
 
     image: Path
     text: str
-    place: PurePosixPath
+    target: PurePosixPath
     key: str
 
 
@@ -87,13 +95,11 @@ def mask(
         float, typer.Option(min=0.0, max=1.0, help="Leave pictures whole of which a smaller share would be kept.")
     ] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: an accelerator if there is one.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")] = Dtype.auto,
+    device: Device = "auto",
+    dtype: KeptDtype = Dtype.auto,
     max_image_pixels: MaxImagePixels = None,
-    revision: Annotated[str | None, typer.Option(help="Commit hash, tag or branch of a Hub checkpoint.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
-    ] = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     json_lines: Annotated[
         bool, typer.Option("--json", help="Print each picture's JSON line to stdout instead of a summary.")
     ] = False,
@@ -133,37 +139,29 @@ def mask(
     tasks, console = list({task.key: task for task in tasks}.values()), stderr_console()
     with ResultFolder(out, settings, overwrite, command="mask") as results:
         pending = [task for task in tasks if not results.is_done(task.image, task.key)]
-        places = _Places(results, tasks, jsonl)
+        targets = _Targets(results, tasks, jsonl)
         if found is not None:
             found.report(console)
-        results.tidy(*places.folders)
-        if len(pending) < len(tasks):
-            console.print(f"{len(tasks) - len(pending)} of {len(tasks)} pictures are done already.")
+        results.tidy(*targets.folders)
         done = {task.key for task in tasks} - {task.key for task in pending}
+        if done:
+            console.print(f"{len(done)} of {len(tasks)} images are done already.")
         if pending:
             with console.status(f"Loading {escape(model)} ..."):
                 masker = _Masker(settings, device, trust_remote_code)
-            outcomes = save_each(
-                run_in_batches(masker, pending, masker.load, batch_size),
-                lambda task, _, masked: _save(results, task, places, masker.picture(masked), masked),
-            )
-            for task, outcome in with_progress(outcomes, len(pending), console, "Masking"):
-                if isinstance(outcome, Exception):
-                    print_error(f"{path_text(task.image)}: {describe(outcome)}")
-                else:
-                    done.add(task.key)
-                    _report(outcome, out, json_lines)
+
+            def save(task: Task, _: Any, masked: Any) -> dict[str, Any]:
+                return _save(results, task, targets, masker.shown(masked), masked)
+
+            for task, record in save_all(masker, pending, save, batch_size, "Masking"):
+                done.add(task.key)
+                _report(record, out, json_lines)
         if rows is not None:
             with results.writing():
                 _write_rows(out / jsonl.name, [row for row in rows if row[1].key in done], results, image_key)
-    problems = 0 if found is None else len(found.problems)
-    if failed := len(tasks) - len(done) + problems:
-        left_out = "" if rows is None else f" Their lines are left out of {path_text(out / jsonl.name)}."
-        print_error(
-            f"{failed} of {len(tasks) + problems} pictures failed, see above. The others are in {path_text(out)}; the "
-            f"same command tries the failed ones again.{left_out}"
-        )
-        raise typer.Exit(1)
+    total = len(tasks) + (0 if found is None else len(found.problems))
+    left_out = "" if rows is None else f"Their lines are left out of {path_text(out / jsonl.name)}."
+    end_with_failures(total - len(done), total, out, left_out)
 
 
 def _image_tasks(arguments: list[str], text: str | None, out: Path) -> tuple["FoundImages", list[Task]]:
@@ -174,7 +172,8 @@ def _image_tasks(arguments: list[str], text: str | None, out: Path) -> tuple["Fo
     arguments, text = split_text(arguments, text, [])
     found = find_images(arguments, leave_out=out)
     return found, [
-        Task(image, text, PurePosixPath(place.as_posix()), path_text(image)) for image, place in found.places.items()
+        Task(image, text, PurePosixPath(target.as_posix()), path_text(image))
+        for image, target in found.relative_paths.items()
     ]
 
 
@@ -207,11 +206,11 @@ def _read_rows(
         if not _can_name_a_file(image):
             raise CommandError(f"Line {number} of {str(path)!r} names the image {image!r}; no file has such a name.")
         question = question.strip().split("\n")[0].strip() if first_line else question
-        place = PurePosixPath(image.replace("\\", "/"))
-        if place.is_absolute() or ".." in place.parts or Path(image).is_absolute():
-            place = PurePosixPath(place.name)
+        target = PurePosixPath(image.replace("\\", "/"))
+        if target.is_absolute() or ".." in target.parts or Path(image).is_absolute():
+            target = PurePosixPath(target.name)
         key = json.dumps([str(folder / image), question], ensure_ascii=False)
-        rows.append((row, Task(folder / image, question, place, key)))
+        rows.append((row, Task(folder / image, question, target, key)))
     if not rows:
         raise CommandError(f"{str(path)!r} has no lines.")
     return rows
@@ -224,7 +223,7 @@ def _can_name_a_file(name: str) -> bool:
         return False
 
 
-class _Places:
+class _Targets:
     """Where each masked image goes: its own name, with a number where another image or question has that name.
 
     Args:
@@ -240,41 +239,41 @@ class _Places:
         self.results = results
         originals = {os.path.abspath(path) for path in [task.image for task in tasks] + ([jsonl] if jsonl else [])}
         # Writing replaces a link itself, not the file that it leads to.
-        self._originals = {place for path in originals for place in (os.path.realpath(path), _entry(path))}
+        self._originals = {entry for path in originals for entry in (os.path.realpath(path), _entry(path))}
         self._taken = {record["name"].lower() for record in results.records.values()} | {RESULTS_NAME}
-        self._places: dict[str, PurePosixPath] = {}
+        self._targets: dict[str, PurePosixPath] = {}
         for task in tasks:
             known = results.records.get(task.key)
-            self._places[task.key] = self._check(PurePosixPath(known["name"]) if known else self._free(task))
+            self._targets[task.key] = self._check(PurePosixPath(known["name"]) if known else self._free(task))
         if jsonl is not None:
             self._check(PurePosixPath(jsonl.name))
 
     @property
     def folders(self) -> set[Path]:
         """The folders that are written to."""
-        return {self.results.folder / place.parent for place in self._places.values()}
+        return {self.results.folder / target.parent for target in self._targets.values()}
 
     def of(self, task: Task) -> PurePosixPath:
-        """Return the place of a task; another one if another process has taken it by now."""
-        if not self.results.is_free(str(self._places[task.key]), task.key):
+        """Return the target of a task; another one if another process has taken it by now."""
+        if not self.results.is_free(str(self._targets[task.key]), task.key):
             self._taken |= {record["name"].lower() for record in self.results.records.values()}
-            self._places[task.key] = self._check(self._free(task))
-        return self._places[task.key]
+            self._targets[task.key] = self._check(self._free(task))
+        return self._targets[task.key]
 
     def _free(self, task: Task) -> PurePosixPath:
-        wanted, number = _writable(task.place), 1
-        while str(place := _numbered(wanted, number, task.image)).lower() in self._taken:
+        wanted, number = _writable(task.target), 1
+        while str(target := _numbered(wanted, number, task.image)).lower() in self._taken:
             number += 1
-        self._taken.add(str(place).lower())
-        return place
+        self._taken.add(str(target).lower())
+        return target
 
-    def _check(self, place: PurePosixPath) -> PurePosixPath:
-        path = self.results.folder / place
+    def _check(self, target: PurePosixPath) -> PurePosixPath:
+        path = self.results.folder / target
         if _entry(path) in self._originals:
             raise CommandError(
                 f"{path_text(path)!r} would be overwritten: --out is where the originals lie. Use another folder."
             )
-        return place
+        return target
 
 
 def _entry(path: str | os.PathLike) -> str:
@@ -282,24 +281,24 @@ def _entry(path: str | os.PathLike) -> str:
     return os.path.join(os.path.realpath(os.path.dirname(os.path.abspath(path))), os.path.basename(path))
 
 
-def _writable(place: PurePosixPath) -> PurePosixPath:
-    """The place with a suffix that Pillow can write, in folders whose names a line can say."""
+def _writable(target: PurePosixPath) -> PurePosixPath:
+    """The target with a suffix that Pillow can write, in folders whose names a line can say."""
     from PIL import Image
 
     Image.init()
-    kind = Image.registered_extensions().get(place.suffix.lower())
-    name = place.name if kind in Image.SAVE and kind != "PDF" else f"{place.name}.png"
-    folders = [part if path_text(part) == part else hashed_stem(part, part) for part in place.parent.parts]
+    kind = Image.registered_extensions().get(target.suffix.lower())
+    name = target.name if kind in Image.SAVE and kind != "PDF" else f"{target.name}.png"
+    folders = [part if path_text(part) == part else hashed_stem(part, part) for part in target.parent.parts]
     return PurePosixPath(*folders, name)
 
 
-def _numbered(place: PurePosixPath, number: int, image: Path) -> PurePosixPath:
-    """The place with a number in its name above 1; with a hash where the name is too long or not UTF-8."""
-    stem = place.stem if number == 1 else f"{place.stem}-{number}"
-    name = stem + place.suffix
+def _numbered(target: PurePosixPath, number: int, image: Path) -> PurePosixPath:
+    """The target with a number in its name above 1; with a hash where the name is too long or not UTF-8."""
+    stem = target.stem if number == 1 else f"{target.stem}-{number}"
+    name = stem + target.suffix
     if path_text(name) != name or len(name.encode()) > LONGEST_NAME:
-        name = hashed_stem(stem, os.fsencode(image) + str(number).encode()) + place.suffix
-    return place.with_name(name)
+        name = hashed_stem(stem, os.fsencode(image) + str(number).encode()) + target.suffix
+    return target.with_name(name)
 
 
 def _color(text: str) -> list[int] | str:
@@ -314,7 +313,7 @@ class _Masker:
     """A loaded IVM checkpoint that masks tasks."""
 
     def __init__(self, settings: dict[str, Any], device: str, trust_remote_code: bool):
-        from ..masked_input import Masker, MaskingOptions
+        from ..evaluation.masked_input import Masker, MaskingOptions
         from ..processing.colors import read_color
 
         options = MaskingOptions(
@@ -336,18 +335,18 @@ class _Masker:
     def __call__(self, loaded: list[tuple["Image.Image", str]]) -> list[Any]:
         return self.masker([picture for picture, _ in loaded], [text for _, text in loaded])
 
-    def picture(self, masked: Any) -> "Image.Image":
-        return self.masker.picture(masked)
+    def shown(self, masked: Any) -> "Image.Image":
+        return self.masker.shown(masked)
 
 
-def _save(results: ResultFolder, task: Task, places: _Places, picture: "Image.Image", masked: Any) -> dict[str, Any]:
+def _save(results: ResultFolder, task: Task, targets: _Targets, picture: "Image.Image", masked: Any) -> dict[str, Any]:
     """Write one masked image, then its line, unless another process has done so by now."""
     with results.writing():
         if results.is_done(task.image, task.key):
             return results.records[task.key]
-        place = places.of(task)
-        options = SAVE_OPTIONS.get(place.suffix.lower(), {})
-        name = results.save_picture(str(place), lambda path: picture.save(path, **options))
+        target = targets.of(task)
+        options = SAVE_OPTIONS.get(target.suffix.lower(), {})
+        name = results.save_file(str(target), lambda path: picture.save(path, **options))
         record = {
             "image": path_text(task.image),
             "question": task.text,
@@ -384,4 +383,3 @@ def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:
         kept = f"{record['kept_ratio']:.1%} kept" if record["found"] else "nothing found, the whole picture is kept"
         line = f"{printable_name(record['image'])}: {kept} -> {printable_name(out / record['name'])}"
     write_out(line + "\n")
-    sys.stdout.flush()

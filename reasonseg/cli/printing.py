@@ -43,8 +43,10 @@ def printable_json(value: Any, **options: Any) -> str:
 
 
 def write_out(text: str) -> None:
-    """Write to standard output; what no terminal should see is made visible, also in a pipe that may lead to one."""
+    """Write to standard output at once; what no terminal should see is made visible, also in a pipe that may lead to
+    one."""
     sys.stdout.write(printable(text))
+    sys.stdout.flush()
 
 
 class SafeConsole(Console):

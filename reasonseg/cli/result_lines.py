@@ -45,7 +45,7 @@ class ResultLines:
         self._size = 0  # of the lines that were read
         self._last = b""
         self._count = 0
-        self._needs_mending = False
+        self._needs_repair = False
 
     def owner(self, name: str) -> str | None:
         """Return the key of the line whose files have this name, whatever its case."""
@@ -81,12 +81,12 @@ class ResultLines:
                     f"Line {self._count} of {str(self.path)!r} is not a result of `reasonseg {self.command}`. "
                     "Use another --out folder, or remove the file."
                 ) from None
-            self._needs_mending |= record_key(record) in self.records
+            self._needs_repair |= record_key(record) in self.records
             self._keep(record)
             self._last = line + b"\n"
         self._size += len(complete) + len(end)
         if rest:
-            self._needs_mending = True
+            self._needs_repair = True
             with suppress(ValueError, KeyError, TypeError):  # only its line end may be missing
                 self._keep(_parse(rest))
 
@@ -97,9 +97,9 @@ class ResultLines:
         file.seek(self._size - len(self._last))
         return file.read(len(self._last)) == self._last
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Remove what a killed run did not finish, and lines that stand there twice."""
-        if self._needs_mending:
+        if self._needs_repair:
             self._rewrite()
 
     def append(self, record: dict[str, Any]) -> None:

@@ -133,7 +133,7 @@ class ResultFolder:
         """
         with self._lock.held():
             self._lines.read()
-            self._lines.mend()
+            self._lines.repair()
             yield
 
     def tidy(self, *folders: Path) -> None:
@@ -144,7 +144,7 @@ class ResultFolder:
             for folder in {self.folder, *folders}:
                 remove_drafts(folder)
 
-    def save_picture(self, name: str, save: Callable[[Path], Any]) -> str:
+    def save_file(self, name: str, save: Callable[[Path], Any]) -> str:
         """Write a file of the folder through a temporary sibling and return its name."""
         if not self.path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,15 @@ import errno
 import os
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..folder_lock import FolderInUseError
 from ..model_names import resolve_model
-from .failures import CommandError, stderr_console
+from .failures import CommandError, describe, path_text, print_error, stderr_console
+from .progress import with_progress
 
 
 # `processing/image_loading.py` reads it.
@@ -47,6 +49,13 @@ MaxImagePixels = Annotated[
 ]
 
 
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: an accelerator if there is one.")]
+Revision = Annotated[str | None, typer.Option(help="Commit hash, tag or branch of a Hub checkpoint.")]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
+]
+
+
 class Dtype(StrEnum):
     """Number formats a checkpoint can be loaded in."""
 
@@ -54,6 +63,14 @@ class Dtype(StrEnum):
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+
+
+KeptDtype = Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")]
+
+
+def print_written(*paths: Path) -> None:
+    """Say on stderr which files were written."""
+    stderr_console().print(f"Written: {' and '.join(map(path_text, paths))}", soft_wrap=True)
 
 
 def is_main_process() -> bool:
@@ -125,7 +142,7 @@ def run_in_batches(
         try:
             results = run([loaded for _, loaded in batch]) if batch else []
         except Exception as error:
-            # One picture of the batch may be at fault: the others still get their result.
+            # One image of the batch may be at fault: the others still get their result.
             if len(batch) == 1:
                 yield batch[0][0], error
                 continue
@@ -155,6 +172,45 @@ def save_each(outcomes: Iterator[tuple[Any, Any]], save: Callable[..., Any]) -> 
                     raise
                 outcome = error
         yield item, outcome
+
+
+def save_all(
+    run: Any, pending: Sequence[Any], save: Callable[..., dict[str, Any]], batch_size: int, step: str
+) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Do and save what is pending, show how far that is, and tell every failure on stderr.
+
+    Args:
+        run: takes a batch of loaded items and returns one result for each; `run.load` makes what it takes of an item.
+        pending: paths of images, or what has such a path as `image`.
+        save: takes an item, what was loaded and the result; returns its record.
+        batch_size: items per call of `run`.
+        step: what is done, for the progress bar.
+
+    Yields:
+        Each item that did not fail, with its record, as soon as it is saved.
+    """
+    outcomes = save_each(run_in_batches(run, pending, run.load, batch_size), save)
+    for item, outcome in with_progress(outcomes, len(pending), stderr_console(), step):
+        if isinstance(outcome, Exception):
+            print_error(f"{path_text(getattr(item, 'image', item))}: {describe(outcome)}")
+        else:
+            yield item, outcome
+
+
+def end_with_failures(failed: int, total: int, out: Path, more: str = "") -> None:
+    """End the command with 1 and a summary if some images failed.
+
+    Args:
+        failed: how many of `total` failed.
+        out: where the others are.
+        more: what follows in the summary.
+    """
+    if failed:
+        print_error(
+            f"{failed} of {total} images failed, see above. The others are in {path_text(out)}; the same command tries"
+            f" the failed ones again. {more}"
+        )
+        raise typer.Exit(1)
 
 
 def torch_device(name: str) -> Any:

@@ -1,7 +1,6 @@
 """`reasonseg segment`: images and a question in, masks out."""
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,13 +9,22 @@ import typer
 from rich.markup import escape
 
 from ..model_names import EMBEDDED_HELP
-from .failures import describe, path_text, print_error, stderr_console
+from .failures import path_text, stderr_console
 from .inputs import find_images, split_text
 from .printing import printable_json, printable_name, write_out
-from .progress import with_progress
 from .result_lines import ANSWER_FIELDS
 from .results import ResultFolder, file_sha256, hashed_stem
-from .running import Dtype, MaxImagePixels, load_checkpoint, run_in_batches, save_each
+from .running import (
+    Device,
+    Dtype,
+    KeptDtype,
+    MaxImagePixels,
+    Revision,
+    TrustRemoteCode,
+    end_with_failures,
+    load_checkpoint,
+    save_all,
+)
 
 
 if TYPE_CHECKING:
@@ -64,13 +72,11 @@ def segment(
             min=0.0, max=1.0, help="Reject a slot below this [SEG] probability.  [default: the model's own decision]"
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: an accelerator if there is one.")] = "auto",
-    dtype: Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")] = Dtype.auto,
+    device: Device = "auto",
+    dtype: KeptDtype = Dtype.auto,
     max_image_pixels: MaxImagePixels = None,
-    revision: Annotated[str | None, typer.Option(help="Commit hash, tag or branch of a Hub checkpoint.")] = None,
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
-    ] = False,
+    revision: Revision = None,
+    trust_remote_code: TrustRemoteCode = False,
     json_lines: Annotated[
         bool, typer.Option("--json", help="Print each image's JSON line to stdout instead of a summary.")
     ] = False,
@@ -91,36 +97,29 @@ def segment(
         model, revision, text, phrase or [], max_new_tokens, mask_threshold, reject_threshold, dtype.value
     )
     needed = ANSWER_FIELDS if answers else ()
-    images, failed, console = list(found), len(found.problems), stderr_console()
+    images, total, console = list(found), len(found) + len(found.problems), stderr_console()
     with ResultFolder(out, vars(settings), overwrite) as results:
         pending, names = results.pending(images, needed), results.output_names(images)
         found.report(console)
         results.tidy()
-        if len(pending) < len(images):
-            console.print(f"{len(images) - len(pending)} of {len(images)} images are done already.")
+        done = len(images) - len(pending)
+        if done:
+            console.print(f"{done} of {len(images)} images are done already.")
         if pending:
             with console.status(f"Loading {escape(model)} ..."):
                 segmenter = _Segmenter(settings, device, trust_remote_code)
-            outcomes = save_each(
-                run_in_batches(segmenter, pending, segmenter.load, batch_size),
-                lambda image, picture, result: _save(results, image, names[image], picture, result, needed),
-            )
-            for image, outcome in with_progress(outcomes, len(pending), console, "Segmenting"):
-                if isinstance(outcome, Exception):
-                    failed += 1
-                    print_error(f"{path_text(image)}: {describe(outcome)}")
-                else:
-                    _report(outcome, out, json_lines)
-    if failed:
-        print_error(
-            f"{failed} of {len(images) + len(found.problems)} images failed, see above. The others are in "
-            f"{path_text(out)}; the same command tries the failed ones again."
-        )
-        raise typer.Exit(1)
+
+            def save(image: Path, pixels: "Image.Image", result: Any) -> dict[str, Any]:
+                return _save(results, image, names[image], pixels, result, needed)
+
+            for _, record in save_all(segmenter, pending, save, batch_size, "Segmenting"):
+                done += 1
+                _report(record, out, json_lines)
+    end_with_failures(total - done, total, out)
 
 
 class _Segmenter:
-    """A loaded checkpoint that answers one request for any picture."""
+    """A loaded checkpoint that answers one request about any image."""
 
     def __init__(self, settings: Settings, device: str, trust_remote_code: bool):
         self.settings = settings
@@ -133,16 +132,16 @@ class _Segmenter:
 
         return load_rgb_image(image, getattr(self.processor, "max_image_pixels", MAX_IMAGE_PIXELS))
 
-    def __call__(self, pictures: list["Image.Image"]) -> list[Any]:
-        """Return one `SegmentationResult` per picture."""
+    def __call__(self, images: list["Image.Image"]) -> list[Any]:
+        """Return one `SegmentationResult` per image."""
         import torch
 
         settings = self.settings
         if settings.phrases:
-            question = {"phrases": [settings.phrases] * len(pictures)}
+            question = {"phrases": [settings.phrases] * len(images)}
         else:
-            question = {"text": [settings.text] * len(pictures)}
-        inputs = self.processor(images=pictures, return_tensors="pt", **question).to(self.model.device)
+            question = {"text": [settings.text] * len(images)}
+        inputs = self.processor(images=images, return_tensors="pt", **question).to(self.model.device)
         options = {} if settings.reject_threshold is None else {"reject_threshold": settings.reject_threshold}
         with torch.inference_mode():
             if settings.phrases:
@@ -153,7 +152,7 @@ class _Segmenter:
 
 
 def _save(
-    results: ResultFolder, image: Path, name: str, picture: "Image.Image", result: Any, needed: tuple[str, ...]
+    results: ResultFolder, image: Path, name: str, pixels: "Image.Image", result: Any, needed: tuple[str, ...]
 ) -> dict[str, Any]:
     """Write the files of one image, then its line, unless another process has done so by now."""
     with results.writing():
@@ -165,11 +164,11 @@ def _save(
             "image": path_text(image),
             "sha256": file_sha256(image),
             "name": name,
-            "height": picture.height,
-            "width": picture.width,
+            "height": pixels.height,
+            "width": pixels.width,
             "text": result.text,
             "segments": _save_masks(results, name, result),
-            "overlay": results.save_picture(f"{name}_overlay.png", result.overlay(picture).save),
+            "overlay": results.save_file(f"{name}_overlay.png", result.overlay(pixels).save),
             "request": results.request,
         }
         if extractor := getattr(result, "phrase_extractor", None):
@@ -177,9 +176,9 @@ def _save(
         if needed:
             from ..processing.answer_rendering import draw_answer, to_html
 
-            page = to_html(result, picture)
-            record["answer_png"] = results.save_picture(f"{name}_answer.png", draw_answer(result, picture).save)
-            record["answer_html"] = results.save_picture(
+            page = to_html(result, pixels)
+            record["answer_png"] = results.save_file(f"{name}_answer.png", draw_answer(result, pixels).save)
+            record["answer_html"] = results.save_file(
                 f"{name}_answer.html", lambda path: path.write_text(page, encoding="utf-8")
             )
         results.add(record)
@@ -195,7 +194,7 @@ def _save_masks(results: ResultFolder, name: str, result: Any) -> list[dict[str,
         mask_name = None
         if found.mask is not None:
             mask = Image.fromarray(found.mask).convert("L")
-            mask_name = results.save_picture(f"{name}_mask_{index}.png", mask.save)
+            mask_name = results.save_file(f"{name}_mask_{index}.png", mask.save)
         segments.append(
             {
                 "label": found.label,
@@ -214,15 +213,13 @@ def _save_masks(results: ResultFolder, name: str, result: Any) -> list[dict[str,
 def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:
     if json_lines:
         write_out(printable_json(record) + "\n")
-        sys.stdout.flush()
         return
     from ..processing.segments import segment_name
 
     parts = []
     for index, found in enumerate(record["segments"]):
         what = "rejected" if found["rejected"] else f"{found['area']} pixels, score {found['score']:.2f}"
-        place = f" -> {printable_name(out / found['mask'])}" if found["mask"] else ""
-        parts.append(f"  {segment_name(found['label'], index)}: {what}{place}")
+        file = f" -> {printable_name(out / found['mask'])}" if found["mask"] else ""
+        parts.append(f"  {segment_name(found['label'], index)}: {what}{file}")
     headline = ": ".join(filter(None, (printable_name(record["image"]), record["text"])))  # IVM writes no text
     write_out("\n".join([headline, *(parts or ["  no mask"])]) + "\n")
-    sys.stdout.flush()

@@ -34,10 +34,10 @@ def train(
 
     Start it with `torchrun` or `accelerate launch` (`-m reasonseg train ...`) to use several processes or GPUs.
     """
+    from ..conversion.compose_vip_llava import build_vip_llava
     from ..trained_card import read_start, write_trained_card
     from ..training.recipe import load_recipe, require_model
     from ..training.run import run_recipe
-    from ..vip_llava_start import build_vip_llava
 
     settings, is_main = load_recipe(recipe, overrides or ()), is_main_process()
     if settings.parts is None and require_model(settings) != "tabletop":

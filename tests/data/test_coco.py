@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
+from reasonseg.data.annotated_images import CocoInstances
 from reasonseg.data.coco import clean_annotations, clean_segmentation, run_lengths
 from reasonseg.data.data_files import DataFileError
-from reasonseg.evaluation.coco_instances import CocoInstances, read_instances, score_instances
-from reasonseg.evaluation.grounded_answer import read_grounded_answers
-from reasonseg.evaluation.grounded_conversation import GroundedConversations
+from reasonseg.data.grandf import GroundedConversations
+from reasonseg.evaluation.coco_instances import read_instances, score_instances
+from reasonseg.evaluation.grounded_answers import read_grounded_answers
 from reasonseg.processing.segments import mask_to_rle
 from tests.parity_data import PARITY
 

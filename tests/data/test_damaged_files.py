@@ -6,16 +6,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reasonseg.data.annotated_images import CocoInstances
 from reasonseg.data.data_files import DataFileError
+from reasonseg.data.grandf import GroundedConversations
 from reasonseg.data.ivm_mix import IvmMixSource, read_records
 from reasonseg.data.region_conversation import sample_prompts
 from reasonseg.data.region_data import RegionFile
 from reasonseg.data.region_questions import build_conversation
 from reasonseg.data.request_folder import read_request_folder
-from reasonseg.evaluation.coco_instances import CocoInstances, read_instances, score_instances
-from reasonseg.evaluation.grounded_answer import read_grounded_answers
-from reasonseg.evaluation.grounded_conversation import GroundedConversations, score_grounded_conversation
-from reasonseg.evaluation.vip_bench import VipBenchError, read_vip_bench
+from reasonseg.data.vip_bench import VipBenchError, read_vip_bench
+from reasonseg.evaluation.coco_instances import read_instances, score_instances
+from reasonseg.evaluation.grounded_answers import read_grounded_answers
+from reasonseg.evaluation.grounded_conversation import score_grounded_conversation
 from reasonseg.processing.segments import mask_to_rle
 from reasonseg.processing.visual_prompt_sampling import PromptRandom
 from tests.data.mutations import mutations

@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 from reasonseg.cli.app import app
 from reasonseg.data.data_files import DataFileError
 from reasonseg.data.request_folder import ImageFolderExamples, first_rejection, read_request_folder
+from reasonseg.evaluation.reasoning_segmentation import image_folder_questions
 from reasonseg.processing.image_loading import load_rgb_image
 from reasonseg.processing.mask_reading import read_mask
 from reasonseg.processing.segments import mask_to_rle
-from reasonseg.questions import image_folder_questions
 from tests.installed import installed
 
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from reasonseg.evaluation import answering
-from reasonseg.evaluation.answering import Answering, AnswersError, PictureQuestion, answer_questions
-from reasonseg.evaluation.choice_accuracy import choice_result, is_right
+from reasonseg.evaluation.answering import Answering, AnswersError, ImageQuestion, answer_questions
 
 
 class Letters:
@@ -52,7 +51,7 @@ class Inputs(dict):
 
 
 def questions(count=7):
-    return [PictureQuestion(f"q-{n}", SimpleNamespace(), f"Which is {'ABCD'[n % 4]}?", "A") for n in range(count)]
+    return [ImageQuestion(f"q-{n}", SimpleNamespace(), f"Which is {'ABCD'[n % 4]}?", "A") for n in range(count)]
 
 
 def test_answers_file(tmp_path):
@@ -163,18 +162,3 @@ def test_sampling(tmp_path):
     model = Letters()
     answer_questions(model, model, questions(1), tmp_path, Answering(temperature=0.2))
     assert model.sampling == {"do_sample": True, "temperature": 0.2}
-
-
-def test_accuracy():
-    assert is_right(" a ", "A")
-    assert not is_right("A.", "A")
-    first = [{"text": text, "metadata": {"answer": "B"}} for text in "BbAC"]
-    second = [{"text": text, "metadata": {"answer": "D"}} for text in "DADA"]
-    result = choice_result({"q-a": first, "qa-r": second}, all_of_them="q-ar")
-    assert result.to_dict() == {
-        "accuracy": {"q-a": 0.5, "qa-r": 0.5, "q-ar": 0.25},
-        "questions": {"q-a": 4, "qa-r": 4, "q-ar": 4},
-    }
-    assert result.table("VCR").row_count == 3
-    with pytest.raises(ValueError, match="There are no questions to count"):
-        choice_result({"v7w": []})

@@ -5,19 +5,21 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
+from reasonseg.data.annotated_images import CocoInstances
+from reasonseg.data.coco import run_lengths
 from reasonseg.evaluation.coco_instances import (
-    CocoInstances,
+    candidate_categories,
     name_instances,
     number_instances,
     point_hits,
     read_instances,
     score_instances,
 )
-from reasonseg.evaluation.coco_masks import decode_segmentation, iou_matrix, segmentation_rle
-from reasonseg.evaluation.coco_scores import coco_scores
-from reasonseg.evaluation.contact_sheet import save_contact_sheet
-from reasonseg.evaluation.grounded_answer import GroundedAnswer
+from reasonseg.evaluation.coco_scores import coco_scores, iou_matrix
+from reasonseg.evaluation.grounded_answers import GroundedAnswer
+from reasonseg.evaluation.report import save_contact_sheet
 from reasonseg.processing.segments import mask_to_rle
 from tests.parity_data import PARITY
 
@@ -76,18 +78,18 @@ def test_only_the_first_pictures(instances):
 
 def test_a_category_that_is_not_in_the_picture_is_a_miss(data, instances):
     image = data.images[0]
-    absent = next(iter(set(data.categories) - set(data.candidates(image, "paper"))), None)
+    absent = next(iter(set(data.categories) - set(candidate_categories(data, image, "paper"))), None)
     moved = {**instances[0], "category_id": absent if absent is not None else 999}
     assert point_hits(data, [moved]) == (0, 1)
 
 
 def test_candidates(data):
     for image in data.images:
-        assert data.candidates(image, "fixed") == {1: "person", 2: "dog", 5: "car"}
+        assert candidate_categories(data, image, "fixed") == {1: "person", 2: "dog", 5: "car"}
         present = {annotation["category_id"] for annotation in data.annotations(image)}
-        assert set(data.candidates(image, "paper")) == present
+        assert set(candidate_categories(data, image, "paper")) == present
     with pytest.raises(ValueError, match="no protocol 'both'"):
-        data.candidates(data.images[0], "both")
+        candidate_categories(data, data.images[0], "both")
 
 
 def filled(area):
@@ -137,17 +139,17 @@ def test_segmentations_of_all_kinds(data):
     counts = [int(n) for n in np.diff(np.flatnonzero(np.diff(square.reshape(-1, order="F"), prepend=0)), prepend=0)]
     plain = {"size": [6, 8], "counts": [*counts, 48 - sum(counts)]}
     for segmentation in (mask_to_rle(square), plain, [[2, 1, 6, 1, 6, 3, 2, 3]]):
-        np.testing.assert_array_equal(decode_segmentation(segmentation, (6, 8)), square)
+        np.testing.assert_array_equal(coco_mask.decode(run_lengths(segmentation, (6, 8))), square)
     with pytest.raises(ValueError, match=r"of \(6, 8\) .* for an image of \(8, 6\)"):
-        segmentation_rle(mask_to_rle(square), (8, 6))
+        run_lengths(mask_to_rle(square), (8, 6))
     with pytest.raises(ValueError, match="list of polygons or have `size`"):
-        segmentation_rle("x", (8, 6))
+        run_lengths("x", (8, 6))
 
 
 def test_overlaps_of_empty_masks_are_zero():
     empty, square = np.zeros((6, 8), dtype=bool), np.zeros((6, 8), dtype=bool)
     square[1:3, 2:6] = True
-    masks = [segmentation_rle(mask_to_rle(mask), (6, 8)) for mask in (empty, square, ~square)]
+    masks = [run_lengths(mask_to_rle(mask), (6, 8)) for mask in (empty, square, ~square)]
     np.testing.assert_array_equal(iou_matrix(masks, masks), [[0, 0, 0], [0, 1, 0], [0, 0, 1]])
     assert iou_matrix(masks, []).shape == (3, 0)
     assert iou_matrix([], masks).shape == (0, 3)

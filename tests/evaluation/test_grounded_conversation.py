@@ -9,14 +9,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reasonseg.evaluation.caption_scores import CaptionsUnavailableError, caption_scores, check_caption_scores
-from reasonseg.evaluation.coco_masks import iou_matrix, segmentation_rle
-from reasonseg.evaluation.coco_scores import COCO_SCORES
-from reasonseg.evaluation.contact_sheet import save_contact_sheet
-from reasonseg.evaluation.grounded_answer import GroundedAnswer, read_grounded_answers
-from reasonseg.evaluation.grounded_conversation import GroundedConversations, score_grounded_conversation
-from reasonseg.evaluation.mask_pairing import match_phrases, paired_ious
+from reasonseg.data.coco import run_lengths
+from reasonseg.data.grandf import GroundedConversations
+from reasonseg.evaluation.coco_scores import COCO_SCORES, iou_matrix
+from reasonseg.evaluation.grounded_answers import GroundedAnswer, read_grounded_answers
+from reasonseg.evaluation.grounded_conversation import (
+    CaptionsUnavailableError,
+    caption_scores,
+    check_caption_scores,
+    match_phrases,
+    paired_ious,
+    score_grounded_conversation,
+)
 from reasonseg.evaluation.phrase_similarity import EncodedPhrases, cosine_similarities
+from reasonseg.evaluation.report import save_contact_sheet
 from tests.parity_data import PARITY
 
 
@@ -40,9 +46,7 @@ def bert():
 
 
 def overlaps(data, answers, image):
-    return iou_matrix(
-        data.target(image).masks, [segmentation_rle(mask, image.size) for mask in answers[image.id].masks]
-    )
+    return iou_matrix(data.target(image).masks, [run_lengths(mask, image.size) for mask in answers[image.id].masks])
 
 
 def test_every_number_is_the_original_one(data, answers, bert):

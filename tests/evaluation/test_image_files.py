@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from reasonseg.evaluation.annotated_images import AnnotatedImage
-from reasonseg.evaluation.attention_store import AttendedAnswer, read_original_maps
-from reasonseg.evaluation.image_files import ImageFiles, SettingsDifferError
+from reasonseg.data.annotated_images import AnnotatedImage
+from reasonseg.evaluation.grounded_answers import ImageFiles, SettingsDifferError
+from reasonseg.evaluation.phrase_grounding import AttendedAnswer, read_original_maps
 
 
 IMAGES = [AnnotatedImage(number, f"train/picture_{number}.jpg", (6, 8)) for number in range(7)]
@@ -76,8 +76,8 @@ def test_other_settings_are_refused(tmp_path):
 SHARED = """
 import sys
 from accelerate import PartialState
-from reasonseg.evaluation.annotated_images import AnnotatedImage
-from reasonseg.evaluation.image_files import ImageFiles
+from reasonseg.data.annotated_images import AnnotatedImage
+from reasonseg.evaluation.grounded_answers import ImageFiles
 state = PartialState(cpu=True)
 images = [AnnotatedImage(n, f"{n}.jpg", (1, 1)) for n in range(7)]
 files = ImageFiles(sys.argv[1], ".txt", {"a": 1})
@@ -164,5 +164,5 @@ def test_files_of_the_original(tmp_path):
             read_original_maps(path, str, (60, 80))
     for content in (b"", b"text", pickle.dumps(object, protocol=2), whole[:200], whole[:-30]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"x\.pth holds no attention maps: .* Make it anew"):
+        with pytest.raises(ValueError, match=r"x\.pth holds no attention maps: .* Make it again"):
             read_original_maps(path, str, (60, 80))

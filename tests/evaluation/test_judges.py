@@ -14,7 +14,7 @@ from reasonseg.evaluation.judges import (
     JudgeError,
     LanguageModelJudge,
     PipelineJudge,
-    RuleJudge,
+    TextMatchJudge,
     read_score,
 )
 from reasonseg.training.tabletop_processor import build_processor
@@ -40,12 +40,12 @@ from tests import tiny
     ],
 )
 def test_rules(rule, truth, prediction, score):
-    assert RuleJudge(rule).judge("?", truth, prediction).score == score
+    assert TextMatchJudge(rule).judge("?", truth, prediction).score == score
 
 
 def test_rule_that_does_not_exist():
     with pytest.raises(JudgeError, match="no rule 'fuzzy'; there are exact and keyword"):
-        RuleJudge("fuzzy")
+        TextMatchJudge("fuzzy")
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_endpoints_that_do_not_answer(server, monkeypatch):
         EndpointJudge(url, "m").judge("?", "a", "b")
     assert "Authorization" not in requests[0][1]
     replies += [(500, {})] * 3
-    with pytest.raises(JudgeError, match=r"does not answer .*the same command goes on"):
+    with pytest.raises(JudgeError, match=r"does not answer .*the same command resumes"):
         EndpointJudge(url, "m", patience=2).judge("?", "a", "b")
     replies += [(200, {"choices": []})]
     with pytest.raises(JudgeError, match="answered without choices"):

@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
 from reasonseg.conversion.convert_attend_and_segment import convert_attend_and_segment
-from reasonseg.evaluation.coco_instances import CocoInstances, name_instances, number_instances
-from reasonseg.evaluation.grounded_answer import GroundedAnswer, read_grounded_answers
-from reasonseg.evaluation.phrase_grounding import QUESTION, Grounder, ground_pictures
+from reasonseg.data.annotated_images import CocoInstances
+from reasonseg.evaluation.coco_instances import candidate_categories, name_instances, number_instances
+from reasonseg.evaluation.grounded_answers import GroundedAnswer, read_grounded_answers
+from reasonseg.evaluation.phrase_grounding import QUESTION, Grounder, ground_images
 from tests.parity_data import load_meta
 from tests.recorded_attention import LLAVA, RECORDED, TOWER, recorded_sam
 
@@ -110,7 +111,7 @@ def test_instances_are_the_recorded_ones(parts, data, attended, run):
     found = []
     for image in data.images:
         result = grounder(parts, options, candidates).segment(image.load(IMAGES), attended[image.id])
-        answer, categories = GroundedAnswer.from_result(result), data.candidates(image, "paper")
+        answer, categories = GroundedAnswer.from_result(result), candidate_categories(data, image, "paper")
         found += name_instances(image, answer, categories, word_vector, threshold)
     recorded = INSTANCES[run]
     assert [list(entry) for entry in found] == [list(entry)[1:] for entry in recorded]
@@ -122,17 +123,17 @@ def test_instances_are_the_recorded_ones(parts, data, attended, run):
 def test_every_category_may_be_meant_under_fixed(parts, data, attended):
     image = data.images[0]
     answer = GroundedAnswer.from_result(grounder(parts).segment(image.load(IMAGES), attended[image.id]))
-    assert len(data.candidates(image, "fixed")) > len(data.candidates(image, "paper"))
+    assert len(candidate_categories(data, image, "fixed")) > len(candidate_categories(data, image, "paper"))
     names = {entry["category_name"] for entry in INSTANCES["iseg_point"] if entry["image_id"] == image.id}
-    assert names <= set(data.candidates(image, "paper").values())
-    everything = name_instances(image, answer, data.candidates(image, "fixed"), word_vector)
+    assert names <= set(candidate_categories(data, image, "paper").values())
+    everything = name_instances(image, answer, candidate_categories(data, image, "fixed"), word_vector)
     assert [entry["segmentation"] for entry in everything] == answer.masks
 
 
 def test_stored_maps_give_the_same_files(parts, data, tmp_path, monkeypatch):
     steps = []
-    at_once = ground_pictures(grounder(parts), data.images, IMAGES, tmp_path / "a", {"model": "m"})
-    stored = ground_pictures(
+    at_once = ground_images(grounder(parts), data.images, IMAGES, tmp_path / "a", {"model": "m"})
+    stored = ground_images(
         *(grounder(parts), data.images, IMAGES, tmp_path / "b", {"model": "m"}),
         maps=tmp_path / "maps",
         progress=lambda *step: steps.append(step),
@@ -150,14 +151,14 @@ def test_stored_maps_give_the_same_files(parts, data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(type(parts[0]), "generate_with_masks", never)
     other = grounder(parts, {"prompt": "box"})
-    ground_pictures(other, data.images, IMAGES, tmp_path / "c", {"model": "m"}, maps=tmp_path / "maps")
+    ground_images(other, data.images, IMAGES, tmp_path / "c", {"model": "m"}, maps=tmp_path / "maps")
     boxes = read_grounded_answers(tmp_path / "c", data.images)
     assert all(answer.boxes and not answer.points for answer in boxes.values())
     (tmp_path / "b" / files[0]).unlink()
-    ground_pictures(grounder(parts), data.images, IMAGES, tmp_path / "b", {"model": "m"}, maps=tmp_path / "maps")
+    ground_images(grounder(parts), data.images, IMAGES, tmp_path / "b", {"model": "m"}, maps=tmp_path / "maps")
     assert (stored / files[0]).read_bytes() == (at_once / files[0]).read_bytes()
     with pytest.raises(ValueError, match="heads: 'paper', now 'mean'"):
-        ground_pictures(
+        ground_images(
             *(grounder(parts, {"heads": "mean"}), data.images, IMAGES, tmp_path / "d", {"model": "m"}),
             maps=tmp_path / "maps",
         )
@@ -172,16 +173,16 @@ def test_maps_of_the_original_are_segmented(parts, data, attended, tmp_path):
             "attentions": torch.from_numpy(answer.maps),
         }
         torch.save(stored, tmp_path / f"{image.stem}.pth")
-    out = ground_pictures(grounder(parts), data.images, IMAGES, tmp_path / "out", {}, original_maps=tmp_path)
+    out = ground_images(grounder(parts), data.images, IMAGES, tmp_path / "out", {}, original_maps=tmp_path)
     for image_id, found in read_grounded_answers(out, data.images).items():
         (image,) = [image for image in data.images if image.id == image_id]
         result = grounder(parts).segment(image.load(IMAGES), attended[image_id])
         assert found == GroundedAnswer.from_result(result)
     with pytest.raises(ValueError, match="either `maps` or `original_maps`"):
-        ground_pictures(grounder(parts), data.images, IMAGES, tmp_path / "x", {}, tmp_path, tmp_path)
+        ground_images(grounder(parts), data.images, IMAGES, tmp_path / "x", {}, tmp_path, tmp_path)
     (tmp_path / f"{data.images[0].stem}.pth").unlink()
     with pytest.raises(FileNotFoundError, match="There are no attention maps"):
-        ground_pictures(grounder(parts), data.images, IMAGES, tmp_path / "y", {}, original_maps=tmp_path)
+        ground_images(grounder(parts), data.images, IMAGES, tmp_path / "y", {}, original_maps=tmp_path)
 
 
 def test_pictures_answered_together_get_the_same_maps(parts, data, attended):

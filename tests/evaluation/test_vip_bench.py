@@ -4,11 +4,10 @@ import json
 
 import pytest
 
-from reasonseg.evaluation.judges import RuleJudge, Verdict
+from reasonseg.data.vip_bench import VipBenchError, read_vip_bench
+from reasonseg.evaluation.judges import TextMatchJudge, Verdict
 from reasonseg.evaluation.vip_bench import (
-    VipBenchError,
     grade,
-    read_vip_bench,
     scores_by_capability,
     write_results,
     write_tables,
@@ -111,7 +110,13 @@ def test_rules_and_missing_answers(folder, tmp_path):
     lines = [{"question_id": key.removeprefix("v1_"), "text": text} for key, text in ANSWERS.items()]
     results = write_results(lines, tmp_path / "bbox.json")
     assert json.loads((tmp_path / "bbox.json").read_text(encoding="utf-8")) == results == ANSWERS
-    grades = grade(questions, results, RuleJudge("keyword"), 1, tmp_path / "grade.json")
+    grades = grade(questions, results, TextMatchJudge("keyword"), 1, tmp_path / "grade.json")
     assert scores_by_capability(questions, grades, 1).capabilities["total"] == 62.5
     with pytest.raises(VipBenchError, match="no answer to 1 questions: v1_3"):
-        grade(questions, {key: ANSWERS[key] for key in list(ANSWERS)[:3]}, RuleJudge("exact"), 1, tmp_path / "g.json")
+        grade(
+            questions,
+            {key: ANSWERS[key] for key in list(ANSWERS)[:3]},
+            TextMatchJudge("exact"),
+            1,
+            tmp_path / "g.json",
+        )

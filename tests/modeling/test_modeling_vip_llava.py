@@ -7,8 +7,8 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
+from reasonseg.conversion.compose_vip_llava import build_vip_llava
 from reasonseg.modeling.modeling_vip_llava import VipLlavaForConditionalGeneration
-from reasonseg.vip_llava_start import build_vip_llava
 from tests.tiny_vip_llava import IMAGE_TOKENS, SIDE, write_parts
 
 

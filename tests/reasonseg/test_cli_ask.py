@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
-from reasonseg.picture_chat import PictureChat
+from reasonseg.cli.image_chat import ImageChat
 from reasonseg.processing.visual_prompts import VisualPrompt, draw_visual_prompts
 from tests.parity_data import PARITY, load_meta
 from tests.recorded_vip_llava import tensors
@@ -53,7 +53,7 @@ def test_one_question(repo, picture, tmp_path):
 
     model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
     pieces = []
-    answer = PictureChat(model, processor, drawn, 6).ask("What is pointed to by the red arrow?", pieces.append)
+    answer = ImageChat(model, processor, drawn, 6).ask("What is pointed to by the red arrow?", pieces.append)
     assert "".join(pieces).strip() == answer == result.stdout.strip()
     assert len(pieces) > 1
 
@@ -117,7 +117,7 @@ def test_a_conversation(repo, picture, tmp_path):
     assert "holds <bbox7>, and 1 visual prompts were given" in " ".join(result.stderr.split())
 
     model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
-    chat = PictureChat(model, processor, Image.open(tmp_path / "o.png"), 4)
+    chat = ImageChat(model, processor, Image.open(tmp_path / "o.png"), 4)
     answers = [chat.ask(line["question"]) for line in lines[:2]]
     assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
     assert [part["type"] for message in chat.messages for part in message["content"]].count("image") == 1
@@ -135,25 +135,25 @@ def test_sampling_is_repeatable(repo, picture):
 def test_a_blank_question_is_none_in_python_either(repo, picture):
     model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
     with pytest.raises(ValueError, match="The question is empty"):
-        PictureChat(model, processor, Image.open(picture), 4).ask(" ")
+        ImageChat(model, processor, Image.open(picture), 4).ask(" ")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("missing.png", "What?"), "There is no picture 'missing.png'"),
+        (("missing.png", "What?"), "There is no image 'missing.png'"),
         (("PICTURE", " "), "The question is empty"),
         (("PICTURE", "What?", "--box", "1,2,3"), "--box '1,2,3' must be 4 numbers in pixels"),
         (("PICTURE", "What?", "--polygon", "1,2,x"), "must be pairs of numbers"),
-        (("PICTURE", "What?", "--shape", "arrow"), "1 --shape and 0 marks were given"),
-        (("PICTURE", "What?", "--box", "1,1,5,5", "--color", "red", "--color", "blue"), "2 --color and 1 marks"),
+        (("PICTURE", "What?", "--shape", "arrow"), "1 --shape and 0 regions were given"),
+        (("PICTURE", "What?", "--box", "1,1,5,5", "--color", "red", "--color", "blue"), "2 --color and 1 regions"),
         (
             ("PICTURE", "What?", "--box", "1,1,5,5", "--shape", "star"),
             "Unknown shape 'star' of a visual prompt; there are rectangle, ellipse, triangle, point, scribble, "
             "mask-contour, mask, arrow.",
         ),
         (("PICTURE", "What?", "--box", "500,500,600,600"), "lies outside the image of 80 x 60"),
-        (("PICTURE", "What?", "--mask", "missing.png"), "no picture --mask"),
+        (("PICTURE", "What?", "--mask", "missing.png"), "no image --mask"),
         (("PICTURE", "What?", "--rle", "missing.json"), "holds no run lengths"),
         (
             ("PICTURE", "What?", "--mask", "grey.png"),

@@ -97,7 +97,7 @@ def test_links_to_folders_are_followed_once(photos, tmp_path):
         (photos / name).symlink_to(tmp_path / "elsewhere")
     found = find_images(["photos"])
     assert [path.name for path in found] == ["a.JPG", "b.png", "c.webp", "d.png"]
-    assert found.places[photos.relative_to(tmp_path) / "x" / "d.png"].as_posix() == "x/d.png"
+    assert found.relative_paths[photos.relative_to(tmp_path) / "x" / "d.png"].as_posix() == "x/d.png"
     assert not found.problems
 
 

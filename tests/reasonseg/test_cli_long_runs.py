@@ -116,14 +116,12 @@ def test_mask_does_what_can_be_done_and_names_the_rest(ivm_repo, folder, tmp_pat
     out = tmp_path / "out"
     result = run("mask", folder, "Where?", "--model", ivm_repo, "--out", out, code=1)
     check_bad_ones_are_named(folder, result.stderr)
-    assert "6 of 11 pictures failed" in " ".join(result.stderr.split())
+    assert "6 of 11 images failed" in " ".join(result.stderr.split())
     names = {record["name"] for record in records(out)}
     assert {"a.png", "sub/b.png", f"{'long' * 62}.png"} <= names
     assert len(names) == 5
     assert all((out / name).is_file() for name in names)
-    assert (
-        "5 of 6 pictures are done already" in run("mask", folder, "Where?", "-m", ivm_repo, "-o", out, code=1).stderr
-    )
+    assert "5 of 6 images are done already" in run("mask", folder, "Where?", "-m", ivm_repo, "-o", out, code=1).stderr
 
 
 def test_questions_about_names_that_no_file_can_have(ivm_repo, tmp_path):
@@ -133,7 +131,7 @@ def test_questions_about_names_that_no_file_can_have(ivm_repo, tmp_path):
     source.write_text("\ufeff" + "\n".join(map(json.dumps, rows)), encoding="utf-8")
     result = run("mask", "--jsonl", source, "--model", ivm_repo, "--out", tmp_path / "out", code=1)
     assert "x" * 400 in result.stderr
-    assert "of 2 pictures failed" in " ".join(result.stderr.split())
+    assert "of 2 images failed" in " ".join(result.stderr.split())
     assert (tmp_path / "out" / "q.jsonl").is_file()
     source.write_text(json.dumps({"image": "a\0.png", "question": "Where?"}), encoding="utf-8")
     refused = run("mask", "--jsonl", source, "--model", ivm_repo, "--out", tmp_path / "other", code=1)
@@ -262,15 +260,15 @@ def test_a_full_disk_ends_the_run_and_a_bad_item_does_not(tmp_path, monkeypatch)
     for name in "abc":
         draw(tmp_path / "in" / f"{name}.png")
     command = ("segment", tmp_path / "in", "--phrase", "the red cup", "--model", "embedded", "--out", tmp_path / "out")
-    save = results.ResultFolder.save_picture
+    save = results.ResultFolder.save_file
 
     def fail(number):
-        def save_picture(self, name, write):
+        def save_file(self, name, write):
             if name.startswith("b"):
                 raise OSError(number, os.strerror(number))
             return save(self, name, write)
 
-        monkeypatch.setattr(results.ResultFolder, "save_picture", save_picture)
+        monkeypatch.setattr(results.ResultFolder, "save_file", save_file)
 
     fail(errno.EIO)
     result = run(*command, code=1)

@@ -136,11 +136,11 @@ def test_a_second_run_does_only_what_is_left(ivm_repo, pictures, tmp_path):
     stamp = (out / "a.png").stat().st_mtime_ns
     write_rows(source, {"image": "a.png", "question": "What?"}, {"image": "a.png", "question": "Where?"})
     result = run(*command)
-    assert "1 of 2 pictures are done already" in result.stderr
+    assert "1 of 2 images are done already" in result.stderr
     assert (out / "a.png").stat().st_mtime_ns == stamp
     written = [json.loads(line)["image"] for line in (out / "q.jsonl").read_text(encoding="utf-8").splitlines()]
     assert written == ["a-2.png", "a.png"], "what is done keeps its name"
-    assert "2 of 2 pictures are done already" in run(*command).stderr
+    assert "2 of 2 images are done already" in run(*command).stderr
     (out / "a.png").unlink()
     run(*command)
     assert (out / "a.png").is_file()
@@ -181,13 +181,13 @@ def test_a_bad_picture_is_reported_and_its_line_left_out(ivm_repo, pictures, tmp
     out = tmp_path / "out"
     result = run("--jsonl", source, "-m", ivm_repo, "-o", out, "--batch-size", 4, code=1)
     message = " ".join(result.stderr.split())
-    assert "2 of 4 pictures failed" in message
+    assert "2 of 4 images failed" in message
     assert "Their lines are left out" in message
     written = [json.loads(line)["image"] for line in (out / "q.jsonl").read_text(encoding="utf-8").splitlines()]
     assert written == ["a.png", "sub/a.png"]
     Image.new("RGB", (20, 20)).save(pictures / "b.jpg")
     Image.new("RGB", (20, 20)).save(pictures / "gone.png")
-    assert "2 of 4 pictures are done already" in run("--jsonl", source, "-m", ivm_repo, "-o", out).stderr
+    assert "2 of 4 images are done already" in run("--jsonl", source, "-m", ivm_repo, "-o", out).stderr
     assert len((out / "q.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 

@@ -26,17 +26,17 @@ def images(tmp_path) -> list[Path]:
 def finish(results: ResultFolder, image: Path, mask: str | None = None, answers: bool = False) -> dict:
     """Write what `segment` writes for one image."""
     name = results.output_names([image])[image]
-    masks = [results.save_picture(mask, lambda path: path.write_bytes(b"mask"))] if mask else [None]
+    masks = [results.save_file(mask, lambda path: path.write_bytes(b"mask"))] if mask else [None]
     record = {
         "image": str(image),
         "sha256": file_sha256(image),
         "name": name,
         "segments": [{"mask": file} for file in masks],
-        "overlay": results.save_picture(f"{name}_overlay.png", lambda path: path.write_bytes(b"overlay")),
+        "overlay": results.save_file(f"{name}_overlay.png", lambda path: path.write_bytes(b"overlay")),
         "request": results.request,
     }
     for field in ANSWER_FIELDS if answers else ():
-        record[field] = results.save_picture(f"{name}_{field}", lambda path: path.write_bytes(b"answer"))
+        record[field] = results.save_file(f"{name}_{field}", lambda path: path.write_bytes(b"answer"))
     results.add(record)
     return record
 
@@ -274,7 +274,7 @@ def test_names_that_cannot_be_written(tmp_path, stem):
 
 
 def finish_record(results: ResultFolder, image: Path, name: str) -> dict:
-    overlay = results.save_picture(f"{name}_overlay.png", lambda path: path.write_bytes(b"overlay"))
+    overlay = results.save_file(f"{name}_overlay.png", lambda path: path.write_bytes(b"overlay"))
     common = {"sha256": file_sha256(image), "name": name, "segments": [], "request": results.request}
     return {"image": path_text(image), "overlay": overlay, **common}
 

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 import reasonseg
 from reasonseg.cli.app import app
 from reasonseg.conversion.systems import SYSTEMS
-from reasonseg.evaluation.benchmark import Question, evaluate
+from reasonseg.evaluation.reasoning_segmentation import Question, evaluate
 from tests.tiny_vip_llava import write_repo
 
 

@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 import reasonseg
 from reasonseg.cli.app import app
 from reasonseg.embedding import EMBEDDED_MODEL
-from reasonseg.evaluation.benchmark import evaluate
-from reasonseg.questions import tabletop_questions
+from reasonseg.evaluation.reasoning_segmentation import evaluate
+from reasonseg.tabletop_questions import tabletop_questions
 from reasonseg.training.tabletop_requests import make_requests
 from reasonseg.training.tabletop_scenes import draw_scene
 

@@ -12,13 +12,13 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
+from reasonseg.conversion.compose_vip_llava import build_vip_llava
 from reasonseg.data.data_files import DataFileError
 from reasonseg.data.dialogues import RegionDialogues
 from reasonseg.processing.chat import IMAGE_TOKEN
 from reasonseg.training.recipe import RecipeError, load_recipe
 from reasonseg.training.regions import DialogueCollator
 from reasonseg.training.run import run_recipe
-from reasonseg.vip_llava_start import build_vip_llava
 from tests.tiny_vip_llava import IMAGE_TOKENS, SIDE, write_parts
 
 

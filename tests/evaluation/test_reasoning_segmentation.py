@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reasonseg.evaluation.benchmark import Question, check_rejections, evaluate
-from reasonseg.evaluation.report import results_table, write_report
+from reasonseg.evaluation.reasoning_segmentation import Question, check_rejections, evaluate, results_table
+from reasonseg.evaluation.report import write_report
 from reasonseg.processing.image_loading import load_rgb_image
 from reasonseg.processing.segments import Segment, SegmentationResult, mask_to_rle
 
@@ -129,8 +129,8 @@ def test_report(tmp_path):
 SCRIPT = """
 import json, sys
 import torch, reasonseg
-from reasonseg.evaluation.benchmark import evaluate
-from reasonseg.questions import tabletop_questions
+from reasonseg.evaluation.reasoning_segmentation import evaluate
+from reasonseg.tabletop_questions import tabletop_questions
 from reasonseg.training.recipe import load_recipe
 from reasonseg.training.tabletop_recipe import build_tabletop
 from accelerate import PartialState

@@ -1,9 +1,6 @@
-"""Questions with known masks: drawn tabletops, or any image folder with requests."""
+"""Questions with known masks: those of the drawn tabletops, and of the demo."""
 
-from pathlib import Path
-
-from .data.request_folder import read_request_folder
-from .evaluation.benchmark import Question
+from .evaluation.reasoning_segmentation import Question
 from .training.tabletop_requests import make_requests
 from .training.tabletop_scenes import TabletopScene, draw_scene
 from .training.tabletop_stream import TabletopDataset
@@ -15,7 +12,7 @@ def tabletop_questions(split: str = "test", scenes: int = 500, seed: int = 0) ->
 
     Args:
         split (`str`): `validation`, `test` or `test_unseen` (pairs of colour and kind that training never shows).
-        scenes (`int`): Number of pictures.
+        scenes (`int`): Number of images.
         seed (`int`): Seed of the data set.
     """
     return [
@@ -32,28 +29,6 @@ def tabletop_questions(split: str = "test", scenes: int = 500, seed: int = 0) ->
     ]
 
 
-def image_folder_questions(folder: str | Path) -> list[Question]:
-    """
-    All requests of an image folder data set; see `reasonseg.data.request_folder` for its format.
-
-    Raises:
-        FileNotFoundError: If there is no `metadata.jsonl`.
-        DataFileError: If it cannot be used; with the lines, what was found there and what is allowed.
-    """
-    return [
-        Question(
-            image=str(image.path),
-            text=request.question,
-            answer=request.answer,
-            phrases=[phrase.text for phrase in request.phrases],
-            masks=[phrase.mask for phrase in request.phrases],
-            types=[phrase.type for phrase in request.phrases],
-        )
-        for image in read_request_folder(folder)
-        for request in image.requests
-    ]
-
-
 def draw_demo_scene(seed: int) -> TabletopScene:
     """A scene of the test split, which no training has shown."""
     return draw_scene("test", seed)
@@ -67,4 +42,4 @@ def demo_questions(scene: TabletopScene) -> list[str]:
     return [request.question for request in (*single, *several, *purpose)]
 
 
-__all__ = ["demo_questions", "draw_demo_scene", "image_folder_questions", "tabletop_questions"]
+__all__ = ["demo_questions", "draw_demo_scene", "tabletop_questions"]

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from reasonseg.evaluation.annotated_images import AnnotatedImage
-from reasonseg.evaluation.grounded_answer import GroundedAnswer, read_grounded_answers
+from reasonseg.data.annotated_images import AnnotatedImage
+from reasonseg.evaluation.grounded_answers import GroundedAnswer, read_grounded_answers
 from reasonseg.processing.phrase_segments import PhraseSegment, PhraseSegmentationResult
 from reasonseg.processing.segments import mask_to_rle
 

@@ -1,33 +1,17 @@
-"""A conversation about one picture with any vision-language model, written out while it is generated."""
+"""A conversation about one image with any vision-language model, written out while it is generated."""
 
 from collections.abc import Callable
 from typing import Any
 
-import torch
-from transformers import TextStreamer
 
-from .processing.chat import assistant_message, user_message
-from .processing.visual_prompts import ANCHOR
-
-
-def input_side(processor) -> int:
-    """Side in pixels of the square that the model sees, by which ViP-LLaVA's marks scale; 336 where nobody says."""
-    image_processor = processor.image_processor
-    for size in (getattr(image_processor, "crop_size", None), getattr(image_processor, "size", None)):
-        for name in ("height", "shortest_edge"):
-            if size is not None and (side := dict(size).get(name)):
-                return int(side)
-    return ANCHOR
-
-
-class PictureChat:
+class ImageChat:
     """
     Keeps what was said; every question is asked with all of it.
 
     Args:
         model: Has `generate`.
         processor: Its processor, with a chat template.
-        image (`PIL.Image.Image`): The picture, with its marks drawn.
+        image (`PIL.Image.Image`): The image, with its visual prompts drawn.
         max_new_tokens (`int`): Longest answer.
         temperature (`float`): 0 takes the most likely token; the original samples at 0.2.
         top_p (`float`, *optional*): For sampling, the share of probability that tokens are drawn from.
@@ -64,12 +48,16 @@ class PictureChat:
         Raises:
             ValueError: If the question is blank.
         """
+        import torch
+
+        from ..processing.chat import assistant_message, user_message
+
         if not text.strip():
             raise ValueError("The question is empty. Ask something.")
         messages = [*self.messages, user_message(text, has_image=not self.messages)]
         prompt = self.processor.apply_chat_template(messages, add_generation_prompt=True)
         inputs = self.processor(images=[self.image], text=[prompt], return_tensors="pt").to(self.model.device)
-        streamer = None if write is None else _Pieces(self.processor.tokenizer, write)
+        streamer = None if write is None else _streamer(self.processor.tokenizer, write)
         with torch.inference_mode():
             output = self.model.generate(**inputs, **self.options, streamer=streamer)
         new = output[0, inputs["input_ids"].shape[1] :]
@@ -78,18 +66,20 @@ class PictureChat:
         return answer
 
 
-class _Pieces(TextStreamer):
-    """Hands text to a function instead of printing it, without the space that answers begin with."""
+def _streamer(tokenizer, write: Callable[[str], None]):
+    """A streamer of `generate` that hands text to a function, without the space that answers begin with."""
+    from transformers import TextStreamer
 
-    def __init__(self, tokenizer, write: Callable[[str], None]):
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.write, self.begun = write, False
+    class Pieces(TextStreamer):
+        begun = False
 
-    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        text = text if self.begun else text.lstrip()
-        if text:
-            self.begun = True
-            self.write(text)
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            text = text if self.begun else text.lstrip()
+            if text:
+                self.begun = True
+                write(text)
+
+    return Pieces(tokenizer, skip_prompt=True, skip_special_tokens=True)
 
 
-__all__ = ["PictureChat", "input_side"]
+__all__ = ["ImageChat"]

@@ -1,17 +1,21 @@
-"""What a model says about a picture, with a mask for every phrase, as a file."""
+"""What a model says about an image, with a mask for every phrase, as files: one per image, resumed after a stop."""
 
 import json
 import math
 import reprlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+
+from ..data.annotated_images import AnnotatedImage
+from ..data.coco import run_lengths
 from ..data.data_files import read_json
 from ..processing.phrase_segments import PhraseSegmentationResult
-from .annotated_images import AnnotatedImage
-from .coco_masks import segmentation_rle
+from ..whole_files import remove_drafts, write_whole
 
 
 # Names in the file where they are not those of the attributes: the file is that of the original and of GLaMM.
@@ -117,7 +121,7 @@ class GroundedAnswer:
             if wrong := [value for value in values or [] if not is_one(value)]:
                 raise ValueError(f"{reprlib.repr(wrong[0])} is among the {name} of an answer; they must be {kind}.")
         points, boxes = (
-            [tuple(place) for place in entry[name]] if entry.get(name) else entry.get(name)
+            [tuple(numbers) for numbers in entry[name]] if entry.get(name) else entry.get(name)
             for name in ("points", "boxes")
         )
         return cls(
@@ -151,8 +155,8 @@ def read_grounded_answers(folder: str | Path, images: Sequence[AnnotatedImage]) 
             content = read_json(path)
             try:
                 answer = GroundedAnswer.from_dict(content)
-                for place, mask in enumerate(answer.masks, start=1):
-                    segmentation_rle(mask, image.size, f"Mask number {place}")
+                for number, mask in enumerate(answer.masks, start=1):
+                    run_lengths(mask, image.size, f"Mask number {number}")
             except ValueError as error:
                 raise ValueError(f"{path} cannot be read: {error}") from None
             answers[image.id] = answer
@@ -161,4 +165,103 @@ def read_grounded_answers(folder: str | Path, images: Sequence[AnnotatedImage]) 
     return answers
 
 
-__all__ = ["GroundedAnswer", "read_grounded_answers"]
+class SettingsDifferError(ValueError):
+    """A folder was filled with other settings."""
+
+
+class ImageFiles:
+    """
+    A folder with one file per image, filled by any number of processes. `_settings.json` in it says how the files were
+    made, so that a run with other settings does not resume from them.
+
+    Args:
+        folder (`str` or `Path`): Made if it does not exist.
+        suffix (`str`): Ending of the files, such as `.json`.
+        settings (`dict`, *optional*): What decides their content, as plain JSON values. None takes the folder as it
+            is (to read what was made elsewhere).
+
+    Raises:
+        SettingsDifferError: If the folder was filled with other settings.
+    """
+
+    def __init__(self, folder: str | Path, suffix: str, settings: dict[str, Any] | None = None):
+        self.folder = Path(folder)
+        self.suffix = suffix
+        if settings is None:
+            return
+        state = PartialState()
+        if state.is_main_process:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            remove_drafts(self.folder)
+            if not self.settings_path.exists() and not any(self.folder.glob(f"*{suffix}")):
+                write_whole(self.settings_path, json.dumps(settings, indent=2) + "\n")
+        state.wait_for_everyone()
+        self._check(json.loads(json.dumps(settings)))
+
+    @property
+    def settings_path(self) -> Path:
+        """The file that says how the others were made."""
+        return self.folder / "_settings.json"
+
+    def path(self, image: AnnotatedImage) -> Path:
+        """The file of a picture."""
+        return self.folder / f"{image.stem}{self.suffix}"
+
+    def fill(
+        self,
+        images: Sequence[AnnotatedImage],
+        make: Callable[[list[AnnotatedImage]], list[bytes]],
+        batch_size: int = 1,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        """
+        Make the files that are missing; with several processes each takes a part. Returns when this part is done, the
+        same for the same pictures and number of processes: what is made of these files needs no waiting.
+
+        Args:
+            images (`Sequence[AnnotatedImage]`): All pictures.
+            make (`Callable`): Contents of the files of some pictures.
+            batch_size (`int`): Pictures per call of `make`.
+            progress (`Callable`, *optional*): Called with the number of finished and of all files of this process.
+        """
+        state = PartialState()
+        mine = list(images)[state.process_index :: state.num_processes]
+        missing = [image for image in mine if not self.path(image).exists()]
+        done = len(mine) - len(missing)
+        if progress is not None:
+            progress(done, len(mine))
+        for start in range(0, len(missing), batch_size):
+            batch = missing[start : start + batch_size]
+            for image, content in zip(batch, make(batch), strict=True):
+                write_whole(self.path(image), content)
+            if progress is not None:
+                progress(done + start + len(batch), len(mine))
+
+    def wait(self, images: Sequence[AnnotatedImage], seconds: float = 1.0) -> None:
+        """
+        Wait until all files are there. Not a barrier of the process group, which gives up after some minutes: parts of
+        a large data set may differ by more. A process that fails is noticed by what launched it (`torchrun`).
+
+        Args:
+            images (`Sequence[AnnotatedImage]`): All pictures.
+            seconds (`float`): Time between two looks.
+        """
+        missing = list(images)
+        while missing := [image for image in missing if not self.path(image).exists()]:
+            time.sleep(seconds)
+
+    def _check(self, settings: dict[str, Any]) -> None:
+        if not self.settings_path.exists():
+            raise SettingsDifferError(
+                f"Nothing says how the {self.suffix} files in {self.folder} were made. Choose another folder."
+            )
+        made = json.loads(self.settings_path.read_text(encoding="utf-8"))
+        different = sorted(name for name in {*made, *settings} if made.get(name) != settings.get(name))
+        if different:
+            listed = "; ".join(f"{name}: {made.get(name)!r}, now {settings.get(name)!r}" for name in different)
+            raise SettingsDifferError(
+                f"{self.folder} was filled with other settings ({listed}). Choose another folder, or delete it."
+            )
+
+
+__all__ = ["GroundedAnswer", "ImageFiles", "SettingsDifferError", "read_grounded_answers"]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reasonseg.evaluation.contact_sheet import Case, draw_contact_sheet, save_contact_sheet, select_cases
+from reasonseg.evaluation.report import Case, draw_contact_sheet, save_contact_sheet, select_cases
 
 
 GREY = np.full((20, 30, 3), 128, dtype=np.uint8)

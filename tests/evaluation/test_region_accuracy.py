@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from reasonseg import region_benchmarks
-from reasonseg.benchmarks import EvaluationOptions
 from reasonseg.cli.app import app
 from reasonseg.data.region_data import RegionFile
-from reasonseg.region_benchmarks import RegionQuestions, run_vip_bench
+from reasonseg.evaluation import vip_bench
+from reasonseg.evaluation.registry import EvaluationOptions, find_benchmark
+from reasonseg.region_accuracy import RegionQuestions, choice_result, is_right
 from tests.parity_data import PARITY
 from tests.tiny_vip_llava import SIDE, write_repo
 
@@ -152,10 +152,10 @@ def test_only_the_main_process_judges_vip_bench(data, tmp_path, monkeypatch):
     out.mkdir()
     (out / "bbox.json").write_text(json.dumps({f"v1_{n}": "red" for n in range(3)}), encoding="utf-8")
     options = EvaluationOptions(dataset="vip-bench", out=out, annotations=bench)
-    assert run_vip_bench(options).result.capabilities["total"] == 100.0
+    assert find_benchmark("vip-bench").evaluate(options).result.capabilities["total"] == 100.0
     before = {path: path.read_bytes() for path in out.iterdir()}
-    monkeypatch.setattr(region_benchmarks, "PartialState", lambda: SimpleNamespace(is_main_process=False))
-    elsewhere = run_vip_bench(options)
+    monkeypatch.setattr(vip_bench, "PartialState", lambda: SimpleNamespace(is_main_process=False))
+    elsewhere = find_benchmark("vip-bench").evaluate(options)
     assert elsewhere.result is elsewhere.table is None
     assert {path: path.read_bytes() for path in out.iterdir()} == before
 
@@ -172,3 +172,18 @@ def test_what_cannot_be_run(arguments, message, tmp_path):
     result = CliRunner().invoke(app, ["evaluate", *arguments, "--out", str(tmp_path)])
     assert result.exit_code == 1
     assert message in " ".join(result.stderr.split())
+
+
+def test_answers_must_be_equal():
+    assert is_right(" a ", "A")
+    assert not is_right("A.", "A")
+    first = [{"text": text, "metadata": {"answer": "B"}} for text in "BbAC"]
+    second = [{"text": text, "metadata": {"answer": "D"}} for text in "DADA"]
+    result = choice_result({"q-a": first, "qa-r": second}, all_of_them="q-ar")
+    assert result.to_dict() == {
+        "accuracy": {"q-a": 0.5, "qa-r": 0.5, "q-ar": 0.25},
+        "questions": {"q-a": 4, "qa-r": 4, "q-ar": 4},
+    }
+    assert result.table("VCR").row_count == 3
+    with pytest.raises(ValueError, match="There are no questions to count"):
+        choice_result({"v7w": []})

@@ -1,19 +1,20 @@
 """A ViP-LLaVA that has learned nothing yet: a language model, a CLIP tower and a projector between them."""
 
+from typing import Any
+
 import torch
 from transformers import AutoModelForCausalLM, CLIPVisionModel, VipLlavaConfig
 
-from .conversion.configs import image_view
-from .conversion.configs_vip_llava import VISION_FEATURE_LAYERS, vip_llava_generation_config
-from .conversion.locations import locate
-from .conversion.tokenizers import build_tokenizer
-from .conversion.tokenizers_fast import build_fast_tokenizer
-from .loading import load_pretrained
-from .modeling.modeling_vip_llava import VipLlavaForConditionalGeneration
-from .processing.chat import IMAGE_TOKEN, build_chat_template
-from .processing.image_processing_vip_llava import VipLlavaImageProcessor
-from .processing.processing_vip_llava import VipLlavaProcessor
-from .training.recipe import PartsRecipe
+from ..loading import load_pretrained
+from ..modeling.modeling_vip_llava import VipLlavaForConditionalGeneration
+from ..processing.chat import IMAGE_TOKEN, build_chat_template
+from ..processing.image_processing_vip_llava import VipLlavaImageProcessor
+from ..processing.processing_vip_llava import VipLlavaProcessor
+from .configs import image_view
+from .configs_vip_llava import VISION_FEATURE_LAYERS, vip_llava_generation_config
+from .locations import locate
+from .tokenizers import build_tokenizer
+from .tokenizers_fast import build_fast_tokenizer
 
 
 # tokenizer_model_max_length of all training scripts
@@ -21,11 +22,12 @@ _MAX_LENGTH = 2048
 
 
 def build_vip_llava(
-    parts: PartsRecipe, dtype: str = "auto", attn_implementation: str | None = None
+    parts: Any, dtype: str = "auto", attn_implementation: str | None = None
 ) -> tuple[VipLlavaForConditionalGeneration, VipLlavaProcessor]:
     """
     Args:
-        parts ([`PartsRecipe`]): Folders or Hub names of both models, and the conversation template.
+        parts: Has `language_model` and `vision_tower`, folders or Hub names, and `template`, the conversation
+            template; such as a training recipe's [`PartsRecipe`].
         dtype (`str`): Number format of all weights; `auto` is the language model's.
         attn_implementation (`str`, *optional*): As for `from_pretrained`.
 

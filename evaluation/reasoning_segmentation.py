@@ -1,4 +1,4 @@
-"""Runs a model over questions with known masks and scores it, on any number of processes."""
+"""Reasoning segmentation: a model answers questions whose masks are known, and its masks are scored."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from rich.table import Table
 
-from ..data.request_folder import REJECTION
+from ..data.request_folder import REJECTION, read_request_folder
 from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from ..processing.mask_reading import read_mask
-from ..processing.segments import mask_to_rle
-from .contact_sheet import Case, StoredCase
 from .metrics import SegmentationMetrics
+from .registry import EvaluationOptions, Outcome
+from .report import Case
 
 
-PROTOCOLS = ("free", "paper")
+_COLUMNS = ("giou", "ciou", "n_acc", "t_acc", "pr@0.5", "pr@0.7", "pr@0.9")
 
 
 @dataclass
@@ -45,6 +46,28 @@ class Question:
     types: list[str | None]
 
 
+def image_folder_questions(folder: str | Path) -> list[Question]:
+    """
+    All requests of an image folder data set; see `reasonseg.data.request_folder` for its format.
+
+    Raises:
+        FileNotFoundError: If there is no `metadata.jsonl`.
+        DataFileError: If it cannot be used; with the lines, what was found there and what is allowed.
+    """
+    return [
+        Question(
+            image=str(image.path),
+            text=request.question,
+            answer=request.answer,
+            phrases=[phrase.text for phrase in request.phrases],
+            masks=[phrase.mask for phrase in request.phrases],
+            types=[phrase.type for phrase in request.phrases],
+        )
+        for image in read_request_folder(folder)
+        for request in image.requests
+    ]
+
+
 @dataclass
 class EvaluationResult:
     """
@@ -54,7 +77,7 @@ class EvaluationResult:
         by_type (`dict[str, dict]`): The same for each type of phrase.
         slots_missing (`int`): Phrases for which the model wrote no slot; each counts as wrong.
         rejected (`list[bool]`): The decision on every phrase; in the same order for both protocols.
-        cases (`list[Case | StoredCase]`): What a contact sheet shows.
+        cases (`list[Case]`): What a contact sheet shows.
     """
 
     protocol: str
@@ -62,7 +85,7 @@ class EvaluationResult:
     by_type: dict[str, dict[str, Any]]
     slots_missing: int
     rejected: list[bool] = field(repr=False)
-    cases: list[Case | StoredCase] = field(repr=False)
+    cases: list[Case] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the pictures, as plain JSON values."""
@@ -107,8 +130,8 @@ def evaluate(
             an answer holds a `[REJ]` that the model does not know under `paper`, an image cannot be read, or a mask
             has not the size of its image or values that may mean several things.
     """
-    if protocol not in PROTOCOLS:
-        raise ValueError(f"There is no protocol {protocol!r}; choose one of {', '.join(PROTOCOLS)}.")
+    if protocol not in _ANSWERED_BY:
+        raise ValueError(f"There is no protocol {protocol!r}; choose one of {', '.join(_ANSWERED_BY)}.")
     if not len(questions):
         raise ValueError("There is no question to evaluate; an empty data set has no scores.")
     check_rejections(processor, questions, protocol)
@@ -117,7 +140,6 @@ def evaluate(
             f"The protocol 'paper' gives an answer with [SEG] for every target, and {type(model).__name__} has no "
             "such token. Use the protocol 'free'."
         )
-    answer = _answer_freely if protocol == "free" else _answer_as_given
     types = sorted({name for question in questions for name in question.types if name is not None})
     metrics = SegmentationMetrics(rule, types=types, zero_rejected=protocol == "free")
     max_pixels = getattr(processor, "max_image_pixels", MAX_IMAGE_PIXELS)
@@ -128,7 +150,7 @@ def evaluate(
     for done, batch in _batches(mine, batch_size):
         images, index = _shared_images(batch, max_pixels)
         with torch.no_grad():
-            answers = answer(model, processor, batch, images, index, max_new_tokens)
+            answers = _ANSWERED_BY[protocol](model, processor, batch, images, index, max_new_tokens)
         for question, image, (masks, rejected, written) in zip(batch, index, answers, strict=True):
             targets = _targets(question, masks.shape[-2:])
             ious = metrics.update(masks, targets, rejected, question.types)
@@ -224,6 +246,9 @@ def _answer_as_given(
     return [(masks, flags.tolist(), written) for (masks, _, written), flags in zip(answers, decisions, strict=True)]
 
 
+_ANSWERED_BY = {"free": _answer_freely, "paper": _answer_as_given}
+
+
 def _read_slots(processor, batch: list[Question], output, inputs) -> list[Answer]:
     """Per question the masks of its phrases `(phrases, height, width)`, the rejections and the slots written."""
     answers = []
@@ -232,19 +257,19 @@ def _read_slots(processor, batch: list[Question], output, inputs) -> list[Answer
         # A phrase without a slot is wrong whichever way it is: an absent one was not rejected, a present one was.
         rejected = [mask is not None for mask in question.masks]
         segments = result.segments[: len(question.phrases)]
-        for place, segment in enumerate(segments):
-            rejected[place] = segment.rejected
+        for index, segment in enumerate(segments):
+            rejected[index] = segment.rejected
             if segment.mask is not None:
-                masks[place] = torch.from_numpy(segment.mask)
+                masks[index] = torch.from_numpy(segment.mask)
         answers.append((masks, rejected, len(segments)))
     return answers
 
 
 def _targets(question: Question, size: torch.Size) -> torch.BoolTensor:
     targets = torch.zeros(len(question.phrases), *size, dtype=torch.bool)
-    for place, mask in enumerate(question.masks):
+    for index, mask in enumerate(question.masks):
         if mask is not None:
-            targets[place] = torch.from_numpy(read_mask(mask, tuple(size), f"The mask of {question.phrases[place]!r}"))
+            targets[index] = torch.from_numpy(read_mask(mask, tuple(size), f"The mask of {question.phrases[index]!r}"))
     return targets
 
 
@@ -255,18 +280,60 @@ def _cases(
     masks: np.ndarray,
     rejected: list[bool],
     ious: list[float],
-) -> list[Case | StoredCase]:
+) -> list[Case]:
     """One case per phrase; of an image in a file only its path is kept, so that whole data sets fit into memory."""
+    source = Path(question.image) if _is_path(question.image) else image
     cases = []
-    for place, phrase in enumerate(question.phrases):
-        target = None if question.masks[place] is None else targets[place]
-        prediction = None if rejected[place] else masks[place]
-        if _is_path(question.image):
-            runs = [None if mask is None else mask_to_rle(mask) for mask in (target, prediction)]
-            cases.append(StoredCase(Path(question.image), phrase, ious[place], *runs, upright=True))
-        else:
-            cases.append(Case.from_masks(image, phrase, ious[place], target, prediction))
+    for index, phrase in enumerate(question.phrases):
+        target = None if question.masks[index] is None else targets[index]
+        prediction = None if rejected[index] else masks[index]
+        cases.append(Case.from_masks(source, phrase, ious[index], target, prediction))
     return cases
 
 
-__all__ = ["PROTOCOLS", "EvaluationResult", "Question", "check_rejections", "evaluate"]
+def results_table(result: EvaluationResult) -> Table:
+    """One row per type of phrase, where there are types, and one for all."""
+    table = Table(title=f"protocol: {result.protocol}")
+    for name in ("type", "phrases", *_COLUMNS):
+        table.add_column(name, justify="left" if name == "type" else "right")
+    total = "all" if "all" not in result.by_type else "all types"
+    for name, numbers in [*result.by_type.items(), (total, result.overall)]:
+        values = ["-" if numbers[column] is None else f"{numbers[column]:.3f}" for column in _COLUMNS]
+        table.add_row(name, str(numbers["masks"]), *values)
+    return table
+
+
+def run_questions(options: EvaluationOptions, questions: list[Question]) -> Outcome:
+    """Have a model answer the questions of a data set, and score its masks."""
+    # What cannot be scored is refused before the model is loaded.
+    SegmentationMetrics(options.rule)
+    questions, processor = questions[: options.limit], options.load_processor()
+    check_rejections(processor, questions, options.protocol)
+    result = evaluate(
+        options.load_model(),
+        processor,
+        questions,
+        protocol=options.protocol,
+        batch_size=options.batch_size,
+        max_new_tokens=options.max_new_tokens or 128,
+        rule=options.rule,
+        progress=options.report("evaluating"),
+    )
+    about = {
+        "model": options.model,
+        "dataset": options.dataset,
+        "split": options.split,
+        "questions": len(questions),
+        "rule": options.rule,
+    }
+    return Outcome(result, results_table(result), about)
+
+
+__all__ = [
+    "EvaluationResult",
+    "Question",
+    "check_rejections",
+    "evaluate",
+    "image_folder_questions",
+    "run_questions",
+]

@@ -1,4 +1,4 @@
-"""Pictures and annotations of COCO's JSON format."""
+"""Images and annotations of COCO's JSON format."""
 
 import math
 import reprlib
@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from ..data.data_files import file_in, read_json
 from ..processing.image_loading import exif_orientation, load_rgb_image, open_image
+from .coco import check_categories, clean_annotations
+from .data_files import file_in, read_json
 
 
 # In bytes, with room for the ending of what is written about an image.
@@ -87,9 +88,9 @@ def read_images(entries: Sequence[dict[str, Any]], source: str, suffix: str = ".
         ValueError: If a picture has no id or no size, or two share an id or a name without its ending (their files
             would overwrite each other).
     """
-    for place, entry in enumerate(entries, start=1):
+    for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), (int, str)):
-            raise ValueError(f"{source}, image number {place} is {reprlib.repr(entry)}; it must have an `id`.")
+            raise ValueError(f"{source}, image number {number} is {reprlib.repr(entry)}; it must have an `id`.")
         sides = (entry.get("height"), entry.get("width"))
         if not all(side is None or (_is_number(side) and side >= 0 and side == int(side)) for side in sides):
             raise ValueError(f"{source}, image {entry['id']!r}: height and width are {sides}; give pixels.")
@@ -97,7 +98,7 @@ def read_images(entries: Sequence[dict[str, Any]], source: str, suffix: str = ".
             raise ValueError(f"{source}, image {entry['id']!r}: its `file_name` is {entry['file_name']!r}, no text.")
         longest = max((str(entry.get("file_name") or ""), str(entry["id"])), key=len)
         if "\0" in longest or len(Path(longest).name.encode(errors="replace")) > _LONGEST_NAME:
-            raise ValueError(f"{source}, image number {place}: {longest[:60]!r} ... is too long for a file's name.")
+            raise ValueError(f"{source}, image number {number}: {longest[:60]!r} ... is too long for a file's name.")
     if unknown := [entry["id"] for entry in entries if not entry.get("height") or not entry.get("width")]:
         raise ValueError(f"{source}: {len(unknown)} pictures have no height and width, such as {unknown[0]!r}.")
     images = [
@@ -128,4 +129,41 @@ def by_image(annotations: Sequence[dict[str, Any]]) -> dict[Any, list[dict[str, 
     return grouped
 
 
-__all__ = ["AnnotatedImage", "by_image", "read_annotations", "read_images"]
+class CocoInstances:
+    """
+    Pictures with instance annotations, such as `instances_val2017.json`. What is read is a cleaned copy, see
+    `clean_annotations`.
+
+    Args:
+        annotations (`str` or `Path`): The file.
+        limit (`int`, *optional*): Only the first pictures.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not in COCO's format, lists no image, or holds an annotation that cannot be used.
+    """
+
+    def __init__(self, annotations: str | Path, limit: int | None = None):
+        source, content = str(annotations), read_annotations(annotations, ("images", "annotations", "categories"))
+        images = read_images(content["images"], source)
+        if not images:
+            raise ValueError(f"{source} has no images; an empty data set has no scores.")
+        self.categories: dict[int, str] = check_categories(content["categories"], source)
+        sizes = {image.id: image.size for image in images}
+        cleaned = clean_annotations(content["annotations"], sizes, source, categories=self.categories)
+        self.dataset = {**content, "annotations": cleaned}
+        self.images: list[AnnotatedImage] = images[:limit]
+        self.notes: list[str] = []
+        if left_out := len(content["annotations"]) - len(cleaned):
+            self.notes.append(f"{left_out} annotations belong to images that {source} does not list.")
+        self._annotations = by_image(cleaned)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def annotations(self, image: AnnotatedImage) -> list[dict[str, Any]]:
+        """What is annotated in a picture."""
+        return self._annotations.get(image.id, [])
+
+
+__all__ = ["AnnotatedImage", "CocoInstances", "by_image", "read_annotations", "read_images"]

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from .loading import load_pretrained
-from .processing.answer_rendering import answer_html
-from .processing.image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
-from .processing.masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage
+from ..loading import load_pretrained
+from ..processing.answer_rendering import answer_html
+from ..processing.image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
+from ..processing.masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class Masker:
         """
         return load_rgb_image(image, getattr(self.processor, "max_image_pixels", MAX_IMAGE_PIXELS))
 
-    def picture(self, masked: MaskedImage) -> Image.Image:
+    def shown(self, masked: MaskedImage) -> Image.Image:
         """What is shown to the next model: the masked picture, cut where the options say so."""
         return masked.crop if self.options.crop else masked.masked_image
 
@@ -179,22 +179,22 @@ class MaskedInput:
             ValueError: Pictures and questions do not match, a question is blank, or a picture cannot be read.
         """
         is_list = isinstance(images, (list, tuple))
-        pictures = [self.masker.load(image) for image in (images if is_list else [images])]
-        questions = _for_each(text, len(pictures), "texts")
+        loaded = [self.masker.load(image) for image in (images if is_list else [images])]
+        questions = _for_each(text, len(loaded), "texts")
         if not all(question.strip() for question in questions):
             raise ValueError("The question is empty. Ask something.")
-        instructions = questions if instruction is None else _for_each(instruction, len(pictures), "instructions")
+        instructions = questions if instruction is None else _for_each(instruction, len(loaded), "instructions")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}. It must be at least 1.")
         masked = [
             one
-            for start in range(0, len(pictures), batch_size)
-            for one in self.masker(pictures[start : start + batch_size], instructions[start : start + batch_size])
+            for start in range(0, len(loaded), batch_size)
+            for one in self.masker(loaded[start : start + batch_size], instructions[start : start + batch_size])
         ]
-        shown = [self.masker.picture(one) for one in masked]
+        shown = [self.masker.shown(one) for one in masked]
         answers = self._ask(shown, questions, batch_size, kwargs)
-        whole = self._ask(pictures, questions, batch_size, kwargs) if compare else [None] * len(pictures)
-        results = [MaskedAnswer(*parts) for parts in zip(answers, shown, masked, pictures, whole, strict=True)]
+        whole = self._ask(loaded, questions, batch_size, kwargs) if compare else [None] * len(loaded)
+        results = [MaskedAnswer(*parts) for parts in zip(answers, shown, masked, loaded, whole, strict=True)]
         return results if is_list else results[0]
 
     def _ask(
