@@ -17,12 +17,11 @@ from typing import Any
 import torch
 
 from ..loading import find_absurd_number, load_pretrained
-from .empty_models import empty_model
 from .errors import ConversionError, refusing
-from .kept_adapters import split_adapter_names
 from .locations import locate
 from .manifest import MANIFEST, SIGNATURE, file_sha256, is_trained, read_manifest, repository_files
-from .plan import expected_shapes
+from .peft_adapter import split_adapter_names
+from .plan import empty_model, expected_shapes
 from .progress import ProgressCallback, no_progress
 from .recipe import CAST, MERGE_LORA, Recipe
 from .repository_code import code_references, is_regular, stray_files

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from reasonseg.conversion.adoption import adopt_repository
 from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.errors import ConversionError
-from reasonseg.conversion.inspection import inspect_checkpoint
 from reasonseg.conversion.manifest import MANIFEST, update_manifest
+from reasonseg.conversion.recognition import inspect_checkpoint
 from reasonseg.conversion.sources import open_source
 from reasonseg.conversion.verify import verify_repository
 from tests.conversion import malformed
