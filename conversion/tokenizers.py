@@ -17,6 +17,7 @@ from transformers.tokenization_utils_base import generate_merges
 
 from .errors import ConversionError
 from .file_type import check_side_file
+from .sources import read_any_json
 from .systems import LISA, SEG_TOKEN, SYSTEMS
 
 
@@ -104,8 +105,8 @@ def build_tokenizer(
         raise ConversionError(f"Unknown system {system!r}; tokenizers are built for {sorted(slot_tokens)}.")
     every_slot_token = {token for tokens in slot_tokens.values() for token in tokens}
     folder = Path(source_dir)
-    config = _read_json(folder / "tokenizer_config.json")
-    special_map = _read_json(folder / "special_tokens_map.json")
+    config = _read_object(folder / "tokenizer_config.json")
+    special_map = _read_object(folder / "special_tokens_map.json")
     vocabulary = _read_vocabulary(folder)
     names = {name: _named_token(name, config, special_map) for name in _NAMED_TOKENS}
     saved = _read_added_tokens(folder, config)
@@ -274,7 +275,7 @@ def _read_sentencepiece(path: Path) -> _Vocabulary:
 
 
 def _read_tokenizer_json(path: Path) -> _Vocabulary:
-    data = _read_json(path)
+    data = _read_object(path)
     model = data.get("model", {})
     normalizer, pre_tokenizer = json.dumps(data.get("normalizer")), json.dumps(data.get("pre_tokenizer"))
     if model.get("type") != "BPE" or '"ByteLevel"' in pre_tokenizer or '"Precompiled"' in normalizer:
@@ -294,12 +295,12 @@ def _read_tokenizer_json(path: Path) -> _Vocabulary:
 def _read_added_tokens(folder: Path, config: dict[str, Any]) -> dict[str, int]:
     """Ids of the tokens that were added after training, by content."""
     sources = {
-        "added_tokens.json": _read_json(folder / "added_tokens.json"),
+        "added_tokens.json": _read_object(folder / "added_tokens.json"),
         "tokenizer_config.json": {
             token["content"]: int(token_id) for token_id, token in config.get("added_tokens_decoder", {}).items()
         },
         "tokenizer.json": {
-            token["content"]: token["id"] for token in _read_json(folder / "tokenizer.json").get("added_tokens", [])
+            token["content"]: token["id"] for token in _read_object(folder / "tokenizer.json").get("added_tokens", [])
         },
     }
     ids: dict[str, int] = {}
@@ -331,15 +332,9 @@ def _unstripped_tokens(names: dict[str, str], special_map: dict[str, Any]) -> se
     return {content for name, content in names.items() if not isinstance(special_map.get(name), str)}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ConversionError(
-            f"Not a readable JSON file ({error}).", path=path, next_step="Download the file again."
-        ) from error
-    if not isinstance(data, dict):
+def _read_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where there is no such file."""
+    value = read_any_json(path) if path.exists() else {}
+    if not isinstance(value, dict):
         raise ConversionError("The file must hold a JSON object.", path=path)
-    return data
+    return value

@@ -32,11 +32,11 @@ def register() -> None:
     """Register every system with transformers' Auto classes and the pipeline with its registry, and have the embedded
     model say what it knows. Done once.
 
-    What transformers knows by itself stays its own, with one exception that holds for the whole process:
-    `AutoModelForImageTextToText`, `AutoProcessor` and `AutoImageProcessor` give this package's classes for
-    transformers' `VipLlavaConfig`, also for ViP-LLaVA repositories of others. Converted ones name no other config, so
-    that they load without this package, too. The model's logits are transformers' own but for the image placeholder,
-    which is never predicted, and a processor that a repository names is taken as it says.
+    What transformers knows by itself stays its own, with one exception that holds for the whole process: for its
+    `VipLlavaConfig`, `AutoModelForImageTextToText` gives this package's class, also for ViP-LLaVA repositories of
+    others. Converted ones have the same config, so that they load without this package, too, and nothing else in it
+    chooses a class. Parameters and outputs are transformers' own but for the logits of the image placeholder, which is
+    never predicted. Take `transformers.VipLlavaForConditionalGeneration` for transformers' class.
     """
     global _is_registered
     if _is_registered:
@@ -82,10 +82,13 @@ def _register_system(system: Any) -> None:
         AutoConfig.register(system.model_type, config_class)
         AutoModel.register(config_class, system.model_class)
     AutoModelForImageTextToText.register(config_class, system.model_class, exist_ok=known)
-    AutoProcessor.register(config_class, system.processor_class, exist_ok=known)
+    # Repositories name their processors, which are found by these names whatever they are registered for; a key that
+    # is no config takes nothing from other repositories of a model that transformers has.
+    key = system.processor_class if known else config_class
+    AutoProcessor.register(key, system.processor_class)
     # AutoImageProcessor.register would first load transformers' own class, which warns where torchvision is missing.
     backends = dict.fromkeys(IMAGE_BACKENDS, system.image_processor_class)
-    IMAGE_PROCESSOR_MAPPING.register(config_class, backends, exist_ok=known)
+    IMAGE_PROCESSOR_MAPPING.register(key, backends)
     system.publish_code()
 
 

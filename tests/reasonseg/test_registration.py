@@ -92,13 +92,20 @@ def test_auto_classes_know_each_system(system):
     assert type(AutoConfig.for_model(system.model_type)) is config_class
     assert AutoModelForImageTextToText._model_mapping[config_class] is system.model_class
     assert system.model_class._auto_class == system.auto_class
+    key = config_class
     if is_of_transformers(config_class):
+        # Repositories of others keep their processors.
+        key = system.processor_class
+        assert PROCESSOR_MAPPING[config_class].__module__.startswith("transformers.")
+        assert {cls.__module__.split(".")[0] for cls in IMAGE_PROCESSOR_MAPPING[config_class].values() if cls} == {
+            "transformers"
+        }
         assert AutoModel._model_mapping[config_class].__module__.startswith("transformers.")
     else:
         assert AutoModel._model_mapping[config_class] is system.model_class
         assert config_class._auto_class == "AutoConfig"
-    assert PROCESSOR_MAPPING[config_class] is system.processor_class
-    assert IMAGE_PROCESSOR_MAPPING[config_class] == dict.fromkeys(IMAGE_BACKENDS, system.image_processor_class)
+    assert PROCESSOR_MAPPING[key] is system.processor_class
+    assert IMAGE_PROCESSOR_MAPPING[key] == dict.fromkeys(IMAGE_BACKENDS, system.image_processor_class)
     assert system.processor_class._auto_class == "AutoProcessor"
     assert system.image_processor_class._auto_class == "AutoImageProcessor"
 
