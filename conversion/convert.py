@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TypedDict
 
 import torch
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
@@ -112,7 +112,10 @@ def convert(
     *,
     template: str | None = None,
     segmenter_dtype: torch.dtype | str | None = None,
-    **options: Unpack[ConversionOptions],
+    dtype: torch.dtype | str | None = None,
+    max_shard_size: int | str = "5GB",
+    card: str | None = None,
+    progress: ProgressCallback | None = None,
 ) -> ConversionReport:
     """Write a complete, verified repository, or nothing.
 
@@ -125,30 +128,29 @@ def convert(
             downloaded and read was refused before.
         template (`str`, *optional*): The conversation template that `read_parts` uses.
         segmenter_dtype (`torch.dtype` or `str`, *optional*): Type of the segmenter, by default float32.
-        options: See [`ConversionOptions`].
+        dtype, max_shard_size, card, progress: See [`ConversionOptions`].
 
     Raises:
         ConversionError: Something is missing, unreadable or does not fit, an option is out of its range, or what was
             written does not verify.
     """
-    out, card = Path(out), options.get("card")
+    out = Path(out)
     refuse_existing(out)
-    dtype = _float_type("dtype", options.get("dtype"))
-    segmenter_dtype = _float_type("segmenter_dtype", segmenter_dtype)
+    stored, stored_segmenter = _float_type("dtype", dtype), _float_type("segmenter_dtype", segmenter_dtype)
     if template is not None and template not in CHAT_TEMPLATE_NAMES:
         raise ConversionError(f"template is {template!r}; allowed are {', '.join(CHAT_TEMPLATE_NAMES)}.")
     if card is not None:
         check_card(system.name, card)
     try:
         parts = read_parts()
-        dtype = dtype or dominant_dtype(parts.inventory, parts.scheme)
+        stored = stored or dominant_dtype(parts.inventory, parts.scheme)
         tensors = plan_tensors(
             parts.inventory,
             expected_shapes(parts.model),
-            dtype=dtype,
+            dtype=stored,
             alpha_of_rank=parts.alpha_of_rank,
             identity_projector=parts.identity_projector,
-            segmenter_dtype=segmenter_dtype or torch.float32,
+            segmenter_dtype=stored_segmenter or torch.float32,
             scheme=parts.scheme,
         )
     except ConversionError as error:
@@ -161,10 +163,10 @@ def convert(
         out,
         parts,
         tensors,
-        dtype,
+        stored,
         card=card or parts.card,
-        max_shard_size=options.get("max_shard_size", "5GB"),
-        progress=options.get("progress") or no_progress,
+        max_shard_size=max_shard_size,
+        progress=progress or no_progress,
     )
 
 

@@ -15,6 +15,8 @@ from .registration import register_with_transformers as _register_with_transform
 
 if TYPE_CHECKING:
     # What `__getattr__` imports on first use, for type checkers and editors. The second name marks it as public.
+    from .conversion.convert import ConversionOptions as ConversionOptions
+    from .conversion.convert import ConversionReport as ConversionReport
     from .conversion.convert_attend_and_segment import convert_attend_and_segment as convert_attend_and_segment
     from .conversion.convert_difflmm import convert_difflmm as convert_difflmm
     from .conversion.convert_gsva import convert_gsva as convert_gsva
@@ -92,6 +94,8 @@ _SHARED = {
     "VisualPrompt": "processing.visual_prompts",
     "draw_visual_prompts": "processing.visual_prompts",
     "ConversionError": "conversion.errors",
+    "ConversionOptions": "conversion.convert",
+    "ConversionReport": "conversion.convert",
     "EMBEDDED_MODEL": "model_names",
 }
 

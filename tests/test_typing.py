@@ -61,6 +61,7 @@ assert_type(grounded, reasonseg.PhraseSegmentationResult)
 report = reasonseg.convert_lisa("LISA-7B-v1", vision_tower="clip", out=Path("out"))
 assert_type(report.out, Path)
 reasonseg.convert_lisa("LISA-7B-v1", out="out")  # wrong
+reasonseg.convert_lisa("LISA-7B-v1", vision_tower="clip", out="out", dtype="float16", card="lisa-7b-v1")
 reasonseg.convert_gsva(3, base="llava", out="out")  # wrong
 try:
     reasonseg.register()

@@ -8,6 +8,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from reasonseg.conversion.convert import ConversionOptions
+from reasonseg.conversion.convert import convert as convert_system
 from reasonseg.conversion.systems import COMMON_OPTIONS, PARTS, SYSTEMS, load
 from tests.test_packaging import ROOT
 
@@ -115,6 +116,7 @@ def test_commands_offer_what_the_functions_take(name):
     assert next(iter(taken)) == "source"
     shared = get_type_hints(ConversionOptions).keys()
     assert taken["options"].kind is inspect.Parameter.VAR_KEYWORD
+    assert shared < inspect.signature(convert_system).parameters.keys(), "a misspelt option is an error"
     own = {option.name: option for option in command.options if option.name not in shared}
     for option in own.values():
         default = taken[option.name].default
@@ -152,3 +154,8 @@ def test_every_reference_of_an_entry_exists(name):
 
 def test_every_part_is_described():
     assert all(callable(load(part.recognition.describe)) for part in PARTS.values())
+
+
+def test_a_misspelt_option_is_refused(tmp_path):
+    with pytest.raises(TypeError, match="max_shardsize"):
+        load(SYSTEMS["lisa"].command.convert)(tmp_path, vision_tower=tmp_path, out=tmp_path / "out", max_shardsize=1)
