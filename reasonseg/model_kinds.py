@@ -6,7 +6,6 @@ from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
 from .conversion.systems import ATTEND_AND_SEGMENT, SYSTEMS, VIP_LLAVA, is_of_transformers
 from .loading import load_pretrained
-from .registration import register
 
 
 class WrongModelError(ValueError):
@@ -30,7 +29,6 @@ class ModelKind:
 def model_kind(model: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelKind | None:
     """Read the kind of a checkpoint, a folder or a name on the Hub, off its configuration; None where its kind is
     defined by code of its own."""
-    register()
     config = load_pretrained(AutoConfig, model, revision=revision, trust_remote_code=trust_remote_code)
     for system in SYSTEMS.values():
         if system.model_type == config.model_type:
