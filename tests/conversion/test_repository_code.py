@@ -91,10 +91,9 @@ EVIL_CONFIGS = {
     ),
     "generation": ("generation_config.json", lambda c: c | {"auto_map": ALL, "custom_generate": "evil"}),
 }  # fmt: skip
-# In one process, as the installed command that registers nothing on import; every question would be answered with yes.
+# In one process; every question would be answered with yes.
 COMMANDS = """
 import json, sys
-sys.argv = ["reasonseg"]
 from typer.testing import CliRunner
 from reasonseg.cli import app
 for arguments in json.loads(sys.stdin.readline()):
