@@ -74,8 +74,8 @@ if TYPE_CHECKING:
 
 _ROOT = Path(__file__).resolve().parent
 if not (_ROOT / "modeling").is_dir():
-    # In a checkout the sub-packages lie beside this folder instead of in it. An editable install would find them by its
-    # own finder, which leads to the one checkout that was installed; pytest and PYTHONPATH may run another.
+    # In a checkout the sub-packages lie beside this folder instead of in it. An editable install finds them without
+    # this, but in the one checkout that was installed; pytest and PYTHONPATH may run another.
     __path__.append(str(_ROOT.parent))
 
 # Beside what each system's entry names.
