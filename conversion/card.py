@@ -41,7 +41,6 @@ _PINNED_LINES = (
     re.compile(r'^(repo = ")[^"\n]*("\nrevision = ")([^"\n]*)(")$', re.MULTILINE),
     re.compile(r"^(hf download )\S+( --revision )(\S+)( .*)$", re.MULTILINE),
 )
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -231,14 +230,6 @@ def pin_card(readme: str, repo_id: str, revision: str) -> str:
     for line in _PINNED_LINES:
         readme = line.sub(lambda match: f"{match[1]}{repo_id}{match[2]}{revision}{match[4]}", readme)
     return readme
-
-
-def pinned_revision(readme: str) -> str | None:
-    """The commit that a card's usage snippet loads; `None` where it is not pinned."""
-    for line in _PINNED_LINES:
-        if (match := line.search(readme)) and _COMMIT.fullmatch(match[3]):
-            return match[3]
-    return None
 
 
 def pinned_repository(readme: str) -> str | None:

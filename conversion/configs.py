@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
+from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaConfig, PreTrainedTokenizerBase
 
 from .errors import ConversionError, refusing
 from .sources import read_config, read_json
+from .tokenizers import IMAGE_TOKEN
 
 
 # What LlamaConfig of the originals' time assumed for fields that a config leaves out.
@@ -248,3 +249,14 @@ def image_view(folder: Path | None, image_size: int) -> dict[str, Any]:
         )
     kept = {name: stored[name] for name in _IMAGE_FIELDS if stored.get(name) is not None}
     return {"size": size, "crop_size": crop, **kept}
+
+
+def generation_defaults(tokenizer: PreTrainedTokenizerBase) -> GenerationConfig:
+    """Defaults of `generate`."""
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        # A generated placeholder would be taken for an image by the next forward pass.
+        suppress_tokens=[tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)],
+    )

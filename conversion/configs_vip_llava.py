@@ -16,10 +16,9 @@ from transformers import (
     VipLlavaConfig,
 )
 
-from .assembly import generation_defaults
-from .configs import check_llama_sizes, text_config
+from .configs import check_llama_sizes, generation_defaults, text_config
 from .errors import ConversionError
-from .sources import read_config
+from .sources import read_config, read_json
 
 
 # The hidden states that are concatenated, in this order. The tower's name says four layers, and the config states
@@ -104,7 +103,7 @@ def vip_llava_config(
 def write_both_spellings(folder: Path) -> None:
     """Name the feature layers in config.json as releases of transformers before 5.23 do, too."""
     path = folder / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json(path)
     layers = list(VISION_FEATURE_LAYERS)
     config |= {"vision_feature_layer": layers, "vision_feature_layers": layers}
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from transformers import PreTrainedModel
@@ -13,23 +13,15 @@ from transformers import PreTrainedModel
 from ..modeling.attention_maps import attention_modules
 from ..modeling.configuration_attend_and_segment import AttendAndSegmentConfig
 from ..modeling.modeling_attend_and_segment import AttendAndSegmentModel
-from ..processing.chat import CHAT_TEMPLATE_NAMES
 from ..processing.processing_attend_and_segment import AttendAndSegmentProcessor
-from .assembly import ConversionReport, assemble, float_type
-from .card import check_card
-from .empty_models import empty_model
+from .components import SegmenterPart, VlmPart, add_segmenter, add_vlm
+from .convert import ConversionOptions, ConversionReport, Parts, convert
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import locate
-from .lora import no_adapters
-from .plan import EMBEDDING, HEAD, Scheme, dominant_dtype, expected_shapes, plan_tensors, require_components
-from .progress import ProgressCallback
+from .plan import EMBEDDING, HEAD, Scheme, empty_model, require_components
 from .rules_lisa_gsva import SEGMENTER, VLM
-from .segmenter_part import SegmenterPart, add_segmenter
 from .systems import ATTEND_AND_SEGMENT
-from .vlm_part import VlmPart, add_vlm
-from .writer import refuse_existing
-from .wrong_system import names_other_systems
 
 
 _REMEDIES = {
@@ -40,7 +32,6 @@ _REMEDIES = {
 _ONE_HEAD = ("llava", "llava_next", "vipllava", "difflmm")
 
 
-@names_other_systems(ATTEND_AND_SEGMENT)
 def convert_attend_and_segment(
     source: str | os.PathLike,
     *,
@@ -50,13 +41,10 @@ def convert_attend_and_segment(
     heads: str | list[int] | None = None,
     phrase_extractor: str = "auto",
     pointing: Mapping[str, Any] | None = None,
-    dtype: torch.dtype | str | None = None,
     segmenter_dtype: torch.dtype | str | None = None,
     template: str = "llava_v1",
-    max_shard_size: int | str = "5GB",
     sam_options: Mapping[str, Any] | None = None,
-    card: str | None = None,
-    progress: ProgressCallback | None = None,
+    **options: Unpack[ConversionOptions],
 ) -> ConversionReport:
     """Put a vision-language model and a segmenter into one repository. No weight changes.
 
@@ -69,18 +57,15 @@ def convert_attend_and_segment(
         out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
         vision_tower (`str` or `os.PathLike`, *optional*): The CLIP model of an original LLaVA-1.5
             (`openai/clip-vit-large-patch14-336`), which holds none.
-        heads (`str` or `list[int]`, *optional*): See [`AttendAndSegmentConfig`]; by default `"paper"` for LLaVA-1.5,
-            LLaVA-NeXT, ViP-LLaVA and DiffLMM, `"mean"` for others.
+        heads (`str` or `list[int]`, *optional*): See [`AttendAndSegmentConfig`]; numbers also as `"3,17"`. By default
+            `"paper"` for LLaVA-1.5, LLaVA-NeXT, ViP-LLaVA and DiffLMM, `"mean"` for others.
         phrase_extractor (`str`, *optional*, defaults to `"auto"`): See [`AttendAndSegmentProcessor`].
         pointing (`Mapping[str, Any]`, *optional*): Further fields of [`AttendAndSegmentConfig`].
-        dtype (`torch.dtype` or `str`, *optional*): Type of the vision-language model, by default as it is stored.
         segmenter_dtype (`torch.dtype` or `str`, *optional*): Type of the segmenter, by default float32.
         template (`str`, *optional*, defaults to `"llava_v1"`): Prompt format of an original LLaVA-1.5.
-        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest weight file.
         sam_options (`Mapping[str, Any]`, *optional*): `num_attention_heads`, `window_size` and `global_attn_indexes`
             of a SAM without relative positions.
-        card (`str`, *optional*): Path of a model card's values (`.yaml`); those of the system by default.
-        progress (`ProgressCallback`, *optional*): Told about bytes written.
+        options: See [`ConversionOptions`]; the card's values are those of the system by default.
 
     Returns:
         `ConversionReport`: Where the tensors came from and which were dropped.
@@ -88,52 +73,51 @@ def convert_attend_and_segment(
     Raises:
         ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
     """
-    out = Path(out)
-    refuse_existing(out)
-    types = float_type("dtype", dtype), float_type("segmenter_dtype", segmenter_dtype)
-    if template not in CHAT_TEMPLATE_NAMES:
-        raise ConversionError(f"template is {template!r}; allowed are {', '.join(CHAT_TEMPLATE_NAMES)}.")
-    if card is not None:
-        check_card(ATTEND_AND_SEGMENT.name, card)
-    inventory = Inventory()
-    tower = None if vision_tower is None else locate(vision_tower)
-    if tower is not None and not tower.is_dir():
-        raise ConversionError("There is no such folder.", path=tower, next_step="Check the path of the vision tower.")
-    folder = locate(source)
-    vlm = add_vlm(inventory, folder, tower, template)
-    segmenter = add_segmenter(inventory, locate(sam), sam_options)
-    scheme = Scheme(VLM, VLM, SEGMENTER, _REMEDIES, EMBEDDING, HEAD, appended_rows=vlm.appended_rows)
-    require_components(inventory, scheme)
-    if heads is None:
-        heads = "paper" if vlm.config.model_type in _ONE_HEAD else "mean"
-    model = _build_model(vlm, segmenter, {"heads": heads, **(pointing or {})}, folder)
-    stored = types[0] or dominant_dtype(inventory, scheme)
-    tensors = plan_tensors(
-        inventory,
-        expected_shapes(model),
-        dtype=stored,
-        alpha_of_rank=no_adapters,
-        identity_projector=False,
-        segmenter_dtype=types[1] or torch.float32,
-        scheme=scheme,
-    )
-    with refusing("The processor cannot be built", path=folder, next_step="Download the model again."):
-        processor = AttendAndSegmentProcessor(
-            vlm.processor, segmenter.image_processor, phrase_extractor=phrase_extractor
+
+    def read_parts() -> Parts:
+        inventory = Inventory()
+        tower = None if vision_tower is None else locate(vision_tower)
+        if tower is not None and not tower.is_dir():
+            raise ConversionError(
+                "There is no such folder.", path=tower, next_step="Check the path of the vision tower."
+            )
+        folder = locate(source)
+        vlm = add_vlm(inventory, folder, tower, template)
+        segmenter = add_segmenter(inventory, locate(sam), sam_options)
+        scheme = Scheme(VLM, VLM, SEGMENTER, _REMEDIES, EMBEDDING, HEAD, appended_rows=vlm.appended_rows)
+        require_components(inventory, scheme)
+        usual = "paper" if vlm.config.model_type in _ONE_HEAD else "mean"
+        fields = {"heads": usual if heads is None else _read_heads(heads), **(pointing or {})}
+        model = _build_model(vlm, segmenter, fields, folder)
+        with refusing("The processor cannot be built", path=folder, next_step="Download the model again."):
+            processor = AttendAndSegmentProcessor(
+                vlm.processor, segmenter.image_processor, phrase_extractor=phrase_extractor
+            )
+        return Parts(
+            card=ATTEND_AND_SEGMENT.name,
+            inventory=inventory,
+            model=model,
+            processor=processor,
+            scheme=scheme,
+            generation_config=vlm.generation_config,
         )
-    return assemble(
+
+    return convert(
         ATTEND_AND_SEGMENT,
+        source,
         out,
-        model=model,
-        processor=processor,
-        tensors=tensors,
-        inventory=inventory,
-        dtype=stored,
-        card=card or ATTEND_AND_SEGMENT.name,
-        max_shard_size=max_shard_size,
-        progress=progress,
-        generation_config=vlm.generation_config,
+        read_parts,
+        template=template,
+        segmenter_dtype=segmenter_dtype,
+        **options,
     )
+
+
+def _read_heads(heads: str | list[int]) -> str | list[int]:
+    """Numbers where a text holds some between commas."""
+    if isinstance(heads, str) and heads.replace(",", "").replace("-", "").replace(" ", "").isdigit():
+        return [int(number) for number in heads.split(",")]
+    return heads
 
 
 def _build_model(vlm: VlmPart, segmenter: SegmenterPart, fields: Mapping[str, Any], folder: Path) -> PreTrainedModel:

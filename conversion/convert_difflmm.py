@@ -5,27 +5,22 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from transformers import PreTrainedTokenizerFast
 
 from ..modeling.configuration_difflmm import DiffLmmConfig
 from ..modeling.modeling_difflmm import DiffLmmForConditionalGeneration, diffusers_classes
-from ..processing.chat import CHAT_TEMPLATE_NAMES
 from ..processing.image_processing_vip_llava import DiffLmmImageProcessor
 from ..processing.processing_difflmm import DiffLmmProcessor
-from .assembly import ConversionReport, assemble, float_type
-from .card import check_card
 from .configs import clip_config_from_folder, text_config
 from .configs_difflmm import difflmm_config, read_difflmm_config, read_lora_alpha
-from .empty_models import empty_model
+from .convert import ConversionOptions, ConversionReport, Parts, convert
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import locate, location_name, pin
-from .lora import no_adapters
-from .plan import Scheme, dominant_dtype, expected_shapes, plan_tensors, require_components
-from .progress import ProgressCallback
+from .plan import Scheme, empty_model, require_components
+from .recipe import no_adapters
 from .rules_difflmm import (
     CAPTIONER,
     DIFFUSION,
@@ -41,8 +36,6 @@ from .rules_lisa_gsva import VLM, clip_table, detect_layout, llava_table
 from .sources import DIFFUSION_INDEX, open_source
 from .systems import DIFFLMM
 from .tokenizers import IMAGE_TOKEN, build_tokenizer, check_tokenizer_files
-from .writer import refuse_existing
-from .wrong_system import names_other_systems
 
 
 _EMBEDDING, _HEAD = f"{TEXT_MODEL}embed_tokens.weight", "lm_head.weight"
@@ -61,7 +54,6 @@ _CAPTION_REMEDY = {CAPTIONER: ("the implicit captioner (mm_projector.clip_projec
 _PROMPT_REMEDY = {PROMPT_ENCODER: ("the text encoder", _STABLE_DIFFUSION)}
 
 
-@names_other_systems(DIFFLMM)
 def convert_difflmm(
     source: str | os.PathLike,
     *,
@@ -69,11 +61,8 @@ def convert_difflmm(
     diffusion: str | os.PathLike,
     vision_tower: str | os.PathLike,
     out: str | os.PathLike,
-    dtype: torch.dtype | str | None = None,
     template: str = "llava_v1",
-    max_shard_size: int | str = "5GB",
-    card: str | None = None,
-    progress: ProgressCallback | None = None,
+    **options: Unpack[ConversionOptions],
 ) -> ConversionReport:
     """Convert a DiffLMM adapter and the models it was trained on into one complete repository.
 
@@ -87,12 +76,9 @@ def convert_difflmm(
             name on the Hub. Only the VAE's encoder and the UNet up to the block in use are kept.
         vision_tower (`str` or `os.PathLike`): The CLIP model (`openai/clip-vit-large-patch14-336`).
         out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
-        dtype (`torch.dtype` or `str`, *optional*): Type of all weights, by default the one most of the base is stored
-            in. Adapters are merged in float32 and rounded once.
         template (`str`, *optional*, defaults to `"llava_v1"`): Prompt format; the one the authors' scripts ask in.
-        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest weight file.
-        card (`str`, *optional*): Name of the values in `model_cards/`; by default the source's name, where known.
-        progress (`ProgressCallback`, *optional*): Told about bytes written.
+        options: See [`ConversionOptions`]; `dtype` is the type of all weights, by default the one most of the base is
+            stored in.
 
     Returns:
         `ConversionReport`: Where the tensors came from and which were dropped.
@@ -101,76 +87,61 @@ def convert_difflmm(
         ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
         ImportError: diffusers is not installed.
     """
-    refuse_existing(Path(out))
-    diffusers_classes()  # before gigabytes are read or downloaded
-    stored = float_type("dtype", dtype)
-    if template not in CHAT_TEMPLATE_NAMES:
-        raise ConversionError(f"template is {template!r}; allowed are {', '.join(CHAT_TEMPLATE_NAMES)}.")
-    if card is not None:
-        check_card(DIFFLMM.name, card)
-    folder = _folder(locate(source), "source")
-    original = read_difflmm_config(folder)
-    implicit = bool(original.get("mm_vision_sd_implicit_caption", False))
-    parts = ("unet", "vae") if implicit else ("unet", "vae", "text_encoder")
-    diffusion = _folder(locate(diffusion, parts=parts), "diffusion model")
-    if not (diffusion / DIFFUSION_INDEX).is_file():
-        raise ConversionError(
-            f"There is no {DIFFUSION_INDEX}: this is no diffusion model in diffusers' layout.",
-            path=diffusion,
-            next_step="Pass the folder of Stable Diffusion 1.5 that holds unet, vae and scheduler.",
-        )
-    tower = _folder(locate(vision_tower), "vision tower")
-    base = pin(base)
 
-    inventory = Inventory()
-    adapted = _add_checkpoint(inventory, folder, implicit)
-    alpha_of_rank = read_lora_alpha(folder) if adapted else no_adapters
-    base_folder = _folder(locate(base), "base")
-    _add_base(inventory, base_folder)
-    clip = open_source(tower)
-    inventory.add(clip, clip_table(clip.names(), VISION_TOWER), "vision tower")
-    with refusing("The tokenizer cannot be rebuilt", path=base_folder, next_step="Download the base again."):
-        tokenizer = _build_tokenizer(base_folder, original)
-    config = difflmm_config(
-        original,
-        diffusion,
-        clip_config_from_folder(tower),
-        text_config(original, tokenizer),
-        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-    )
-    table = stable_diffusion_table(
-        len(config.unet_config["up_block_types"]), config.diffusion_block, text_encoder=not implicit
-    )
-    inventory.add(open_source(diffusion), table, "diffusion")
-    remedies = _REMEDIES | (_CAPTION_REMEDY if implicit else _PROMPT_REMEDY)
-    scheme = Scheme("", TEXT_MODEL, None, remedies, _EMBEDDING, _HEAD)
-    require_components(inventory, scheme)
-    _check_vocabulary(inventory, tokenizer, base_folder)
-    with refusing(
-        "No model can be built from this config", path=folder / "config.json", next_step="Check the config."
-    ):
-        model = empty_model(DiffLmmForConditionalGeneration, config)
-    stored = stored or dominant_dtype(inventory, scheme)
-    tensors = plan_tensors(
-        inventory,
-        expected_shapes(model),
-        dtype=stored,
-        alpha_of_rank=alpha_of_rank,
-        identity_projector=False,
-        scheme=scheme,
-    )
-    return assemble(
-        DIFFLMM,
-        out,
-        model=model,
-        processor=_build_processor(original, config, tokenizer, template),
-        tensors=tensors,
-        inventory=inventory,
-        dtype=stored,
-        card=card or location_name(source),
-        max_shard_size=max_shard_size,
-        progress=progress,
-    )
+    def read_parts() -> Parts:
+        diffusers_classes()  # before gigabytes are read or downloaded
+        folder = _folder(locate(source), "source")
+        original = read_difflmm_config(folder)
+        implicit = bool(original.get("mm_vision_sd_implicit_caption", False))
+        needed = ("unet", "vae") if implicit else ("unet", "vae", "text_encoder")
+        diffusion_folder = _folder(locate(diffusion, parts=needed), "diffusion model")
+        if not (diffusion_folder / DIFFUSION_INDEX).is_file():
+            raise ConversionError(
+                f"There is no {DIFFUSION_INDEX}: this is no diffusion model in diffusers' layout.",
+                path=diffusion_folder,
+                next_step="Pass the folder of Stable Diffusion 1.5 that holds unet, vae and scheduler.",
+            )
+        tower = _folder(locate(vision_tower), "vision tower")
+        pinned = pin(base)
+
+        inventory = Inventory()
+        adapted = _add_checkpoint(inventory, folder, implicit)
+        alpha_of_rank = read_lora_alpha(folder) if adapted else no_adapters
+        base_folder = _folder(locate(pinned), "base")
+        _add_base(inventory, base_folder)
+        clip = open_source(tower)
+        inventory.add(clip, clip_table(clip.names(), VISION_TOWER), "vision tower")
+        with refusing("The tokenizer cannot be rebuilt", path=base_folder, next_step="Download the base again."):
+            tokenizer = _build_tokenizer(base_folder, original)
+        config = difflmm_config(
+            original,
+            diffusion_folder,
+            clip_config_from_folder(tower),
+            text_config(original, tokenizer),
+            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        )
+        table = stable_diffusion_table(
+            len(config.unet_config["up_block_types"]), config.diffusion_block, text_encoder=not implicit
+        )
+        inventory.add(open_source(diffusion_folder), table, "diffusion")
+        remedies = _REMEDIES | (_CAPTION_REMEDY if implicit else _PROMPT_REMEDY)
+        scheme = Scheme("", TEXT_MODEL, None, remedies, _EMBEDDING, _HEAD)
+        require_components(inventory, scheme)
+        _check_vocabulary(inventory, tokenizer, base_folder)
+        with refusing(
+            "No model can be built from this config", path=folder / "config.json", next_step="Check the config."
+        ):
+            model = empty_model(DiffLmmForConditionalGeneration, config)
+        return Parts(
+            card=location_name(source),
+            inventory=inventory,
+            model=model,
+            processor=_build_processor(original, config, tokenizer, template),
+            scheme=scheme,
+            alpha_of_rank=alpha_of_rank,
+        )
+
+    return convert(DIFFLMM, source, out, read_parts, template=template, **options)
 
 
 def _folder(path: Path, what: str) -> Path:

@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
-from .assembly import ConversionReport
-from .convert_lisa_gsva import Options, Sources, check_request, convert
+from .convert import ConversionOptions, ConversionReport, Parts, convert
+from .convert_lisa_gsva import Sources, read_lisa_gsva
 from .errors import ConversionError
 from .locations import locate, location_name, pin
-from .progress import ProgressCallback
 from .systems import GSVA
-from .wrong_system import names_other_systems
 
 
 # Ranks of the released training commands (7B, 13B) and the alpha they leave at its default.
 _ALPHA_OF_RANK = {8: 16.0, 64: 16.0}
 
 
-@names_other_systems(GSVA)
 def convert_gsva(
     source: str | os.PathLike,
     *,
@@ -30,13 +27,10 @@ def convert_gsva(
     vision_tower: str | os.PathLike | None = None,
     sam: str | os.PathLike | None = None,
     lora_alpha: float | None = None,
-    dtype: torch.dtype | str | None = None,
     template: str = "llava_v1",
-    max_shard_size: int | str = "5GB",
     sam_options: Mapping[str, Any] | None = None,
-    card: str | None = None,
-    progress: ProgressCallback | None = None,
     segmenter_dtype: torch.dtype | str | None = None,
+    **options: Unpack[ConversionOptions],
 ) -> ConversionReport:
     """Convert a GSVA checkpoint into a complete repository.
 
@@ -51,7 +45,8 @@ def convert_gsva(
         sam (`str` or `os.PathLike`, *optional*): SAM's own file, for a source without SAM's frozen encoders; also
             `org/name/file.pth` on the Hub.
         lora_alpha (`float`, *optional*): LoRA's alpha in training; known for the released ranks 8 and 64.
-        dtype, template, max_shard_size, sam_options, card, progress, segmenter_dtype: See `convert_lisa`.
+        template, sam_options, segmenter_dtype: See `convert_lisa`.
+        options: See [`ConversionOptions`].
 
     Returns:
         `ConversionReport`: Where the tensors came from and which were dropped.
@@ -71,21 +66,22 @@ def convert_gsva(
             )
         return _ALPHA_OF_RANK[rank]
 
-    options = Options(alpha_of_rank, dtype, template, max_shard_size, sam_options, card, progress, segmenter_dtype)
-    check_request(GSVA, out, options)
-    base = pin(base)
-    base_folder = locate(base, weights=False)
-    sources = Sources(
-        checkpoint=locate(source),
-        name=location_name(source),
-        config=base_folder,
-        tokenizer=base_folder,
-        # GSVA loads the .bin last, over CLIP's own weights.
-        tower_first=False,
-        # GSVA draws a new projector before training, so the base's is another one.
-        base_projector=False,
-        vision_tower=None if vision_tower is None else locate(vision_tower),
-        base=base,
-        sam=None if sam is None else locate(sam),
-    )
-    return convert(GSVA, sources, out, options)
+    def read_parts() -> Parts:
+        pinned = pin(base)
+        base_folder = locate(pinned, weights=False)
+        sources = Sources(
+            checkpoint=locate(source),
+            name=location_name(source),
+            config=base_folder,
+            tokenizer=base_folder,
+            # GSVA loads the .bin last, over CLIP's own weights.
+            tower_first=False,
+            # GSVA draws a new projector before training, so the base's is another one.
+            base_projector=False,
+            vision_tower=None if vision_tower is None else locate(vision_tower),
+            base=pinned,
+            sam=None if sam is None else locate(sam),
+        )
+        return read_lisa_gsva(GSVA, sources, template, alpha_of_rank, sam_options)
+
+    return convert(GSVA, source, out, read_parts, template=template, segmenter_dtype=segmenter_dtype, **options)

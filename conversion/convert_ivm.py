@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from transformers import LlavaConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -16,16 +16,13 @@ from ..modeling.configuration_ivm import IvmConfig
 from ..modeling.modeling_ivm import IvmForVisualMasking
 from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from ..processing.processing_ivm import IvmProcessor
-from .assembly import ConversionReport, assemble, float_type
-from .card import check_card
 from .configs import check_sizes, image_view
-from .empty_models import empty_model
+from .convert import ConversionOptions, ConversionReport, Parts, convert
 from .errors import ConversionError, refusing
 from .inventory import Inventory
-from .kept_adapters import keep_adapters
-from .locations import locate, location_name
-from .plan import EMBEDDING, HEAD, Scheme, dominant_dtype, expected_shapes, plan_tensors, require_components
-from .progress import ProgressCallback
+from .locations import Location, locate, location_name
+from .peft_adapter import take_adapter
+from .plan import EMBEDDING, HEAD, Scheme, empty_model, require_components
 from .rules_ivm import detect_ivm_layout, ivm_table, llava_hf_table
 from .rules_lisa_gsva import MM_PROJECTOR, PROJECTOR, SEGMENTER, TEXT_MODEL, VISION_TOWER, VLM, sam_table
 from .sam_config import read_conditioned_sam_config
@@ -33,8 +30,6 @@ from .sources import open_source, read_config
 from .systems import IVM
 from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
 from .tokenizers import IMAGE_TOKEN, check_tokenizer_files
-from .writer import refuse_existing
-from .wrong_system import names_other_systems
 
 
 # Rank, alpha and dropout of LLaVAEncoder in the original; alpha is in no file.
@@ -65,7 +60,6 @@ _VISION_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_a
 _NOT_THE_MODEL = ("architectures", "torch_dtype", "dtype", "transformers_version", "auto_map", "_name_or_path")
 
 
-@names_other_systems(IVM)
 def convert_ivm(
     source: str | os.PathLike,
     *,
@@ -74,12 +68,9 @@ def convert_ivm(
     sam: str | os.PathLike | None = None,
     lora_alpha: float | None = None,
     keep_lora: bool = False,
-    dtype: torch.dtype | str | None = None,
-    max_shard_size: int | str = "5GB",
     sam_options: Mapping[str, Any] | None = None,
-    card: str | None = None,
-    progress: ProgressCallback | None = None,
     segmenter_dtype: torch.dtype | str | None = None,
+    **options: Unpack[ConversionOptions],
 ) -> ConversionReport:
     """Convert an IVM checkpoint into a complete repository.
 
@@ -95,15 +86,11 @@ def convert_ivm(
         lora_alpha (`float`, *optional*): LoRA's alpha in training; 16 for the released rank 8.
         keep_lora (`bool`, *optional*, defaults to `False`): Keep the adapter beside the weights, as a PEFT adapter
             that is loaded with them, instead of merging it. Such a repository needs `peft`.
-        dtype (`torch.dtype` or `str`, *optional*): Type of the vision-language model, by default the one most of the
-            language model is stored in.
-        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest weight file.
         sam_options (`Mapping[str, Any]`, *optional*): `num_attention_heads`, `window_size` and `global_attn_indexes`
             of a SAM without relative positions.
-        card (`str`, *optional*): Name of the values in `model_cards/`; by default the source's name, where known.
-        progress (`ProgressCallback`, *optional*): Told about bytes written.
         segmenter_dtype (`torch.dtype` or `str`, *optional*): Type the segmenter is stored in, by default float32;
             transformers loads it as float32 in any case.
+        options: See [`ConversionOptions`].
 
     Returns:
         `ConversionReport`: Where the tensors came from and which were dropped.
@@ -111,56 +98,40 @@ def convert_ivm(
     Raises:
         ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
     """
-    out = Path(out)
-    refuse_existing(out)
-    types = float_type("dtype", dtype), float_type("segmenter_dtype", segmenter_dtype)
-    if card is not None:
-        check_card(IVM.name, card)
-    inventory = Inventory()
-    name, source = location_name(source), locate(source)
-    _add_checkpoint(inventory, source)
-    folder = locate(base, weights=not inventory.has(VISION_TOWER))
-    if not inventory.has(VISION_TOWER):
-        _add_base(inventory, folder)
-    if sam is not None:
-        inventory.add(open_source(locate(sam)), sam_table(), "SAM file", lambda target: target.startswith(_ENCODER))
-    if not inventory.has(_ENCODER):
-        component, next_step = _REMEDIES[SEGMENTER]
-        raise ConversionError(f"The checkpoint does not hold {component}.", path=source, next_step=next_step)
-    require_components(inventory, _SCHEME)
-    vlm_config = _read_llava_hf_config(folder)
-    tokenizer = _read_tokenizer(folder, vlm_config, inventory)
-    model = _build_model(vlm_config, inventory, sam_options, keep_lora)
 
     def alpha_of_rank(rank: int) -> float:
         return _alpha(rank, lora_alpha, source)
 
-    adapter = keep_adapters(inventory, alpha_of_rank, _DROPOUT) if keep_lora else None
-    stored = types[0] or dominant_dtype(inventory, _SCHEME)
-    tensors = plan_tensors(
-        inventory,
-        expected_shapes(model),
-        dtype=stored,
-        alpha_of_rank=alpha_of_rank,
-        identity_projector=False,
-        segmenter_dtype=types[1] or torch.float32,
-        scheme=_SCHEME,
-    )
-    return assemble(
-        IVM,
-        out,
-        model=model,
-        processor=_build_processor(folder, model.config, tokenizer),
-        tensors=tensors,
-        inventory=inventory,
-        dtype=stored,
-        card=card or Path(name).stem,
-        max_shard_size=max_shard_size,
-        progress=progress,
-        finish=None if adapter is None else adapter.write,
-        beside=() if adapter is None else adapter.tensors,
-        folders={"base": folder},
-    )
+    def read_parts() -> Parts:
+        inventory, checkpoint = Inventory(), locate(source)
+        _add_checkpoint(inventory, checkpoint)
+        folder = locate(base, weights=not inventory.has(VISION_TOWER))
+        if not inventory.has(VISION_TOWER):
+            _add_base(inventory, folder)
+        if sam is not None:
+            weights = open_source(locate(sam))
+            inventory.add(weights, sam_table(), "SAM file", lambda target: target.startswith(_ENCODER))
+        if not inventory.has(_ENCODER):
+            component, next_step = _REMEDIES[SEGMENTER]
+            raise ConversionError(f"The checkpoint does not hold {component}.", path=checkpoint, next_step=next_step)
+        require_components(inventory, _SCHEME)
+        vlm_config = _read_llava_hf_config(folder)
+        tokenizer = _read_tokenizer(folder, vlm_config, inventory)
+        model = _build_model(vlm_config, inventory, sam_options, keep_lora)
+        adapter = take_adapter(inventory, alpha_of_rank, _DROPOUT) if keep_lora else None
+        return Parts(
+            card=Path(location_name(source)).stem,
+            inventory=inventory,
+            model=model,
+            processor=_build_processor(folder, model.config, tokenizer),
+            scheme=_SCHEME,
+            alpha_of_rank=alpha_of_rank,
+            finish=None if adapter is None else adapter.write,
+            beside=() if adapter is None else adapter.tensors,
+            folders={"base": folder},
+        )
+
+    return convert(IVM, source, out, read_parts, segmenter_dtype=segmenter_dtype, **options)
 
 
 def _add_checkpoint(inventory: Inventory, path: Path) -> None:
@@ -181,7 +152,7 @@ def _add_base(inventory: Inventory, folder: Path) -> None:
     inventory.add(base, table, "base")
 
 
-def _alpha(rank: int, given: float | None, source: Path) -> float:
+def _alpha(rank: int, given: float | None, source: Location) -> float:
     if given is not None:
         return given
     if rank not in _ALPHA_OF_RANK:

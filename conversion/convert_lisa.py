@@ -5,23 +5,20 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
-from .assembly import ConversionReport
-from .convert_lisa_gsva import Options, Sources, check_request, convert
+from .convert import ConversionOptions, ConversionReport, Parts, convert
+from .convert_lisa_gsva import Sources, read_lisa_gsva
 from .errors import ConversionError
 from .locations import locate, location_name, pin
-from .progress import ProgressCallback
 from .systems import LISA
-from .wrong_system import names_other_systems
 
 
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json")
 
 
-@names_other_systems(LISA)
 def convert_lisa(
     source: str | os.PathLike,
     *,
@@ -30,13 +27,10 @@ def convert_lisa(
     base: str | os.PathLike | None = None,
     sam: str | os.PathLike | None = None,
     lora_alpha: float = 16.0,
-    dtype: torch.dtype | str | None = None,
     template: str = "llava_v1",
-    max_shard_size: int | str = "5GB",
     sam_options: Mapping[str, Any] | None = None,
-    card: str | None = None,
-    progress: ProgressCallback | None = None,
     segmenter_dtype: torch.dtype | str | None = None,
+    **options: Unpack[ConversionOptions],
 ) -> ConversionReport:
     """Convert a LISA checkpoint into a complete repository.
 
@@ -52,16 +46,12 @@ def convert_lisa(
         sam (`str` or `os.PathLike`, *optional*): SAM's own file, for a source without SAM's frozen encoders; also
             `org/name/file.pth` on the Hub.
         lora_alpha (`float`, *optional*, defaults to 16.0): LoRA's alpha in training; only unmerged sources need it.
-        dtype (`torch.dtype` or `str`, *optional*): Type of the vision-language model, by default the one most of the
-            source's language model is stored in. The projector is float32 always.
         template (`str`, *optional*, defaults to `"llava_v1"`): The conversation template the model was trained with.
-        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest weight file.
         sam_options (`Mapping[str, Any]`, *optional*): `num_attention_heads`, `window_size` and `global_attn_indexes`
             of a SAM without relative positions.
-        card (`str`, *optional*): Name of the values in `model_cards/`; by default the source's name, where known.
-        progress (`ProgressCallback`, *optional*): Told about bytes written; `rich_progress` makes one.
         segmenter_dtype (`torch.dtype` or `str`, *optional*): Type the segmenter is stored in, by default float32;
             transformers loads it as float32 in any case.
+        options: See [`ConversionOptions`]. The projector is float32 whatever `dtype` says.
 
     Returns:
         `ConversionReport`: Where the tensors came from and which were dropped.
@@ -74,31 +64,31 @@ def convert_lisa(
             "LISA needs the CLIP tower it was trained with.",
             next_step="Pass vision_tower= with its folder or its name on the Hub (openai/clip-vit-large-patch14).",
         )
-    options = Options(
-        lambda rank: lora_alpha, dtype, template, max_shard_size, sam_options, card, progress, segmenter_dtype
-    )
-    check_request(LISA, out, options)
-    name, source = location_name(source), locate(source)
-    if not source.exists():
-        raise ConversionError("There is no such file or folder.", path=source, next_step="Check the path.")
-    base = None if base is None else pin(base)
-    base_folder = None if base is None else locate(base, weights=False)
-    own = source if source.is_dir() else source.parent
-    folders = [own, base_folder] if source.is_dir() or base is None else [base_folder, own]
-    sources = Sources(
-        checkpoint=source,
-        name=name,
-        config=_first_with(folders, ("config.json",), "config.json"),
-        tokenizer=_first_with(folders, _TOKENIZER_FILES, "tokenizer"),
-        # LISA's merge script leaves the tower out, and its loader always takes CLIP's own weights.
-        tower_first=True,
-        # The projector is frozen in training, so that it equals the base's.
-        base_projector=True,
-        vision_tower=locate(vision_tower),
-        base=base,
-        sam=None if sam is None else locate(sam),
-    )
-    return convert(LISA, sources, out, options)
+
+    def read_parts() -> Parts:
+        name, checkpoint = location_name(source), locate(source)
+        if not checkpoint.exists():
+            raise ConversionError("There is no such file or folder.", path=checkpoint, next_step="Check the path.")
+        pinned = None if base is None else pin(base)
+        base_folder = None if pinned is None else locate(pinned, weights=False)
+        own = checkpoint if checkpoint.is_dir() else checkpoint.parent
+        folders = [own, base_folder] if checkpoint.is_dir() or base is None else [base_folder, own]
+        sources = Sources(
+            checkpoint=checkpoint,
+            name=name,
+            config=_first_with(folders, ("config.json",), "config.json"),
+            tokenizer=_first_with(folders, _TOKENIZER_FILES, "tokenizer"),
+            # LISA's merge script leaves the tower out, and its loader always takes CLIP's own weights.
+            tower_first=True,
+            # The projector is frozen in training, so that it equals the base's.
+            base_projector=True,
+            vision_tower=locate(vision_tower),
+            base=pinned,
+            sam=None if sam is None else locate(sam),
+        )
+        return read_lisa_gsva(LISA, sources, template, lambda rank: lora_alpha, sam_options)
+
+    return convert(LISA, source, out, read_parts, template=template, segmenter_dtype=segmenter_dtype, **options)
 
 
 def _first_with(folders: list[Path | None], names: tuple[str, ...], what: str) -> Path:

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import CLIPVisionConfig, PreTrainedModel, PreTrainedTokenizerBase, ProcessorMixin
 
 from ..modeling.configuration_lisa import LisaConfig
-from ..processing.chat import CHAT_TEMPLATE_NAMES, build_chat_template
+from ..processing.chat import build_chat_template
 from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
-from .assembly import ConversionReport, assemble, float_type
-from .card import check_card
 from .configs import (
     clip_config_from_folder,
     clip_config_from_shapes,
@@ -23,12 +20,11 @@ from .configs import (
     read_llava_config,
     text_config,
 )
-from .empty_models import empty_model
+from .convert import Parts
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import Location, locate
-from .plan import EMBEDDING, dominant_dtype, expected_shapes, plan_tensors, require_components
-from .progress import ProgressCallback
+from .plan import EMBEDDING, empty_model, require_components
 from .rules_lisa_gsva import (
     MM_PROJECTOR,
     SEGMENTER,
@@ -42,8 +38,7 @@ from .rules_lisa_gsva import (
 from .sam_config import read_sam_config
 from .sources import TensorSource, holds_weights, open_source
 from .systems import PublishedSystem
-from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, SLOT_TOKENS, build_tokenizer, check_tokenizer_files
-from .writer import refuse_existing
+from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, build_tokenizer, check_tokenizer_files
 
 
 _IMAGE_WITH_MARKS = f"{IM_START_TOKEN}{IMAGE_TOKEN}{IM_END_TOKEN}"
@@ -80,34 +75,24 @@ class Sources:
     sam: Path | None = None
 
 
-@dataclass(frozen=True)
-class Options:
-    """How to convert; see `convert_lisa`."""
-
-    alpha_of_rank: Callable[[int], float]
-    dtype: torch.dtype | str | None = None
-    template: str = "llava_v1"
-    max_shard_size: int | str = "5GB"
-    sam_options: Mapping[str, Any] | None = None
-    card: str | None = None
-    progress: ProgressCallback | None = None
-    segmenter_dtype: torch.dtype | str | None = None
-
-
-def convert(system: PublishedSystem, sources: Sources, out: str | Path, options: Options) -> ConversionReport:
-    """Convert one checkpoint into a complete repository.
+def read_lisa_gsva(
+    system: PublishedSystem,
+    sources: Sources,
+    template: str,
+    alpha_of_rank: Callable[[int], float],
+    sam_options: Mapping[str, Any] | None = None,
+) -> Parts:
+    """Read a checkpoint of LISA or GSVA.
 
     Args:
         system (`PublishedSystem`): Which model it is.
         sources (`Sources`): What to read.
-        out (`str` or `Path`): The repository's folder; it must not exist or be empty.
-        options (`Options`): How to convert.
-
-    Returns:
-        `ConversionReport`
+        template (`str`): The conversation template the model was trained with.
+        alpha_of_rank (`Callable[[int], float]`): LoRA's alpha for the rank found in the checkpoint.
+        sam_options (`Mapping[str, Any]`, *optional*): See `read_sam_config`.
 
     Raises:
-        ConversionError: Something is missing, unreadable or does not fit; `out` is then untouched.
+        ConversionError: Something is missing, unreadable or does not fit.
     """
     config = read_llava_config(sources.config)
     inventory = gather(sources, config)
@@ -115,30 +100,17 @@ def convert(system: PublishedSystem, sources: Sources, out: str | Path, options:
         tokenizer = _matching_tokenizer(system, sources, config, inventory)
     vision = _vision_config(sources, inventory)
     with refusing("No model can be built from this config", path=sources.config, next_step=_OTHER_COPY):
-        model = build_model(system, config, vision, inventory, tokenizer, options.sam_options)
-    dtype = float_type("dtype", options.dtype) or dominant_dtype(inventory)
-    tensors = plan_tensors(
-        inventory,
-        expected_shapes(model),
-        dtype=dtype,
-        alpha_of_rank=options.alpha_of_rank,
-        identity_projector=model.config.vlm_config.projector_hidden_act == "linear",
-        segmenter_dtype=float_type("segmenter_dtype", options.segmenter_dtype) or torch.float32,
-    )
+        model = build_model(system, config, vision, inventory, tokenizer, sam_options)
     with refusing("The preprocessor cannot be rebuilt", path=sources.vision_tower, next_step=_OTHER_COPY):
-        processor = _build_processor(system, sources, config, model.config, tokenizer, options)
+        processor = _build_processor(system, sources, config, model.config, tokenizer, template)
     folders = {"config": sources.config, "tokenizer": sources.tokenizer, "vision tower": sources.vision_tower}
-    return assemble(
-        system,
-        out,
+    return Parts(
+        card=Path(sources.name).stem,
+        inventory=inventory,
         model=model,
         processor=processor,
-        tensors=tensors,
-        inventory=inventory,
-        dtype=dtype,
-        card=options.card or Path(sources.name).stem,
-        max_shard_size=options.max_shard_size,
-        progress=options.progress,
+        alpha_of_rank=alpha_of_rank,
+        identity_projector=model.config.vlm_config.projector_hidden_act == "linear",
         folders={role: folder for role, folder in folders.items() if folder is not None},
     )
 
@@ -262,7 +234,7 @@ def build_model(
         `PreTrainedModel`: On the meta device.
     """
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    slots = tokenizer.convert_tokens_to_ids(list(SLOT_TOKENS[system.name]))
+    slots = tokenizer.convert_tokens_to_ids(list(system.slot_tokens))
     vlm_config = llava_config(
         config,
         text_config(config, tokenizer),
@@ -284,7 +256,7 @@ def _build_processor(
     original: Mapping[str, Any],
     config: LisaConfig,
     tokenizer: PreTrainedTokenizerBase,
-    options: Options,
+    template: str,
 ) -> ProcessorMixin:
     vision = config.vlm_config.vision_config
     image_processor = ReasoningSegmentationImageProcessor(
@@ -297,25 +269,10 @@ def _build_processor(
         tokenizer=tokenizer,
         patch_size=vision.patch_size,
         vision_feature_select_strategy=config.vlm_config.vision_feature_select_strategy,
-        template=options.template,
-        chat_template=build_chat_template(options.template, image),
+        template=template,
+        chat_template=build_chat_template(template, image),
     )
 
 
 def _uses_marks(original: Mapping[str, Any]) -> bool:
     return bool(original.get("mm_use_im_start_end", True))
-
-
-def check_request(system: PublishedSystem, out: str | Path, options: Options) -> None:
-    """Refuse what would fail only after everything has been downloaded and read.
-
-    Raises:
-        ConversionError: `out` holds something, or an option is out of its range.
-    """
-    refuse_existing(Path(out))
-    for name in ("dtype", "segmenter_dtype"):
-        float_type(name, getattr(options, name))
-    if options.template not in CHAT_TEMPLATE_NAMES:
-        raise ConversionError(f"template is {options.template!r}; allowed are {', '.join(CHAT_TEMPLATE_NAMES)}.")
-    if options.card is not None:
-        check_card(system.name, options.card)

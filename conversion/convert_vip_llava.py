@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-import torch
 from transformers import CLIPVisionConfig, PreTrainedTokenizerBase
 
 from ..modeling.modeling_vip_llava import VipLlavaForConditionalGeneration
-from ..processing.chat import CHAT_TEMPLATE_NAMES, IMAGE_TOKEN, build_chat_template
+from ..processing.chat import IMAGE_TOKEN, build_chat_template
 from ..processing.image_processing_vip_llava import VipLlavaImageProcessor
 from ..processing.processing_vip_llava import VipLlavaProcessor
-from .assembly import ConversionReport, assemble, float_type
-from .card import check_card
 from .configs import clip_config_from_folder, clip_config_from_shapes, image_view
 from .configs_vip_llava import (
     choose_template,
@@ -24,21 +21,17 @@ from .configs_vip_llava import (
     vip_llava_generation_config,
     write_both_spellings,
 )
-from .empty_models import empty_model
+from .convert import ConversionOptions, ConversionReport, Parts, convert
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import locate, location_name
-from .lora import no_adapters
-from .plan import Scheme, dominant_dtype, expected_shapes, plan_tensors, require_components
-from .progress import ProgressCallback
+from .plan import Scheme, empty_model, require_components
 from .rules_lisa_gsva import clip_table
 from .rules_vip_llava import vip_llava_table
 from .sources import holds_weights, open_source
 from .systems import VIP_LLAVA
 from .tokenizers import build_tokenizer, check_tokenizer_files
 from .tokenizers_fast import build_fast_tokenizer
-from .writer import refuse_existing
-from .wrong_system import names_other_systems
 
 
 _TEXT_MODEL, _TOWER = "model.language_model.", "model.vision_tower."
@@ -53,17 +46,13 @@ _REMEDIES = {
 _OTHER_COPY = "Copy the file again from the original publisher."
 
 
-@names_other_systems(VIP_LLAVA)
 def convert_vip_llava(
     source: str | os.PathLike,
     *,
     out: str | os.PathLike,
     vision_tower: str | os.PathLike | None = None,
-    dtype: torch.dtype | str | None = None,
     template: str | None = None,
-    max_shard_size: int | str = "5GB",
-    card: str | None = None,
-    progress: ProgressCallback | None = None,
+    **options: Unpack[ConversionOptions],
 ) -> ConversionReport:
     """Convert a ViP-LLaVA checkpoint into a complete repository, which transformers' own class loads, too.
 
@@ -74,13 +63,9 @@ def convert_vip_llava(
         vision_tower (`str` or `os.PathLike`, *optional*): The CLIP model, as a folder or its name on the Hub
             (`openai/clip-vit-large-patch14-336`, also with `@revision`). Needed where the source holds none; where
             it holds one, the folder goes first, as the original loads it.
-        dtype (`torch.dtype` or `str`, *optional*): Type of all weights, by default the one most of the source's
-            language model is stored in.
         template (`str`, *optional*): The conversation template the model was trained with; by default the one of its
             language model: `"llava_v1"`, `"llava_llama_3"` or `"llava_phi_3"`.
-        max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest weight file.
-        card (`str`, *optional*): Name of the values in `model_cards/`; by default the source's name, where known.
-        progress (`ProgressCallback`, *optional*): Told about bytes written; `rich_progress` makes one.
+        options: See [`ConversionOptions`]; `dtype` is the type of all weights.
 
     Returns:
         `ConversionReport`: Where the tensors came from and which were dropped.
@@ -88,67 +73,49 @@ def convert_vip_llava(
     Raises:
         ConversionError: Something is missing, unreadable or does not fit; nothing is then left behind.
     """
-    refuse_existing(Path(out))
-    wanted = float_type("dtype", dtype)
-    if template is not None and template not in CHAT_TEMPLATE_NAMES:
-        raise ConversionError(f"template is {template!r}; allowed are {', '.join(CHAT_TEMPLATE_NAMES)}.")
-    if card is not None:
-        check_card(VIP_LLAVA.name, card)
 
-    name, source = location_name(source), locate(source)
-    if not source.is_dir():
-        raise ConversionError(
-            "There is no such folder.",
-            path=source,
-            next_step="Pass the folder that holds config.json, the tokenizer and the weights.",
+    def read_parts() -> Parts:
+        name, folder = location_name(source), locate(source)
+        if not folder.is_dir():
+            raise ConversionError(
+                "There is no such folder.",
+                path=folder,
+                next_step="Pass the folder that holds config.json, the tokenizer and the weights.",
+            )
+        config = read_vip_llava_config(folder)
+        tower = None if vision_tower is None else locate(vision_tower)
+        inventory = _gather(folder, tower)
+        with refusing("The tokenizer cannot be rebuilt", path=folder, next_step=_OTHER_COPY):
+            tokenizer = _build_tokenizer(folder, config)
+        # Transformers' own pipeline pads prompts on the tokenizer's side; the processor chooses its side itself.
+        tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
+        rows = _vocabulary_rows(inventory, tokenizer)
+        vision = _vision_config(inventory, tower)
+        trained_with = template or choose_template(config, tokenizer)
+        with refusing("No model can be built from this config", path=folder, next_step=_OTHER_COPY):
+            composed = vip_llava_config(config, vision, tokenizer, rows)
+            model = empty_model(VipLlavaForConditionalGeneration, composed)
+        with refusing("The preprocessor cannot be rebuilt", path=tower, next_step=_OTHER_COPY):
+            processor = VipLlavaProcessor(
+                image_processor=VipLlavaImageProcessor(
+                    **image_view(tower, vision.image_size), do_pad=config.get("image_aspect_ratio") == "pad"
+                ),
+                tokenizer=tokenizer,
+                patch_size=vision.patch_size,
+                template=trained_with,
+                chat_template=build_chat_template(trained_with, IMAGE_TOKEN),
+            )
+        return Parts(
+            card=name,
+            inventory=inventory,
+            model=model,
+            processor=processor,
+            scheme=vip_llava_scheme(rows - inventory.shapes()[_EMBEDDING][0]),
+            generation_config=vip_llava_generation_config(trained_with, tokenizer),
+            finish=write_both_spellings,
         )
-    config = read_vip_llava_config(source)
-    tower = None if vision_tower is None else locate(vision_tower)
-    inventory = _gather(source, tower)
-    with refusing("The tokenizer cannot be rebuilt", path=source, next_step=_OTHER_COPY):
-        tokenizer = _build_tokenizer(source, config)
-    # Transformers' own pipeline pads prompts on the tokenizer's side; the processor chooses its side itself.
-    tokenizer.padding_side = tokenizer.init_kwargs["padding_side"] = "left"
-    rows = _vocabulary_rows(inventory, tokenizer)
-    scheme = vip_llava_scheme(rows - inventory.shapes()[_EMBEDDING][0])
-    vision = _vision_config(inventory, tower)
-    template = template or choose_template(config, tokenizer)
-    with refusing("No model can be built from this config", path=source, next_step=_OTHER_COPY):
-        composed = vip_llava_config(config, vision, tokenizer, rows)
-        model = empty_model(VipLlavaForConditionalGeneration, composed)
-    dtype = wanted or dominant_dtype(inventory, scheme)
-    tensors = plan_tensors(
-        inventory,
-        expected_shapes(model),
-        dtype=dtype,
-        alpha_of_rank=no_adapters,
-        identity_projector=False,
-        scheme=scheme,
-    )
-    with refusing("The preprocessor cannot be rebuilt", path=tower, next_step=_OTHER_COPY):
-        processor = VipLlavaProcessor(
-            image_processor=VipLlavaImageProcessor(
-                **image_view(tower, vision.image_size), do_pad=config.get("image_aspect_ratio") == "pad"
-            ),
-            tokenizer=tokenizer,
-            patch_size=vision.patch_size,
-            template=template,
-            chat_template=build_chat_template(template, IMAGE_TOKEN),
-        )
-    return assemble(
-        VIP_LLAVA,
-        out,
-        model=model,
-        processor=processor,
-        tensors=tensors,
-        inventory=inventory,
-        dtype=dtype,
-        card=card or name,
-        max_shard_size=max_shard_size,
-        progress=progress,
-        generation_config=vip_llava_generation_config(template, tokenizer),
-        finish=write_both_spellings,
-    )
+
+    return convert(VIP_LLAVA, source, out, read_parts, template=template, **options)
 
 
 def _gather(source: Path, tower: Path | None) -> Inventory:

@@ -16,12 +16,12 @@ import torch
 
 from ..whole_files import write_whole
 from .errors import ConversionError
+from .file_type import check_link, check_regular_file
 from .inventory import Dropped
 from .locations import hub_snapshot
 from .plan import PlannedTensor
 from .rules import WEIGHT
 from .shards import DTYPE_NAMES
-from .sniffing import check_link, check_regular_file
 from .sources import SafetensorsFile, read_json
 
 

@@ -9,12 +9,22 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
+from ..loading import code_stays_off
 from .errors import ConversionError
 from .inventory import Inventory, Piece
-from .lora import common_rank, lora_rank
-from .recipe import APPEND_FIRST_ROW, APPEND_ZERO_ROW, CAST, IDENTITY, MERGE_LORA, ZEROS, Recipe
+from .recipe import (
+    APPEND_FIRST_ROW,
+    APPEND_ZERO_ROW,
+    CAST,
+    IDENTITY,
+    MERGE_LORA,
+    ZEROS,
+    Recipe,
+    common_rank,
+    lora_rank,
+)
 from .rules import LORA_A, LORA_B, WEIGHT
 from .rules_lisa_gsva import MM_PROJECTOR, PROJECTOR, SEGMENTER, TEXT_MODEL, VISION_TOWER, VLM
 
@@ -95,6 +105,19 @@ class PlannedTensor:
     @property
     def num_bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+
+def empty_model(kind: type, config: PreTrainedConfig) -> PreTrainedModel:
+    """Build a model on the meta device; code that its config names is not run.
+
+    Args:
+        kind (`type`): The model's class, or an Auto class.
+        config (`PreTrainedConfig`): Its config.
+    """
+    build: Callable = getattr(kind, "from_config", kind)
+    options = {} if build is kind else {"trust_remote_code": False}
+    with code_stays_off(), torch.device("meta"):
+        return build(config, **options)
 
 
 def expected_shapes(model: PreTrainedModel) -> dict[str, tuple[int, ...]]:

@@ -1,24 +1,120 @@
-"""How one published tensor is computed from tensors of the sources, as data that a manifest can hold."""
+"""How one published tensor is computed from tensors of the sources, as data that a manifest can hold.
+
+Low-rank adapters are merged, types cast, vocabulary rows appended.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from .errors import ConversionError
-from .lora import merge_lora
 from .rules import LORA_A, LORA_B, WEIGHT
-from .vocabulary import append_embedding_row, append_head_row
 
 
 MERGE_LORA, CAST = "merge_lora", "cast"
 APPEND_ZERO_ROW, APPEND_FIRST_ROW = "append_zero_row", "append_first_row"
 IDENTITY, ZEROS = "identity", "zeros"
-_APPEND = {APPEND_ZERO_ROW: append_embedding_row, APPEND_FIRST_ROW: append_head_row}
 _MOST_OPERATIONS = 64  # a few appended rows, and one of the others each
+
+
+def lora_rank(weight: tuple[int, ...], lora_a: tuple[int, ...], lora_b: tuple[int, ...], name: str) -> int:
+    """Read an adapter's rank off its shapes and check that it fits its weight.
+
+    Args:
+        weight (`tuple[int, ...]`): `(out_features, in_features)`.
+        lora_a (`tuple[int, ...]`): `(rank, in_features)`.
+        lora_b (`tuple[int, ...]`): `(out_features, rank)`.
+        name (`str`): The weight's name, for the message.
+
+    Returns:
+        `int`: The rank.
+
+    Raises:
+        ConversionError: The three shapes do not belong together.
+    """
+    if len(weight) != 2 or lora_a != (lora_a[0], weight[1]) or lora_b != (weight[0], lora_a[0]):
+        raise ConversionError(
+            f"The adapter of {name!r} does not fit: weight {weight}, lora_A {lora_a}, lora_B {lora_b}; expected "
+            "(out, in), (rank, in), (out, rank).",
+            next_step="Pass weights and adapters from the same checkpoint.",
+        )
+    return lora_a[0]
+
+
+def common_rank(ranks: Iterable[int]) -> int:
+    """The one rank all adapters of a checkpoint share.
+
+    Raises:
+        ConversionError: The adapters have different ranks, so that one alpha cannot scale them all.
+    """
+    found = sorted(set(ranks))
+    if len(found) != 1:
+        raise ConversionError(
+            f"The adapters have different ranks ({', '.join(map(str, found))}); the originals train one rank.",
+            next_step="Pass weights and adapters from the same checkpoint.",
+        )
+    return found[0]
+
+
+def no_adapters(rank: int) -> float:
+    """In place of alpha where a conversion merges none: a made-up alpha would give wrong weights.
+
+    Raises:
+        ConversionError: Always; it is asked for only where there are adapters.
+    """
+    raise ConversionError(
+        f"The checkpoint holds unmerged adapters of rank {rank}.",
+        next_step="Merge them first with merge_lora_weights.py of the original.",
+    )
+
+
+def merge_lora(weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor, alpha: float) -> torch.FloatTensor:
+    """Add an adapter to its weight: `W + alpha / r * B @ A`, in float32 so that only the final cast rounds.
+
+    Args:
+        weight (`torch.Tensor` of shape `(out_features, in_features)`): The frozen weight.
+        lora_a (`torch.Tensor` of shape `(rank, in_features)`): The down projection.
+        lora_b (`torch.Tensor` of shape `(out_features, rank)`): The up projection.
+        alpha (`float`): LoRA's alpha; it is stored in no checkpoint.
+
+    Returns:
+        `torch.FloatTensor` of shape `(out_features, in_features)`.
+    """
+    update = lora_b.float() @ lora_a.float()
+    return weight.float() + (alpha / lora_a.shape[0]) * update
+
+
+# The originals mark the image's place with the id -200, which is never embedded. A stock LLaVA embeds its placeholder
+# before it scatters the image features over it, so it needs a row of its own.
+def append_embedding_row(embedding: torch.Tensor) -> torch.Tensor:
+    """Append a row of zeros; image features always take its place.
+
+    Args:
+        embedding (`torch.Tensor` of shape `(rows, hidden_size)`): The original input embedding.
+
+    Returns:
+        `torch.Tensor` of shape `(rows + 1, hidden_size)`.
+    """
+    return torch.cat([embedding, torch.zeros_like(embedding[:1])])
+
+
+def append_head_row(head: torch.Tensor) -> torch.Tensor:
+    """Append a copy of row 0 (`<unk>`), so that even an unmasked argmax, which takes the lower id, never names it.
+
+    Args:
+        head (`torch.Tensor` of shape `(rows, hidden_size)`): The original output embedding.
+
+    Returns:
+        `torch.Tensor` of shape `(rows + 1, hidden_size)`.
+    """
+    return torch.cat([head, head[:1]])
+
+
+_APPEND = {APPEND_ZERO_ROW: append_embedding_row, APPEND_FIRST_ROW: append_head_row}
 _OPERATIONS = (MERGE_LORA, CAST, *_APPEND, IDENTITY, ZEROS)
 
 

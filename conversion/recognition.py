@@ -1,54 +1,32 @@
-"""Which system and which published variant a list of tensor names and shapes belongs to."""
+"""What a weight file or folder holds, and which system and published variant it belongs to.
+
+Names, shapes and types tell it; no tensor's values are read.
+"""
 
 from __future__ import annotations
 
+import math
+import re
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from .errors import ConversionError
-from .rules import LORA_A, WEIGHT, KeyMap, RuleTable
-from .rules_difflmm import difflmm_prefix, difflmm_table
-from .rules_ivm import detect_ivm_layout, ivm_table
-from .rules_lisa_gsva import (
-    PROJECTOR,
-    SEGMENTER,
-    VISION_TOWER,
-    VLM,
-    clip_table,
-    detect_layout,
-    lisa_gsva_table,
-    llava_table,
-    sam_table,
-)
-from .rules_vip_llava import vip_llava_table
+from .rules import LORA_A, KeyMap, RuleTable
+from .sources import TensorSource, open_source, read_json
+from .systems import PARTS, SYSTEMS, PublishedSystem, Recognition, load
 
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-# (hidden size, vocabulary rows) of the published LISA and GSVA checkpoints; v0 is told by its names.
-_LISA_GSVA = {
-    (4096, 32004): ("lisa", "LISA-7B-v1 or -explanatory"),
-    (5120, 32003): ("lisa", "LISA-13B-llama2-v1 or -explanatory"),
-    (4096, 32005): ("gsva", "GSVA-7B (pt, ft-gres or ft-res)"),
-    (5120, 32005): ("gsva", "GSVA-13B (pt, ft-gres or ft-res)"),
-    (5120, 32004): ("gsva", "GSVA-llama2-13B (pt, ft-gres or ft-res)"),
-}
-_VIP_LLAVA = {
-    (4096, 32000): "vip-llava-7b",
-    (5120, 32000): "vip-llava-13b",
-    (4096, 128256): "vip-llava-llama-3-8b",
-    (4096, 128257): "vip-llava-llama-3-8b",
-    (3072, 32064): "vip-llava-phi-3-mini-3.8b",
-}
-_SAM_VARIANTS = {768: "ViT-B", 1024: "ViT-L", 1280: "ViT-H"}
-_UNKNOWN_SIZE = "none of the published sizes"
-
-LISA_OR_GSVA = "lisa or gsva"
-"""`Recognised.system` of a checkpoint of neither's published sizes: only the vocabulary tells them apart."""
+UNKNOWN_SIZE = "none of the published sizes"
 _HUGGING_FACE_LAYOUT = "in the Hugging Face layout"
 _CONVERTED_VARIANT = "a converted repository"
 CONVERTED = "reasonseg"
 """`Recognised.system` of a converted checkpoint whose tensors do not say which of the composed systems it is."""
+_COMPOSED_KEYS = (r"^(seg_projector|segmenter)\.", r"^vlm\.")
+_EITHER = " or "
 
 
 @dataclass(frozen=True)
@@ -56,7 +34,7 @@ class Recognised:
     """What a checkpoint seems to be.
 
     Args:
-        system (`str`): Such as `"lisa"`, `"ivm"`, `"sam"`, or `"unknown"`.
+        system (`str`): Such as `"lisa"`, `"lisa or gsva"`, `"sam"`, or `"unknown"`.
         variant (`str`): The published checkpoint or size, in words.
         notes (`tuple[str, ...]`): What a user should know before converting it.
         unknown (`tuple[str, ...]`): Tensors that the system's layout does not have.
@@ -70,6 +48,11 @@ class Recognised:
     unknown: tuple[str, ...] = ()
     dropped: int = 0
     lora_rank: int | None = None
+
+    @property
+    def systems(self) -> list[str]:
+        """The systems it may be of; only some sizes of the vocabulary tell LISA from GSVA."""
+        return self.system.split(_EITHER)
 
     @property
     def converted(self) -> bool:
@@ -88,52 +71,59 @@ def recognise(shapes: Shapes) -> Recognised:
     Args:
         shapes (`Mapping[str, tuple[int, ...]]`): Shape by original name.
     """
-    names = list(shapes)
-
-    def holds(*prefixes: str) -> bool:
-        return any(name.startswith(prefixes) for name in names)
-
-    if holds(PROJECTOR, SEGMENTER) and holds(VLM):
+    if _holds(shapes, _COMPOSED_KEYS):
         return Recognised(CONVERTED, _CONVERTED_VARIANT, ("`reasonseg verify` checks it.",))
-    if holds("prompt_encoder.text_proj."):
-        return _attempt(_ivm, shapes)
-    if holds("model.mm_projector.clip_layernorm."):
-        return _vip_llava(shapes)
-    if holds("module."):
+    if _holds(shapes, (r"^module\.",)):
         return Recognised(
             "unknown", "a DeepSpeed training state", ("Its zero_to_fp32.py writes a file that can be converted.",)
         )
-    if any(".mm_projector.clip_pe" in name for name in names):
-        return _attempt(_difflmm, shapes)
-    if holds("model.embed_tokens.", "base_model.model.model.", "model.layers."):
-        return _attempt(_lisa_or_gsva, shapes)
-    if holds("vision_model.", "text_model.", "pre_layrnorm."):
-        return _described("clip", "CLIP, or its vision tower", clip_table(names), shapes)
-    if holds("image_encoder.") and holds("mask_decoder."):
-        width = shapes.get("image_encoder.pos_embed", (0,))[-1]
-        return _described("sam", f"SAM {_SAM_VARIANTS.get(width, _UNKNOWN_SIZE)}", sam_table(), shapes)
-    if holds("model.diffusion."):
-        return Recognised("difflmm", _CONVERTED_VARIANT, ("`reasonseg verify` checks it.",))
-    if any(".projector_layernorm." in f".{name}" for name in names):
-        # A converted repository has the names of the ones that llava-hf publishes.
-        return Recognised(
-            "vip_llava",
-            f"ViP-LLaVA {_HUGGING_FACE_LAYOUT}",
-            ("transformers loads it as it is; `reasonseg verify` checks it if it was converted.",),
-        )
-    if holds("language_model.", "model.language_model."):
+    originals = [system.original for system in SYSTEMS.values()] + [part.recognition for part in PARTS.values()]
+    for original in originals:
+        if original is not None and _holds(shapes, original.keys):
+            return _described_by(original, shapes)
+    for system in SYSTEMS.values():
+        if system.converted_keys and _holds(shapes, system.converted_keys):
+            return _converted(system)
+    if _holds(shapes, (r"^(model\.)?language_model\.",)):
         return Recognised("llava", f"LLaVA {_HUGGING_FACE_LAYOUT}", ("transformers loads it as it is.",))
-    return Recognised("unknown", "no layout that is known", unknown=tuple(names))
+    return Recognised("unknown", "no layout that is known", unknown=tuple(shapes))
 
 
-def _attempt(describe, shapes: Shapes) -> Recognised:
+def _holds(shapes: Shapes, patterns: tuple[str, ...]) -> bool:
+    return all(any(re.search(pattern, name) for name in shapes) for pattern in patterns)
+
+
+def _described_by(original: Recognition, shapes: Shapes) -> Recognised:
     try:
-        return describe(shapes)
+        return load(original.describe)(shapes)
     except ConversionError as error:
         return Recognised("unknown", "a mixture of layouts", (str(error),), tuple(shapes))
 
 
-def _described(system: str, variant: str, table: RuleTable, shapes: Shapes, notes: tuple[str, ...] = ()) -> Recognised:
+def _converted(system: PublishedSystem) -> Recognised:
+    if not system.is_known_to_transformers:
+        return Recognised(system.name, _CONVERTED_VARIANT, ("`reasonseg verify` checks it.",))
+    # A converted repository has the names of the ones that others publish in transformers' layout.
+    return Recognised(
+        system.name,
+        f"{system.title} {_HUGGING_FACE_LAYOUT}",
+        ("transformers loads it as it is; `reasonseg verify` checks it if it was converted.",),
+    )
+
+
+def described(
+    systems: str | tuple[str, ...], variant: str, table: RuleTable, shapes: Shapes, notes: tuple[str, ...] = ()
+) -> Recognised:
+    """What a system's own function says of a checkpoint.
+
+    Args:
+        systems (`str` or `tuple[str, ...]`): Name of the system, or of those that it may be of.
+        variant (`str`): See `Recognised`.
+        table (`RuleTable`): How its tensors are renamed; what it does not know is unknown.
+        shapes (`Mapping[str, tuple[int, ...]]`): Shape by original name.
+        notes (`tuple[str, ...]`): See `Recognised`.
+    """
+    system = systems if isinstance(systems, str) else _EITHER.join(systems)
     keys = table.apply(shapes)
     return Recognised(system, variant, notes, tuple(keys.unmatched), len(keys.dropped), _lora_rank(keys, shapes))
 
@@ -142,57 +132,86 @@ def _lora_rank(keys: KeyMap, shapes: Shapes) -> int | None:
     return next((shapes[parts[LORA_A]][0] for parts in keys.targets.values() if LORA_A in parts), None)
 
 
-def _lisa_or_gsva(shapes: Shapes) -> Recognised:
-    layout = detect_layout(shapes)
-    rows = shapes.get(f"{layout.prefix}model.embed_tokens.weight")
-    has_head = any(".text_hidden_fcs." in f".{name}" for name in shapes)
-    if not has_head:
-        return _described("llava", _language_model(rows), llava_table(layout), shapes, ("A base, without masks.",))
-    table = lisa_gsva_table(layout)
-    size = None if rows is None else (rows[1], rows[0])
-    if not layout.head_prefix:
-        variant = "LISA-13B-llama2-v0 or -explanatory" if size == (5120, 32004) else _UNKNOWN_SIZE
-        return _described("lisa", variant, table, shapes, _missing(table, shapes))
-    system, variant = _LISA_GSVA.get(size, (LISA_OR_GSVA, f"{_UNKNOWN_SIZE}: {_language_model(rows)}"))
-    return _described(system, variant, table, shapes, _missing(table, shapes))
+@dataclass(frozen=True)
+class TensorLine:
+    """One tensor.
+
+    Args:
+        name (`str`): Its name in the file.
+        shape (`tuple[int, ...]`): Its shape.
+        dtype (`str`): Its type, such as `"bfloat16"`.
+        num_bytes (`int`): Its size.
+        file (`str`): Name of the file that holds it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    num_bytes: int
+    file: str
 
 
-def _missing(table: RuleTable, shapes: Shapes) -> tuple[str, ...]:
-    """What the conversion will ask for, because the file does not hold it."""
-    targets = [target for target, parts in table.apply(shapes).targets.items() if WEIGHT in parts]
-    asked = {
-        VISION_TOWER: "It holds no CLIP tower: the conversion needs --vision-tower.",
-        f"{SEGMENTER}vision_encoder.": "It holds no SAM encoder: the conversion needs --sam.",
-        f"{VLM}model.language_model.layers.": "It holds no language model: the conversion needs --base with weights.",
-    }
-    return tuple(note for prefix, note in asked.items() if not any(target.startswith(prefix) for target in targets))
+@dataclass(frozen=True)
+class Inspection:
+    """What was found.
+
+    Args:
+        path (`Path`): The file or folder.
+        recognised (`Recognised`): System and variant.
+        tensors (`list[TensorLine]`): In the order of the files.
+    """
+
+    path: Path
+    recognised: Recognised
+    tensors: list[TensorLine]
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(math.prod(tensor.shape) for tensor in self.tensors)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(tensor.num_bytes for tensor in self.tensors)
+
+    @property
+    def bytes_by_dtype(self) -> dict[str, int]:
+        sizes = Counter()
+        for tensor in self.tensors:
+            sizes[tensor.dtype] += tensor.num_bytes
+        return dict(sizes)
 
 
-def _language_model(embedding: tuple[int, ...] | None) -> str:
-    if embedding is None or len(embedding) != 2:
-        return "no embedding"
-    return f"hidden size {embedding[1]}, {embedding[0]} vocabulary rows"
+def inspect_checkpoint(path: str | Path) -> Inspection:
+    """List the tensors of a file or folder and tell what it is.
+
+    Args:
+        path (`str` or `Path`): A weight file, or a folder with one or with shards.
+
+    Raises:
+        ConversionError: It is missing, damaged, or no checkpoint.
+    """
+    path = Path(path)
+    source = open_source(path)
+    lines = [_line(source, name) for name in source.names()]
+    source.release()
+    return Inspection(path, _named(recognise({line.name: line.shape for line in lines}), path), lines)
 
 
-def _vip_llava(shapes: Shapes) -> Recognised:
-    embedding = shapes.get("model.embed_tokens.weight", ())
-    variant = _VIP_LLAVA.get((embedding[-1], embedding[0]) if len(embedding) == 2 else None, _UNKNOWN_SIZE)
-    tower = any(name.startswith("model.vision_tower.") for name in shapes)
-    notes = () if tower else ("It holds no CLIP tower: the conversion needs --vision-tower.",)
-    return _described("vip_llava", variant, vip_llava_table(), shapes, notes)
+def _named(found: Recognised, path: Path) -> Recognised:
+    """With the system that `config.json` beside converted weights names, as their tensors do not tell it."""
+    if found.system != CONVERTED:
+        return found
+    try:
+        model_type = read_json((path if path.is_dir() else path.parent) / "config.json").get("model_type")
+    except ConversionError:
+        model_type = None
+    for name, system in SYSTEMS.items():
+        if system.model_type == model_type:
+            return replace(found, system=name)
+    return replace(found, notes=(*found.notes, "Its config.json would say which system it is."))
 
 
-def _ivm(shapes: Shapes) -> Recognised:
-    table = ivm_table(detect_ivm_layout(shapes))
-    targets = table.apply(shapes).targets
-    whole = any(target.startswith(VISION_TOWER) for target in targets)
-    notes = () if whole else ("It holds trained parts only: base LLaVA and SAM come from their own files.",)
-    if f"{SEGMENTER}shared_image_embedding.positional_embedding" not in targets:
-        notes += ("The decoder's positional matrix is missing; a random one would give wrong masks.",)
-    return _described("ivm", "the whole module" if whole else "IVM-V1.0, trained parts", table, shapes, notes)
-
-
-def _difflmm(shapes: Shapes) -> Recognised:
-    adapter = "default." if any(".lora_A.default." in name for name in shapes) else ""
-    table = difflmm_table(difflmm_prefix(shapes), adapter)
-    return _described("difflmm", "difflmm-llava-v1.5-7b-lora", table, shapes, ("Vicuna v1.5 is not in it.",))
+def _line(source: TensorSource, name: str) -> TensorLine:
+    info = source.info(name)
+    size = math.prod(info.shape) * info.dtype.itemsize
+    return TensorLine(name, info.shape, str(info.dtype).removeprefix("torch."), size, source.file(name).name)

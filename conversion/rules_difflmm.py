@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from .errors import ConversionError
+from .recognition import Recognised, Shapes, described
 from .rules import LORA_A, LORA_B, Rule, RuleTable
 
 
@@ -113,3 +114,10 @@ def stable_diffusion_table(num_up_blocks: int, diffusion_block: int, *, text_enc
     else:
         rules.append(Rule("text_encoder.{rest}", None, reason="the implicit caption takes its place", optional=True))
     return RuleTable(rules, "Stable Diffusion")
+
+
+def recognise_difflmm(shapes: Shapes) -> Recognised:
+    """The published LoRA folder."""
+    adapter = "default." if any(".lora_A.default." in name for name in shapes) else ""
+    table = difflmm_table(difflmm_prefix(shapes), adapter)
+    return described("difflmm", "difflmm-llava-v1.5-7b-lora", table, shapes, ("Vicuna v1.5 is not in it.",))

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 from .errors import ConversionError
+from .recognition import Recognised, Shapes, described
 from .rules import LORA_A, LORA_B, Rule, RuleTable
 from .rules_lisa_gsva import MM_PROJECTOR, PROJECTOR, SEGMENTER, TEXT_MODEL, VISION_TOWER, VLM, sam_table
 
@@ -160,3 +161,14 @@ def _segmenter_rules() -> list[Rule]:
             for index, name in enumerate(("proj_in", "layers.0", "proj_out"))
         ),
     ]
+
+
+def recognise_ivm(shapes: Shapes) -> Recognised:
+    """The released file of trained parts, or a dump of the whole module."""
+    table = ivm_table(detect_ivm_layout(shapes))
+    targets = table.apply(shapes).targets
+    whole = any(target.startswith(VISION_TOWER) for target in targets)
+    notes = () if whole else ("It holds trained parts only: base LLaVA and SAM come from their own files.",)
+    if f"{SEGMENTER}shared_image_embedding.positional_embedding" not in targets:
+        notes += ("The decoder's positional matrix is missing; a random one would give wrong masks.",)
+    return described("ivm", "the whole module" if whole else "IVM-V1.0, trained parts", table, shapes, notes)

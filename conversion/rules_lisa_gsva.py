@@ -12,7 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from .errors import ConversionError
-from .rules import LORA_A, LORA_B, Rule, RuleTable
+from .recognition import UNKNOWN_SIZE, Recognised, Shapes, described
+from .rules import LORA_A, LORA_B, WEIGHT, Rule, RuleTable
 
 
 VLM, SEGMENTER, PROJECTOR = "vlm.", "segmenter.", "seg_projector."
@@ -26,6 +27,16 @@ _POSITION_IDS = "position ids are recomputed"
 _ADAPTER = re.compile(r"model\.layers\.\d+\.(.+)\.lora_[AB]\.([^.]+)\.weight")
 _ADAPTER_BARE = re.compile(r"model\.layers\.\d+\.(.+)\.lora_[AB]\.weight")
 _BASE_LAYER = re.compile(r"model\.layers\.\d+\.(.+)\.base_layer\.(?:weight|bias)")
+
+# Hidden size and vocabulary rows of the published LISA and GSVA checkpoints; LISA v0 is told by its names.
+_PUBLISHED = {
+    (4096, 32004): ("lisa", "LISA-7B-v1 or -explanatory"),
+    (5120, 32003): ("lisa", "LISA-13B-llama2-v1 or -explanatory"),
+    (4096, 32005): ("gsva", "GSVA-7B (pt, ft-gres or ft-res)"),
+    (5120, 32005): ("gsva", "GSVA-13B (pt, ft-gres or ft-res)"),
+    (5120, 32004): ("gsva", "GSVA-llama2-13B (pt, ft-gres or ft-res)"),
+}
+_SAM_VARIANTS = {768: "ViT-B", 1024: "ViT-L", 1280: "ViT-H"}
 
 
 @dataclass(frozen=True)
@@ -230,3 +241,46 @@ def lisa_gsva_table(layout: Layout) -> RuleTable:
         Rule(f"{head}text_hidden_fcs.0.2.{{leaf}}", f"{PROJECTOR}linear_2.{{leaf}}"),
     ]
     return RuleTable(rules, "LISA/GSVA")
+
+
+def recognise_llava_family(shapes: Shapes) -> Recognised:
+    """LISA, GSVA, or the LLaVA v1 they start from, told by what it holds and by its vocabulary."""
+    layout = detect_layout(shapes)
+    rows = shapes.get(f"{layout.prefix}model.embed_tokens.weight")
+    if not any(".text_hidden_fcs." in f".{name}" for name in shapes):
+        return described("llava", _language_model(rows), llava_table(layout), shapes, ("A base, without masks.",))
+    table = lisa_gsva_table(layout)
+    size = None if rows is None else (rows[1], rows[0])
+    if not layout.head_prefix:
+        variant = "LISA-13B-llama2-v0 or -explanatory" if size == (5120, 32004) else UNKNOWN_SIZE
+        return described("lisa", variant, table, shapes, _missing(table, shapes))
+    system, variant = _PUBLISHED.get(size, (("lisa", "gsva"), f"{UNKNOWN_SIZE}: {_language_model(rows)}"))
+    return described(system, variant, table, shapes, _missing(table, shapes))
+
+
+def _missing(table: RuleTable, shapes: Shapes) -> tuple[str, ...]:
+    """What the conversion will ask for, because the file does not hold it."""
+    targets = [target for target, parts in table.apply(shapes).targets.items() if WEIGHT in parts]
+    asked = {
+        VISION_TOWER: "It holds no CLIP tower: the conversion needs --vision-tower.",
+        f"{SEGMENTER}vision_encoder.": "It holds no SAM encoder: the conversion needs --sam.",
+        f"{VLM}model.language_model.layers.": "It holds no language model: the conversion needs --base with weights.",
+    }
+    return tuple(note for prefix, note in asked.items() if not any(target.startswith(prefix) for target in targets))
+
+
+def _language_model(embedding: tuple[int, ...] | None) -> str:
+    if embedding is None or len(embedding) != 2:
+        return "no embedding"
+    return f"hidden size {embedding[1]}, {embedding[0]} vocabulary rows"
+
+
+def recognise_clip(shapes: Shapes) -> Recognised:
+    """CLIP, or its vision tower alone."""
+    return described("clip", "CLIP, or its vision tower", clip_table(list(shapes)), shapes)
+
+
+def recognise_sam(shapes: Shapes) -> Recognised:
+    """SAM's own file."""
+    width = shapes.get("image_encoder.pos_embed", (0,))[-1]
+    return described("sam", f"SAM {_SAM_VARIANTS.get(width, UNKNOWN_SIZE)}", sam_table(), shapes)

@@ -6,6 +6,7 @@ transformers' own text models do the same.
 
 from __future__ import annotations
 
+from .recognition import UNKNOWN_SIZE, Recognised, Shapes, described
 from .rules import Rule, RuleTable
 
 
@@ -13,6 +14,14 @@ _TEXT_MODEL = "model.language_model."
 _VISION_TOWER = "model.vision_tower."
 _PROJECTOR = "model.multi_modal_projector."
 _ORIGINAL_TOWER = "model.vision_tower.vision_tower.vision_model."
+# Hidden size and vocabulary rows of the published checkpoints.
+_PUBLISHED = {
+    (4096, 32000): "vip-llava-7b",
+    (5120, 32000): "vip-llava-13b",
+    (4096, 128256): "vip-llava-llama-3-8b",
+    (4096, 128257): "vip-llava-llama-3-8b",
+    (3072, 32064): "vip-llava-phi-3-mini-3.8b",
+}
 
 
 def vip_llava_table() -> RuleTable:
@@ -40,3 +49,12 @@ def vip_llava_table() -> RuleTable:
         ),
     ]
     return RuleTable(rules, "ViP-LLaVA")
+
+
+def recognise_vip_llava(shapes: Shapes) -> Recognised:
+    """Which published checkpoint it is, and whether it holds its CLIP tower."""
+    embedding = shapes.get("model.embed_tokens.weight", ())
+    variant = _PUBLISHED.get((embedding[-1], embedding[0]) if len(embedding) == 2 else None, UNKNOWN_SIZE)
+    tower = any(name.startswith("model.vision_tower.") for name in shapes)
+    notes = () if tower else ("It holds no CLIP tower: the conversion needs --vision-tower.",)
+    return described("vip_llava", variant, vip_llava_table(), shapes, notes)

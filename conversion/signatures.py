@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ConversionError, refusing
+from .file_type import check_regular_file
 from .manifest import MANIFEST, SIGNATURE
-from .sniffing import check_regular_file
 
 
 MAX_SIGNATURE_BYTES = 1 << 20

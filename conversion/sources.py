@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from ..loading import CODE_FIELDS, find_absurd_number
 from .errors import ConversionError
-from .sniffing import (
+from .file_type import (
     FileKind,
     check_link,
     check_regular_file,

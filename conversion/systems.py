@@ -1,71 +1,155 @@
-"""Which classes make up each system: the one table that registration, conversion and verification read."""
+"""One entry per system: what registration, public names, conversion, recognition, verification and commands know.
+
+Classes and functions are named as `module:name` and imported when they are first used, so that this table costs
+nothing to read. A further system is its own files and one entry in `SYSTEMS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import (
-    BaseImageProcessor,
-    PreTrainedConfig,
-    PreTrainedModel,
-    ProcessorMixin,
-    VipLlavaConfig,
-)
 
-from ..modeling.configuration_attend_and_segment import AttendAndSegmentConfig
-from ..modeling.configuration_difflmm import DiffLmmConfig
-from ..modeling.configuration_gsva import GsvaConfig
-from ..modeling.configuration_ivm import IvmConfig
-from ..modeling.configuration_lisa import LisaConfig
-from ..modeling.configuration_reasoning_segmentation import ReasoningSegmentationConfig
-from ..modeling.modeling_attend_and_segment import AttendAndSegmentModel
-from ..modeling.modeling_difflmm import DiffLmmForConditionalGeneration
-from ..modeling.modeling_gsva import GsvaForReasoningSegmentation
-from ..modeling.modeling_ivm import IvmForVisualMasking
-from ..modeling.modeling_lisa import LisaForReasoningSegmentation
-from ..modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
-from ..modeling.modeling_vip_llava import VipLlavaForConditionalGeneration
-from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
-from ..processing.image_processing_vip_llava import DiffLmmImageProcessor, VipLlavaImageProcessor
-from ..processing.processing_attend_and_segment import AttendAndSegmentProcessor
-from ..processing.processing_difflmm import DiffLmmProcessor
-from ..processing.processing_gsva import GsvaProcessor
-from ..processing.processing_ivm import IvmProcessor
-from ..processing.processing_lisa import LisaProcessor
-from ..processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
-from ..processing.processing_vip_llava import VipLlavaProcessor
+if TYPE_CHECKING:
+    from transformers import BaseImageProcessor, PreTrainedConfig, PreTrainedModel, ProcessorMixin
+
+
+SEG_TOKEN, REJ_TOKEN = "[SEG]", "[REJ]"
+
+
+@dataclass(frozen=True)
+class Option:
+    """An argument of a system's convert function, as `reasonseg convert` offers it.
+
+    Args:
+        name (`str`): Of the argument.
+        help (`str`): What it is, in a line.
+        kind (`Any`): `str`, `float`, `bool` for a switch, or a `Literal` of what is allowed.
+        default (`Any`): What the function takes where it is left out; `None` where that depends on the sources.
+        required (`bool`): Whether it must be given.
+    """
+
+    name: str
+    help: str
+    kind: Any = str
+    default: Any = None
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Command:
+    """`reasonseg convert <system>`.
+
+    Args:
+        convert (`str`): The convert function.
+        help (`str`): What the command does.
+        options (`tuple[Option, ...]`): The function's own arguments, beside those that all of them take; one of the
+            same name goes before a common one.
+        source_help (`str`), source_name (`str`, *optional*): What is converted, and its name in the usage line.
+    """
+
+    convert: str
+    help: str
+    options: tuple[Option, ...]
+    source_help: str = "Original weights: folder or file, or ORG/NAME[/FILE][@REVISION] on the Hub."
+    source_name: str | None = None
+
+
+@dataclass(frozen=True)
+class Recognition:
+    """How tensor names tell what a checkpoint is.
+
+    Args:
+        keys (`tuple[str, ...]`): Patterns; each is found in some tensor's name.
+        describe (`str`): Function that makes a `Recognised` of the shapes by name.
+    """
+
+    keys: tuple[str, ...]
+    describe: str
 
 
 @dataclass(frozen=True)
 class PublishedSystem:
-    """What a converted repository is made of.
+    """What a system is made of. Classes are named as `module:name`.
 
     Args:
-        name (`str`): Such as `"lisa"`: what manifests, model cards and `model_cards/<name>.yaml` call it.
-        config_class, model_class, processor_class (`type`): The classes that load it. The code of those that are not
-            transformers' own is published with it.
-        image_processor_class (`type`, *optional*): Its image processor, LISA's and GSVA's by default.
+        name (`str`): Such as `"lisa"`: what manifests, `model_cards/<name>.yaml` and, with hyphens, commands call it.
+        title (`str`): What its authors call it.
+        config, model, processor (`str`): The classes that load it. The code of those that are not transformers' own
+            is published with it.
         does (`str`): What its models do, after "such models".
         commands (`tuple[str, ...]`): The commands of `reasonseg` that run its models, the one they are made for first.
+        image_processor (`str`, *optional*): Its image processor, LISA's and GSVA's by default.
         auto_class (`str`, *optional*): The Auto class under which the model's code is published, `"AutoModel"` by
             default; configs of this package name it under others as well.
+        slot_tokens (`tuple[str, ...]`, *optional*): Tokens its training adds to the tokenizer of its base, in this
+            order; `None` where conversions keep the base's tokenizer.
+        exports_trained (`bool`): Whether what training changed can be published without the base.
+        command (`Command`, *optional*): How it is converted.
+        original (`Recognition`, *optional*): How its original checkpoints are recognised.
+        converted_keys (`tuple[str, ...]`): Patterns that tell its converted checkpoints; a composed model's are told
+            by its `config.json`.
     """
 
     name: str
-    config_class: type[PreTrainedConfig]
-    model_class: type[PreTrainedModel]
-    processor_class: type[ProcessorMixin]
+    title: str
+    config: str
+    model: str
+    processor: str
     does: str = field(kw_only=True)
     commands: tuple[str, ...] = field(kw_only=True)
-    image_processor_class: type[BaseImageProcessor] = field(default=ReasoningSegmentationImageProcessor, kw_only=True)
+    image_processor: str = field(
+        default="reasonseg.processing.image_processing_reasoning_segmentation:ReasoningSegmentationImageProcessor",
+        kw_only=True,
+    )
     auto_class: str = field(default="AutoModel", kw_only=True)
+    slot_tokens: tuple[str, ...] | None = field(default=None, kw_only=True)
+    exports_trained: bool = field(default=False, kw_only=True)
+    command: Command | None = field(default=None, kw_only=True)
+    original: Recognition | None = field(default=None, kw_only=True)
+    converted_keys: tuple[str, ...] = field(default=(), kw_only=True)
+
+    @cached_property
+    def config_class(self) -> type[PreTrainedConfig]:
+        return load(self.config)
+
+    @cached_property
+    def model_class(self) -> type[PreTrainedModel]:
+        return load(self.model)
+
+    @cached_property
+    def processor_class(self) -> type[ProcessorMixin]:
+        return load(self.processor)
+
+    @cached_property
+    def image_processor_class(self) -> type[BaseImageProcessor]:
+        return load(self.image_processor)
 
     @property
     def model_type(self) -> str:
         """What its `config.json` says."""
         return self.config_class.model_type
+
+    @property
+    def command_name(self) -> str:
+        """What `reasonseg convert` calls it."""
+        return self.name.replace("_", "-")
+
+    @property
+    def is_known_to_transformers(self) -> bool:
+        """Whether transformers has such a model, so that converted repositories load without this package's code."""
+        return self.config.startswith("transformers")
+
+    def public_names(self) -> Iterator[tuple[str, str]]:
+        """What `reasonseg` offers of it: names and the modules that hold them."""
+        convert = [] if self.command is None else [self.command.convert]
+        for reference in (self.config, self.model, self.processor, self.image_processor, *convert):
+            module, name = reference.split(":")
+            if not module.startswith("transformers"):
+                yield name, module
 
     @property
     def auto_classes(self) -> dict[str, type]:
@@ -84,75 +168,260 @@ class PublishedSystem:
                 own.register_for_auto_class(auto_class)
 
 
+def load(reference: str) -> Any:
+    """Import what `module:name` names."""
+    module, name = reference.split(":")
+    return getattr(import_module(module), name)
+
+
 def is_of_transformers(own: type) -> bool:
     """Whether everybody who has transformers has a class, so that its code need not be published."""
     return own.__module__.split(".")[0] == "transformers"
 
 
+_DTYPES = Literal["float32", "bfloat16", "float16"]
+_SAM = Option("sam", "SAM's own file, or ORG/NAME/FILE on the Hub, for a source without SAM's encoder.")
+_SEGMENTER_DTYPE = Option("segmenter_dtype", "Store the segmenter so.  [default: float32]", _DTYPES)
+_TEMPLATE = Option(
+    "template",
+    "Prompt template the checkpoint was trained with.",
+    Literal["llava_v1", "llava_llama_2"],
+    default="llava_v1",
+)
+
+COMMON_OPTIONS = (
+    Option("dtype", "Store the language model so.  [default: as it is]", _DTYPES),
+    Option("max_shard_size", "Largest weight file.", default="5GB"),
+    Option("card", "Name of the model card's values.  [default: the source's name]"),
+)
+"""What every convert function takes."""
+
 REASONING_SEGMENTATION = PublishedSystem(
     "reasoning_segmentation",
-    ReasoningSegmentationConfig,
-    ReasoningSegmentationModel,
-    ReasoningSegmentationProcessor,
+    "reasoning segmentation",
+    "reasonseg.modeling.configuration_reasoning_segmentation:ReasoningSegmentationConfig",
+    "reasonseg.modeling.modeling_reasoning_segmentation:ReasoningSegmentationModel",
+    "reasonseg.processing.processing_reasoning_segmentation:ReasoningSegmentationProcessor",
     does="write an answer and draw a mask for every [SEG] in it",
     commands=("segment", "ask"),
 )
 LISA = PublishedSystem(
     "lisa",
-    LisaConfig,
-    LisaForReasoningSegmentation,
-    LisaProcessor,
+    "LISA",
+    "reasonseg.modeling.configuration_lisa:LisaConfig",
+    "reasonseg.modeling.modeling_lisa:LisaForReasoningSegmentation",
+    "reasonseg.processing.processing_lisa:LisaProcessor",
     does=REASONING_SEGMENTATION.does,
     commands=REASONING_SEGMENTATION.commands,
+    slot_tokens=(SEG_TOKEN,),
+    exports_trained=True,
+    command=Command(
+        "reasonseg.conversion.convert_lisa:convert_lisa",
+        "Convert a LISA checkpoint: a published folder, or what zero_to_fp32.py wrote.",
+        (
+            Option(
+                "vision_tower",
+                "CLIP model: folder, or name on the Hub (openai/clip-vit-large-patch14).",
+                required=True,
+            ),
+            Option("base", "Base LLaVA, folder or ORG/NAME[@REVISION]: config, tokenizer, if not there."),
+            _SAM,
+            Option("lora_alpha", "LoRA alpha of an unmerged source.", float, default=16.0),
+            _SEGMENTER_DTYPE,
+            _TEMPLATE,
+        ),
+    ),
+    original=Recognition((r"(^|\.)text_hidden_fcs\.",), "reasonseg.conversion.rules_lisa_gsva:recognise_llava_family"),
 )
 GSVA = PublishedSystem(
     "gsva",
-    GsvaConfig,
-    GsvaForReasoningSegmentation,
-    GsvaProcessor,
+    "GSVA",
+    "reasonseg.modeling.configuration_gsva:GsvaConfig",
+    "reasonseg.modeling.modeling_gsva:GsvaForReasoningSegmentation",
+    "reasonseg.processing.processing_gsva:GsvaProcessor",
     does=REASONING_SEGMENTATION.does,
     commands=REASONING_SEGMENTATION.commands,
+    slot_tokens=(SEG_TOKEN, REJ_TOKEN),
+    exports_trained=True,
+    command=Command(
+        "reasonseg.conversion.convert_gsva:convert_gsva",
+        "Convert a GSVA checkpoint: a released .bin, or what zero_to_fp32.py wrote.",
+        (
+            Option("base", "Base LLaVA, folder or ORG/NAME[@REVISION]: config and tokenizer.", required=True),
+            Option("vision_tower", "CLIP folder or ORG/NAME: config, and weights if not there."),
+            _SAM,
+            Option("lora_alpha", "LoRA alpha.  [default: 16 for the released ranks 8 and 64]", float),
+            _SEGMENTER_DTYPE,
+            _TEMPLATE,
+        ),
+    ),
+    original=LISA.original,  # only the size of the vocabulary tells the two apart
 )
 IVM = PublishedSystem(
     "ivm",
-    IvmConfig,
-    IvmForVisualMasking,
-    IvmProcessor,
+    "IVM",
+    "reasonseg.modeling.configuration_ivm:IvmConfig",
+    "reasonseg.modeling.modeling_ivm:IvmForVisualMasking",
+    "reasonseg.processing.processing_ivm:IvmProcessor",
     does="draw what an instruction needs and write no text",
     commands=("mask", "segment"),
+    command=Command(
+        "reasonseg.conversion.convert_ivm:convert_ivm",
+        "Convert an IVM checkpoint: IVM-V1.0.bin (trained parts), or a dump of the whole module.",
+        (
+            Option(
+                "base",
+                "LLaVA-1.5 of transformers: folder, or ORG/NAME[@REVISION] (llava-hf/llava-1.5-7b-hf).",
+                required=True,
+            ),
+            _SAM,
+            Option("lora_alpha", "LoRA alpha.  [default: 16 for the released rank 8]", float),
+            Option(
+                "keep_lora",
+                "Keep the LoRA as a PEFT adapter beside the weights; needs peft.",
+                bool,
+                default=False,
+            ),
+            _SEGMENTER_DTYPE,
+        ),
+    ),
+    original=Recognition((r"^prompt_encoder\.text_proj\.",), "reasonseg.conversion.rules_ivm:recognise_ivm"),
 )
 VIP_LLAVA = PublishedSystem(
     "vip_llava",
-    VipLlavaConfig,
-    VipLlavaForConditionalGeneration,
-    VipLlavaProcessor,
+    "ViP-LLaVA",
+    "transformers:VipLlavaConfig",
+    "reasonseg.modeling.modeling_vip_llava:VipLlavaForConditionalGeneration",
+    "reasonseg.processing.processing_vip_llava:VipLlavaProcessor",
     does="answer in text and draw no masks",
     commands=("ask",),
-    image_processor_class=VipLlavaImageProcessor,
+    image_processor="reasonseg.processing.image_processing_vip_llava:VipLlavaImageProcessor",
     # The config is transformers' own, and so is what AutoModel makes of it: the model without its head.
     auto_class="AutoModelForImageTextToText",
+    slot_tokens=(),
+    command=Command(
+        "reasonseg.conversion.convert_vip_llava:convert_vip_llava",
+        "Convert a ViP-LLaVA checkpoint, on Vicuna, Llama 3 or Phi-3, to transformers' VipLlava.",
+        (
+            Option(
+                "vision_tower",
+                "CLIP folder, or ORG/NAME (openai/clip-vit-large-patch14-336), if there is none inside.",
+            ),
+            Option(
+                "template",
+                "Prompt template.  [default: the language model's]",
+                Literal["llava_v1", "llava_llama_3", "llava_phi_3"],
+            ),
+        ),
+        source_help="Original checkpoint: folder, or ORG/NAME[@REVISION] on the Hub.",
+    ),
+    original=Recognition(
+        (r"^model\.mm_projector\.clip_layernorm\.",), "reasonseg.conversion.rules_vip_llava:recognise_vip_llava"
+    ),
+    converted_keys=(r"(^|\.)projector_layernorm\.",),
 )
 DIFFLMM = PublishedSystem(
     "difflmm",
-    DiffLmmConfig,
-    DiffLmmForConditionalGeneration,
-    DiffLmmProcessor,
+    "DiffLMM",
+    "reasonseg.modeling.configuration_difflmm:DiffLmmConfig",
+    "reasonseg.modeling.modeling_difflmm:DiffLmmForConditionalGeneration",
+    "reasonseg.processing.processing_difflmm:DiffLmmProcessor",
     does=VIP_LLAVA.does,
     commands=VIP_LLAVA.commands,
-    image_processor_class=DiffLmmImageProcessor,
+    image_processor="reasonseg.processing.image_processing_vip_llava:DiffLmmImageProcessor",
+    slot_tokens=(),
+    command=Command(
+        "reasonseg.conversion.convert_difflmm:convert_difflmm",
+        "Merge a DiffLMM adapter with its language model, Stable Diffusion and CLIP. Needs diffusers.",
+        (
+            Option(
+                "base",
+                "Language model with its weights: folder, or ORG/NAME[@REVISION] (lmsys/vicuna-7b-v1.5).",
+                required=True,
+            ),
+            Option(
+                "diffusion",
+                "Stable Diffusion 1.5 in diffusers' layout: folder, or ORG/NAME[@REVISION].",
+                required=True,
+            ),
+            Option(
+                "vision_tower",
+                "CLIP model: folder, or name on the Hub (openai/clip-vit-large-patch14-336).",
+                required=True,
+            ),
+            Option("dtype", "Store all weights so.  [default: as the base is]", _DTYPES),
+            _TEMPLATE,
+        ),
+        source_help="Folder with adapter_model and non_lora_trainables, or ORG/NAME[@REVISION]",
+    ),
+    original=Recognition((r"\.mm_projector\.clip_pe",), "reasonseg.conversion.rules_difflmm:recognise_difflmm"),
+    converted_keys=(r"^model\.diffusion\.",),
 )
 ATTEND_AND_SEGMENT = PublishedSystem(
     "attend_and_segment",
-    AttendAndSegmentConfig,
-    AttendAndSegmentModel,
-    AttendAndSegmentProcessor,
+    "attend-and-segment",
+    "reasonseg.modeling.configuration_attend_and_segment:AttendAndSegmentConfig",
+    "reasonseg.modeling.modeling_attend_and_segment:AttendAndSegmentModel",
+    "reasonseg.processing.processing_attend_and_segment:AttendAndSegmentProcessor",
     does="write an answer and draw a mask for every phrase in it",
     commands=("segment", "ask"),
+    command=Command(
+        "reasonseg.conversion.convert_attend_and_segment:convert_attend_and_segment",
+        "Put any vision-language model and any SAM into one repository that grounds every phrase it writes.",
+        (
+            Option(
+                "sam", "SAM's own file, or a SAM, SAM-HQ or SAM 2 of transformers; also on the Hub.", required=True
+            ),
+            Option("vision_tower", "CLIP of an original LLaVA-1.5 (openai/clip-vit-large-patch14-336)."),
+            Option("heads", "paper, mean, or numbers such as 3,17.  [default: paper for LLaVA, else mean]"),
+            Option(
+                "phrase_extractor",
+                "auto, spacy, spacy:PIPELINE or rules: what finds noun phrases.",
+                default="auto",
+            ),
+            _SEGMENTER_DTYPE,
+            _TEMPLATE,
+        ),
+        source_help="Vision-language model: folder of transformers or of an original LLaVA-1.5, or "
+        "ORG/NAME[@REVISION].",
+        source_name="VLM",
+    ),
 )
 
-SYSTEMS: Mapping[str, PublishedSystem] = MappingProxyType(
-    {
-        system.name: system
-        for system in (REASONING_SEGMENTATION, LISA, GSVA, IVM, VIP_LLAVA, DIFFLMM, ATTEND_AND_SEGMENT)
-    }
-)
+SYSTEMS: dict[str, PublishedSystem] = {
+    system.name: system for system in (REASONING_SEGMENTATION, LISA, GSVA, IVM, VIP_LLAVA, DIFFLMM, ATTEND_AND_SEGMENT)
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A checkpoint that is no system of its own but a source of others.
+
+    Args:
+        recognition (`Recognition`): How it is told.
+        belongs (`str`): Where it is passed, in a sentence.
+    """
+
+    recognition: Recognition
+    belongs: str
+
+
+PARTS: dict[str, Part] = {
+    "llava": Part(
+        Recognition(
+            (r"^(model\.embed_tokens|base_model\.model\.model|model\.layers)\.",),
+            "reasonseg.conversion.rules_lisa_gsva:recognise_llava_family",
+        ),
+        "This is a LLaVA, the base of other checkpoints, which is passed as base=.",
+    ),
+    "clip": Part(
+        Recognition(
+            (r"^(vision_model|text_model|pre_layrnorm)\.",), "reasonseg.conversion.rules_lisa_gsva:recognise_clip"
+        ),
+        "This is a CLIP model: it is passed as vision_tower=.",
+    ),
+    "sam": Part(
+        Recognition((r"^image_encoder\.", r"^mask_decoder\."), "reasonseg.conversion.rules_lisa_gsva:recognise_sam"),
+        "This is a SAM: it is passed as sam=.",
+    ),
+}

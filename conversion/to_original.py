@@ -17,8 +17,8 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
 from .errors import ConversionError
-from .kept_adapters import ADAPTER_WEIGHTS
 from .manifest import read_manifest
+from .peft_adapter import ADAPTER_WEIGHTS
 from .progress import ProgressCallback, no_progress
 from .recipe import MERGE_LORA, Recipe
 from .rules import WEIGHT

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from .errors import ConversionError
-from .sniffing import check_side_file
+from .file_type import check_side_file
 
 
 FAST_TOKENIZER = "tokenizer.json"

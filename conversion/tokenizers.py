@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
@@ -16,25 +16,17 @@ from transformers.convert_slow_tokenizer import SentencePieceExtractor
 from transformers.tokenization_utils_base import generate_merges
 
 from .errors import ConversionError
-from .sniffing import check_side_file
+from .file_type import check_side_file
+from .sources import read_any_json
+from .systems import LISA, SEG_TOKEN, SYSTEMS
 
 
-System = Literal["lisa", "gsva", "difflmm", "llava", "vip_llava"]
-
-SEG_TOKEN = "[SEG]"
-REJ_TOKEN = "[REJ]"
 IM_START_TOKEN = "<im_start>"
 IM_END_TOKEN = "<im_end>"
 IM_PATCH_TOKEN = "<im_patch>"
 IMAGE_TOKEN = "<image>"
-# In the order in which the training scripts add them: LISA train_ds.py, GSVA main.py.
-SLOT_TOKENS: dict[str, tuple[str, ...]] = {
-    "lisa": (SEG_TOKEN,),
-    "gsva": (SEG_TOKEN, REJ_TOKEN),
-    "difflmm": (),
-    "llava": (),
-    "vip_llava": (),
-}
+# The base of other checkpoints, whose tokenizer is built anew as theirs are.
+LLAVA = "llava"
 
 _TOKENIZER_FILES = (
     "tokenizer.model",
@@ -78,7 +70,7 @@ def check_tokenizer_files(folder: Path) -> None:
 
 def build_tokenizer(
     source_dir: str | os.PathLike,
-    system: System = "lisa",
+    system: str = "lisa",
     *,
     use_im_start_end: bool = True,
     model_max_length: int | None = None,
@@ -96,7 +88,7 @@ def build_tokenizer(
         source_dir (`str` or `os.PathLike`):
             Folder with `tokenizer.model` (or, without it, a SentencePiece-style `tokenizer.json`) and, where they
             exist, `tokenizer_config.json`, `added_tokens.json`, `special_tokens_map.json`.
-        system (`str`): `"lisa"`, `"gsva"`, `"difflmm"`, `"llava"` or `"vip_llava"`.
+        system (`str`): Name of a system whose entry states its `slot_tokens`, or `"llava"`.
         use_im_start_end (`bool`): Whether the model knows `<im_start>` and `<im_end>` (`mm_use_im_start_end`).
         model_max_length (`int`, *optional*):
             Longest input of the model in tokens, image tokens included. The folder's own value is not used: it is a
@@ -108,22 +100,24 @@ def build_tokenizer(
     Raises:
         ConversionError: Files are missing, unreadable or contradict each other.
     """
-    if system not in SLOT_TOKENS:
-        raise ConversionError(f"Unknown system {system!r}; tokenizers are built for {sorted(SLOT_TOKENS)}.")
+    slot_tokens = _slot_tokens()
+    if system not in slot_tokens:
+        raise ConversionError(f"Unknown system {system!r}; tokenizers are built for {sorted(slot_tokens)}.")
+    every_slot_token = {token for tokens in slot_tokens.values() for token in tokens}
     folder = Path(source_dir)
-    config = _read_json(folder / "tokenizer_config.json")
-    special_map = _read_json(folder / "special_tokens_map.json")
+    config = _read_object(folder / "tokenizer_config.json")
+    special_map = _read_object(folder / "special_tokens_map.json")
     vocabulary = _read_vocabulary(folder)
     names = {name: _named_token(name, config, special_map) for name in _NAMED_TOKENS}
     saved = _read_added_tokens(folder, config)
 
     specials = {IM_START_TOKEN, IM_END_TOKEN, IM_PATCH_TOKEN, *names.values()} | _saved_specials(config, special_map)
     unstripped = {IMAGE_TOKEN, *_unstripped_tokens(names, special_map)}
-    wanted = [*SLOT_TOKENS[system], *((IM_START_TOKEN, IM_END_TOKEN) if use_im_start_end else ())]
+    wanted = [*slot_tokens[system], *((IM_START_TOKEN, IM_END_TOKEN) if use_im_start_end else ())]
 
     def added_token(content: str) -> AddedToken:
-        strip = system == "lisa" and content not in unstripped
-        special = content in specials and content not in SLOT_TOKENS["gsva"]
+        strip = system == LISA.name and content not in unstripped
+        special = content in specials and content not in every_slot_token
         return AddedToken(content, lstrip=strip, rstrip=strip, normalized=False, special=special)
 
     legacy = bool(config.get("legacy", True))
@@ -146,12 +140,12 @@ def build_tokenizer(
     backend.add_tokens([added_token(content) for content in wanted if backend.token_to_id(content) is None])
     # LLaVA encodes what follows the image on its own, so that it begins like a text, with a dummy space. Legacy
     # tokenizers put one behind every added token; the others are told to here, before they look for the token.
-    begins_anew = not SLOT_TOKENS[system] and not legacy and vocabulary.dummy_prefix
+    begins_anew = not slot_tokens[system] and not legacy and vocabulary.dummy_prefix
     if begins_anew:
         backend.normalizer = normalizers.Replace(Regex(_LAST_IMAGE), f"{IMAGE_TOKEN} ")
     backend.add_tokens([AddedToken(IMAGE_TOKEN, normalized=begins_anew, special=True)])
 
-    backend.decoder = _decoder(_added_contents(backend), separates_slots=system == "lisa", dummy_prefix=legacy)
+    backend.decoder = _decoder(_added_contents(backend), separates_slots=system == LISA.name, dummy_prefix=legacy)
     backend.post_processor = _post_processor(backend, config, names)
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -164,6 +158,12 @@ def build_tokenizer(
         clean_up_tokenization_spaces=False,
         legacy=legacy,
     )
+
+
+def _slot_tokens() -> dict[str, tuple[str, ...]]:
+    """What each training adds, in the order of its script (LISA train_ds.py, GSVA main.py)."""
+    stated = {name: system.slot_tokens for name, system in SYSTEMS.items() if system.slot_tokens is not None}
+    return {LLAVA: (), **stated}
 
 
 def _backend(vocabulary: _Vocabulary, legacy: bool, unk_token: str) -> Tokenizer:
@@ -275,7 +275,7 @@ def _read_sentencepiece(path: Path) -> _Vocabulary:
 
 
 def _read_tokenizer_json(path: Path) -> _Vocabulary:
-    data = _read_json(path)
+    data = _read_object(path)
     model = data.get("model", {})
     normalizer, pre_tokenizer = json.dumps(data.get("normalizer")), json.dumps(data.get("pre_tokenizer"))
     if model.get("type") != "BPE" or '"ByteLevel"' in pre_tokenizer or '"Precompiled"' in normalizer:
@@ -295,12 +295,12 @@ def _read_tokenizer_json(path: Path) -> _Vocabulary:
 def _read_added_tokens(folder: Path, config: dict[str, Any]) -> dict[str, int]:
     """Ids of the tokens that were added after training, by content."""
     sources = {
-        "added_tokens.json": _read_json(folder / "added_tokens.json"),
+        "added_tokens.json": _read_object(folder / "added_tokens.json"),
         "tokenizer_config.json": {
             token["content"]: int(token_id) for token_id, token in config.get("added_tokens_decoder", {}).items()
         },
         "tokenizer.json": {
-            token["content"]: token["id"] for token in _read_json(folder / "tokenizer.json").get("added_tokens", [])
+            token["content"]: token["id"] for token in _read_object(folder / "tokenizer.json").get("added_tokens", [])
         },
     }
     ids: dict[str, int] = {}
@@ -332,15 +332,9 @@ def _unstripped_tokens(names: dict[str, str], special_map: dict[str, Any]) -> se
     return {content for name, content in names.items() if not isinstance(special_map.get(name), str)}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ConversionError(
-            f"Not a readable JSON file ({error}).", path=path, next_step="Download the file again."
-        ) from error
-    if not isinstance(data, dict):
+def _read_object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where there is no such file."""
+    value = read_any_json(path) if path.exists() else {}
+    if not isinstance(value, dict):
         raise ConversionError("The file must hold a JSON object.", path=path)
-    return data
+    return value

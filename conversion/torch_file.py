@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from .errors import ConversionError
-from .mapped_file import MappedFile
 from .torch_pickle import Other, PickleError, Storage, StoredTensor, read_pickle
-from .torch_zip import StoredBytes, compare_sum, read_torch_zip
+from .torch_zip import MappedFile, StoredBytes, compare_sum, read_torch_zip
 
 
 _ZIP_MAGIC = b"PK\x03\x04"

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from ..loading import load_pretrained
 from .card import card_trainings, card_values, read_card, render_card
 from .errors import ConversionError, refusing
+from .file_type import check_link
 from .inventory import Inventory
 from .locations import Location, locate
 from .manifest import MANIFEST, file_sha256, is_trained, read_manifest, repository_files
@@ -34,7 +34,6 @@ from .repository_code import code_references, stray_files
 from .rules import WEIGHT
 from .rules_lisa_gsva import SEGMENTER, TEXT_MODEL, VLM, clip_table, detect_layout, lisa_gsva_table, sam_table
 from .shards import DTYPE_NAMES
-from .sniffing import check_link
 from .sources import (
     SafetensorsFile,
     TensorSource,
@@ -43,7 +42,7 @@ from .sources import (
     read_any_json,
     read_json,
 )
-from .systems import GSVA, LISA
+from .systems import SYSTEMS, PublishedSystem
 from .writer import staging_folder
 
 
@@ -56,7 +55,6 @@ _FORMAT = 1
 _SAME, _DIFFERENCE, _WHOLE = "same as base", "difference", "whole"
 _LANGUAGE_MODEL = (TEXT_MODEL, f"{VLM}lm_head.")
 _BITS = {1: (torch.uint8, "U8"), 2: (torch.int16, "I16"), 4: (torch.int32, "I32"), 8: (torch.int64, "I64")}
-_SYSTEMS = {system.name: system for system in (LISA, GSVA)}
 # Far above every tensor, and above the tokens that a training adds.
 _MAX_SIZE, _MAX_NEW_ROWS = 1 << 31, 1 << 16
 _RELEASE_BYTES = 1 << 30  # mapped pages count as this process's memory until they are given back
@@ -140,12 +138,13 @@ def export_trained(
     """
     repo, out, progress = Path(repo), Path(out), progress or no_progress
     manifest = read_manifest(repo)
-    system = _SYSTEMS.get(manifest["system"])
+    exporting = _exporting_systems()
+    system = exporting.get(manifest["system"])
     if system is None:
         raise ConversionError(
             f"Trained tensors of the system {manifest['system']!r} cannot be exported.",
             path=repo,
-            next_step=f"Possible with {', '.join(_SYSTEMS)}.",
+            next_step=f"Possible with {', '.join(exporting)}.",
         )
     names = repository_files(repo, trained=is_trained(manifest))
     headers = {name: _raw_header(repo / name) for name in names if name.endswith(".safetensors")}
@@ -232,26 +231,8 @@ def restore(folder: str | Path, out: str | Path, *, base: Base, progress: Progre
     return out
 
 
-def load_trained(folder: str | Path, *, base: Base) -> PreTrainedModel:
-    """Load the full model from an export and its base, without writing it.
-
-    Args:
-        folder (`str` or `Path`): What `export_trained` wrote.
-        base (`Base`): What the checkpoint was trained from.
-
-    Returns:
-        `PreTrainedModel`: On the CPU, in evaluation mode.
-
-    Raises:
-        ConversionError: A file is damaged, or the base is another one.
-    """
-    folder = Path(folder)
-    check_trained(folder)
-    recipe, load = _open_export(folder, base)
-    system = _SYSTEMS[recipe["system"]]
-    config = load_pretrained(system.config_class, folder)
-    state = {name: load(name).clone() for name in recipe["tensors"]}
-    return load_pretrained(system.model_class, None, config=config, state_dict=state, dtype=config.dtype).eval()
+def _exporting_systems() -> dict[str, PublishedSystem]:
+    return {name: system for name, system in SYSTEMS.items() if system.exports_trained}
 
 
 def _compare(full: TensorSource, base: _BaseWeights, progress: ProgressCallback) -> dict[str, dict[str, Any]]:
@@ -368,7 +349,7 @@ def _read_recipe(folder: Path) -> dict[str, Any]:
     recipe = read_json(path)
     expected = {"format": int, "system": str, "files": dict, "headers": dict, "tensors": dict}
     odd = [name for name, kind in expected.items() if not isinstance(recipe.get(name), kind)]
-    if odd or recipe["format"] != _FORMAT or recipe["system"] not in _SYSTEMS:
+    if odd or recipe["format"] != _FORMAT or recipe["system"] not in _exporting_systems():
         raise ConversionError(
             f"The export cannot be read by this version (format {recipe.get('format')!r}, fields {odd} are odd).",
             path=path,

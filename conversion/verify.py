@@ -17,18 +17,25 @@ from typing import Any
 import torch
 
 from ..loading import find_absurd_number, load_pretrained
-from .empty_models import empty_model
 from .errors import ConversionError, refusing
-from .kept_adapters import split_adapter_names
 from .locations import locate
-from .manifest import MANIFEST, SIGNATURE, file_sha256, is_trained, read_manifest, repository_files
-from .plan import expected_shapes
+from .manifest import (
+    MANIFEST,
+    SIGNATURE,
+    file_sha256,
+    is_trained,
+    read_manifest,
+    repository_files,
+    write_saved_manifest,
+)
+from .peft_adapter import split_adapter_names
+from .plan import empty_model, expected_shapes
 from .progress import ProgressCallback, no_progress
 from .recipe import CAST, MERGE_LORA, Recipe
 from .repository_code import code_references, is_regular, stray_files
 from .shards import DTYPE_NAMES, all_finite
 from .signatures import check_signature
-from .sources import SafetensorsFile, TensorInfo, TensorSource, open_source, read_any_json, read_config
+from .sources import SafetensorsFile, TensorInfo, TensorSource, open_source, read_any_json, read_config, read_json
 from .systems import SYSTEMS
 from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
 
@@ -144,6 +151,50 @@ def verify_repository(
         _check_model(report, manifest, tensors)
         _check_processor(report, manifest)
     _check_values(report, manifest, tensors, sources, progress)
+    return report
+
+
+def add_manifest(repo: str | Path, *, replace: bool = False, progress: ProgressCallback | None = None) -> VerifyReport:
+    """Write the manifest of a repository that has none, and keep it only where everything else is right.
+
+    What a training run keeps beside its repository (`checkpoint-N`, optimizer states, unmerged adapters) stays out.
+
+    Args:
+        repo (`str` or `Path`): The folder, with model, code and processor.
+        replace (`bool`, *optional*, defaults to `False`): Write a new one where there is one already, because the
+            weights were trained further.
+        progress (`ProgressCallback`, *optional*): Told about bytes read.
+
+    Returns:
+        `VerifyReport`: What `verify_repository` says of the repository with its new manifest.
+
+    Raises:
+        ConversionError: The folder is no repository, has a manifest, or something in it is wrong.
+    """
+    repo = Path(repo)
+    if not repo.is_dir():
+        raise ConversionError("There is no such folder.", path=repo, next_step="Pass a trained or saved model.")
+    if not replace and (repo / MANIFEST).exists():
+        raise ConversionError(
+            "The repository has a manifest already.",
+            path=repo / MANIFEST,
+            next_step="Verify it as it is; if it was changed on purpose, remove the manifest first.",
+        )
+    config = read_json(repo / "config.json")
+    try:
+        write_saved_manifest(repo, system=system_of(config, repo), dtype=str(config.get("dtype") or "float32"))
+        report = verify_repository(repo, progress=progress)
+    except BaseException:
+        (repo / MANIFEST).unlink(missing_ok=True)
+        raise
+    if not report.ok:
+        (repo / MANIFEST).unlink()
+        first, more = report.problems[0], len(report.problems) - 1
+        raise ConversionError(
+            f"{first.file}: {first.cause}" + (f" ({more} more problems)" if more else ""),
+            path=repo,
+            next_step="Mend it; then `reasonseg verify --write-manifest` writes the manifest.",
+        )
     return report
 
 

@@ -1,19 +1,22 @@
 """Segmentation by language: a vision-language model points, a segmenter draws.
 
-`import reasonseg` registers the models, processors and the pipeline with transformers, which then loads their
-checkpoints without `trust_remote_code`.
+`import reasonseg` registers the models, processors and the pipeline with transformers, once that is imported, too;
+their checkpoints then load without `trust_remote_code`.
 """
 
-import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._version import __version__ as __version__
+from .registration import register as register
+from .registration import register_with_transformers as _register_with_transformers
 
 
 if TYPE_CHECKING:
-    # What `_PUBLIC` imports on first use, for type checkers and editors. The second name marks it as public.
+    # What `__getattr__` imports on first use, for type checkers and editors. The second name marks it as public.
+    from .conversion.convert import ConversionOptions as ConversionOptions
+    from .conversion.convert import ConversionReport as ConversionReport
     from .conversion.convert_attend_and_segment import convert_attend_and_segment as convert_attend_and_segment
     from .conversion.convert_difflmm import convert_difflmm as convert_difflmm
     from .conversion.convert_gsva import convert_gsva as convert_gsva
@@ -21,11 +24,11 @@ if TYPE_CHECKING:
     from .conversion.convert_lisa import convert_lisa as convert_lisa
     from .conversion.convert_vip_llava import convert_vip_llava as convert_vip_llava
     from .conversion.errors import ConversionError as ConversionError
-    from .embedding import EMBEDDED_MODEL as EMBEDDED_MODEL
     from .evaluation.masked_input import MaskedAnswer as MaskedAnswer
     from .evaluation.masked_input import MaskedInput as MaskedInput
     from .evaluation.masked_input import Masker as Masker
     from .evaluation.masked_input import MaskingOptions as MaskingOptions
+    from .model_names import EMBEDDED_MODEL as EMBEDDED_MODEL
     from .modeling.configuration_attend_and_segment import AttendAndSegmentConfig as AttendAndSegmentConfig
     from .modeling.configuration_difflmm import DiffLmmConfig as DiffLmmConfig
     from .modeling.configuration_gsva import GsvaConfig as GsvaConfig
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
         ReasoningSegmentationImageProcessor as ReasoningSegmentationImageProcessor,
     )
     from .processing.image_processing_reasoning_segmentation import SegmenterImageProcessor as SegmenterImageProcessor
+    from .processing.image_processing_vip_llava import DiffLmmImageProcessor as DiffLmmImageProcessor
     from .processing.image_processing_vip_llava import VipLlavaImageProcessor as VipLlavaImageProcessor
     from .processing.masked_images import MaskedImage as MaskedImage
     from .processing.masked_images import mask_image as mask_image
@@ -66,38 +70,17 @@ if TYPE_CHECKING:
     from .processing.segments import SegmentationResult as SegmentationResult
     from .processing.visual_prompts import VisualPrompt as VisualPrompt
     from .processing.visual_prompts import draw_visual_prompts as draw_visual_prompts
-    from .registration import register as register
 
 
 _ROOT = Path(__file__).resolve().parent
 if not (_ROOT / "modeling").is_dir():
-    # Not installed: in a checkout the sub-packages lie beside this folder instead of in it.
+    # In a checkout the sub-packages lie beside this folder instead of in it. An editable install finds them without
+    # this, but in the one checkout that was installed; pytest and PYTHONPATH may run another.
     __path__.append(str(_ROOT.parent))
 
-_PUBLIC = {
-    "ReasoningSegmentationConfig": "modeling.configuration_reasoning_segmentation",
-    "LisaConfig": "modeling.configuration_lisa",
-    "GsvaConfig": "modeling.configuration_gsva",
-    "IvmConfig": "modeling.configuration_ivm",
-    "DiffLmmConfig": "modeling.configuration_difflmm",
-    "AttendAndSegmentConfig": "modeling.configuration_attend_and_segment",
-    "ReasoningSegmentationModel": "modeling.modeling_reasoning_segmentation",
-    "LisaForReasoningSegmentation": "modeling.modeling_lisa",
-    "GsvaForReasoningSegmentation": "modeling.modeling_gsva",
-    "IvmForVisualMasking": "modeling.modeling_ivm",
-    "DiffLmmForConditionalGeneration": "modeling.modeling_difflmm",
-    "AttendAndSegmentModel": "modeling.modeling_attend_and_segment",
-    "VipLlavaForConditionalGeneration": "modeling.modeling_vip_llava",
-    "ReasoningSegmentationProcessor": "processing.processing_reasoning_segmentation",
-    "LisaProcessor": "processing.processing_lisa",
-    "GsvaProcessor": "processing.processing_gsva",
-    "IvmProcessor": "processing.processing_ivm",
-    "DiffLmmProcessor": "processing.processing_difflmm",
-    "AttendAndSegmentProcessor": "processing.processing_attend_and_segment",
-    "VipLlavaProcessor": "processing.processing_vip_llava",
-    "ReasoningSegmentationImageProcessor": "processing.image_processing_reasoning_segmentation",
+# Beside what each system's entry names.
+_SHARED = {
     "SegmenterImageProcessor": "processing.image_processing_reasoning_segmentation",
-    "VipLlavaImageProcessor": "processing.image_processing_vip_llava",
     "ReasoningSegmentationPipeline": "processing.pipeline_reasoning_segmentation",
     "Segment": "processing.segments",
     "SegmentationResult": "processing.segments",
@@ -111,40 +94,34 @@ _PUBLIC = {
     "MaskingOptions": "evaluation.masked_input",
     "VisualPrompt": "processing.visual_prompts",
     "draw_visual_prompts": "processing.visual_prompts",
-    "convert_lisa": "conversion.convert_lisa",
-    "convert_gsva": "conversion.convert_gsva",
-    "convert_vip_llava": "conversion.convert_vip_llava",
-    "convert_ivm": "conversion.convert_ivm",
-    "convert_difflmm": "conversion.convert_difflmm",
-    "convert_attend_and_segment": "conversion.convert_attend_and_segment",
     "ConversionError": "conversion.errors",
-    "EMBEDDED_MODEL": "embedding",
-    "register": "registration",
+    "ConversionOptions": "conversion.convert",
+    "ConversionReport": "conversion.convert",
+    "EMBEDDED_MODEL": "model_names",
 }
+
+
+def _public_names() -> dict[str, str]:
+    """The modules of all public names; what they name is imported on first use."""
+    from .conversion.systems import SYSTEMS
+
+    of_systems = {name: module for system in SYSTEMS.values() for name, module in system.public_names()}
+    return of_systems | {name: f"{__name__}.{module}" for name, module in _SHARED.items()}
 
 
 if not TYPE_CHECKING:  # a checker would take every misspelt name for one that is found here
 
     def __getattr__(name: str) -> Any:
         """Import a public name on first use."""
-        if name not in _PUBLIC:
+        if (module := _public_names().get(name)) is None:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(f".{_PUBLIC[name]}", __name__), name)
+        return getattr(import_module(module), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PUBLIC])
+    return sorted([*globals(), *_public_names()])
 
 
-def _is_the_command() -> bool:
-    """Whether this process is the `reasonseg` command, whose `--help` must not wait for torch.
+_register_with_transformers()
 
-    Its commands register when they start to work.
-    """
-    return Path(sys.argv[0] if sys.argv else "").stem == "reasonseg" or sys.orig_argv[1:3] == ["-m", "reasonseg"]
-
-
-if not _is_the_command():
-    import_module(".registration", __name__).register()
-
-__all__ = ["__version__", *_PUBLIC]
+__all__ = ["__version__", "register", *_public_names()]

@@ -12,10 +12,8 @@ from pathlib import Path
 
 from .data.data_files import read_json
 from .embedded_card import write_card
+from .model_names import EMBEDDED_MODEL
 
-
-EMBEDDED_MODEL = Path(__file__).parent / "embedded"
-"""Folder of the model that runs where none is named."""
 
 # What only published weights need, or what only the training run that wrote it needs.
 _NOT_EMBEDDED = (

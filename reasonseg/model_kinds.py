@@ -4,18 +4,8 @@ from dataclasses import dataclass
 
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
-from .conversion.systems import SYSTEMS, VIP_LLAVA, is_of_transformers
+from .conversion.systems import ATTEND_AND_SEGMENT, SYSTEMS, VIP_LLAVA, is_of_transformers
 from .loading import load_pretrained
-from .registration import register
-
-
-# What a command runs, and where such a model comes from.
-_WHAT_FITS = {
-    "segment": "Models that draw masks come from `reasonseg convert`: lisa, gsva, ivm, or attend-and-segment, which "
-    "makes one of any vision-language model.",
-    "mask": "Masking takes an IVM checkpoint; `reasonseg convert ivm --help` shows how to make one.",
-    "ask": "Any model of transformers' image-text-to-text kind can be asked.",
-}
 
 
 class WrongModelError(ValueError):
@@ -39,7 +29,6 @@ class ModelKind:
 def model_kind(model: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelKind | None:
     """Read the kind of a checkpoint, a folder or a name on the Hub, off its configuration; None where its kind is
     defined by code of its own."""
-    register()
     config = load_pretrained(AutoConfig, model, revision=revision, trust_remote_code=trust_remote_code)
     for system in SYSTEMS.values():
         if system.model_type == config.model_type:
@@ -77,8 +66,21 @@ def check_model_fits(
     fitting = " and ".join(f"`reasonseg {one} --model {model}`" for one in kind.commands)
     raise WrongModelError(
         f"{asked or f'reasonseg {command}'} cannot run {str(model)!r}: it is of the kind {kind.name}, and such models "
-        f"{kind.does}. {f'Commands that fit it: {fitting}. ' if fitting else ''}{_WHAT_FITS[command]}"
+        f"{kind.does}. {f'Commands that fit it: {fitting}. ' if fitting else ''}{_where_from(command)}"
     )
+
+
+def _where_from(command: str) -> str:
+    """Where models that a command runs come from."""
+    makers = [system for system in SYSTEMS.values() if system.command is not None and command in system.commands]
+    titles = " or ".join(system.title for system in makers)
+    names = ", ".join(system.command_name for system in makers)
+    return {
+        "segment": f"Models that draw masks come from `reasonseg convert`: {names}. Of these, "
+        f"{ATTEND_AND_SEGMENT.command_name} makes one of any vision-language model.",
+        "mask": f"Masking takes an {titles} checkpoint; `reasonseg convert {names} --help` shows how to make one.",
+        "ask": "Any model of transformers' image-text-to-text kind can be asked.",
+    }[command]
 
 
 __all__ = ["ModelKind", "WrongModelError", "check_model_fits", "model_kind"]

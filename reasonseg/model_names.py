@@ -7,6 +7,8 @@ from pathlib import Path
 
 
 EMBEDDED = "embedded"
+EMBEDDED_MODEL = Path(__file__).parent / "embedded"
+"""Folder of the model that runs where none is named."""
 EMBEDDED_HELP = f"`{EMBEDDED}` is the model in this package"
 _NEXT_STEP = (
     "Give a folder that `reasonseg convert` or `reasonseg train` has made, ORGANISATION/NAME on the Hub, or "
@@ -30,8 +32,6 @@ def resolve_model(name: str, revision: str | None = None, option: str = "--model
         UnknownModelError: it names no model: there is no such folder, it holds none, or the Hub does not have it.
     """
     if name == EMBEDDED:
-        from .embedding import EMBEDDED_MODEL
-
         return str(EMBEDDED_MODEL)
     given, name = f"{option} {name!r}", os.path.expanduser(name)
     if os.path.isdir(name):
@@ -103,4 +103,4 @@ def _what_it_is(folder: Path) -> str:
     return "it has no config.json"
 
 
-__all__ = ["EMBEDDED", "EMBEDDED_HELP", "UnknownModelError", "resolve_model"]
+__all__ = ["EMBEDDED", "EMBEDDED_HELP", "EMBEDDED_MODEL", "UnknownModelError", "resolve_model"]

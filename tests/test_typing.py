@@ -61,6 +61,7 @@ assert_type(grounded, reasonseg.PhraseSegmentationResult)
 report = reasonseg.convert_lisa("LISA-7B-v1", vision_tower="clip", out=Path("out"))
 assert_type(report.out, Path)
 reasonseg.convert_lisa("LISA-7B-v1", out="out")  # wrong
+reasonseg.convert_lisa("LISA-7B-v1", vision_tower="clip", out="out", dtype="float16", card="lisa-7b-v1")
 reasonseg.convert_gsva(3, base="llava", out="out")  # wrong
 try:
     reasonseg.register()
@@ -128,6 +129,6 @@ def test_what_is_imported_for_checkers_is_what_is_imported_on_first_use():
     for statement in block.body:
         for alias in statement.names:
             assert alias.asname == alias.name, f"Write `import {alias.name} as {alias.name}`, else it is not public."
-            static[alias.name] = statement.module
-    assert static == reasonseg._PUBLIC
-    assert set(static) == set(reasonseg.__all__) - {"__version__"}
+            static[alias.name] = f"reasonseg.{statement.module}"
+    assert static == reasonseg._public_names()
+    assert set(static) == set(reasonseg.__all__) - {"__version__", "register"}

@@ -11,7 +11,7 @@ from .printing import printable_name, write_out
 
 
 if TYPE_CHECKING:
-    from ..conversion.inspection import Inspection
+    from ..conversion.recognition import Inspection
 
 
 def inspect(
@@ -23,7 +23,7 @@ def inspect(
 
     No tensor is read and nothing in the file is run.
     """
-    from ..conversion.inspection import inspect_checkpoint
+    from ..conversion.recognition import inspect_checkpoint
 
     found = inspect_checkpoint(path)
     write_out(_as_json(found, summary) if as_json else _as_text(found, summary))

@@ -59,8 +59,8 @@ def train(
 
 def _write_manifest(repo: Path) -> None:
     """Check what was trained, and write down what belongs to it, so that it can be verified and published."""
-    from ..conversion.adoption import adopt_repository
     from ..conversion.progress import rich_progress
+    from ..conversion.verify import add_manifest
 
     with rich_progress(stderr_console()) as progress:
-        adopt_repository(repo, replace=True, progress=progress)
+        add_manifest(repo, replace=True, progress=progress)

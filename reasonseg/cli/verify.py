@@ -65,13 +65,12 @@ def verify(
             "--write-manifest compares with no source and no signature. Pass it alone, then verify as you like."
         )
 
-    from ..conversion.adoption import adopt_repository
     from ..conversion.progress import rich_progress
-    from ..conversion.verify import verify_repository
+    from ..conversion.verify import add_manifest, verify_repository
 
     with rich_progress(stderr_console()) as progress:
         if write_manifest:
-            report = adopt_repository(repo, progress=progress)
+            report = add_manifest(repo, progress=progress)
         else:
             report = verify_repository(repo, against=given, key=key, signature=signature, progress=progress)
     write_out(_as_json(report) if as_json else _as_text(report))

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,12 @@ import huggingface_hub
 
 
 LARGE_SUFFIXES = (".safetensors", ".bin", ".model")
+
+
+def pinned_revision(card):
+    """The commit that a card's usage snippet loads; None where it is not pinned."""
+    found = re.search(r'^revision = "([0-9a-f]{40})"$|^hf download .* --revision ([0-9a-f]{40}) ', card, re.MULTILINE)
+    return found and (found[1] or found[2])
 
 
 def git_sha1(data):

@@ -22,7 +22,6 @@ from reasonseg.conversion.card import (
     known_cards,
     pin_card,
     pinned_repository,
-    pinned_revision,
     publishing_permission,
     read_card_values,
     render_card,
@@ -31,6 +30,7 @@ from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import update_manifest
 from reasonseg.conversion.verify import verify_repository
 from reasonseg.modeling.configuration_lisa import LisaConfig
+from tests.conversion.hub_server import pinned_revision
 
 
 CONFIG = LisaConfig(seg_token_id=5)

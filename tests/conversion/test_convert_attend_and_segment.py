@@ -11,12 +11,12 @@ from transformers.utils import is_torchvision_available
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
-from reasonseg.conversion import vlm_part
+from reasonseg.conversion import components
+from reasonseg.conversion.components import add_segmenter
 from reasonseg.conversion.convert_attend_and_segment import convert_attend_and_segment
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.inventory import Inventory
 from reasonseg.conversion.rules_lisa_gsva import sam_table
-from reasonseg.conversion.segmenter_part import add_segmenter
 from reasonseg.conversion.verify import verify_repository
 from reasonseg.processing import composed_processor
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
@@ -234,7 +234,7 @@ def test_qwen_without_its_video_processor(sam2_folder, tmp_path, monkeypatch):
     source = save_vlm(vlm, tiny.qwen2_5_vl_config(), processor)
     monkeypatch.setattr(composed_processor, "processor_class_from_name", lambda name: ImageOnlyQwenProcessor)
     with monkeypatch.context() as patched:
-        patched.setattr(vlm_part.AutoProcessor, "from_pretrained", lambda *args, **kwargs: processor)
+        patched.setattr(components.AutoProcessor, "from_pretrained", lambda *args, **kwargs: processor)
         convert_attend_and_segment(vlm, sam=sam2_folder[0], out=tmp_path / "repo", phrase_extractor="rules")
     assert verify_repository(tmp_path / "repo").problems == []
     model = AutoModel.from_pretrained(tmp_path / "repo").eval()

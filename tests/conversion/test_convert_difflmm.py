@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from reasonseg.cli import app
 from reasonseg.conversion.convert_difflmm import DIFFLMM, convert_difflmm
 from reasonseg.conversion.errors import ConversionError
-from reasonseg.conversion.inspection import inspect_checkpoint
+from reasonseg.conversion.recognition import inspect_checkpoint
 from reasonseg.conversion.rules_difflmm import stable_diffusion_table
 from reasonseg.conversion.sources import open_source
 from reasonseg.conversion.verify import verify_repository

@@ -14,9 +14,9 @@ from reasonseg.conversion.configs import clip_config_from_shapes
 from reasonseg.conversion.configs_vip_llava import vip_llava_config
 from reasonseg.conversion.convert_vip_llava import convert_vip_llava, vip_llava_scheme
 from reasonseg.conversion.errors import ConversionError
-from reasonseg.conversion.inspection import inspect_checkpoint
 from reasonseg.conversion.inventory import Inventory
 from reasonseg.conversion.plan import expected_shapes, plan_tensors
+from reasonseg.conversion.recognition import inspect_checkpoint
 from reasonseg.conversion.rules_vip_llava import vip_llava_table
 from reasonseg.conversion.to_original import write_original
 from reasonseg.conversion.verify import verify_repository

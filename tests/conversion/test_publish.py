@@ -12,12 +12,12 @@ from typer.testing import CliRunner
 
 from reasonseg.cli import app
 from reasonseg.conversion import publish as publish_module
-from reasonseg.conversion.card import pin_card, pinned_revision, render_card
+from reasonseg.conversion.card import pin_card, render_card
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import read_manifest, update_manifest
 from reasonseg.conversion.publish import publish, publish_trained
 from reasonseg.conversion.trained import restore
-from tests.conversion.hub_server import HubServer, Repo, allow_only_this_machine
+from tests.conversion.hub_server import HubServer, Repo, allow_only_this_machine, pinned_revision
 from tests.conversion.trained_base import write_base
 
 

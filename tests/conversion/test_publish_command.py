@@ -5,9 +5,9 @@ import socket
 
 import pytest
 
-from reasonseg.conversion.adoption import adopt_repository
 from reasonseg.conversion.card import render_card
 from reasonseg.conversion.manifest import update_manifest
+from reasonseg.conversion.verify import add_manifest
 from tests.conversion.hub_server import HubServer
 from tests.conversion.trained_base import write_base
 from tests.installed import installed
@@ -40,7 +40,7 @@ def repo(request, tmp_path):
     if request.param == "attend_and_segment":
         return converted_repo()
     save_composed(request.getfixturevalue("lisa_repo"), tmp_path / "composed")
-    adopt_repository(tmp_path / "composed")
+    add_manifest(tmp_path / "composed")
     return tmp_path / "composed"
 
 

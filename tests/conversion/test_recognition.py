@@ -7,8 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from reasonseg.conversion.errors import ConversionError
-from reasonseg.conversion.inspection import inspect_checkpoint
-from reasonseg.conversion.recognition import recognise
+from reasonseg.conversion.recognition import inspect_checkpoint, recognise
 from tests.conversion.full_size import CHECKPOINTS, layout_tensors
 from tests.conversion.originals import GSVA, LISA
 from tests.recorded_attention import converted_repo

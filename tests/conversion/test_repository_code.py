@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from reasonseg.conversion.adoption import adopt_repository
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import MANIFEST, read_manifest, update_manifest
-from reasonseg.conversion.verify import verify_repository
+from reasonseg.conversion.verify import add_manifest, verify_repository
 from tests.conversion.originals import change_json
 
 
@@ -92,10 +91,9 @@ EVIL_CONFIGS = {
     ),
     "generation": ("generation_config.json", lambda c: c | {"auto_map": ALL, "custom_generate": "evil"}),
 }  # fmt: skip
-# In one process, as the installed command that registers nothing on import; every question would be answered with yes.
+# In one process; every question would be answered with yes.
 COMMANDS = """
 import json, sys
-sys.argv = ["reasonseg"]
 from typer.testing import CliRunner
 from reasonseg.cli import app
 for arguments in json.loads(sys.stdin.readline()):
@@ -233,7 +231,7 @@ def test_code_beside_the_manifest_is_named(lisa_repo, tmp_path, made_by):
     repo = shutil.copytree(lisa_repo, tmp_path / "repo")
     if made_by:
         (repo / MANIFEST).unlink()
-        adopt_repository(repo)
+        add_manifest(repo)
         assert read_manifest(repo)["made_by"] == made_by
     for name in STRAY:
         (repo / name).parent.mkdir(parents=True, exist_ok=True)
@@ -247,13 +245,13 @@ def test_a_checkpoint_of_a_training_may_hold_copies_of_the_code(lisa_repo, tmp_p
     copy = repo / "checkpoint-7" / "modeling_lisa.py"
     copy.parent.mkdir()
     shutil.copy(repo / "modeling_lisa.py", copy)
-    assert adopt_repository(repo).ok
+    assert add_manifest(repo).ok
     copy.write_text(copy.read_text() + "\nimport os\n")
     (problem,) = verify_repository(repo).problems
     assert problem.file == "checkpoint-7/modeling_lisa.py"
     assert "Remove checkpoint-7/" in problem.cause
     with pytest.raises(ConversionError, match="checkpoint-7/modeling_lisa"):
-        adopt_repository(repo, replace=True)
+        add_manifest(repo, replace=True)
 
 
 def test_linked_folders_are_named(lisa_repo, tmp_path):
@@ -287,5 +285,5 @@ def test_what_is_no_file_is_named_and_not_waited_for(lisa_repo, tmp_path, kind):
         (whole / file).unlink()
         (repo / file).rename(whole / file)
         with pytest.raises(ConversionError):
-            adopt_repository(whole)
+            add_manifest(whole)
         assert not (whole / MANIFEST).exists()

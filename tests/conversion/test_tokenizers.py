@@ -213,7 +213,7 @@ class TestErrors:
     def test_broken_json(self, tmp_path):
         folder = copy_tokenizer(LISA, tmp_path / "broken")
         (folder / "added_tokens.json").write_text("{", encoding="utf-8")
-        with pytest.raises(ConversionError, match=r"added_tokens.json: Not a readable JSON"):
+        with pytest.raises(ConversionError, match=r"added_tokens.json: Not valid JSON"):
             build_tokenizer(folder, "lisa")
 
     def test_missing_id(self, tmp_path):

@@ -71,7 +71,7 @@ def test_every_storage_is_compared_once(path, monkeypatch):
     compared = []
     crc32 = zipfile.zlib.crc32
     monkeypatch.setattr(
-        "reasonseg.conversion.mapped_file.zlib.crc32",
+        "reasonseg.conversion.torch_zip.zlib.crc32",
         lambda data, *start: compared.append(len(data)) or crc32(data, *start),
     )
     source = open_source(path)

@@ -13,13 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from reasonseg.conversion.adoption import adopt_repository
 from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.errors import ConversionError
-from reasonseg.conversion.inspection import inspect_checkpoint
 from reasonseg.conversion.manifest import MANIFEST, update_manifest
+from reasonseg.conversion.recognition import inspect_checkpoint
 from reasonseg.conversion.sources import open_source
-from reasonseg.conversion.verify import verify_repository
+from reasonseg.conversion.verify import add_manifest, verify_repository
 from tests.conversion import malformed
 from tests.conversion.originals import LISA, change_json, lisa_state, write_lisa
 
@@ -190,7 +189,7 @@ def test_configs_of_a_repository(lisa_repo, tmp_path, name):
     assert [problem.file for problem in report.problems][:1] == [file], report.problems
     (repo / MANIFEST).unlink()
     with pytest.raises(ConversionError, match=file):
-        adopt_repository(repo)
+        add_manifest(repo)
 
 
 def test_a_header_of_sixty_megabytes_is_not_read(lisa_repo, tmp_path):

@@ -178,7 +178,7 @@ def test_a_library_that_gives_up_is_one_paragraph(monkeypatch):
     def give_up(*args, **kwargs):
         raise panic("index out of range")
 
-    monkeypatch.setattr("reasonseg.conversion.inspection.inspect_checkpoint", give_up)
+    monkeypatch.setattr("reasonseg.conversion.recognition.inspect_checkpoint", give_up)
     code, output = run("inspect", "x")
     assert code == 1
     assert "PanicException: index out of range" in output

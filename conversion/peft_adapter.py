@@ -1,4 +1,4 @@
-"""Adapters that a conversion keeps beside the weights, in the files that PEFT and transformers read."""
+"""A LoRA adapter that a conversion keeps beside the weights, in the files that PEFT and transformers read."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .inventory import Inventory, Piece
-from .lora import common_rank, lora_rank
 from .plan import PlannedTensor
 from .progress import no_progress
+from .recipe import common_rank, lora_rank
 from .rules import LORA_A, LORA_B, WEIGHT
 from .shards import write_shards
 
@@ -26,7 +26,7 @@ _NAME = re.compile(re.escape(_PREFIX) + r"(?P<module>.+)\.lora_[AB]\.weight")
 
 
 @dataclass(frozen=True)
-class KeptAdapter:
+class PeftAdapter:
     """An adapter of the language model.
 
     Args:
@@ -62,7 +62,7 @@ class KeptAdapter:
         (own / _CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
-def keep_adapters(inventory: Inventory, alpha_of_rank: Callable[[int], float], dropout: float) -> KeptAdapter | None:
+def take_adapter(inventory: Inventory, alpha_of_rank: Callable[[int], float], dropout: float) -> PeftAdapter | None:
     """Take the adapters out of the inventory, so that the weights below them stay as they are.
 
     Args:
@@ -71,7 +71,7 @@ def keep_adapters(inventory: Inventory, alpha_of_rank: Callable[[int], float], d
         dropout (`float`): LoRA's dropout in training, for those who train on.
 
     Returns:
-        `KeptAdapter`, or `None` where the sources hold no adapter.
+        `PeftAdapter`, or `None` where the sources hold no adapter.
 
     Raises:
         ConversionError: An adapter is incomplete or does not fit its weight.
@@ -89,7 +89,7 @@ def keep_adapters(inventory: Inventory, alpha_of_rank: Callable[[int], float], d
         for part in (LORA_A, LORA_B)
     ]
     modules = [target.removesuffix(".weight") for target in adapted]
-    return KeptAdapter(tensors, rank, float(alpha_of_rank(rank)), dropout, modules)
+    return PeftAdapter(tensors, rank, float(alpha_of_rank(rank)), dropout, modules)
 
 
 def _planned(name: str, piece: Piece) -> PlannedTensor:

@@ -10,13 +10,12 @@ from transformers import AutoModel, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli import app
-from reasonseg.conversion.adoption import adopt_repository
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import MANIFEST, read_manifest
 from reasonseg.conversion.publish import publish
 from reasonseg.conversion.to_original import write_original
 from reasonseg.conversion.trained import export_trained, restore
-from reasonseg.conversion.verify import verify_repository
+from reasonseg.conversion.verify import add_manifest, verify_repository
 from tests.conversion.hub_server import HubServer, allow_only_this_machine
 from tests.conversion.trained_base import write_base
 
@@ -55,7 +54,7 @@ def contents(folder):
 
 
 def test_a_trained_repository_gets_a_manifest_of_what_belongs_to_it(trained, saved):
-    report = adopt_repository(trained)
+    report = add_manifest(trained)
     manifest = read_manifest(trained)
     assert set(manifest["files"]) == set(contents(saved))
     assert manifest["system"] == "lisa"
@@ -75,7 +74,7 @@ def test_a_converted_repository_may_not_hold_a_training_s_state(lisa_repo, tmp_p
 
 
 def test_tensors_of_a_training_have_no_source_to_compare_with(trained, lisa_repo, tmp_path):
-    adopt_repository(trained)
+    add_manifest(trained)
     report = verify_repository(trained, against={"checkpoint": lisa_repo})
     assert report.ok
     assert report.not_compared == {"training": report.tensors}
@@ -90,7 +89,7 @@ def test_the_command_and_a_second_manifest(trained):
     before = (trained / MANIFEST).read_bytes()
     assert "has a manifest already" in " ".join(run("verify", trained, "--write-manifest", code=1).stderr.split())
     assert (trained / MANIFEST).read_bytes() == before
-    adopt_repository(trained, replace=True)
+    add_manifest(trained, replace=True)
     assert (trained / MANIFEST).read_bytes() == before
     assert "compares with no source" in run("verify", trained, "--write-manifest", "--sam", "x", code=1).stderr
 
@@ -100,13 +99,13 @@ def test_it_can_be_published_without_its_training_s_state(trained, saved, monkey
     with HubServer() as hub:
         with pytest.raises(ConversionError, match="--write-manifest"):
             publish(trained, "org/own", private=True, endpoint=hub.endpoint)
-        adopt_repository(trained)
+        add_manifest(trained)
         publish(trained, "org/own", private=True, endpoint=hub.endpoint)
         assert set(hub.repos["org/own"].tree()) - {".gitattributes"} == {*contents(saved), MANIFEST}
 
 
 def test_it_can_be_published_without_its_base(trained, tmp_path):
-    adopt_repository(trained)
+    add_manifest(trained)
     base = write_base(tmp_path)
     export = export_trained(trained, tmp_path / "export", base=base)
     assert not [name for name in contents(export) if "checkpoint-4" in name or name.endswith(".bin")]
@@ -150,5 +149,5 @@ def test_what_is_not_right_gets_no_manifest(trained, damage, message):
     damage(trained)
     before = contents(trained)
     with pytest.raises(ConversionError, match=message):
-        adopt_repository(trained)
+        add_manifest(trained)
     assert contents(trained) == before
