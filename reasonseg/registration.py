@@ -12,9 +12,6 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-from .processing.answer_rendering import notebook_html
-from .processing.segments import SegmentationResult
-
 
 _TRANSFORMERS = "transformers"
 # One Pillow class for both backends, so that results do not depend on whether torchvision is installed.
@@ -59,8 +56,10 @@ def _register_all() -> None:
     from .conversion.systems import SYSTEMS
     from .model_names import EMBEDDED_MODEL
     from .modeling.configuration_reasoning_segmentation import PIPELINE_TASK
+    from .processing.answer_rendering import notebook_html
     from .processing.chat_processor import INPUT_OBSERVERS
     from .processing.pipeline_reasoning_segmentation import ReasoningSegmentationPipeline
+    from .processing.segments import SegmentationResult
 
     for system in SYSTEMS.values():
         _register_system(system)
