@@ -40,7 +40,7 @@ class Option:
 
 
 @dataclass(frozen=True)
-class Command:
+class Conversion:
     """`reasonseg convert <system>`.
 
     Args:
@@ -88,7 +88,7 @@ class PublishedSystem:
         slot_tokens (`tuple[str, ...]`, *optional*): Tokens its training adds to the tokenizer of its base, in this
             order; `None` where conversions keep the base's tokenizer.
         exports_trained (`bool`): Whether what training changed can be published without the base.
-        command (`Command`, *optional*): How it is converted.
+        conversion (`Conversion`, *optional*): How it is converted.
         original (`Recognition`, *optional*): How its original checkpoints are recognised.
         converted_keys (`tuple[str, ...]`): Patterns that tell its converted checkpoints; a composed model's are told
             by its `config.json`.
@@ -108,7 +108,7 @@ class PublishedSystem:
     auto_class: str = field(default="AutoModel", kw_only=True)
     slot_tokens: tuple[str, ...] | None = field(default=None, kw_only=True)
     exports_trained: bool = field(default=False, kw_only=True)
-    command: Command | None = field(default=None, kw_only=True)
+    conversion: Conversion | None = field(default=None, kw_only=True)
     original: Recognition | None = field(default=None, kw_only=True)
     converted_keys: tuple[str, ...] = field(default=(), kw_only=True)
 
@@ -145,7 +145,7 @@ class PublishedSystem:
 
     def public_names(self) -> Iterator[tuple[str, str]]:
         """What `reasonseg` offers of it: names and the modules that hold them."""
-        convert = [] if self.command is None else [self.command.convert]
+        convert = [] if self.conversion is None else [self.conversion.convert]
         for reference in (self.config, self.model, self.processor, self.image_processor, *convert):
             module, name = reference.split(":")
             if not module.startswith("transformers"):
@@ -215,7 +215,7 @@ LISA = PublishedSystem(
     commands=REASONING_SEGMENTATION.commands,
     slot_tokens=(SEG_TOKEN,),
     exports_trained=True,
-    command=Command(
+    conversion=Conversion(
         "reasonseg.conversion.convert_lisa:convert_lisa",
         "Convert a LISA checkpoint: a published folder, or what zero_to_fp32.py wrote.",
         (
@@ -243,7 +243,7 @@ GSVA = PublishedSystem(
     commands=REASONING_SEGMENTATION.commands,
     slot_tokens=(SEG_TOKEN, REJ_TOKEN),
     exports_trained=True,
-    command=Command(
+    conversion=Conversion(
         "reasonseg.conversion.convert_gsva:convert_gsva",
         "Convert a GSVA checkpoint: a released .bin, or what zero_to_fp32.py wrote.",
         (
@@ -265,7 +265,7 @@ IVM = PublishedSystem(
     "reasonseg.processing.processing_ivm:IvmProcessor",
     does="draw what an instruction needs and write no text",
     commands=("mask", "segment"),
-    command=Command(
+    conversion=Conversion(
         "reasonseg.conversion.convert_ivm:convert_ivm",
         "Convert an IVM checkpoint: IVM-V1.0.bin (trained parts), or a dump of the whole module.",
         (
@@ -299,7 +299,7 @@ VIP_LLAVA = PublishedSystem(
     # The config is transformers' own, and so is what AutoModel makes of it: the model without its head.
     auto_class="AutoModelForImageTextToText",
     slot_tokens=(),
-    command=Command(
+    conversion=Conversion(
         "reasonseg.conversion.convert_vip_llava:convert_vip_llava",
         "Convert a ViP-LLaVA checkpoint, on Vicuna, Llama 3 or Phi-3, to transformers' VipLlava.",
         (
@@ -330,7 +330,7 @@ DIFFLMM = PublishedSystem(
     commands=VIP_LLAVA.commands,
     image_processor="reasonseg.processing.image_processing_vip_llava:DiffLmmImageProcessor",
     slot_tokens=(),
-    command=Command(
+    conversion=Conversion(
         "reasonseg.conversion.convert_difflmm:convert_difflmm",
         "Merge a DiffLMM adapter with its language model, Stable Diffusion and CLIP. Needs diffusers.",
         (
@@ -365,7 +365,7 @@ ATTEND_AND_SEGMENT = PublishedSystem(
     "reasonseg.processing.processing_attend_and_segment:AttendAndSegmentProcessor",
     does="write an answer and draw a mask for every phrase in it",
     commands=("segment", "ask"),
-    command=Command(
+    conversion=Conversion(
         "reasonseg.conversion.convert_attend_and_segment:convert_attend_and_segment",
         "Put any vision-language model and any SAM into one repository that grounds every phrase it writes.",
         (

@@ -72,7 +72,7 @@ def check_model_fits(
 
 def _where_from(command: str) -> str:
     """Where models that a command runs come from."""
-    makers = [system for system in SYSTEMS.values() if system.command is not None and command in system.commands]
+    makers = [system for system in SYSTEMS.values() if system.conversion is not None and command in system.commands]
     titles = " or ".join(system.title for system in makers)
     names = ", ".join(system.command_name for system in makers)
     return {

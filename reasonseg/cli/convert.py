@@ -25,7 +25,7 @@ Out = Annotated[Path, typer.Option("--out", "-o", help="Folder to make; it must 
 
 def system_command(system: PublishedSystem) -> Callable[..., None]:
     """The command that converts a system's checkpoints, with the arguments that its entry names."""
-    described = system.command
+    described = system.conversion
 
     def command(source: str, out: Path, **given: Any) -> None:
         stated = {name: value for name, value in given.items() if value is not None}
@@ -76,7 +76,7 @@ def _convert(convert: Callable[..., "ConversionReport"], source: str, out: Path,
 
 
 for _system in SYSTEMS.values():
-    if _system.command is not None:
+    if _system.conversion is not None:
         app.command(_system.command_name)(readable_failures(system_command(_system)))
 
 

@@ -9,13 +9,14 @@ import pytest
 
 from reasonseg.conversion.convert import ConversionOptions
 from reasonseg.conversion.convert import convert as convert_system
+from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.systems import COMMON_OPTIONS, PARTS, SYSTEMS, load
 from tests.test_packaging import ROOT
 
 
 # Nothing else is said of it anywhere in the package.
 WITH_A_SEVENTH = """
-from reasonseg.conversion.systems import SYSTEMS, Command, Option, PublishedSystem, Recognition
+from reasonseg.conversion.systems import SYSTEMS, Conversion, Option, PublishedSystem, Recognition
 
 classes, functions = "tests.conversion.modeling_seventh", "tests.conversion.convert_seventh"
 SYSTEMS["seventh"] = PublishedSystem(
@@ -27,7 +28,7 @@ SYSTEMS["seventh"] = PublishedSystem(
     does="fly",
     commands=("ask",),
     slot_tokens=("[WING]",),
-    command=Command(
+    conversion=Conversion(
         f"{functions}:convert_seventh",
         "Convert a seventh checkpoint.",
         (Option("wing", "Left or right.", required=True), Option("feathers", "How many.", float, default=3.0)),
@@ -108,9 +109,9 @@ def test_the_table_imports_nothing():
     assert run.stdout.strip() == "[]"
 
 
-@pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if system.command is not None])
+@pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if system.conversion is not None])
 def test_commands_offer_what_the_functions_take(name):
-    command = SYSTEMS[name].command
+    command = SYSTEMS[name].conversion
     convert = load(command.convert)
     taken = inspect.signature(convert).parameters
     assert next(iter(taken)) == "source"
@@ -134,8 +135,8 @@ def test_templates_are_ones_that_exist():
     offered = [
         set(get_args(option.kind))
         for system in SYSTEMS.values()
-        if system.command is not None
-        for option in system.command.options
+        if system.conversion is not None
+        for option in system.conversion.options
         if option.name == "template"
     ]
     assert len(offered) >= 4
@@ -158,4 +159,4 @@ def test_every_part_is_described():
 
 def test_a_misspelt_option_is_refused(tmp_path):
     with pytest.raises(TypeError, match="max_shardsize"):
-        load(SYSTEMS["lisa"].command.convert)(tmp_path, vision_tower=tmp_path, out=tmp_path / "out", max_shardsize=1)
+        convert_lisa(tmp_path, vision_tower=tmp_path, out=tmp_path / "out", max_shardsize=1)
