@@ -131,7 +131,7 @@ def prepare(arguments: argparse.Namespace) -> None:
     """Write the source, after a look at the disk."""
     import torch
 
-    from tests.conversion.full_size import layout_tensors
+    from tests.support.full_size import layout_tensors
 
     config, tensors = scaled_source(arguments.scale)
     infos = [*tensors.values(), *layout_tensors(TOWER_LAYOUT).values()]
@@ -148,7 +148,7 @@ STEPS = {"prepare": prepare, "copy": copy, "convert": convert}
 
 def scaled_source(scale: float) -> tuple[dict, dict]:
     """Config and tensors of a LISA-13B with a share of its layers."""
-    from tests.conversion.full_size import layout_tensors, read_layout
+    from tests.support.full_size import layout_tensors, read_layout
 
     config = read_layout(LAYOUT)["config"]
     layers = max(1, round(config["num_hidden_layers"] * scale))
@@ -215,7 +215,7 @@ def write_tower(folder: Path) -> None:
     """Write a CLIP ViT-L/14 folder."""
     import torch
 
-    from tests.conversion.full_size import layout_tensors
+    from tests.support.full_size import layout_tensors
 
     folder.mkdir()
     tensors = layout_tensors(TOWER_LAYOUT, "vision_model.")

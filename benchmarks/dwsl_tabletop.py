@@ -33,18 +33,18 @@ from transformers import TrainingArguments
 from transformers.utils import logging
 
 from reasonseg.data.example import MaskingExample
-from reasonseg.embedding import EMBEDDED_MODEL
+from reasonseg.model_names import EMBEDDED_MODEL
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_ivm import IvmForVisualMasking
+from reasonseg.tabletop.model import VLM_PATCH, VLM_SIDE
+from reasonseg.tabletop.scenes import draw_scene
 from reasonseg.training.dwsl import WeightRule, score_examples
 from reasonseg.training.dwsl_stages import build_discriminator
 from reasonseg.training.ivm_discriminator import DiscriminatorCollator, human_share
 from reasonseg.training.ivm_mix import MaskingCollator
 from reasonseg.training.optimizers import muon_and_adamw
-from reasonseg.training.tabletop_model import VLM_PATCH, VLM_SIDE
-from reasonseg.training.tabletop_scenes import draw_scene
 from reasonseg.training.trainer import ReasoningSegmentationTrainer
-from tests.tabletop_masking import masking_model_from, masking_processor
+from tests.support.tabletop_masking import masking_model_from, masking_processor
 
 
 SCENE_SIDE, MASK_SIDE = VLM_SIDE, 32

@@ -15,8 +15,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from benchmarks.midsize import seconds
 from reasonseg.data.region_data import RegionFile
 from reasonseg.evaluation.answering import Answering, answer_questions
-from reasonseg.region_accuracy import RegionQuestions
-from tests.tiny_vip_llava import write_repo
+from reasonseg.evaluation.region_accuracy import RegionQuestions
+from tests.support.tiny_vip_llava import write_repo
 
 
 BOXES = [[20, 20, 200, 160], [220, 40, 420, 300], [60, 220, 260, 420], [300, 310, 600, 460]]

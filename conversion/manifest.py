@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..whole_files import write_whole
+from ..atomic_files import write_whole
 from .errors import ConversionError
 from .file_type import check_link, check_regular_file
 from .inventory import Dropped

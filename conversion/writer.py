@@ -13,7 +13,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save
 
-from ..whole_files import is_running
+from ..atomic_files import is_running
 from .errors import ConversionError
 from .plan import PlannedTensor
 from .progress import ProgressCallback

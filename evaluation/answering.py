@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from ..atomic_files import remove_drafts, write_whole
 from ..data.data_files import read_json_lines
 from ..processing.chat import user_message
 from ..processing.visual_prompts import ANCHOR
-from ..whole_files import remove_drafts, write_whole
 from .registry import EvaluationOptions
 
 

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from ..atomic_files import write_whole
 from ..data.annotated_images import AnnotatedImage, CocoInstances, by_image
 from ..data.coco import run_lengths
 from ..data.data_files import read_json
 from ..processing.phrase_segments import PhraseSegment, WordVector, match_categories
-from ..whole_files import write_whole
 from .coco_scores import coco_scores, iou_matrix
 from .grounded_answers import GroundedAnswer
 from .phrase_grounding import about_grounding, read_or_ground

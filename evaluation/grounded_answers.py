@@ -11,11 +11,11 @@ from typing import Any
 
 from accelerate import PartialState
 
+from ..atomic_files import remove_drafts, write_whole
 from ..data.annotated_images import AnnotatedImage
 from ..data.coco import run_lengths
 from ..data.data_files import read_json
 from ..processing.phrase_segments import PhraseSegmentationResult
-from ..whole_files import remove_drafts, write_whole
 
 
 # Names in the file where they are not those of the attributes: the file is that of the original and of GLaMM.

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.table import Table
 
+from ..atomic_files import write_whole, written_whole
 from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from ..processing.regions import read_rle
 from ..processing.segments import mask_to_rle
-from ..whole_files import write_whole, written_whole
 
 
 GROUPS: tuple[str, ...] = ("best", "median", "worst")

@@ -12,11 +12,11 @@ import numpy as np
 from accelerate import PartialState
 from rich.table import Table
 
+from ..atomic_files import write_whole, written_whole
 from ..data.data_files import read_json
 from ..data.vip_bench import VipBenchError, VipBenchQuestion
 from ..loading import load_pipeline
 from ..processing.image_loading import load_rgb_image
-from ..whole_files import write_whole, written_whole
 from .answering import ImageQuestion, answer_questions, answering_of
 from .judges import TEXT_MATCHES, EndpointJudge, Judge, PipelineJudge, TextMatchJudge
 from .registry import EvaluationOptions, Outcome, UnknownBenchmarkError

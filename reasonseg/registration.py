@@ -100,7 +100,7 @@ def _register_system(system: Any) -> None:
 
 
 def _watch_embedded_model(processor: Any, inputs: Any) -> None:
-    from .embedded_world import warn_about_foreign_images
+    from .tabletop.drawn_images import warn_about_foreign_images
 
     warn_about_foreign_images(processor, inputs)
 

@@ -10,6 +10,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HTTPError  # of whichever client this release of huggingface_hub is built on
 from transformers import AutoConfig
 
+from .atomic_files import write_whole
 from .conversion.card import (
     Values,
     card_trainings,
@@ -22,10 +23,9 @@ from .conversion.card import (
 )
 from .conversion.locations import location_name
 from .conversion.systems import GSVA, SYSTEMS, VIP_LLAVA
-from .embedding import EMBEDDED_MODEL
 from .loading import load_pretrained
+from .model_names import EMBEDDED_MODEL
 from .training.recipe import Recipe, RecipeError, describe_recipe, require_model
-from .whole_files import write_whole
 
 
 CARD = "README.md"

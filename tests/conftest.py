@@ -19,14 +19,16 @@ from reasonseg.conversion.convert_gsva import convert_gsva
 from reasonseg.conversion.convert_ivm import convert_ivm
 from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.convert_vip_llava import convert_vip_llava
-from tests.parity_data import PARITY, difflmm_sources, gsva_vision_tower
+from tests.support.parity_data import PARITY, difflmm_sources, gsva_vision_tower
 
 
 @pytest.fixture(autouse=True)
 def no_class_exists_twice():
     """`modeling` imported beside `reasonseg.modeling` would define every class a second time."""
     yield
-    leaked = sorted({"modeling", "processing", "conversion", "data", "training", "evaluation"} & sys.modules.keys())
+    leaked = sorted(
+        {"modeling", "processing", "conversion", "data", "training", "evaluation", "tabletop"} & sys.modules.keys()
+    )
     assert not leaked, f"Imported by a bare name: {leaked}. Write `from reasonseg.{leaked[0]} import ...`."
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.parity_data import PARITY
-from tests.recorded_attention import converted_repo
+from tests.support.parity_data import PARITY
+from tests.support.recorded_attention import converted_repo
 from tests.test_published_code import run_without_the_package, save_composed
 
 

@@ -23,8 +23,8 @@ from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmenta
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
-from tests.parity_data import PARITY
-from tests.recorded_attention import converted_repo, recorded_sam
+from tests.support.parity_data import PARITY
+from tests.support.recorded_attention import converted_repo, recorded_sam
 
 
 IMAGES = [PARITY / "lisa" / "images" / name for name in ("img0.png", "img1.png")]

@@ -8,7 +8,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
-from tests.parity_data import PARITY
+from tests.support.parity_data import PARITY
 from tests.test_published_code import REFUSED_WITHOUT_TRUST, run_without_the_package
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor, pipeline
 
 from reasonseg.processing.visual_prompts import VisualPrompt
-from tests.recorded_vip_llava import recorded_image, tensors
+from tests.support.recorded_vip_llava import recorded_image, tensors
 from tests.test_published_code import run_without_the_package
 
 

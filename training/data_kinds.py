@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 DATA_KINDS = {
-    "tabletop": "reasonseg.training.tabletop_recipe:Tabletops",
+    "tabletop": "reasonseg.tabletop.recipe:Tabletops",
     "image_folder": "reasonseg.training.image_folder:ImageFolder",
     "ivm_mix": "reasonseg.training.ivm_mix:IvmMix",
     "regions": "reasonseg.training.regions:Regions",
@@ -28,12 +28,12 @@ DATA_KINDS = {
 """A [`DataKind`] for each `data.kind`."""
 
 FIRST_STAGES = {
-    "towers": "reasonseg.training.tabletop_recipe:TowerRecipe",
+    "towers": "reasonseg.tabletop.recipe:TowerRecipe",
     "dwsl": "reasonseg.training.dwsl_stages:DwslRecipe",
 }
 """A [`FirstStage`] for each section of a recipe that asks for one, in the order in which they run."""
 
-NEW_MODELS = {"tabletop": "reasonseg.training.tabletop_recipe:build_tabletop"}
+NEW_MODELS = {"tabletop": "reasonseg.tabletop.recipe:build_tabletop"}
 """For each `model` that begins with random weights a function of the recipe that returns it and its processor."""
 
 

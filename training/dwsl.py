@@ -26,8 +26,8 @@ import torch
 from accelerate import PartialState
 from torch.utils.data import Dataset
 
+from ..atomic_files import write_whole
 from ..data.example import MaskingExample
-from ..whole_files import write_whole
 from .ivm_discriminator import IvmDiscriminator
 
 

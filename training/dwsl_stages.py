@@ -14,8 +14,8 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import TrainingArguments
 
+from ..atomic_files import remove_drafts, write_whole
 from ..data.data_files import read_json
-from ..whole_files import remove_drafts, write_whole
 from .data_kinds import FirstStage
 from .dwsl import WeightedExamples, WeightRule, score_examples
 from .ivm_discriminator import (

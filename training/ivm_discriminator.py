@@ -28,11 +28,11 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from ..atomic_files import written_whole
 from ..data.example import MaskingExample
 from ..modeling.modeling_ivm import PromptProjector
 from ..processing.image_loading import load_rgb_image
 from ..processing.mask_reading import soft_mask
-from ..whole_files import written_whole
 from .trained_parameters import trained_state_dict
 
 

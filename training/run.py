@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
 from transformers import AutoProcessor, set_seed
 
+from ..atomic_files import written_whole
 from ..loading import load_pretrained
-from ..whole_files import written_whole
 from .attention_guidance import AttentionGuidance
 from .checkpoints import (
     FINISHED_DRAFT,

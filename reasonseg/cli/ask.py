@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from ..atomic_files import remove_drafts, written_whole
 from ..model_names import EMBEDDED_HELP
-from ..whole_files import remove_drafts, written_whole
 from .failures import CommandError, stderr_console
 from .inputs import check_question
 from .printing import printable_json, write_out

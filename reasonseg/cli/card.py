@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from ..whole_files import write_whole
+from ..atomic_files import write_whole
 from .failures import CommandError
 from .printing import write_out
 

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from ..atomic_files import remove_drafts, written_whole
 from ..model_names import EMBEDDED
-from ..whole_files import remove_drafts, written_whole
 from .inputs import check_question
 from .printing import printable_json, write_out
 from .running import load_checkpoint, print_written
@@ -28,7 +28,7 @@ def demo(
         check_question(question)
     from PIL import Image
 
-    from ..tabletop_questions import demo_questions, draw_demo_scene
+    from ..tabletop.questions import demo_questions, draw_demo_scene
 
     network, processor = load_checkpoint(model, None, "auto", "cpu", False, "segment", asked="reasonseg demo")
     scene = draw_demo_scene(seed)

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
+from ..atomic_files import remove_drafts
 from ..evaluation.registry import BENCHMARKS, EvaluationOptions, UnknownBenchmarkError, find_benchmark
 from ..folder_lock import alone_in
 from ..model_names import EMBEDDED_HELP, resolve_model
-from ..whole_files import remove_drafts
 from .failures import CommandError, stderr_console
 from .printing import SafeConsole, printable_json, write_out
 from .progress import step_progress

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from ..whole_files import LONGEST_NAME, write_whole
+from ..atomic_files import LONGEST_NAME, write_whole
 from .failures import CommandError, path_text, stderr_console
 from .inputs import find_images, names_something, split_text
 from .printing import printable_json, printable_name, write_out

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..whole_files import write_whole
+from ..atomic_files import write_whole
 from .failures import CommandError
 
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..atomic_files import remove_drafts, written_whole
 from ..folder_lock import FolderLock
-from ..whole_files import remove_drafts, written_whole
 from .failures import CommandError, path_text
 from .result_lines import ANSWER_FIELDS, RESULTS_NAME, ResultLines, record_files, record_key
 

@@ -13,8 +13,8 @@ from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
 from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel, rejected_by_argmax
 from reasonseg.registration import register
-from tests import tiny
 from tests.common_mixins.transformers_mixins import modeling
+from tests.support import tiny
 
 
 # The mixins shrink the vocabulary and cut off the largest ids; these survive it.

@@ -10,8 +10,8 @@ from transformers.testing_utils import torch_device
 from reasonseg.modeling.modeling_ivm import IvmForVisualMasking
 from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
 from reasonseg.registration import register
-from tests import tiny
 from tests.common_mixins.transformers_mixins import modeling
+from tests.support import tiny
 
 
 # The mixins shrink the vocabulary and cut off the largest ids; this one survives it.

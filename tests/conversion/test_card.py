@@ -30,7 +30,7 @@ from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import update_manifest
 from reasonseg.conversion.verify import verify_repository
 from reasonseg.modeling.configuration_lisa import LisaConfig
-from tests.conversion.hub_server import pinned_revision
+from tests.support.hub_server import pinned_revision
 
 
 CONFIG = LisaConfig(seg_token_id=5)

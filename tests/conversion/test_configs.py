@@ -14,7 +14,7 @@ from reasonseg.conversion.configs import (
     text_config,
 )
 from reasonseg.conversion.errors import ConversionError
-from tests.conversion.full_size import FakeTokenizer, layout_tensors
+from tests.support.full_size import FakeTokenizer, layout_tensors
 
 
 BASE = {

@@ -20,8 +20,6 @@ from reasonseg.conversion.rules_lisa_gsva import sam_table
 from reasonseg.conversion.verify import verify_repository
 from reasonseg.processing import composed_processor
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
-from tests import tiny
-from tests.conversion.originals import change_json, read, weights
 from tests.processing.test_processing_reasoning_segmentation import (
     IMAGES,
     ImageOnlyQwenProcessor,
@@ -29,7 +27,9 @@ from tests.processing.test_processing_reasoning_segmentation import (
     llava_processor,
     qwen_processor,
 )
-from tests.recorded_attention import LLAVA, TOWER, converted_repo, recorded_sam
+from tests.support import tiny
+from tests.support.originals import change_json, read, weights
+from tests.support.recorded_attention import LLAVA, TOWER, converted_repo, recorded_sam
 
 
 def save_vlm(folder, config, processor, dtype=torch.float32):

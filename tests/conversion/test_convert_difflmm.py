@@ -19,7 +19,7 @@ from reasonseg.conversion.rules_difflmm import stable_diffusion_table
 from reasonseg.conversion.sources import open_source
 from reasonseg.conversion.verify import verify_repository
 from reasonseg.processing.image_processing_vip_llava import DiffLmmImageProcessor
-from tests.parity_data import PARITY, difflmm_sources, load_meta
+from tests.support.parity_data import PARITY, difflmm_sources, load_meta
 
 
 pytest.importorskip("diffusers", reason="DiffLMM needs diffusers; `pip install .[dev]` has it.")

@@ -10,8 +10,8 @@ import torch
 from reasonseg.conversion.convert_gsva import convert_gsva
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
-from tests.conversion.originals import GSVA, change_json, digests, gsva_state, weights
-from tests.parity_data import PEFT_PREFIX, gsva_vision_tower
+from tests.support.originals import GSVA, change_json, digests, gsva_state, weights
+from tests.support.parity_data import PEFT_PREFIX, gsva_vision_tower
 
 
 BIN, BASE, TOWER = GSVA / "gsva-tiny.bin", GSVA / "base_llava", gsva_vision_tower()

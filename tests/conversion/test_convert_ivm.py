@@ -17,11 +17,11 @@ from reasonseg.conversion.to_original import write_original
 from reasonseg.conversion.verify import verify_repository
 from reasonseg.modeling.configuration_ivm import IvmConfig
 from reasonseg.modeling.modeling_ivm import IvmForVisualMasking
-from tests.conversion.full_size import layout_tensors
-from tests.conversion.originals import GSVA, LISA, change_json, digests, read, weights
-from tests.parity_data import PARITY, ivm_dump
 from tests.reasonseg.test_cli import one_line, run
-from tests.recorded_cases import picture
+from tests.support.full_size import layout_tensors
+from tests.support.originals import GSVA, LISA, change_json, digests, read, weights
+from tests.support.parity_data import PARITY, ivm_dump
+from tests.support.recorded_cases import picture
 
 
 IVM = PARITY / "ivm"

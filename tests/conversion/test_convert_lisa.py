@@ -12,7 +12,7 @@ from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.rules_lisa_gsva import detect_layout, lisa_gsva_table
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
-from tests.conversion.originals import (
+from tests.support.originals import (
     LISA,
     SAM_PREFIX,
     change_json,
@@ -23,7 +23,7 @@ from tests.conversion.originals import (
     write_lisa,
     write_tower,
 )
-from tests.parity_data import PEFT_PREFIX
+from tests.support.parity_data import PEFT_PREFIX
 
 
 TOWER = LISA / "vision_tower"

@@ -20,10 +20,10 @@ from reasonseg.conversion.recognition import inspect_checkpoint
 from reasonseg.conversion.rules_vip_llava import vip_llava_table
 from reasonseg.conversion.to_original import write_original
 from reasonseg.conversion.verify import verify_repository
-from tests.conversion.full_size import FakeTokenizer, ShapesOnly, layout_tensors, read_layout
-from tests.conversion.originals import change_json, digests, weights
-from tests.parity_data import vip_llava_with_tower
-from tests.recorded_vip_llava import CHECKPOINT, PHI_3, TOWER, recorded_image
+from tests.support.full_size import FakeTokenizer, ShapesOnly, layout_tensors, read_layout
+from tests.support.originals import change_json, digests, weights
+from tests.support.parity_data import vip_llava_with_tower
+from tests.support.recorded_vip_llava import CHECKPOINT, PHI_3, TOWER, recorded_image
 
 
 LAYERS = [-2, -5, -8, -11, 6]

@@ -13,7 +13,7 @@ from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.verify import verify_repository
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
-from tests.conversion.originals import LISA, weights
+from tests.support.originals import LISA, weights
 
 
 TOWER = LISA / "vision_tower"

@@ -20,12 +20,12 @@ from reasonseg.conversion.manifest import MANIFEST, read_manifest
 from reasonseg.conversion.sources import open_source
 from reasonseg.conversion.trained import Base, export_trained, restore
 from reasonseg.conversion.verify import verify_repository
-from tests.conversion.hub_server import HubServer, Repo, allow_only_this_machine
-from tests.conversion.originals import GSVA, LISA, SAM_PREFIX, digests, gsva_state, lisa_state, read, write_lisa
-from tests.conversion.trained_base import write_base
-from tests.parity_data import PARITY, PEFT_PREFIX, gsva_vision_tower
-from tests.recorded_vip_llava import CHECKPOINT as VIP_LLAVA
-from tests.recorded_vip_llava import TOWER as VIP_LLAVA_TOWER
+from tests.support.hub_server import HubServer, Repo, allow_only_this_machine
+from tests.support.originals import GSVA, LISA, SAM_PREFIX, digests, gsva_state, lisa_state, read, write_lisa
+from tests.support.parity_data import PARITY, PEFT_PREFIX, gsva_vision_tower
+from tests.support.recorded_vip_llava import CHECKPOINT as VIP_LLAVA
+from tests.support.recorded_vip_llava import TOWER as VIP_LLAVA_TOWER
+from tests.support.trained_base import write_base
 
 
 TOWER = LISA / "vision_tower"

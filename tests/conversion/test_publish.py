@@ -17,8 +17,8 @@ from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import read_manifest, update_manifest
 from reasonseg.conversion.publish import publish, publish_trained
 from reasonseg.conversion.trained import restore
-from tests.conversion.hub_server import HubServer, Repo, allow_only_this_machine, pinned_revision
-from tests.conversion.trained_base import write_base
+from tests.support.hub_server import HubServer, Repo, allow_only_this_machine, pinned_revision
+from tests.support.trained_base import write_base
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ import pytest
 from reasonseg.conversion.card import render_card
 from reasonseg.conversion.manifest import update_manifest
 from reasonseg.conversion.verify import add_manifest
-from tests.conversion.hub_server import HubServer
-from tests.conversion.trained_base import write_base
-from tests.installed import installed
-from tests.recorded_attention import converted_repo
+from tests.support.hub_server import HubServer
+from tests.support.installed import installed
+from tests.support.recorded_attention import converted_repo
+from tests.support.trained_base import write_base
 from tests.test_published_code import save_composed
 
 

@@ -8,9 +8,9 @@ from safetensors.torch import save_file
 
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.recognition import inspect_checkpoint, recognise
-from tests.conversion.full_size import CHECKPOINTS, layout_tensors
-from tests.conversion.originals import GSVA, LISA
-from tests.recorded_attention import converted_repo
+from tests.support.full_size import CHECKPOINTS, layout_tensors
+from tests.support.originals import GSVA, LISA
+from tests.support.recorded_attention import converted_repo
 
 
 def shapes(name, prefix=""):

@@ -12,7 +12,7 @@ import pytest
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import MANIFEST, read_manifest, update_manifest
 from reasonseg.conversion.verify import add_manifest, verify_repository
-from tests.conversion.originals import change_json
+from tests.support.originals import change_json
 
 
 CANARY = "canary"

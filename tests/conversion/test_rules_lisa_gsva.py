@@ -12,7 +12,7 @@ from reasonseg.conversion.plan import expected_shapes, plan_tensors
 from reasonseg.conversion.rules import Rule, RuleTable
 from reasonseg.conversion.rules_lisa_gsva import clip_table, detect_layout, lisa_gsva_table, sam_table
 from reasonseg.conversion.systems import GSVA, LISA
-from tests.conversion.full_size import CHECKPOINTS, FakeTokenizer, ShapesOnly, layout_tensors, read_layout
+from tests.support.full_size import CHECKPOINTS, FakeTokenizer, ShapesOnly, layout_tensors, read_layout
 
 
 CLIP_L_224 = CLIPVisionConfig(

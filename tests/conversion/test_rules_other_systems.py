@@ -25,7 +25,7 @@ from reasonseg.conversion.rules_lisa_gsva import sam_table
 from reasonseg.conversion.rules_vip_llava import vip_llava_table
 from reasonseg.modeling.configuration_difflmm import DiffLmmConfig
 from reasonseg.modeling.modeling_difflmm import DiffLmmForConditionalGeneration
-from tests.conversion.full_size import layout_tensors, read_layout
+from tests.support.full_size import layout_tensors, read_layout
 
 
 CLIP_L_336 = CLIPVisionConfig(

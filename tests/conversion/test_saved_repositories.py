@@ -16,8 +16,8 @@ from reasonseg.conversion.publish import publish
 from reasonseg.conversion.to_original import write_original
 from reasonseg.conversion.trained import export_trained, restore
 from reasonseg.conversion.verify import add_manifest, verify_repository
-from tests.conversion.hub_server import HubServer, allow_only_this_machine
-from tests.conversion.trained_base import write_base
+from tests.support.hub_server import HubServer, allow_only_this_machine
+from tests.support.trained_base import write_base
 
 
 # What a training run with adapters leaves beside its repository.

@@ -17,7 +17,7 @@ from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import MANIFEST, SIGNATURE, update_manifest
 from reasonseg.conversion.publish import publish
 from reasonseg.conversion.verify import verify_repository
-from tests.conversion.hub_server import HubServer, allow_only_this_machine
+from tests.support.hub_server import HubServer, allow_only_this_machine
 
 
 pytest.importorskip("model_signing", reason="Signing needs model-signing and pyopenssl.")

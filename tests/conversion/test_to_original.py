@@ -10,8 +10,8 @@ from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.sources import open_source
 from reasonseg.conversion.to_original import write_original
-from tests.conversion.originals import GSVA, LISA, digests, gsva_state, lisa_state, write_lisa, write_tower
-from tests.parity_data import gsva_vision_tower
+from tests.support.originals import GSVA, LISA, digests, gsva_state, lisa_state, write_lisa, write_tower
+from tests.support.parity_data import gsva_vision_tower
 
 
 TOWER = LISA / "vision_tower"

@@ -18,8 +18,8 @@ from reasonseg.conversion.tokenizer_files import check_fast_tokenizers
 from reasonseg.conversion.tokenizers import build_tokenizer
 from reasonseg.conversion.tokenizers_fast import build_fast_tokenizer
 from reasonseg.conversion.verify import verify_repository
-from reasonseg.embedding import EMBEDDED_MODEL
-from tests.parity_data import PARITY
+from reasonseg.model_names import EMBEDDED_MODEL
+from tests.support.parity_data import PARITY
 
 
 BASE = json.loads((EMBEDDED_MODEL / "tokenizer.json").read_text())

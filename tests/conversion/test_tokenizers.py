@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, LlamaTokenizer
 
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.tokenizers import build_tokenizer, check_tokenizer_files
-from tests.parity_data import PARITY, load_meta, load_tensors
+from tests.support.parity_data import PARITY, load_meta, load_tensors
 
 
 LISA = PARITY / "lisa" / "checkpoint"

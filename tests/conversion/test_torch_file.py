@@ -14,7 +14,7 @@ import torch
 from reasonseg.conversion import torch_zip
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.sources import open_source
-from tests.conversion.malformed import STATE, patched, rezip, saved, torch_zip_of
+from tests.support.malformed import STATE, patched, rezip, saved, torch_zip_of
 
 
 SAVED = Path(__file__).parent / "saved_by_torch"

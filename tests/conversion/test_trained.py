@@ -16,9 +16,9 @@ from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import file_sha256, update_manifest
 from reasonseg.conversion.trained import Base, check_trained, export_trained, is_trained_export, restore
 from reasonseg.conversion.verify import verify_repository
-from tests.conversion.originals import GSVA, LISA, lisa_state, write_lisa
-from tests.conversion.trained_base import TOWER, moved, write_base
-from tests.parity_data import gsva_vision_tower
+from tests.support.originals import GSVA, LISA, lisa_state, write_lisa
+from tests.support.parity_data import gsva_vision_tower
+from tests.support.trained_base import TOWER, moved, write_base
 
 
 EMBEDDING = "vlm.model.language_model.embed_tokens.weight"

@@ -19,8 +19,8 @@ from reasonseg.conversion.manifest import MANIFEST, update_manifest
 from reasonseg.conversion.recognition import inspect_checkpoint
 from reasonseg.conversion.sources import open_source
 from reasonseg.conversion.verify import add_manifest, verify_repository
-from tests.conversion import malformed
-from tests.conversion.originals import LISA, change_json, lisa_state, write_lisa
+from tests.support import malformed
+from tests.support.originals import LISA, change_json, lisa_state, write_lisa
 
 
 TOWER = LISA / "vision_tower"
@@ -349,7 +349,7 @@ from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import MANIFEST, update_manifest
 from reasonseg.conversion.sources import open_source
 from reasonseg.conversion.verify import verify_repository
-from tests.conversion.malformed import *
+from tests.support.malformed import *
 from tests.conversion.test_torch_file import PICKLES, as_legacy, as_zip
 
 GOOD = saved(STATE)

@@ -14,7 +14,7 @@ from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import MANIFEST, read_manifest, repository_files, update_manifest
 from reasonseg.conversion.verify import verify_repository
-from tests.conversion.originals import GSVA, LISA, change_json, lisa_state, write_lisa
+from tests.support.originals import GSVA, LISA, change_json, lisa_state, write_lisa
 
 
 TOWER = LISA / "vision_tower"

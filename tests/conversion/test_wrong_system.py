@@ -9,8 +9,8 @@ from reasonseg.conversion.convert_ivm import convert_ivm
 from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.convert_vip_llava import convert_vip_llava
 from reasonseg.conversion.errors import ConversionError
-from tests.conversion.originals import GSVA, LISA
-from tests.parity_data import PARITY, difflmm_sources
+from tests.support.originals import GSVA, LISA
+from tests.support.parity_data import PARITY, difflmm_sources
 
 
 IVM = PARITY / "ivm"

@@ -14,7 +14,7 @@ from reasonseg.data.grandf import GroundedConversations
 from reasonseg.evaluation.coco_instances import read_instances, score_instances
 from reasonseg.evaluation.grounded_answers import read_grounded_answers
 from reasonseg.processing.segments import mask_to_rle
-from tests.parity_data import PARITY
+from tests.support.parity_data import PARITY
 
 
 SIZE = (40, 60)

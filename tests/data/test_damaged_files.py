@@ -20,8 +20,8 @@ from reasonseg.evaluation.grounded_answers import read_grounded_answers
 from reasonseg.evaluation.grounded_conversation import score_grounded_conversation
 from reasonseg.processing.segments import mask_to_rle
 from reasonseg.processing.visual_prompt_sampling import PromptRandom
-from tests.data.mutations import mutations
-from tests.parity_data import PARITY
+from tests.support.mutations import mutations
+from tests.support.parity_data import PARITY
 
 
 SIZE = (20, 30)

@@ -13,7 +13,7 @@ from reasonseg.data.region_data import RegionFile, row_dataset
 from reasonseg.data.region_questions import as_sentence, build_conversation
 from reasonseg.processing.colors import read_color
 from reasonseg.processing.visual_prompt_sampling import PromptRandom
-from tests.parity_data import PARITY
+from tests.support.parity_data import PARITY
 
 
 RECORDED = PARITY / "vip_llava" / "visual_prompts"

@@ -17,7 +17,7 @@ from reasonseg.evaluation.reasoning_segmentation import image_folder_questions
 from reasonseg.processing.image_loading import load_rgb_image
 from reasonseg.processing.mask_reading import read_mask
 from reasonseg.processing.segments import mask_to_rle
-from tests.installed import installed
+from tests.support.installed import installed
 
 
 SIZE = (20, 30)

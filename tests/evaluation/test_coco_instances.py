@@ -21,7 +21,7 @@ from reasonseg.evaluation.coco_scores import coco_scores, iou_matrix
 from reasonseg.evaluation.grounded_answers import GroundedAnswer
 from reasonseg.evaluation.report import save_contact_sheet
 from reasonseg.processing.segments import mask_to_rle
-from tests.parity_data import PARITY
+from tests.support.parity_data import PARITY
 
 
 EVAL = PARITY / "attend_and_segment" / "eval"

@@ -23,7 +23,7 @@ from reasonseg.evaluation.grounded_conversation import (
 )
 from reasonseg.evaluation.phrase_similarity import EncodedPhrases, cosine_similarities
 from reasonseg.evaluation.report import save_contact_sheet
-from tests.parity_data import PARITY
+from tests.support.parity_data import PARITY
 
 
 EVAL = PARITY / "attend_and_segment" / "eval"

@@ -17,8 +17,8 @@ from reasonseg.evaluation.judges import (
     TextMatchJudge,
     read_score,
 )
-from reasonseg.training.tabletop_processor import build_processor
-from tests import tiny
+from reasonseg.tabletop.processor import build_processor
+from tests.support import tiny
 
 
 @pytest.mark.parametrize(

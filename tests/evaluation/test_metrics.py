@@ -7,7 +7,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from reasonseg.evaluation.metrics import PRECISION_THRESHOLDS, SegmentationMetrics
-from tests.parity_data import PARITY, load_arrays, load_case, load_meta
+from tests.support.parity_data import PARITY, load_arrays, load_case, load_meta
 
 
 NAMES_IN_RECORDING = {"giou": "giou", "ciou": "ciou", "N_acc": "n_acc", "T_acc": "t_acc"}

@@ -21,8 +21,8 @@ from reasonseg.data.annotated_images import CocoInstances
 from reasonseg.evaluation.coco_instances import candidate_categories, name_instances, number_instances
 from reasonseg.evaluation.grounded_answers import GroundedAnswer, read_grounded_answers
 from reasonseg.evaluation.phrase_grounding import QUESTION, Grounder, ground_images
-from tests.parity_data import load_meta
-from tests.recorded_attention import LLAVA, RECORDED, TOWER, recorded_sam
+from tests.support.parity_data import load_meta
+from tests.support.recorded_attention import LLAVA, RECORDED, TOWER, recorded_sam
 
 
 META = load_meta("attend_and_segment")

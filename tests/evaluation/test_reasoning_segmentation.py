@@ -130,9 +130,9 @@ SCRIPT = """
 import json, sys
 import torch, reasonseg
 from reasonseg.evaluation.reasoning_segmentation import evaluate
-from reasonseg.tabletop_questions import tabletop_questions
+from reasonseg.tabletop.questions import tabletop_questions
 from reasonseg.training.recipe import load_recipe
-from reasonseg.training.tabletop_recipe import build_tabletop
+from reasonseg.tabletop.recipe import build_tabletop
 from accelerate import PartialState
 state = PartialState(cpu=True)
 torch.set_num_threads(1)

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from reasonseg.cli.app import app
 from reasonseg.data.region_data import RegionFile
 from reasonseg.evaluation import vip_bench
+from reasonseg.evaluation.region_accuracy import RegionQuestions, choice_result, is_right
 from reasonseg.evaluation.registry import EvaluationOptions, find_benchmark
-from reasonseg.region_accuracy import RegionQuestions, choice_result, is_right
-from tests.parity_data import PARITY
-from tests.tiny_vip_llava import SIDE, write_repo
+from tests.support.parity_data import PARITY
+from tests.support.tiny_vip_llava import SIDE, write_repo
 
 
 BOXES = [[10, 12, 60, 70], [50, 30, 120, 100], [30, 60, 90, 110], [5, 5, 40, 40]]

@@ -10,8 +10,8 @@ from reasonseg.modeling.configuration_attend_and_segment import AttendAndSegment
 from reasonseg.modeling.modeling_attend_and_segment import AttendAndSegmentModel
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
-from tests import tiny
-from tests.parity_data import PARITY, load_meta
+from tests.support import tiny
+from tests.support.parity_data import PARITY, load_meta
 
 
 CASE = load_meta("difflmm")["cases"][0]

@@ -15,7 +15,7 @@ from reasonseg.modeling.composed_model import CACHE_NAMES, with_cache_named_for
 from reasonseg.modeling.modeling_attend_and_segment import AttendAndSegmentOutput
 from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
 from reasonseg.modeling.outputs import ReasoningSegmentationOutput, find_cache
-from tests import tiny
+from tests.support import tiny
 
 
 @pytest.fixture(scope="module")

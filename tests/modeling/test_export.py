@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from tests import tiny
+from tests.support import tiny
 
 
 ANSWERS = [[10, tiny.SEG, 11, tiny.SEG], [12, tiny.SEG, 13, 14]]

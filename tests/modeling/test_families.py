@@ -5,7 +5,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
-from tests import tiny
+from tests.support import tiny
 
 
 def llava_next_inputs(count: int) -> tuple[dict, int]:

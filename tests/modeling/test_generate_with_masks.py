@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, TextIteratorStreamer
 
-from tests import tiny
+from tests.support import tiny
 
 
 TOLERANCE = 1e-4

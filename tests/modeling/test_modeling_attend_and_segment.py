@@ -14,7 +14,7 @@ from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
 from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
 from reasonseg.modeling.phrase_drawing import TokenGroup
-from tests import tiny
+from tests.support import tiny
 
 
 GROUPS = [TokenGroup((0, 1)), TokenGroup((2,))]

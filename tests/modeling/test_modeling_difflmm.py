@@ -18,7 +18,7 @@ from reasonseg.modeling.modeling_difflmm import (
     diffusers_classes,
     draw_noise,
 )
-from tests.tiny import IMAGE, difflmm_config, difflmm_model, prompts, randomize
+from tests.support.tiny import IMAGE, difflmm_config, difflmm_model, prompts, randomize
 
 
 needs_diffusers = pytest.mark.skipif(

@@ -6,7 +6,7 @@ from transformers import AutoModel, GenerationConfig
 
 from reasonseg.modeling.configuration_ivm import IvmConfig
 from reasonseg.modeling.modeling_ivm import IvmForVisualMasking, state_positions
-from tests import tiny
+from tests.support import tiny
 
 
 CLOSE = {"atol": 1e-5, "rtol": 1e-5}

@@ -14,7 +14,7 @@ from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
 from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
 from reasonseg.modeling.segmenters import upsample_masks
-from tests import tiny
+from tests.support import tiny
 
 
 ANSWERS = [[10, tiny.SEG, 11, tiny.REJ], [12, tiny.SEG]]

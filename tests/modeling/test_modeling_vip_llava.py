@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from reasonseg.conversion.compose_vip_llava import build_vip_llava
 from reasonseg.modeling.modeling_vip_llava import VipLlavaForConditionalGeneration
-from tests.tiny_vip_llava import IMAGE_TOKENS, SIDE, write_parts
+from tests.support.tiny_vip_llava import IMAGE_TOKENS, SIDE, write_parts
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from transformers import AutoModel, AutoProcessor
 from reasonseg.modeling.phrase_drawing import box_above, group_maps, mask_prompt, upsample_map
 from reasonseg.processing.attention_grids import unpadded_grid
 from reasonseg.processing.phrase_segments import non_maximum_suppression
-from tests.recorded_attention import IMAGES, RECORDED, converted_repo, recorded_chunks
+from tests.support.recorded_attention import IMAGES, RECORDED, converted_repo, recorded_chunks
 
 
 META = json.loads((RECORDED / "meta.json").read_text(encoding="utf-8"))

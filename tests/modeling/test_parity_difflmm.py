@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from reasonseg.modeling.modeling_difflmm import SDCLIPBlock
-from tests.parity_data import PARITY, load_meta
-from tests.tiny import difflmm_config
+from tests.support.parity_data import PARITY, load_meta
+from tests.support.tiny import difflmm_config
 
 
 FOLDER = PARITY / "difflmm"

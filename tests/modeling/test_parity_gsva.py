@@ -7,8 +7,8 @@ import torch
 from reasonseg.conversion.rules_lisa_gsva import detect_layout, lisa_gsva_table
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.processing.processing_gsva import GsvaProcessor
-from tests.parity_data import PARITY
-from tests.recorded_cases import (
+from tests.support.parity_data import PARITY
+from tests.support.recorded_cases import (
     IMAGES,
     STATE_TOLERANCE,
     assert_gradient_norms,

@@ -10,9 +10,9 @@ from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
 from reasonseg.processing.processing_gsva import GsvaProcessor
 from reasonseg.processing.processing_lisa import LisaProcessor
-from tests.conversion.originals import weights
-from tests.parity_data import PARITY, unpack_mask
-from tests.recorded_cases import both_views, load_case, load_meta, recorded_inputs
+from tests.support.originals import weights
+from tests.support.parity_data import PARITY, unpack_mask
+from tests.support.recorded_cases import both_views, load_case, load_meta, recorded_inputs
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}

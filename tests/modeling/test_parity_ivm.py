@@ -8,8 +8,8 @@ from PIL import Image
 from reasonseg.conversion.rules_ivm import detect_ivm_layout, ivm_table
 from reasonseg.modeling.modeling_ivm import IvmForVisualMasking
 from reasonseg.processing.processing_ivm import IvmProcessor
-from tests.parity_data import PARITY, load_meta, load_tensors, sampled_like
-from tests.recorded_cases import picture
+from tests.support.parity_data import PARITY, load_meta, load_tensors, sampled_like
+from tests.support.recorded_cases import picture
 
 
 META, RECORDED = load_meta("ivm"), load_tensors("ivm")

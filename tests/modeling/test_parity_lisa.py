@@ -7,7 +7,7 @@ import torch
 from reasonseg.conversion.rules_lisa_gsva import detect_layout, lisa_gsva_table
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
 from reasonseg.processing.processing_lisa import LisaProcessor
-from tests.recorded_cases import (
+from tests.support.recorded_cases import (
     IMAGES,
     STATE_TOLERANCE,
     assert_gradient_norms,

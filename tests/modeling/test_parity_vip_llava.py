@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from tests.recorded_vip_llava import (
+from tests.support.recorded_vip_llava import (
     CASES,
     IMAGE_PLACE,
     PHI_3_META,

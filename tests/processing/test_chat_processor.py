@@ -10,7 +10,7 @@ from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentP
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
 from tests.processing.test_processing_ivm import make_processor
 from tests.processing.test_processing_reasoning_segmentation import llava_processor
-from tests.recorded_processors import small_processor
+from tests.support.recorded_processors import small_processor
 
 
 IMAGE = Image.new("RGB", (40, 30))

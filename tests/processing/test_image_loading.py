@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageOps, features
 
 from reasonseg.processing.image_loading import MAX_IMAGE_PIXELS, ImageTooLargeError, load_rgb_image
-from tests.parity_data import PARITY
+from tests.support.parity_data import PARITY
 
 
 RNG = np.random.default_rng(0)

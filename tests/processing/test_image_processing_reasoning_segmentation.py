@@ -15,7 +15,7 @@ from reasonseg.processing.image_processing_reasoning_segmentation import (
     SegmenterImageProcessor,
 )
 from reasonseg.registration import register
-from tests.parity_data import PARITY, load_case, load_meta, sampled_like
+from tests.support.parity_data import PARITY, load_case, load_meta, sampled_like
 
 
 RNG = np.random.default_rng(0)

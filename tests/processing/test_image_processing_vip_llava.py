@@ -8,7 +8,7 @@ from packaging.version import Version
 from PIL import Image
 
 from reasonseg.processing.image_processing_vip_llava import VipLlavaImageProcessor
-from tests.recorded_vip_llava import normalised_pixels, recorded_image, recorded_pixels
+from tests.support.recorded_vip_llava import normalised_pixels, recorded_image, recorded_pixels
 
 
 OPTIONS = {

@@ -10,8 +10,8 @@ from PIL import Image
 from reasonseg.processing import masked_images
 from reasonseg.processing.masked_images import blur_mask, dilate_mask, gaussian_weights, mask_image
 from reasonseg.processing.segments import post_process_masks
-from tests.parity_data import load_meta, load_tensors
-from tests.recorded_cases import picture
+from tests.support.parity_data import load_meta, load_tensors
+from tests.support.recorded_cases import picture
 
 
 META, RECORDED = load_meta("ivm"), load_tensors("ivm")

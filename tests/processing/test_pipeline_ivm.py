@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import pipeline
 
-from tests.recorded_cases import picture
+from tests.support.recorded_cases import picture
 
 
 INSTRUCTIONS = ["pick up the red cup and place it on the green plate", "Where can I sit?"]

@@ -16,8 +16,8 @@ from transformers.generation import BaseStreamer
 from reasonseg.processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from reasonseg.processing.pipeline_reasoning_segmentation import ReasoningSegmentationPipeline
 from reasonseg.processing.segments import Segment, SegmentationResult, post_process_masks
-from tests import tiny
-from tests.parity_data import PARITY, load_case, load_meta, unpack_mask
+from tests.support import tiny
+from tests.support.parity_data import PARITY, load_case, load_meta, unpack_mask
 
 
 RNG = np.random.default_rng(0)

@@ -16,7 +16,7 @@ from reasonseg.processing.phrase_segments import PhraseSegment, match_categories
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from reasonseg.processing.segments import mask_to_rle
 from tests.processing.test_processing_reasoning_segmentation import llava_next_processor, llava_processor
-from tests.recorded_attention import IMAGES, RECORDED, converted_repo
+from tests.support.recorded_attention import IMAGES, RECORDED, converted_repo
 
 
 PICTURES = [Image.open(RECORDED / "images" / f"{name}.jpg") for name in IMAGES]

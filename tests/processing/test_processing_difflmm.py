@@ -10,7 +10,7 @@ from reasonseg.conversion.tokenizers import build_tokenizer
 from reasonseg.processing.chat import build_chat_template
 from reasonseg.processing.image_processing_vip_llava import DiffLmmImageProcessor
 from reasonseg.processing.processing_difflmm import DiffLmmProcessor
-from tests.parity_data import PARITY, difflmm_sources, load_meta
+from tests.support.parity_data import PARITY, difflmm_sources, load_meta
 
 
 CASE = load_meta("difflmm")["cases"][0]

@@ -6,8 +6,8 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from reasonseg.processing.processing_gsva import GsvaProcessor
-from tests.parity_data import load_meta
-from tests.recorded_processors import recorded_case, small_processor, tokenizer
+from tests.support.parity_data import load_meta
+from tests.support.recorded_processors import recorded_case, small_processor, tokenizer
 
 
 IMAGE = Image.new("RGB", (40, 30))

@@ -9,7 +9,7 @@ import torch
 from reasonseg.modeling.outputs import ReasoningSegmentationOutput
 from reasonseg.processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from reasonseg.processing.processing_ivm import IvmProcessor
-from tests.recorded_processors import tokenizer
+from tests.support.recorded_processors import tokenizer
 
 
 SIDE = 64

@@ -11,8 +11,8 @@ from transformers import AutoProcessor
 from reasonseg.processing.chat import build_chat_template
 from reasonseg.processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from reasonseg.processing.processing_lisa import LisaProcessor
-from tests.parity_data import load_case, load_meta
-from tests.recorded_processors import (
+from tests.support.parity_data import load_case, load_meta
+from tests.support.recorded_processors import (
     expand,
     picture,
     processor,

@@ -23,8 +23,8 @@ from transformers.utils import is_torchvision_available
 
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
-from tests import tiny
-from tests.recorded_processors import tokenizer
+from tests.support import tiny
+from tests.support.recorded_processors import tokenizer
 
 
 RNG = np.random.default_rng(0)

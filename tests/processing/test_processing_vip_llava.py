@@ -13,7 +13,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from reasonseg.processing.chat import assistant_message, build_chat_template, user_message
 from reasonseg.processing.processing_vip_llava import VipLlavaProcessor
 from reasonseg.processing.visual_prompts import VisualPrompt, draw_visual_prompts, fill_placeholders
-from tests.recorded_vip_llava import (
+from tests.support.recorded_vip_llava import (
     CASES,
     CHECKPOINT,
     IMAGE_TOKENS,

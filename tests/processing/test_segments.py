@@ -22,7 +22,7 @@ from reasonseg.processing.segments import (
     post_process_masks,
     segment_color,
 )
-from tests.parity_data import load_case, load_meta, sampled_like, unpack_mask
+from tests.support.parity_data import load_case, load_meta, sampled_like, unpack_mask
 
 
 RNG = np.random.default_rng(0)

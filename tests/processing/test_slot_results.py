@@ -17,8 +17,8 @@ from reasonseg.processing.slot_results import (
     replace_tokens,
     slot_labels,
 )
-from tests.parity_data import load_case, load_meta
-from tests.recorded_processors import expand, picture, processor, small_processor, tokenizer
+from tests.support.parity_data import load_case, load_meta
+from tests.support.recorded_processors import expand, picture, processor, small_processor, tokenizer
 
 
 IMAGES = [Image.new("RGB", (40, 30)), Image.new("RGB", (20, 50))]

@@ -24,7 +24,7 @@ from reasonseg.processing.visual_prompts import (
     draw_visual_prompts,
     fill_placeholders,
 )
-from tests.parity_data import PARITY
+from tests.support.parity_data import PARITY
 
 
 RECORDED = PARITY / "vip_llava" / "visual_prompts"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.tabletop_masking import masking_model, masking_processor
+from tests.support.tabletop_masking import masking_model, masking_processor
 
 
 @pytest.fixture(scope="session")

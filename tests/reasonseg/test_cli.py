@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from reasonseg.cli import app
 from reasonseg.cli.segment import _report
-from tests.parity_data import PARITY, gsva_vision_tower, load_case, load_meta, unpack_mask
-from tests.tabletop_folder import write_dataset
-from tests.training.tiny_training import write_tiny_recipe
+from tests.support.parity_data import PARITY, gsva_vision_tower, load_case, load_meta, unpack_mask
+from tests.support.tabletop_folder import write_dataset
+from tests.support.tiny_training import write_tiny_recipe
 
 
 IMAGES = PARITY / "lisa" / "images"

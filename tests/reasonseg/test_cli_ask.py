@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 from reasonseg.cli.app import app
 from reasonseg.cli.image_chat import ImageChat
 from reasonseg.processing.visual_prompts import VisualPrompt, draw_visual_prompts
-from tests.parity_data import PARITY, load_meta
-from tests.recorded_vip_llava import tensors
-from tests.tiny_vip_llava import SIDE, write_repo
+from tests.support.parity_data import PARITY, load_meta
+from tests.support.recorded_vip_llava import tensors
+from tests.support.tiny_vip_llava import SIDE, write_repo
 
 
 @pytest.fixture(scope="module")

@@ -6,10 +6,10 @@ import shutil
 import torch
 from safetensors.torch import save_file
 
-from tests.conversion.originals import GSVA, LISA
 from tests.reasonseg.test_cli import one_line, run
-from tests.recorded_vip_llava import CHECKPOINT as VIP_LLAVA
-from tests.recorded_vip_llava import TOWER as VIP_LLAVA_TOWER
+from tests.support.originals import GSVA, LISA
+from tests.support.recorded_vip_llava import CHECKPOINT as VIP_LLAVA
+from tests.support.recorded_vip_llava import TOWER as VIP_LLAVA_TOWER
 
 
 def test_verify_says_that_all_is_right(lisa_repo):

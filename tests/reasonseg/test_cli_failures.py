@@ -10,9 +10,9 @@ from reasonseg.cli.convert import app as convert_app
 from reasonseg.cli.failures import in_options, option_names
 from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.errors import ConversionError
-from tests.conversion.originals import GSVA, LISA
-from tests.parity_data import PARITY
 from tests.reasonseg.test_cli import one_line, run
+from tests.support.originals import GSVA, LISA
+from tests.support.parity_data import PARITY
 
 
 COMMANDS = {command.name or command.callback.__name__: command.callback for command in app.registered_commands}

@@ -6,7 +6,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
-from tests.recorded_attention import RECORDED, converted_repo
+from tests.support.recorded_attention import RECORDED, converted_repo
 
 
 PICTURE = RECORDED / "images" / "000000000001.jpg"

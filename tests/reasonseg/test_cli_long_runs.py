@@ -177,7 +177,13 @@ def test_kills_leave_whole_lines_and_no_drafts(tmp_path):
         draw(tmp_path / "in" / f"{number:02}.png", (400, 300), seed=number)
     out = tmp_path / "out"
     process = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("kill_and_segment.py")), tmp_path / "in", out, str(KILLS)],
+        [
+            sys.executable,
+            str(Path(__file__).parents[1] / "support" / "kill_and_segment.py"),
+            tmp_path / "in",
+            out,
+            str(KILLS),
+        ],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -26,7 +26,7 @@ from reasonseg.cli.printing import (
     write_out,
 )
 from reasonseg.conversion.manifest import update_manifest
-from tests.parity_data import PARITY
+from tests.support.parity_data import PARITY
 
 
 RAW = "a\x1b[31mb\x9b2Jc\u202ed\x07e\rf\x00g\u2066h\x7fi\u2028j\udcffk"

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 from reasonseg.cli.app import app
 from reasonseg.conversion.card import card_trainings
 from reasonseg.conversion.publish import publish
-from reasonseg.embedding import EMBEDDED_MODEL
-from tests.conversion.hub_server import HubServer, allow_only_this_machine, pinned_revision
-from tests.installed import installed
+from reasonseg.model_names import EMBEDDED_MODEL
+from tests.support.hub_server import HubServer, allow_only_this_machine, pinned_revision
+from tests.support.installed import installed
 
 
 SMALL = (

@@ -14,7 +14,7 @@ import reasonseg
 from reasonseg.cli.app import app
 from reasonseg.conversion.systems import SYSTEMS
 from reasonseg.evaluation.reasoning_segmentation import Question, evaluate
-from tests.tiny_vip_llava import write_repo
+from tests.support.tiny_vip_llava import write_repo
 
 
 CONFIGS = {

@@ -10,11 +10,11 @@ from typer.testing import CliRunner
 
 import reasonseg
 from reasonseg.cli.app import app
-from reasonseg.embedding import EMBEDDED_MODEL
 from reasonseg.evaluation.reasoning_segmentation import evaluate
-from reasonseg.tabletop_questions import tabletop_questions
-from reasonseg.training.tabletop_requests import make_requests
-from reasonseg.training.tabletop_scenes import draw_scene
+from reasonseg.model_names import EMBEDDED_MODEL
+from reasonseg.tabletop.questions import tabletop_questions
+from reasonseg.tabletop.requests import make_requests
+from reasonseg.tabletop.scenes import draw_scene
 
 
 @pytest.fixture(scope="module")

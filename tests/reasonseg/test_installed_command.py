@@ -9,8 +9,8 @@ import json
 import pytest
 from PIL import Image
 
-from tests.installed import installed
-from tests.parity_data import PARITY
+from tests.support.installed import installed
+from tests.support.parity_data import PARITY
 
 
 LISA = PARITY / "lisa"

@@ -7,9 +7,9 @@ import pytest
 from transformers import AutoConfig, AutoModel, AutoProcessor, dynamic_module_utils
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from reasonseg.embedding import EMBEDDED_MODEL
 from reasonseg.loading import code_stays_off, find_absurd_number, load_pretrained
-from tests.parity_data import PARITY
+from reasonseg.model_names import EMBEDDED_MODEL
+from tests.support.parity_data import PARITY
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from reasonseg import EMBEDDED_MODEL
 from reasonseg.cli.app import app
 from reasonseg.model_names import UnknownModelError, resolve_model
-from tests.training.tiny_training import write_tiny_recipe
+from tests.support.tiny_training import write_tiny_recipe
 
 
 COMMAND = Path(sys.executable).parent / "reasonseg"

@@ -67,7 +67,7 @@ IMPORTS = {
     "a processor": "from reasonseg.processing.segments import Segment",
     "a converter": "import reasonseg.conversion.convert_lisa",
     "registration itself": "from reasonseg.registration import IMAGE_BACKENDS\nimport transformers",
-    "the embedded model's world": "import reasonseg.embedded_world, transformers",
+    "the embedded model's world": "import reasonseg.tabletop.drawn_images, transformers",
     "an Auto class": "import reasonseg\nfrom transformers.models.auto.modeling_auto import AutoModel",
 }
 

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 from reasonseg.conversion.card import card_trainings, card_values, pin_card, render_card
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.publish import check_licence
-from reasonseg.embedding import EMBEDDED_MODEL
+from reasonseg.model_names import EMBEDDED_MODEL
 from reasonseg.trained_card import read_start, write_trained_card
 from reasonseg.training.recipe import load_recipe
 

@@ -3,17 +3,17 @@
 import pytest
 import torch
 
-from reasonseg.training.attention_guidance import AttentionGuidance
-from reasonseg.training.collator import Example, SegmentationCollator
-from reasonseg.training.tabletop_model import (
+from reasonseg.tabletop.model import (
     SEGMENTER_SIDE,
     VLM_PATCH,
     VLM_SIDE,
     tabletop_config,
     tabletop_model,
 )
-from reasonseg.training.tabletop_processor import build_processor, token_ids
-from reasonseg.training.tabletop_scenes import draw_scene
+from reasonseg.tabletop.processor import build_processor, token_ids
+from reasonseg.tabletop.scenes import draw_scene
+from reasonseg.training.attention_guidance import AttentionGuidance
+from reasonseg.training.collator import Example, SegmentationCollator
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from reasonseg.training.collator import SegmentationCollator
 from reasonseg.training.data_kinds import DATA_KINDS, FIRST_STAGES, NEW_MODELS, DataKind, FirstStage, find
 from reasonseg.training.recipe import RecipeError, describe_recipe, load_recipe
 from reasonseg.training.run import run_recipe
-from tests.training.tiny_training import write_tiny_recipe
+from tests.support.tiny_training import write_tiny_recipe
 
 
 class Squares(DataKind):

@@ -19,7 +19,7 @@ from reasonseg.processing.chat import IMAGE_TOKEN
 from reasonseg.training.recipe import RecipeError, load_recipe
 from reasonseg.training.regions import DialogueCollator
 from reasonseg.training.run import run_recipe
-from tests.tiny_vip_llava import IMAGE_TOKENS, SIDE, write_parts
+from tests.support.tiny_vip_llava import IMAGE_TOKENS, SIDE, write_parts
 
 
 FAST = (

@@ -34,7 +34,7 @@ from reasonseg.training.recipe import LoraRecipe, RecipeError, load_recipe
 from reasonseg.training.run import run_recipe
 from reasonseg.training.trained_parameters import add_lora, has_lora, remove_lora
 from reasonseg.training.trainer import training_arguments
-from tests.tabletop_masking import SIDE, masking_model, masking_processor
+from tests.support.tabletop_masking import SIDE, masking_model, masking_processor
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ from reasonseg.data.data_files import DataFileError
 from reasonseg.data.example import Example
 from reasonseg.data.request_folder import ImageFolderExamples
 from reasonseg.processing.segments import mask_to_rle
+from reasonseg.tabletop.processor import build_processor
 from reasonseg.training.collator import SegmentationCollator
 from reasonseg.training.image_folder import ImageFolder
 from reasonseg.training.recipe import load_recipe
 from reasonseg.training.run import run_recipe
-from reasonseg.training.tabletop_processor import build_processor
 
 
 SIZE = (20, 30)

@@ -17,7 +17,7 @@ from reasonseg.training import checkpoints
 from reasonseg.training.checkpoints import newest_complete, why_incomplete
 from reasonseg.training.recipe import RecipeError, load_recipe
 from reasonseg.training.run import run_recipe
-from tests.training.tiny_training import write_tiny_recipe
+from tests.support.tiny_training import write_tiny_recipe
 
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ def environment() -> dict[str, str]:
 @pytest.mark.timeout(300)
 def test_twenty_kills_and_twenty_resumes(recipe, tmp_path):
     out = tmp_path / "out"
-    script = Path(__file__).with_name("kill_and_resume.py")
+    script = Path(__file__).parents[1] / "support" / "kill_and_resume.py"
     run = subprocess.run(
         [sys.executable, str(script), str(recipe), str(out), str(KILLS)],
         capture_output=True,

@@ -2,9 +2,9 @@
 
 import torch
 
+from reasonseg.tabletop.dataset import TabletopDataset
 from reasonseg.training.collator import SegmentationCollator
 from reasonseg.training.mask_scores import IOU_HEAD, MaskScoreTrainer, mask_overlaps
-from reasonseg.training.tabletop_stream import TabletopDataset
 from reasonseg.training.trained_parameters import select_trained
 from tests.training.test_trainer import arguments, model, processor  # noqa: F401  (fixtures)
 

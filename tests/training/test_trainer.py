@@ -9,14 +9,14 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, TrainingArguments
 
 from reasonseg.data.request_folder import ImageFolderExamples
+from reasonseg.tabletop.dataset import TabletopDataset
 from reasonseg.training.collator import Example, SegmentationCollator
 from reasonseg.training.optimizers import is_hidden_matrix, muon_and_adamw
 from reasonseg.training.recipe import load_recipe
-from reasonseg.training.tabletop_stream import TabletopDataset
 from reasonseg.training.trained_parameters import add_lora, merged_state_dict, select_trained
 from reasonseg.training.trainer import TRAINED_PARTS_FILE, ReasoningSegmentationTrainer
-from tests.tabletop_folder import write_dataset
-from tests.training.tiny_training import tiny_model, tiny_processor
+from tests.support.tabletop_folder import write_dataset
+from tests.support.tiny_training import tiny_model, tiny_processor
 
 
 @pytest.fixture(scope="module")

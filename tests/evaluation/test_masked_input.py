@@ -1,0 +1,163 @@
+"""Mask first, ask then, with a pipeline of transformers."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    AutoModel,
+    AutoProcessor,
+    CLIPImageProcessorPil,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    pipeline,
+)
+
+from reasonseg import MaskedInput, Masker, MaskingOptions
+from reasonseg.processing.masked_images import mask_image
+from tests.support.tabletop_masking import masking_model, masking_processor
+
+
+CHAT = (
+    "{% for message in messages %}USER: {% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image> {% else %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endfor %} ASSISTANT:"
+)
+
+
+@pytest.fixture(scope="module")
+def asker():
+    """A LLaVA that reads pictures and answers with whatever its random weights say."""
+    ours = masking_processor()
+    model = masking_model(ours, 3, width=16).vlm
+    assert isinstance(model, LlavaForConditionalGeneration)
+    processor = LlavaProcessor(
+        CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+        ours.tokenizer,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        chat_template=CHAT,
+        num_additional_image_tokens=1,
+    )
+    return pipeline("image-text-to-text", model=model.eval(), processor=processor, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(0)
+    return [Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in ((40, 60), (64, 30))]
+
+
+def masked_by_hand(ivm_repo, picture, instruction, **options):
+    model, processor = AutoModel.from_pretrained(ivm_repo).eval(), AutoProcessor.from_pretrained(ivm_repo)
+    inputs = processor(images=[picture], text=[instruction], return_tensors="pt")
+    with torch.inference_mode():
+        (heatmap,) = processor.post_process_heatmaps(model(**inputs), inputs)
+    return mask_image(picture, heatmap, **options)
+
+
+def test_the_masked_picture_is_asked_about(asker, ivm_repo, pictures):
+    question = "What is the red cup?"
+    ask = MaskedInput(asker, ivm_repo, threshold=0.5)
+    answer = ask(pictures[0], question, max_new_tokens=8, do_sample=False)
+    expected = masked_by_hand(ivm_repo, pictures[0], question, threshold=0.5)
+    assert 0.02 < expected.kept_ratio < 0.98, "the comparison below would say nothing"
+    assert np.array_equal(np.asarray(answer.image), np.asarray(expected.masked_image))
+    assert answer.masked.kept_ratio == expected.kept_ratio
+    assert answer.original_text is None
+    chat = [
+        {"role": "user", "content": [{"type": "image", "image": answer.image}, {"type": "text", "text": question}]}
+    ]
+    (direct,) = asker(text=chat, max_new_tokens=8, do_sample=False, return_full_text=False)
+    assert answer.text == direct["generated_text"].strip()
+    assert "<img" in answer._repr_html_()
+    assert "\n" not in repr(answer)
+
+
+def test_both_answers_in_batches(asker, ivm_repo, pictures):
+    questions = ["What is the red cup?", "Where is the plate?"]
+    ask = MaskedInput(asker, ivm_repo, threshold=0.5)
+    together = ask(pictures, questions, compare=True, batch_size=2, max_new_tokens=6, do_sample=False)
+    apart = [
+        ask(picture, question, compare=True, max_new_tokens=6, do_sample=False)
+        for picture, question in zip(pictures, questions, strict=True)
+    ]
+    for one, other, picture in zip(together, apart, pictures, strict=True):
+        assert one.text == other.text
+        assert one.original_text == other.original_text
+        assert isinstance(one.original_text, str)
+        assert one.original_image.size == picture.size
+        assert np.abs(np.asarray(one.image, dtype=int) - np.asarray(other.image, dtype=int)).mean() < 0.5
+    assert ask([], []) == []
+
+
+def test_options_and_another_instruction(asker, ivm_repo, pictures):
+    masker = Masker(
+        ivm_repo, options=MaskingOptions(threshold=0.6, crop=True, overlay_color="black", dilate=0, blur=0)
+    )
+    ask = MaskedInput(asker, masker)
+    answer = ask(pictures[0], "Answer in one word.", instruction="the red cup", max_new_tokens=2)
+    expected = masked_by_hand(
+        ivm_repo, pictures[0], "the red cup", threshold=0.6, overlay_color="black", dilate=0, blur=0
+    )
+    assert np.array_equal(np.asarray(answer.image), np.asarray(expected.crop))
+    assert answer.image.size[0] * answer.image.size[1] <= pictures[0].size[0] * pictures[0].size[1]
+
+
+def test_nothing_found_keeps_the_picture(asker, ivm_repo, pictures):
+    answer = MaskedInput(asker, ivm_repo, threshold=1.0)(pictures[0], "What is it?", max_new_tokens=2)
+    assert not answer.masked.found
+    assert np.array_equal(np.asarray(answer.image), np.asarray(pictures[0]))
+
+
+def test_a_processor_without_chat_template(asker, ivm_repo, pictures):
+    template, asker.processor.chat_template = asker.processor.chat_template, None
+    try:
+        ask = MaskedInput(asker, ivm_repo)
+        answer = ask(pictures, "USER: <image> What is it? ASSISTANT:", instruction="it", max_new_tokens=3)
+    finally:
+        asker.processor.chat_template = template
+    assert [len(one.text) > 0 for one in answer] == [True, True]
+    assert "USER" not in answer[0].text
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda ask, pictures: ask(pictures, ["one"]), "2 pictures and 1 texts"),
+        (lambda ask, pictures: ask(pictures, "x", instruction=["a", "b", "c"]), "2 pictures and 3 instructions"),
+        (lambda ask, pictures: ask(pictures, "x", batch_size=0), "batch_size is 0"),
+        (lambda ask, pictures: ask("nowhere.png", "x"), "not an existing local image file"),
+        (lambda ask, pictures: ask(pictures, ["x", " "], instruction="cup"), "The question is empty"),
+    ],
+)
+def test_wrong_calls(asker, ivm_repo, pictures, call, message):
+    with pytest.raises(ValueError, match=message):
+        call(MaskedInput(asker, ivm_repo), pictures)
+
+
+def test_files_larger_than_the_processor_allows(asker, ivm_repo, pictures, tmp_path):
+    pictures[0].save(tmp_path / "large.png")
+    ask = MaskedInput(asker, ivm_repo)
+    ask.masker.processor.image_processor.max_image_pixels = 2399
+    with pytest.raises(ValueError, match=r"large.png' is 60 x 40 = 2400 pixels, more than the 2399 allowed"):
+        ask(tmp_path / "large.png", "x")
+    ask.masker.processor.image_processor.max_image_pixels = 2400
+    assert ask(tmp_path / "large.png", "x", max_new_tokens=1).original_image.size == (60, 40)
+
+
+def test_wrong_parts(asker, ivm_repo, lisa_repo):
+    with pytest.raises(ValueError, match="draws no heat-map"):
+        MaskedInput(asker, lisa_repo)
+    with pytest.raises(ValueError, match="needs its processor"):
+        Masker(AutoModel.from_pretrained(ivm_repo))
+    with pytest.raises(TypeError, match="colour"):
+        MaskedInput(asker, ivm_repo, colour="white")
+    with pytest.raises(ValueError, match="brings its own options"):
+        MaskedInput(asker, Masker(ivm_repo), threshold=0.3)
+    asker_task, asker.task = asker.task, "text-generation"
+    try:
+        with pytest.raises(ValueError, match="task is 'text-generation'"):
+            MaskedInput(asker, ivm_repo)
+    finally:
+        asker.task = asker_task

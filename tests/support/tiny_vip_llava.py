@@ -1,0 +1,41 @@
+"""A tiny ViP-LLaVA with the recorded LLaMA tokenizer: its parts as their repositories look, and the whole."""
+
+import shutil
+from pathlib import Path
+
+import torch
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
+
+from reasonseg.conversion.compose_vip_llava import build_vip_llava
+from reasonseg.registration import register
+from reasonseg.training.recipe import PartsRecipe
+from tests.support import tiny
+from tests.support.parity_data import PARITY
+
+
+SIDE, IMAGE_TOKENS = 28, 4
+_TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def write_parts(folder: Path) -> PartsRecipe:
+    """Write a language model to `folder/llm` and a CLIP tower to `folder/clip`."""
+    register()
+    torch.manual_seed(0)
+    text = {**tiny.TEXT, "vocab_size": 620, "max_position_embeddings": 512}
+    tiny.randomize(LlamaForCausalLM(LlamaConfig(**text)), 0.1).save_pretrained(folder / "llm")
+    for name in _TOKENIZER_FILES:
+        shutil.copy(PARITY / "gsva" / "base_llava" / name, folder / "llm")
+    # Eleven layers: the features are taken from as far back.
+    vision = CLIPVisionConfig(**{**tiny.CLIP, "num_hidden_layers": 11, "image_size": SIDE})
+    tiny.randomize(CLIPVisionModel(vision), 0.1).save_pretrained(folder / "clip")
+    side = {"height": SIDE, "width": SIDE}
+    CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=side).save_pretrained(folder / "clip")
+    return PartsRecipe(str(folder / "llm"), str(folder / "clip"))
+
+
+def write_repo(folder: Path) -> Path:
+    """Write a whole model with its processor to `folder/repo`."""
+    model, processor = build_vip_llava(write_parts(folder))
+    model.save_pretrained(folder / "repo")
+    processor.save_pretrained(folder / "repo")
+    return folder / "repo"
