@@ -15,7 +15,6 @@ from transformers import PreTrainedConfig
 
 from .errors import ConversionError
 from .repository_code import published_code
-from .systems import SYSTEMS
 
 
 # In a checkout the folder lies beside this one; installed, it is the sub-package of the same name.
@@ -124,6 +123,7 @@ def render_card(
     dtype: torch.dtype | None = None,
     form: str = "full",
     trainings: Sequence[Mapping[str, Any]] = (),
+    repo: Path | None = None,
 ) -> str:
     """Render README.md.
 
@@ -137,6 +137,7 @@ def render_card(
         trainings (`Sequence[Mapping[str, Any]]`, *optional*): How it was trained since it was what `name` describes,
             in this order, each with `"base"` (`None` for random weights), `"data"`, `"data_licence"` and the
             `"recipe"`.
+        repo (`Path`, *optional*): The repository, where its code lies already: the card says what each file does.
 
     Returns:
         `str`: Metadata and text, the same for the same arguments.
@@ -172,7 +173,7 @@ def render_card(
         # what it was converted from is named there, and is no part of the base
         parts=[repo for repo in values["base_models"] if repo not in values["source"]],
         sizes=_sizes(config, dtype),
-        code=published_code(SYSTEMS[system].auto_classes.values()) if values["custom_code"] and form == "full" else {},
+        code={} if repo is None else published_code(repo),
         trainings=[run | {"recipe": _as_yaml(run["recipe"])} for run in trainings],
         repo_placeholder=REPO_PLACEHOLDER,
         revision_placeholder=REVISION_PLACEHOLDER,

@@ -201,13 +201,14 @@ def _write(
             dtype=dtype,
             generation_config=parts.generation_config or generation_defaults(parts.processor.tokenizer),
             processor=parts.processor,
-            card=render_card(system.name, card, parts.model.config, dtype),
             max_shard_size=max_shard_size,
             progress=progress,
             release=parts.inventory.release,
         )
         if parts.finish is not None:
             parts.finish(folder)
+        readme = render_card(system.name, card, parts.model.config, dtype, repo=folder)
+        (folder / "README.md").write_text(readme, encoding="utf-8")
         write_manifest(
             folder,
             system=system.name,

@@ -5,16 +5,15 @@ from __future__ import annotations
 import ast
 import os
 import stat
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..loading import CODE_FIELDS
 from .manifest import file_sha256, repository_files
-from .systems import is_of_transformers
 
 
+_PUBLISHED = [Path(__file__).resolve().parents[1] / folder for folder in ("modeling", "processing")]
 _CODE_SUFFIXES = frozenset((".py", ".pyc", ".pyo", ".pyw", ".pyd", ".pyz", ".so", ".dll", ".dylib"))
 _CACHE = "__pycache__"
 _OTHER_REPOSITORY = "--"  # between the name of a repository on the Hub and the class in it
@@ -22,27 +21,35 @@ _KERNEL_FIELDS = frozenset(("attn_implementation", "_attn_implementation", "expe
 _ADAPTER = "adapter_config.json"
 
 
-def published_code(classes: Iterable[type]) -> dict[str, str]:
-    """The files that transformers copies beside the weights, and what each of them does.
+def published_code(repo: Path) -> dict[str, str]:
+    """This package's files that transformers has copied beside the weights, and what each of them does.
+
+    Nothing is read from the repository but the names of its files.
 
     Args:
-        classes (`Iterable[type]`): What a repository is loaded with; classes of transformers are left out.
+        repo (`Path`): The folder.
 
     Returns:
         `dict[str, str]`: The first sentence of every file's docstring by the file's name, in an order of reading: each
         file before those that only it imports.
     """
-    waiting = [Path(sys.modules[own.__module__].__file__) for own in classes if not is_of_transformers(own)]
-    files: dict[str, str] = {}
+    there = {path.name for path in repo.glob("*.py")}
+    own = {path.name: path for folder in _PUBLISHED for path in sorted(folder.glob("*.py")) if path.name in there}
+    modules = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in own.items()}
+    imported = {name: _siblings(module) for name, module in modules.items()}
+    waiting = [name for name in modules if not any(name in names for names in imported.values())]
+    order: dict[str, str] = {}
     while waiting:
-        path = waiting.pop(0)
-        if path.name in files:
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        files[path.name] = " ".join((ast.get_docstring(tree) or "").partition("\n\n")[0].split())
-        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level == 1]
-        waiting += [path.with_name(f"{node.module}.py") for node in imports]
-    return files
+        name = waiting.pop(0)
+        if name in modules and name not in order:
+            order[name] = " ".join((ast.get_docstring(modules[name]) or "").partition("\n\n")[0].split())
+            waiting += imported[name]
+    return order
+
+
+def _siblings(module: ast.Module) -> list[str]:
+    imports = [node for node in ast.walk(module) if isinstance(node, ast.ImportFrom) and node.level == 1]
+    return [f"{node.module}.py" for node in imports]
 
 
 def stray_files(repo: Path, listed: Mapping[str, Mapping[str, Any]], *, trained: bool) -> Iterator[tuple[str, str]]:

@@ -151,19 +151,15 @@ class PublishedSystem:
             if not module.startswith("transformers"):
                 yield name, module
 
-    @property
-    def auto_classes(self) -> dict[str, type]:
-        """`dict[str, type]`: The classes that load it by the Auto class that finds each."""
-        return {
+    def publish_code(self) -> None:
+        """Have `save_pretrained` copy the code of its classes beside the weights."""
+        classes = {
             "AutoConfig": self.config_class,
             self.auto_class: self.model_class,
             "AutoProcessor": self.processor_class,
             "AutoImageProcessor": self.image_processor_class,
         }
-
-    def publish_code(self) -> None:
-        """Have `save_pretrained` copy the code of its classes beside the weights."""
-        for auto_class, own in self.auto_classes.items():
+        for auto_class, own in classes.items():
             if not is_of_transformers(own):
                 own.register_for_auto_class(auto_class)
 

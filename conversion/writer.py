@@ -120,12 +120,11 @@ def write_repository(
     dtype: torch.dtype,
     generation_config: GenerationConfig,
     processor: ProcessorMixin,
-    card: str,
     max_shard_size: int | str,
     progress: ProgressCallback,
     release: Callable[[], None],
 ) -> dict[Path, str]:
-    """Write weights, configs, processor, published code and card into a folder.
+    """Write weights, configs, processor and published code into a folder.
 
     Args:
         folder (`Path`): An empty folder.
@@ -134,7 +133,6 @@ def write_repository(
         dtype (`torch.dtype`): What `dtype="auto"` shall load.
         generation_config (`GenerationConfig`): Defaults of `generate`.
         processor (`ProcessorMixin`): Tokenizer, image processor and chat template.
-        card (`str`): README.md.
         max_shard_size (`int` or `str`): See `write_shards`.
         progress (`ProgressCallback`): See `write_shards`.
         release (`Callable[[], None]`): See `write_shards`.
@@ -149,5 +147,4 @@ def write_repository(
     model.config.save_pretrained(folder)
     generation_config.save_pretrained(folder)
     processor.save_pretrained(folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
     return write_shards(folder, tensors, max_shard_size, progress, release)

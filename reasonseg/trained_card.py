@@ -98,7 +98,7 @@ def write_trained_card(repo: Path, recipe: Recipe, start: Start) -> None:
     }
     config = load_pretrained(AutoConfig, repo)
     trainings = [*start.trainings, training]
-    text = render_card(start.system, start.values, config, config.dtype, trainings=trainings)
+    text = render_card(start.system, start.values, config, config.dtype, trainings=trainings, repo=repo)
     write_whole(repo / CARD, text)
 
 

@@ -48,7 +48,7 @@ def card(
             "describes this repository; --list shows the names."
         )
     dtype = getattr(config, "dtype", None)
-    text = render_card(system, described, config, dtype, trainings=card_trainings(readme))
+    text = render_card(system, described, config, dtype, trainings=card_trainings(readme), repo=repo)
     if out is None:
         write_out(text)
         return

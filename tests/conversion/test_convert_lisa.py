@@ -64,6 +64,8 @@ def test_the_repository_is_complete(repo):
         "tokenizer_config.json",
     } <= files
     assert not [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
+    card = (repo / "README.md").read_text(encoding="utf-8")
+    assert all(f"| `{name}` | " in card for name in files if name.endswith(".py"))
     config = json.loads((repo / "config.json").read_text())
     assert config["auto_map"]["AutoModel"] == "modeling_lisa.LisaForReasoningSegmentation"
     assert config["architectures"] == ["LisaForReasoningSegmentation"]
