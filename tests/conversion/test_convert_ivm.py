@@ -21,7 +21,7 @@ from tests.reasonseg.test_cli import one_line, run
 from tests.support.full_size import layout_tensors
 from tests.support.originals import GSVA, LISA, change_json, digests, read, weights
 from tests.support.parity_data import PARITY, ivm_dump
-from tests.support.recorded_cases import picture
+from tests.support.recorded_cases import recorded_image
 
 
 IVM = PARITY / "ivm"
@@ -59,7 +59,7 @@ def base_copy(folder, change=None, with_weights=True):
 
 def mask_of(repo) -> torch.Tensor:
     model, processor = AutoModel.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
-    inputs = processor(images=picture("ivm", "img0"), text="Where can I sit?", return_tensors="pt")
+    inputs = processor(images=recorded_image("ivm", "img0"), text="Where can I sit?", return_tensors="pt")
     with torch.no_grad():
         return model(**inputs).pred_masks[0]
 
@@ -323,7 +323,7 @@ def test_the_commands(ivm_repo, tmp_path):
     assert "system: ivm" in run("inspect", BIN, "--summary").stdout
     result = run("convert", "to-original", ivm_repo, "--out", tmp_path / "back")
     assert "tensors in the original layout" in result.stdout
-    picture("ivm", "img0").save(tmp_path / "img0.png")
+    recorded_image("ivm", "img0").save(tmp_path / "img0.png")
     result = run("segment", tmp_path / "img0.png", "-t", "Where can I sit?", "-m", ivm_repo, "-o", tmp_path / "masks")
     assert (tmp_path / "masks" / "img0_mask_0.png").exists()
     run("segment", tmp_path / "img0.png", "-p", "a cup", "-p", "a dog", "-m", ivm_repo, "-o", tmp_path / "phrases")

@@ -71,8 +71,8 @@ def test_recorded_case(case, tmp_path):
     if "output" in case:
         rng.python.setstate(before)
         rng.numpy.seed(case["seed_for_random_and_numpy"])
-        picture = marked_image(image, conversation, rng, alpha=case["alpha"])
-        assert np.array_equal(np.asarray(picture), np.asarray(Image.open(RECORDED / case["output"])))
+        drawn = marked_image(image, conversation, rng, alpha=case["alpha"])
+        assert np.array_equal(np.asarray(drawn), np.asarray(Image.open(RECORDED / case["output"])))
 
 
 def test_dataset_of_a_row():

@@ -51,8 +51,8 @@ def test_sheet_shows_target_green_and_prediction_pink(tmp_path):
         pixels = np.array(image.convert("RGB")).astype(int)
     # The tiles are 60 wide, 2 apart, from the margin of 8 on; below one line of text. Their middle is in the mask.
     middle = 8 + 18 + 20
-    picture, target, prediction = (pixels[middle, 8 + 62 * tile + 30] for tile in range(3))
-    assert np.abs(picture - 128).max() <= 2
+    background, target, prediction = (pixels[middle, 8 + 62 * tile + 30] for tile in range(3))
+    assert np.abs(background - 128).max() <= 2
     assert target[1] > target[0] + 30
     assert prediction[0] > prediction[1] + 30
 

@@ -247,7 +247,7 @@ def test_weights_are_initialised_on_the_meta_device():
 # ---- the features of the UNet ---------------------------------------------------------------------------------------
 
 
-def pictures(count: int, side: int = 16) -> torch.Tensor:
+def random_images(count: int, side: int = 16) -> torch.Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(count))
 
 
@@ -281,7 +281,7 @@ def test_the_cut_unet_gives_what_a_hook_reads_off_the_whole_one(block):
 @needs_diffusers
 @torch.inference_mode()
 def test_results_repeat_and_do_not_depend_on_the_batch():
-    model, images = difflmm_model(), pictures(3)
+    model, images = difflmm_model(), random_images(3)
     batch = model.get_image_features(images)
     again = model.get_image_features(images)
     for place in range(3):
@@ -297,7 +297,7 @@ def test_results_repeat_and_do_not_depend_on_the_batch():
 @needs_diffusers
 @torch.inference_mode()
 def test_a_generator_draws_on():
-    model, image = difflmm_model(), pictures(1)
+    model, image = difflmm_model(), random_images(1)
     generator = torch.Generator().manual_seed(5)
     first, second = (model.get_image_features(image, generator=generator).pooler_output[0] for _ in range(2))
     assert not torch.allclose(first, second)
@@ -310,7 +310,7 @@ def test_a_generator_draws_on():
 @needs_diffusers
 @torch.inference_mode()
 def test_an_ensemble_is_the_mean_of_its_members():
-    members, images = 3, pictures(2)
+    members, images = 3, random_images(2)
     model = difflmm_model(ensemble_size=members)
     alone = difflmm_model(ensemble_size=1)
     alone.load_state_dict(model.state_dict())

@@ -36,7 +36,7 @@ def model(difflmm_repo):
     return AutoModelForImageTextToText.from_pretrained(difflmm_repo, attn_implementation="eager").eval()
 
 
-def picture(index: int) -> Image.Image:
+def recorded_image(index: int) -> Image.Image:
     return Image.open(FOLDER / f"image{index}.png")
 
 
@@ -56,14 +56,14 @@ def in_norm(actual: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def test_pixel_values_are_equal(processor, recorded):
-    pixel_values = processor(images=picture(0), return_tensors="pt")["pixel_values"][0]
+    pixel_values = processor(images=recorded_image(0), return_tensors="pt")["pixel_values"][0]
     assert torch.equal(pixel_values[..., ::2, ::2], recorded["image0.pixel_values_stride2"])
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize("run", SINGLE)
 def test_features_and_image_tokens_of_one_image(model, processor, recorded, run):
-    inputs = processor(images=picture(int(run[5])), return_tensors="pt")
+    inputs = processor(images=recorded_image(int(run[5])), return_tensors="pt")
     output = model.get_image_features(**inputs, **noise(recorded, run))
     assert relative(output.diffusion_features, recorded[f"{run}.feat_up1"]) < 1e-4
     assert relative(output.pooler_output[0][None], recorded[f"{run}.projected_tokens"]) < 1e-4
@@ -76,7 +76,7 @@ def test_features_and_image_tokens_of_one_image(model, processor, recorded, run)
 @torch.inference_mode()
 def test_what_the_unet_sees(model, processor, recorded):
     diffusion = model.model.diffusion
-    inputs = processor(images=picture(0), return_tensors="pt")
+    inputs = processor(images=recorded_image(0), return_tensors="pt")
     _, view = model.model.two_views(inputs["pixel_values"])
     latents = diffusion.draw_latents(view, recorded["image0.vae_noise"])
     noisy = diffusion.add_noise(latents, recorded["image0.latent_noise"])
@@ -102,7 +102,7 @@ def threads_of_the_recording():
 @pytest.fixture
 def ensemble(model, processor, monkeypatch):
     monkeypatch.setattr(model.config, "ensemble_size", 3)
-    return processor(images=[picture(0), picture(1)], return_tensors="pt")["pixel_values"]
+    return processor(images=[recorded_image(0), recorded_image(1)], return_tensors="pt")["pixel_values"]
 
 
 @torch.inference_mode()
@@ -144,7 +144,7 @@ def test_ensemble_is_closer_to_the_exact_features_than_the_recording(model, reco
 @pytest.mark.parametrize("run", ["image0", "image1"])
 def test_a_seed_draws_what_the_original_drew(model, processor, recorded, run):
     seed = load_meta("difflmm")["runs"][run]["torch_manual_seed"]
-    inputs = processor(images=picture(int(run[5])), return_tensors="pt")
+    inputs = processor(images=recorded_image(int(run[5])), return_tensors="pt")
     for given in ({"noise_seed": seed}, {"generator": torch.Generator().manual_seed(seed)}):
         tokens = model.get_image_features(**inputs, **given).pooler_output[0][None]
         assert relative(tokens, recorded[f"{run}.projected_tokens"]) < 1e-4
@@ -154,7 +154,7 @@ def test_a_seed_draws_what_the_original_drew(model, processor, recorded, run):
 @pytest.mark.parametrize("case", CASES, ids=CASE_NAMES)
 def test_prompts_logits_and_answers(model, processor, recorded, case):
     name, run = case["name"], f"image{case['image']}"
-    inputs = processor(images=picture(case["image"]), text=case["prompt"], return_tensors="pt")
+    inputs = processor(images=recorded_image(case["image"]), text=case["prompt"], return_tensors="pt")
     ids = inputs["input_ids"][0]
     image_token = model.config.image_token_id
     once = torch.cat([ids[ids != image_token], ids.new_tensor([image_token])])
@@ -175,7 +175,7 @@ def test_prompts_logits_and_answers(model, processor, recorded, case):
 @torch.inference_mode()
 def test_attention_to_the_image(model, processor, recorded):
     """What attend-and-segment reads: second-last head, mean over the layers, one map per new token."""
-    inputs = processor(images=picture(0), text=CASES[0]["prompt"], return_tensors="pt")
+    inputs = processor(images=recorded_image(0), text=CASES[0]["prompt"], return_tensors="pt")
     maps = recorded["llm_00.attn_head_minus2_layermean"]
     output = model.generate(
         **inputs,
@@ -203,7 +203,7 @@ def test_adapters_are_merged(model, recorded):
 def test_without_position_embeddings(model, processor, recorded, monkeypatch):
     monkeypatch.setattr(model.model.implicit_captioner, "clip_pe", None)
     monkeypatch.setattr(model.model.multi_modal_projector, "vt_pe", None)
-    inputs = processor(images=picture(0), return_tensors="pt")
+    inputs = processor(images=recorded_image(0), return_tensors="pt")
     output = model.get_image_features(**inputs, **noise(recorded, "image0"))
     assert relative(output.diffusion_features, recorded["no_pe.feat_up1"]) < 1e-4
     assert relative(output.pooler_output[0][None], recorded["no_pe.projected_tokens"]) < 1e-4

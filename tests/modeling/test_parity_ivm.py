@@ -9,7 +9,7 @@ from reasonseg.conversion.rules_ivm import detect_ivm_layout, ivm_table
 from reasonseg.modeling.modeling_ivm import IvmForVisualMasking
 from reasonseg.processing.processing_ivm import IvmProcessor
 from tests.support.parity_data import PARITY, load_meta, load_tensors, sampled_like
-from tests.support.recorded_cases import picture
+from tests.support.recorded_cases import recorded_image
 
 
 META, RECORDED = load_meta("ivm"), load_tensors("ivm")
@@ -31,7 +31,7 @@ def processor(ivm_repo):
 
 @pytest.fixture(scope="module")
 def pictures():
-    return [picture("ivm", name) for name in ("img0", "img1")]
+    return [recorded_image("ivm", name) for name in ("img0", "img1")]
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_masked_pictures_end_to_end(processor, output, inputs, pictures, thresho
 
 
 def test_a_grey_picture(model, processor):
-    grey = picture("ivm", "img1").convert("L")
+    grey = recorded_image("ivm", "img1").convert("L")
     inputs = processor(images=grey, text=INSTRUCTIONS[1], return_tensors="pt")
     with torch.no_grad():
         (masked,) = processor.post_process_masking(model(**inputs), inputs, [grey], threshold=0.5)
@@ -147,7 +147,7 @@ def test_a_grey_picture(model, processor):
 def test_one_row_alone_on_either_side_of_padding(model, processor, inputs, output, cache, row, side):
     image, instruction = ROWS[row]
     alone = processor(
-        images=picture("ivm", f"img{image}"),
+        images=recorded_image("ivm", f"img{image}"),
         text=INSTRUCTIONS[instruction],
         padding="max_length",
         max_length=META["merged_length"] + 7,

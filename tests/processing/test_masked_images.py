@@ -11,7 +11,7 @@ from reasonseg.processing import masked_images
 from reasonseg.processing.masked_images import blur_mask, dilate_mask, gaussian_weights, mask_image
 from reasonseg.processing.segments import post_process_masks
 from tests.support.parity_data import load_meta, load_tensors
-from tests.support.recorded_cases import picture
+from tests.support.recorded_cases import recorded_image
 
 
 META, RECORDED = load_meta("ivm"), load_tensors("ivm")
@@ -20,7 +20,7 @@ NAMES = [f"img{image}_ins{instruction}" for image in (0, 1) for instruction in (
 
 def recorded_heatmap(name: str) -> np.ndarray:
     """The heat-map of the recorded low-resolution mask."""
-    image = picture("ivm", name[:4])
+    image = recorded_image("ivm", name[:4])
     masks = RECORDED["batch/low_res_masks"][NAMES.index(name)]
     logits = post_process_masks(masks, (image.height, image.width), (1024, 1024), mask_threshold=None)
     return logits[0].sigmoid().numpy()
@@ -29,7 +29,7 @@ def recorded_heatmap(name: str) -> np.ndarray:
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.99])
 def test_recorded_pictures_are_equal_to_the_last_bit(name, threshold):
-    masked = mask_image(picture("ivm", name[:4]), recorded_heatmap(name), threshold)
+    masked = mask_image(recorded_image("ivm", name[:4]), recorded_heatmap(name), threshold)
     case = f"forward_batch/thr{threshold}/crop0/{name}"
     assert np.array_equal(masked.pixels[::8, ::8], RECORDED[f"{case}_stride8"].numpy())
     assert masked.pixels.astype(np.float64).sum() == META[case]["sum"]
@@ -44,7 +44,7 @@ def test_recorded_pictures_are_equal_to_the_last_bit(name, threshold):
 
 
 def test_recorded_overlay_colour():
-    masked = mask_image(picture("ivm", "img0"), recorded_heatmap("img0_ins0"), 0.5, overlay_color=(10, 200, 30))
+    masked = mask_image(recorded_image("ivm", "img0"), recorded_heatmap("img0_ins0"), 0.5, overlay_color=(10, 200, 30))
     recorded = RECORDED["forward_batch/overlay_10_200_30/thr0.5/img0_ins0_stride8"].numpy()
     assert np.array_equal(masked.pixels[::8, ::8], recorded)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from transformers import pipeline
 
-from tests.support.recorded_cases import picture
+from tests.support.recorded_cases import recorded_image
 
 
 INSTRUCTIONS = ["pick up the red cup and place it on the green plate", "Where can I sit?"]
@@ -17,7 +17,7 @@ def pipe(ivm_repo):
 
 @pytest.fixture(scope="module")
 def images():
-    return [picture("ivm", name) for name in ("img0", "img1")]
+    return [recorded_image("ivm", name) for name in ("img0", "img1")]
 
 
 def areas(results) -> list[list[int]]:

@@ -82,7 +82,7 @@ def test_rows_that_share_pictures_or_have_none(processor, image, monkeypatch):
         [image, other, None], [QUESTION, "What?", "Why?", "Who?"], image_index=[1, 0, 2, 1], return_tensors="pt"
     )
     assert len(looked_at) == 2, "a picture that rows share is looked at once"
-    views = [processor(images=picture, return_tensors="pt")["pixel_values"][0] for picture in (other, image, other)]
+    views = [processor(images=shown, return_tensors="pt")["pixel_values"][0] for shown in (other, image, other)]
     assert torch.equal(inputs["pixel_values"], torch.stack(views))
     counts = (inputs["input_ids"] == processor.image_token_id).sum(dim=1)
     assert counts.tolist() == [64, 64, 0, 64]

@@ -68,11 +68,11 @@ def test_the_prompt_is_the_originals(processor):
 def test_both_views_are_made_of_the_squashed_picture(processor):
     from PIL import Image
 
-    picture = Image.fromarray(image(20, 50))
-    inputs = processor(images=[picture], return_tensors="pt")
+    wide = Image.fromarray(image(20, 50))
+    inputs = processor(images=[wide], return_tensors="pt")
     assert inputs["original_sizes"].tolist() == [[20, 50]]
     assert inputs["sam_resized_sizes"].tolist() == [[SIDE, SIDE]]
-    squashed = processor(images=[picture.resize((SIDE, SIDE))], return_tensors="pt")
+    squashed = processor(images=[wide.resize((SIDE, SIDE))], return_tensors="pt")
     for view in ("pixel_values", "sam_pixel_values"):
         assert torch.equal(inputs[view], squashed[view])
 

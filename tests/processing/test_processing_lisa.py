@@ -14,7 +14,7 @@ from reasonseg.processing.processing_lisa import LisaProcessor
 from tests.support.parity_data import load_case, load_meta
 from tests.support.recorded_processors import (
     expand,
-    picture,
+    recorded_image,
     processor,
     recorded_case,
     small_processor,
@@ -51,7 +51,7 @@ class TestRecordings:
     @pytest.mark.parametrize(("system", "name"), CASES, ids="/".join)
     @pytest.mark.parametrize("form", ["text and answer", "whole prompt and answer", "conversation", "messages"])
     def test_ids_masks_and_labels(self, system, name, form):
-        case, image = recorded_case(system, name), picture(system)
+        case, image = recorded_case(system, name), recorded_image(system)
         ours = processor(system, template=case.template)
         if form == "text and answer":
             arguments = {"text": case.questions, "answer": case.answers}
@@ -79,7 +79,7 @@ class TestRecordings:
         prompt, recorded = load_meta("lisa")[name]["prompt"], load_case("lisa", name)["input_ids"]
         expected = expand(recorded, recorded, tokenizer("lisa").image_token_id)
         question = prompt.partition("<im_end>\n")[2].removesuffix(" ASSISTANT:")
-        lisa, image = processor("lisa"), picture("lisa")
+        lisa, image = processor("lisa"), recorded_image("lisa")
         messages = lisa.apply_chat_template(
             as_messages(image, question), add_generation_prompt=True, tokenize=True, return_dict=True
         )
@@ -89,7 +89,7 @@ class TestRecordings:
 
     def test_views_are_the_image_processors(self):
         lisa = processor("lisa", segmenter_side=1024)
-        images = [picture("lisa", "img0"), picture("lisa", "img1")]
+        images = [recorded_image("lisa", "img0"), recorded_image("lisa", "img1")]
         inputs = lisa(images=images, text=["a", "b"], return_tensors="pt")
         views = lisa.image_processor(images, return_tensors="pt")
         for name in VIEWS:

@@ -141,8 +141,8 @@ class TestVisualPrompts:
         image = recorded_image(0, blended=False)
         mark = VisualPrompt(shape, box_xyxy=(40, 30, 120, 100), color="red")
         drawn, found, large, other = (
-            processor(picture, "x", visual_prompts=prompts, return_tensors="pt")["pixel_values"]
-            for picture, prompts in (
+            processor(shown, "x", visual_prompts=prompts, return_tensors="pt")["pixel_values"]
+            for shown, prompts in (
                 (draw_visual_prompts(image, [mark], anchor=112), []),
                 (image, [mark]),
                 (image, [replace(mark, anchor=336)]),

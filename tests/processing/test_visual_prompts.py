@@ -39,7 +39,7 @@ BOX = (20, 12, 60, 44)
 POLYGON = [[20, 12, 60, 20, 48, 44, 24, 40]]
 
 
-def picture(width=90, height=64, seed=0):
+def make_image(width=90, height=64, seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -221,7 +221,7 @@ def allowed_area(prompt, height, width):
 @given(drawings())
 def test_any_region_of_any_picture(drawing):
     (width, height), prompt = drawing
-    image = picture(width, height)
+    image = make_image(width, height)
     untouched = image.copy()
     result = draw_visual_prompts(image, [prompt])
     assert np.array_equal(np.asarray(image), np.asarray(untouched))
@@ -247,7 +247,7 @@ class TestRegions:
         ids=["box", "polygon", "mask", "rle"],
     )
     def test_every_shape_of_every_region(self, shape, region):
-        image = picture()
+        image = make_image()
         result = draw_visual_prompts(image, [VisualPrompt(shape, color="red", **region)])
         rows, columns = np.nonzero(changed(image, result))
         assert len(rows) > 10
@@ -256,7 +256,7 @@ class TestRegions:
         assert abs((rows.min() + rows.max()) / 2 - 28) < 20
 
     def test_mask_and_rle_are_the_same(self):
-        image = picture()
+        image = make_image()
         for shape in SHAPES:
             drawn = [
                 draw_visual_prompts(image, [VisualPrompt(shape, **region)])
@@ -394,9 +394,9 @@ class TestErrors:
 
     def test_regions_of_another_picture(self):
         with pytest.raises(ValueError, match="lies outside the image of 90 x 64"):
-            draw_visual_prompts(picture(), [VisualPrompt("point", box_xyxy=(91, 3, 99, 9))])
+            draw_visual_prompts(make_image(), [VisualPrompt("point", box_xyxy=(91, 3, 99, 9))])
         with pytest.raises(ValueError, match="The mask of a visual prompt is 90 x 64 pixels, the image 64 x 90"):
-            draw_visual_prompts(picture(64, 90), [VisualPrompt("mask", mask=disc())])
+            draw_visual_prompts(make_image(64, 90), [VisualPrompt("mask", mask=disc())])
 
     def test_shapes_are_read_as_people_write_them(self):
         assert VisualPrompt("Mask-Contour", box_xyxy=BOX).shape == "mask contour"

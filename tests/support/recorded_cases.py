@@ -14,7 +14,7 @@ ORIGINAL_PLACEHOLDER = -200
 IMAGES = ("img0", "img1")
 
 
-def picture(system: str, name: str) -> Image.Image:
+def recorded_image(system: str, name: str) -> Image.Image:
     return Image.open(PARITY / system / "images" / f"{name}.png").convert("RGB")
 
 
@@ -46,7 +46,7 @@ def recorded_inputs(system: str, case: str, config) -> dict[str, torch.Tensor]:
 
 
 def both_views(processor, system: str, names: list[str]) -> dict[str, torch.Tensor]:
-    return dict(processor.image_processor([picture(system, name) for name in names], return_tensors="pt"))
+    return dict(processor.image_processor([recorded_image(system, name) for name in names], return_tensors="pt"))
 
 
 def assert_recorded(computed: torch.Tensor, recorded: dict[str, torch.Tensor], name: str) -> None:

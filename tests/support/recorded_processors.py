@@ -100,5 +100,5 @@ def expand(ids: torch.Tensor, values: torch.Tensor, fill: int) -> list[list[int]
     return rows
 
 
-def picture(system: str, name: str = "img0") -> Image.Image:
+def recorded_image(system: str, name: str = "img0") -> Image.Image:
     return Image.open(PARITY / system / "images" / f"{name}.png")
