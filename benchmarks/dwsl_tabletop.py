@@ -4,7 +4,7 @@ An IVM learns to mask what has a colour on a drawn tabletop ("red"). As the pape
 one pretrained LLaVA and SAM, both begin here with the encoders and the language model of the embedded model; the
 encoders stay fixed. People label a quarter of the examples without a mistake; machines label the rest, and 30 % of all
 masks are wrong: things of another colour, a mask that is off, or a box far too large. Nobody says which. Both arms see
-the same pictures, masks and order, from the same weights; one weighs each example by a discriminator trained on who
+the same images, masks and order, from the same weights; one weighs each example by a discriminator trained on who
 drew what. Scored on clean held-out scenes.
 
     python -m benchmarks.dwsl_tabletop [--seeds 0 1 2]
@@ -97,9 +97,11 @@ def label(scenes: list[tuple[MaskingExample, np.ndarray]], seed: int) -> tuple[l
 
 
 def encode(base: GsvaForReasoningSegmentation, batch: dict[str, torch.Tensor]) -> dict:
-    """A batch with its pictures encoded, which fixed encoders need to do only once."""
+    """A batch with its images encoded, which fixed encoders need to do only once."""
     batch, model = dict(batch), generator(base, 0)
-    views = [batch.pop(name) for name in ("pixel_values", "sam_pixel_values", "original_sizes", "sam_resized_sizes")]
+    views = [
+        batch.pop(name) for name in ("pixel_values", "sam_pixel_values", "original_sizes", "reshaped_input_sizes")
+    ]
     batch["image_index"] = torch.arange(len(views[0]))
     with torch.no_grad():
         batch["image_cache"] = model.encode_image(*views)
@@ -122,7 +124,7 @@ def generator(base: GsvaForReasoningSegmentation, seed: int) -> IvmForVisualMask
 
 
 def rows_of(batch: dict, rows) -> dict:
-    """Rows of a large batch. Encoded pictures stay together; `image_index` finds them."""
+    """Rows of a large batch. Encoded images stay together; `image_index` finds them."""
     return {name: value[rows] if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
 
 

@@ -1,6 +1,6 @@
-"""Overlaps of all masks of a picture: on run lengths, against decoding every mask as the original evaluation does.
+"""Overlaps of all masks of an image: on run lengths, against decoding every mask as the original evaluation does.
 
-python -m benchmarks.grounded_scores [--pictures 5]
+python -m benchmarks.grounded_scores [--images 5]
 """
 
 import argparse
@@ -14,21 +14,21 @@ from reasonseg.evaluation.coco_scores import iou_matrix
 from reasonseg.processing.segments import mask_to_rle
 
 
-SIZE = (1500, 2250)  # of GranD-f's pictures
+SIZE = (1500, 2250)  # of GranD-f's images
 MASKS = 8
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=5)
-    count = parser.parse_args().pictures
-    pictures = [(ellipses(2 * seed), ellipses(2 * seed + 1)) for seed in range(count)]
+    parser.add_argument("--images", type=int, default=5)
+    count = parser.parse_args().images
+    images = [(ellipses(2 * seed), ellipses(2 * seed + 1)) for seed in range(count)]
 
-    fast, ours = seconds(lambda: [iou_matrix(*picture) for picture in pictures])
-    slow, theirs = seconds(lambda: [decoded_ious(*picture) for picture in pictures])
+    fast, ours = seconds(lambda: [iou_matrix(*image) for image in images])
+    slow, theirs = seconds(lambda: [decoded_ious(*image) for image in images])
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(one, other)
-    print(f"decoded       {1000 * slow / count:8.1f} ms per picture of {MASKS} x {MASKS} masks")
+    print(f"decoded       {1000 * slow / count:8.1f} ms per image of {MASKS} x {MASKS} masks")
     print(f"run lengths   {1000 * fast / count:8.1f} ms")
     print(f"ratio         {slow / fast:8.1f} x")
 

@@ -1,8 +1,8 @@
-"""Masking a large picture by its heat-map: this package's dilation and blur, against the same filters of scipy.
+"""Masking a large image by its heat-map: this package's dilation and blur, against the same filters of scipy.
 
-Both give the same picture; the original's OpenCV is not needed for either.
+Both give the same image; the original's OpenCV is not needed for either.
 
-python -m benchmarks.masked_pictures [--height 3000] [--width 4000]
+python -m benchmarks.masked_images [--height 3000] [--width 4000]
 """
 
 import argparse
@@ -14,7 +14,7 @@ from reasonseg.processing.masked_images import DEFAULT_SPREAD, gaussian_weights,
 
 
 def scipy_pixels(image: np.ndarray, heatmap: np.ndarray, threshold: float) -> np.ndarray:
-    """The masked picture in float32, by scipy's maximum filter and correlations."""
+    """The masked image in float32, by scipy's maximum filter and correlations."""
     from scipy.ndimage import correlate1d, maximum_filter
 
     radius = int(len(heatmap) * DEFAULT_SPREAD)

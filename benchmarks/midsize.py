@@ -56,13 +56,13 @@ def question_ids(rows: int, text_tokens: int = 60) -> torch.LongTensor:
 
 
 def one_image() -> dict[str, torch.Tensor]:
-    """Both views of one random picture."""
+    """Both views of one random image."""
     generator = torch.Generator().manual_seed(2)
     return {
         "pixel_values": torch.randn(1, 3, 224, 224, generator=generator),
         "sam_pixel_values": torch.randn(1, 3, 1024, 1024, generator=generator),
         "original_sizes": torch.tensor([[768, 1024]]),
-        "sam_resized_sizes": torch.tensor([[768, 1024]]),
+        "reshaped_input_sizes": torch.tensor([[768, 1024]]),
     }
 
 

@@ -1,4 +1,4 @@
-"""Marked pictures asked about in batches, against one at a time as the original evaluates; drawing included.
+"""Marked images asked about in batches, against one at a time as the original evaluates; drawing included.
 
 python -m benchmarks.region_answers [--questions 32] [--batch-size 8]
 """
@@ -23,10 +23,10 @@ BOXES = [[20, 20, 200, 160], [220, 40, 420, 300], [60, 220, 260, 420], [300, 310
 
 
 def write_questions(folder: Path, count: int) -> RegionFile:
-    """Visual7W rows about one picture of 640 x 480."""
+    """Visual7W rows about one image of 640 x 480."""
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "picture.png")
-    row = {"image": "picture.png", "bboxes": BOXES, "question": "Which object is red?"}
+    Image.fromarray(noise).save(folder / "image.png")
+    row = {"image": "image.png", "bboxes": BOXES, "question": "Which object is red?"}
     rows = [{**row, "id": f"v7w-{number}", "answer": BOXES[number % 4]} for number in range(count)]
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     return RegionFile(folder / "rows.json")

@@ -1,4 +1,4 @@
-"""Twenty questions to one picture: in one call that encodes it once, against one call each.
+"""Twenty questions to one image: in one call that encodes it once, against one call each.
 
 python -m benchmarks.shared_image [--questions 20]
 """

@@ -1,4 +1,4 @@
-"""Marks on a large picture: layers composited where something was drawn, against whole layers drawn line by line.
+"""Marks on a large image: layers composited where something was drawn, against whole layers drawn line by line.
 
 python -m benchmarks.visual_prompts [--repeat 5]
 """
@@ -24,7 +24,7 @@ def marks() -> list[VisualPrompt]:
 
 
 def whole_layer(image: Image.Image, prompt: VisualPrompt) -> Image.Image:
-    """The same mark on a layer of the picture's size, curves as lines of two points, as it is done usually."""
+    """The same mark on a layer of the image's size, curves as lines of two points, as it is done usually."""
     layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
     canvas = ImageDraw.Draw(layer)
     color = (*read_color(prompt.color), prompt.alpha)

@@ -131,7 +131,7 @@ def _add_transformers(inventory: Inventory, folder: Path) -> VlmPart:
     processor = _load_processor(folder)
     if not isinstance(processor, ProcessorMixin):
         raise ConversionError(
-            f"The folder holds a {type(processor).__name__} and no processor for pictures and text.",
+            f"The folder holds a {type(processor).__name__} and no processor for images and text.",
             path=folder,
             next_step="Download processor_config.json and preprocessor_config.json too.",
         )
@@ -213,7 +213,7 @@ def _add_original_llava(inventory: Inventory, folder: Path, tower: Path | None, 
     )
     with refusing("The preprocessor cannot be rebuilt", path=tower, next_step=_OTHER_MODEL):
         processor = LlavaProcessor(
-            # "pad" puts the picture on a square in CLIP's mean colour; any other value crops its middle.
+            # "pad" puts the image on a square in CLIP's mean colour; any other value crops its middle.
             LlavaImageProcessorPil(
                 do_pad=original.get("image_aspect_ratio") == "pad", **image_view(tower, vision.image_size)
             ),
@@ -295,7 +295,7 @@ def _read_segmenter_config(folder: Path) -> PreTrainedConfig:
     stored = read_config(path)
     family = stored.pop("model_type", None)
     if family == "sam2_video":
-        # Published SAM 2 folders name the model for videos, which holds the one for pictures and a memory besides.
+        # Published SAM 2 folders name the model for videos, which holds the one for images and a memory besides.
         family = "sam2"
         stored = {name: value for name, value in stored.items() if name in _SAM2_FIELDS}
     if family not in SEGMENTER_ADAPTERS:

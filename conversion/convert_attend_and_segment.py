@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from ..modeling.attention_maps import attention_modules
 from ..modeling.configuration_attend_and_segment import AttendAndSegmentConfig
-from ..modeling.modeling_attend_and_segment import AttendAndSegmentModel
+from ..modeling.modeling_attend_and_segment import AttendAndSegmentForReasoningSegmentation
 from ..processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from .components import SegmenterPart, VlmPart, add_segmenter, add_vlm
 from .convert import ConversionOptions, ConversionReport, Parts, convert
@@ -128,6 +128,6 @@ def _build_model(vlm: VlmPart, segmenter: SegmenterPart, fields: Mapping[str, An
     """
     with refusing("No model can be built", path=folder, next_step="See the message for what is allowed."):
         config = AttendAndSegmentConfig(vlm_config=vlm.config, segmenter_config=segmenter.config, **fields)
-        model = empty_model(AttendAndSegmentModel, config)
+        model = empty_model(AttendAndSegmentForReasoningSegmentation, config)
         attention_modules(model.vlm)
     return model

@@ -23,7 +23,7 @@ class AnnotatedImage:
     """
     Args:
         id (`int` or `str`): As in the annotation file.
-        file_name (`str`): Relative to the folder of pictures.
+        file_name (`str`): Relative to the folder of images.
         size (`tuple[int, int]`): (height, width) in pixels.
     """
 
@@ -33,11 +33,11 @@ class AnnotatedImage:
 
     @property
     def stem(self) -> str:
-        """Name of this picture's files: its own name without the ending."""
+        """Name of this image's files: its own name without the ending."""
         return Path(self.file_name).stem
 
     def load(self, folder: str | Path) -> np.ndarray:
-        """The picture as `(height, width, 3)` uint8 RGB, in the order of its stored pixels (as annotations count).
+        """The image as `(height, width, 3)` uint8 RGB, in the order of its stored pixels (as annotations count).
 
         Raises:
             FileNotFoundError: If it is not in the folder.
@@ -45,7 +45,7 @@ class AnnotatedImage:
         """
         path = file_in(Path(folder), self.file_name)
         if not path.is_file():
-            raise FileNotFoundError(f"The picture {path} does not exist; --images must be the folder of the pictures.")
+            raise FileNotFoundError(f"The image {path} does not exist; --images must be the folder of the images.")
         with open_image(path) as image:
             size, turned = (image.height, image.width), exif_orientation(image) >= 5
         if size != self.size:
@@ -82,10 +82,10 @@ def read_images(entries: Sequence[dict[str, Any]], source: str, suffix: str = ".
     Args:
         entries (`Sequence[dict]`): The list `images` of an annotation file.
         source (`str`): That file, for messages.
-        suffix (`str`): Ending of the file of a picture that has only an id.
+        suffix (`str`): Ending of the file of an image that has only an id.
 
     Raises:
-        ValueError: If a picture has no id or no size, or two share an id or a name without its ending (their files
+        ValueError: If an image has no id or no size, or two share an id or a name without its ending (their files
             would overwrite each other).
     """
     for number, entry in enumerate(entries, start=1):
@@ -100,7 +100,7 @@ def read_images(entries: Sequence[dict[str, Any]], source: str, suffix: str = ".
         if "\0" in longest or len(Path(longest).name.encode(errors="replace")) > _LONGEST_NAME:
             raise ValueError(f"{source}, image number {number}: {longest[:60]!r} ... is too long for a file's name.")
     if unknown := [entry["id"] for entry in entries if not entry.get("height") or not entry.get("width")]:
-        raise ValueError(f"{source}: {len(unknown)} pictures have no height and width, such as {unknown[0]!r}.")
+        raise ValueError(f"{source}: {len(unknown)} images have no height and width, such as {unknown[0]!r}.")
     images = [
         AnnotatedImage(
             id=entry["id"],
@@ -113,7 +113,7 @@ def read_images(entries: Sequence[dict[str, Any]], source: str, suffix: str = ".
         values = [getattr(image, name) for image in images]
         if len(set(values)) < len(values):
             twice = next(value for value in values if values.count(value) > 1)
-            raise ValueError(f"{source}: Two pictures of the annotation file have the {name} {twice!r}.")
+            raise ValueError(f"{source}: Two images of the annotation file have the {name} {twice!r}.")
     return images
 
 
@@ -131,12 +131,12 @@ def by_image(annotations: Sequence[dict[str, Any]]) -> dict[Any, list[dict[str, 
 
 class CocoInstances:
     """
-    Pictures with instance annotations, such as `instances_val2017.json`. What is read is a cleaned copy, see
+    Images with instance annotations, such as `instances_val2017.json`. What is read is a cleaned copy, see
     `clean_annotations`.
 
     Args:
         annotations (`str` or `Path`): The file.
-        limit (`int`, *optional*): Only the first pictures.
+        limit (`int`, *optional*): Only the first images.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -162,7 +162,7 @@ class CocoInstances:
         return len(self.images)
 
     def annotations(self, image: AnnotatedImage) -> list[dict[str, Any]]:
-        """What is annotated in a picture."""
+        """What is annotated in an image."""
         return self._annotations.get(image.id, [])
 
 

@@ -16,7 +16,7 @@ _MASKS, _CAPTIONS = "mask_gt", "caption_gt"
 @dataclass(frozen=True)
 class GroundedTarget:
     """
-    What is right about one picture.
+    What is right about one image.
 
     Args:
         captions (`list[str]`): Right captions.
@@ -36,7 +36,7 @@ class GroundedConversations:
     Args:
         annotations (`str` or `Path`): Folder with both files, or one of the two.
         split (`str`): `val` or `test`; tells the files of a folder apart.
-        limit (`int`, *optional*): Only the first pictures.
+        limit (`int`, *optional*): Only the first images.
 
     Raises:
         FileNotFoundError: If a file does not exist.
@@ -55,7 +55,7 @@ class GroundedConversations:
         captions = read_annotations(captions_path, ("images", "annotations"))
         described = {entry["id"]: entry for entry in content["images"] if _has_id(entry)}
         mask_sizes = _sizes_of_masks(content["annotations"])
-        # Captions say which pictures count; their sizes may stand with the masks alone, or in the masks.
+        # Captions say which images count; their sizes may stand with the masks alone, or in the masks.
         images = read_images(
             [
                 {**mask_sizes.get(entry["id"], {}), **described.get(entry["id"], {}), **entry}
@@ -81,7 +81,7 @@ class GroundedConversations:
             "annotations": cleaned,
         }
         self._masks = by_image(cleaned)
-        # AP counts every picture with masks, as the original does, unless only the first ones are asked for.
+        # AP counts every image with masks, as the original does, unless only the first ones are asked for.
         self.scored_ids = None if limit is None else [image.id for image in self.images if image.id in described]
         self._captions = by_image(_check_captions(captions["annotations"], str(captions_path)))
 
@@ -91,11 +91,11 @@ class GroundedConversations:
     def target(self, image: AnnotatedImage) -> GroundedTarget:
         """
         Raises:
-            ValueError: If the picture has no caption.
+            ValueError: If the image has no caption.
         """
         captions = self._captions.get(image.id)
         if not captions:
-            raise ValueError(f"The picture {image.id!r} has no caption.")
+            raise ValueError(f"The image {image.id!r} has no caption.")
         masks = [run_lengths(annotation["segmentation"], image.size) for annotation in self._masks.get(image.id, [])]
         return GroundedTarget([entry["caption"] for entry in captions], list(captions[0].get("labels", [])), masks)
 

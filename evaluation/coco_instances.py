@@ -59,7 +59,7 @@ def name_instances(
     Gives every mask the category that its phrase's head word means.
 
     Args:
-        image ([`AnnotatedImage`]): The picture.
+        image ([`AnnotatedImage`]): The image.
         answer ([`GroundedAnswer`]): What was found in it: one mask per phrase, or several candidates.
         categories (`dict[int, str]`): Categories to choose from, names by id; with none, nothing is kept.
         vector (`Callable[[str], np.ndarray]`): Vector of a word.
@@ -148,7 +148,7 @@ class InstanceResult:
     """
     Args:
         protocol (`str`): `paper` or `fixed`; how categories were chosen.
-        images (`int`): Pictures that were scored.
+        images (`int`): Images that were scored.
         instances (`int`): Masks that were scored.
         masks (`dict`): AP and AR, see `COCO_SCORES`.
         point_accuracy (`float`, *optional*): Share of points that lie on a thing of their category, in [0, 1].
@@ -168,7 +168,7 @@ class InstanceResult:
     cases: list[Case] = field(repr=False, default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, as plain JSON values."""
+        """Everything but the images, as plain JSON values."""
         return {name: value for name, value in vars(self).items() if name != "cases"}
 
 
@@ -183,10 +183,10 @@ def score_instances(
         data ([`CocoInstances`]): What is right.
         instances (`Sequence[dict]`): Entries of COCO's results format; those with a `point` count for point accuracy.
         protocol (`str`): How the categories were chosen; written into the result.
-        image_folder (`str` or `Path`, *optional*): Where the pictures are, for the cases of a contact sheet.
+        image_folder (`str` or `Path`, *optional*): Where the images are, for the cases of a contact sheet.
 
     Raises:
-        ValueError: If an instance belongs to a picture that is not annotated.
+        ValueError: If an instance belongs to an image that is not annotated.
     """
     right, points = point_hits(data, instances)
     notes = [*data.notes, *([] if points else ["Point accuracy is not measured: no instance has a point."])]
@@ -208,7 +208,7 @@ def point_hits(data: CocoInstances, instances: Sequence[dict[str, Any]]) -> tupl
     """
     Points that lie on a thing of their category, crowds included, and all points.
 
-    A category that is not in the picture, or a point outside it, is a miss (the original, which never meets one,
+    A category that is not in the image, or a point outside it, is a miss (the original, which never meets one,
     would stop).
     """
     answered = by_image(instances)

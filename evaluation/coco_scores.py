@@ -32,7 +32,7 @@ def coco_scores(
     Args:
         annotations (`dict`): A COCO annotation file: `images`, `annotations`, `categories`.
         detections (`Sequence[dict]`): Each with `image_id`, `category_id`, `segmentation` (RLE) and `score`.
-        image_ids (`Sequence`, *optional*): Only these pictures count; all by default.
+        image_ids (`Sequence`, *optional*): Only these images count; all by default.
         category_ids (`Sequence[int]`, *optional*): Only these categories count; all by default.
 
     Returns:
@@ -40,13 +40,13 @@ def coco_scores(
         `ar` are means over the IoU thresholds 0.5, 0.55 ... 0.95; areas are split at 32² and 96² pixels.
 
     Raises:
-        ValueError: If a detection belongs to a picture that is not annotated, or has no mask of its size or no score.
+        ValueError: If a detection belongs to an image that is not annotated, or has no mask of its size or no score.
     """
     known = {image["id"]: (image["height"], image["width"]) for image in annotations["images"]}
     foreign = sorted({str(detection["image_id"]) for detection in detections if detection["image_id"] not in known})
     if foreign:
         raise ValueError(
-            f"{len(foreign)} pictures have detections and no annotations, such as {', '.join(foreign[:3])}. "
+            f"{len(foreign)} images have detections and no annotations, such as {', '.join(foreign[:3])}. "
             "Take the annotation file of the same split."
         )
     found_masks = [_detection(detection, number, known) for number, detection in enumerate(detections, start=1)]

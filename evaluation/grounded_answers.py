@@ -53,7 +53,7 @@ class GroundedAnswer:
         caption (`str`): The whole answer.
         phrases (`list[str]`): The phrase of each mask.
         masks (`list[dict]`): Run lengths `{"size": [height, width], "counts": str}`.
-        points (`list[tuple[int, int]]`, *optional*): (x, y) that the model pointed at, in pixels of the picture.
+        points (`list[tuple[int, int]]`, *optional*): (x, y) that the model pointed at, in pixels of the image.
         boxes (`list[tuple[int, int, int, int]]`, *optional*): (x1, y1, x2, y2) that it pointed at.
         core_words (`list[str]`, *optional*): The word each phrase is about.
         scores (`list[float]`, *optional*): The segmenter's estimate of each mask's IoU.
@@ -95,7 +95,7 @@ class GroundedAnswer:
         return {"image_id": image_id, **values}
 
     def to_bytes(self, image_id: int | str) -> bytes:
-        """The content of the file of a picture."""
+        """The content of the file of an image."""
         return json.dumps(self.to_dict(image_id)).encode()
 
     @classmethod
@@ -138,14 +138,14 @@ class GroundedAnswer:
 def read_grounded_answers(folder: str | Path, images: Sequence[AnnotatedImage]) -> dict[int | str, GroundedAnswer]:
     """
     Args:
-        folder (`str` or `Path`): One JSON file per picture, by this project, the original or GLaMM.
-        images (`Sequence[AnnotatedImage]`): The pictures.
+        folder (`str` or `Path`): One JSON file per image, by this project, the original or GLaMM.
+        images (`Sequence[AnnotatedImage]`): The images.
 
     Returns:
-        `dict`: Answers by id of the picture; a picture without a file is left out.
+        `dict`: Answers by id of the image; an image without a file is left out.
 
     Raises:
-        FileNotFoundError: If no picture has a file.
+        FileNotFoundError: If no image has a file.
         ValueError: If a file is no answer.
     """
     answers = {}
@@ -161,7 +161,7 @@ def read_grounded_answers(folder: str | Path, images: Sequence[AnnotatedImage]) 
                 raise ValueError(f"{path} cannot be read: {error}") from None
             answers[image.id] = answer
     if not answers:
-        raise FileNotFoundError(f"{folder} has no answer to any of the {len(images)} pictures (one JSON file each).")
+        raise FileNotFoundError(f"{folder} has no answer to any of the {len(images)} images (one JSON file each).")
     return answers
 
 
@@ -204,7 +204,7 @@ class ImageFiles:
         return self.folder / "_settings.json"
 
     def path(self, image: AnnotatedImage) -> Path:
-        """The file of a picture."""
+        """The file of an image."""
         return self.folder / f"{image.stem}{self.suffix}"
 
     def fill(
@@ -216,12 +216,12 @@ class ImageFiles:
     ) -> None:
         """
         Make the files that are missing; with several processes each takes a part. Returns when this part is done, the
-        same for the same pictures and number of processes: what is made of these files needs no waiting.
+        same for the same images and number of processes: what is made of these files needs no waiting.
 
         Args:
-            images (`Sequence[AnnotatedImage]`): All pictures.
-            make (`Callable`): Contents of the files of some pictures.
-            batch_size (`int`): Pictures per call of `make`.
+            images (`Sequence[AnnotatedImage]`): All images.
+            make (`Callable`): Contents of the files of some images.
+            batch_size (`int`): Images per call of `make`.
             progress (`Callable`, *optional*): Called with the number of finished and of all files of this process.
         """
         state = PartialState()
@@ -243,7 +243,7 @@ class ImageFiles:
         a large data set may differ by more. A process that fails is noticed by what launched it (`torchrun`).
 
         Args:
-            images (`Sequence[AnnotatedImage]`): All pictures.
+            images (`Sequence[AnnotatedImage]`): All images.
             seconds (`float`): Time between two looks.
         """
         missing = list(images)

@@ -35,10 +35,10 @@ class GroundedConversationResult:
     """
     Args:
         protocol (`str`): `paper` or `fixed`; see `score_grounded_conversation`.
-        images (`int`): Pictures that were scored.
+        images (`int`): Images that were scored.
         unanswered (`int`): Those without an answer; each counts as an empty one.
         masks (`dict`): AP and AR of the masks, see `COCO_SCORES`; every answer has the score 1.
-        miou (`float`): Mean over pictures of the mean IoU of paired masks; masks without a pair cost nothing.
+        miou (`float`): Mean over images of the mean IoU of paired masks; masks without a pair cost nothing.
         miou_all_targets (`float`): The same, but right masks without a pair count 0.
         recall (`float`, *optional*): Share of right phrases that have an answer with the mask and the meaning.
         matches, targets (`int`): The counts behind recall.
@@ -61,7 +61,7 @@ class GroundedConversationResult:
     cases: list[Case] = field(repr=False, default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, as plain JSON values."""
+        """Everything but the images, as plain JSON values."""
         return {name: value for name, value in vars(self).items() if name != "cases"}
 
 
@@ -76,14 +76,14 @@ def score_grounded_conversation(
     """
     Args:
         data ([`GroundedConversations`]): What is right.
-        answers (`dict`): Answers by id of the picture.
+        answers (`dict`): Answers by id of the image.
         protocol (`str`):
             `paper`: as published; pairing for recall stops at the first pair that fails, see `match_phrases`, and
-            every picture must have an answer. `fixed`: pairing continues, and an image without an answer counts as an
+            every image must have an answer. `fixed`: pairing continues, and an image without an answer counts as an
             empty one.
         similarity ([`PhraseVectors`], *optional*): Vectors that compare phrases; without them there is no recall.
         score_captions (`bool`): Whether to score captions, where pycocoevalcap and Java are installed.
-        image_folder (`str` or `Path`, *optional*): Where the pictures are, for the cases of a contact sheet.
+        image_folder (`str` or `Path`, *optional*): Where the images are, for the cases of a contact sheet.
 
     Raises:
         ValueError: If the protocol does not exist, or an answer is missing under `paper`.
@@ -92,7 +92,7 @@ def score_grounded_conversation(
     missing = [image for image in data.images if image.id not in answers]
     if missing and protocol == "paper":
         raise ValueError(
-            f"{len(missing)} of {len(data)} pictures have no answer, such as {missing[0].id!r}; the protocol `paper` "
+            f"{len(missing)} of {len(data)} images have no answer, such as {missing[0].id!r}; the protocol `paper` "
             "needs all. Finish the run, or use the protocol `fixed`, which counts them as empty."
         )
     detections, mious, full_mious, cases = [], [], [], []
@@ -194,8 +194,8 @@ def match_phrases(
         similarities (`np.ndarray`): `(target phrases, predicted phrases)`, cosine.
         protocol (`str`):
             `paper`: always the pair with the greatest IoU next; the first one that misses a threshold ends the whole
-            picture, though other pairs may be left that would count. Where masks and phrases are not of one number
-            and such a pair is reached, the picture counts nothing (GLaMM's script catches the IndexError).
+            image, though other pairs may be left that would count. Where masks and phrases are not of one number
+            and such a pair is reached, the image counts nothing (GLaMM's script catches the IndexError).
             `fixed`: a pair that misses a threshold is left out, and the others are tried.
         iou_threshold (`float`): Above 0, to 1.
         similarity_threshold (`float`): -1 to 1.
@@ -252,21 +252,21 @@ def caption_scores(references: Sequence[Sequence[str]], captions: Sequence[str])
     The scores of COCO's caption evaluation but SPICE, which downloads a parser.
 
     Args:
-        references (`Sequence[Sequence[str]]`): Per picture the right captions, at least one.
-        captions (`Sequence[str]`): Per picture the answer.
+        references (`Sequence[Sequence[str]]`): Per image the right captions, at least one.
+        captions (`Sequence[str]`): Per image the answer.
 
     Returns:
         `dict`: `bleu_1` ... `bleu_4`, `meteor`, `rouge_l` in [0, 1] and `cider` in [0, 10].
 
     Raises:
         CaptionsUnavailableError: See `check_caption_scores`.
-        ValueError: If a picture has no reference, or the numbers differ.
+        ValueError: If an image has no reference, or the numbers differ.
     """
     check_caption_scores()
     if len(references) != len(captions) or not captions:
-        raise ValueError(f"{len(references)} pictures have references and {len(captions)} captions.")
+        raise ValueError(f"{len(references)} images have references and {len(captions)} captions.")
     if not all(references):
-        raise ValueError("Every picture needs at least one reference caption.")
+        raise ValueError("Every image needs at least one reference caption.")
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
     from pycocoevalcap.meteor.meteor import Meteor

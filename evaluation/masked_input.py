@@ -1,4 +1,4 @@
-"""Visual masking as a plug: hide what a question does not need before any model sees the picture."""
+"""Visual masking as a plug: hide what a question does not need before any model sees the image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from ..processing.masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_TH
 
 @dataclass(frozen=True)
 class MaskingOptions:
-    """How a heat-map becomes a masked picture; see `mask_image`.
+    """How a heat-map becomes a masked image; see `mask_image`.
 
     Args:
         threshold (`float`): pixels with a larger value of the heat-map are kept, 0..1.
-        crop (`bool`): cut the picture to what is kept.
+        crop (`bool`): cut the image to what is kept.
         overlay_color: what the rest is painted with: `(red, green, blue)`, a name or a hex code.
         dilate, blur (`float`): how far the kept part is widened and softened, as shares of the height.
-        min_kept_ratio (`float`): keep the whole picture where a smaller share of it would be kept, 0..1.
+        min_kept_ratio (`float`): keep the whole image where a smaller share of it would be kept, 0..1.
     """
 
     threshold: float = DEFAULT_THRESHOLD
@@ -35,7 +35,7 @@ class MaskingOptions:
 
 
 class Masker:
-    """An IVM model with its processor: pictures and instructions in, masked pictures out.
+    """An IVM model with its processor: images and instructions in, masked images out.
 
     Args:
         model: an `IvmForVisualMasking`, or the folder or Hub name of a converted checkpoint.
@@ -61,10 +61,10 @@ class Masker:
         self.model, self.processor, self.options = model, processor, options or MaskingOptions()
 
     def __call__(self, images: Sequence[Image.Image], instructions: Sequence[str]) -> list[MaskedImage]:
-        """Mask each picture by its own instruction, all in one forward pass.
+        """Mask each image by its own instruction, all in one forward pass.
 
         Args:
-            images: RGB pictures of any sizes.
+            images: RGB images of any sizes.
             instructions: one for each.
         """
         options = self.options
@@ -83,7 +83,7 @@ class Masker:
         )
 
     def load(self, image: ImageSource) -> Image.Image:
-        """Read one picture, no larger than the processor allows (`processor.image_processor.max_image_pixels`).
+        """Read one image, no larger than the processor allows (`processor.image_processor.max_image_pixels`).
 
         Raises:
             ValueError: It is too large or cannot be read.
@@ -91,20 +91,20 @@ class Masker:
         return load_rgb_image(image, getattr(self.processor, "max_image_pixels", MAX_IMAGE_PIXELS))
 
     def shown(self, masked: MaskedImage) -> Image.Image:
-        """What is shown to the next model: the masked picture, cut where the options say so."""
+        """What is shown to the next model: the masked image, cut where the options say so."""
         return masked.crop if self.options.crop else masked.masked_image
 
 
 @dataclass
 class MaskedAnswer:
-    """An answer to a masked picture, and what led to it.
+    """An answer to a masked image, and what led to it.
 
     Args:
         text (`str`): the answer.
-        image (`PIL.Image.Image`): the picture that was asked about.
+        image (`PIL.Image.Image`): the image that was asked about.
         masked (`MaskedImage`): heat-map, mask, kept ratio and whether anything was found.
-        original_image (`PIL.Image.Image`): the whole picture.
-        original_text (`str`, *optional*): the answer to the whole picture, where it was asked for.
+        original_image (`PIL.Image.Image`): the whole image.
+        original_text (`str`, *optional*): the answer to the whole image, where it was asked for.
     """
 
     text: str
@@ -143,7 +143,7 @@ class MaskedInput:
         task = getattr(pipe, "task", None)
         if task not in (None, "image-text-to-text"):
             raise ValueError(
-                f"The pipeline's task is {task!r}. Masked pictures go to pipeline('image-text-to-text', ...)."
+                f"The pipeline's task is {task!r}. Masked images go to pipeline('image-text-to-text', ...)."
             )
         if isinstance(model, Masker):
             if options or processor is not None:
@@ -164,19 +164,19 @@ class MaskedInput:
     ) -> MaskedAnswer | list[MaskedAnswer]:
         """
         Args:
-            images: one picture or a list of them, of any kind `load_rgb_image` reads.
-            text (`str` or `Sequence[str]`): the question, one for all pictures or one for each.
-            instruction (`str` or `Sequence[str]`, *optional*): what the picture is masked by, if not the question:
+            images: one image or a list of them, of any kind `load_rgb_image` reads.
+            text (`str` or `Sequence[str]`): the question, one for all images or one for each.
+            instruction (`str` or `Sequence[str]`, *optional*): what the image is masked by, if not the question:
                 without answer options or demands on the form of the answer, for example.
-            compare (`bool`): ask about the whole picture too.
-            batch_size (`int`): pictures per forward pass, of both models.
+            compare (`bool`): ask about the whole image too.
+            batch_size (`int`): images per forward pass, of both models.
             kwargs: options of the pipeline, such as `max_new_tokens`.
 
         Returns:
-            `MaskedAnswer`, or a list of them where a list of pictures was given.
+            `MaskedAnswer`, or a list of them where a list of images was given.
 
         Raises:
-            ValueError: Pictures and questions do not match, a question is blank, or a picture cannot be read.
+            ValueError: Images and questions do not match, a question is blank, or an image cannot be read.
         """
         is_list = isinstance(images, (list, tuple))
         loaded = [self.masker.load(image) for image in (images if is_list else [images])]
@@ -198,21 +198,19 @@ class MaskedInput:
         return results if is_list else results[0]
 
     def _ask(
-        self, pictures: list[Image.Image], questions: list[str], batch_size: int, options: dict[str, Any]
+        self, images: list[Image.Image], questions: list[str], batch_size: int, options: dict[str, Any]
     ) -> list[str]:
-        """The pipeline's answer to each picture, without the question."""
-        if not pictures:
+        """The pipeline's answer to each image, without the question."""
+        if not images:
             return []
         options = {"return_full_text": False, "batch_size": batch_size, **options}
         if getattr(self.pipe.processor, "chat_template", None) is None:
-            # The question is the whole prompt then, with the model's own picture token.
-            rows = [
-                {"images": picture, "text": question} for picture, question in zip(pictures, questions, strict=True)
-            ]
+            # The question is the whole prompt then, with the model's own image token.
+            rows = [{"images": image, "text": question} for image, question in zip(images, questions, strict=True)]
             return [_generated(self.pipe(**row, **options)) for row in rows]
         chats = [
-            [{"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": question}]}]
-            for picture, question in zip(pictures, questions, strict=True)
+            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": question}]}]
+            for image, question in zip(images, questions, strict=True)
         ]
         return [_generated(answer) for answer in self.pipe(text=chats, **options)]
 
@@ -220,7 +218,7 @@ class MaskedInput:
 def _for_each(values: str | Sequence[str], count: int, what: str) -> list[str]:
     values = [values] * count if isinstance(values, str) else list(values)
     if len(values) != count:
-        raise ValueError(f"{count} pictures and {len(values)} {what} were given. Give one for each, or one for all.")
+        raise ValueError(f"{count} images and {len(values)} {what} were given. Give one for each, or one for all.")
     return values
 
 

@@ -1,4 +1,4 @@
-"""Lets a model describe pictures and ground its phrases: in one go, or with the attention maps stored in between."""
+"""Lets a model describe images and ground its phrases: in one go, or with the attention maps stored in between."""
 
 import io
 import pickle
@@ -40,9 +40,9 @@ class AttendedAnswer:
         text (`str`): The answer.
         token_ids (`np.ndarray` of shape `(tokens,)`): Its tokens.
         token_spans (`np.ndarray` of shape `(tokens, 2)`): Their character ranges in `text`.
-        maps (`np.ndarray` of shape `(tokens, rows, columns)`): Raw attention of each token to the grid of the picture.
-        grid_box (`np.ndarray` of shape `(4,)`): What the grid covers, (x1, y1, x2, y2) in pixels of the picture.
-        image_size (`np.ndarray` of shape `(2,)`): (height, width) of the picture.
+        maps (`np.ndarray` of shape `(tokens, rows, columns)`): Raw attention of each token to the grid of the image.
+        grid_box (`np.ndarray` of shape `(4,)`): What the grid covers, (x1, y1, x2, y2) in pixels of the image.
+        image_size (`np.ndarray` of shape `(2,)`): (height, width) of the image.
     """
 
     text: str
@@ -86,12 +86,12 @@ def read_original_maps(
     path: str | Path, decode: Callable[[list[int]], str], image_size: tuple[int, int], offset: int = 1
 ) -> AttendedAnswer:
     """
-    Read what `aas/infer_attn.py` stored for one picture, which its model saw padded to a square.
+    Read what `aas/infer_attn.py` stored for one image, which its model saw padded to a square.
 
     Args:
         path (`str` or `Path`): Its `.pth` file.
         decode (`Callable`): Turns ids into text, without special tokens.
-        image_size (`tuple[int, int]`): (height, width) of the picture.
+        image_size (`tuple[int, int]`): (height, width) of the image.
         offset (`int`): Leading tokens without a map: the one BOS that transformers before 4.38 returned.
 
     Raises:
@@ -135,9 +135,9 @@ class Grounder:
     An attend-and-segment model as the benchmarks use it: it answers greedily, and every noun phrase gets its masks.
 
     Args:
-        model ([`AttendAndSegmentModel`]): The model.
+        model ([`AttendAndSegmentForReasoningSegmentation`]): The model.
         processor ([`AttendAndSegmentProcessor`]): Its processor.
-        question (`str`): What every picture is asked.
+        question (`str`): What every image is asked.
         max_new_tokens (`int`): Longest answer.
         candidates (`str`): `chosen`: one mask per phrase; `all`: each of the segmenter's candidates.
         options (`dict`): Fields of [`AttendAndSegmentConfig`] that differ.
@@ -216,11 +216,11 @@ class Grounder:
             answer ([`AttendedAnswer`]): What was said about it, just now or earlier.
 
         Raises:
-            ValueError: If the answer belongs to a picture of another size.
+            ValueError: If the answer belongs to an image of another size.
         """
         if tuple(answer.image_size.tolist()) != pixels.shape[:2]:
             raise ValueError(
-                f"The attention maps belong to a picture of {tuple(answer.image_size.tolist())} (height, width), this "
+                f"The attention maps belong to an image of {tuple(answer.image_size.tolist())} (height, width), this "
                 f"one is {pixels.shape[:2]}."
             )
         view = dict(self.processor.segmenter_image_processor([pixels], return_tensors="pt"))
@@ -239,7 +239,7 @@ class Grounder:
         return self.processor.post_process_segmentation(output, no_prompt, candidates=self.candidates)[0]
 
     def read_original(self, folder: str | Path, image: AnnotatedImage) -> AttendedAnswer:
-        """What the released code stored about a picture under its name; see `read_original_maps`."""
+        """What the released code stored about an image under its name; see `read_original_maps`."""
         return read_original_maps(Path(folder) / f"{image.stem}.pth", self._decode, image.size)
 
     def _decode(self, ids: list[int]) -> str:

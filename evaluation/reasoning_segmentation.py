@@ -26,7 +26,7 @@ _COLUMNS = ("giou", "ciou", "n_acc", "t_acc", "pr@0.5", "pr@0.7", "pr@0.9")
 @dataclass
 class Question:
     """
-    One request about one picture.
+    One request about one image.
 
     Args:
         image: Whatever `load_rgb_image` reads: the path of a file, a Pillow image of any mode, an array or tensor.
@@ -88,7 +88,7 @@ class EvaluationResult:
     cases: list[Case] = field(repr=False)
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, as plain JSON values."""
+        """Everything but the images, as plain JSON values."""
         return {
             "protocol": self.protocol,
             "overall": self.overall,

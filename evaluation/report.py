@@ -180,7 +180,7 @@ def draw_contact_sheet(cases: Sequence[Case], count: int = 4, tile: int = 160) -
     pen = ImageDraw.Draw(sheet)
     top = _MARGIN
     for name, group in groups.items():
-        pen.text((_MARGIN, top), f"{name} of {len(cases)}: picture | target | prediction", fill=_FAINT, font=font)
+        pen.text((_MARGIN, top), f"{name} of {len(cases)}: image | target | prediction", fill=_FAINT, font=font)
         top += _LINE_HEIGHT + 4
         for column, case in enumerate(group):
             left = _MARGIN + column * (cell_width + _MARGIN)

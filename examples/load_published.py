@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 
 def main(checkpoint: str, image_path: str) -> None:
-    """Load everything through transformers' Auto classes and segment two phrases in one picture."""
+    """Load everything through transformers' Auto classes and segment two phrases in one image."""
     print("reasonseg is installed:", importlib.util.find_spec("reasonseg") is not None)
     image = Image.open(image_path)
 

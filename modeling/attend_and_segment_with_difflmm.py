@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from .configuration_attend_and_segment import AttendAndSegmentConfig
 from .configuration_difflmm import DiffLmmConfig
-from .modeling_attend_and_segment import AttendAndSegmentModel
+from .modeling_attend_and_segment import AttendAndSegmentForReasoningSegmentation
 from .modeling_difflmm import DiffLmmForConditionalGeneration
 
 
@@ -18,4 +18,4 @@ AutoModelForImageTextToText.register(DiffLmmConfig, DiffLmmForConditionalGenerat
 AttendAndSegmentConfig.files_of_vlms[DiffLmmConfig.model_type] = DiffLmmBesideAttendAndSegment
 
 
-__all__ = ["AttendAndSegmentConfig", "AttendAndSegmentModel", "DiffLmmBesideAttendAndSegment"]
+__all__ = ["AttendAndSegmentConfig", "AttendAndSegmentForReasoningSegmentation", "DiffLmmBesideAttendAndSegment"]

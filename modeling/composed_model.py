@@ -23,7 +23,7 @@ from .segmenters import prepare_segmenter_config, segmenter_adapter
 
 # transformers 5.24 renamed the argument; a model takes one of them.
 CACHE_NAMES = ("cache", "past_key_values")
-VIEW_NAMES = ("pixel_values", "sam_pixel_values", "original_sizes", "sam_resized_sizes", "tile_counts")
+VIEW_NAMES = ("pixel_values", "sam_pixel_values", "original_sizes", "reshaped_input_sizes", "tile_counts")
 
 
 @dataclass
@@ -36,7 +36,7 @@ class ImageCache:
         vlm_features: Output of the model's `get_image_features`, one entry of `pooler_output` per image or tile.
         vlm_inputs (`dict`): Per-image tensors that the language model still needs (`image_grid_thw`, ...).
         num_images (`int`): Number of images; one of several tiles counts once.
-        sam_pixel_values, original_sizes, sam_resized_sizes, tile_counts: As given to [`ComposedModel.encode_image`].
+        sam_pixel_values, original_sizes, reshaped_input_sizes, tile_counts: See [`ComposedModel.encode_image`].
         segmenter_features (`list`): Per image the encoded view, `None` until it is needed.
         grids (`dict`, *optional*): Per image where its tokens lie, for models that point by attention.
     """
@@ -46,7 +46,7 @@ class ImageCache:
     num_images: int
     sam_pixel_values: torch.FloatTensor | None = None
     original_sizes: torch.LongTensor | None = None
-    sam_resized_sizes: torch.LongTensor | None = None
+    reshaped_input_sizes: torch.LongTensor | None = None
     segmenter_features: list | None = None
     tile_counts: torch.LongTensor | None = None
     grids: dict[str, torch.Tensor] | None = None
@@ -150,7 +150,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         pixel_values: torch.FloatTensor,
         sam_pixel_values: torch.FloatTensor | None = None,
         original_sizes: torch.LongTensor | None = None,
-        sam_resized_sizes: torch.LongTensor | None = None,
+        reshaped_input_sizes: torch.LongTensor | None = None,
         tile_counts: torch.LongTensor | None = None,
         **kwargs,
     ) -> ImageCache:
@@ -164,7 +164,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
             pixel_values (`torch.FloatTensor`): The vision-language model's view, as its processor made it.
             sam_pixel_values (`torch.FloatTensor` of shape `(num_images, 3, side, side)`, *optional*):
                 The segmenter's view. Without it no masks can be drawn.
-            original_sizes, sam_resized_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
+            original_sizes, reshaped_input_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
                 (height, width) of the image and of its part of the segmenter's view.
             tile_counts (`torch.LongTensor` of shape `(num_images,)`, *optional*):
                 Entries of `pixel_values` that show each image, where there are several (InternVL).
@@ -187,7 +187,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
                 f"{num_images} images {counted}for the vision-language model and {len(sam_pixel_values)} for the "
                 "segmenter; both views must show the same images in the same order."
             )
-        views = (sam_pixel_values, original_sizes, sam_resized_sizes, [None] * num_images, tile_counts)
+        views = (sam_pixel_values, original_sizes, reshaped_input_sizes, [None] * num_images, tile_counts)
         return ImageCache(features, vlm_inputs, num_images, *views)
 
     def _image_input_names(self) -> set[str]:

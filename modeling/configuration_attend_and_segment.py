@@ -17,8 +17,8 @@ _MASK_CHOICES = ("third", "best")
 @strict
 class AttendAndSegmentConfig(ComposedConfig):
     r"""
-    Configuration of [`AttendAndSegmentModel`], whose vision-language model must expose attentions. Nothing is trained;
-    every field may be given again in a call. Beside the fields of [`ComposedConfig`]:
+    Configuration of [`AttendAndSegmentForReasoningSegmentation`], whose vision-language model must expose attentions.
+    Nothing is trained; every field may be given again in a call. Beside the fields of [`ComposedConfig`]:
 
     Args:
         heads (`str` or `list[int]`, *optional*, defaults to `"paper"`):
@@ -43,7 +43,7 @@ class AttendAndSegmentConfig(ComposedConfig):
 
     model_type = "attend_and_segment"
     published_config = "configuration_attend_and_segment.AttendAndSegmentConfig"
-    published_model = "modeling_attend_and_segment.AttendAndSegmentModel"
+    published_model = "modeling_attend_and_segment.AttendAndSegmentForReasoningSegmentation"
 
     # By type, for vision-language models that transformers does not have: a class of the file that brings the model
     # along. Such a file adds it when it is imported; a repository with that model names the file in its auto_map.

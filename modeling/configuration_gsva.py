@@ -1,4 +1,4 @@
-"""GSVA: LISA with many `[SEG]` per answer and `[REJ]` for what is not in the picture (arXiv 2312.10103)."""
+"""GSVA: LISA with many `[SEG]` per answer and `[REJ]` for what is not in the image (arXiv 2312.10103)."""
 
 from huggingface_hub.dataclasses import strict
 

@@ -116,14 +116,14 @@ class ComposedConfig(PreTrainedConfig):
 @strict
 class ReasoningSegmentationConfig(ComposedConfig):
     r"""
-    Configuration of [`ReasoningSegmentationModel`]. Beside the fields of [`ComposedConfig`], whose segmenter is a SAM
-    ViT-B by default:
+    Configuration of [`ComposedForReasoningSegmentation`]. Beside the fields of [`ComposedConfig`], whose segmenter is
+    a SAM ViT-B by default:
 
     Args:
         seg_token_id (`int`, *optional*):
             Id of the token that asks for a mask. A model without it generates text only.
         rej_token_id (`int`, *optional*):
-            Id of the token that says "not in the picture". `None` for models that never reject.
+            Id of the token that says "not in the image". `None` for models that never reject.
         ce_loss_weight, bce_loss_weight, dice_loss_weight (`float`):
             Weights of the language loss, the per-pixel loss and the overlap loss (LISA, section 3.2).
         count_rejected_masks (`bool`, *optional*, defaults to `True`):
@@ -133,7 +133,7 @@ class ReasoningSegmentationConfig(ComposedConfig):
 
     model_type = "reasoning_segmentation"
     published_config = "configuration_reasoning_segmentation.ReasoningSegmentationConfig"
-    published_model = "modeling_reasoning_segmentation.ReasoningSegmentationModel"
+    published_model = "modeling_reasoning_segmentation.ComposedForReasoningSegmentation"
     sub_configs_defaults = {
         "vlm_config": LLAVA_15_DEFAULTS,
         "segmenter_config": SubConfigSpec(

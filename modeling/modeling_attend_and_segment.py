@@ -42,7 +42,8 @@ _UNSUPPORTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_
 @dataclass
 class AttendAndSegmentOutput(ReasoningSegmentationOutput):
     """
-    What [`AttendAndSegmentModel`] returns. A slot is one phrase of the answer; lists have one entry per row.
+    What [`AttendAndSegmentForReasoningSegmentation`] returns. A slot is one phrase of the answer; lists have one entry
+    per row.
 
     Args:
         attention_maps (`list[torch.FloatTensor]` of shapes `(tokens, grid_rows, grid_columns)`):
@@ -51,9 +52,9 @@ class AttendAndSegmentOutput(ReasoningSegmentationOutput):
         phrase_maps (`list[torch.FloatTensor]` of shapes `(phrases, grid_rows, grid_columns)`):
             The map of each phrase; with `subtract_mean` the mean map of the answer is taken off.
         grid_boxes (`torch.FloatTensor` of shape `(rows, 4)`):
-            What part of the picture the grid covers, `(x1, y1, x2, y2)` in its pixels.
+            What part of the image the grid covers, `(x1, y1, x2, y2)` in its pixels.
         points (`list[torch.LongTensor]` of shapes `(phrases, 2)`, *optional*):
-            Point prompts, `(x, y)` in pixels of the picture.
+            Point prompts, `(x, y)` in pixels of the image.
         boxes (`list[torch.LongTensor]` of shapes `(phrases, 4)`, *optional*):
             Box prompts there, `(x1, y1, x2, y2)`, x2 and y2 behind the last pixel.
         candidate_masks (`list[torch.FloatTensor]` of shapes `(phrases, candidates, height, width)`):
@@ -73,7 +74,7 @@ class AttendAndSegmentOutput(ReasoningSegmentationOutput):
     candidate_scores: list[torch.FloatTensor] | None = None
 
 
-class AttendAndSegmentModel(ComposedModel):
+class AttendAndSegmentForReasoningSegmentation(ComposedModel):
     r"""
     A stock image-text-to-text model and a stock segmenter that were never trained together.
 
@@ -161,7 +162,7 @@ class AttendAndSegmentModel(ComposedModel):
         pixel_values: torch.FloatTensor | None = None,
         sam_pixel_values: torch.FloatTensor | None = None,
         original_sizes: torch.LongTensor | None = None,
-        sam_resized_sizes: torch.LongTensor | None = None,
+        reshaped_input_sizes: torch.LongTensor | None = None,
         grid_sizes: torch.LongTensor | None = None,
         grid_boxes: torch.FloatTensor | None = None,
         grid_tokens: torch.LongTensor | None = None,
@@ -182,12 +183,12 @@ class AttendAndSegmentModel(ComposedModel):
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
                 Ids with image placeholders expanded, padded on either side.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
-            pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes, tile_counts:
+            pixel_values, sam_pixel_values, original_sizes, reshaped_input_sizes, tile_counts:
                 See [`ComposedModel.encode_image`].
             grid_sizes (`torch.LongTensor` of shape `(num_images, 2)`, *optional*):
-                Rows and columns of the grid of image tokens; without it a square grid over the whole picture.
+                Rows and columns of the grid of image tokens; without it a square grid over the whole image.
             grid_boxes (`torch.LongTensor` of shape `(num_images, 4)`, *optional*):
-                What part of the picture the grid covers, `(x1, y1, x2, y2)` in its pixels; fractions are rounded.
+                What part of the image the grid covers, `(x1, y1, x2, y2)` in its pixels; fractions are rounded.
             grid_tokens (`torch.LongTensor` of shape `(num_images, cells)`, *optional*):
                 Which of the image's tokens form the grid, row by row; -1 fills shorter ones.
             answer_ranges (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
@@ -215,7 +216,7 @@ class AttendAndSegmentModel(ComposedModel):
         """
         options, kwargs = self._take_options(kwargs)
         grids = _given_grids(grid_sizes, grid_boxes, grid_tokens)
-        views = (pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes, tile_counts)
+        views = (pixel_values, sam_pixel_values, original_sizes, reshaped_input_sizes, tile_counts)
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs | grids, *views)
 
         def language_pass():
@@ -306,7 +307,7 @@ class AttendAndSegmentModel(ComposedModel):
                 )
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
         if images is None:
-            raise ValueError("A picture is needed to point at: pass `pixel_values`, or an `image_cache`.")
+            raise ValueError("An image is needed to point at: pass `pixel_values`, or an `image_cache`.")
         found = self._grids(grids, images, input_ids, image_index)
         columns = ImageColumns.find(input_ids, self.config.image_token_id, found.tokens)
         collector = AttentionMapCollector(self.vlm, columns, options["heads"], options["attention_layers"])
@@ -360,7 +361,7 @@ class AttendAndSegmentModel(ComposedModel):
             image_cache ([`ImageCache`]): From `encode_image`; holds the segmenter's view.
             image_index (`torch.LongTensor` of shape `(rows,)`, *optional*): The image of each row.
             grid_boxes (`torch.LongTensor` or `torch.FloatTensor` of shape `(rows, 4)`, *optional*):
-                What each grid covers; by default what the cache knows, else the whole picture.
+                What each grid covers; by default what the cache knows, else the whole image.
             options: Fields of the configuration that shall differ, as in `forward`.
 
         Returns:
@@ -399,7 +400,7 @@ def _whole_images(images: ImageCache, image_index: torch.LongTensor) -> torch.Fl
     """The box of the whole image for each row, `(rows, 4)`."""
     sizes = [images.size_of(image) for image in image_index.tolist()]
     if None in sizes:
-        raise ValueError("The size of the pictures is unknown; pass `original_sizes` as the processor returns it.")
+        raise ValueError("The size of the images is unknown; pass `original_sizes` as the processor returns it.")
     return torch.tensor([[0.0, 0.0, float(width), float(height)] for height, width in sizes])
 
 
@@ -411,4 +412,4 @@ def _find_phrases(finder: PhraseFinder | None, answers: list[list[int]], num_inp
     return [list(finder(answer, row // per_input)) for row, answer in enumerate(answers)]
 
 
-__all__ = ["AttendAndSegmentModel"]
+__all__ = ["AttendAndSegmentForReasoningSegmentation"]

@@ -1,12 +1,12 @@
-"""GSVA: many `[SEG]` per answer, `[REJ]` for what is not in the picture (arXiv 2312.10103)."""
+"""GSVA: many `[SEG]` per answer, `[REJ]` for what is not in the image (arXiv 2312.10103)."""
 
 from .configuration_gsva import GsvaConfig
-from .modeling_reasoning_segmentation import ReasoningSegmentationModel
+from .modeling_reasoning_segmentation import ComposedForReasoningSegmentation
 
 
-class GsvaForReasoningSegmentation(ReasoningSegmentationModel):
+class GsvaForReasoningSegmentation(ComposedForReasoningSegmentation):
     r"""
-    GSVA. All of it is [`ReasoningSegmentationModel`]; with `rej_token_id` set, slots can be rejected, and
+    GSVA. All of it is [`ComposedForReasoningSegmentation`]; with `rej_token_id` set, slots can be rejected, and
     `forward(..., reeval=True)` follows the two-pass protocol of the published numbers.
 
     Args:

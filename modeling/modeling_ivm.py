@@ -176,7 +176,7 @@ class IvmForVisualMasking(ComposedModel):
         pixel_values: torch.FloatTensor | None = None,
         sam_pixel_values: torch.FloatTensor | None = None,
         original_sizes: torch.LongTensor | None = None,
-        sam_resized_sizes: torch.LongTensor | None = None,
+        reshaped_input_sizes: torch.LongTensor | None = None,
         image_index: torch.LongTensor | None = None,
         image_cache: ImageCache | None = None,
         mask_labels: list[torch.Tensor] | torch.Tensor | None = None,
@@ -190,7 +190,7 @@ class IvmForVisualMasking(ComposedModel):
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
                 Prompts up to where the answer would begin, image placeholders expanded, padded on either side.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
-            pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes: See [`ComposedModel.encode_image`].
+            pixel_values, sam_pixel_values, original_sizes, reshaped_input_sizes: See [`ComposedModel.encode_image`].
             image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 The image of each row, where rows share images.
             image_cache ([`ImageCache`], *optional*): Images encoded before; takes the place of the pixel values.
@@ -213,15 +213,15 @@ class IvmForVisualMasking(ComposedModel):
                 fewer than two tokens, or a `reject_threshold` is given.
         """
         if input_ids is None:
-            raise ValueError("IVM reads a prompt with its picture: pass `input_ids` as the processor returns them.")
+            raise ValueError("IVM reads a prompt with its image: pass `input_ids` as the processor returns them.")
         if image_cache is None and pixel_values is None:
-            raise ValueError("IVM masks a picture: pass `pixel_values` and `sam_pixel_values`, or `image_cache`.")
+            raise ValueError("IVM masks an image: pass `pixel_values` and `sam_pixel_values`, or `image_cache`.")
         if reject_threshold is not None:
             raise ValueError(
                 f"reject_threshold is {reject_threshold}, but IVM rejects nothing: it draws a heat-map for every "
                 "instruction and has no [REJ]. Leave it out, and judge the heat-map itself, such as its largest value."
             )
-        views = (pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes)
+        views = (pixel_values, sam_pixel_values, original_sizes, reshaped_input_sizes)
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs, *views)
         language = self.vlm.base_model(
             input_ids=input_ids,
@@ -283,8 +283,8 @@ class IvmForVisualMasking(ComposedModel):
                     "(height, width) or (1, height, width)."
                 )
             resized = (side, side)
-            if images.sam_resized_sizes is not None:
-                resized = images.sam_resized_sizes[image_index[row]].tolist()
+            if images.reshaped_input_sizes is not None:
+                resized = images.reshaped_input_sizes[image_index[row]].tolist()
             logits = upsample_masks(masks[row : row + 1], side, resized, target.shape[-2:])
             target = check_targets(target, row, images.size_of(image_index[row]), any_size=True).to(logits)
             weighted_bce.append(weight.to(logits) * bce_per_mask(logits, target))

@@ -1,12 +1,12 @@
 """LISA: a LLaVA model answers and emits `[SEG]`, whose predicting state prompts SAM (arXiv 2308.00692)."""
 
 from .configuration_lisa import LisaConfig
-from .modeling_reasoning_segmentation import ReasoningSegmentationModel
+from .modeling_reasoning_segmentation import ComposedForReasoningSegmentation
 
 
-class LisaForReasoningSegmentation(ReasoningSegmentationModel):
+class LisaForReasoningSegmentation(ComposedForReasoningSegmentation):
     r"""
-    LISA. All of it is [`ReasoningSegmentationModel`]; this class gives the checkpoints their name and their defaults.
+    LISA. All of it is [`ComposedForReasoningSegmentation`]; this class gives checkpoints their name and their defaults.
 
     Args:
         config ([`LisaConfig`]): What to compose.

@@ -180,7 +180,7 @@ class SegProjector(nn.Module):
         return self.linear_2(self.linear_1(states).relu())
 
 
-class ReasoningSegmentationModel(ComposedModel):
+class ComposedForReasoningSegmentation(ComposedModel):
     r"""
     Composes a stock image-text-to-text model and a stock segmenter, with two Linears between them. Every `[SEG]` or
     `[REJ]` of an answer is a slot, for which one mask is drawn.
@@ -257,7 +257,7 @@ class ReasoningSegmentationModel(ComposedModel):
         pixel_values: torch.FloatTensor | None = None,
         sam_pixel_values: torch.FloatTensor | None = None,
         original_sizes: torch.LongTensor | None = None,
-        sam_resized_sizes: torch.LongTensor | None = None,
+        reshaped_input_sizes: torch.LongTensor | None = None,
         image_index: torch.LongTensor | None = None,
         image_cache: ImageCache | None = None,
         labels: torch.LongTensor | None = None,
@@ -275,7 +275,7 @@ class ReasoningSegmentationModel(ComposedModel):
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
                 Ids with image placeholders expanded, padded on either side.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
-            pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes: See [`ComposedModel.encode_image`].
+            pixel_values, sam_pixel_values, original_sizes, reshaped_input_sizes: See [`ComposedModel.encode_image`].
             image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 The image of each row, where rows share images.
             image_cache ([`ImageCache`], *optional*): Images encoded before; takes the place of the pixel values.
@@ -306,7 +306,7 @@ class ReasoningSegmentationModel(ComposedModel):
                 "reeval replaces [REJ] by [SEG] to score masks: it needs a rej_token_id in the configuration and "
                 "takes no labels. Call forward without it to get losses."
             )
-        views = (pixel_values, sam_pixel_values, original_sizes, sam_resized_sizes)
+        views = (pixel_values, sam_pixel_values, original_sizes, reshaped_input_sizes)
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs, *views)
         recorder = SlotStateRecorder()
         with recorder.watching(self.vlm):
@@ -378,7 +378,7 @@ class ReasoningSegmentationModel(ComposedModel):
             masks = upsample_masks(
                 low_res_masks,
                 side=images.sam_pixel_values.shape[-1],
-                resized_size=images.sam_resized_sizes[image_index[row]].tolist(),
+                resized_size=images.reshaped_input_sizes[image_index[row]].tolist(),
                 output_size=targets.shape[-2:],
             )
             masks = masks.masked_fill(is_rejection[:, None, None], 0.0)
@@ -465,4 +465,4 @@ class ReasoningSegmentationModel(ComposedModel):
         return output if return_dict else output.to_tuple()
 
 
-__all__ = ["ReasoningSegmentationModel", "SlotStateRecorder", "find_slots", "rejected_by_argmax"]
+__all__ = ["ComposedForReasoningSegmentation", "SlotStateRecorder", "find_slots", "rejected_by_argmax"]

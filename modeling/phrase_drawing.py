@@ -12,7 +12,7 @@ from .segmenters import Sam2Adapter, SamAdapter, segmenter_adapter
 
 # What the segmenter gets for each value of `prompt`.
 _NEEDS = {"point": ("points",), "box": ("boxes",), "mask": ("masks",), "mask_and_box": ("masks", "boxes")}
-# Phrases that are drawn at once; each needs a copy of its picture's features (SAM: 4 MB).
+# Phrases that are drawn at once; each needs a copy of its image's features (SAM: 4 MB).
 _DRAWN_AT_ONCE = 32
 # Masks that a segmenter of the SAM family offers for one prompt.
 _CANDIDATES = 3
@@ -25,11 +25,11 @@ _MASK_EPS = 1e-3
 @dataclass(frozen=True)
 class Grids:
     """
-    Where the image tokens of each row lie in its picture.
+    Where the image tokens of each row lie in its image.
 
     Args:
         sizes (`list[tuple[int, int]]`): Rows and columns of each grid.
-        boxes (`torch.FloatTensor` of shape `(rows, 4)`): What each covers, `(x1, y1, x2, y2)` in the picture's pixels.
+        boxes (`torch.FloatTensor` of shape `(rows, 4)`): What each covers, `(x1, y1, x2, y2)` in the image's pixels.
         tokens (`list[torch.LongTensor]`): Which of a row's image tokens form its grid, row by row.
     """
 
@@ -132,10 +132,10 @@ def _point(
     mask_size: tuple[int, int],
 ) -> list[tuple[dict, dict]]:
     """Of each phrase its prompts in pixels of the image, as the output shows them, and in those of the segmenter."""
-    if images.original_sizes is None or images.sam_resized_sizes is None:
-        raise ValueError("Pointing needs `original_sizes` and `sam_resized_sizes` as the processor returns them.")
+    if images.original_sizes is None or images.reshaped_input_sizes is None:
+        raise ValueError("Pointing needs `original_sizes` and `reshaped_input_sizes` as the processor returns them.")
     height, width = images.size_of(image)
-    resized_height, resized_width = images.sam_resized_sizes[image].tolist()
+    resized_height, resized_width = images.reshaped_input_sizes[image].tolist()
     # As in SAM's ResizeLongestSide: rounding of the resized size included, no half pixel added.
     scale = (resized_width / width, resized_height / height)
     side = images.sam_pixel_values.shape[-2:] if images.sam_pixel_values is not None else (0, 0)
@@ -256,23 +256,23 @@ def group_maps(
 
 
 def upsample_map(
-    score: torch.FloatTensor, grid_box: Sequence[float], picture_size: tuple[int, int]
+    score: torch.FloatTensor, grid_box: Sequence[float], image_size: tuple[int, int]
 ) -> torch.FloatTensor:
     """
-    Brings a map to the size of the picture, bicubic without anti-aliasing.
+    Brings a map to the size of the image, bicubic without anti-aliasing.
 
     Args:
         score (`torch.FloatTensor` of shape `(rows, columns)` or `(groups, rows, columns)`): The map.
         grid_box (`Sequence[float]`):
-            What part of the picture the grid covers, `(x1, y1, x2, y2)` in its pixels; it reaches beyond the picture
+            What part of the image the grid covers, `(x1, y1, x2, y2)` in its pixels; it reaches beyond the image
             where that was padded, and is smaller where it was cropped.
-        picture_size (`tuple[int, int]`): (height, width).
+        image_size (`tuple[int, int]`): (height, width).
 
     Returns:
         `torch.FloatTensor` of shape `(..., height, width)`. What the model did not see has the map's smallest value.
     """
     maps = score.float()[None] if score.ndim == 2 else score.float()
-    height, width = picture_size
+    height, width = image_size
     left, top, right, bottom = (round(float(edge)) for edge in grid_box)
     size = (max(1, bottom - top), max(1, right - left))
     maps = F.interpolate(maps[None], size=size, mode="bicubic", align_corners=False)[0]
@@ -313,7 +313,7 @@ def mask_prompt(score: torch.FloatTensor, edge: tuple[int, int], keeps_aspect: b
         score (`torch.FloatTensor` of shape `(height, width)`): Probabilities; clipped to 0.001 .. 0.999.
         edge (`tuple[int, int]`): (height, width) of the segmenter's mask input (SAM: 256 x 256).
         keeps_aspect (`bool`):
-            Whether the segmenter sees the picture with its aspect ratio, padded on the right and bottom (SAM), or
+            Whether the segmenter sees the image with its aspect ratio, padded on the right and bottom (SAM), or
             squashed (SAM 2).
 
     Returns:

@@ -164,7 +164,7 @@ class ChatProcessor(ProcessorMixin):
 
         Returns:
             [`ChatInputs`]: `input_ids`, `attention_mask`, the image's views (`pixel_values`, `sam_pixel_values`,
-            `original_sizes`, `sam_resized_sizes`), `image_index` where rows share images, and `labels` where asked
+            `original_sizes`, `reshaped_input_sizes`), `image_index` where rows share images, and `labels` where asked
             for. With `images` alone only the views.
 
         Raises:

@@ -179,7 +179,7 @@ class SegmenterImageProcessor(UprightImageBackend):
 
     - `sam_pixel_values` `(images, 3, N, N)`, float32: resized on 8-bit values, normalised, then padded with zeros;
     - `original_sizes` `(images, 2)`, int64: (height, width) of the upright image;
-    - `sam_resized_sizes` `(images, 2)`, int64: (height, width) of the resized image before padding.
+    - `reshaped_input_sizes` `(images, 2)`, int64: (height, width) of the resized image before padding.
 
     Options are those of [`SegmenterImageProcessorKwargs`].
     """
@@ -189,7 +189,7 @@ class SegmenterImageProcessor(UprightImageBackend):
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
     valid_kwargs = SegmenterImageProcessorKwargs
-    model_input_names = ["sam_pixel_values", "original_sizes", "sam_resized_sizes"]
+    model_input_names = ["sam_pixel_values", "original_sizes", "reshaped_input_sizes"]
 
     def __init__(self, **kwargs: Unpack[SegmenterImageProcessorKwargs]):
         super().__init__(**kwargs)
@@ -200,7 +200,7 @@ class SegmenterImageProcessor(UprightImageBackend):
         return _target_size(self.size)
 
     def get_resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the entry of `sam_resized_sizes`, (height, width), for an upright image of this size."""
+        """Return the entry of `reshaped_input_sizes`, (height, width), for an upright image of this size."""
         return _resized_size(height, width, self.size)
 
     def _standardize_kwargs(self, size: dict[str, int] | SizeDict | None = None, **kwargs) -> dict[str, Any]:
@@ -225,7 +225,7 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
 
     - `pixel_values` `(images, 3, height, width)`, float32: shortest edge resized, centre cropped, normalised. As in
       the original LISA and GSVA the ends of an image that is not square are cut away, not padded;
-    - `sam_pixel_values`, `original_sizes` and `sam_resized_sizes`, as of [`SegmenterImageProcessor`].
+    - `sam_pixel_values`, `original_sizes` and `reshaped_input_sizes`, as of [`SegmenterImageProcessor`].
 
     Images are file paths, Pillow images of any mode, and arrays or tensors with uint8 values in 0..255 or
     floating-point values in 0..1 (which are brought to 8 bits first, so that `do_rescale` acts on all alike). Pillow
@@ -235,7 +235,7 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
 
     Example:
         >>> views = ReasoningSegmentationImageProcessor()(np.zeros((30, 40, 3), dtype=np.uint8), return_tensors="pt")
-        >>> tuple(views.sam_pixel_values.shape), views.sam_resized_sizes.tolist()
+        >>> tuple(views.sam_pixel_values.shape), views.reshaped_input_sizes.tolist()
         ((1, 3, 1024, 1024), [[768, 1024]])
     """
 
@@ -256,7 +256,7 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
     segmenter_image_std = IMAGENET_DEFAULT_STD
     squash_first = False
     valid_kwargs = ReasoningSegmentationImageProcessorKwargs
-    model_input_names = ["pixel_values", "sam_pixel_values", "original_sizes", "sam_resized_sizes"]
+    model_input_names = ["pixel_values", "sam_pixel_values", "original_sizes", "reshaped_input_sizes"]
 
     def __init__(self, **kwargs: Unpack[ReasoningSegmentationImageProcessorKwargs]):
         super().__init__(**kwargs)
@@ -267,7 +267,7 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
         return _target_size(self.segmenter_size)
 
     def get_resized_size(self, height: int, width: int) -> tuple[int, int]:
-        """Return the entry of `sam_resized_sizes`, (height, width), for an upright image of this size."""
+        """Return the entry of `reshaped_input_sizes`, (height, width), for an upright image of this size."""
         return _resized_size(height, width, self.segmenter_size)
 
     def _standardize_kwargs(
@@ -369,7 +369,7 @@ def segmenter_view(
     # float64 until here: 0.485 * 255 then rounds to the same float32 as the original's 123.675
     mean = (np.broadcast_to(np.asarray(mean, dtype=np.float64), (3,)) * 255.0).astype(np.float32)[:, None, None]
     std = (np.broadcast_to(np.asarray(std, dtype=np.float64), (3,)) * 255.0).astype(np.float32)[:, None, None]
-    data = {"sam_pixel_values": [], "original_sizes": [], "sam_resized_sizes": []}
+    data = {"sam_pixel_values": [], "original_sizes": [], "reshaped_input_sizes": []}
     for image in images:
         height, width = image.shape[-2:]
         new_height, new_width = _resized_size(height, width, size)
@@ -379,7 +379,7 @@ def segmenter_view(
         canvas[:, :new_height, :new_width] = (np.moveaxis(resized, -1, 0).astype(np.float32) - mean) / std
         data["sam_pixel_values"].append(canvas)
         data["original_sizes"].append([height, width])
-        data["sam_resized_sizes"].append([new_height, new_width])
+        data["reshaped_input_sizes"].append([new_height, new_width])
     return data
 
 

@@ -41,7 +41,7 @@ DESCRIPTION_WORDING = {
 
 class AttendAndSegmentProcessor(ComposedProcessor):
     r"""
-    The processor of any vision-language model, for [`AttendAndSegmentModel`].
+    The processor of any vision-language model, for [`AttendAndSegmentForReasoningSegmentation`].
 
     Besides the views of the images it returns where the image tokens lie in them (`grid_sizes`, `grid_boxes`,
     `grid_tokens`), where given answers stand (`answer_ranges`), and a `phrase_finder` that the model asks for the

@@ -141,7 +141,7 @@ class IvmProcessor(LlavaChatProcessor):
 
         Returns:
             [`ChatInputs`]: `input_ids`, `attention_mask`, `pixel_values`, `sam_pixel_values`, `original_sizes`,
-            `sam_resized_sizes`, and `image_index` where rows share images.
+            `reshaped_input_sizes`, and `image_index` where rows share images.
 
         Raises:
             ValueError: If an answer or labels are asked for, or texts, phrases and images do not match.

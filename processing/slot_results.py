@@ -58,7 +58,7 @@ def read_mask_sizes(
     Raises:
         ValueError: If the sizes are unknown, or their number is none of these.
     """
-    given, reshaped = inputs.get("original_sizes"), inputs.get("sam_resized_sizes")
+    given, reshaped = inputs.get("original_sizes"), inputs.get("reshaped_input_sizes")
     wanted = target_sizes if target_sizes is not None else given
     if wanted is None:
         raise ValueError("The size of the images is unknown. Pass the processor's `inputs` or `target_sizes`.")

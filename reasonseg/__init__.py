@@ -37,12 +37,16 @@ if TYPE_CHECKING:
     from .modeling.configuration_reasoning_segmentation import (
         ReasoningSegmentationConfig as ReasoningSegmentationConfig,
     )
-    from .modeling.modeling_attend_and_segment import AttendAndSegmentModel as AttendAndSegmentModel
+    from .modeling.modeling_attend_and_segment import (
+        AttendAndSegmentForReasoningSegmentation as AttendAndSegmentForReasoningSegmentation,
+    )
     from .modeling.modeling_difflmm import DiffLmmForConditionalGeneration as DiffLmmForConditionalGeneration
     from .modeling.modeling_gsva import GsvaForReasoningSegmentation as GsvaForReasoningSegmentation
     from .modeling.modeling_ivm import IvmForVisualMasking as IvmForVisualMasking
     from .modeling.modeling_lisa import LisaForReasoningSegmentation as LisaForReasoningSegmentation
-    from .modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel as ReasoningSegmentationModel
+    from .modeling.modeling_reasoning_segmentation import (
+        ComposedForReasoningSegmentation as ComposedForReasoningSegmentation,
+    )
     from .modeling.modeling_vip_llava import VipLlavaForConditionalGeneration as VipLlavaForConditionalGeneration
     from .processing.image_processing_reasoning_segmentation import (
         ReasoningSegmentationImageProcessor as ReasoningSegmentationImageProcessor,

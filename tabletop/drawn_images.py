@@ -106,7 +106,7 @@ def warn_about_foreign_images(processor: Any, inputs: Any) -> None:
     if "sam_pixel_values" not in inputs or not name or Path(name).resolve() != EMBEDDED_MODEL.resolve():
         return
     view = processor.image_processor
-    for pixels, (height, width) in zip(inputs["sam_pixel_values"], inputs["sam_resized_sizes"], strict=True):
+    for pixels, (height, width) in zip(inputs["sam_pixel_values"], inputs["reshaped_input_sizes"], strict=True):
         seen = np.moveaxis(np.asarray(pixels, dtype=np.float64), 0, -1)[: int(height), : int(width)]
         seen = (seen * view.segmenter_image_std + view.segmenter_image_mean) / view.rescale_factor
         if not looks_like_a_tabletop(np.clip(seen, 0, 255)):

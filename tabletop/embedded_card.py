@@ -59,7 +59,7 @@ runs without it and with half the first stage a linear probe named 81 % of singl
 joint training; here it is 98 %, and 84 % of pairs never seen); queries and keys begin as the same projection;
 two heads of one layer are shown the patches of what a slot names, and two of the layer before those of what
 has to be found first (the box in "the cup left of the box"). Tried and left: a hierarchical encoder (Swin; at
-equal time it named 71 % of the patches of things, CLIP's 90 %), and grey pictures, so that kinds are not
+equal time it named 71 % of the patches of things, CLIP's 90 %), and grey images, so that kinds are not
 learned by their colours (fewer kinds, and pairs never seen no better).
 
 ## Evaluation
@@ -79,7 +79,7 @@ reasonseg evaluate --model reasonseg/embedded --dataset tabletop --split test_un
 
 ## Limits
 
-Ten kinds of things in eight colours and three sizes, seen from the side and above, up to seven on a table, pictures
+Ten kinds of things in eight colours and three sizes, seen from the side and above, up to seven on a table, images
 of any size that are looked at in 128 x 128 pixels. The vocabulary is closed ({words} words); other words are read as
 `<unk>`, which the model has learned to reject. Comparisons and relations are its weakest requests; see the table.
 

@@ -16,7 +16,7 @@ from transformers import AutoModel, AutoProcessor, pipeline
 from reasonseg.conversion.card import render_card
 from reasonseg.conversion.convert_attend_and_segment import convert_attend_and_segment
 from reasonseg.modeling.configuration_reasoning_segmentation import ReasoningSegmentationConfig
-from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
+from reasonseg.modeling.modeling_reasoning_segmentation import ComposedForReasoningSegmentation
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
@@ -142,7 +142,7 @@ def save_composed(lisa_repo: Path, out: Path) -> None:
         segmenter_config=source.config.segmenter_config,
         seg_token_id=source.config.seg_token_id,
     )
-    model = ReasoningSegmentationModel(config)
+    model = ComposedForReasoningSegmentation(config)
     model.load_state_dict(source.state_dict())
     model.save_pretrained(out, save_original_format=False)
     llava_processor(lisa_repo).save_pretrained(out)

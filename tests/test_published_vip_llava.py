@@ -97,14 +97,14 @@ else:
 def child(vip_llava_repo, tmp_path_factory):
     """The folder in which a process without this package has loaded and run the repository."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    recorded_image(0, blended=False).save(folder / "picture.png")
+    recorded_image(0, blended=False).save(folder / "image.png")
     pipeline("image-text-to-text", model=str(vip_llava_repo)).save_pretrained(folder / "saved")
     run_without_the_package(
         LOAD_AND_RUN,
         folder,
         repo=str(vip_llava_repo),
         saved=str(folder / "saved"),
-        image=str(folder / "picture.png"),
+        image=str(folder / "image.png"),
         box=BOX,
         question=QUESTION,
     )

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from transformers import Trainer
 
-from ..modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
+from ..modeling.modeling_reasoning_segmentation import ComposedForReasoningSegmentation
 
 
 # The head alone: all else, the IoU token included, has a part in the masks.
@@ -34,7 +34,7 @@ class MaskScoreTrainer(Trainer):
     """Mean squared error between predicted and true overlap over all `[SEG]` slots; `IOU_HEAD` is to learn."""
 
     def compute_loss(
-        self, model: ReasoningSegmentationModel, inputs, return_outputs: bool = False, num_items_in_batch=None
+        self, model: ComposedForReasoningSegmentation, inputs, return_outputs: bool = False, num_items_in_batch=None
     ):
         outputs = model(**inputs)
         scores = torch.cat(list(outputs["mask_scores"]))

@@ -1,4 +1,4 @@
-"""`reasonseg demo`: a model trained on tabletops answers questions about a picture drawn for it."""
+"""`reasonseg demo`: a model trained on tabletops answers questions about an image drawn for it."""
 
 from pathlib import Path
 from typing import Annotated
@@ -20,10 +20,10 @@ def demo(
     model: Annotated[
         str, typer.Option("--model", "-m", help="Another model trained by `reasonseg train tabletop`.")
     ] = EMBEDDED,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The picture to write.")] = Path("demo.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The image to write.")] = Path("demo.png"),
     as_json: Annotated[bool, typer.Option("--json", help="Print the answers as JSON.")] = False,
 ):
-    """Draw a tabletop, ask the model about it, and write the picture with its masks and rejections."""
+    """Draw a tabletop, ask the model about it, and write the image with its masks and rejections."""
     for question in text or ():
         check_question(question)
     from PIL import Image
@@ -33,7 +33,7 @@ def demo(
     network, processor = load_checkpoint(model, None, "auto", "cpu", False, "segment", asked="reasonseg demo")
     scene = draw_demo_scene(seed)
     questions = text or demo_questions(scene)
-    # Enlarged for people: the model sees its own small views, the masks come at the size of the picture.
+    # Enlarged for people: the model sees its own small views, the masks come at the size of the image.
     image = Image.fromarray(scene.image).resize((480, 480), Image.Resampling.LANCZOS)
     inputs = processor(images=[image], text=questions, image_index=[0] * len(questions), return_tensors="pt")
     output = network.generate_with_masks(**inputs, max_new_tokens=96)
@@ -53,7 +53,7 @@ def demo(
 
 
 def draw_answers(image, questions: list[str], results: list):
-    """One tile per question: the picture with that answer's masks, labels and rejections, the question above."""
+    """One tile per question: the image with that answer's masks, labels and rejections, the question above."""
     from PIL import Image, ImageDraw, ImageFont
 
     font, line = ImageFont.load_default(size=17), 24

@@ -1,4 +1,4 @@
-"""`reasonseg mask`: hide what a question does not need in many pictures, before another model is asked."""
+"""`reasonseg mask`: hide what a question does not need in many images, before another model is asked."""
 
 import json
 import os
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 
 QUESTION_KEYS = ("question", "text")
-# JPEG at the usual 75 would add blocks to pictures whose details are asked for.
+# JPEG at the usual 75 would add blocks to images whose details are asked for.
 SAVE_OPTIONS = {".jpg": {"quality": 95, "subsampling": 0}, ".webp": {"lossless": True}}
 SAVE_OPTIONS[".jpeg"] = SAVE_OPTIONS[".jpg"]
 
 
 @dataclass(frozen=True)
 class Task:
-    """One picture to mask by one question.
+    """One image to mask by one question.
 
     `target` is where it goes below the output folder, if that is free, `key` what tells its line from the others.
     """
@@ -55,7 +55,7 @@ class Task:
 
 def mask(
     model: Annotated[str, typer.Option("--model", "-m", help="Folder or Hub name of a converted IVM checkpoint.")],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masked pictures, under their names.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the masked images, under their names.")],
     arguments: Annotated[
         list[str] | None,
         typer.Argument(
@@ -67,12 +67,12 @@ def mask(
     text: Annotated[str | None, typer.Option("--text", "-t", help="The question, if not the last argument.")] = None,
     jsonl: Annotated[
         Path | None,
-        typer.Option(help="Instead of IMAGE and TEXT: a file with a picture and a question in every line."),
+        typer.Option(help="Instead of IMAGE and TEXT: a file with an image and a question in every line."),
     ] = None,
     image_folder: Annotated[
-        Path | None, typer.Option(help="What the pictures in --jsonl are relative to.  [default: its folder]")
+        Path | None, typer.Option(help="What the images in --jsonl are relative to.  [default: its folder]")
     ] = None,
-    image_key: Annotated[str, typer.Option(help="Field of --jsonl with the picture.")] = "image",
+    image_key: Annotated[str, typer.Option(help="Field of --jsonl with the image.")] = "image",
     question_key: Annotated[
         str | None, typer.Option(help="Field of --jsonl with the question.  [default: question, else text]")
     ] = None,
@@ -83,7 +83,7 @@ def mask(
     threshold: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Keep pixels with a larger value of the heat-map.")
     ] = 0.1,
-    crop: Annotated[bool, typer.Option("--crop", help="Cut the pictures to what is kept.")] = False,
+    crop: Annotated[bool, typer.Option("--crop", help="Cut the images to what is kept.")] = False,
     overlay_color: Annotated[str, typer.Option(help="Paint the rest with this: name, #rrggbb or R,G,B.")] = "white",
     dilate: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="Widen what is kept by this share of the height.")
@@ -92,23 +92,23 @@ def mask(
         float, typer.Option(min=0.0, max=0.5, help="Soften its edge over this share of the height.")
     ] = 0.05,
     min_kept: Annotated[
-        float, typer.Option(min=0.0, max=1.0, help="Leave pictures whole of which a smaller share would be kept.")
+        float, typer.Option(min=0.0, max=1.0, help="Leave images whole of which a smaller share would be kept.")
     ] = 0.0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 1,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 1,
     device: Device = "auto",
     dtype: KeptDtype = Dtype.auto,
     max_image_pixels: MaxImagePixels = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
     json_lines: Annotated[
-        bool, typer.Option("--json", help="Print each picture's JSON line to stdout instead of a summary.")
+        bool, typer.Option("--json", help="Print each image's JSON line to stdout instead of a summary.")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do pictures again that are already done.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do images again that are already done.")] = False,
 ):
-    """Hide what a question does not need in every IMAGE, or in every picture of a file of questions.
+    """Hide what a question does not need in every IMAGE, or in every image of a file of questions.
 
-    Masked pictures keep their names and sub-folders in --out; results.jsonl says what was kept of each. With --jsonl
-    the file is written there too, its pictures replaced, so that a benchmark runs on --out as it would on the
+    Masked images keep their names and sub-folders in --out; results.jsonl says what was kept of each. With --jsonl
+    the file is written there too, its images replaced, so that a benchmark runs on --out as it would on the
     original. An image with several questions becomes one masked image per question. A run that was stopped resumes
     where it stopped. Ends with 0 if every image succeeded.
     """
@@ -166,7 +166,7 @@ def mask(
 
 def _image_tasks(arguments: list[str], text: str | None, out: Path) -> tuple["FoundImages", list[Task]]:
     if not arguments:
-        raise CommandError("Name pictures and a question, or with --jsonl a file that holds both.")
+        raise CommandError("Name images and a question, or with --jsonl a file that holds both.")
     if text is None and names_something(arguments[-1]):
         raise CommandError("There is no question. Put it after the images in quotes, or use --text QUESTION.")
     arguments, text = split_text(arguments, text, [])
@@ -306,7 +306,7 @@ def _color(text: str) -> list[int] | str:
     try:
         return [int(part) for part in parts] if len(parts) == 3 else text
     except ValueError:
-        return text  # refused with what is allowed when the first picture is masked
+        return text  # refused with what is allowed when the first image is masked
 
 
 class _Masker:
@@ -333,20 +333,20 @@ class _Masker:
         return self.masker.load(task.image), task.text
 
     def __call__(self, loaded: list[tuple["Image.Image", str]]) -> list[Any]:
-        return self.masker([picture for picture, _ in loaded], [text for _, text in loaded])
+        return self.masker([image for image, _ in loaded], [text for _, text in loaded])
 
     def shown(self, masked: Any) -> "Image.Image":
         return self.masker.shown(masked)
 
 
-def _save(results: ResultFolder, task: Task, targets: _Targets, picture: "Image.Image", masked: Any) -> dict[str, Any]:
+def _save(results: ResultFolder, task: Task, targets: _Targets, image: "Image.Image", masked: Any) -> dict[str, Any]:
     """Write one masked image, then its line, unless another process has done so by now."""
     with results.writing():
         if results.is_done(task.image, task.key):
             return results.records[task.key]
         target = targets.of(task)
         options = SAVE_OPTIONS.get(target.suffix.lower(), {})
-        name = results.save_file(str(target), lambda path: picture.save(path, **options))
+        name = results.save_file(str(target), lambda path: image.save(path, **options))
         record = {
             "image": path_text(task.image),
             "question": task.text,
@@ -354,8 +354,8 @@ def _save(results: ResultFolder, task: Task, targets: _Targets, picture: "Image.
             "sha256": file_sha256(task.image),
             "name": name,
             "files": [name],
-            "height": picture.height,
-            "width": picture.width,
+            "height": image.height,
+            "width": image.width,
             "found": masked.found,
             "kept_ratio": round(masked.kept_ratio, 6),
             "box_xyxy": list(masked.box_xyxy) if masked.box_xyxy is not None else None,
@@ -367,7 +367,7 @@ def _save(results: ResultFolder, task: Task, targets: _Targets, picture: "Image.
 
 
 def _write_rows(path: Path, rows: list[tuple[dict[str, Any], Task]], results: ResultFolder, image_key: str) -> None:
-    """Write the file of questions for the masked pictures."""
+    """Write the file of questions for the masked images."""
     lines = []
     for row, task in rows:
         record = results.records[task.key]
@@ -380,6 +380,6 @@ def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:
     if json_lines:
         line = printable_json(record)
     else:
-        kept = f"{record['kept_ratio']:.1%} kept" if record["found"] else "nothing found, the whole picture is kept"
+        kept = f"{record['kept_ratio']:.1%} kept" if record["found"] else "nothing found, the whole image is kept"
         line = f"{printable_name(record['image'])}: {kept} -> {printable_name(out / record['name'])}"
     write_out(line + "\n")

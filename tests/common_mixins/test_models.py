@@ -11,7 +11,7 @@ from reasonseg.modeling.configuration_gsva import GsvaConfig
 from reasonseg.modeling.configuration_lisa import LisaConfig
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
-from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel, rejected_by_argmax
+from reasonseg.modeling.modeling_reasoning_segmentation import ComposedForReasoningSegmentation, rejected_by_argmax
 from reasonseg.registration import register
 from tests.common_mixins.transformers_mixins import modeling
 from tests.support import tiny
@@ -73,7 +73,7 @@ class TinyModelTester:
 
 class CommonModelTests(modeling.ModelTesterMixin, modeling.GenerationTesterMixin):
     _is_composite = True
-    additional_model_inputs = ("pixel_values", "sam_pixel_values", "original_sizes", "sam_resized_sizes")
+    additional_model_inputs = ("pixel_values", "sam_pixel_values", "original_sizes", "reshaped_input_sizes")
     # Some parameters get none, see `UNUSED`; the test below names them, where the mixin's own wants every one.
     test_all_params_have_gradient = False
 
@@ -111,7 +111,7 @@ class CommonModelTests(modeling.ModelTesterMixin, modeling.GenerationTesterMixin
         def as_number(*args):
             return rejected_by_argmax(*args).long()
 
-        with patch(f"{ReasoningSegmentationModel.__module__}.rejected_by_argmax", as_number):
+        with patch(f"{ComposedForReasoningSegmentation.__module__}.rejected_by_argmax", as_number):
             super().test_model_outputs_equivalence()
 
 

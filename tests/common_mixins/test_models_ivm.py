@@ -8,7 +8,7 @@ import torch
 from transformers.testing_utils import torch_device
 
 from reasonseg.modeling.modeling_ivm import IvmForVisualMasking
-from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
+from reasonseg.modeling.modeling_reasoning_segmentation import ComposedForReasoningSegmentation
 from reasonseg.registration import register
 from tests.common_mixins.transformers_mixins import modeling
 from tests.support import tiny
@@ -54,7 +54,7 @@ class TinyIvmTester:
 class IvmModelTest(modeling.ModelTesterMixin, unittest.TestCase):
     all_model_classes = (IvmForVisualMasking,)
     _is_composite = True
-    additional_model_inputs = ("pixel_values", "sam_pixel_values", "original_sizes", "sam_resized_sizes")
+    additional_model_inputs = ("pixel_values", "sam_pixel_values", "original_sizes", "reshaped_input_sizes")
     # Some parameters get none, see `UNUSED`; the test below names them, where the mixin's own wants every one.
     test_all_params_have_gradient = False
 
@@ -89,7 +89,7 @@ class IvmModelTest(modeling.ModelTesterMixin, unittest.TestCase):
 
     def test_generation_tester_mixin_inheritance(self):
         # Text comes from the vision-language model, in the way that is tested for LISA and GSVA.
-        assert IvmForVisualMasking.generate is ReasoningSegmentationModel.generate
+        assert IvmForVisualMasking.generate is ComposedForReasoningSegmentation.generate
 
     # The mixins take the first output for a tensor; here it is the list of masks, one entry per row.
 

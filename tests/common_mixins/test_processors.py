@@ -38,8 +38,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 
 class CommonProcessorTests(processing.ProcessorTesterMixin):
     image_processor_class = ReasoningSegmentationImageProcessor
-    # What the processor says to rows with several pictures, in the mixin's tests that have them.
-    several_pictures = (
+    # What the processor says to rows with several images, in the mixin's tests that have them.
+    several_images = (
         r"\[2, 2, 2, 2\] <image> tokens, and 8 images were passed",
         r"rows have \[0, 1, 1\] images. Each row needs exactly one",
     )
@@ -74,21 +74,21 @@ class CommonProcessorTests(processing.ProcessorTesterMixin):
         # All take the same, where the mixin expects a class named after each processor.
         assert self.get_processor().valid_processor_kwargs is ChatProcessorKwargs
 
-    # A row of LISA or GSVA is a question about exactly one picture. Where the mixin goes on to rows with none or
+    # A row of LISA or GSVA is a question about exactly one image. Where the mixin goes on to rows with none or
     # several, the override checks that the processor says so, by the counts that only that part of the test gives.
 
     def test_get_num_multimodal_tokens_matches_processor_call(self):
-        with pytest.raises(ValueError, match=self.several_pictures[0]):
+        with pytest.raises(ValueError, match=self.several_images[0]):
             super().test_get_num_multimodal_tokens_matches_processor_call()
 
     def test_processor_text_has_no_visual(self):
-        with pytest.raises(ValueError, match=self.several_pictures[1]):
+        with pytest.raises(ValueError, match=self.several_images[1]):
             super().test_processor_text_has_no_visual()
 
     def test_apply_chat_template_assistant_mask(self):
         with pytest.raises(ValueError, match=r"rows have \[3\] images. Each row needs exactly one"):
             super().test_apply_chat_template_assistant_mask()
-        with patch.object(type(self), "image_token", None):  # the mixin then leaves the pictures out
+        with patch.object(type(self), "image_token", None):  # the mixin then leaves the images out
             super().test_apply_chat_template_assistant_mask()
 
 
@@ -103,7 +103,7 @@ class GsvaProcessorTest(CommonProcessorTests, unittest.TestCase):
 class VipLlavaProcessorTest(CommonProcessorTests, unittest.TestCase):
     processor_class = VipLlavaProcessor
     image_processor_class = VipLlavaImageProcessor
-    several_pictures = ("4 texts and 8 images were given", CommonProcessorTests.several_pictures[1])
+    several_images = ("4 texts and 8 images were given", CommonProcessorTests.several_images[1])
 
     @classmethod
     def _setup_image_processor(cls):

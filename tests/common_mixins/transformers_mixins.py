@@ -17,7 +17,7 @@ from .source_distribution import SourcesUnavailableError, mixin_folder
 
 
 PACKAGE = "transformers_common_tests"
-SAMPLE_PICTURE = Path(__file__).parents[1] / "parity" / "lisa" / "images" / "img0.png"
+SAMPLE_IMAGE = Path(__file__).parents[1] / "parity" / "lisa" / "images" / "img0.png"
 
 try:
     _FOLDER = mixin_folder()
@@ -44,11 +44,11 @@ def _load(name: str) -> types.ModuleType:
 
 def _local_sample(url: str) -> str:
     """
-    Stands for `fetch_hub_objects_for_ci.url_to_local_path`, which downloads the samples that some tests read: pictures
+    Stands for `fetch_hub_objects_for_ci.url_to_local_path`, which downloads the samples that some tests read: images
     of this repository take their place, videos and sounds have none.
     """
-    is_picture = url.endswith((".png", ".jpg"))
-    return str(SAMPLE_PICTURE) if is_picture else url.rpartition("/")[2]
+    is_image = url.endswith((".png", ".jpg"))
+    return str(SAMPLE_IMAGE) if is_image else url.rpartition("/")[2]
 
 
 # What the mixins import and the source distribution leaves out. The two base classes hold the tests of `torch.export`

@@ -134,7 +134,7 @@ def test_folders_of_transformers(llava_folder, sam2_folder, tmp_path):
     processor = AutoProcessor.from_pretrained(tmp_path / "repo")
     assert processor.segmenter_image_processor.segmenter_target_size == (tiny.SAM_SIDE, tiny.SAM_SIDE)
     inputs = processor(images=IMAGES[0], text="What?", answer="A dog.", return_tensors="pt")
-    assert inputs["sam_resized_sizes"].tolist() == [[tiny.SAM_SIDE, tiny.SAM_SIDE]], "SAM 2 squashes"
+    assert inputs["reshaped_input_sizes"].tolist() == [[tiny.SAM_SIDE, tiny.SAM_SIDE]], "SAM 2 squashes"
     with torch.no_grad():
         result = processor.post_process_segmentation(model(**inputs), inputs)[0]
     assert [segment.label for segment in result.segments] == ["A dog"]
@@ -166,7 +166,7 @@ def test_llava_next_in_half_precision_with_sams_file(tmp_path):
 
 
 def test_sam2_as_it_is_published(sam2_folder, tmp_path):
-    """The published folders are those of the model for videos, with a memory that pictures do not need."""
+    """The published folders are those of the model for videos, with a memory that images do not need."""
     folder = shutil.copytree(sam2_folder[0], tmp_path / "sam2")
     change_json(folder / "config.json", lambda stored: stored | {"model_type": "sam2_video", "num_maskmem": 7})
     state = load_file(folder / "model.safetensors") | {"memory_temporal_positional_encoding": torch.ones(7, 1, 1, 4)}
@@ -204,11 +204,11 @@ VIDEO_PROCESSORS = {
 
 def as_published(folder, processor_class):
     """The processor's files as such a model's folder has them."""
-    pictures, videos = VIDEO_PROCESSORS[processor_class]
+    images, videos = VIDEO_PROCESSORS[processor_class]
     qwen_processor().tokenizer.save_pretrained(folder)
     files = {
         "processor_config.json": {"processor_class": processor_class},
-        "preprocessor_config.json": {"image_processor_type": pictures, "processor_class": processor_class},
+        "preprocessor_config.json": {"image_processor_type": images, "processor_class": processor_class},
         "video_preprocessor_config.json": {"video_processor_type": videos, "processor_class": processor_class},
     }
     for name, content in files.items():
@@ -228,7 +228,7 @@ def test_a_processor_for_videos_asks_for_torchvision(sam2_folder, tmp_path, proc
 
 
 def test_qwen_without_its_video_processor(sam2_folder, tmp_path, monkeypatch):
-    """Everything of Qwen2.5-VL but the video processor, which pictures do not need."""
+    """Everything of Qwen2.5-VL but the video processor, which images do not need."""
     vlm = tmp_path / "vlm"
     processor = qwen_processor()
     source = save_vlm(vlm, tiny.qwen2_5_vl_config(), processor)

@@ -128,7 +128,7 @@ def test_verified_and_written_back(vip_llava_repo, tmp_path):
     assert all(torch.equal(found[name], original[name]) for name in original)
 
 
-def test_pictures_that_were_not_padded_in_training(tmp_path):
+def test_images_that_were_not_padded_in_training(tmp_path):
     source = copy(CHECKPOINT, tmp_path / "source")
     change_json(source / "config.json", lambda config: config | {"image_aspect_ratio": "square"})
     report = convert_vip_llava(source, vision_tower=TOWER, out=tmp_path / "out")
@@ -294,7 +294,7 @@ class TestErrors:
             ({"hidden_size": 32}, "the configs ask for"),
             ({"num_hidden_layers": 3}, "lack 9 parameters of the language model"),
             ({"num_hidden_layers": None}, "does not state num_hidden_layers"),
-            ({"mm_use_im_start_end": True}, "marks stand around the picture"),
+            ({"mm_use_im_start_end": True}, "marks stand around the image"),
         ],
     )
     def test_another_config(self, tmp_path, change, message):

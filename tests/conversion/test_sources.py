@@ -156,7 +156,7 @@ BROKEN = {
     "web page": (b"\n<!DOCTYPE html><html>Virus scan warning", "web page"),
     "gzip": (b"\x1f\x8b\x08" + bytes(50), "gzip archive"),
     "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(50), "7z archive"),
-    "picture": (b"\x89PNG\r\n\x1a\n" + bytes(50), "neither safetensors nor"),
+    "image": (b"\x89PNG\r\n\x1a\n" + bytes(50), "neither safetensors nor"),
     "text": (b"hello", "neither safetensors nor"),
     "truncated zip": (ZIP[: len(ZIP) // 2], "truncated or damaged"),
     "truncated end": (ZIP[:-30], "truncated or damaged"),

@@ -248,7 +248,7 @@ def test_a_byte_order_mark(tmp_path):
         ({"segmentation": [[1, 1, 9, 9]]}, "Detection number 2, of image 7: .*no polygon of 3 or more"),
         ({"score": float("nan")}, "Detection number 2, of image 7, has the score nan"),
         ({"score": "0.5"}, "has the score '0.5'"),
-        ({"image_id": 8}, "1 pictures have detections and no annotations"),
+        ({"image_id": 8}, "1 images have detections and no annotations"),
     ],
 )
 def test_results_that_are_refused(tmp_path, fields, message):

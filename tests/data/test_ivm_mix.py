@@ -21,7 +21,7 @@ from reasonseg.data.ivm_mix import (
 
 @pytest.fixture
 def source(tmp_path) -> IvmMixSource:
-    """Three lines: a heat-map, a picture with a name of its own, and boxes instead of a heat-map."""
+    """Three lines: a heat-map, an image with a name of its own, and boxes instead of a heat-map."""
     images, masks = tmp_path / "images", tmp_path / "masks"
     (images / "coco").mkdir(parents=True)
     masks.mkdir()
@@ -122,7 +122,7 @@ def test_crops_change_with_the_epoch_and_with_nothing_else(source):
         data.set_epoch(epoch)
         instructions.add(data[0].instruction)
         example = data[0]
-        # picture and mask are cut alike: the edge stays near the middle
+        # image and mask are cut alike: the edge stays near the middle
         assert 0.25 < example.mask.mean() < 0.75
     assert instructions == {"find the cup", "where is the cup?"}
 
@@ -205,12 +205,12 @@ def test_heat_maps_of_the_stored_pixels_are_refused(source, tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["images/img_a.jpg", "masks/mask_a.jpg"])
-@pytest.mark.parametrize("damage", ["missing", "no picture"])
+@pytest.mark.parametrize("damage", ["missing", "no image"])
 def test_unreadable_files_are_an_error_or_skipped(source, broken, damage, tmp_path):
     path = tmp_path / broken
     path.unlink()
-    if damage == "no picture":
-        path.write_bytes(b"no picture")
+    if damage == "no image":
+        path.write_bytes(b"no image")
     data = IvmMixDataset([source], size=32, augment=False)
     with pytest.raises(DataFileError, match=rf"of a: .*{path.name}"):
         data[0]

@@ -1,4 +1,4 @@
-"""Region data becomes the conversations and pictures that ViP-LLaVA's own code makes of it."""
+"""Region data becomes the conversations and images that ViP-LLaVA's own code makes of it."""
 
 import json
 import shutil
@@ -100,7 +100,7 @@ def test_custom_regions_and_plain_conversations(tmp_path):
     assert first != second
     assert conversation.turns[0][1] == f"The one {second} is larger."
     user, assistant = conversation.messages()
-    # the picture stands first, and what stood before it keeps its line breaks
+    # the image stands first, and what stood before it keeps its line breaks
     assert user["content"] == [{"type": "image"}, {"type": "text", "text": f"Compare {first}\nand {second}."}]
     assert assistant["role"] == "assistant"
     plain = build_conversation(file[1], PromptRandom.from_seed(0))
@@ -123,8 +123,8 @@ def test_rle_and_jsonl(tmp_path):
     assert len(file) == 1
     for seed in range(12):
         rng = PromptRandom.from_seed(seed)
-        picture = marked_image(np.zeros((20, 30, 3), np.uint8), build_conversation(file[0], rng), rng)
-        assert np.asarray(picture).any()
+        image = marked_image(np.zeros((20, 30, 3), np.uint8), build_conversation(file[0], rng), rng)
+        assert np.asarray(image).any()
 
 
 def test_errors_in_a_jsonl_file_name_the_line(tmp_path):

@@ -69,14 +69,14 @@ def test_without_points_and_without_anything(data, instances):
     assert score_instances(data, []).masks["ap"] == 0
 
 
-def test_only_the_first_pictures(instances):
+def test_only_the_first_images(instances):
     data = CocoInstances(EVAL / "instances_gt.json", limit=1)
     own = [instance for instance in instances if instance["image_id"] == data.images[0].id]
     assert score_instances(data, instances).masks == score_instances(data, own).masks
     assert point_hits(data, instances)[1] == len(own)
 
 
-def test_a_category_that_is_not_in_the_picture_is_a_miss(data, instances):
+def test_a_category_that_is_not_in_the_image_is_a_miss(data, instances):
     image = data.images[0]
     absent = next(iter(set(data.categories) - set(candidate_categories(data, image, "paper"))), None)
     moved = {**instances[0], "category_id": absent if absent is not None else 999}
@@ -163,16 +163,16 @@ def test_bad_files(tmp_path, data, instances):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             read_instances(path)
-    with pytest.raises(ValueError, match=r"1 pictures have detections and no annotations, such as 7"):
+    with pytest.raises(ValueError, match=r"1 images have detections and no annotations, such as 7"):
         coco_scores(data.dataset, [{**instances[0], "image_id": 7}])
     twice = json.loads((EVAL / "instances_gt.json").read_text(encoding="utf-8"))
     twice["images"].append(twice["images"][0])
     path.write_text(json.dumps(twice), encoding="utf-8")
-    with pytest.raises(ValueError, match="Two pictures of the annotation file have the id 100"):
+    with pytest.raises(ValueError, match="Two images of the annotation file have the id 100"):
         CocoInstances(path)
 
 
-def test_pictures_are_checked(tmp_path, data):
+def test_images_are_checked(tmp_path, data):
     image = data.images[0]
     with pytest.raises(FileNotFoundError, match="--images must be the folder"):
         image.load(tmp_path)

@@ -47,7 +47,7 @@ def test_files_of_all_three_kinds_are_read(tmp_path):
     (tmp_path / "img_a.json").write_text('{"caption": "x"}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"img_a\.json cannot be read: An answer lacks phrases, pred_masks"):
         read_grounded_answers(tmp_path, IMAGES)
-    with pytest.raises(FileNotFoundError, match="no answer to any of the 2 pictures"):
+    with pytest.raises(FileNotFoundError, match="no answer to any of the 2 images"):
         read_grounded_answers(tmp_path / "nowhere", IMAGES)
 
 

@@ -61,7 +61,7 @@ def test_every_number_is_the_original_one(data, answers, bert):
     json.dumps(result.to_dict())
 
 
-def test_overlaps_similarities_and_pairs_of_every_picture(data, answers, bert):
+def test_overlaps_similarities_and_pairs_of_every_image(data, answers, bert):
     for image in data.images:
         recorded = METRICS["per_image"][image.id]
         ious = overlaps(data, answers, image)
@@ -142,9 +142,9 @@ def test_targets_without_a_pair(data, answers):
     assert less.miou_all_targets < result.miou_all_targets
 
 
-def test_an_unanswered_picture(data, answers, bert):
+def test_an_unanswered_image(data, answers, bert):
     two = {image_id: answers[image_id] for image_id in ("img_a", "img_b")}
-    with pytest.raises(ValueError, match=r"1 of 3 pictures have no answer, such as 'img_c'"):
+    with pytest.raises(ValueError, match=r"1 of 3 images have no answer, such as 'img_c'"):
         score_grounded_conversation(data, two, "paper")
     result = score_grounded_conversation(data, two, "fixed", bert, score_captions=False)
     assert result.unanswered == 1
@@ -153,7 +153,7 @@ def test_an_unanswered_picture(data, answers, bert):
     assert (nothing.miou, nothing.recall, nothing.masks["ap"]) == (0, 0, 0)
 
 
-def test_only_the_first_pictures(answers, bert):
+def test_only_the_first_images(answers, bert):
     data = GroundedConversations(EVAL / "gcg_caption_gt.json", limit=1)
     result = score_grounded_conversation(data, answers, "paper", bert, score_captions=False)
     assert result.miou == pytest.approx(METRICS["per_image"]["img_a"]["miou"], abs=1e-12)
@@ -176,7 +176,7 @@ def test_sizes_may_stand_in_the_masks(tmp_path, data):
         (tmp_path / f"gcg_{kind}_gt.json").write_text(json.dumps(content), encoding="utf-8")
     assert GroundedConversations(tmp_path / "gcg_mask_gt.json").images == data.images
     (tmp_path / "gcg_mask_gt.json").write_text('{"images": [], "annotations": [], "categories": []}', "utf-8")
-    with pytest.raises(ValueError, match="3 pictures have no height and width, such as 'img_a'"):
+    with pytest.raises(ValueError, match="3 images have no height and width, such as 'img_a'"):
         GroundedConversations(tmp_path / "gcg_mask_gt.json")
 
 
@@ -192,7 +192,7 @@ def test_bad_annotation_files(tmp_path):
         GroundedConversations(tmp_path / "val.json")
 
 
-def test_contact_sheet_reads_pictures_from_disk(tmp_path, data, answers):
+def test_contact_sheet_reads_images_from_disk(tmp_path, data, answers):
     for image in data.images:
         Image.new("RGB", image.size[::-1], (128, 128, 128)).save(tmp_path / image.file_name)
     result = score_grounded_conversation(data, answers, score_captions=False, image_folder=tmp_path)

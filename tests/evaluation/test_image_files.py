@@ -1,4 +1,4 @@
-"""One file per picture: nothing twice, nothing half, nothing mixed; and the attention maps in such files."""
+"""One file per image: nothing twice, nothing half, nothing mixed; and the attention maps in such files."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ from reasonseg.evaluation.grounded_answers import ImageFiles, SettingsDifferErro
 from reasonseg.evaluation.phrase_grounding import AttendedAnswer, read_original_maps
 
 
-IMAGES = [AnnotatedImage(number, f"train/picture_{number}.jpg", (6, 8)) for number in range(7)]
+IMAGES = [AnnotatedImage(number, f"train/image_{number}.jpg", (6, 8)) for number in range(7)]
 
 
 def make_with(log):
@@ -33,7 +33,7 @@ def test_files_are_made_once_in_batches(tmp_path):
     assert made == [[0, 1, 3, 4], [5, 6]]
     assert steps == [(1, 7), (5, 7), (7, 7)]
     assert [files.path(image).read_bytes() for image in IMAGES] == [b"0", b"1", b"kept", b"3", b"4", b"5", b"6"]
-    assert files.path(IMAGES[3]).name == "picture_3.txt"
+    assert files.path(IMAGES[3]).name == "image_3.txt"
     ImageFiles(tmp_path / "new", ".txt", {"a": 1}).fill(IMAGES, make_with(made))
     assert len(made) == 2
 
@@ -56,7 +56,7 @@ def test_a_stopped_run_goes_on(tmp_path):
 
 def test_drafts_of_a_killed_run_are_removed(tmp_path):
     ImageFiles(tmp_path, ".txt", {}).fill(IMAGES[:1], make_with([]))
-    draft = tmp_path / ".picture_1.txt.4194305.partial"  # a number that no process has
+    draft = tmp_path / ".image_1.txt.4194305.partial"  # a number that no process has
     draft.write_text("half", encoding="utf-8")
     ImageFiles(tmp_path, ".txt", {})
     assert not draft.exists()
@@ -67,7 +67,7 @@ def test_other_settings_are_refused(tmp_path):
     with pytest.raises(SettingsDifferError, match=r"heads: \[1\], now 'paper'; question: 'What\?', now 'Why\?'"):
         ImageFiles(tmp_path / "a", ".txt", {"question": "Why?", "heads": "paper"})
     (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "picture_0.txt").write_bytes(b"")
+    (tmp_path / "b" / "image_0.txt").write_bytes(b"")
     with pytest.raises(SettingsDifferError, match=r"Nothing says how the \.txt files"):
         ImageFiles(tmp_path / "b", ".txt", {})
     assert ImageFiles(tmp_path / "b", ".txt").path(IMAGES[0]).exists(), "reading asks for nothing"
@@ -89,7 +89,7 @@ state.destroy_process_group()
 """
 
 
-def test_two_processes_share_the_pictures(tmp_path):
+def test_two_processes_share_the_images(tmp_path):
     script = tmp_path / "share.py"
     script.write_text(SHARED, encoding="utf-8")
     root = Path(__file__).parents[2]

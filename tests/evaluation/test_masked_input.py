@@ -27,7 +27,7 @@ CHAT = (
 
 @pytest.fixture(scope="module")
 def asker():
-    """A LLaVA that reads pictures and answers with whatever its random weights say."""
+    """A LLaVA that reads images and answers with whatever its random weights say."""
     ours = masking_processor()
     model = masking_model(ours, 3, width=16).vlm
     assert isinstance(model, LlavaForConditionalGeneration)
@@ -43,24 +43,24 @@ def asker():
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     rng = np.random.default_rng(0)
     return [Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in ((40, 60), (64, 30))]
 
 
-def masked_by_hand(ivm_repo, picture, instruction, **options):
+def masked_by_hand(ivm_repo, image, instruction, **options):
     model, processor = AutoModel.from_pretrained(ivm_repo).eval(), AutoProcessor.from_pretrained(ivm_repo)
-    inputs = processor(images=[picture], text=[instruction], return_tensors="pt")
+    inputs = processor(images=[image], text=[instruction], return_tensors="pt")
     with torch.inference_mode():
         (heatmap,) = processor.post_process_heatmaps(model(**inputs), inputs)
-    return mask_image(picture, heatmap, **options)
+    return mask_image(image, heatmap, **options)
 
 
-def test_the_masked_picture_is_asked_about(asker, ivm_repo, pictures):
+def test_the_masked_image_is_asked_about(asker, ivm_repo, images):
     question = "What is the red cup?"
     ask = MaskedInput(asker, ivm_repo, threshold=0.5)
-    answer = ask(pictures[0], question, max_new_tokens=8, do_sample=False)
-    expected = masked_by_hand(ivm_repo, pictures[0], question, threshold=0.5)
+    answer = ask(images[0], question, max_new_tokens=8, do_sample=False)
+    expected = masked_by_hand(ivm_repo, images[0], question, threshold=0.5)
     assert 0.02 < expected.kept_ratio < 0.98, "the comparison below would say nothing"
     assert np.array_equal(np.asarray(answer.image), np.asarray(expected.masked_image))
     assert answer.masked.kept_ratio == expected.kept_ratio
@@ -74,47 +74,47 @@ def test_the_masked_picture_is_asked_about(asker, ivm_repo, pictures):
     assert "\n" not in repr(answer)
 
 
-def test_both_answers_in_batches(asker, ivm_repo, pictures):
+def test_both_answers_in_batches(asker, ivm_repo, images):
     questions = ["What is the red cup?", "Where is the plate?"]
     ask = MaskedInput(asker, ivm_repo, threshold=0.5)
-    together = ask(pictures, questions, compare=True, batch_size=2, max_new_tokens=6, do_sample=False)
+    together = ask(images, questions, compare=True, batch_size=2, max_new_tokens=6, do_sample=False)
     apart = [
-        ask(picture, question, compare=True, max_new_tokens=6, do_sample=False)
-        for picture, question in zip(pictures, questions, strict=True)
+        ask(image, question, compare=True, max_new_tokens=6, do_sample=False)
+        for image, question in zip(images, questions, strict=True)
     ]
-    for one, other, picture in zip(together, apart, pictures, strict=True):
+    for one, other, image in zip(together, apart, images, strict=True):
         assert one.text == other.text
         assert one.original_text == other.original_text
         assert isinstance(one.original_text, str)
-        assert one.original_image.size == picture.size
+        assert one.original_image.size == image.size
         assert np.abs(np.asarray(one.image, dtype=int) - np.asarray(other.image, dtype=int)).mean() < 0.5
     assert ask([], []) == []
 
 
-def test_options_and_another_instruction(asker, ivm_repo, pictures):
+def test_options_and_another_instruction(asker, ivm_repo, images):
     masker = Masker(
         ivm_repo, options=MaskingOptions(threshold=0.6, crop=True, overlay_color="black", dilate=0, blur=0)
     )
     ask = MaskedInput(asker, masker)
-    answer = ask(pictures[0], "Answer in one word.", instruction="the red cup", max_new_tokens=2)
+    answer = ask(images[0], "Answer in one word.", instruction="the red cup", max_new_tokens=2)
     expected = masked_by_hand(
-        ivm_repo, pictures[0], "the red cup", threshold=0.6, overlay_color="black", dilate=0, blur=0
+        ivm_repo, images[0], "the red cup", threshold=0.6, overlay_color="black", dilate=0, blur=0
     )
     assert np.array_equal(np.asarray(answer.image), np.asarray(expected.crop))
-    assert answer.image.size[0] * answer.image.size[1] <= pictures[0].size[0] * pictures[0].size[1]
+    assert answer.image.size[0] * answer.image.size[1] <= images[0].size[0] * images[0].size[1]
 
 
-def test_nothing_found_keeps_the_picture(asker, ivm_repo, pictures):
-    answer = MaskedInput(asker, ivm_repo, threshold=1.0)(pictures[0], "What is it?", max_new_tokens=2)
+def test_nothing_found_keeps_the_image(asker, ivm_repo, images):
+    answer = MaskedInput(asker, ivm_repo, threshold=1.0)(images[0], "What is it?", max_new_tokens=2)
     assert not answer.masked.found
-    assert np.array_equal(np.asarray(answer.image), np.asarray(pictures[0]))
+    assert np.array_equal(np.asarray(answer.image), np.asarray(images[0]))
 
 
-def test_a_processor_without_chat_template(asker, ivm_repo, pictures):
+def test_a_processor_without_chat_template(asker, ivm_repo, images):
     template, asker.processor.chat_template = asker.processor.chat_template, None
     try:
         ask = MaskedInput(asker, ivm_repo)
-        answer = ask(pictures, "USER: <image> What is it? ASSISTANT:", instruction="it", max_new_tokens=3)
+        answer = ask(images, "USER: <image> What is it? ASSISTANT:", instruction="it", max_new_tokens=3)
     finally:
         asker.processor.chat_template = template
     assert [len(one.text) > 0 for one in answer] == [True, True]
@@ -124,20 +124,20 @@ def test_a_processor_without_chat_template(asker, ivm_repo, pictures):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda ask, pictures: ask(pictures, ["one"]), "2 pictures and 1 texts"),
-        (lambda ask, pictures: ask(pictures, "x", instruction=["a", "b", "c"]), "2 pictures and 3 instructions"),
-        (lambda ask, pictures: ask(pictures, "x", batch_size=0), "batch_size is 0"),
-        (lambda ask, pictures: ask("nowhere.png", "x"), "not an existing local image file"),
-        (lambda ask, pictures: ask(pictures, ["x", " "], instruction="cup"), "The question is empty"),
+        (lambda ask, images: ask(images, ["one"]), "2 images and 1 texts"),
+        (lambda ask, images: ask(images, "x", instruction=["a", "b", "c"]), "2 images and 3 instructions"),
+        (lambda ask, images: ask(images, "x", batch_size=0), "batch_size is 0"),
+        (lambda ask, images: ask("nowhere.png", "x"), "not an existing local image file"),
+        (lambda ask, images: ask(images, ["x", " "], instruction="cup"), "The question is empty"),
     ],
 )
-def test_wrong_calls(asker, ivm_repo, pictures, call, message):
+def test_wrong_calls(asker, ivm_repo, images, call, message):
     with pytest.raises(ValueError, match=message):
-        call(MaskedInput(asker, ivm_repo), pictures)
+        call(MaskedInput(asker, ivm_repo), images)
 
 
-def test_files_larger_than_the_processor_allows(asker, ivm_repo, pictures, tmp_path):
-    pictures[0].save(tmp_path / "large.png")
+def test_files_larger_than_the_processor_allows(asker, ivm_repo, images, tmp_path):
+    images[0].save(tmp_path / "large.png")
     ask = MaskedInput(asker, ivm_repo)
     ask.masker.processor.image_processor.max_image_pixels = 2399
     with pytest.raises(ValueError, match=r"large.png' is 60 x 40 = 2400 pixels, more than the 2399 allowed"):

@@ -1,4 +1,4 @@
-"""Pictures to answers with masks: as recorded, in one go or with stored maps, and through the command."""
+"""Images to answers with masks: as recorded, in one go or with stored maps, and through the command."""
 
 import gzip
 import json
@@ -85,7 +85,7 @@ def grounder(parts, options=None, candidates="chosen"):
 
 @pytest.fixture(scope="module")
 def attended(parts, data):
-    """The model's own answers and maps, by picture."""
+    """The model's own answers and maps, by image."""
     return {image.id: grounder(parts).attend([image.load(IMAGES)])[0] for image in data.images}
 
 
@@ -185,7 +185,7 @@ def test_maps_of_the_original_are_segmented(parts, data, attended, tmp_path):
         ground_images(grounder(parts), data.images, IMAGES, tmp_path / "y", {}, original_maps=tmp_path)
 
 
-def test_pictures_answered_together_get_the_same_maps(parts, data, attended):
+def test_images_answered_together_get_the_same_maps(parts, data, attended):
     together = grounder(parts).attend([image.load(IMAGES) for image in data.images])
     for image, answer in zip(data.images, together, strict=True):
         assert answer.text == attended[image.id].text
@@ -193,9 +193,9 @@ def test_pictures_answered_together_get_the_same_maps(parts, data, attended):
         np.testing.assert_array_equal(answer.grid_box, attended[image.id].grid_box)
 
 
-def test_maps_of_another_picture_are_refused(parts, data, attended):
+def test_maps_of_another_image_are_refused(parts, data, attended):
     first, second = data.images
-    with pytest.raises(ValueError, match=r"belong to a picture of \(170, 110\) .* this one is \(120, 160\)"):
+    with pytest.raises(ValueError, match=r"belong to an image of \(170, 110\) .* this one is \(120, 160\)"):
         grounder(parts).segment(first.load(IMAGES), attended[second.id])
 
 

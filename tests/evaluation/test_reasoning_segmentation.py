@@ -83,7 +83,7 @@ def test_free_answers_are_matched_to_phrases_in_order():
     assert result.overall["n_acc"] == 1
     assert result.overall["t_acc"] == 1
     assert result.slots_missing == 0
-    assert model.image_counts == [1], "questions about one picture share it"
+    assert model.image_counts == [1], "questions about one image share it"
 
 
 def test_missing_slots_are_wrong_either_way():
@@ -170,7 +170,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path):
         assert two["overall"][name] == pytest.approx(value, abs=1e-9), name
 
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
 
 
 class Watching(Answers):
@@ -183,12 +183,12 @@ class Watching(Answers):
 
 @pytest.mark.parametrize("kind", ["RGB", "L", "RGBA", "P", "1", "I;16", "float array", "tensor", "path", "string"])
 def test_images_of_every_kind(kind, tmp_path):
-    image = Image.fromarray(PICTURE)
+    image = Image.fromarray(IMAGE)
     image.save(tmp_path / "a.png")
     given = {
-        "I;16": lambda: Image.fromarray(PICTURE[..., 0].astype(np.uint16) * 256),
-        "float array": lambda: PICTURE / 255,
-        "tensor": lambda: torch.from_numpy(PICTURE).permute(2, 0, 1),
+        "I;16": lambda: Image.fromarray(IMAGE[..., 0].astype(np.uint16) * 256),
+        "float array": lambda: IMAGE / 255,
+        "tensor": lambda: torch.from_numpy(IMAGE).permute(2, 0, 1),
         "path": lambda: tmp_path / "a.png",
         "string": lambda: str(tmp_path / "a.png"),
     }.get(kind, lambda: image.convert(kind))()
@@ -204,7 +204,7 @@ def test_images_of_every_kind(kind, tmp_path):
 def test_paths_of_one_file_share_its_image_and_keep_no_pixels(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.fromarray(np.rot90(PICTURE).copy()).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(np.rot90(IMAGE).copy()).save(tmp_path / "a.png", exif=exif)
     path = str(tmp_path / "a.png")
     model = Watching({"a": [box(0, 4)]})
     result = evaluate(model, model, [question("a", [box(0, 4)], path), question("a", [box(0, 4)], "".join(path))])
@@ -212,7 +212,7 @@ def test_paths_of_one_file_share_its_image_and_keep_no_pixels(tmp_path):
     assert result.overall["giou"] == pytest.approx(1, abs=1e-4)
     for case in result.cases:
         assert not any(isinstance(value, np.ndarray) for value in vars(case).values())
-        np.testing.assert_array_equal(case.image, PICTURE), "upright, as its masks are"
+        np.testing.assert_array_equal(case.image, IMAGE), "upright, as its masks are"
         np.testing.assert_array_equal(case.mask("target"), box(0, 4))
 
 

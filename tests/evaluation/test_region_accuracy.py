@@ -138,7 +138,7 @@ def test_vip_bench(repo, data, tmp_path):
     # The answer that changed is scored again.
     numbers = evaluate("vip-bench", None, bench, out, "--split", "bbox", "--set", "judge=keyword")
     assert numbers["capabilities"]["total"] >= 33.3
-    # A copy of the benchmark elsewhere may have other pictures.
+    # A copy of the benchmark elsewhere may have other images.
     arguments = ["evaluate", "--dataset", "vip-bench", "--model", repo, "--out", out, "--max-new-tokens", 2]
     arguments += ["--annotations", write_bench(tmp_path / "copy", data)]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])

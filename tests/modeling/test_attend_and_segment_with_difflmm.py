@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from reasonseg.modeling.configuration_attend_and_segment import AttendAndSegmentConfig
-from reasonseg.modeling.modeling_attend_and_segment import AttendAndSegmentModel
+from reasonseg.modeling.modeling_attend_and_segment import AttendAndSegmentForReasoningSegmentation
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from tests.support import tiny
@@ -21,7 +21,7 @@ CASE = load_meta("difflmm")["cases"][0]
 def composed(difflmm_repo):
     vlm = AutoModelForImageTextToText.from_pretrained(difflmm_repo)
     config = AttendAndSegmentConfig(vlm_config=vlm.config, segmenter_config=tiny.sam_config(), subtract_mean=False)
-    model = AttendAndSegmentModel(config).eval()
+    model = AttendAndSegmentForReasoningSegmentation(config).eval()
     model.vlm.load_state_dict(vlm.state_dict())
     tiny.randomize(model.segmenter)
     processor = AttendAndSegmentProcessor(
@@ -45,7 +45,7 @@ def test_maps_are_the_recorded_ones_and_masks_are_drawn(composed):
     assert answer.tolist() == recorded["llm_00.generated_ids"][1:].tolist()
     found = output.attention_maps[0]
     assert (found.reshape(len(found), -1) - expected).abs().max() < 1e-5
-    # The grid covers the square that the picture was padded to: 150 x 110 pixels became 150 x 150.
+    # The grid covers the square that the image was padded to: 150 x 110 pixels became 150 x 150.
     (box,) = inputs["grid_boxes"].tolist()
     width, height = image.size
     assert box == pytest.approx([0, (height - width) / 2, width, (height + width) / 2], abs=1)

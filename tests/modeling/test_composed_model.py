@@ -13,7 +13,7 @@ from transformers import Cache, DynamicCache
 
 from reasonseg.modeling.composed_model import CACHE_NAMES, with_cache_named_for
 from reasonseg.modeling.modeling_attend_and_segment import AttendAndSegmentOutput
-from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
+from reasonseg.modeling.modeling_reasoning_segmentation import ComposedForReasoningSegmentation
 from reasonseg.modeling.outputs import ReasoningSegmentationOutput, find_cache
 from tests.support import tiny
 
@@ -232,7 +232,7 @@ def test_the_name_is_the_models_own():
 
 
 def test_no_signature_of_ours_spells_it():
-    own = set(inspect.signature(ReasoningSegmentationModel.forward).parameters)
+    own = set(inspect.signature(ComposedForReasoningSegmentation.forward).parameters)
     assert not own & set(CACHE_NAMES)
     # what transformers looks up for ViP-LLaVA is transformers' own
     from reasonseg.modeling.modeling_vip_llava import TransformersVipLlava, VipLlavaForConditionalGeneration

@@ -9,7 +9,7 @@ from tests.support import tiny
 
 
 def llava_next_inputs(count: int) -> tuple[dict, int]:
-    """28 x 56 pixels: the whole picture and two tiles, 2 x 2 patches each, a newline after each row of patches."""
+    """28 x 56 pixels: the whole image and two tiles, 2 x 2 patches each, a newline after each row of patches."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(count, 3, 3, 28, 28, generator=generator)
     return {"pixel_values": pixels, "image_sizes": torch.tensor([[28, 56]] * count)}, 4 + 2 * 4 + 2

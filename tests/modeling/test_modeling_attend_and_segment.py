@@ -9,10 +9,10 @@ from reasonseg.modeling.configuration_attend_and_segment import AttendAndSegment
 from reasonseg.modeling.configuration_gsva import GsvaConfig
 from reasonseg.modeling.configuration_lisa import LisaConfig
 from reasonseg.modeling.configuration_reasoning_segmentation import ReasoningSegmentationConfig
-from reasonseg.modeling.modeling_attend_and_segment import AttendAndSegmentModel
+from reasonseg.modeling.modeling_attend_and_segment import AttendAndSegmentForReasoningSegmentation
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
-from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
+from reasonseg.modeling.modeling_reasoning_segmentation import ComposedForReasoningSegmentation
 from reasonseg.modeling.phrase_drawing import TokenGroup
 from tests.support import tiny
 
@@ -87,13 +87,13 @@ PAIRS = {
 }
 
 
-def build(vlm_config=None, segmenter_config=None, **fields) -> AttendAndSegmentModel:
+def build(vlm_config=None, segmenter_config=None, **fields) -> AttendAndSegmentForReasoningSegmentation:
     config = AttendAndSegmentConfig(
         vlm_config=vlm_config or tiny.llava_config(),
         segmenter_config=segmenter_config or tiny.sam_config(),
         **{"attention_temperature": 0.05, **fields},
     )
-    return tiny.randomize(AttendAndSegmentModel(config), seed=3)
+    return tiny.randomize(AttendAndSegmentForReasoningSegmentation(config), seed=3)
 
 
 def inputs_of(make_inputs, lengths: list[int], model) -> tuple[dict, dict]:
@@ -319,7 +319,7 @@ def test_maps_kept_from_earlier(llava):
     again = model.segment_maps(output.attention_maps, groups, model.encode_image(**images))
     for row in range(2):
         assert torch.equal(again.pred_masks[row], output.pred_masks[row])
-    # grids without boxes, as tiles alone are: the whole picture
+    # grids without boxes, as tiles alone are: the whole image
     tiled = model.encode_image(**images, tile_counts=torch.tensor([1, 1]))
     again = model.segment_maps(output.attention_maps, groups, tiled)
     assert torch.equal(again.pred_masks[0], output.pred_masks[0])
@@ -327,7 +327,7 @@ def test_maps_kept_from_earlier(llava):
         model.segment_maps(output.attention_maps, groups, model.encode_image(**images), colour="red")
 
 
-def test_rows_that_share_a_picture(llava):
+def test_rows_that_share_a_image(llava):
     model, batch, images = llava
     one = {name: value[:1] for name, value in images.items()}
     options = {"max_new_tokens": 4, "do_sample": False, "phrase_finder": find_two}
@@ -370,7 +370,7 @@ def test_text_alone(llava):
 def test_saving(llava, tmp_path):
     model, batch, images = llava
     model.save_pretrained(tmp_path)
-    again = AttendAndSegmentModel.from_pretrained(tmp_path).eval()
+    again = AttendAndSegmentForReasoningSegmentation.from_pretrained(tmp_path).eval()
     assert again.vlm.get_decoder().config._attn_implementation == "eager"
     options = {"max_new_tokens": 3, "do_sample": False, "phrase_finder": find_two}
     found, expected = (one.generate_with_masks(**batch, **images, **options) for one in (again, model))
@@ -388,8 +388,8 @@ def test_labels_train_the_language_model(llava):
 @pytest.mark.parametrize(
     ("kind", "architecture", "view"),
     [
-        (AttendAndSegmentConfig, AttendAndSegmentModel, 336),
-        (ReasoningSegmentationConfig, ReasoningSegmentationModel, 336),
+        (AttendAndSegmentConfig, AttendAndSegmentForReasoningSegmentation, 336),
+        (ReasoningSegmentationConfig, ComposedForReasoningSegmentation, 336),
         (LisaConfig, LisaForReasoningSegmentation, 224),
         (GsvaConfig, GsvaForReasoningSegmentation, 224),
     ],
@@ -442,9 +442,9 @@ class TestBadInput:
         with pytest.raises(ValueError, match=message):
             model.generate_with_masks(**batch, **images, max_new_tokens=2, do_sample=False, **options)
 
-    def test_no_picture(self, llava):
+    def test_no_image(self, llava):
         model, batch, _ = llava
-        with pytest.raises(ValueError, match="A picture is needed"):
+        with pytest.raises(ValueError, match="An image is needed"):
             model.generate_with_masks(**batch, max_new_tokens=2)
 
     def test_no_square_grid(self, llava):
@@ -470,7 +470,7 @@ class TestBadInput:
         with pytest.raises(ValueError, match=r"tile_counts \[2, 1\] must add up to the 2 pixel_values"):
             model.generate_with_masks(**batch, **images, tile_counts=torch.tensor([2, 1]), max_new_tokens=2)
 
-    def test_tiles_of_other_pictures(self, llava):
+    def test_tiles_of_other_images(self, llava):
         model, _, images = llava
         with pytest.raises(ValueError, match="1 images by tile_counts for the vision-language model and 2"):
             model.encode_image(**images, tile_counts=torch.tensor([2]))

@@ -178,7 +178,7 @@ def test_the_views_of_both_towers():
     model = difflmm_model()
     grey = torch.tensor([0.48145466, 0.4578275, 0.40821073]).view(1, 3, 1, 1)
     std = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(1, 3, 1, 1)
-    pixel_values = ((0.5 - grey) / std).expand(1, 3, 16, 16)  # a picture of medium grey
+    pixel_values = ((0.5 - grey) / std).expand(1, 3, 16, 16)  # an image of medium grey
     clip_view, diffusion_view = model.model.two_views(pixel_values)
     assert clip_view.shape == (1, 3, 8, 8)
     assert torch.equal(diffusion_view, pixel_values)

@@ -85,7 +85,7 @@ def test_a_reject_threshold_is_refused(model, batch):
 
 
 @torch.no_grad()
-def test_rows_share_an_encoded_picture(model, batch):
+def test_rows_share_an_encoded_image(model, batch):
     index = torch.tensor([0, 1, 0])
     images = {name: value[:2] for name, value in batch.items() if not name.startswith(("input", "att"))}
     calls = []
@@ -97,7 +97,7 @@ def test_rows_share_an_encoded_picture(model, batch):
     first = model(**text, image_index=index, image_cache=cache)
     second = model(**text, image_index=index, image_cache=cache)
     hook.remove()
-    assert calls == [2], "each picture once, for all rows and calls"
+    assert calls == [2], "each image once, for all rows and calls"
     repeated = {name: value[index] for name, value in images.items()}
     separate = model(**text, **repeated)
     for row in range(3):
@@ -186,7 +186,7 @@ def test_state_positions():
     ("change", "message"),
     [
         ({"input_ids": None}, "pass `input_ids`"),
-        ({"pixel_values": None}, "IVM masks a picture"),
+        ({"pixel_values": None}, "IVM masks an image"),
         ({"sam_pixel_values": None}, "pass `sam_pixel_values`"),
         ({"image_index": torch.tensor([0, 1, 3])}, "each naming an image"),
         ({"mask_labels": [torch.rand(4, 4)] * 2}, "3 rows and 2 mask_labels"),

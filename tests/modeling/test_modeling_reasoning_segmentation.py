@@ -12,7 +12,7 @@ from reasonseg.modeling.configuration_lisa import LisaConfig
 from reasonseg.modeling.configuration_reasoning_segmentation import ReasoningSegmentationConfig
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
-from reasonseg.modeling.modeling_reasoning_segmentation import ReasoningSegmentationModel
+from reasonseg.modeling.modeling_reasoning_segmentation import ComposedForReasoningSegmentation
 from reasonseg.modeling.segmenters import upsample_masks
 from tests.support import tiny
 
@@ -47,7 +47,7 @@ def test_order_of_children(model):
 def test_base_class_and_lisa_compute_the_same(model, inputs):
     config = model.config.to_dict()
     for config_class, model_class in (
-        (ReasoningSegmentationConfig, ReasoningSegmentationModel),
+        (ReasoningSegmentationConfig, ComposedForReasoningSegmentation),
         (LisaConfig, LisaForReasoningSegmentation),
     ):
         twin = model_class(config_class.from_dict({**config, "model_type": config_class.model_type})).eval()
@@ -76,7 +76,7 @@ def test_mask_losses_without_rej_token(inputs, targets, count_rejected_masks):
         drawn = upsample_masks(
             output.pred_masks[row],
             side=inputs["sam_pixel_values"].shape[-1],
-            resized_size=inputs["sam_resized_sizes"][row].tolist(),
+            resized_size=inputs["reshaped_input_sizes"][row].tolist(),
             output_size=target.shape[-2:],
         )
         p = drawn.sigmoid()

@@ -34,15 +34,15 @@ def processor():
 
 
 def prepared(processor, name: str):
-    """Inputs of one recorded picture, with the recorded noun chunks as phrases."""
+    """Inputs of one recorded image, with the recorded noun chunks as phrases."""
     processor.phrase_extractor = lambda text: recorded_chunks(CASES[name]["noun_chunks"])
-    picture = Image.open(RECORDED / CASES[name]["file"])
-    return processor(images=picture, text=META["config"]["question"], return_tensors="pt")
+    image = Image.open(RECORDED / CASES[name]["file"])
+    return processor(images=image, text=META["config"]["question"], return_tensors="pt")
 
 
 @pytest.fixture(scope="module")
 def runs(model, processor):
-    """(inputs, output, what the prompt encoder got) of the default settings, by picture."""
+    """(inputs, output, what the prompt encoder got) of the default settings, by image."""
     results = {}
     for name in IMAGES:
         inputs = prepared(processor, name)

@@ -43,7 +43,7 @@ def processor(gsva_repo):
 
 @pytest.fixture(scope="module")
 def caches(model, processor):
-    """Each picture encoded once for all cases."""
+    """Each image encoded once for all cases."""
     with torch.no_grad():
         return {name: model.encode_image(**both_views(processor, "gsva", [name])) for name in IMAGES}
 

@@ -30,13 +30,13 @@ def processor(ivm_repo):
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     return [recorded_image("ivm", name) for name in ("img0", "img1")]
 
 
 @pytest.fixture(scope="module")
-def inputs(processor, pictures):
-    return processor(images=pictures, phrases=[INSTRUCTIONS, INSTRUCTIONS], return_tensors="pt")
+def inputs(processor, images):
+    return processor(images=images, phrases=[INSTRUCTIONS, INSTRUCTIONS], return_tensors="pt")
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +123,8 @@ def test_ratio_and_box_of_the_originals_own_resize(processor, output, inputs):
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.99])
-def test_masked_pictures_end_to_end(processor, output, inputs, pictures, threshold):
-    masked = processor.post_process_masking(output, inputs, pictures, threshold=threshold)
+def test_masked_images_end_to_end(processor, output, inputs, images, threshold):
+    masked = processor.post_process_masking(output, inputs, images, threshold=threshold)
     for result, (image, instruction) in zip(masked, ROWS, strict=True):
         name = f"forward_batch/thr{threshold}/crop0/img{image}_ins{instruction}"
         recorded = RECORDED[f"{name}_stride8"].numpy()
@@ -132,7 +132,7 @@ def test_masked_pictures_end_to_end(processor, output, inputs, pictures, thresho
         assert result.found == (META[f"prob_range/img{image}_ins{instruction}"][1] > threshold)
 
 
-def test_a_grey_picture(model, processor):
+def test_a_grey_image(model, processor):
     grey = recorded_image("ivm", "img1").convert("L")
     inputs = processor(images=grey, text=INSTRUCTIONS[1], return_tensors="pt")
     with torch.no_grad():

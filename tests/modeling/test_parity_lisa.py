@@ -47,7 +47,7 @@ def talkative(talking_lisa_repo):
 
 @pytest.fixture(scope="module")
 def caches(model, processor):
-    """Each picture encoded once for all cases; both models share the encoders' weights."""
+    """Each image encoded once for all cases; both models share the encoders' weights."""
     with torch.no_grad():
         return {name: model.encode_image(**both_views(processor, "lisa", [name])) for name in IMAGES}
 

@@ -88,7 +88,7 @@ def test_logits_and_greedy_answer(model, processor, name):
 
 
 @torch.no_grad()
-def test_embeddings_with_the_picture_in_place(model, processor):
+def test_embeddings_with_the_image_in_place(model, processor):
     case = CASES["case_00"]
     inputs = processor(recorded_image(case["image"]), case["question"], return_tensors="pt")
     found = {}
@@ -121,7 +121,7 @@ def test_a_batch_with_labels(model, processor):
 
 
 @torch.no_grad()
-def test_without_a_picture(model, processor):
+def test_without_a_image(model, processor):
     ids = tensors()["text_only.input_ids"]
     inputs = processor(text=processor.tokenizer.decode(ids[1:]), apply_template=False, return_tensors="pt")
     assert inputs["input_ids"][0].tolist() == ids.tolist()

@@ -133,11 +133,11 @@ def test_encoder_and_decoder_equal_segment_anything(original, ours):
 def test_upsampling_equals_segment_anything(original):
     torch.manual_seed(2)
     low_res = torch.randn(3, 32, 32)
-    resized, picture = (96, 128), (150, 200)
+    resized, image = (96, 128), (150, 200)
     expected = F.interpolate(low_res[:, None], (SIDE, SIDE), mode="bilinear", align_corners=False)
-    expected = F.interpolate(expected[..., :96, :128], picture, mode="bilinear", align_corners=False)[:, 0]
-    assert torch.equal(upsample_masks(low_res, SIDE, resized, picture), expected)
-    assert torch.equal(original.postprocess_masks(low_res[:, None], resized, picture)[:, 0], expected)
+    expected = F.interpolate(expected[..., :96, :128], image, mode="bilinear", align_corners=False)[:, 0]
+    assert torch.equal(upsample_masks(low_res, SIDE, resized, image), expected)
+    assert torch.equal(original.postprocess_masks(low_res[:, None], resized, image)[:, 0], expected)
 
 
 def test_upsampling_leaves_16_bit():

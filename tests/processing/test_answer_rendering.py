@@ -15,7 +15,7 @@ from reasonseg.processing.segments import Segment, SegmentationResult, segment_c
 TEXT = "A brown <dog> sits on a bench & a cup.\nThe dog waits."
 MASK = np.zeros((30, 40), dtype=bool)
 MASK[5:20, 5:30] = True
-PICTURE = Image.new("RGB", (40, 30), "gray")
+IMAGE = Image.new("RGB", (40, 30), "gray")
 
 
 def result(*segments: Segment) -> SegmentationResult:
@@ -47,11 +47,11 @@ def test_html_escapes_labels():
     assert "<script>" not in page
 
 
-def test_html_with_the_picture():
+def test_html_with_the_image():
     segments = result(DOG, BENCH)
-    data = re.search(r'src="data:image/png;base64,([^"]*)"', to_html(segments, PICTURE))[1]
+    data = re.search(r'src="data:image/png;base64,([^"]*)"', to_html(segments, IMAGE))[1]
     shown = Image.open(io.BytesIO(base64.b64decode(data)))
-    assert np.array_equal(np.asarray(shown), np.asarray(segments.overlay(PICTURE)))
+    assert np.array_equal(np.asarray(shown), np.asarray(segments.overlay(IMAGE)))
 
 
 def test_overlapping_and_missing_spans():
@@ -62,9 +62,9 @@ def test_overlapping_and_missing_spans():
 
 def test_a_notebook_shows_the_image_and_the_answer_under_it():
     segments = result(DOG, BENCH, CUP)
-    segments.image = PICTURE
+    segments.image = IMAGE
     page = segments._repr_html_()
-    assert page == notebook_html(segments) == to_html(segments, PICTURE)
+    assert page == notebook_html(segments) == to_html(segments, IMAGE)
     assert (page.count("<mark"), page.count("<s ")) == (2, 1)
     segments.text, segments.segments, segments.image = "<script>alert(1)</script>", [Segment("<b>", (0, 8))], None
     assert "<img" in segments._repr_html_()
@@ -85,27 +85,27 @@ def test_long_answers_get_more_lines():
     short = draw_answer(SegmentationResult("A dog.", [], (30, 40)), width=200)
     long = draw_answer(SegmentationResult("A dog and a cat. " * 40 + "x" * 300, [], (30, 40)), width=200)
     assert long.height > 5 * short.height
-    with_picture = draw_answer(SegmentationResult("A dog.", [], (30, 40)), PICTURE)
-    assert with_picture.width == 480
-    assert with_picture.height > 30
+    with_image = draw_answer(SegmentationResult("A dog.", [], (30, 40)), IMAGE)
+    assert with_image.width == 480
+    assert with_image.height > 30
 
 
-def test_a_wide_picture_is_shown_whole():
-    picture = Image.new("RGB", (600, 120), "gray")
-    picture.paste("red", (0, 0, 60, 120))
-    picture.paste("blue", (540, 0, 600, 120))
-    drawn = draw_answer(SegmentationResult("A dog.", [], (120, 600)), picture, width=300)
+def test_a_wide_image_is_shown_whole():
+    image = Image.new("RGB", (600, 120), "gray")
+    image.paste("red", (0, 0, 60, 120))
+    image.paste("blue", (540, 0, 600, 120))
+    drawn = draw_answer(SegmentationResult("A dog.", [], (120, 600)), image, width=300)
     assert drawn.width == 300
     assert (drawn.getpixel((5, 30)), drawn.getpixel((294, 30))) == ((255, 0, 0), (0, 0, 255))
     assert (drawn.getpixel((150, 58)), drawn.getpixel((150, 62))) == ((128, 128, 128), (255, 255, 255))
-    assert picture.size == (600, 120)
+    assert image.size == (600, 120)
 
 
 def test_attention_maps_are_red_where_they_are_strong():
     maps = np.zeros((3, 2, 2))
     maps[0, 0, 0] = maps[1, 1, 1] = 1.0
-    picture = Image.new("RGB", (40, 40), "white")
-    sheet = np.asarray(draw_attention_maps(picture, maps, (0, 0, 40, 40), ["a", "dog", ""], per_row=2, cell_width=40))
+    image = Image.new("RGB", (40, 40), "white")
+    sheet = np.asarray(draw_attention_maps(image, maps, (0, 0, 40, 40), ["a", "dog", ""], per_row=2, cell_width=40))
     assert sheet.shape[1] == 2 * 46 + 6
 
     def greenness(x: int, y: int) -> int:
@@ -113,11 +113,11 @@ def test_attention_maps_are_red_where_they_are_strong():
 
     assert greenness(8, 8) < greenness(40, 40), "the first looks at the upper left"
     assert greenness(46 + 40, 40) < greenness(46 + 8, 8), "the second at the lower right"
-    # a grid that reaches beyond the picture: what lies outside is cut off
-    padded = draw_attention_maps(picture, maps, (-40, 0, 40, 80), ["a", "b", "c"], cell_width=40)
+    # a grid that reaches beyond the image: what lies outside is cut off
+    padded = draw_attention_maps(image, maps, (-40, 0, 40, 80), ["a", "b", "c"], cell_width=40)
     assert padded.width == 3 * 46 + 6
     with pytest.raises(ValueError, match="3 maps and 2 words"):
-        draw_attention_maps(picture, maps, (0, 0, 40, 40), ["a", "b"])
+        draw_attention_maps(image, maps, (0, 0, 40, 40), ["a", "b"])
 
 
 def test_too_narrow():

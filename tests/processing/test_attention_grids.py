@@ -1,4 +1,4 @@
-"""Where image tokens lie in the picture, for every family of processors."""
+"""Where image tokens lie in the image, for every family of processors."""
 
 from types import SimpleNamespace
 
@@ -72,7 +72,7 @@ def test_llava_next_drops_newlines_and_padding():
 
 
 def test_unpadded_sizes():
-    # a square picture on 2 x 4 patches keeps 2 columns; a wide one on 4 x 4 keeps 2 rows
+    # a square image on 2 x 4 patches keeps 2 columns; a wide one on 4 x 4 keeps 2 rows
     assert unpadded_grid(2, 4, (40, 40)) == (2, 2)
     assert unpadded_grid(4, 4, (30, 60)) == (2, 4)
     assert unpadded_grid(24, 48, (30, 60)) == (24, 48)
@@ -134,7 +134,7 @@ def test_boxes_in_whole_pixels():
 def test_unknown_families_and_levels():
     with pytest.raises(ValueError, match="It is not known where the image tokens of SimpleNamespace lie"):
         attention_grids(SimpleNamespace(image_processor=SimpleNamespace()), {}, [(10, 10)])
-    # Pixtral: patches too, but of a picture of any size, with a token behind each row
+    # Pixtral: patches too, but of an image of any size, with a token behind each row
     alike = SimpleNamespace(image_processor=image_processor(), patch_size=14)
     views = {"pixel_values": np.zeros((1, 3, 28, 42))}
     with pytest.raises(ValueError, match="It is not known where the image tokens"):

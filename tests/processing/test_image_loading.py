@@ -1,4 +1,4 @@
-"""Every kind of picture becomes upright 8-bit RGB or a ValueError that says what to do."""
+"""Every kind of image becomes upright 8-bit RGB or a ValueError that says what to do."""
 
 import io
 import os
@@ -17,7 +17,7 @@ from tests.support.parity_data import PARITY
 
 RNG = np.random.default_rng(0)
 HWC = RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)
-PICTURE = Image.fromarray(HWC)
+IMAGE = Image.fromarray(HWC)
 
 
 def pixels(image) -> np.ndarray:
@@ -60,7 +60,7 @@ def test_exif_orientation_is_applied_once(tmp_path, orientation, suffix):
 
 
 def test_the_callers_image_is_left_alone():
-    image = PICTURE.copy()
+    image = IMAGE.copy()
     image.info["note"] = "mine"
     load_rgb_image(image)
     assert image.info == {"note": "mine"}
@@ -71,9 +71,9 @@ def test_the_callers_image_is_left_alone():
 )
 def test_8_bit_modes_convert_as_pillow_does(mode):
     steps = {"PA": ["P", "PA"], "LA": ["LA"], "La": ["LA", "La"], "RGBa": ["RGBA", "RGBa"], "HSV": ["HSV"]}
-    image = PICTURE
+    image = IMAGE
     if mode == "LAB":
-        image = Image.merge("LAB", PICTURE.split())
+        image = Image.merge("LAB", IMAGE.split())
     else:
         for step in steps.get(mode, [mode]):
             image = image.convert(step)
@@ -146,7 +146,7 @@ def test_an_animation_gives_its_first_frame(tmp_path):
 
 
 def test_broken_metadata_does_not_matter():
-    image = PICTURE.copy()
+    image = IMAGE.copy()
     image.info["exif"] = b"Exif\x00\x00not a tiff header"
     np.testing.assert_array_equal(pixels(load_rgb_image(image)), HWC)
 
@@ -199,7 +199,7 @@ def test_bad_files_are_refused(case, tmp_path):
 
 def eps(tmp_path):
     path = tmp_path / "a.png"
-    PICTURE.save(path, format="EPS")
+    IMAGE.save(path, format="EPS")
     return path
 
 
@@ -228,7 +228,7 @@ OTHER_FORMATS = {
     "ico": lambda tmp: container(tmp, "ico"),
     "icns": lambda tmp: container(tmp, "icns"),
     **{
-        kind: lambda tmp, kind=kind: PICTURE.convert("L").save(tmp / "a.png", format=kind) or tmp / "a.png"
+        kind: lambda tmp, kind=kind: IMAGE.convert("L").save(tmp / "a.png", format=kind) or tmp / "a.png"
         for kind in ("PCX", "SGI", "TGA", "JPEG2000", "IM")
     },
 }
@@ -252,7 +252,7 @@ def test_formats_that_are_meant_are_read_whatever_their_name(suffix, tmp_path):
     if suffix == ".avif" and not features.check("avif"):
         pytest.skip("This Pillow was built without AVIF.")
     path = tmp_path / f"a{suffix}"
-    PICTURE.save(path, **({"save_all": True, "append_images": [PICTURE]} if suffix == ".mpo" else {}))
+    IMAGE.save(path, **({"save_all": True, "append_images": [IMAGE]} if suffix == ".mpo" else {}))
     assert load_rgb_image(path.rename(tmp_path / "a.eps")).size == (7, 5)
 
 
@@ -327,9 +327,9 @@ def test_the_channels_must_match_the_given_layout():
 
 
 def test_the_pixel_limit_can_be_raised_and_lowered():
-    assert load_rgb_image(PICTURE, max_image_pixels=35).size == (7, 5)
+    assert load_rgb_image(IMAGE, max_image_pixels=35).size == (7, 5)
     with pytest.raises(ValueError, match="more than the 34 allowed"):
-        load_rgb_image(PICTURE, max_image_pixels=34)
+        load_rgb_image(IMAGE, max_image_pixels=34)
 
 
 @pytest.mark.parametrize(("width", "height"), [(12000, 9000), (20000, 10000), (60000, 60000)])

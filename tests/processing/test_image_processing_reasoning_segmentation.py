@@ -1,4 +1,4 @@
-"""The two views of a picture equal those of the original projects, for every kind of input."""
+"""The two views of an image equal those of the original projects, for every kind of input."""
 
 import json
 
@@ -56,8 +56,8 @@ class TestRecordedViews:
         assert sam.double().sum().item() == pytest.approx(meta["sam_sum"], abs=1e-6)
 
         assert views["original_sizes"].tolist() == [meta["original_hw"]]
-        assert views["sam_resized_sizes"].tolist() == [meta["sam_resized_hw"]]
-        assert views["original_sizes"].dtype == views["sam_resized_sizes"].dtype == torch.int64
+        assert views["reshaped_input_sizes"].tolist() == [meta["sam_resized_hw"]]
+        assert views["original_sizes"].dtype == views["reshaped_input_sizes"].dtype == torch.int64
 
 
 class TestAgainstTransformers:
@@ -76,7 +76,7 @@ class TestAgainstTransformers:
         views = small(image, return_tensors="pt")
         # it normalises values in 0..1, the original SAM values in 0..255: one rounding apart
         torch.testing.assert_close(views["sam_pixel_values"], expected["pixel_values"], atol=1e-6, rtol=0)
-        assert torch.equal(views["sam_resized_sizes"], expected["reshaped_input_sizes"])
+        assert torch.equal(views["reshaped_input_sizes"], expected["reshaped_input_sizes"])
         assert torch.equal(views["original_sizes"], expected["original_sizes"])
 
     def test_options_of_the_first_view_act_as_in_clip(self):
@@ -108,13 +108,13 @@ class TestSegmenterView:
         expected = torch.from_numpy((squashed - 127.5) / 127.5).permute(2, 0, 1)
         assert torch.equal(views["sam_pixel_values"][0], expected)
         assert views["original_sizes"].tolist() == [[20, 50]]
-        assert views["sam_resized_sizes"].tolist() == [[24, 24]]
+        assert views["reshaped_input_sizes"].tolist() == [[24, 24]]
 
     def test_it_is_the_second_view_of_the_two_view_processor(self, small):
         image = random_image(31, 17)
         alone = SegmenterImageProcessor(size={"longest_edge": 32})(image, return_tensors="pt")
         both = small(image, return_tensors="pt")
-        assert set(alone) == {"sam_pixel_values", "original_sizes", "sam_resized_sizes"}
+        assert set(alone) == {"sam_pixel_values", "original_sizes", "reshaped_input_sizes"}
         assert all(torch.equal(value, both[name]) for name, value in alone.items())
 
     def test_padding_is_zero_after_normalisation(self, small):
@@ -123,8 +123,8 @@ class TestSegmenterView:
         assert (view[:, :16] != 0).any()
 
     @pytest.mark.parametrize("size", [(1, 5000), (5000, 1)])
-    def test_a_very_thin_picture_keeps_a_pixel(self, small, size):
-        resized = small(random_image(*size), return_tensors="pt")["sam_resized_sizes"].tolist()[0]
+    def test_a_very_thin_image_keeps_a_pixel(self, small, size):
+        resized = small(random_image(*size), return_tensors="pt")["reshaped_input_sizes"].tolist()[0]
         assert sorted(resized) == [1, 32]
 
     @pytest.mark.parametrize("size", [1024, None, {}, {"shortest_edge": 8}, {"longest_edge": 0}, {"height": 8}])
@@ -140,18 +140,18 @@ class TestSegmenterView:
         assert ReasoningSegmentationImageProcessor().segmenter_target_size == (1024, 1024)
 
     @pytest.mark.parametrize("size", [{"longest_edge": 32}, {"height": 32, "width": 24}])
-    def test_the_resized_size_is_known_without_a_picture(self, size):
+    def test_the_resized_size_is_known_without_a_image(self, size):
         image = random_image(17, 41)
         for processor in (
             SegmenterImageProcessor(size=size),
             ReasoningSegmentationImageProcessor(segmenter_size=size),
         ):
-            resized = processor(image)["sam_resized_sizes"][0]
+            resized = processor(image)["reshaped_input_sizes"][0]
             assert processor.get_resized_size(17, 41) == tuple(resized)
 
 
 class TestInputs:
-    def test_all_kinds_of_one_picture_give_the_same_views(self, small, tmp_path):
+    def test_all_kinds_of_one_image_give_the_same_views(self, small, tmp_path):
         array = RNG.integers(0, 256, (30, 47, 3), dtype=np.uint8)
         Image.fromarray(array).save(tmp_path / "a.png")
         kinds = [
@@ -172,7 +172,7 @@ class TestInputs:
             assert all(torch.equal(value[0], other) for other in value), name
 
     @pytest.mark.parametrize("orientation", range(1, 9))
-    def test_sizes_are_those_of_the_upright_picture(self, small, orientation, tmp_path):
+    def test_sizes_are_those_of_the_upright_image(self, small, orientation, tmp_path):
         exif = Image.Exif()
         exif[0x0112] = orientation
         upright = np.asarray(random_image(30, 20))
@@ -251,7 +251,7 @@ class TestInputs:
             SegmenterImageProcessor()(random_image(4, 4), do_resize=False)
 
 
-class TestVeryLongPictures:
+class TestVeryLongImages:
     @pytest.mark.parametrize("crop", [18, 20, 23])
     @pytest.mark.parametrize("is_tall", [False, True])
     @pytest.mark.parametrize("short", [1, 3, 7, 29])
@@ -282,7 +282,7 @@ class TestVeryLongPictures:
             views["pixel_values"], torch.full((1, 3, 224, 224), 125 / 255), atol=1 / 255, rtol=0
         )
         assert views["original_sizes"].tolist() == [[10000, 1]]
-        assert views["sam_resized_sizes"].tolist() == [[1024, 1]]
+        assert views["reshaped_input_sizes"].tolist() == [[1024, 1]]
 
 
 class TestSaving:

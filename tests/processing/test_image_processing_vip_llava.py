@@ -1,4 +1,4 @@
-"""ViP-LLaVA's picture, equal to the original's to the bit, of every kind and size."""
+"""ViP-LLaVA's image, equal to the original's to the bit, of every kind and size."""
 
 import numpy as np
 import PIL
@@ -58,17 +58,17 @@ def test_one_mean_for_all_channels():
     assert np.array_equal(one(image, return_tensors="np").pixel_values, three(image, return_tensors="np").pixel_values)
 
 
-def test_kinds_of_pictures(processor, tmp_path):
+def test_kinds_of_images(processor, tmp_path):
     image = recorded_image(0).convert("RGB")
-    image.save(tmp_path / "picture.png")
+    image.save(tmp_path / "image.png")
     pixels = np.asarray(image)
     wanted = processor(image, return_tensors="pt").pixel_values
-    for kind in (pixels, np.moveaxis(pixels, -1, 0), torch.tensor(pixels), str(tmp_path / "picture.png"), [[image]]):
+    for kind in (pixels, np.moveaxis(pixels, -1, 0), torch.tensor(pixels), str(tmp_path / "image.png"), [[image]]):
         assert torch.equal(processor(kind, return_tensors="pt").pixel_values, wanted)
     assert processor([image, image.convert("L")], return_tensors="pt").pixel_values.shape == (2, 3, 112, 112)
 
 
-def test_pictures_that_would_become_too_large(processor):
+def test_images_that_would_become_too_large(processor):
     line = Image.new("RGB", (20000, 1))
     with pytest.raises(ValueError, match="padded to a square is 20000 x 20000"):
         processor(line)

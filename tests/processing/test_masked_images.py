@@ -1,4 +1,4 @@
-"""Masking a picture by its heat-map: equal to the original's pictures to the last bit, and clear at its limits."""
+"""Masking an image by its heat-map: equal to the original's images to the last bit, and clear at its limits."""
 
 import io
 
@@ -28,7 +28,7 @@ def recorded_heatmap(name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("threshold", [0.1, 0.5, 0.99])
-def test_recorded_pictures_are_equal_to_the_last_bit(name, threshold):
+def test_recorded_images_are_equal_to_the_last_bit(name, threshold):
     masked = mask_image(recorded_image("ivm", name[:4]), recorded_heatmap(name), threshold)
     case = f"forward_batch/thr{threshold}/crop0/{name}"
     assert np.array_equal(masked.pixels[::8, ::8], RECORDED[f"{case}_stride8"].numpy())
@@ -50,7 +50,7 @@ def test_recorded_overlay_colour():
 
 
 def spot(height=40, width=60, box=(20, 10, 30, 20)) -> tuple[np.ndarray, np.ndarray]:
-    """A random picture and a heat-map with one bright box (x1, y1, x2, y2)."""
+    """A random image and a heat-map with one bright box (x1, y1, x2, y2)."""
     x1, y1, x2, y2 = box
     heatmap = np.full((height, width), 0.05, np.float32)
     heatmap[y1:y2, x1:x2] = 0.8
@@ -89,7 +89,7 @@ def test_widening_and_softening_are_shares_of_the_height():
 
 
 @pytest.mark.parametrize(("threshold", "min_kept_ratio"), [(0.9, 0.0), (0.5, 0.05)])
-def test_the_whole_picture_is_kept_and_said_so_where_too_little_is_found(threshold, min_kept_ratio):
+def test_the_whole_image_is_kept_and_said_so_where_too_little_is_found(threshold, min_kept_ratio):
     image, heatmap = spot()
     masked = mask_image(image, heatmap, threshold, min_kept_ratio=min_kept_ratio)
     assert not masked.found
@@ -154,13 +154,13 @@ def test_options_out_of_range(options, message):
         mask_image(image, heatmap, **options)
 
 
-def test_a_heatmap_of_another_picture():
+def test_a_heatmap_of_another_image():
     image, heatmap = spot()
     with pytest.raises(ValueError, match=r"The heat-map has the shape \(40, 60\), the image \(60, 40\)"):
         mask_image(Image.fromarray(image).rotate(90, expand=True), heatmap)
 
 
-def test_a_picture_that_was_accepted_before_is_not_too_large_now(monkeypatch):
+def test_a_image_that_was_accepted_before_is_not_too_large_now(monkeypatch):
     image, heatmap = spot()
     monkeypatch.setattr(masked_images, "MAX_IMAGE_PIXELS", 100)
     assert mask_image(image, heatmap).mask.shape == (40, 60)

@@ -65,7 +65,7 @@ class WordProcessor:
             image = min(image, len(inputs["original_sizes"]) - 1)
             size = tuple(inputs["original_sizes"][image].tolist())
             masks = post_process_masks(
-                output.pred_masks[row], size, inputs["sam_resized_sizes"][image], tiny.SAM_SIDE, mask_threshold
+                output.pred_masks[row], size, inputs["reshaped_input_sizes"][image], tiny.SAM_SIDE, mask_threshold
             )
             segments = [
                 Segment(
@@ -209,9 +209,9 @@ class TestResults:
 
     def test_rle_is_the_same_mask_and_fits_into_json(self, pipe):
         options = {"phrases": ["a", "b"], "reject_threshold": 0.0}
-        pictures, encoded = pipe(IMAGES[0], **options), pipe(IMAGES[0], mask_format="rle", **options)
-        for picture, rle in zip(pictures["segments"], json.loads(json.dumps(encoded))["segments"], strict=True):
-            np.testing.assert_array_equal(coco_mask.decode(rle["mask"]), np.asarray(picture["mask"]) // 255)
+        images, encoded = pipe(IMAGES[0], **options), pipe(IMAGES[0], mask_format="rle", **options)
+        for image, rle in zip(images["segments"], json.loads(json.dumps(encoded))["segments"], strict=True):
+            np.testing.assert_array_equal(coco_mask.decode(rle["mask"]), np.asarray(image["mask"]) // 255)
         rejected = pipe(IMAGES[0], phrases=["a"], mask_format="rle", reject_threshold=1.1)
         assert rejected["segments"][0]["mask"] is None
 
@@ -246,7 +246,7 @@ class TestRows:
         size = batch_size or 1
         assert [call["rows"] for call in pipe.processor.calls] == [min(size, 3 - start) for start in range(0, 3, size)]
 
-    def test_one_question_for_all_pictures(self, pipe):
+    def test_one_question_for_all_images(self, pipe):
         assert_same(pipe(IMAGES, text="where"), [pipe(image, text="where") for image in IMAGES])
         assert_same(pipe(IMAGES, phrases=["a"]), [pipe(image, phrases=["a"]) for image in IMAGES])
 
@@ -266,7 +266,7 @@ class TestRows:
         assert [len(result["segments"]) for result in results] == [1, 2]
 
     @pytest.mark.parametrize("batch_size", [1, 2, 8])
-    def test_several_questions_about_one_picture_encode_it_once(self, pipe, encoded, batch_size):
+    def test_several_questions_about_one_image_encode_it_once(self, pipe, encoded, batch_size):
         phrases = [["a"], ["b"], ["c", "d"], ["e"]]
         expected = [pipe(IMAGES[0], phrases=own) for own in phrases]
         encoded.clear()
@@ -279,7 +279,7 @@ class TestRows:
         assert any(result["segments"] for result in results)
         assert sum(encoded) == 1
 
-    def test_the_same_picture_twice_in_a_batch_is_prepared_once(self, pipe, encoded, tmp_path):
+    def test_the_same_image_twice_in_a_batch_is_prepared_once(self, pipe, encoded, tmp_path):
         IMAGES[0].save(tmp_path / "a.png")
         path = str(tmp_path / "a.png")
         results = pipe([path, IMAGES[1], "".join(path)], phrases=["a"], batch_size=3)
@@ -348,7 +348,7 @@ class TestRows:
             assert_same(list(pipe(collection(IMAGES), phrases=phrases)), pipe(IMAGES, phrases=own))
 
     def test_a_column_of_phrases_has_one_entry_per_row(self, pipe):
-        """A list of texts names what to find in every picture, but a column has its rows."""
+        """A list of texts names what to find in every image, but a column has its rows."""
         results = list(pipe(Indexed(IMAGES), phrases=Indexed(["a", "b", "c"])))
         assert [result["generated_text"] for result in results] == ["['a']", "['b']", "['c']"]
         assert [len(result["segments"]) for result in pipe(Indexed(IMAGES), phrases=["a", "b", "c"])] == [3, 3, 3]
@@ -389,7 +389,7 @@ class TestRows:
         assert_same(pipe(rows[:]["image"], text=rows["text"]), expected)
         assert_same(list(pipe(rows.remove_columns("text"), phrases=["a"])), pipe(IMAGES, phrases=["a"]))
 
-    def test_pictures_may_be_paths_arrays_and_turned(self, pipe, tmp_path):
+    def test_images_may_be_paths_arrays_and_turned(self, pipe, tmp_path):
         exif = Image.Exif()
         exif[0x0112] = 6
         IMAGES[0].save(tmp_path / "turned.png", exif=exif)
@@ -427,7 +427,7 @@ class TestRows:
 
     def test_rows_that_are_not_understood_are_refused(self, pipe):
         with pytest.raises(ValueError, match="needs 'image' and one of"):
-            pipe([{"picture": IMAGES[0], "text": "a"}])
+            pipe([{"image": IMAGES[0], "text": "a"}])
         with pytest.raises(ValueError, match="is a URL"):
             pipe("https://example.com/a.png", text="a")
 
@@ -520,7 +520,7 @@ class TestSaving:
 
 
 class TestConvertedLisa:
-    """The whole way on a converted checkpoint, from `pipeline()` to masks at the size of the picture."""
+    """The whole way on a converted checkpoint, from `pipeline()` to masks at the size of the image."""
 
     @pytest.mark.parametrize("batch_size", [1, 4])
     def test_masks_of_written_answers_are_the_recorded_ones(self, lisa, batch_size):

@@ -1,4 +1,4 @@
-"""From pictures and questions to inputs, and from maps and masks to phrases with segments; the pipeline."""
+"""From images and questions to inputs, and from maps and masks to phrases with segments; the pipeline."""
 
 import json
 import threading
@@ -19,7 +19,7 @@ from tests.processing.test_processing_reasoning_segmentation import llava_next_p
 from tests.support.recorded_attention import IMAGES, RECORDED, converted_repo
 
 
-PICTURES = [Image.open(RECORDED / "images" / f"{name}.jpg") for name in IMAGES]
+IMAGES = [Image.open(RECORDED / "images" / f"{name}.jpg") for name in IMAGES]
 ANSWER = "A brown dog sits on the two old chairs."
 PHRASES = ["A brown dog", "the two old chairs"]
 VECTORS = {
@@ -43,8 +43,8 @@ def processor():
 
 @pytest.fixture(scope="module")
 def answered(model, processor):
-    """A given answer about both pictures, as inputs and output."""
-    inputs = processor(images=PICTURES, text=["What is here?"] * 2, answer=[ANSWER, "Two dogs."], return_tensors="pt")
+    """A given answer about both images, as inputs and output."""
+    inputs = processor(images=IMAGES, text=["What is here?"] * 2, answer=[ANSWER, "Two dogs."], return_tensors="pt")
     with torch.no_grad():
         return inputs, model(**inputs)
 
@@ -56,9 +56,7 @@ def results(processor, answered, **options):
 
 class TestInputs:
     def test_a_question(self, processor):
-        inputs = processor(
-            images=PICTURES, text=["What is here?", "Describe the image in detail."], return_tensors="pt"
-        )
+        inputs = processor(images=IMAGES, text=["What is here?", "Describe the image in detail."], return_tensors="pt")
         assert inputs["grid_boxes"].tolist() == [[0, -20, 160, 140], [-30, 0, 140, 170]]
         assert inputs["grid_tokens"].shape == (2, 64)
         assert "answer_ranges" not in inputs
@@ -80,22 +78,22 @@ class TestInputs:
             ids = inputs["input_ids"][row, start:stop].tolist()
             assert ids[-1] == processor.tokenizer.eos_token_id
             assert processor.tokenizer.decode(ids, skip_special_tokens=True).strip() == (ANSWER, "Two dogs.")[row]
-        labels = processor(images=PICTURES[0], text="What?", answer=ANSWER, return_labels=True, return_tensors="pt")
+        labels = processor(images=IMAGES[0], text="What?", answer=ANSWER, return_labels=True, return_tensors="pt")
         (start, stop) = labels["answer_ranges"][0].tolist()
         assert torch.equal(labels["labels"][0, start:stop], labels["input_ids"][0, start:stop])
 
     def test_lists_without_tensors(self, processor):
-        inputs = processor(images=PICTURES[0], text="What?", answer=ANSWER)
+        inputs = processor(images=IMAGES[0], text="What?", answer=ANSWER)
         assert isinstance(inputs["answer_ranges"], list)
         assert len(inputs["grid_tokens"][0]) == 64
 
-    def test_pictures_alone(self, processor):
-        inputs = processor(images=PICTURES, return_tensors="pt")
+    def test_images_alone(self, processor):
+        inputs = processor(images=IMAGES, return_tensors="pt")
         assert inputs["grid_sizes"].tolist() == [[8, 8]] * 2
         assert "phrase_finder" not in inputs
 
-    def test_shared_pictures(self, processor):
-        inputs = processor(images=PICTURES[0], text=["What?", "Where?"], return_tensors="pt")
+    def test_shared_images(self, processor):
+        inputs = processor(images=IMAGES[0], text=["What?", "Where?"], return_tensors="pt")
         assert inputs["image_index"].tolist() == [0, 0]
         assert inputs["grid_sizes"].shape == (1, 2)
 
@@ -132,27 +130,27 @@ class TestResults:
         coco = result.to_coco(image_id=7)
         assert [entry["label"] for entry in coco] == PHRASES
         assert coco[0]["segmentation"] == mask_to_rle(result.segments[0].mask)
-        assert result.overlay(PICTURES[0]).size == (160, 120)
+        assert result.overlay(IMAGES[0]).size == (160, 120)
         assert to_html(result).count("<mark") == 2
-        assert draw_answer(result, PICTURES[0]).width == 480
+        assert draw_answer(result, IMAGES[0]).width == 480
 
     def test_maps_on_request(self, processor, answered):
         result = results(processor, answered, keep_maps=True)[0]
         count = len(result.token_spans)
         assert result.attention_maps.shape == (count, 8, 8)
         assert result.grid_box == (0, -20, 160, 140)
-        sheet = draw_attention(result, PICTURES[0], per_row=4, cell_width=40)
+        sheet = draw_attention(result, IMAGES[0], per_row=4, cell_width=40)
         assert sheet.width == 4 * 46 + 6
         assert sheet.height > -(-count // 4) * 30
         with pytest.raises(ValueError, match="The result holds no maps"):
-            draw_attention(results(processor, answered)[0], PICTURES[0])
+            draw_attention(results(processor, answered)[0], IMAGES[0])
         with pytest.raises(ValueError, match="Pass the image that was segmented"):
-            draw_attention(result, PICTURES[1])
+            draw_attention(result, IMAGES[1])
 
-    def test_a_picture_that_was_accepted_before_is_not_too_large_now(self, processor, answered, monkeypatch):
+    def test_a_image_that_was_accepted_before_is_not_too_large_now(self, processor, answered, monkeypatch):
         result = results(processor, answered, keep_maps=True)[0]
         monkeypatch.setattr(segments, "MAX_IMAGE_PIXELS", 100)
-        assert draw_attention(result, PICTURES[0]).width > 0
+        assert draw_attention(result, IMAGES[0]).width > 0
 
     def test_all_candidates(self, processor, answered):
         result = results(processor, answered, candidates="all")[0]
@@ -191,7 +189,7 @@ class TestResults:
 
     def test_phrases_that_were_asked_for(self, model, processor):
         asked = [["the red cup on the table", "a dog"], ["a cup", "a cup"]]
-        inputs = processor(images=PICTURES, phrases=asked, return_tensors="pt")
+        inputs = processor(images=IMAGES, phrases=asked, return_tensors="pt")
         with torch.no_grad():
             found = processor.post_process_segmentation(model(**inputs), inputs)
         assert [[segment.label for segment in result.segments] for result in found] == asked
@@ -213,7 +211,7 @@ class TestResults:
             assert phrases[0].span[0] == text.rindex(expected[0]), "not what the answer says before its phrases"
 
     def test_an_answer_without_phrases(self, model, processor):
-        inputs = processor(images=PICTURES[0], text="Is it?", answer="It is.", return_tensors="pt")
+        inputs = processor(images=IMAGES[0], text="Is it?", answer="It is.", return_tensors="pt")
         with torch.no_grad():
             output = model(**inputs)
         assert output.pred_masks[0].shape[0] == 0
@@ -314,18 +312,18 @@ class TestFiles:
 
 def test_pipeline(model, processor):
     pipe = pipeline("reasoning-segmentation", model=model, processor=processor)
-    written = pipe(PICTURES[0], text="Describe the image in detail.", max_new_tokens=12, mask_format="rle")
+    written = pipe(IMAGES[0], text="Describe the image in detail.", max_new_tokens=12, mask_format="rle")
     assert set(written) == {"generated_text", "segments", "phrase_extractor"}
     assert written["phrase_extractor"] == "rules"
     for segment in written["segments"]:
         assert written["generated_text"][slice(*segment["span"])] == segment["label"]
-    asked = pipe(PICTURES, phrases=["the red cup", "a dog"], batch_size=2)
+    asked = pipe(IMAGES, phrases=["the red cup", "a dog"], batch_size=2)
     assert [[segment["label"] for segment in one["segments"]] for one in asked] == [["the red cup", "a dog"]] * 2
     assert asked[0]["phrase_extractor"] == "given"
-    assert asked[0]["segments"][0]["mask"].size == PICTURES[0].size
-    rejected = pipe(PICTURES[0], phrases=["the red cup"], reject_threshold=1e6)
+    assert asked[0]["segments"][0]["mask"].size == IMAGES[0].size
+    rejected = pipe(IMAGES[0], phrases=["the red cup"], reject_threshold=1e6)
     assert [(segment["rejected"], segment["mask"]) for segment in rejected["segments"]] == [(True, None)]
-    shared = pipe(PICTURES[0], text=["What?", "Where?"], max_new_tokens=4, batch_size=1)
+    shared = pipe(IMAGES[0], text=["What?", "Where?"], max_new_tokens=4, batch_size=1)
     assert len(shared) == 2
 
 

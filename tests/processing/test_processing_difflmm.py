@@ -47,7 +47,7 @@ def test_a_message_becomes_the_prompt_of_the_authors(processor, image):
     assert torch.equal(chat["pixel_values"], inputs["pixel_values"])
 
 
-def test_pictures_are_padded_to_a_square_in_the_mean_colour(processor):
+def test_images_are_padded_to_a_square_in_the_mean_colour(processor):
     wide = Image.fromarray(np.full((20, 80, 3), 255, dtype=np.uint8))
     view = processor(images=wide, return_tensors="pt")["pixel_values"][0]
     assert view.shape == (3, 128, 128)
@@ -57,7 +57,7 @@ def test_pictures_are_padded_to_a_square_in_the_mean_colour(processor):
 
 def test_several_rows(processor, image):
     inputs = processor(images=image, text=[QUESTION, "What?"], return_tensors="pt")
-    assert inputs["pixel_values"].shape == (2, 3, 128, 128)  # one picture for both
+    assert inputs["pixel_values"].shape == (2, 3, 128, 128)  # one image for both
     assert inputs["attention_mask"][1, 0] == 0  # generation goes on at the right end
     assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
 
@@ -70,7 +70,7 @@ def test_answers_and_their_labels(processor, image):
     assert torch.equal(inputs["input_ids"][0, -len(answer) :], answer)
 
 
-def test_rows_that_share_pictures_or_have_none(processor, image, monkeypatch):
+def test_rows_that_share_images_or_have_none(processor, image, monkeypatch):
     other, looked_at = image.rotate(90), []
     look = type(processor.image_processor)._preprocess
     monkeypatch.setattr(
@@ -81,17 +81,17 @@ def test_rows_that_share_pictures_or_have_none(processor, image, monkeypatch):
     inputs = processor(
         [image, other, None], [QUESTION, "What?", "Why?", "Who?"], image_index=[1, 0, 2, 1], return_tensors="pt"
     )
-    assert len(looked_at) == 2, "a picture that rows share is looked at once"
+    assert len(looked_at) == 2, "an image that rows share is looked at once"
     views = [processor(images=shown, return_tensors="pt")["pixel_values"][0] for shown in (other, image, other)]
     assert torch.equal(inputs["pixel_values"], torch.stack(views))
     counts = (inputs["input_ids"] == processor.image_token_id).sum(dim=1)
     assert counts.tolist() == [64, 64, 0, 64]
     alone = processor(text="Why?", return_tensors="pt")
     assert torch.equal(inputs["input_ids"][2][inputs["attention_mask"][2].bool()], alone["input_ids"][0])
-    assert "image_index" not in inputs, "the model takes one picture per row"
+    assert "image_index" not in inputs, "the model takes one image per row"
 
 
-def test_a_question_without_a_picture(processor):
+def test_a_question_without_a_image(processor):
     inputs = processor(text="Who are you?", return_tensors="pt")
     assert "pixel_values" not in inputs
     assert processor.image_token_id not in inputs["input_ids"]

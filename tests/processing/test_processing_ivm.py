@@ -65,24 +65,24 @@ def test_the_prompt_is_the_originals(processor):
     assert torch.equal(tokenized["sam_pixel_values"], inputs["sam_pixel_values"])
 
 
-def test_both_views_are_made_of_the_squashed_picture(processor):
+def test_both_views_are_made_of_the_squashed_image(processor):
     from PIL import Image
 
     wide = Image.fromarray(image(20, 50))
     inputs = processor(images=[wide], return_tensors="pt")
     assert inputs["original_sizes"].tolist() == [[20, 50]]
-    assert inputs["sam_resized_sizes"].tolist() == [[SIDE, SIDE]]
+    assert inputs["reshaped_input_sizes"].tolist() == [[SIDE, SIDE]]
     squashed = processor(images=[wide.resize((SIDE, SIDE))], return_tensors="pt")
     for view in ("pixel_values", "sam_pixel_values"):
         assert torch.equal(inputs[view], squashed[view])
 
 
-def test_several_phrases_become_rows_that_share_the_picture(processor):
-    pictures = [image(seed=0), image(24, 18, seed=1)]
-    inputs = processor(images=pictures, phrases=[["cup", "dog"], ["tree"]], return_tensors="pt")
+def test_several_phrases_become_rows_that_share_the_image(processor):
+    images = [image(seed=0), image(24, 18, seed=1)]
+    inputs = processor(images=images, phrases=[["cup", "dog"], ["tree"]], return_tensors="pt")
     assert inputs["image_index"].tolist() == [0, 0, 1]
     assert len(inputs["sam_pixel_values"]) == 2
-    texts = processor(images=pictures, text=["cup", "dog", "tree"], image_index=[0, 0, 1], return_tensors="pt")
+    texts = processor(images=images, text=["cup", "dog", "tree"], image_index=[0, 0, 1], return_tensors="pt")
     assert torch.equal(inputs["input_ids"], texts["input_ids"])
 
     output = output_of(logits(box=(0, 0, 8, 8)), logits(), logits(box=(8, 8, 16, 16)))
@@ -97,7 +97,7 @@ def test_several_phrases_become_rows_that_share_the_picture(processor):
     assert [len(result.segments) for result in processor.post_process_segmentation(output, texts)] == [1, 1, 1]
 
 
-def test_one_picture_for_all_rows_and_rows_of_one_phrase(processor):
+def test_one_image_for_all_rows_and_rows_of_one_phrase(processor):
     inputs = processor(images=image(), phrases=[["cup", "dog"], ["tree", "cat"]], return_tensors="pt")
     assert inputs["image_index"].tolist() == [0, 0, 0, 0]
     inputs = processor(images=[image(), image()], phrases=[["cup"], ["dog"]], return_tensors="pt")
@@ -142,15 +142,15 @@ def test_plain_dicts_and_other_sizes(processor):
     assert labels == ["cup", "dog"]
 
 
-def test_masked_pictures_for_every_row(processor):
-    pictures = [image(seed=0), image(24, 18, seed=1)]
-    inputs = processor(images=pictures, phrases=[["cup", "dog"], ["tree"]], return_tensors="pt")
+def test_masked_images_for_every_row(processor):
+    images = [image(seed=0), image(24, 18, seed=1)]
+    inputs = processor(images=images, phrases=[["cup", "dog"], ["tree"]], return_tensors="pt")
     output = output_of(logits(box=(0, 0, 8, 8)), logits(), logits(box=(8, 8, 16, 16)))
-    masked = processor.post_process_masking(output, inputs, pictures, threshold=0.5, overlay_color="blue")
+    masked = processor.post_process_masking(output, inputs, images, threshold=0.5, overlay_color="blue")
     first, nothing, _ = masked
     assert [one.found for one in masked] == [True, False, True]
     assert [one.masked_image.size for one in masked] == [(30, 20), (30, 20), (18, 24)]
-    assert np.array_equal(np.asarray(nothing.masked_image), pictures[0])
+    assert np.array_equal(np.asarray(nothing.masked_image), images[0])
     assert first.masked_image.getpixel((29, 19)) == (0, 0, 255)
     assert nothing.box_xyxy is None
     assert 0 < first.kept_ratio < 1

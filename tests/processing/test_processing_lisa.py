@@ -14,9 +14,9 @@ from reasonseg.processing.processing_lisa import LisaProcessor
 from tests.support.parity_data import load_case, load_meta
 from tests.support.recorded_processors import (
     expand,
-    recorded_image,
     processor,
     recorded_case,
+    recorded_image,
     small_processor,
     tokenizer,
     training_cases,
@@ -24,7 +24,7 @@ from tests.support.recorded_processors import (
 
 
 CASES = [(system, name) for system in ("lisa", "gsva") for name in training_cases(system)]
-VIEWS = {"pixel_values", "sam_pixel_values", "original_sizes", "sam_resized_sizes"}
+VIEWS = {"pixel_values", "sam_pixel_values", "original_sizes", "reshaped_input_sizes"}
 IMAGES = [Image.new("RGB", (40, 30), "red"), Image.new("RGB", (20, 50), "blue"), Image.new("RGB", (33, 33), "green")]
 
 
@@ -95,7 +95,7 @@ class TestRecordings:
         for name in VIEWS:
             assert torch.equal(inputs[name], views[name])
         assert inputs["original_sizes"].tolist() == [[427, 640], [500, 333]]
-        assert inputs["sam_resized_sizes"].tolist() == [[683, 1024], [1024, 682]]
+        assert inputs["reshaped_input_sizes"].tolist() == [[683, 1024], [1024, 682]]
 
 
 class TestPhrases:
@@ -334,7 +334,7 @@ class TestChatTemplate:
         message["content"].reverse()
         assert lisa.apply_chat_template([message], add_generation_prompt=True) == expected
 
-    def test_a_conversation_without_pictures(self, lisa):
+    def test_a_conversation_without_images(self, lisa):
         messages = [{"role": "user", "content": "Hello"}]
         inputs = lisa.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
         assert inputs.keys() == {"input_ids", "attention_mask"}
@@ -389,6 +389,6 @@ class TestFiles:
 
     def test_a_tokenizer_without_the_image_token(self):
         bare = copy.deepcopy(tokenizer("lisa"))
-        bare.image_token = "<picture>"
-        with pytest.raises(ValueError, match=r"no token '<picture>'"):
+        bare.image_token = "<image>"
+        with pytest.raises(ValueError, match=r"no token '<image>'"):
             LisaProcessor(ReasoningSegmentationImageProcessor(), bare)

@@ -32,7 +32,7 @@ IMAGES = [
     Image.fromarray(RNG.integers(0, 256, (height, width, 3), dtype=np.uint8))
     for height, width in ((60, 30), (30, 60), (40, 40))
 ]
-SEGMENTER_VIEWS = {"sam_pixel_values", "original_sizes", "sam_resized_sizes"}
+SEGMENTER_VIEWS = {"sam_pixel_values", "original_sizes", "reshaped_input_sizes"}
 VICUNA_TEMPLATE = (
     "{% for message in messages %}{{ message['role'] | upper + ': ' }}"
     "{% for part in message['content'] %}{% if part['type'] == 'image' %}{{ '<image>\n' }}{% endif %}{% endfor %}"
@@ -181,7 +181,7 @@ class TestInputs:
         for name in once.keys() - {"input_ids", "attention_mask", "mm_token_type_ids"}:
             assert torch.equal(shared[name], once[name]), name
 
-    def test_pictures_are_upright_in_both_views(self, ours):
+    def test_images_are_upright_in_both_views(self, ours):
         turned = IMAGES[0].copy()
         exif = turned.getexif()
         exif[0x0112] = 6

@@ -1,4 +1,4 @@
-"""ViP-LLaVA's processor: the original's ids and pictures, phrases for marks, labels, rows without pictures."""
+"""ViP-LLaVA's processor: the original's ids and images, phrases for marks, labels, rows without images."""
 
 import shutil
 from dataclasses import replace
@@ -99,7 +99,7 @@ class TestPrompts:
 
 class TestVisualPrompts:
     @pytest.mark.parametrize("index", [0, 1])
-    def test_recorded_pictures(self, processor, index):
+    def test_recorded_images(self, processor, index):
         """The original drew these before it asked; width is the only parameter it scaled."""
         record = META["images"][index]
         scale = max(record["size"]) / record["image_size_anchor"]
@@ -204,7 +204,7 @@ class TestVisualPrompts:
         with pytest.raises(ValueError, match=message):
             processor(recorded_image(0), text, visual_prompts=prompts)
 
-    def test_prompts_without_a_picture(self, processor):
+    def test_prompts_without_a_image(self, processor):
         with pytest.raises(ValueError, match="no image to draw them on"):
             processor(text="What?", visual_prompts=[BOX])
         with pytest.raises(ValueError, match="without `text`"):
@@ -254,7 +254,7 @@ class TestRows:
         answers = processor.decode([label for label in inputs["labels"][0] if label != -100])
         assert answers.replace(" ", "") == "Adog.</s>Acat.</s>"
 
-    def test_rows_without_pictures(self, processor):
+    def test_rows_without_images(self, processor):
         images = [recorded_image(0), None, recorded_image(1)]
         inputs = processor(images, ["a", "b", "c"], return_tensors="pt")
         assert inputs["pixel_values"].shape == (2, 3, 112, 112)
@@ -264,14 +264,14 @@ class TestRows:
         assert "pixel_values" not in alone
         assert alone["input_ids"][0].tolist() == inputs["input_ids"][1][inputs["attention_mask"][1].bool()].tolist()
 
-    def test_shared_pictures(self, processor):
+    def test_shared_images(self, processor):
         images = [recorded_image(0), recorded_image(1)]
         inputs = processor(images, ["a", "b", "c"], image_index=[1, 0, 1], return_tensors="pt")
         assert torch.equal(inputs["pixel_values"][0], inputs["pixel_values"][2])
         assert not torch.equal(inputs["pixel_values"][0], inputs["pixel_values"][1])
-        assert "image_index" not in inputs, "the model takes one picture per row"
+        assert "image_index" not in inputs, "the model takes one image per row"
 
-    def test_pictures_alone(self, processor):
+    def test_images_alone(self, processor):
         assert set(processor(recorded_image(0), return_tensors="pt")) == {"pixel_values"}
 
     @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Masks at the size of the picture equal the original's; boxes, RLE, polygons and drawings describe the same mask."""
+"""Masks at the size of the image equal the original's; boxes, RLE, polygons and drawings describe the same mask."""
 
 import io
 import sys
@@ -85,11 +85,11 @@ class TestPostProcessMasks:
             assert torch.equal(masks, logits > 0)
 
     @pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (2999, 2001), (1024, 1024), (1, 1)])
-    def test_a_picture_that_is_all_object_stays_all_object(self, size):
+    def test_a_image_that_is_all_object_stays_all_object(self, size):
         scale = 1024 / max(size)
         resized = tuple(max(1, int(side * scale + 0.5)) for side in size)
         low_res = torch.full((1, 256, 256), -5.0)
-        # 1 where the picture is, and the row and column of low resolution that its border falls into
+        # 1 where the image is, and the row and column of low resolution that its border falls into
         low_res[:, : resized[0] // 4 + 1, : resized[1] // 4 + 1] = 5.0
         masks = post_process_masks(low_res, size, resized)
         assert masks.shape == (1, *size)
@@ -354,13 +354,13 @@ class TestOverlay:
         assert overlay.size == (200, 60)
         assert np.asarray(overlay)[3:10, 150:].any()
 
-    def test_labels_in_other_scripts_and_very_small_pictures(self):
+    def test_labels_in_other_scripts_and_very_small_images(self):
         for text in ("красная чашка", "红色杯子", "☕", "a\nb", "x" * 500, ""):
             mask = np.ones((1, 1), dtype=bool)
             overlay = SegmentationResult("", [Segment(text, None, mask)], (1, 1)).overlay(Image.new("L", (1, 1)))
             assert (overlay.mode, overlay.size) == ("RGB", (1, 1))
 
-    def test_the_picture_is_turned_upright(self, result):
+    def test_the_image_is_turned_upright(self, result):
         exif = Image.Exif()
         exif[0x0112] = 6
         image = Image.new("RGB", (40, 60))

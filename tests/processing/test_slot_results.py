@@ -1,4 +1,4 @@
-"""The way back: text, spans, labels and masks at the size of the picture, for every kind of output and inputs."""
+"""The way back: text, spans, labels and masks at the size of the image, for every kind of output and inputs."""
 
 import copy
 import pickle
@@ -18,7 +18,7 @@ from reasonseg.processing.slot_results import (
     slot_labels,
 )
 from tests.support.parity_data import load_case, load_meta
-from tests.support.recorded_processors import expand, recorded_image, processor, small_processor, tokenizer
+from tests.support.recorded_processors import expand, processor, recorded_image, small_processor, tokenizer
 
 
 IMAGES = [Image.new("RGB", (40, 30)), Image.new("RGB", (20, 50))]
@@ -71,7 +71,9 @@ class TestRecordedGenerations:
     @pytest.mark.parametrize("form", ["inputs", "plain dict", "nothing"])
     def test_text_and_slots(self, name, form):
         lisa, recorded, case = processor("lisa"), load_meta("lisa")[name], load_case("lisa", name)
-        inputs = lisa(images=recorded_image("lisa", f"img{recorded['image']}"), text=recorded["prompt"], return_tensors="pt")
+        inputs = lisa(
+            images=recorded_image("lisa", f"img{recorded['image']}"), text=recorded["prompt"], return_tensors="pt"
+        )
         ids = case["output_ids"]
         output = {
             "sequences": torch.tensor(expand(ids, ids, tokenizer("lisa").image_token_id)),

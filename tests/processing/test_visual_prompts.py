@@ -1,4 +1,4 @@
-"""Marks on pictures: the recorded ones to the pixel, and what holds for every box, mask and size."""
+"""Marks on images: the recorded ones to the pixel, and what holds for every box, mask and size."""
 
 import json
 from dataclasses import replace
@@ -152,7 +152,7 @@ SIZES = st.integers(1, 72)
 
 @st.composite
 def drawings(draw):
-    """A picture's size, and a prompt without or with everything drawn at random."""
+    """An image's size, and a prompt without or with everything drawn at random."""
     width, height = draw(SIZES), draw(SIZES)
     x = sorted(draw(st.tuples(st.floats(0, width, width=32), st.floats(0, width, width=32))))
     y = sorted(draw(st.tuples(st.floats(0, height, width=32), st.floats(0, height, width=32))))
@@ -219,7 +219,7 @@ def allowed_area(prompt, height, width):
 
 @settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(drawings())
-def test_any_region_of_any_picture(drawing):
+def test_any_region_of_any_image(drawing):
     (width, height), prompt = drawing
     image = make_image(width, height)
     untouched = image.copy()
@@ -231,7 +231,7 @@ def test_any_region_of_any_picture(drawing):
     covered = np.asarray(Image.alpha_composite(image.convert("RGBA"), solid).convert("RGB"))
     before, after = np.asarray(image), np.asarray(result)
     kept, marked = (after == before).all(-1), (after == covered).all(-1)
-    assert (kept | marked).all(), "a pixel is neither the picture's nor the colour laid over it once"
+    assert (kept | marked).all(), "a pixel is neither the image's nor the colour laid over it once"
 
     complete = complete_prompt(prompt, (height, width))
     assert kept[~allowed_area(complete, height, width)].all()
@@ -284,7 +284,7 @@ class TestRegions:
         assert draw_visual_prompts(image, prompts).getpixel((40, 30)) == (0, 0, 255)
         assert draw_visual_prompts(image, prompts[::-1]).getpixel((40, 30)) == (255, 0, 0)
 
-    def test_lines_scale_with_the_picture(self):
+    def test_lines_scale_with_the_image(self):
         small = complete_prompt(VisualPrompt("rectangle", box_xyxy=BOX), (64, 90))
         large = complete_prompt(VisualPrompt("rectangle", box_xyxy=BOX), (672, 336))
         assert (small.width, large.width) == (1, 6)
@@ -354,7 +354,7 @@ class TestWords:
 
 
 class TestErrors:
-    def test_pictures_beyond_the_limit(self):
+    def test_images_beyond_the_limit(self):
         prompts = [VisualPrompt("rectangle", box_xyxy=BOX)]
         with pytest.raises(ValueError, match=f"more than the {64 * 90 - 1} allowed"):
             draw_visual_prompts(Image.new("RGB", (90, 64)), prompts, max_image_pixels=64 * 90 - 1)
@@ -392,7 +392,7 @@ class TestErrors:
         with pytest.raises(ValueError, match=message):
             VisualPrompt(**arguments)
 
-    def test_regions_of_another_picture(self):
+    def test_regions_of_another_image(self):
         with pytest.raises(ValueError, match="lies outside the image of 90 x 64"):
             draw_visual_prompts(make_image(), [VisualPrompt("point", box_xyxy=(91, 3, 99, 9))])
         with pytest.raises(ValueError, match="The mask of a visual prompt is 90 x 64 pixels, the image 64 x 90"):

@@ -119,7 +119,7 @@ def test_a_second_run_does_only_what_is_left(lisa_repo, tmp_path):
 def test_a_bad_image_is_reported_and_the_others_are_done(lisa_repo, tmp_path):
     folder, out = tmp_path / "in", tmp_path / "out"
     folder.mkdir()
-    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "a.png").write_bytes(b"no image")
     Image.open(IMAGES / "img0.png").save(folder / "b.png")
     command = ("segment", folder, "-p", "the dog", "-m", lisa_repo, "-o", out, "--batch-size", 2)
     result = run(*command, code=1)
@@ -134,8 +134,8 @@ def test_a_bad_image_is_reported_and_the_others_are_done(lisa_repo, tmp_path):
 
 def test_rejected_phrases_have_no_mask(gsva_repo, tmp_path):
     out = tmp_path / "out"
-    picture = PARITY / "gsva" / "images" / "img0.png"
-    command = ("segment", picture, "-p", "the dog", "-m", gsva_repo, "-o", out, "--reject-threshold", 1.0)
+    image = PARITY / "gsva" / "images" / "img0.png"
+    command = ("segment", image, "-p", "the dog", "-m", gsva_repo, "-o", out, "--reject-threshold", 1.0)
     result = run(*command)
     (found,) = records(out)[0]["segments"]
     assert found["rejected"]

@@ -23,7 +23,7 @@ def repo(tmp_path_factory):
 
 
 @pytest.fixture
-def picture(tmp_path):
+def image(tmp_path):
     path = tmp_path / "in.png"
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
@@ -34,11 +34,11 @@ def run(*arguments, typed=None):
     return CliRunner().invoke(app, ["ask", *map(str, arguments)], input=typed)
 
 
-def test_one_question(repo, picture, tmp_path):
+def test_one_question(repo, image, tmp_path):
     out = tmp_path / "folder" / "marked.png"
     common = ("--model", repo, "--max-new-tokens", 6, "--out", out)
     result = run(
-        *(picture, "What is <bbox1>?", *common, "--alpha", 200, "--width", 2),
+        *(image, "What is <bbox1>?", *common, "--alpha", 200, "--width", 2),
         *("--box", "5,5,30,30.5", "--polygon", "40,10,70,10,60,50", "--shape", "rectangle", "--shape", "arrow"),
     )
     assert result.exit_code == 0, result.output
@@ -47,7 +47,7 @@ def test_one_question(repo, picture, tmp_path):
         VisualPrompt("rectangle", box_xyxy=(5, 5, 30, 30.5), color="red", alpha=200, width=5, anchor=SIDE),
         VisualPrompt("arrow", polygons=[[40, 10, 70, 10, 60, 50]], color="red", alpha=200, width=5, anchor=SIDE),
     ]
-    drawn = draw_visual_prompts(picture, prompts)
+    drawn = draw_visual_prompts(image, prompts)
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(drawn))
     assert [path.name for path in out.parent.iterdir()] == ["marked.png"]
 
@@ -57,15 +57,15 @@ def test_one_question(repo, picture, tmp_path):
     assert "".join(pieces).strip() == answer == result.stdout.strip()
     assert len(pieces) > 1
 
-    again = run(picture, "What is <bbox0>?", *common, "--box", "5 5 30 30", "--color", "#00ff00", "--json")
+    again = run(image, "What is <bbox0>?", *common, "--box", "5 5 30 30", "--color", "#00ff00", "--json")
     assert json.loads(again.stdout)["question"] == "What is within the rectangle?"
-    inputs = processor(picture, "Hello", return_tensors="pt")
-    plain = run(picture, "Hello", *common, "--json")
+    inputs = processor(image, "Hello", return_tensors="pt")
+    plain = run(image, "Hello", *common, "--json")
     output = model.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
     assert json.loads(plain.stdout)["answer"] == processor.decode(output, skip_special_tokens=True).strip()
 
 
-def test_recorded_picture_and_answer(vip_llava_repo, tmp_path):
+def test_recorded_image_and_answer(vip_llava_repo, tmp_path):
     """What the original's cli_vip draws and says."""
     recorded, case = PARITY / "vip_llava", load_meta("vip_llava")["cases"][0]
     out = tmp_path / "marked.png"
@@ -83,7 +83,7 @@ def test_recorded_picture_and_answer(vip_llava_repo, tmp_path):
     assert said["answer"] == tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
-def test_masks_and_run_lengths(repo, picture, tmp_path):
+def test_masks_and_run_lengths(repo, image, tmp_path):
     from pycocotools import mask as coco_mask
 
     mask = np.zeros((60, 80), dtype=np.uint8, order="F")
@@ -92,23 +92,23 @@ def test_masks_and_run_lengths(repo, picture, tmp_path):
     rle = coco_mask.encode(mask)
     text = json.dumps({"size": rle["size"], "counts": rle["counts"].decode()})
     (tmp_path / "rle.json").write_text(text, encoding="utf-8")
-    pictures = []
+    images = []
     for option, file in (("--mask", "mask.png"), ("--rle", "rle.json")):
         out = tmp_path / f"{file}.png"
         result = run(
-            *(picture, "What is <bbox0>?", "--model", repo, "--max-new-tokens", 1, "--out", out),
+            *(image, "What is <bbox0>?", "--model", repo, "--max-new-tokens", 1, "--out", out),
             *(option, tmp_path / file, "--shape", "mask-contour", "--color", "blue"),
         )
         assert result.exit_code == 0, result.output
         assert "with the blue mask contour" in result.stderr
-        pictures.append(np.asarray(Image.open(out)))
-    assert np.array_equal(*pictures)
-    assert not np.array_equal(pictures[0], np.asarray(Image.open(picture)))
+        images.append(np.asarray(Image.open(out)))
+    assert np.array_equal(*images)
+    assert not np.array_equal(images[0], np.asarray(Image.open(image)))
 
 
-def test_a_conversation(repo, picture, tmp_path):
+def test_a_conversation(repo, image, tmp_path):
     result = run(
-        *(picture, "--model", repo, "--max-new-tokens", 4, "--box", "1,1,9,9", "--out", tmp_path / "o.png", "--json"),
+        *(image, "--model", repo, "--max-new-tokens", 4, "--box", "1,1,9,9", "--out", tmp_path / "o.png", "--json"),
         typed="What is <bbox0>?\n\nWhat is <bbox7>?\nAnd why?\n/reset\nAnd why?\n/exit\nnever asked\n",
     )
     assert result.exit_code == 0, result.output
@@ -126,50 +126,50 @@ def test_a_conversation(repo, picture, tmp_path):
     assert answers == [line["answer"] for line in lines]
 
 
-def test_sampling_is_repeatable(repo, picture):
-    common = (picture, "Hello", "--model", repo, "--max-new-tokens", 8, "--temperature", 2.0)
+def test_sampling_is_repeatable(repo, image):
+    common = (image, "Hello", "--model", repo, "--max-new-tokens", 8, "--temperature", 2.0)
     first, second, other = (run(*common, "--seed", seed).stdout for seed in (1, 1, 2))
     assert first == second != other
 
 
-def test_a_blank_question_is_none_in_python_either(repo, picture):
+def test_a_blank_question_is_none_in_python_either(repo, image):
     model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
     with pytest.raises(ValueError, match="The question is empty"):
-        ImageChat(model, processor, Image.open(picture), 4).ask(" ")
+        ImageChat(model, processor, Image.open(image), 4).ask(" ")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("missing.png", "What?"), "There is no image 'missing.png'"),
-        (("PICTURE", " "), "The question is empty"),
-        (("PICTURE", "What?", "--box", "1,2,3"), "--box '1,2,3' must be 4 numbers in pixels"),
-        (("PICTURE", "What?", "--polygon", "1,2,x"), "must be pairs of numbers"),
-        (("PICTURE", "What?", "--shape", "arrow"), "1 --shape and 0 regions were given"),
-        (("PICTURE", "What?", "--box", "1,1,5,5", "--color", "red", "--color", "blue"), "2 --color and 1 regions"),
+        (("IMAGE", " "), "The question is empty"),
+        (("IMAGE", "What?", "--box", "1,2,3"), "--box '1,2,3' must be 4 numbers in pixels"),
+        (("IMAGE", "What?", "--polygon", "1,2,x"), "must be pairs of numbers"),
+        (("IMAGE", "What?", "--shape", "arrow"), "1 --shape and 0 regions were given"),
+        (("IMAGE", "What?", "--box", "1,1,5,5", "--color", "red", "--color", "blue"), "2 --color and 1 regions"),
         (
-            ("PICTURE", "What?", "--box", "1,1,5,5", "--shape", "star"),
+            ("IMAGE", "What?", "--box", "1,1,5,5", "--shape", "star"),
             "Unknown shape 'star' of a visual prompt; there are rectangle, ellipse, triangle, point, scribble, "
             "mask-contour, mask, arrow.",
         ),
-        (("PICTURE", "What?", "--box", "500,500,600,600"), "lies outside the image of 80 x 60"),
-        (("PICTURE", "What?", "--mask", "missing.png"), "no image --mask"),
-        (("PICTURE", "What?", "--rle", "missing.json"), "holds no run lengths"),
+        (("IMAGE", "What?", "--box", "500,500,600,600"), "lies outside the image of 80 x 60"),
+        (("IMAGE", "What?", "--mask", "missing.png"), "no image --mask"),
+        (("IMAGE", "What?", "--rle", "missing.json"), "holds no run lengths"),
         (
-            ("PICTURE", "What?", "--mask", "grey.png"),
+            ("IMAGE", "What?", "--mask", "grey.png"),
             "--mask in 'grey.png' has 2 different values (0, 100)",
         ),
-        (("PICTURE", "What?", "--rle", "short.json"), "sum up to 9; its size 60 x 80 (height, width) needs 4800"),
-        (("PICTURE", "What?", "--rle", "broken.json"), "is no JSON file: Expecting value, column 1"),
-        (("PICTURE", "What is <bbox0>?"), "0 visual prompts were given"),
+        (("IMAGE", "What?", "--rle", "short.json"), "sum up to 9; its size 60 x 80 (height, width) needs 4800"),
+        (("IMAGE", "What?", "--rle", "broken.json"), "is no JSON file: Expecting value, column 1"),
+        (("IMAGE", "What is <bbox0>?"), "0 visual prompts were given"),
     ],
 )
-def test_bad_input_is_refused_before_anything_is_loaded(picture, arguments, message, tmp_path, monkeypatch):
+def test_bad_input_is_refused_before_anything_is_loaded(image, arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.fromarray(np.eye(60, 80, dtype=np.uint8) * 100).save("grey.png")
     Path("short.json").write_text('{"size": [60, 80], "counts": [4, 5]}', encoding="utf-8")
     Path("broken.json").write_text("x", encoding="utf-8")
-    result = run(*(picture if argument == "PICTURE" else argument for argument in arguments), "--model", "nowhere")
+    result = run(*(image if argument == "IMAGE" else argument for argument in arguments), "--model", "nowhere")
     assert result.exit_code == 1
     assert message in " ".join(result.stderr.split())
     assert "nowhere" not in result.stderr

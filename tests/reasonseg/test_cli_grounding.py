@@ -9,12 +9,12 @@ from reasonseg.cli.app import app
 from tests.support.recorded_attention import RECORDED, converted_repo
 
 
-PICTURE = RECORDED / "images" / "000000000001.jpg"
+IMAGE = RECORDED / "images" / "000000000001.jpg"
 
 
 def test_phrases_and_coloured_answers(tmp_path):
     phrases = ("-p", "the red cup", "-p", "a dog")
-    command = ("segment", PICTURE, *phrases, "-m", converted_repo(), "-o", tmp_path / "out")
+    command = ("segment", IMAGE, *phrases, "-m", converted_repo(), "-o", tmp_path / "out")
     # The answers are also made where the masks are there already.
     for more in ((), ("--answers",)):
         done = CliRunner().invoke(app, [str(argument) for argument in (*command, *more)])

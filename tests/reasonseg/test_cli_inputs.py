@@ -9,7 +9,7 @@ from reasonseg.cli.inputs import find_images, split_text
 
 @pytest.fixture
 def photos(tmp_path, monkeypatch):
-    """A folder `photos` with three pictures, one of them deeper, and a text file; the working directory above it."""
+    """A folder `photos` with three images, one of them deeper, and a text file; the working directory above it."""
     for name in ("b.png", "a.JPG", "deep/c.webp", "notes.txt"):
         file = tmp_path / "photos" / name
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +85,7 @@ def test_an_argument_that_names_nothing(photos, argument, message):
         find_images([argument, "photos"])
 
 
-def test_a_folder_without_pictures(tmp_path):
+def test_a_folder_without_images(tmp_path):
     with pytest.raises(CommandError, match=r"No image was found in .*\.png"):
         find_images([str(tmp_path)])
 

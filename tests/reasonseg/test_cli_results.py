@@ -93,14 +93,14 @@ def test_answers_that_are_missing_are_made_where_they_are_asked_for(tmp_path, im
     assert not list((tmp_path / "out").glob("b_answer*")), "files of the line that was replaced"
 
 
-def test_a_changed_picture_is_done_again_and_its_line_replaced(tmp_path, images):
+def test_a_changed_image_is_done_again_and_its_line_replaced(tmp_path, images):
     finish(ResultFolder(tmp_path / "out", REQUEST), images[0], mask="a_mask_0.png")
-    images[0].write_bytes(b"another picture")
+    images[0].write_bytes(b"another image")
     results = ResultFolder(tmp_path / "out", REQUEST)
     assert results.pending(images[:1]) == images[:1]
     record = finish(results, images[0])
     assert [json.loads(line) for line in results.path.read_text(encoding="utf-8").splitlines()] == [record]
-    assert not (tmp_path / "out" / "a_mask_0.png").exists(), "the mask of the old picture"
+    assert not (tmp_path / "out" / "a_mask_0.png").exists(), "the mask of the old image"
 
 
 def test_another_request_is_refused_unless_overwrite_is_given(tmp_path, images):
@@ -114,7 +114,7 @@ def test_another_request_is_refused_unless_overwrite_is_given(tmp_path, images):
     assert ResultFolder(tmp_path / "out", other).pending(images) == images[1:]
 
 
-def test_pictures_of_one_name_do_not_overwrite_each_other(tmp_path, images):
+def test_images_of_one_name_do_not_overwrite_each_other(tmp_path, images):
     twin = tmp_path / "elsewhere" / "a.jpg"
     twin.parent.mkdir()
     twin.write_bytes(b"twin")

@@ -137,15 +137,15 @@ def test_evaluate_on_what_does_not_exist(trained, tmp_path):
 
 
 def test_demo(trained, tmp_path):
-    picture = tmp_path / "out" / "demo.png"
-    result = run("demo", "--model", trained, "--seed", 5, "--text", "Where is the red cup?", "--out", picture)
+    image = tmp_path / "out" / "demo.png"
+    result = run("demo", "--model", trained, "--seed", 5, "--text", "Where is the red cup?", "--out", image)
     assert result.exit_code == 0, result.output
     assert "Where is the red cup?" in result.stdout
-    assert Image.open(picture).size == (480, 480 + 32)  # one line of text above it
-    again = run("demo", "--model", trained, "--seed", 5, "--out", picture, "--json")
+    assert Image.open(image).size == (480, 480 + 32)  # one line of text above it
+    again = run("demo", "--model", trained, "--seed", 5, "--out", image, "--json")
     assert again.exit_code == 0, again.output
     assert len(json.loads(again.stdout)) == 3
-    assert not list(picture.parent.glob("*.partial"))
+    assert not list(image.parent.glob("*.partial"))
 
 
 def test_train_refuses_an_unknown_recipe(tmp_path):

@@ -99,6 +99,6 @@ __all__ = [
     "load_case",
     "load_meta",
     "load_tensors",
-    "picture",
+    "recorded_image",
     "recorded_inputs",
 ]

@@ -16,7 +16,7 @@ META = json.loads((RECORDED / "meta.json").read_text(encoding="utf-8"))
 PHI_3_META = json.loads((RECORDED / "phi3" / "meta.json").read_text(encoding="utf-8"))
 TEMPLATES = json.loads((RECORDED / "templates.json").read_text(encoding="utf-8"))
 CASES = {case["name"]: case for case in META["cases"]}
-# Where the original puts the picture, and how many tokens it takes there.
+# Where the original puts the image, and how many tokens it takes there.
 IMAGE_PLACE, IMAGE_TOKENS = -200, 64
 CHECKPOINT = RECORDED / "checkpoint" / "vip-llava-7b"
 PHI_3 = RECORDED / "phi3" / "vip-llava-phi-3"
@@ -40,12 +40,12 @@ def phi_3_tensors() -> dict[str, torch.Tensor]:
 
 
 def recorded_image(index: int, blended: bool = True) -> Image.Image:
-    """A recorded picture, with its visual prompt on it or without."""
+    """A recorded image, with its visual prompt on it or without."""
     return Image.open(RECORDED / f"image{index}{'_blended' if blended else ''}.png")
 
 
 def recorded_pixels(index: int, aspect_ratio: str) -> tuple[np.ndarray, torch.Tensor]:
-    """A picture as the model sees it, as 8-bit values and normalised; of these the former were stored."""
+    """An image as the model sees it, as 8-bit values and normalised; of these the former were stored."""
     stored = tensors()[f"image{index}.pixel_values.{aspect_ratio}_uint8"]
     return stored.numpy(), normalised_pixels(stored)
 
@@ -56,7 +56,7 @@ def normalised_pixels(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def with_expanded_image(ids: torch.Tensor, image_token_id: int, filler: int | None = None) -> list[int]:
-    """Ids with the picture's place expanded; `filler` stands there instead of the image token."""
+    """Ids with the image's place expanded; `filler` stands there instead of the image token."""
     (place,) = torch.nonzero(ids == IMAGE_PLACE).flatten().tolist()
     token = image_token_id if filler is None else filler
     return [*ids[:place].tolist(), *[token] * IMAGE_TOKENS, *ids[place + 1 :].tolist()]

@@ -250,7 +250,7 @@ def favour_slots(model, seg: float = 2.0, rej: float = 3.0) -> None:
 
 
 def images(count: int, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Both views of `count` random pictures of different sizes."""
+    """Both views of `count` random images of different sizes."""
     generator = torch.Generator().manual_seed(seed)
     sizes = torch.tensor([[40, 50], [64, 64], [30, 20]])[torch.arange(count) % 3]
     resized = torch.tensor([[51, 64], [64, 64], [64, 43]])[torch.arange(count) % 3]
@@ -258,7 +258,7 @@ def images(count: int, seed: int = 0) -> dict[str, torch.Tensor]:
         "pixel_values": torch.randn(count, 3, 28, 28, generator=generator),
         "sam_pixel_values": torch.randn(count, 3, SAM_SIDE, SAM_SIDE, generator=generator),
         "original_sizes": sizes,
-        "sam_resized_sizes": resized,
+        "reshaped_input_sizes": resized,
     }
 
 

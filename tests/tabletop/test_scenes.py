@@ -20,7 +20,7 @@ from reasonseg.tabletop.scenes import (
 from reasonseg.tabletop.sprites import KINDS, NUM_POSES, VIEWS, get_sprite
 
 
-# Digests of picture and numbers. A change here changes every data set that was written before: raise FORMAT_VERSION.
+# Digests of image and numbers. A change here changes every data set that was written before: raise FORMAT_VERSION.
 DIGESTS = {
     ("train", 0, 0, 160): "92ed189a530c205a",
     ("validation", 3, 0, 112): "15ba20a920a57d07",
@@ -60,7 +60,7 @@ def test_scenes_differ_by_split_index_and_seed():
     assert len({digest(scene) for scene in scenes}) == 4
 
 
-def test_numbers_describe_the_picture(scenes):
+def test_numbers_describe_the_image(scenes):
     for scene in every_scene(scenes):
         assert 2 <= len(scene.objects) <= 7
         assert scene.image.shape == (96, 96, 3)

@@ -48,7 +48,7 @@ def test_centres_are_those_of_the_thing_that_fills_a_patch(scenes):
     assert checked > 20
 
 
-def test_pictures_must_divide_into_patches(scenes):
+def test_images_must_divide_into_patches(scenes):
     with pytest.raises(ValueError, match="160 pixels do not divide into 7 patches"):
         patch_labels(scenes, 7)
 

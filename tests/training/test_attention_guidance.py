@@ -28,7 +28,7 @@ def model(processor):
 
 @pytest.fixture(scope="module")
 def batch(processor):
-    """Two conversations; the target of the first lies in the upper left quarter of the picture."""
+    """Two conversations; the target of the first lies in the upper left quarter of the image."""
     scene = draw_scene("train", 0)
     mask = torch.zeros(scene.size, scene.size, dtype=torch.bool)
     mask[: scene.size // 2, : scene.size // 2] = True

@@ -59,7 +59,7 @@ ROWS = [
     {
         "id": "plain",
         "image": "a.png",
-        "conversations": [{"from": "human", "value": "Caption it.\n<image>"}, {"from": "gpt", "value": "a picture"}],
+        "conversations": [{"from": "human", "value": "Caption it.\n<image>"}, {"from": "gpt", "value": "an image"}],
     },
 ]
 
@@ -96,7 +96,7 @@ def test_dialogues_depend_on_seed_epoch_and_row(data):
     assert dialogues[0].image.tobytes() != first[0].image.tobytes()
     assert RegionDialogues(data / "rows.json", seed=2)[0].image.tobytes() != first[0].image.tobytes()
     assert dialogues[3].image is None
-    # the original's short descriptions come without their picture
+    # the original's short descriptions come without their image
     assert dialogues[1].image is None
     shown = RegionDialogues(data / "rows.json", add_missing_images=True)[1]
     assert shown.image is not None
@@ -154,10 +154,10 @@ def test_captions(data, processor):
     collator = DialogueCollator(processor, captions=True, pad_images=False)
     batch = collator([dialogues[4], dialogues[2]])
     said = [processor.tokenizer.decode(row[row != -100]).strip() for row in batch["labels"]]
-    assert said == ["a picture", "2"]
+    assert said == ["an image", "2"]
     assert (batch["labels"] != -100).sum(1).tolist() == (batch["attention_mask"].sum(1) - 1 - IMAGE_TOKENS).tolist()
     # The caption begins like a text of its own, as in the original, which encodes it apart.
-    caption = processor.tokenizer("a picture\n", add_special_tokens=False)["input_ids"]
+    caption = processor.tokenizer("an image\n", add_special_tokens=False)["input_ids"]
     image = [processor.image_token_id] * IMAGE_TOKENS
     assert batch["input_ids"][0].tolist() == [processor.tokenizer.bos_token_id, *image, *caption]
     padded = DialogueCollator(processor, captions=True)([dialogues[4]])

@@ -101,7 +101,7 @@ def test_masking_batches(processor, model):
     assert float(weighted) == pytest.approx(sum(parts) / 3, rel=1e-4)
 
 
-def test_the_discriminator_is_asked_about_the_masked_picture(processor):
+def test_the_discriminator_is_asked_about_the_masked_image(processor):
     examples = sided_examples(2)
     batch = DiscriminatorCollator(processor)(examples)
     assert set(batch) == {"pixel_values", "input_ids", "attention_mask", "labels"}
