@@ -6,7 +6,7 @@ from .modeling_reasoning_segmentation import ComposedForReasoningSegmentation
 
 class LisaForReasoningSegmentation(ComposedForReasoningSegmentation):
     r"""
-    LISA. All of it is [`ComposedForReasoningSegmentation`]; this class gives checkpoints their name and their defaults.
+    LISA: a [`ComposedForReasoningSegmentation`] whose class gives checkpoints their name and their defaults.
 
     Args:
         config ([`LisaConfig`]): What to compose.
