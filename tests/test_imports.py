@@ -299,3 +299,11 @@ def test_the_table_names_tests_that_exist():
     named = set(re.findall(r"`(tests/[\w/.]+)`", table))
     assert len(named) > 10
     assert not [path for path in named if not (ROOT / path).exists()]
+
+
+def test_the_map_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = text.partition("| question | file |")[2].partition("\n\n")[0]
+    named = re.findall(r"\| `([\w/.<>-]+)` \|", table)
+    assert len(named) >= 25
+    assert not [path for path in named if not list(ROOT.glob(path.replace("<system>", "*")))]
