@@ -135,7 +135,7 @@ def evaluate(
     if not len(questions):
         raise ValueError("There is no question to evaluate; an empty data set has no scores.")
     check_rejections(processor, questions, protocol)
-    if protocol == "paper" and model.config.seg_token_id is None:
+    if protocol == "paper" and getattr(model.config, "seg_token_id", None) is None:
         raise ValueError(
             f"The protocol 'paper' gives an answer with [SEG] for every target, and {type(model).__name__} has no "
             "such token. Use the protocol 'free'."

@@ -86,7 +86,8 @@ def test_what_the_unet_sees(model, processor, recorded):
 # With several images the original's VAE leaves its channels last in memory. For that layout torch takes a variance as
 # E[x^2] - E[x]^2, and this UNet's first norm behind the time embedding has groups of one channel whose mean is up to
 # 112 times their deviation: the last bits of its input, 1e-7, come out as 1e-4 to 1e-3. Which bits these are depends
-# on how the convolution before it is shared out among threads, two of them in the recorded run.
+# on how the convolution before it is shared out among threads, two of them in the recorded run, and on the processor:
+# the recording itself is 5.0e-4 away from the exact features, and runs on different processors 2.2e-5 to 1.1e-4 from it.
 THREADS_OF_THE_RECORDING = 2
 ENSEMBLE = "batch2_ens"
 
@@ -110,8 +111,8 @@ def ensemble(model, processor, monkeypatch):
 def test_ensemble_over_a_batch(model, recorded, ensemble):
     output = model.get_image_features(ensemble, **noise(recorded, ENSEMBLE))
     tokens = torch.stack(output.pooler_output)
-    assert in_norm(output.diffusion_features, recorded[f"{ENSEMBLE}.feat_up1"]) < 1e-4
-    assert in_norm(tokens, recorded[f"{ENSEMBLE}.projected_tokens"]) < 1e-4
+    assert in_norm(output.diffusion_features, recorded[f"{ENSEMBLE}.feat_up1"]) < 2e-4
+    assert in_norm(tokens, recorded[f"{ENSEMBLE}.projected_tokens"]) < 2e-4
 
     diffusion = model.model.diffusion
     _, view = model.model.two_views(ensemble)
