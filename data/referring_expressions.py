@@ -33,6 +33,7 @@ PURPOSES = ("training", "validation")
 
 # pycocotools needs memory for every pixel along an outline, also far outside the image.
 _MOST_OUTLINE_PIXELS = 2**22
+_FAR = 2.0**24
 _MOST_PARTS = 4096
 _FEWEST_NUMBERS = 6  # three corners
 _NO_TARGET = -1
@@ -115,28 +116,63 @@ def quirks_of(original: str, purpose: str, lists_targets: bool) -> Quirks:
     )
 
 
-class Target(NamedTuple):
+class Annotation(NamedTuple):
     """An annotation of `instances.json`: its id and its `segmentation` as the file has it."""
 
     ann_id: int
     segmentation: Any
 
 
-@dataclass(frozen=True)
+@dataclass
+class ReferredMask:
+    """The mask of a reference, painted when it is first asked for.
+
+    Args:
+        annotations (`list[Annotation]`): What is referred to; none for an absent object.
+        size (`tuple[int, int]`): (height, width) of the image.
+        quirks (`Quirks`): How it is painted.
+        what (`str`): The file and the reference, as messages name it.
+    """
+
+    annotations: list[Annotation]
+    size: tuple[int, int]
+    quirks: Quirks
+    what: str
+    _painted: np.ndarray | None = None
+
+    def __call__(self) -> np.ndarray:
+        """
+        Returns:
+            `np.ndarray`: `(height, width)` uint8: 0 and 1, with `counts_parts` also more. Not to be written to.
+
+        Raises:
+            DataFileError: If it cannot be painted, or the original that is followed cannot; with file and annotation.
+        """
+        if self._painted is None:
+            self._painted = paint(self.annotations, self.size, self.quirks, self.what)
+        return self._painted
+
+
+@dataclass
 class Expression:
     """One sentence about an image.
 
     Args:
         text (`str`): As in the file.
         ref_id (`int`): Its reference. The sentences of a reference share a mask.
-        targets (`tuple[Target, ...]`): What it refers to; none for an absent object.
-        ann_ids (`int` or `list[int]`): The targets as the file names them, `[-1]` or `[]` for none.
+        ann_ids (`int` or `list[int]`): What it refers to, as the file has it; `[-1]` or `[]` for nothing.
+        mask (`ReferredMask`): Called, it gives the mask.
     """
 
     text: str
     ref_id: int
-    targets: tuple[Target, ...] = field(repr=False)
     ann_ids: int | list[int]
+    mask: ReferredMask = field(repr=False)
+
+    @property
+    def wordings(self) -> tuple[str, ...]:
+        """How it can be called: as the sentence says."""
+        return (self.text,)
 
 
 @dataclass
@@ -144,51 +180,36 @@ class ReferringItem:
     """An image with every expression that a split has for it.
 
     Args:
-        image (`Path`): The file.
+        path (`Path`): The image file.
         image_id (`int`): Its id in `instances.json`.
         size (`tuple[int, int]`): (height, width) in pixels; those of the masks.
-        expressions (`list[Expression]`): In the order of the file of references.
+        targets (`list[Expression]`): In the order of the file of references.
         source, split (`str`): Names of the data set and of the split.
         original, purpose (`str`): Whose reader is followed, and which.
         quirks (`Quirks`): How masks are painted and texts are worded.
-        annotations (`Path`): The file that the masks come from.
+        annotations_file (`Path`): The file that the masks come from.
     """
 
-    image: Path
+    path: Path
     image_id: int
     size: tuple[int, int]
-    expressions: list[Expression]
+    targets: list[Expression]
     source: str
     split: str
     original: str
     purpose: str
     quirks: Quirks
-    annotations: Path
-    _painted: dict[int, np.ndarray] = field(default_factory=dict, repr=False)
+    annotations_file: Path
 
     @property
     def sentences(self) -> list[str]:
-        return [expression.text for expression in self.expressions]
-
-    def mask(self, index: int) -> np.ndarray:
-        """The mask of an expression.
-
-        Returns:
-            `np.ndarray`: `(height, width)` uint8: 0 and 1, with `counts_parts` also more. Not to be written to.
-
-        Raises:
-            DataFileError: If it cannot be painted, or the original that is followed cannot; with file and annotation.
-        """
-        expression = self.expressions[index]
-        if expression.ref_id not in self._painted:
-            what = f"{self.annotations}: reference {expression.ref_id} of image {self.image_id}"
-            self._painted[expression.ref_id] = paint(expression.targets, self.size, self.quirks, what)
-        return self._painted[expression.ref_id]
+        return [expression.text for expression in self.targets]
 
     def masks(self, indices: Sequence[int] | None = None) -> np.ndarray:
-        """The masks of some expressions, or of all: `(expressions, height, width)` uint8; see `mask`."""
-        chosen = range(len(self.expressions)) if indices is None else indices
-        return np.stack([self.mask(index) for index in chosen]) if len(chosen) else np.zeros((0, *self.size), np.uint8)
+        """The masks of some expressions, or of all: `(expressions, height, width)` uint8; see `ReferredMask`."""
+        chosen = range(len(self.targets)) if indices is None else indices
+        masks = [self.targets[index].mask() for index in chosen]
+        return np.stack(masks) if masks else np.zeros((0, *self.size), np.uint8)
 
     def load_image(self) -> Image.Image:
         """The image, upright and in RGB.
@@ -197,13 +218,13 @@ class ReferringItem:
             DataFileError: If it is missing, cannot be decoded, or has another size than its masks.
         """
         try:
-            image = load_rgb_image(self.image)
+            image = load_rgb_image(self.path)
         except ValueError as error:
             raise DataFileError(f"{self.source}, image {self.image_id}: {error}") from None
         if (image.height, image.width) != self.size:
             raise DataFileError(
-                f"{self.image} is {image.height} x {image.width} pixels (height, width), and {self.annotations} gives "
-                f"image {self.image_id} as {self.size[0]} x {self.size[1]}; the masks would not lie on it."
+                f"{self.path} is {image.height} x {image.width} pixels (height, width), and {self.annotations_file} "
+                f"gives image {self.image_id} as {self.size[0]} x {self.size[1]}; the masks would not lie on it."
             )
         return image
 
@@ -216,7 +237,7 @@ class _Reference(NamedTuple):
     sentences: list[str]
 
     @property
-    def targets(self) -> list[int]:
+    def referred(self) -> list[int]:
         if isinstance(self.ann_ids, int):
             return [self.ann_ids]
         return [] if self.ann_ids == [_NO_TARGET] else self.ann_ids
@@ -278,7 +299,7 @@ class ReferringExpressions(Sequence[ReferringItem]):
 
         references = _read_references(self.references_file)
         chosen = _of_split(references, split, name, self.references_file)
-        self._records, targets = _read_annotations(self.annotations_file, references, self.references_file)
+        self._records, segmentations = _read_annotations(self.annotations_file, references, self.references_file)
         self._by_image: dict[int, list[_Reference]] = {}
         for reference in chosen:
             self._by_image.setdefault(reference.image_id, []).append(reference)
@@ -292,7 +313,7 @@ class ReferringExpressions(Sequence[ReferringItem]):
                     f"{self.annotations_file} does not have."
                 )
         self._records = {image_id: self._records[image_id] for image_id in self.image_ids}
-        self._targets = {ann_id: targets[ann_id] for reference in chosen for ann_id in reference.targets}
+        self._segmentations = {ann_id: segmentations[ann_id] for reference in chosen for ann_id in reference.referred}
         self._wordless = 0 if self.quirks.keeps_wordless else self._leave_out_wordless()
         self._log()
 
@@ -334,17 +355,19 @@ class ReferringExpressions(Sequence[ReferringItem]):
         image_id = self.image_ids[index]
         record, what = self._records[image_id], f"{self.annotations_file}, image {image_id}"
         try:
-            image, size = file_in(self._images, record.get("file_name")), _size(record, what)
+            path, size = file_in(self._images, record.get("file_name")), _size(record, what)
         except ValueError as error:
             raise DataFileError(f"{what}: {error}") from None
-        expressions = [
-            Expression(text, reference.ref_id, targets, reference.ann_ids)
-            for reference in self._by_image[image_id]
-            for targets in [tuple(Target(ann_id, self._targets[ann_id]) for ann_id in reference.targets)]
-            for text in reference.sentences
-        ]
+        expressions = []
+        for reference in self._by_image[image_id]:
+            annotations = [Annotation(ann_id, self._segmentations[ann_id]) for ann_id in reference.referred]
+            named = f"{self.annotations_file}: reference {reference.ref_id} of image {image_id}"
+            mask = ReferredMask(annotations, size, self.quirks, named)
+            expressions += [
+                Expression(text, reference.ref_id, reference.ann_ids, mask) for text in reference.sentences
+            ]
         names = (self.name, self.split, self.original, self.purpose)
-        return ReferringItem(image, image_id, size, expressions, *names, self.quirks, self.annotations_file)
+        return ReferringItem(path, image_id, size, expressions, *names, self.quirks, self.annotations_file)
 
     def _leave_out_wordless(self) -> int:
         before = self.num_expressions
@@ -363,11 +386,11 @@ class ReferringExpressions(Sequence[ReferringItem]):
         if self._wordless:
             notes.append(f"{self._wordless} sentences without a word left out")
         if not self.quirks.draws_degenerate:
-            left_out = sum(map(_num_degenerate, self._targets.values()))
+            left_out = sum(map(_num_degenerate, self._segmentations.values()))
             notes += [f"{left_out} outlines without three whole corners left out"] * bool(left_out)
         if self.original == "gsva" and self.purpose == "training":
             absent = sum(
-                not any(self._targets[ann_id] for reference in references for ann_id in reference.targets)
+                not any(self._segmentations[ann_id] for reference in references for ann_id in reference.referred)
                 for references in self._by_image.values()
             )
             notes += [f"{absent} images without any target, which training passes over"] * bool(absent)
@@ -391,24 +414,26 @@ def refer_seg_folder(root: str | Path) -> Path:
     raise DataFileError(f"{root / 'refer_seg'} does not exist; it holds the data sets of referring expressions.")
 
 
-def paint(targets: Sequence[Target], size: tuple[int, int], quirks: Quirks, what: str = "The reference") -> np.ndarray:
-    """The mask of a reference: what any of its targets covers.
+def paint(
+    annotations: Sequence[Annotation], size: tuple[int, int], quirks: Quirks, what: str = "The reference"
+) -> np.ndarray:
+    """The mask of a reference: what any of its annotations covers.
 
     Args:
-        targets (`Sequence[Target]`): Each a list of polygons, of run lengths, or run lengths alone; an empty list is
-            an empty mask, and so is no target.
+        annotations (`Sequence[Annotation]`): Each a list of polygons, of run lengths, or run lengths alone; an empty
+            list is an empty mask, and so is no annotation.
         size (`tuple[int, int]`): (height, width) of the image.
         quirks (`Quirks`): How it is painted.
         what (`str`, *optional*): The reference, as messages shall name it.
 
     Returns:
-        `np.ndarray`: `(height, width)` uint8; see `ReferringItem.mask`.
+        `np.ndarray`: `(height, width)` uint8; see `ReferredMask`.
 
     Raises:
-        DataFileError: If a target cannot be painted, or could not be by the original that is followed.
+        DataFileError: If an annotation cannot be painted, or could not be by the original that is followed.
     """
     mask, outlined = np.zeros(size, np.uint8), 0
-    for ann_id, segmentation in targets:
+    for ann_id, segmentation in annotations:
         where = f"{what}, annotation {ann_id}"
         parts = _parts(segmentation, size, quirks, where)
         outlined += bool(parts) or not segmentation
@@ -416,10 +441,10 @@ def paint(targets: Sequence[Target], size: tuple[int, int], quirks: Quirks, what
         for part in parts:  # one at a time: all at once can be any number of images
             covered += part if isinstance(part, np.ndarray) else coco_mask.decode(part)
         mask |= covered
-    if targets and not outlined and quirks.needs_an_outline:
+    if annotations and not outlined and quirks.needs_an_outline:
         raise DataFileError(
             f"{what} has only outlines of fewer than three whole corners, at which GSVA's evaluation stops; mend "
-            f"annotation {targets[0].ann_id}, or read it without following the original."
+            f"annotation {annotations[0].ann_id}, or read it without following the original."
         )
     return mask if quirks.counts_parts else (mask != 0).astype(np.uint8)
 
@@ -465,8 +490,8 @@ def _outlines(segmentation: list[Any], size: tuple[int, int], quirks: Quirks) ->
             numbers = np.zeros((0, 0))
         if not isinstance(part, list) or numbers.ndim != 1 or not np.isfinite(numbers).all():
             raise ValueError(f"it has the outline {reprlib.repr(part)}; give x1, y1, x2, y2, x3, y3 ... in pixels.")
-        steps = np.abs(np.diff(numbers[: len(numbers) // 2 * 2].reshape(-1, 2), axis=0, prepend=0))
-        if not steps.sum() <= _MOST_OUTLINE_PIXELS:
+        steps = np.diff(numbers[: len(numbers) // 2 * 2].reshape(-1, 2).clip(-_FAR, _FAR), axis=0, prepend=0)
+        if np.abs(steps).sum() > _MOST_OUTLINE_PIXELS:
             raise ValueError(f"it has the outline {reprlib.repr(part)}, which is longer than any image.")
         corners.append(part)
     if not quirks.draws_degenerate:
@@ -569,7 +594,7 @@ def _read_annotations(
     images, annotations = (_by_id(content, key, path) for key in ("images", "annotations"))
     segmentations = {}
     for reference in references:
-        for ann_id in reference.targets:
+        for ann_id in reference.referred:
             annotation = annotations.get(ann_id)
             if annotation is None or "segmentation" not in annotation:
                 lacks = "does not have" if annotation is None else "gives no segmentation"
@@ -607,12 +632,13 @@ def _check_choice(what: str, given: str, allowed: Mapping[str, Any] | Sequence[s
 __all__ = [
     "ORIGINALS",
     "REFERRING_SETS",
+    "Annotation",
     "Expression",
     "Quirks",
+    "ReferredMask",
     "ReferringExpressions",
     "ReferringItem",
     "ReferringSet",
-    "Target",
     "paint",
     "quirks_of",
     "refer_seg_folder",

@@ -4,9 +4,8 @@ LISA has one conversation per expression, `Can you segment the {} in this image?
 image with all names in it, `Sure, they are a cat:[SEG], a dog:[REJ].` An `[REJ]` stands where the mask is empty.
 """
 
-import random
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -48,22 +47,17 @@ GSVA_EVALUATION = " What are {class_name}in this image? Please output segmentati
 GSVA_EVALUATION_ANSWER = ("Sure,", "{class_name}:[SEG]")
 
 
-@dataclass
-class RandomCalls:
-    """The two generators that the originals draw from, side by side.
+class RandomCalls(Protocol):
+    """Those of the originals that choose what is asked; from Python's generator and from numpy's."""
 
-    Args:
-        python (`random.Random`): For data sets, images and texts.
-        numpy (`np.random.RandomState`): For sentences and GSVA's styles of answer.
-    """
+    def choice(self, count: int) -> int:
+        """Index of what `random.choice` takes from a list of so many."""
 
-    python: random.Random
-    numpy: np.random.RandomState
+    def subset(self, count: int, size: int) -> list[int]:
+        """Indices of what `np.random.choice(list, size, replace=False)` takes, in the order it draws them."""
 
-    @classmethod
-    def seeded(cls, seed: int) -> "RandomCalls":
-        """As after `random.seed(seed)` and `numpy.random.seed(seed)`."""
-        return cls(random.Random(seed), np.random.RandomState(seed))
+    def style(self, count: int) -> int:
+        """`np.random.randint(0, count)`."""
 
 
 @dataclass
@@ -74,7 +68,7 @@ class ReferringSample:
         item (`ReferringItem`): The image.
         indices (`list[int]`): Which of its expressions, in the order in which they are asked.
         questions, answers (`list[str]`): One per conversation, without the image's place and the chat template.
-        masks (`np.ndarray`): `(expressions, height, width)` uint8; see `ReferringItem.mask`.
+        masks (`np.ndarray`): `(expressions, height, width)` uint8; see `ReferredMask`.
     """
 
     item: ReferringItem
@@ -85,14 +79,14 @@ class ReferringSample:
 
     @property
     def sentences(self) -> list[str]:
-        return [self.item.expressions[index].text for index in self.indices]
+        return [self.item.targets[index].text for index in self.indices]
 
     def example(self) -> Example:
         """As training and evaluation take it. LISA's empty masks belong to a `[SEG]`, GSVA's to a `[REJ]`."""
         if self.item.original == "lisa":
-            return Example(self.item.image, self.questions, self.answers, [[mask] for mask in self.masks])
+            return Example(self.item.path, self.questions, self.answers, [[mask] for mask in self.masks])
         masks = [mask if mask.any() else None for mask in self.masks]
-        return Example(self.item.image, self.questions, self.answers, [masks])
+        return Example(self.item.path, self.questions, self.answers, [masks])
 
 
 def draw(item: ReferringItem, rng: RandomCalls, count: int = 3) -> ReferringSample | None:
@@ -101,7 +95,7 @@ def draw(item: ReferringItem, rng: RandomCalls, count: int = 3) -> ReferringSamp
 
     Args:
         item (`ReferringItem`): The image.
-        rng (`RandomCalls`): The generators.
+        rng (`RandomCalls`): Decides everything.
         count (`int`): Expressions; all, in the order of the file, where there are fewer.
 
     Returns:
@@ -110,66 +104,18 @@ def draw(item: ReferringItem, rng: RandomCalls, count: int = 3) -> ReferringSamp
     Raises:
         DataFileError: If a mask cannot be painted, or GSVA has no name for an expression.
     """
-    available = len(item.expressions)
-    indices = list(range(available))
-    if available >= count:
-        indices = rng.numpy.choice(indices, size=count, replace=False).tolist()
+    indices = list(range(len(item.targets)))
+    if len(indices) >= count:
+        indices = rng.subset(len(indices), count)
     if item.original == "lisa":
-        chosen = [(rng.python.choice(LISA_QUESTIONS), rng.python.choice(LISA_ANSWERS)) for _ in indices]
-        return _lisa_sample(item, indices, chosen)
-    style = GSVA_ANSWERS[rng.numpy.randint(0, len(GSVA_ANSWERS))]
-    sample = _gsva_sample(item, indices, rng.python.choice(GSVA_QUESTIONS), style)
+        texts = [
+            (LISA_QUESTIONS[rng.choice(len(LISA_QUESTIONS))], LISA_ANSWERS[rng.choice(len(LISA_ANSWERS))])
+            for _ in indices
+        ]
+        return _lisa_sample(item, indices, texts)
+    style = GSVA_ANSWERS[rng.style(len(GSVA_ANSWERS))]
+    sample = _gsva_sample(item, indices, GSVA_QUESTIONS[rng.choice(len(GSVA_QUESTIONS))], style)
     return sample if sample.masks.any() else None
-
-
-def draw_from(
-    data_sets: Sequence[Sequence[ReferringItem]], rng: RandomCalls, count: int = 3, most_tries: int = 1000
-) -> ReferringSample:
-    """
-    Draw a data set, an image of it and what is asked, each as likely as the others; again where an image has no mask.
-
-    Args:
-        data_sets (`Sequence[ReferringExpressions]`): In the order of the originals' `refer_seg_data`.
-        rng, count: As in `draw`.
-        most_tries (`int`): Images without a mask after which it is an error.
-
-    Raises:
-        ValueError: If no image with a mask is found, or a data set is empty.
-    """
-    for _ in range(most_tries):
-        data = data_sets[rng.python.randint(0, len(data_sets) - 1)]
-        sample = draw(data[rng.python.randint(0, len(data) - 1)], rng, count)
-        if sample is not None:
-            return sample
-    raise ValueError(f"{most_tries} images were drawn of which no expression has a mask.")
-
-
-def draw_in_order(
-    data_set: Sequence[ReferringItem], index: int, rng: RandomCalls, count: int = 5, as_original: bool = True
-) -> ReferringSample:
-    """
-    Draw what is asked about the image with a number: GSVA's `--no_sampling`, which goes through one data set.
-
-    Args:
-        data_set (`ReferringExpressions`): The data set.
-        index (`int`): The image.
-        rng, count: As in `draw`.
-        as_original (`bool`): Where no expression has a mask, GSVA takes image 0, and for ever if it is that. False
-            takes the next one that has a mask.
-
-    Raises:
-        ValueError: If no image is found.
-    """
-    following = (index, 0) if as_original else ((index + step) % len(data_set) for step in range(len(data_set)))
-    for place in following:
-        rng.python.randint(0, 0)  # the data set, of one
-        sample = draw(data_set[place], rng, count)
-        if sample is not None:
-            return sample
-    raise ValueError(
-        f"No expression of image {index} has a mask, nor of {'image 0' if as_original else 'any other'}, which is taken "
-        "in its place."
-    )
 
 
 def candidates(item: ReferringItem, template: int = 0) -> ReferringSample:
@@ -179,7 +125,7 @@ def candidates(item: ReferringItem, template: int = 0) -> ReferringSample:
         item (`ReferringItem`): The image.
         template (`int`): Number of the question and of the answer, each counted round its list.
     """
-    indices = list(range(len(item.expressions)))
+    indices = list(range(len(item.targets)))
     if item.original == "lisa":
         texts = (LISA_QUESTIONS[template % len(LISA_QUESTIONS)], LISA_ANSWERS[template % len(LISA_ANSWERS)])
         return _lisa_sample(item, indices, [texts] * len(indices))
@@ -189,7 +135,7 @@ def candidates(item: ReferringItem, template: int = 0) -> ReferringSample:
 
 def validation_sample(item: ReferringItem) -> ReferringSample:
     """All expressions of an image as the originals' evaluations ask them, with the right answer, which they give."""
-    indices = list(range(len(item.expressions)))
+    indices = list(range(len(item.targets)))
     if item.original == "lisa":
         return _lisa_sample(item, indices, [LISA_EVALUATION] * len(indices))
     question = GSVA_EVALUATION if item.quirks.omits_space else GSVA_EVALUATION.replace("}in", "} in")
@@ -198,7 +144,7 @@ def validation_sample(item: ReferringItem) -> ReferringSample:
 
 def _lisa_sample(item: ReferringItem, indices: list[int], texts: list[tuple[str, str]]) -> ReferringSample:
     questions = [
-        question.format(class_name=item.expressions[index].text.strip().lower())
+        question.format(class_name=item.targets[index].text.strip().lower())
         for index, (question, _) in zip(indices, texts, strict=True)
     ]
     return ReferringSample(item, indices, questions, [answer for _, answer in texts], item.masks(indices))
@@ -217,7 +163,7 @@ def _gsva_sample(item: ReferringItem, indices: list[int], question: str, style: 
 
 def _gsva_name(item: ReferringItem, index: int) -> str:
     """A sentence without spaces and full stops around it; a space before the full stop stays."""
-    expression, training = item.expressions[index], item.purpose == "training"
+    expression, training = item.targets[index], item.purpose == "training"
     name = expression.text.strip()
     if training and not name:
         raise DataFileError(
@@ -238,11 +184,8 @@ __all__ = [
     "GSVA_QUESTIONS",
     "LISA_ANSWERS",
     "LISA_QUESTIONS",
-    "RandomCalls",
     "ReferringSample",
     "candidates",
     "draw",
-    "draw_from",
-    "draw_in_order",
     "validation_sample",
 ]
