@@ -508,8 +508,8 @@ class _Reader:
 
     def _refused(self, at: int) -> NoReturn:
         code = chr(self._content[at - 1])
-        known = pickletools.code2op.get(code)
-        raise _PickleError(f"it has the instruction {known.name}" if known else f"it has {code!r}, no instruction")
+        names = {opcode.code: opcode.name for opcode in pickletools.opcodes}
+        raise _PickleError(f"it has the instruction {names[code]}" if code in names else f"{code!r} is no instruction")
 
 
 _UINT2, _UINT4, _UINT8 = (struct.Struct(code).unpack_from for code in ("<H", "<I", "<Q"))
@@ -566,7 +566,7 @@ _INSTRUCTIONS = {
     "PROTO": _Reader._protocol,
     "FRAME": _Reader._frame,
 }
-_METHODS = [_Reader._refused] * 256
+_METHODS: list[Callable[[_Reader, int], int]] = [_Reader._refused] * 256
 for _opcode in pickletools.opcodes:
     _METHODS[ord(_opcode.code)] = _INSTRUCTIONS.get(_opcode.name, _Reader._refused)
 

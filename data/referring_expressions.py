@@ -9,9 +9,12 @@ Masks are painted when they are asked for, by the rules of the original that is 
 what the papers say, [`Quirks`] names them and switches them off.
 """
 
+import contextlib
+import json
 import logging
 import reprlib
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -243,7 +246,7 @@ class _Reference(NamedTuple):
         return [] if self.ann_ids == [_NO_TARGET] else self.ann_ids
 
 
-class ReferringExpressions(Sequence[ReferringItem]):
+class ReferringExpressions:
     """
     The images of one split of a data set; `len()` counts images, `num_expressions` sentences.
 
@@ -345,6 +348,9 @@ class ReferringExpressions(Sequence[ReferringItem]):
     def num_expressions(self) -> int:
         return sum(len(reference.sentences) for references in self._by_image.values() for reference in references)
 
+    def __iter__(self) -> Iterator[ReferringItem]:
+        return (self[index] for index in range(len(self)))
+
     def __getitem__(self, index: int) -> ReferringItem:
         """An image with all its expressions; nothing is decoded yet.
 
@@ -373,7 +379,7 @@ class ReferringExpressions(Sequence[ReferringItem]):
         before = self.num_expressions
         for image_id, references in self._by_image.items():
             worded = [
-                reference._replace(sentences=[text for text in reference.sentences if text.strip(". \t\n\r")])
+                reference._replace(sentences=[text for text in reference.sentences if text.strip().strip(".").strip()])
                 for reference in references
             ]
             self._by_image[image_id] = [reference for reference in worded if reference.sentences]
@@ -432,25 +438,25 @@ def paint(
     Raises:
         DataFileError: If an annotation cannot be painted, or could not be by the original that is followed.
     """
-    mask, outlined = np.zeros(size, np.uint8), 0
+    mask, outlined = np.zeros(size, np.uint8, order="F"), 0  # column by column, as run lengths count
     for ann_id, segmentation in annotations:
         where = f"{what}, annotation {ann_id}"
         parts = _parts(segmentation, size, quirks, where)
         outlined += bool(parts) or not segmentation
-        covered = np.zeros(size, np.uint8)
+        covered = np.zeros(size, np.uint8, order="F")
         for part in parts:  # one at a time: all at once can be any number of images
-            covered += part if isinstance(part, np.ndarray) else coco_mask.decode(part)
+            covered += fill_run_lengths(size, part) if isinstance(part, np.ndarray) else coco_mask.decode(part)
         mask |= covered
     if annotations and not outlined and quirks.needs_an_outline:
         raise DataFileError(
             f"{what} has only outlines of fewer than three whole corners, at which GSVA's evaluation stops; mend "
             f"annotation {annotations[0].ann_id}, or read it without following the original."
         )
-    return mask if quirks.counts_parts else (mask != 0).astype(np.uint8)
+    return np.ascontiguousarray(mask if quirks.counts_parts else (mask != 0).view(np.uint8))
 
 
 def _parts(segmentation: Any, size: tuple[int, int], quirks: Quirks, what: str) -> list[Any]:
-    """The parts of a target, each a mask of 0 and 1 or pycocotools' run lengths."""
+    """The parts of a target: run lengths, as an array of counts or as pycocotools has them."""
     try:
         if isinstance(segmentation, Mapping):
             _check_crowd(segmentation, quirks)
@@ -478,7 +484,7 @@ def _run_lengths(part: Any, size: tuple[int, int]) -> np.ndarray:
         raise ValueError(
             f"its run lengths are {found[0]} x {found[1]} (height, width) and its image {size[0]} x {size[1]}."
         )
-    return fill_run_lengths(found, counts).astype(np.uint8)
+    return counts
 
 
 def _outlines(segmentation: list[Any], size: tuple[int, int], quirks: Quirks) -> list[dict[str, Any]]:
@@ -488,7 +494,7 @@ def _outlines(segmentation: list[Any], size: tuple[int, int], quirks: Quirks) ->
             numbers = np.asarray(part, dtype=np.float64)
         except (ValueError, TypeError, OverflowError):
             numbers = np.zeros((0, 0))
-        if not isinstance(part, list) or numbers.ndim != 1 or not np.isfinite(numbers).all():
+        if not isinstance(part, (list, array)) or numbers.ndim != 1 or not np.isfinite(numbers).all():
             raise ValueError(f"it has the outline {reprlib.repr(part)}; give x1, y1, x2, y2, x3, y3 ... in pixels.")
         steps = np.diff(numbers[: len(numbers) // 2 * 2].reshape(-1, 2).clip(-_FAR, _FAR), axis=0, prepend=0)
         if np.abs(steps).sum() > _MOST_OUTLINE_PIXELS:
@@ -506,7 +512,7 @@ def _outlines(segmentation: list[Any], size: tuple[int, int], quirks: Quirks) ->
 
 
 def _is_degenerate(part: Any) -> bool:
-    return not isinstance(part, list) or len(part) < _FEWEST_NUMBERS or len(part) % 2 == 1
+    return not isinstance(part, (list, array)) or len(part) < _FEWEST_NUMBERS or len(part) % 2 == 1
 
 
 def _num_degenerate(segmentation: Any) -> int:
@@ -516,11 +522,11 @@ def _num_degenerate(segmentation: Any) -> int:
 
 
 def _size(record: Mapping[str, Any], what: str) -> tuple[int, int]:
-    size = (record.get("height"), record.get("width"))
-    if not all(map(_is_whole, size)):
-        raise ValueError(f"its height and width are {reprlib.repr(size)}; give whole numbers of pixels.")
-    check_pixel_count(*size, what, MAX_IMAGE_PIXELS)
-    return size
+    height, width = record.get("height"), record.get("width")
+    if not isinstance(height, int) or not isinstance(width, int):
+        raise ValueError(f"its height and width are {reprlib.repr((height, width))}; give whole numbers of pixels.")
+    check_pixel_count(height, width, what, MAX_IMAGE_PIXELS)
+    return height, width
 
 
 def _references_file(folder: Path, kind: ReferringSet, split_by: str) -> Path:
@@ -590,7 +596,7 @@ def _read_annotations(
     path: Path, references: list[_Reference], references_path: Path
 ) -> tuple[dict[int, Mapping[str, Any]], dict[int, Any]]:
     """The images of a file by their ids, and the segmentations that are referred to by theirs."""
-    content = read_json(path)
+    content = _read_instances(path)
     images, annotations = (_by_id(content, key, path) for key in ("images", "annotations"))
     segmentations = {}
     for reference in references:
@@ -604,6 +610,23 @@ def _read_annotations(
                 )
             segmentations[ann_id] = annotation["segmentation"]
     return images, segmentations
+
+
+def _read_instances(path: Path) -> Any:
+    """The file as JSON, its polygons as arrays: of a hundred megabytes of numbers, each would take four times as much
+    as an object, and again in every worker process."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_with_packed_polygons)
+    except (ValueError, RecursionError):
+        return read_json(path)  # which says what is wrong with it, and where
+
+
+def _with_packed_polygons(entry: dict[str, Any]) -> dict[str, Any]:
+    parts = entry.get("segmentation")
+    if isinstance(parts, list):
+        with contextlib.suppress(TypeError, OverflowError):  # what is no list of numbers stays, and is refused later
+            entry["segmentation"] = [array("d", part) if isinstance(part, list) else part for part in parts]
+    return entry
 
 
 def _by_id(content: Any, key: str, path: Path) -> dict[int, Mapping[str, Any]]:

@@ -108,7 +108,7 @@ HOSTILE = {
     "an outside buffer": (b"\x80\x05\x97.", "the instruction NEXT_BUFFER"),
     "DUP": (b"]2.", "the instruction DUP"),
     "a set": (b"\x80\x04\x8f.", "the instruction EMPTY_SET"),
-    "no instruction": (b"]\xff.", "no instruction"),
+    "no instruction": (b"]\xff.", "is no instruction"),
     "a protocol of the future": (b"\x80\x06N.", "it is of the protocol 6"),
     "attributes": (b"}}b.", "it sets attributes of a dict"),
     "attributes of a function": (b"c_codecs\nencode\n}b.", "it sets attributes of _codecs.encode"),
