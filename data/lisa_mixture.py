@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,12 +49,24 @@ GROUPS = ("sem_seg", "refer_seg", "vqa", "reason_seg")
 SEMANTIC_DATA = "ade20k||cocostuff||pascal_part||paco_lvis||mapillary"
 REFERRING_DATA = "refclef||refcoco||refcoco+||refcocog"
 
+
+def _referring_reader(name: str) -> Reader:
+    def read(root: Path, system: str, fixed: bool) -> TargetImages:
+        module = import_module(".referring_expressions", __package__)
+        return module.ReferringExpressions(root, name, original=system, as_original=not fixed)
+
+    return read
+
+
 SEMANTIC_READERS: dict[str, Reader] = {
     "ade20k": lambda root, system, fixed: Ade20k(root),
     "cocostuff": lambda root, system, fixed: CocoStuff(root),
     "mapillary": lambda root, system, fixed: MapillaryVistas(root, fixed),
     "paco_lvis": lambda root, system, fixed: PacoLvis(root),
     "pascal_part": lambda root, system, fixed: PascalPart(root),
+}
+REFERRING_READERS: dict[str, Reader] = {
+    name: _referring_reader(name) for name in ("refclef", "refcoco", "refcoco+", "refcocog", "grefcoco", "refzom")
 }
 
 
@@ -133,7 +146,7 @@ class LisaMixture:
         fixed (`bool`): Mend what is plainly wrong in the originals, see the readers, [`Wording`] and `no_sampling`:
             there an image without targets becomes the first image, and with `fixed` the next one.
         seed (`int`): Of all choices.
-        readers (`Mapping[str, Reader]`, *optional*): Further data sets by name, such as those of expressions.
+        readers (`Mapping[str, Reader]`, *optional*): Further data sets of classes or expressions, by name.
 
     Raises:
         ValueError: If a name is unknown, or rates and groups do not fit.
@@ -167,7 +180,7 @@ class LisaMixture:
         if classes_per_sample < 1:
             raise ValueError(f"classes_per_sample is {classes_per_sample}; it must be 1 or more.")
         wording = wording_of(system, fixed)
-        table = SEMANTIC_READERS | dict(readers or {})
+        table = SEMANTIC_READERS | REFERRING_READERS | dict(readers or {})
         data_sets = semantic.split("||") if "sem_seg" in names else []
         expressions = referring.split("||") if "refer_seg" in names else []
         if no_sampling and len(names) + max(len(data_sets), len(expressions), 1) > 2:
@@ -414,6 +427,7 @@ def _folder_and_splits(reasoning: str) -> tuple[str, str]:
 __all__ = [
     "GROUPS",
     "REFERRING_DATA",
+    "REFERRING_READERS",
     "SEMANTIC_DATA",
     "SEMANTIC_READERS",
     "InstructionItem",

@@ -5,6 +5,8 @@ the even-odd rule, row by row. So a polygon is about half a pixel larger than py
 line and one is a dot. OpenCV 5 paints other pixels.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 
 
@@ -43,33 +45,44 @@ def paint_polygon(corners: np.ndarray, size: tuple[int, int]) -> tuple[tuple[sli
     mask = np.zeros((max(bottom - top, 0), max(right - left, 0)), dtype=bool)
     if not mask.size:
         return part, mask
-    crossings = []
-    for start, end in zip(np.roll(corners, 1, axis=0).tolist(), corners.tolist(), strict=True):
-        visible = _clip(start, end, size)
-        if visible is not None:
-            columns, rows = _line(*visible)
-            mask[rows - top, columns - left] = True
-        crossings.append(_crossings(start, end, visible, height))
-    _fill(mask, crossings, top, left)
+    starts, ends = np.roll(corners, 1, axis=0), corners
+    limits = np.array([width, height])
+    inside = ((starts >= 0) & (starts < limits) & (ends >= 0) & (ends < limits)).all(axis=1)
+    visible, seen = np.concatenate([starts, ends], axis=1), inside.copy()
+    for edge in np.flatnonzero(~inside).tolist():
+        clipped = _clip(*visible[edge].tolist(), size)
+        if clipped is not None:
+            visible[edge], seen[edge] = clipped, True
+    columns, rows = _lines(visible[seen])
+    mask[rows - top, columns - left] = True
+    for row, first, after in _spans(starts, ends, visible, seen, inside, part):
+        mask[row, first:after] = True
     return part, mask
 
 
-def _line(start: tuple[int, int], end: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Columns and rows of an 8-connected line, always drawn from its left end."""
-    (x0, y0), (x1, y1) = (start, end) if start[0] <= end[0] else (end, start)
-    across, down = x1 - x0, abs(y1 - y0)
-    long, short = max(across, down), min(across, down)
-    steps = np.arange(long + 1)
+def _lines(ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Columns and rows of 8-connected lines `(lines, 4)` of `(x1, y1, x2, y2)`, each drawn from its left end."""
+    swapped = np.where((ends[:, 0] <= ends[:, 2])[:, None], ends, ends[:, [2, 3, 0, 1]])
+    x0, y0, x1, y1 = swapped.T
+    across, down = x1 - x0, np.abs(y1 - y0)
+    line, step = _counted(np.maximum(across, down) + 1)
+    long, short = np.maximum(np.maximum(across, down), 1)[line], np.minimum(across, down)[line]
     # Bresenham's error term in closed form: steps along the short axis after so many along the long one
-    aside = (2 * short * steps + long - 1) // (2 * long) if long else steps
-    along_x, along_y = (steps, aside) if across >= down else (aside, steps)
-    return x0 + along_x, y0 + along_y * (1 if y1 >= y0 else -1)
+    aside = (2 * short * step + long - 1) // (2 * long)
+    is_wide = (across >= down)[line]
+    along_x, along_y = np.where(is_wide, step, aside), np.where(is_wide, aside, step)
+    return x0[line] + along_x, y0[line] + along_y * np.where(y1 >= y0, 1, -1)[line]
 
 
-def _clip(start: list[int], end: list[int], size: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]] | None:
+def _counted(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For lengths 2 and 3: `[0, 0, 1, 1, 1]` and `[0, 1, 0, 1, 2]`."""
+    owners = np.repeat(np.arange(len(lengths)), lengths)
+    return owners, np.arange(len(owners)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+
+
+def _clip(x1: int, y1: int, x2: int, y2: int, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
     """The visible part of an edge by Cohen and Sutherland, in whole pixels; None outside the image."""
     right, bottom = size[1] - 1, size[0] - 1
-    (x1, y1), (x2, y2) = start, end
 
     def outside(x: int, y: int) -> int:
         return (x < 0) + 2 * (x > right) + 4 * (y < 0) + 8 * (y > bottom)
@@ -92,44 +105,39 @@ def _clip(start: list[int], end: list[int], size: tuple[int, int]) -> tuple[tupl
             if second:
                 bound = 0 if second == 1 else right
                 x2, y2, second = bound, y2 + int(float(bound - x2) * (y2 - y1) / (x2 - x1)), 0
-    return None if first | second else ((x1, y1), (x2, y2))
+    return None if first | second else (x1, y1, x2, y2)
 
 
-def _crossings(
-    start: list[int], end: list[int], visible: tuple[tuple[int, int], tuple[int, int]] | None, height: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the image that an edge crosses, its lowest one left out, and where, in 65536ths of a pixel."""
-    if start[1] == end[1]:
-        return np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64)
-    inside = visible is not None and visible == (tuple(start), tuple(end))
-    if inside or visible is None or visible[0][1] == visible[1][1]:
-        (x0, y0), (x1, y1) = start, end
-    else:
-        (x0, y0), (x1, y1) = visible
-    half = _HALF if inside else 0
+def _spans(
+    starts: np.ndarray,
+    ends: np.ndarray,
+    visible: np.ndarray,
+    seen: np.ndarray,
+    inside: np.ndarray,
+    part: tuple[slice, slice],
+) -> Iterator[tuple[int, int, int]]:
+    """(row, first column, column after the last) in a part of the image, from every odd crossing to the next one."""
+    (top, bottom), (left, right) = ((side.start, side.stop) for side in part)
+    crossing = starts[:, 1] != ends[:, 1]
+    use_visible = seen & (visible[:, 1] != visible[:, 3])
+    x0, y0, x1, y1 = np.where(use_visible[:, None], visible, np.concatenate([starts, ends], axis=1))[crossing].T
+    starts, ends, half = starts[crossing], ends[crossing], np.where(inside[crossing], _HALF, 0)
     rise, run = y1 - y0, (x1 - x0) << _SHIFT
-    slope = abs(run) // abs(rise) * (1 if (run >= 0) == (rise >= 0) else -1)  # C's division, towards zero
-    # from its upper end, which the division makes another line than from its lower one
-    x, y = (x0, y0) if start[1] < end[1] else (x1, y1)
-    rows = np.arange(max(min(start[1], end[1]), 0), max(0, min(max(start[1], end[1]), height)))
-    return rows, (x << _SHIFT) + half + (rows - y) * slope
-
-
-def _fill(mask: np.ndarray, crossings: list[tuple[np.ndarray, np.ndarray]], top: int, left: int) -> None:
-    """Paint from every odd crossing of a row to the next one, both ends included."""
-    rows = np.concatenate([of_edge for of_edge, _ in crossings])
-    places = np.concatenate([of_edge for _, of_edge in crossings])
+    slope = np.abs(run) // np.abs(rise) * np.sign(run) * np.sign(rise)  # C's division, towards zero
+    # from the upper end, which the division makes another line than from the lower one
+    falls = starts[:, 1] < ends[:, 1]
+    x, y = np.where(falls, x0, x1), np.where(falls, y0, y1)
+    # the row of the lower end is left out
+    first_row = np.clip(np.minimum(starts[:, 1], ends[:, 1]), top, bottom)
+    edge, step = _counted(np.clip(np.maximum(starts[:, 1], ends[:, 1]), top, bottom) - first_row)
+    rows = first_row[edge] + step
+    places = (x[edge] << _SHIFT) + half[edge] + (rows - y[edge]) * slope[edge]
     order = np.lexsort((places, rows))
-    rows, columns = rows[order] - top, (places[order] >> _SHIFT) - left
     # a closed outline crosses each row an even number of times
-    first, last = columns[0::2], columns[1::2]
-    rows, width = rows[0::2], mask.shape[1]
-    seen = (first < width) & (last >= 0)
-    rows, first, last = rows[seen], np.maximum(first[seen], 0), np.minimum(last[seen], width - 1)
-    changes = np.zeros((mask.shape[0], width + 1), dtype=np.int32)
-    np.add.at(changes, (rows, first), 1)
-    np.add.at(changes, (rows, last + 1), -1)
-    mask |= np.cumsum(changes[:, :-1], axis=1) > 0
+    rows, columns = (rows[order] - top)[::2].tolist(), places[order] >> _SHIFT
+    first = np.clip(columns[::2], left, right) - left
+    after = np.clip(columns[1::2] + 1, left, right) - left
+    return zip(rows, first.tolist(), after.tolist(), strict=True)
 
 
 __all__ = ["LARGEST_COORDINATE", "paint_polygon"]

@@ -24,6 +24,9 @@ from .polygon_painting import LARGEST_COORDINATE, paint_polygon
 # Values of a map. Ignored regions are doubtful: neither target nor background in an evaluation.
 BACKGROUND, FOREGROUND, IGNORED = 0, 1, 255
 
+# What the evaluations of LISA and GSVA let the model have answered.
+VALIDATION_ANSWERS = {"lisa": "[SEG].", "gsva": "[SEG]"}
+
 Length = Literal["short", "long"]
 
 
@@ -275,6 +278,7 @@ __all__ = [
     "BACKGROUND",
     "FOREGROUND",
     "IGNORED",
+    "VALIDATION_ANSWERS",
     "Annotation",
     "ReasonSeg",
     "ReasonSegValidation",

@@ -48,6 +48,7 @@ class LabelMaps:
     def __init__(self, root: str | Path, image_folder: str, label_folder: str, names: list[str], listed_by: str):
         self.images, self.labels = Path(root) / image_folder, Path(root) / label_folder
         self.names = names
+        self._index_of_value = np.arange(256, dtype=np.uint8)
         for folder in (self.images, self.labels):
             if not folder.is_dir():
                 raise DataFileError(f"{self.name}: the folder {folder} does not exist.")
@@ -63,9 +64,8 @@ class LabelMaps:
         Raises:
             DataFileError: If its label map is missing, cannot be read, or has an index without a name.
         """
-        label_map = self.label_map(index)
-        targets = [self._target(label_map, label) for label in np.unique(label_map).tolist() if label != IGNORED_LABEL]
-        return TargetImage(self.image_path(index), targets)
+        label_map, labels = self._read(index)
+        return TargetImage(self.image_path(index), [self._target(label_map, label) for label in labels])
 
     def image_path(self, index: int) -> Path:
         return self.images / f"{self._stems[index]}.jpg"
@@ -79,28 +79,28 @@ class LabelMaps:
         Raises:
             DataFileError: If the file is missing, cannot be read, or has an index without a name.
         """
+        return self._read(index)[0]
+
+    def _read(self, index: int) -> tuple[np.ndarray, list[int]]:
+        """A map and the classes in it, by rising index."""
         path = self.label_path(index)
         try:
             with open_image(path) as image:
                 if image.mode not in _MODES:
                     raise ValueError(f"it has the mode {image.mode}; label maps have 8 bits, grey or with a palette")
-                # copied, because what Pillow decodes is read-only; of a palette the indices count, not the colours
-                stored = np.array(image)
+                # of a palette the indices count, not the colours
+                values, stored = np.flatnonzero(image.histogram()), np.asarray(image)
         except Exception as error:  # decoders raise errors of many kinds on damaged files
             raise DataFileError(f"{self.name}: the label map {path} cannot be used: {error}.") from None
-        label_map = self._to_indices(stored)
-        unknown = [label for label in np.unique(label_map).tolist() if len(self.names) <= label < IGNORED_LABEL]
-        if unknown:
-            rows, columns = np.nonzero(label_map == unknown[0])
+        labels = self._index_of_value[values]
+        unknown = values[(labels >= len(self.names)) & (labels != IGNORED_LABEL)]
+        if len(unknown):
+            rows, columns = np.nonzero(stored == unknown[0])
             raise DataFileError(
-                f"{self.name}: the label map {path} has the class {stored[rows[0], columns[0]]} at row {rows[0]}, "
-                f"column {columns[0]}; {len(self.names)} classes are known."
+                f"{self.name}: the label map {path} has the class {unknown[0]} at row {rows[0]}, column {columns[0]}; "
+                f"{len(self.names)} classes are known."
             )
-        return label_map
-
-    def _to_indices(self, stored: np.ndarray) -> np.ndarray:
-        """Bring what the file holds to indices of names."""
-        return stored
+        return self._index_of_value[stored], sorted(set(labels.tolist()) - {IGNORED_LABEL})
 
     def _target(self, label_map: np.ndarray, label: int) -> Target:
         return Target((self.names[label],), lambda: label_map == label)
@@ -115,10 +115,8 @@ class Ade20k(LabelMaps):
         super().__init__(
             root, "ade20k/images/training", "ade20k/annotations/training", class_names("ade20k"), listed_by="image"
         )
-
-    def _to_indices(self, stored: np.ndarray) -> np.ndarray:
-        indices = stored - np.uint8(1)  # 0 becomes 255
-        return np.where(stored == IGNORED_LABEL, np.uint8(IGNORED_LABEL), indices)
+        # 255 means no class, too
+        self._index_of_value = np.array([IGNORED_LABEL, *range(254), IGNORED_LABEL], dtype=np.uint8)
 
 
 class CocoStuff(LabelMaps):
@@ -129,10 +127,7 @@ class CocoStuff(LabelMaps):
 
     def __init__(self, root: str | Path):
         super().__init__(root, "coco/train2017", "cocostuff/train2017", class_names("cocostuff"), listed_by="label")
-        self._left_out = np.array([index for index, name in enumerate(self.names) if "-" in name], dtype=np.uint8)
-
-    def _to_indices(self, stored: np.ndarray) -> np.ndarray:
-        return np.where(np.isin(stored, self._left_out), np.uint8(IGNORED_LABEL), stored)
+        self._index_of_value[[index for index, name in enumerate(self.names) if "-" in name]] = IGNORED_LABEL
 
 
 class MapillaryVistas(LabelMaps):

@@ -9,7 +9,14 @@ import pytest
 from reasonseg.data.data_files import DataFileError
 from reasonseg.data.instruction_wording import SYSTEM_MESSAGE
 from reasonseg.data.mask_targets import load_image
-from reasonseg.data.reason_seg import Annotation, ReasonSeg, ReasonSegValidation, Shape, read_annotation
+from reasonseg.data.reason_seg import (
+    VALIDATION_ANSWERS,
+    Annotation,
+    ReasonSeg,
+    ReasonSegValidation,
+    Shape,
+    read_annotation,
+)
 from tests.data.mixture_recordings import (
     DATA_ROOT,
     SYSTEMS,
@@ -84,7 +91,7 @@ def test_validation_items_are_the_recorded_ones(system, spec):
     arrays = recorded_arrays(f"{system}/reason_seg_validation")
     items = ReasonSegValidation(DATA_ROOT, spec.split("|")[1])
     assert len(items) == recordings["length"] == recordings["expressions"]
-    answer = {"lisa": "[SEG].", "gsva": "[SEG]"}[system]
+    answer = VALIDATION_ANSWERS[system]
     for item, expected in zip(items, recordings["items"], strict=True):
         assert item.path == DATA_ROOT / expected["image"]
         image = load_image(item.path)
