@@ -175,8 +175,9 @@ class LisaMixture:
         weights = np.array(rates, dtype=np.float64)
         if len(names) != len(weights) or not (weights >= 0).all() or not weights.sum() > 0:
             raise ValueError(f"{len(names)} groups ({groups}) need as many rates of 0 or more, not {list(rates)}.")
-        if unknown := set(names) - set(GROUPS):
-            raise ValueError(f"The groups {sorted(unknown)} are unknown; allowed are {', '.join(GROUPS)}.")
+        if (unknown := set(names) - set(GROUPS)) or len(set(names)) < len(names):
+            found = f"{sorted(unknown)} are unknown" if unknown else f"{groups} repeat one"
+            raise ValueError(f"The groups {found}; allowed are {', '.join(GROUPS)}.")
         if classes_per_sample < 1:
             raise ValueError(f"classes_per_sample is {classes_per_sample}; it must be 1 or more.")
         wording = wording_of(system, fixed)

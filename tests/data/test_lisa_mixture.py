@@ -387,6 +387,7 @@ def test_texts_that_cannot_be_asked_for(text):
         ({"groups": "sem_seg||vqa"}, "2 groups .* need as many rates"),
         ({"groups": "sem_seg", "rates": [-1]}, "rates of 0 or more"),
         ({"groups": "sem_seg", "rates": [0]}, "rates of 0 or more"),
+        ({"groups": "vqa||vqa", "rates": [1, 1]}, r"groups vqa\|\|vqa repeat one"),
         ({"groups": "stuff", "rates": [1]}, r"groups \['stuff'\] are unknown; allowed are sem_seg"),
         (
             {"groups": "sem_seg", "rates": [1], "semantic": "partimagenet"},
