@@ -171,11 +171,12 @@ def ask_for_several(
     """
     start, part = ANSWER_STYLES[random_calls.style(len(ANSWER_STYLES))]
     question = SHORT_QUESTIONS_FOR_SEVERAL[random_calls.choice(len(SHORT_QUESTIONS_FOR_SEVERAL))]
-    parts = [_part(part, text, no_target, fixed) for text, no_target in zip(texts, rejected, strict=True)]
+    parts = [answer_part(part, text, no_target, fixed) for text, no_target in zip(texts, rejected, strict=True)]
     return [question.format(class_name=", ".join(texts).lower()), f"{start} {separator.join(parts)}."]
 
 
-def _part(template: str, text: str, rejected: bool, fixed: bool) -> str:
+def answer_part(template: str, text: str, rejected: bool, fixed: bool = False) -> str:
+    """What GSVA's answer says of one thing: `template` with its name and its slot; for `fixed` see [`Wording`]."""
     if rejected and fixed:
         return template.replace(SEG, REJ).format(class_name=text)
     written = template.format(class_name=text)
@@ -195,7 +196,7 @@ def ask_by_reasoning(
             explanation, 2 with the explanation alone. `None` where there is no explanation.
         explanation (`str`): What is answered in cases 1 and 2.
         wording ([`Wording`]): The system's.
-        random_calls ([`RandomCalls`]): Chooses the question in every case, also where another takes its place.
+        random_calls ([`RandomCalls`]): Chooses the question in every case, also where another is asked instead.
     """
     if is_sentence:
         question = LONG_QUESTIONS[random_calls.choice(len(LONG_QUESTIONS))].format(sent=text)
@@ -253,6 +254,7 @@ __all__ = [
     "RandomCalls",
     "SeededCalls",
     "Wording",
+    "answer_part",
     "ask_by_reasoning",
     "ask_for_one",
     "ask_for_several",

@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,6 +30,7 @@ from .instruction_wording import (
 from .mask_targets import Skipped, Target, TargetImages, UndrawableMaskError, check_size, load_image
 from .part_segmentation import PacoLvis, PascalPart
 from .reason_seg import FOREGROUND, ReasonSeg
+from .referring_expressions import REFERRING_SETS, ReferringExpressions
 from .semantic_segmentation import Ade20k, CocoStuff, MapillaryVistas
 from .shared_epoch import SharedEpoch
 from .visual_conversations import IMAGE_TOKEN, LlavaInstruct
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 Reader = Callable[[Path, str, bool], TargetImages]
 Thing = TypeVar("Thing")
 
-# Draws in a row that give nothing: the originals go on until Python's recursion ends, after about as many.
+# Draws in a row that give nothing: the originals draw until Python's recursion ends, after about as many.
 _MOST_DRAWS = 1000
 
 GROUPS = ("sem_seg", "refer_seg", "vqa", "reason_seg")
@@ -51,11 +51,7 @@ REFERRING_DATA = "refclef||refcoco||refcoco+||refcocog"
 
 
 def _referring_reader(name: str) -> Reader:
-    def read(root: Path, system: str, fixed: bool) -> TargetImages:
-        module = import_module(".referring_expressions", __package__)
-        return module.ReferringExpressions(root, name, original=system, as_original=not fixed)
-
-    return read
+    return lambda root, system, fixed: ReferringExpressions(root, name, original=system, as_original=not fixed)
 
 
 SEMANTIC_READERS: dict[str, Reader] = {
@@ -65,9 +61,7 @@ SEMANTIC_READERS: dict[str, Reader] = {
     "paco_lvis": lambda root, system, fixed: PacoLvis(root),
     "pascal_part": lambda root, system, fixed: PascalPart(root),
 }
-REFERRING_READERS: dict[str, Reader] = {
-    name: _referring_reader(name) for name in ("refclef", "refcoco", "refcoco+", "refcocog", "grefcoco", "refzom")
-}
+REFERRING_READERS: dict[str, Reader] = {name: _referring_reader(name) for name in REFERRING_SETS}
 
 
 @dataclass

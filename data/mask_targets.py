@@ -2,6 +2,7 @@
 
 import logging
 import os
+import reprlib
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from .data_files import DataFileError
 
 
 logger = logging.getLogger(__name__)
+
+# In pixels: more is no outline of an image.
+_LONGEST_OUTLINE = 2_000_000
 
 
 class UndrawableMaskError(ValueError):
@@ -101,6 +105,35 @@ def check_size(size: tuple[int, int], image: Image.Image, what: str, path: Path)
         )
 
 
+def read_outline(polygon: Any, what: str) -> np.ndarray:
+    """
+    Check a polygon before pycocotools draws it, which needs memory for every fifth of a pixel along it, also far
+    outside the image.
+
+    Args:
+        polygon: x1, y1, x2, y2, ... in pixels; what stands after the last pair is not looked at.
+        what (`str`): Whose it is, as messages name it.
+
+    Returns:
+        `np.ndarray`: Its numbers, float64.
+
+    Raises:
+        DataFileError: If it is no list of finite numbers, or reaches far beyond any image.
+    """
+    try:
+        numbers = np.asarray(polygon, dtype=np.float64)
+        usable = numbers.ndim == 1 and bool(np.isfinite(numbers).all())
+    except (TypeError, ValueError, OverflowError):
+        usable = False
+    if not usable:
+        raise DataFileError(f"{what} has the polygon {reprlib.repr(polygon)}; give a list of finite numbers.")
+    corners = numbers[: len(numbers) // 2 * 2].reshape(-1, 2).clip(-2 * _LONGEST_OUTLINE, 2 * _LONGEST_OUTLINE)
+    length = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum() if len(corners) else 0
+    if max(length, np.abs(corners).max(initial=0)) > _LONGEST_OUTLINE:
+        raise DataFileError(f"{what} has the polygon {reprlib.repr(polygon)}, which reaches far beyond any image.")
+    return numbers
+
+
 def files_ending_in(folder: Path, ending: str, what: str) -> list[str]:
     """Names of the files of a folder with exactly this ending, sorted; others are counted in a log line.
 
@@ -142,5 +175,6 @@ __all__ = [
     "check_size",
     "files_ending_in",
     "load_image",
+    "read_outline",
     "text_field",
 ]

@@ -14,13 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ..processing.run_lengths import fill_run_lengths, read_run_lengths
+from ..processing.regions import read_rle
 from .data_files import DataFileError, file_in, read_json
-from .mask_targets import Target, TargetImage, UndrawableMaskError, text_field
-
-
-# pycocotools needs memory for every fifth of a pixel along an outline: more than this is no outline of an image.
-_LONGEST_OUTLINE = 2_000_000
+from .mask_targets import Target, TargetImage, UndrawableMaskError, read_outline, text_field
 
 
 class PartAnnotations:
@@ -155,7 +151,7 @@ def draw_segmentation(segmentation: Any, size: tuple[int, int], what: str = "The
     Args:
         segmentation: Polygons `[[x1, y1, x2, y2, ...], ...]` in pixels, or run lengths, compressed or not.
         size (`tuple[int, int]`): (height, width) of the image.
-        what (`str`, *optional*): The segmentation, as messages shall name it.
+        what (`str`, *optional*): The segmentation, as messages name it.
 
     Returns:
         `np.ndarray`: uint8, 0 or 1, of shape `(height, width)`.
@@ -167,12 +163,9 @@ def draw_segmentation(segmentation: Any, size: tuple[int, int], what: str = "The
     """
     if isinstance(segmentation, Mapping):
         try:
-            found, counts = read_run_lengths(segmentation, f"{what}: the segmentation")
+            return read_rle(segmentation, size, f"{what}: the segmentation").astype(np.uint8)
         except ValueError as error:
             raise DataFileError(str(error)) from None
-        if found != tuple(size):
-            raise DataFileError(f"{what} has run lengths of {found} (height, width), its image is {tuple(size)}.")
-        return fill_run_lengths(found, counts).astype(np.uint8)
     if not isinstance(segmentation, list):
         raise DataFileError(
             f"{what} has the segmentation {reprlib.repr(segmentation)}; it must be polygons or run lengths."
@@ -180,24 +173,9 @@ def draw_segmentation(segmentation: Any, size: tuple[int, int], what: str = "The
     if not segmentation or (isinstance(segmentation[0], list) and len(segmentation[0]) <= 4):
         raise UndrawableMaskError(f"{what} has the segmentation {reprlib.repr(segmentation)}, which has no area.")
     # a later polygon without a corner would be read from memory that is not its own
-    polygons = [_numbers(polygon, what) for polygon in segmentation]
+    polygons = [read_outline(polygon, what) for polygon in segmentation]
     drawn = coco_mask.frPyObjects([polygon for polygon in polygons if len(polygon) >= 2], *size)
     return coco_mask.decode(coco_mask.merge(drawn))
-
-
-def _numbers(polygon: Any, what: str) -> list[float]:
-    try:
-        numbers = np.asarray(polygon, dtype=np.float64)
-        usable = numbers.ndim == 1 and bool(np.isfinite(numbers).all())
-    except (TypeError, ValueError):
-        usable = False
-    if not usable:
-        raise DataFileError(f"{what} has the polygon {reprlib.repr(polygon)}; give a list of finite numbers.")
-    corners = numbers[: len(numbers) // 2 * 2].reshape(-1, 2)
-    outline = np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum() if len(corners) else 0
-    if outline > _LONGEST_OUTLINE or np.abs(corners).max(initial=0) > _LONGEST_OUTLINE:
-        raise DataFileError(f"{what} has the polygon {reprlib.repr(polygon)}, which reaches far beyond any image.")
-    return numbers.tolist()
 
 
 __all__ = ["PacoLvis", "PartAnnotations", "PascalPart", "draw_segmentation"]

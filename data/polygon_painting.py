@@ -131,10 +131,10 @@ def _spans(
     first_row = np.clip(np.minimum(starts[:, 1], ends[:, 1]), top, bottom)
     edge, step = _counted(np.clip(np.maximum(starts[:, 1], ends[:, 1]), top, bottom) - first_row)
     rows = first_row[edge] + step
-    places = (x[edge] << _SHIFT) + half[edge] + (rows - y[edge]) * slope[edge]
-    order = np.lexsort((places, rows))
+    crossings = (x[edge] << _SHIFT) + half[edge] + (rows - y[edge]) * slope[edge]
+    order = np.lexsort((crossings, rows))
     # a closed outline crosses each row an even number of times
-    rows, columns = (rows[order] - top)[::2].tolist(), places[order] >> _SHIFT
+    rows, columns = (rows[order] - top)[::2].tolist(), crossings[order] >> _SHIFT
     first = np.clip(columns[::2], left, right) - left
     after = np.clip(columns[1::2] + 1, left, right) - left
     return zip(rows, first.tolist(), after.tolist(), strict=True)

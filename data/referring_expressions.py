@@ -23,9 +23,10 @@ import numpy as np
 from PIL import Image
 from pycocotools import mask as coco_mask
 
-from ..processing.image_loading import MAX_IMAGE_PIXELS, check_pixel_count, load_rgb_image
-from ..processing.run_lengths import fill_run_lengths, read_run_lengths
+from ..processing.image_loading import MAX_IMAGE_PIXELS, check_pixel_count
+from ..processing.regions import check_mask_size, read_run_lengths
 from .data_files import DataFileError, file_in, read_json
+from .mask_targets import check_size, load_image, read_outline
 from .plain_pickle import read_plain_pickle
 
 
@@ -34,9 +35,6 @@ logger = logging.getLogger(__name__)
 ORIGINALS = ("lisa", "gsva")
 PURPOSES = ("training", "validation")
 
-# pycocotools needs memory for every pixel along an outline, also far outside the image.
-_MOST_OUTLINE_PIXELS = 2**22
-_FAR = 2.0**24
 _MOST_PARTS = 4096
 _FEWEST_NUMBERS = 6  # three corners
 _NO_TARGET = -1
@@ -80,7 +78,7 @@ class Quirks:
             up. In training it is a target of 2.0; in validation neither foreground nor background.
         refuses_crowds (`bool`): A target given as run lengths (a crowd) cannot be read: LISA, and GSVA where a
             reference has one target, look for its first polygon.
-        refuses_text_crowds (`bool`): Nor can one whose run lengths are compressed: GSVA's validation goes on with the
+        refuses_text_crowds (`bool`): Nor can one whose run lengths are compressed: GSVA's validation takes the
             mask of the target before it, or stops.
         draws_degenerate (`bool`): Outlines of fewer than three corners or of half a corner are drawn as far as they
             go, and one of two corners in front makes pycocotools take all for boxes and fail: all but GSVA's
@@ -89,7 +87,6 @@ class Quirks:
             evaluation; one among several is left out.
         keeps_wordless (`bool`): Sentences of spaces and full stops alone are asked. GSVA's training stops at a
             sentence of spaces.
-        rejects_in_names (`bool`): For an absent target GSVA replaces SEG by REJ in the name as well.
         omits_space (`bool`): GSVA's validation has no space between the names and `in this image?`.
     """
 
@@ -99,7 +96,6 @@ class Quirks:
     draws_degenerate: bool = False
     needs_an_outline: bool = False
     keeps_wordless: bool = False
-    rejects_in_names: bool = False
     omits_space: bool = False
 
 
@@ -114,7 +110,6 @@ def quirks_of(original: str, purpose: str, lists_targets: bool) -> Quirks:
         draws_degenerate=not drops,
         needs_an_outline=drops,
         keeps_wordless=True,
-        rejects_in_names=not lisa,
         omits_space=not lisa and validation,
     )
 
@@ -220,15 +215,8 @@ class ReferringItem:
         Raises:
             DataFileError: If it is missing, cannot be decoded, or has another size than its masks.
         """
-        try:
-            image = load_rgb_image(self.path)
-        except ValueError as error:
-            raise DataFileError(f"{self.source}, image {self.image_id}: {error}") from None
-        if (image.height, image.width) != self.size:
-            raise DataFileError(
-                f"{self.path} is {image.height} x {image.width} pixels (height, width), and {self.annotations_file} "
-                f"gives image {self.image_id} as {self.size[0]} x {self.size[1]}; the masks would not lie on it."
-            )
+        image = load_image(self.path, f"{self.source}, image {self.image_id}")
+        check_size(self.size, image, f"{self.annotations_file}: image {self.image_id}", self.path)
         return image
 
 
@@ -259,7 +247,7 @@ class ReferringExpressions:
         purpose (`str`): `training` or `validation`, which differ in GSVA.
         split_by (`str`, *optional*): Who made the splits, as in `refs(google).p`; the originals' choice when left out.
         as_original (`bool`): Paint and word as the original does. False mends all of its [`Quirks`].
-        quirks (`Quirks`, *optional*): Takes the place of both.
+        quirks (`Quirks`, *optional*): Used instead of both.
 
     Raises:
         ValueError: If there is no such data set, original or purpose.
@@ -430,7 +418,7 @@ def paint(
             list is an empty mask, and so is no annotation.
         size (`tuple[int, int]`): (height, width) of the image.
         quirks (`Quirks`): How it is painted.
-        what (`str`, *optional*): The reference, as messages shall name it.
+        what (`str`, *optional*): The reference, as messages name it.
 
     Returns:
         `np.ndarray`: `(height, width)` uint8; see `ReferredMask`.
@@ -445,7 +433,7 @@ def paint(
         outlined += bool(parts) or not segmentation
         covered = np.zeros(size, np.uint8, order="F")
         for part in parts:  # one at a time: all at once can be any number of images
-            covered += fill_run_lengths(size, part) if isinstance(part, np.ndarray) else coco_mask.decode(part)
+            covered += coco_mask.decode(part)
         mask |= covered
     if annotations and not outlined and quirks.needs_an_outline:
         raise DataFileError(
@@ -455,8 +443,8 @@ def paint(
     return np.ascontiguousarray(mask if quirks.counts_parts else (mask != 0).view(np.uint8))
 
 
-def _parts(segmentation: Any, size: tuple[int, int], quirks: Quirks, what: str) -> list[Any]:
-    """The parts of a target: run lengths, as an array of counts or as pycocotools has them."""
+def _parts(segmentation: Any, size: tuple[int, int], quirks: Quirks, what: str) -> list[dict[str, Any]]:
+    """The parts of a target, as pycocotools' run lengths."""
     try:
         if isinstance(segmentation, Mapping):
             _check_crowd(segmentation, quirks)
@@ -465,7 +453,9 @@ def _parts(segmentation: Any, size: tuple[int, int], quirks: Quirks, what: str) 
             raise ValueError(f"its segmentation is {reprlib.repr(segmentation)}, not up to {_MOST_PARTS} outlines.")
         if segmentation and isinstance(segmentation[0], Mapping):
             return [_run_lengths(part, size) for part in segmentation]
-        return _outlines(segmentation, size, quirks)
+        return _outlines(segmentation, size, quirks, what)
+    except DataFileError:
+        raise
     except ValueError as error:
         raise DataFileError(f"{what}: {error}") from None
 
@@ -478,41 +468,27 @@ def _check_crowd(segmentation: Mapping[str, Any], quirks: Quirks) -> None:
         raise ValueError(f"it is a crowd of compressed run lengths, which the original does not read; {advice}")
 
 
-def _run_lengths(part: Any, size: tuple[int, int]) -> np.ndarray:
+def _run_lengths(part: Any, size: tuple[int, int]) -> dict[str, Any]:
     found, counts = read_run_lengths(part, "its segmentation")
-    if found != size:
-        raise ValueError(
-            f"its run lengths are {found[0]} x {found[1]} (height, width) and its image {size[0]} x {size[1]}."
-        )
-    return counts
+    check_mask_size(found, size, "its segmentation")
+    return coco_mask.frPyObjects({"size": list(size), "counts": counts.tolist()}, *size)
 
 
-def _outlines(segmentation: list[Any], size: tuple[int, int], quirks: Quirks) -> list[dict[str, Any]]:
-    corners = []
-    for part in segmentation:
-        try:
-            numbers = np.asarray(part, dtype=np.float64)
-        except (ValueError, TypeError, OverflowError):
-            numbers = np.zeros((0, 0))
-        if not isinstance(part, (list, array)) or numbers.ndim != 1 or not np.isfinite(numbers).all():
-            raise ValueError(f"it has the outline {reprlib.repr(part)}; give x1, y1, x2, y2, x3, y3 ... in pixels.")
-        steps = np.diff(numbers[: len(numbers) // 2 * 2].reshape(-1, 2).clip(-_FAR, _FAR), axis=0, prepend=0)
-        if np.abs(steps).sum() > _MOST_OUTLINE_PIXELS:
-            raise ValueError(f"it has the outline {reprlib.repr(part)}, which is longer than any image.")
-        corners.append(part)
+def _outlines(segmentation: list[Any], size: tuple[int, int], quirks: Quirks, what: str) -> list[dict[str, Any]]:
+    corners = [read_outline(part, what) for part in segmentation]
     if not quirks.draws_degenerate:
         corners = [part for part in corners if not _is_degenerate(part)]
     elif corners and len(corners[0]) <= 4:
         raise ValueError(
-            f"its first outline {reprlib.repr(corners[0])} has fewer than three corners, which pycocotools takes for "
-            "a box and the original cannot draw; leave it out, or read it without following the original."
+            f"its first outline {reprlib.repr(segmentation[0])} has fewer than three corners, which pycocotools takes "
+            "for a box and the original cannot draw; leave it out, or read it without following the original."
         )
     corners = [part for part in corners if len(part) >= 2]  # nothing else is drawn, and not looked for beside the list
     return coco_mask.frPyObjects(corners, *size) if corners else []
 
 
 def _is_degenerate(part: Any) -> bool:
-    return not isinstance(part, (list, array)) or len(part) < _FEWEST_NUMBERS or len(part) % 2 == 1
+    return not isinstance(part, (list, array, np.ndarray)) or len(part) < _FEWEST_NUMBERS or len(part) % 2 == 1
 
 
 def _num_degenerate(segmentation: Any) -> int:

@@ -4,15 +4,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, features
 
 from reasonseg.data.instruction_wording import SYSTEM_MESSAGE
-from reasonseg.data.mask_targets import Target, TargetImage
-from tests.parity_data import PARITY
+from tests.support.parity_data import PARITY
 
 
 DATA_ROOT = PARITY / "datasets" / "root"
@@ -88,8 +86,8 @@ class FirstCalls:
         self.template, self.case = template, case
 
     def index(self, count: int) -> int:
-        assert count == 2, "candidates leave nothing else to chance"
-        return self.case
+        assert count <= 2, "candidates leave nothing else to chance"
+        return self.case if count == 2 else 0
 
     def fraction(self) -> float:
         return 0.0 if self.case == 2 else 0.4
@@ -104,28 +102,3 @@ class FirstCalls:
         raise AssertionError("nothing is left out")
 
     weighted = subset
-
-
-class RecordedExpressions:
-    """Stands in for a reader of referring expressions: sentences and masks as recorded."""
-
-    def __init__(self, system: str, data_set: str, folder: Path):
-        self.items = recorded(f"{system}/mixture_expressions")[data_set]
-        self.masks = recorded_arrays(f"{system}/mixture_expressions")
-        self.folder = folder
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: int) -> TargetImage:
-        item = self.items[index]
-        masks = self.masks.get(item["masks_key"])
-        if masks is None:  # of an image that is always drawn again nothing was recorded
-            masks = np.zeros((len(item["sentences"]), 1, 1), dtype=np.uint8)
-        path = self.folder / item["image"]
-        if item["size"] is not None and not path.exists():  # workers read it at the same time
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", item["size"][::-1]).save(path)
-        return TargetImage(
-            path, [Target((text,), lambda m=m: m) for text, m in zip(item["sentences"], masks, strict=True)]
-        )

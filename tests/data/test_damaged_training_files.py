@@ -1,4 +1,4 @@
-"""Files of LISA's and GSVA's training data with one place changed: read, or refused by name; nothing else."""
+"""Files of LISA's and GSVA's training data with one value changed: read, or refused by name; nothing else."""
 
 import json
 import shutil
@@ -11,10 +11,10 @@ from reasonseg.data.mask_targets import UndrawableMaskError
 from reasonseg.data.part_segmentation import draw_segmentation
 from reasonseg.data.reason_seg import ReasonSegValidation
 from tests.data.mixture_recordings import DATA_ROOT
-from tests.data.mutations import mutations
+from tests.support.mutations import mutations
 
 
-COUNT = 150
+COUNT = 100
 FOLDERS = ("coco", "llava_dataset", "mapillary", "reason_seg", "vlpart")
 # Each file with the settings of a mixture that reads it.
 FILES = {

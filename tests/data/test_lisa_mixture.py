@@ -12,13 +12,12 @@ from torch.utils.data import DataLoader
 from reasonseg.data import instruction_wording
 from reasonseg.data.data_files import DataFileError
 from reasonseg.data.instruction_wording import SeededCalls, ask_for_several, render_conversation
-from reasonseg.data.lisa_mixture import GROUPS, SEMANTIC_READERS, InstructionItem, LisaMixture
+from reasonseg.data.lisa_mixture import GROUPS, REFERRING_READERS, SEMANTIC_READERS, InstructionItem, LisaMixture
 from reasonseg.data.mask_targets import Target, TargetImage
 from tests.data.mixture_recordings import (
     DATA_ROOT,
     SYSTEMS,
     FirstCalls,
-    RecordedExpressions,
     ReplayedCalls,
     prompts_of,
     recorded,
@@ -39,14 +38,7 @@ LISTS = {
 CASES = {"plain": 0, "0 [SEG]": 0, "1 [SEG] and text": 1, "2 text only": 2}
 
 
-def expression_readers(system, folder):
-    def reader(name):
-        return lambda root, asked_for, fixed: RecordedExpressions(system, name, folder)
-
-    return {name: reader(name) for name in recorded(f"{system}/mixture_expressions")}
-
-
-def mixture_of(system, draw, folder):
+def mixture_of(system, draw):
     """The mixture that a recorded item was drawn from, by its name: `"ade20k||cocostuff n=5"`."""
     data, _, options = draw["data"].partition(" ")
     default = {"n=5": 5, "no_sampling": 5}.get(options, 3)
@@ -55,7 +47,6 @@ def mixture_of(system, draw, folder):
         "classes_per_sample": max(sizes, default=default),
         "explanatory": float(options.removeprefix("explanatory ")) if options.startswith("explanatory") else 0.1,
         "no_sampling": options == "no_sampling",
-        "readers": expression_readers(system, folder),
     }
     first = data.split("||")[0]
     if data == "mixture":
@@ -63,7 +54,7 @@ def mixture_of(system, draw, folder):
         return LisaMixture(DATA_ROOT, system, semantic="||".join(SEMANTIC_READERS), **settings)
     if first in SEMANTIC_READERS:
         settings |= {"groups": "sem_seg", "semantic": data}
-    elif first in settings["readers"]:
+    elif first in REFERRING_READERS:
         settings |= {"groups": "refer_seg", "referring": data}
     elif "|" in data:
         settings |= {"groups": "reason_seg", "reasoning": data}
@@ -79,9 +70,9 @@ def draw_item(mixture, random_calls, draw) -> InstructionItem:
     return group.draw(random_calls)
 
 
-def assert_item_is(item: InstructionItem, draw, folder) -> None:
+def assert_item_is(item: InstructionItem, draw) -> None:
     assert item.prompts == prompts_of(draw)
-    assert item.path in (DATA_ROOT / draw["image"], folder / draw["image"])
+    assert item.path == DATA_ROOT / draw["image"]
     assert list(item.masks.shape) == draw["masks_shape"]
     assert hashlib.sha256(item.masks.astype(np.uint8).tobytes()).hexdigest() == draw["masks_sha256"]
     assert [item.image.height, item.image.width] == draw["size"]
@@ -99,15 +90,15 @@ def test_strings_are_the_originals(system):
 
 @pytest.mark.parametrize("replayed", [True, False], ids=["from_the_log", "from_the_seed"])
 @pytest.mark.parametrize(("system", "draw"), DRAWS, ids=lambda value: str(value)[:50])
-def test_recorded_items_are_drawn_again(system, draw, replayed, tmp_path):
+def test_recorded_items_are_drawn_again(system, draw, replayed):
     """From the log, every call must be the recorded one; from the seed, both generators must be used as there."""
-    mixture = mixture_of(system, draw, tmp_path)
+    mixture = mixture_of(system, draw)
     if draw["outcome"] != "ok":  # the original ends in a RecursionError
         with pytest.raises(DataFileError, match="1000 draws in a row gave nothing to ask for"):
             draw_item(mixture, SeededCalls(draw["seed"]), draw)
         return
     random_calls = ReplayedCalls(draw["rng"]) if replayed else SeededCalls(draw["seed"])
-    assert_item_is(draw_item(mixture, random_calls, draw), draw, tmp_path)
+    assert_item_is(draw_item(mixture, random_calls, draw), draw)
     assert not replayed or random_calls.is_used_up
 
 
@@ -164,11 +155,9 @@ def test_queries_have_the_recorded_texts_in_every_case(system, name):
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_groups_are_drawn_as_recorded(system, tmp_path):
+def test_groups_are_drawn_as_recorded(system):
     recordings = recorded(f"{system}/mixture_draws")["mixture"]
-    mixture = LisaMixture(
-        DATA_ROOT, system, samples_per_epoch=recordings["len"], readers=expression_readers(system, tmp_path)
-    )
+    mixture = LisaMixture(DATA_ROOT, system, samples_per_epoch=recordings["len"])
     assert len(mixture) == recordings["len"]
     assert mixture.probabilities == recordings["sample_rate"]
     assert "||".join(GROUPS) == recordings["default_names"]
@@ -177,10 +166,10 @@ def test_groups_are_drawn_as_recorded(system, tmp_path):
     assert choices == recordings["first_200_choices_alone"]
 
 
-def test_no_sampling_takes_every_image(tmp_path):
+def test_no_sampling_takes_every_image():
     for name, length in recorded("gsva/mixture_draws")["no_sampling_lengths"].items():
         draw = {"data": f"{name} no_sampling", "rng": []}
-        assert len(mixture_of("gsva", draw, tmp_path)) == length
+        assert len(mixture_of("gsva", draw)) == length
 
 
 def chi_squared(counts: Counter, shares: dict) -> float:
@@ -189,12 +178,11 @@ def chi_squared(counts: Counter, shares: dict) -> float:
     return sum((counts[key] - total * share) ** 2 / (total * share) for key, share in shares.items())
 
 
-def test_shares_of_groups_data_sets_and_cases(tmp_path):
+def test_shares_of_groups_data_sets_and_cases():
     """Chi-squared tests at p = 0.001 with a fixed seed."""
     mixture = LisaMixture(
         DATA_ROOT,
-        samples_per_epoch=2000,
-        readers=expression_readers("lisa", tmp_path),
+        samples_per_epoch=1000,
         groups="sem_seg||vqa||reason_seg",
         rates=(2, 1, 1),
         semantic="ade20k||cocostuff||mapillary",
@@ -232,7 +220,7 @@ def test_both_wordings_of_a_part_are_drawn_equally_often():
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_an_item_depends_on_seed_epoch_and_index_alone(system, tmp_path):
+def test_an_item_depends_on_seed_epoch_and_index_alone(system):
     def mixture(seed=0):
         return LisaMixture(
             DATA_ROOT,
@@ -240,7 +228,6 @@ def test_an_item_depends_on_seed_epoch_and_index_alone(system, tmp_path):
             samples_per_epoch=24,
             seed=seed,
             referring="refcoco",
-            readers=expression_readers(system, tmp_path),
         )
 
     def key(item):
@@ -261,9 +248,8 @@ def test_an_item_depends_on_seed_epoch_and_index_alone(system, tmp_path):
         first[24]
 
 
-def test_examples_are_what_a_processor_takes(tmp_path):
-    readers = expression_readers("gsva", tmp_path)
-    gsva = LisaMixture(DATA_ROOT, "gsva", "refer_seg", [1], referring="refcoco||grefcoco", readers=readers)
+def test_examples_are_what_a_processor_takes():
+    gsva = LisaMixture(DATA_ROOT, "gsva", "refer_seg", [1], referring="refcoco||grefcoco")
     item = next(item for item in map(gsva.__getitem__, range(200)) if any(item.rejected) and len(item.masks) == 3)
     example = item.example()
     assert example.image is item.image
@@ -350,7 +336,7 @@ def test_a_data_set_without_anything_to_ask_for_is_refused():
         mixture[0]
 
 
-def test_a_mask_of_another_size_is_refused(tmp_path):
+def test_a_mask_of_another_size_is_refused():
     class Turned:
         def __len__(self):
             return 1

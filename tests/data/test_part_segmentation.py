@@ -106,7 +106,7 @@ def test_what_the_originals_do_not_draw(segmentation):
 @pytest.mark.parametrize(
     ("segmentation", "reason"),
     [
-        ({"size": [8, 9], "counts": [72]}, r"run lengths of \(8, 9\)"),
+        ({"size": [8, 9], "counts": [72]}, "is 9 x 8 pixels, the image 8 x 8"),
         ({"size": [8, 8], "counts": [3, 4]}, "counts that sum up to 7"),
         ({"size": [8, 8]}, "must be a dict with size and counts"),
         ([[1, 1, 5, 1, 5, "x"]], "a list of finite numbers"),

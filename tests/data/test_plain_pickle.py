@@ -235,7 +235,7 @@ def test_nesting_and_sharing_cost_no_more_than_the_file():
     tuples = b"})q\x00" + b"h\x00\x86q\x00" * 60
     with pytest.raises(DataFileError, match="a dict with the key a tuple"):
         parse_plain_pickle(tuples + b"Ns.", "x")
-    # a memo of four thousand million places
+    # a memo of four thousand million entries
     assert parse_plain_pickle(b"]r\xff\xff\xff\xffj\xff\xff\xff\xff\x86.", "x") == ([], [])
     assert time.process_time() - begun < 20
 
@@ -244,17 +244,17 @@ def test_damaged_pickles_give_data_or_a_sentence():
     """Bytes changed, left out and cut off; whatever is still read holds plain values alone."""
     rng = random.Random(0)
     values = [*PLAIN, {name: value for name, (value, _) in NUMPY.items()}]
-    for number in range(1500):
+    for number in range(500):
         content = bytearray(pickle.dumps(values, number % 6))
         for _ in range(rng.randint(1, 4)):
-            place = rng.randrange(len(content))
+            index = rng.randrange(len(content))
             change = rng.random()
             if change < 0.6:
-                content[place] = rng.choice([rng.randrange(256), *b"cRbio\x81\x93e.("])
+                content[index] = rng.choice([rng.randrange(256), *b"cRbio\x81\x93e.("])
             elif change < 0.8:
-                del content[place]
+                del content[index]
             else:
-                del content[place + 1 :]
+                del content[index + 1 :]
         with contextlib.suppress(DataFileError):
             assert _is_plain(parse_plain_pickle(bytes(content), "x"))
 

@@ -20,6 +20,8 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from reasonseg.data.data_files import DataFileError
+from reasonseg.data.instruction_wording import SYSTEM_MESSAGE
+from reasonseg.data.lisa_mixture import LisaMixture
 from reasonseg.data.referring_expressions import (
     ORIGINALS,
     REFERRING_SETS,
@@ -29,8 +31,9 @@ from reasonseg.data.referring_expressions import (
     paint,
     quirks_of,
 )
-from reasonseg.data.referring_questions import candidates, draw, validation_sample
-from tests.data.mutations import mutations
+from reasonseg.data.referring_questions import validation_sample
+from tests.data.mixture_recordings import FirstCalls
+from tests.support.mutations import mutations
 
 
 RECORDED = Path(__file__).parents[1] / "parity" / "datasets"
@@ -60,37 +63,16 @@ def check_image(item, record) -> None:
     assert record.get("rgb_sha256", digest) == digest  # not recorded where the original failed
 
 
-class SeededCalls:
-    """The originals' random calls after `random.seed` and `np.random.seed`, and a log of them as it was recorded."""
-
-    def __init__(self, seed: int):
-        self._python, self._numpy, self.log = random.Random(seed), np.random.RandomState(seed), []
-
-    def index(self, count: int) -> int:
-        self.log.append(["random.randint", 0, count - 1, self._python.randint(0, count - 1)])
-        return self.log[-1][-1]
-
-    def choice(self, count: int) -> int:
-        self.log.append(["random.choice", count, self._python.choice(range(count))])
-        return self.log[-1][-1]
-
-    def subset(self, count: int, size: int) -> list[int]:
-        drawn = self._numpy.choice(count, size=size, replace=False).tolist()
-        self.log.append(["np.random.choice", count, size, None, drawn])
-        return drawn
-
-    def style(self, count: int) -> int:
-        self.log.append(["np.random.randint", 0, count, int(self._numpy.randint(0, count))])
-        return self.log[-1][-1]
+def asked(root: Path, name: str, original: str, index: int, template: int = 0, fixed: bool = False):
+    """All expressions of an image as training asks for them, or why the original takes another image."""
+    mixture = LisaMixture(
+        root, original, "refer_seg", [1], referring=name, classes_per_sample=1000, fixed=fixed, no_sampling=True
+    )
+    return mixture.groups["refer_seg"]._attempt(FirstCalls(template), index)
 
 
 RECORDED_SETS = [(original, name) for original in ORIGINALS for name in recorded(original, "candidates")]
 RECORDED_SPECIFICATIONS = [(original, name) for original in ORIGINALS for name in recorded(original, "validation")]
-RECORDED_DRAWS = [
-    pytest.param(original, record, id=f"{original} {record['data']} {record['seed']}")
-    for original in ORIGINALS
-    for record in recorded(original, "draws")
-]
 
 
 @pytest.mark.parametrize(("original", "name"), RECORDED_SETS)
@@ -107,15 +89,16 @@ def test_all_that_can_be_drawn_is_as_recorded(original, name):
         assert [expression.ann_ids for expression in item.targets] == record["ann_ids"]
         if record["outcome"] == "draws again":
             assert not item.masks().any()
-            assert draw(item, SeededCalls(0)) is None
+            assert "expressions have empty masks" in asked(ROOT, name, original, record["index"])
             continue
         check_image(item, record)
         if record["outcome"] == "ok":
-            sample = candidates(item, record["template"])
-            assert conversations(sample) == record["conversations"]
-            assert sample.sentences == record["sampled_classes"]
-            assert sample.masks.dtype == np.uint8
-            assert np.array_equal(sample.masks, arrays[f"candidates/{record['masks_key']}"])
+            drawn = asked(ROOT, name, original, record["index"], record["template"])
+            assert drawn.prompts == [f"{SYSTEM_MESSAGE} {text}" for text in record["conversations"]]
+            assert drawn.names == record["sampled_classes"]
+            assert item.masks().dtype == np.uint8
+            for masks in (item.masks(), drawn.masks):
+                assert np.array_equal(masks, arrays[f"candidates/{record['masks_key']}"])
             continue
         assert record["outcome"] == "KeyError: 0"
         for index, outcome in enumerate(record["single"]):
@@ -144,35 +127,9 @@ def test_validation_sets_are_as_recorded(original, name):
         assert np.array_equal(sample.masks, recorded_arrays(original)[f"validation/{expected['masks_key']}"])
 
 
-@pytest.mark.parametrize(("original", "record"), RECORDED_DRAWS)
-def test_draws_follow_the_originals_random_calls(original, record):
-    names, _, variant = record["data"].partition(" ")
-    data_sets = [ReferringExpressions(ROOT, name, original=original) for name in names.split("||")]
-    calls = SeededCalls(record["seed"])
-    count = 5 if variant else 3
-    place, sample = record.get("index"), None
-    while sample is None and len(calls.log) < 40:
-        data = data_sets[calls.index(len(data_sets))]
-        item = data[calls.index(len(data)) if place is None else place]
-        if record["outcome"].startswith("KeyError"):
-            with pytest.raises(DataFileError, match="crowd"):
-                draw(item, calls, count)
-            return
-        sample = draw(item, calls, count)
-        place = place and 0  # GSVA's --no_sampling goes on with the first image, here for ever
-    assert calls.log[:40] == record["rng"]
-    assert (sample is None) == record["outcome"].startswith("RecursionError")
-    if sample is not None:
-        assert sample.item.path == ROOT / record["image"]
-        assert sample.sentences == record["sampled_classes"]
-        assert conversations(sample) == record["conversations"]
-        assert hashlib.sha256(np.ascontiguousarray(sample.masks).tobytes()).hexdigest() == record["masks_sha256"]
-
-
 def test_recordings_cover_every_data_set():
     assert {name for _, name in RECORDED_SETS} == set(REFERRING_SETS)
     assert len(RECORDED_SPECIFICATIONS) == 41
-    assert len(RECORDED_DRAWS) == 75
 
 
 # Painting, on one image of 6 x 8 pixels
@@ -261,7 +218,7 @@ def test_half_meant_segmentations_are_refused():
         "counts that lead out": [{"size": [6, 8], "counts": [6, 1000]}, {"size": [6, 8], "counts": "zzzz"}],
     }
     for segmentation in [segmentation for group in cases.values() for segmentation in group]:
-        with pytest.raises(DataFileError, match=r"^x, annotation 1: ") as caught:
+        with pytest.raises(DataFileError, match=r"^x, annotation 1\b") as caught:
             painted(segmentation)
         assert len(str(caught.value)) < 500
 
@@ -316,7 +273,7 @@ def write(folder: Path, references, instances=INSTANCES, name="refcoco", protoco
     return folder
 
 
-def test_a_picture_has_the_sentences_of_its_split_in_the_order_of_the_file(tmp_path):
+def test_an_image_has_the_sentences_of_its_split_in_the_order_of_the_file(tmp_path):
     data = ReferringExpressions(write(tmp_path, REFERENCES), "refcoco")
     assert data.image_ids == list({7, 9})
     items = {item.image_id: item for item in data}
@@ -324,7 +281,8 @@ def test_a_picture_has_the_sentences_of_its_split_in_the_order_of_the_file(tmp_p
     assert items[9].sentences == ["a {dog}"]
     assert items[7].targets[0].mask() is items[7].targets[1].mask()
     assert items[7].targets[0].wordings == ("the cat",)
-    assert candidates(items[9], 0).questions == ["Can you segment the a {dog} in this image?"]
+    (conversation,) = asked(tmp_path, "refcoco", "lisa", data.image_ids.index(9)).conversations
+    assert conversation[0] == "<image>\nCan you segment the a {dog} in this image?"
     assert len(data) == 2
     assert data.num_expressions == 4
     with pytest.raises(IndexError):
@@ -402,13 +360,12 @@ def test_who_made_the_splits(tmp_path):
 
 def test_what_is_mended(tmp_path, caplog):
     write(tmp_path, LISTED, name="grefcoco")
-    original = ReferringExpressions(tmp_path, "grefcoco", original="gsva")
-    mended = ReferringExpressions(tmp_path, "grefcoco", original="gsva", as_original=False)
-    absent = [next(item for item in data if item.image_id == 9) for data in (original, mended)]
-    assert candidates(absent[0], 1).answers == ["Sure, they are no REJway:[REJ]."]
-    assert candidates(absent[1], 1).answers == ["Sure, they are no SEGway:[REJ]."]
-    data = ReferringExpressions(tmp_path, "grefcoco", "val", "gsva", "validation", as_original=False)
-    assert validation_sample(data[0]).questions == [" What are x in this image? Please output segmentation masks."]
+    settings = {"original": "gsva", "purpose": "validation"}
+    data = [ReferringExpressions(tmp_path, "grefcoco", as_original=whole, **settings) for whole in (True, False)]
+    original, mended = (validation_sample(next(item for item in each if item.image_id == 9)) for each in data)
+    assert original.questions == [" What are no segwayin this image? Please output segmentation masks."]
+    assert mended.questions == [" What are no segway in this image? Please output segmentation masks."]
+    assert original.answers == mended.answers == ["Sure,no segway:[REJ]."]
     write(tmp_path, REFERENCES)
     with caplog.at_level(logging.INFO):
         mended = ReferringExpressions(tmp_path, "refcoco", as_original=False)
@@ -425,29 +382,32 @@ def test_gsvas_training_passes_over_images_without_a_target(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         data = ReferringExpressions(tmp_path, "grefcoco", original="gsva")
     assert "grefcoco|train: 2 images, 4 expressions; 1 images without any target" in caplog.text
-    assert [draw(item, SeededCalls(1)) is None for item in data] == [item.image_id == 9 for item in data]
+    passed_over = [isinstance(asked(tmp_path, "grefcoco", "gsva", index), str) for index in range(len(data))]
+    assert passed_over == [item.image_id == 9 for item in data]
 
 
 def test_gsvas_training_stops_at_a_sentence_without_a_word(tmp_path):
     write(tmp_path, [reference(4, 7, 40, "the cat", "  ")])
-    item = ReferringExpressions(tmp_path, "refcoco", original="gsva")[0]
-    with pytest.raises(DataFileError, match="refcoco, reference 4 of image 7 has a sentence without a word"):
-        candidates(item)
-    assert candidates(ReferringExpressions(tmp_path, "refcoco", original="lisa")[0], 2).questions[1] == (
-        "What is  in this image? Please respond with segmentation mask."
+    with pytest.raises(DataFileError, match=r"refcoco, .*7\.jpg has the text ''; it must not be empty"):
+        asked(tmp_path, "refcoco", "gsva", 0)
+    assert asked(tmp_path, "refcoco", "lisa", 0, template=2).conversations[1][0] == (
+        "<image>\nWhat is  in this image? Please respond with segmentation mask."
     )
 
 
 def test_samples_as_examples(tmp_path):
     write(tmp_path, LISTED, name="grefcoco")
-    gsva = ReferringExpressions(tmp_path, "grefcoco", original="gsva")
-    item = next(item for item in gsva if item.image_id == 7)
-    example = candidates(item, 0).example()
+
+    def example_of(original):
+        data = ReferringExpressions(tmp_path, "grefcoco", original=original, purpose="validation")
+        item = next(item for item in data if item.image_id == 7)
+        return item, validation_sample(item).example()
+
+    item, example = example_of("gsva")
     assert example.image == item.path
     assert len(example.questions) == len(example.answers) == len(example.masks) == 1
     assert [mask is None for mask in example.masks[0]] == [False, False, True]
-    lisa = next(item for item in ReferringExpressions(tmp_path, "grefcoco") if item.image_id == 7)
-    example = candidates(lisa, 0).example()
+    _, example = example_of("lisa")
     assert len(example.questions) == len(example.answers) == 3
     assert [[mask.any() for mask in masks] for masks in example.masks] == [[True], [True], [False]]
 
@@ -574,7 +534,7 @@ def test_images_that_are_missing_truncated_or_of_another_size(tmp_path):
     item = next(item for item in ReferringExpressions(tmp_path, "refcoco") if item.image_id == 7)
     assert item.load_image().size == (8, 6)
     Image.new("RGB", (6, 8)).save(item.path)
-    with pytest.raises(DataFileError, match=r"7\.jpg is 8 x 6 pixels .*instances\.json gives image 7 as 6 x 8"):
+    with pytest.raises(DataFileError, match=r"instances\.json: image 7 is 8 x 6 pixels .* its image .*7\.jpg 6 x 8"):
         item.load_image()
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -598,7 +558,7 @@ def test_any_damage_gives_data_or_a_sentence(tmp_path, name):
     path = tmp_path / "refer_seg" / kind.references.format(split_by=kind.split_by)
     instances = path.parent / "instances.json"
     usable = 0
-    for number in range(300):
+    for number in range(200):
         if number % 2:
             path.write_bytes(pickle.dumps(mutations(references, 1, number)[0], 2))
             instances.write_text(json.dumps(INSTANCES), encoding="utf-8")
@@ -607,11 +567,11 @@ def test_any_damage_gives_data_or_a_sentence(tmp_path, name):
             instances.write_text(json.dumps(mutations(INSTANCES, 1, number)[0]), encoding="utf-8")
         try:
             for item in ReferringExpressions(tmp_path, name, original=original):
-                candidates(item)
+                validation_sample(item)
             usable += 1
         except DataFileError:
             pass
-    assert 20 < usable < 280
+    assert 20 < usable < 180
 
 
 def test_two_references_of_one_id_are_both_the_last(tmp_path):
