@@ -10,8 +10,8 @@ from reasonseg.data.lisa_mixture import LisaMixture
 from reasonseg.data.mask_targets import UndrawableMaskError
 from reasonseg.data.part_segmentation import draw_segmentation
 from reasonseg.data.reason_seg import ReasonSegValidation
-from tests.data.mixture_recordings import DATA_ROOT
 from tests.support.mutations import mutations
+from tests.support.recorded_data_sets import DATA_ROOT
 
 
 COUNT = 100

@@ -14,7 +14,7 @@ from reasonseg.data.data_files import DataFileError
 from reasonseg.data.instruction_wording import SeededCalls, ask_for_several, render_conversation
 from reasonseg.data.lisa_mixture import GROUPS, REFERRING_READERS, SEMANTIC_READERS, InstructionItem, LisaMixture
 from reasonseg.data.mask_targets import Target, TargetImage
-from tests.data.mixture_recordings import (
+from tests.support.recorded_data_sets import (
     DATA_ROOT,
     SYSTEMS,
     FirstCalls,

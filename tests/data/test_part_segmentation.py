@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from reasonseg.data.data_files import DataFileError
 from reasonseg.data.mask_targets import UndrawableMaskError, load_image
 from reasonseg.data.part_segmentation import PacoLvis, PascalPart, draw_segmentation
-from tests.data.mixture_recordings import DATA_ROOT, SYSTEMS, assert_same_image, recorded, recorded_arrays
+from tests.support.recorded_data_sets import DATA_ROOT, SYSTEMS, assert_same_image, recorded, recorded_arrays
 
 
 READERS = {"paco_lvis": PacoLvis, "pascal_part": PascalPart}

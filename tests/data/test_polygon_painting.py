@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reasonseg.data.polygon_painting import paint_polygon
-from tests.data.mixture_recordings import recorded, recorded_arrays
+from tests.support.recorded_data_sets import recorded, recorded_arrays
 
 
 def painted(corners, size):

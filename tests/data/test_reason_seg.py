@@ -17,7 +17,7 @@ from reasonseg.data.reason_seg import (
     Shape,
     read_annotation,
 )
-from tests.data.mixture_recordings import (
+from tests.support.recorded_data_sets import (
     DATA_ROOT,
     SYSTEMS,
     assert_same_image,

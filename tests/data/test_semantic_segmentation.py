@@ -12,7 +12,7 @@ from PIL import Image
 from reasonseg.data.data_files import DataFileError
 from reasonseg.data.mask_targets import load_image
 from reasonseg.data.semantic_segmentation import Ade20k, CocoStuff, MapillaryVistas, class_names
-from tests.data.mixture_recordings import DATA_ROOT, SYSTEMS, assert_same_image, recorded, recorded_arrays
+from tests.support.recorded_data_sets import DATA_ROOT, SYSTEMS, assert_same_image, recorded, recorded_arrays
 
 
 READERS = {"ade20k": Ade20k, "cocostuff": CocoStuff, "mapillary": MapillaryVistas}

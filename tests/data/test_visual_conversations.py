@@ -9,7 +9,7 @@ from reasonseg.data.data_files import DataFileError
 from reasonseg.data.instruction_wording import render_conversation
 from reasonseg.data.mask_targets import load_image
 from reasonseg.data.visual_conversations import LlavaInstruct, image_first
-from tests.data.mixture_recordings import DATA_ROOT, SYSTEMS, assert_same_image, prompts_of, recorded
+from tests.support.recorded_data_sets import DATA_ROOT, SYSTEMS, assert_same_image, prompts_of, recorded
 
 
 ITEMS = [

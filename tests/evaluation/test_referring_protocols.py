@@ -1,33 +1,21 @@
 """The numbers of `validate` and `eval_gres` on recorded logits, targets and rejections of each data set."""
 
-import json
-from functools import cache
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 
 from reasonseg.evaluation.referring_protocols import ReferringMetrics
+from tests.support.recorded_data_sets import SYSTEMS, recorded, recorded_arrays
 
 
-RECORDINGS = Path(__file__).parents[1] / "parity" / "datasets" / "recordings"
 CASES = [
-    (original, name, record)
-    for original in ("lisa", "gsva")
-    for name, record in json.loads((RECORDINGS / original / "referring_metrics.json").read_text("utf-8")).items()
+    (system, name, record) for system in SYSTEMS for name, record in recorded(f"{system}/referring_metrics").items()
 ]
-
-
-@cache
-def arrays_of(original: str) -> dict[str, np.ndarray]:
-    with np.load(RECORDINGS / original / "referring_arrays.npz", allow_pickle=False) as arrays:
-        return {name: arrays[name] for name in arrays.files}
 
 
 def parts(original: str, name: str, record: dict):
     for item in record["items"]:
-        index, arrays = item["index"], arrays_of(original)
+        index, arrays = item["index"], recorded_arrays(f"{original}/referring_arrays")
         logits = arrays[f"predictions/{name}/{index}/logits"]
         yield logits, arrays[f"validation/{name}/{index}/masks"], item["rejected"], item["logits_of_expressions"]
 
