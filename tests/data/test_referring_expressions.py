@@ -110,9 +110,7 @@ def test_validation_sets_are_as_recorded(original, name):
         check_image(item, expected)
         sample = validation_sample(item)
         assert conversations(sample) == expected["conversations"]
-        assert np.array_equal(
-            sample.masks, recorded_arrays(f"{original}/referring_arrays")[f"validation/{expected['masks_key']}"]
-        )
+        assert np.array_equal(sample.masks, arrays[f"validation/{expected['masks_key']}"])
 
 
 def test_recordings_cover_every_data_set():
