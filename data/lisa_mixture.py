@@ -97,7 +97,8 @@ class InstructionItem:
         return [render_conversation(messages) for messages in self.conversations]
 
     def example(self) -> Example:
-        """The same for a processor, which puts the image first by itself; masks of `[REJ]` are `None`.
+        """The same for a processor, which puts the image first by itself. Masks of `[REJ]` are `None`, others bool:
+        the overlap of two parts, a target of 2 in LISA's loss, is a target as any other.
 
         Raises:
             ValueError: If a conversation has several turns, or none of its messages shows the image.
@@ -108,7 +109,7 @@ class InstructionItem:
                 f"A conversation about {self.path} has several turns or does not begin with its image; it needs a "
                 "collator that takes whole conversations."
             )
-        masks = iter(None if rejected else mask for mask, rejected in zip(self.masks, self.rejected, strict=True))
+        masks = iter(None if rejected else mask != 0 for mask, rejected in zip(self.masks, self.rejected, strict=True))
         return Example(
             image=self.image,
             questions=[question.removeprefix(turn) for question, _ in self.conversations],

@@ -35,10 +35,10 @@ class ReferringSample:
     masks: np.ndarray
 
     def example(self) -> Example:
-        """For a processor. LISA's empty masks belong to a `[SEG]`, GSVA's to a `[REJ]`, for which they are `None`."""
+        """For a processor, with bool masks. LISA's empty ones belong to a `[SEG]`, GSVA's are `None` for a `[REJ]`."""
         if self.item.original == "lisa":
-            return Example(self.item.path, self.questions, self.answers, [[mask] for mask in self.masks])
-        masks = [mask if mask.any() else None for mask in self.masks]
+            return Example(self.item.path, self.questions, self.answers, [[mask != 0] for mask in self.masks])
+        masks = [mask != 0 if mask.any() else None for mask in self.masks]
         return Example(self.item.path, self.questions, self.answers, [masks])
 
 

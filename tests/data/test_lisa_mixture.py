@@ -287,6 +287,7 @@ def test_lisa_keeps_the_numbers_of_overlapping_parts_and_gsva_does_not(tmp_path)
     )
     assert lisa.masks.tolist() == [[[0, 1, 2]]]
     assert gsva.masks.tolist() == [[[False, True, True]]]
+    assert lisa.example().masks[0][0].tolist() == gsva.masks[0].tolist()
     assert "the cat." in lisa.conversations[0][0]
     assert "The cat" in gsva.conversations[0][1]
     assert "The cat." not in gsva.conversations[0][1].removesuffix(".")

@@ -30,6 +30,7 @@ from reasonseg.data.referring_expressions import (
     quirks_of,
 )
 from reasonseg.data.referring_questions import validation_sample
+from reasonseg.processing.mask_reading import read_mask
 from tests.support.mutations import mutations
 from tests.support.recorded_data_sets import DATA_ROOT as ROOT
 from tests.support.recorded_data_sets import FirstCalls, assert_same_image, recorded, recorded_arrays
@@ -396,6 +397,8 @@ def test_samples_as_examples(tmp_path):
     _, example = example_of("lisa")
     assert len(example.questions) == len(example.answers) == 3
     assert [[mask.any() for mask in masks] for masks in example.masks] == [[True], [True], [False]]
+    for conversation in example.masks:
+        assert read_mask(conversation[0], item.size).shape == item.size
 
 
 def test_masks_are_painted_when_asked_for_and_items_travel_to_other_processes(tmp_path, monkeypatch):
