@@ -148,7 +148,9 @@ def files_ending_in(folder: Path, ending: str, what: str) -> list[str]:
     if not found:
         raise DataFileError(f"{what}: the folder {folder} has no file that ends in {ending}.")
     if images := sum(_looks_like(name, ending) for name in names):
-        logger.info("%s: %d images in %s do not end in %s and are left out, as ever.", what, images, folder, ending)
+        logger.info(
+            "%s: %d images in %s do not end in %s and are left out, as in the originals.", what, images, folder, ending
+        )
     return found
 
 
