@@ -141,6 +141,10 @@ class SegmentationMetrics:
         columns = zip(rows, areas, target_areas, intersections, flags, strict=True)
         return [self._add(*values) for values in columns]
 
+    def add_missing(self, count: int) -> None:
+        """Count targets for which there is no mask at all: gIoU takes an IoU of 0, cIoU nothing."""
+        self.sums[-1, _SUMS.index("masks")] += count
+
     def _add(self, row: int, area: int, target_area: int, intersection: int, rejected: bool | None) -> float:
         if self.zero_rejected and rejected:
             area = intersection = 0
