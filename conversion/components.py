@@ -60,7 +60,14 @@ from .rules_lisa_gsva import (
 from .sam_config import read_sam_config
 from .sources import holds_weights, open_source, read_config, read_json
 from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
-from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, LLAVA, build_tokenizer, check_tokenizer_files
+from .tokenizers import (
+    IMAGE_TOKEN,
+    LLAVA,
+    build_tokenizer,
+    check_tokenizer_files,
+    image_in_prompt,
+    uses_im_start_end,
+)
 
 
 _OTHER_MODEL = "Download the model again."
@@ -222,7 +229,7 @@ def _add_original_llava(inventory: Inventory, folder: Path, tower: Path | None, 
             vision_feature_select_strategy=config.vision_feature_select_strategy,
             num_additional_image_tokens=1,
             image_token=IMAGE_TOKEN,
-            chat_template=build_chat_template(template, _image_in_prompt(original)),
+            chat_template=build_chat_template(template, image_in_prompt(original, default=False)),
         )
     return VlmPart(config, processor, generation_defaults(tokenizer), appended_rows=1)
 
@@ -232,7 +239,7 @@ def _tokenizer(folder: Path, original: Mapping[str, Any], inventory: Inventory) 
     tokenizer = build_tokenizer(
         folder,
         LLAVA,
-        use_im_start_end=_uses_marks(original),
+        use_im_start_end=uses_im_start_end(original, default=False),
         model_max_length=original.get("max_position_embeddings"),
     )
     rows, known = inventory.shapes().get(EMBEDDING, (0,))[0], tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -243,14 +250,6 @@ def _tokenizer(folder: Path, original: Mapping[str, Any], inventory: Inventory) 
             next_step=_OTHER_MODEL,
         )
     return tokenizer
-
-
-def _uses_marks(original: Mapping[str, Any]) -> bool:
-    return bool(original.get("mm_use_im_start_end", False))
-
-
-def _image_in_prompt(original: Mapping[str, Any]) -> str:
-    return f"{IM_START_TOKEN}{IMAGE_TOKEN}{IM_END_TOKEN}" if _uses_marks(original) else IMAGE_TOKEN
 
 
 @dataclass(frozen=True)

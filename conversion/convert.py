@@ -24,9 +24,9 @@ from .locations import Location, locate
 from .manifest import write_manifest
 from .plan import SEGMENTATION, PlannedTensor, Scheme, dominant_dtype, expected_shapes, plan_tensors
 from .progress import ProgressCallback, no_progress
-from .recipe import no_adapters
 from .recognition import inspect_checkpoint
 from .systems import ATTEND_AND_SEGMENT, PARTS, SYSTEMS, PublishedSystem
+from .tensor_operations import no_adapters
 from .verify import check_staged
 from .writer import check_free_space, refuse_existing, staging_folder, write_repository
 

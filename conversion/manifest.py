@@ -238,7 +238,7 @@ def _origin(tensor: PlannedTensor) -> dict[str, Any]:
     return {
         "dtype": DTYPE_NAMES[tensor.dtype],
         "shape": list(tensor.shape),
-        **tensor.recipe.to_json(),
+        **tensor.operations.to_json(),
         "from": pieces,
     }
 

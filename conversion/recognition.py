@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..loading import import_object
 from .errors import ConversionError
 from .rules import LORA_A, KeyMap, RuleTable
 from .sources import TensorSource, open_source, read_json
-from .systems import PARTS, SYSTEMS, PublishedSystem, Recognition, load
+from .systems import PARTS, SYSTEMS, PublishedSystem, Recognition
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -95,7 +96,7 @@ def _holds(shapes: Shapes, patterns: tuple[str, ...]) -> bool:
 
 def _described_by(original: Recognition, shapes: Shapes) -> Recognised:
     try:
-        return load(original.describe)(shapes)
+        return import_object(original.describe)(shapes)
     except ConversionError as error:
         return Recognised("unknown", "a mixture of layouts", (str(error),), tuple(shapes))
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
+
+from ..loading import import_object
 
 
 if TYPE_CHECKING:
@@ -114,19 +115,19 @@ class PublishedSystem:
 
     @cached_property
     def config_class(self) -> type[PreTrainedConfig]:
-        return load(self.config)
+        return import_object(self.config)
 
     @cached_property
     def model_class(self) -> type[PreTrainedModel]:
-        return load(self.model)
+        return import_object(self.model)
 
     @cached_property
     def processor_class(self) -> type[ProcessorMixin]:
-        return load(self.processor)
+        return import_object(self.processor)
 
     @cached_property
     def image_processor_class(self) -> type[BaseImageProcessor]:
-        return load(self.image_processor)
+        return import_object(self.image_processor)
 
     @property
     def model_type(self) -> str:
@@ -162,12 +163,6 @@ class PublishedSystem:
         for auto_class, own in classes.items():
             if not is_of_transformers(own):
                 own.register_for_auto_class(auto_class)
-
-
-def load(reference: str) -> Any:
-    """Import what `module:name` names."""
-    module, name = reference.split(":")
-    return getattr(import_module(module), name)
 
 
 def is_of_transformers(own: type) -> bool:

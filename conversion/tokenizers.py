@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,22 @@ def check_tokenizer_files(folder: Path) -> None:
     """
     for name in _TOKENIZER_FILES:
         check_side_file(folder / name)
+
+
+def uses_im_start_end(config: Mapping[str, Any], *, default: bool) -> bool:
+    """Whether prompts have `<im_start>` and `<im_end>` around the image.
+
+    Args:
+        config (`Mapping[str, Any]`): The original's `config.json`.
+        default (`bool`): Without `mm_use_im_start_end` in it: true for LISA and GSVA, false for LLaVA.
+    """
+    return bool(config.get("mm_use_im_start_end", default))
+
+
+def image_in_prompt(config: Mapping[str, Any], *, default: bool) -> str:
+    """The image token as prompts have it; for the arguments see `uses_im_start_end`."""
+    around = uses_im_start_end(config, default=default)
+    return f"{IM_START_TOKEN}{IMAGE_TOKEN}{IM_END_TOKEN}" if around else IMAGE_TOKEN
 
 
 def build_tokenizer(

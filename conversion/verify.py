@@ -31,12 +31,12 @@ from .manifest import (
 from .peft_adapter import split_adapter_names
 from .plan import empty_model, expected_shapes
 from .progress import ProgressCallback, no_progress
-from .recipe import CAST, MERGE_LORA, Recipe
 from .repository_code import code_references, is_regular, stray_files
-from .shards import DTYPE_NAMES, all_finite
+from .shards import DTYPE_NAMES, all_finite, as_bits
 from .signatures import check_signature
 from .sources import SafetensorsFile, TensorInfo, TensorSource, open_source, read_any_json, read_config, read_json
 from .systems import SYSTEMS
+from .tensor_operations import CAST, MERGE_LORA, TensorOperations
 from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
 
 
@@ -407,21 +407,17 @@ def _compare(
         return sources[pieces[part]["source"]].load(pieces[part]["key"])
 
     try:
-        recipe = Recipe.from_json(entry)
-        expected = recipe.compute(load, tuple(value.shape), value.dtype)
+        operations = TensorOperations.from_json(entry)
+        expected = operations.compute(load, tuple(value.shape), value.dtype)
     except (ConversionError, KeyError, ValueError, RuntimeError) as error:
         report.add(file, f"{name!r} cannot be computed from the source ({error}).")
         return None
-    if torch.equal(_bits(expected), _bits(value)):
-        return "to the cast" if CAST in recipe.operations else "bit for bit"
+    if torch.equal(as_bits(expected), as_bits(value)):
+        return "to the cast" if CAST in operations.names else "bit for bit"
     # Another machine may add the products of a matrix product in another order.
     step = torch.finfo(value.dtype).eps
-    if MERGE_LORA in recipe.operations and torch.allclose(expected, value, rtol=2 * step, atol=1e-6):
+    if MERGE_LORA in operations.names and torch.allclose(expected, value, rtol=2 * step, atol=1e-6):
         return "to the rounding of the LoRA merge"
-    differing = (_bits(expected) != _bits(value)).sum().item()
+    differing = (as_bits(expected) != as_bits(value)).sum().item()
     report.add(file, f"{name!r} differs from the source in {differing} of {value.numel()} values.")
     return None
-
-
-def _bits(value: torch.Tensor) -> torch.Tensor:
-    return value.reshape(-1).view({8: torch.int64, 4: torch.int32, 2: torch.int16}[value.dtype.itemsize])

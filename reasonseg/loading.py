@@ -1,6 +1,7 @@
 """How checkpoints of others are loaded: their code stays off unless it is asked for, and their sizes are looked at.
 
-Everything in this package that reads a checkpoint through transformers goes through here.
+Everything in this package that reads a checkpoint through transformers goes through here. So do the tables that name
+classes and functions as `module:name`, to import them when they are first used.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,16 @@ _BOUNDS = tuple(
         (r"", -(1 << 31), 1 << 31),
     )
 )
+
+
+def import_object(reference: str) -> Any:
+    """Import what `module:name` names.
+
+    Args:
+        reference (`str`): Such as `"reasonseg.training.image_folder:ImageFolder"`.
+    """
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
 
 
 def load_pretrained(
@@ -139,4 +151,4 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"{path} states {cause}. Download it again, or get the model from its original publisher.")
 
 
-__all__ = ["CODE_FIELDS", "code_stays_off", "find_absurd_number", "load_pipeline", "load_pretrained"]
+__all__ = ["CODE_FIELDS", "code_stays_off", "find_absurd_number", "import_object", "load_pipeline", "load_pretrained"]

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from .data_kinds import DATA_KINDS, FIRST_STAGES, DataKind, FirstStage, find
+from ..loading import import_object
+from .data_kinds import DATA_KINDS, FIRST_STAGES, DataKind, FirstStage
 from .trained_parameters import LORA_TARGETS
 
 
@@ -171,7 +172,7 @@ class Recipe:
     @property
     def kind(self) -> DataKind:
         """How to learn from `data`."""
-        return find(DATA_KINDS[self.data.kind])()
+        return import_object(DATA_KINDS[self.data.kind])()
 
 
 _SECTIONS = {
@@ -191,7 +192,7 @@ def _read_recipe(values: Any, name: str) -> Recipe:
     if unknown := sorted(set(values) - set(known)):
         raise RecipeError(f"{name} has unknown fields {unknown}; there are {known}.")
     stages = {
-        stage: _read_section(find(entry), values[stage], f"{name}.{stage}")
+        stage: _read_section(import_object(entry), values[stage], f"{name}.{stage}")
         for stage, entry in FIRST_STAGES.items()
         if values.get(stage) is not None
     }

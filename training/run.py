@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers import AutoProcessor, set_seed
 
 from ..atomic_files import written_whole
-from ..loading import load_pretrained
+from ..loading import import_object, load_pretrained
 from .attention_guidance import AttentionGuidance
 from .checkpoints import (
     FINISHED_DRAFT,
@@ -25,7 +25,7 @@ from .checkpoints import (
     was_stopped,
 )
 from .collator import SegmentationCollator
-from .data_kinds import NEW_MODELS, find
+from .data_kinds import NEW_MODELS
 from .mask_scores import IOU_HEAD, MaskScoreTrainer
 from .optimizers import optimizer_factory
 from .recipe import Recipe, RecipeError, require_model
@@ -119,7 +119,7 @@ def _model_and_processor(
 ) -> tuple[Any, Any]:
     """What the recipe starts from."""
     if recipe.model in NEW_MODELS:
-        return find(NEW_MODELS[recipe.model])(recipe)
+        return import_object(NEW_MODELS[recipe.model])(recipe)
     if recipe.parts is not None:
         if build is None:
             raise RecipeError(

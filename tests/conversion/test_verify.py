@@ -196,7 +196,7 @@ def test_another_source_is_told_apart(repo, tmp_path):
         ("vlm.lm_head.weight", [["identity"]]),
     ],
 )
-def test_recipes_that_would_take_all_memory_or_time(repo, name, operations):
+def test_operations_that_would_take_all_memory_or_time(repo, name, operations):
     """An identity of a vector's length, row after row: the manifest says it, and its own sum is right."""
     body = read_manifest(repo)
     body["tensors"][name]["operations"] = operations

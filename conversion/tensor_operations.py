@@ -119,16 +119,16 @@ _OPERATIONS = (MERGE_LORA, CAST, *_APPEND, IDENTITY, ZEROS)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TensorOperations:
     """What is done, in this order: merge the adapter, cast, append a vocabulary row.
 
     Args:
-        operations (`tuple[str, ...]`): Names of the operations; none for a plain copy. `"identity"` and `"zeros"` make
+        names (`tuple[str, ...]`): Of the operations; none for a plain copy. `"identity"` and `"zeros"` make
             the tensor from nothing.
         alpha (`float`, *optional*): LoRA's alpha where an adapter is merged.
     """
 
-    operations: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     alpha: float | None = None
 
     def compute(self, load: Callable[[str], torch.Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -142,17 +142,17 @@ class Recipe:
         Raises:
             ConversionError: The result has another shape.
         """
-        if IDENTITY in self.operations:
+        if IDENTITY in self.names:
             if len(shape) != 2 or shape[0] != shape[1]:
                 raise ConversionError(f"An identity was planned with shape {shape}.")
             return torch.eye(shape[0], dtype=dtype)
-        if ZEROS in self.operations:
+        if ZEROS in self.names:
             return torch.zeros(shape, dtype=dtype)
         value = load(WEIGHT)
-        if MERGE_LORA in self.operations:
+        if MERGE_LORA in self.names:
             value = merge_lora(value, load(LORA_A), load(LORA_B), self.alpha)
         value = value.to(dtype)
-        for operation in self.operations:
+        for operation in self.names:
             if operation in _APPEND:
                 value = _APPEND[operation](value)
         if tuple(value.shape) != shape:
@@ -162,15 +162,15 @@ class Recipe:
     @property
     def appended_rows(self) -> int:
         """How many vocabulary rows the result has beyond its source."""
-        return sum(operation in _APPEND for operation in self.operations)
+        return sum(operation in _APPEND for operation in self.names)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         alpha = {} if self.alpha is None else {"alpha": self.alpha}
-        return {"operations": list(self.operations), **alpha}
+        return {"operations": list(self.names), **alpha}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+    def from_json(cls, data: Mapping[str, Any]) -> TensorOperations:
         """The inverse of `to_json`.
 
         Raises:
