@@ -58,8 +58,8 @@ def clean_examples(split: str, scenes: int) -> list[tuple[MaskingExample, np.nda
     while scenes:
         scene, index = draw_scene(split, index, size=SCENE_SIDE), index + 1
         places = {}
-        for place, thing in enumerate(scene.objects):
-            places.setdefault(thing.colour, []).append(place)
+        for index, thing in enumerate(scene.objects):
+            places.setdefault(thing.colour, []).append(index)
         if len(places) < 2:
             continue
         scenes -= 1

@@ -58,7 +58,7 @@ from .rules_lisa_gsva import (
     sam_table,
 )
 from .sam_config import read_sam_config
-from .sources import holds_weights, open_source, read_config, read_json
+from .sources import holds_weights, open_source, read_config, read_optional_json
 from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
 from .tokenizers import (
     IMAGE_TOKEN,
@@ -81,7 +81,7 @@ _SAM2_FIELDS = ("vision_config", "prompt_encoder_config", "mask_decoder_config",
 
 
 @dataclass(frozen=True)
-class VlmPart:
+class VlmComponent:
     """
     Args:
         config (`PreTrainedConfig`): The model's.
@@ -98,7 +98,7 @@ class VlmPart:
 
 def add_vlm(
     inventory: Inventory, folder: Path, vision_tower: Path | None = None, template: str = "llava_v1"
-) -> VlmPart:
+) -> VlmComponent:
     """
     Add a vision-language model's parameters.
 
@@ -126,7 +126,7 @@ def add_vlm(
     return _add_transformers(inventory, folder)
 
 
-def _add_transformers(inventory: Inventory, folder: Path) -> VlmPart:
+def _add_transformers(inventory: Inventory, folder: Path) -> VlmComponent:
     with refusing("The model's config cannot be used", path=folder / "config.json", next_step=_OTHER_MODEL):
         config = _without_code(load_pretrained(AutoConfig, folder, local_files_only=True))
     with refusing(
@@ -148,7 +148,7 @@ def _add_transformers(inventory: Inventory, folder: Path) -> VlmPart:
     if (folder / "generation_config.json").is_file():
         with refusing("The generation config cannot be used", path=folder, next_step=_OTHER_MODEL):
             generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return VlmPart(config, processor, generation)
+    return VlmComponent(config, processor, generation)
 
 
 def _without_code(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -182,7 +182,7 @@ def _load_processor(folder: Path) -> ProcessorMixin:
         raise ConversionError(
             f"The model's processor cannot be loaded: a part of it needs a package that is not installed ({said})",
             path=folder,
-            next_step=f"Install {package} here and wherever the result shall be loaded"
+            next_step=f"Install {package} here and wherever the result is to be loaded"
             + (", in the build that fits your PyTorch: pip install torchvision." if package == "torchvision" else "."),
         ) from error
     names = processor.get_attributes() if isinstance(processor, ProcessorMixin) else []
@@ -192,7 +192,7 @@ def _load_processor(folder: Path) -> ProcessorMixin:
     return processor
 
 
-def _add_original_llava(inventory: Inventory, folder: Path, tower: Path | None, template: str) -> VlmPart:
+def _add_original_llava(inventory: Inventory, folder: Path, tower: Path | None, template: str) -> VlmComponent:
     original = read_original_config(folder)
     checkpoint = open_source(folder)
     try:
@@ -231,7 +231,7 @@ def _add_original_llava(inventory: Inventory, folder: Path, tower: Path | None, 
             image_token=IMAGE_TOKEN,
             chat_template=build_chat_template(template, image_in_prompt(original, default=False)),
         )
-    return VlmPart(config, processor, generation_defaults(tokenizer), appended_rows=1)
+    return VlmComponent(config, processor, generation_defaults(tokenizer), appended_rows=1)
 
 
 def _tokenizer(folder: Path, original: Mapping[str, Any], inventory: Inventory) -> PreTrainedTokenizerBase:
@@ -253,7 +253,7 @@ def _tokenizer(folder: Path, original: Mapping[str, Any], inventory: Inventory) 
 
 
 @dataclass(frozen=True)
-class SegmenterPart:
+class SegmenterComponent:
     """
     Args:
         config (`PreTrainedConfig`): The segmenter's.
@@ -264,7 +264,9 @@ class SegmenterPart:
     image_processor: SegmenterImageProcessor
 
 
-def add_segmenter(inventory: Inventory, location: Path, sam_options: Mapping[str, Any] | None = None) -> SegmenterPart:
+def add_segmenter(
+    inventory: Inventory, location: Path, sam_options: Mapping[str, Any] | None = None
+) -> SegmenterComponent:
     """
     Add a segmenter's parameters.
 
@@ -280,13 +282,13 @@ def add_segmenter(inventory: Inventory, location: Path, sam_options: Mapping[str
         inventory.add(open_source(location), sam_table(), ORIGIN)
         config = read_sam_config(inventory.shapes(SEGMENTER), sam_options)
         side = config.vision_config.image_size
-        return SegmenterPart(config, SegmenterImageProcessor(size={"longest_edge": side}))
+        return SegmenterComponent(config, SegmenterImageProcessor(size={"longest_edge": side}))
     config = _read_segmenter_config(location)
     source = open_source(location)
     with refusing("No model can be built from this config", path=location / "config.json", next_step=_OTHER_SEGMENTER):
         model = empty_model(AutoModel, config)
     inventory.add(source, transformers_table(model, source.names(), SEGMENTER), ORIGIN)
-    return SegmenterPart(config, _segmenter_image_processor(location, config))
+    return SegmenterComponent(config, _segmenter_image_processor(location, config))
 
 
 def _read_segmenter_config(folder: Path) -> PreTrainedConfig:
@@ -314,7 +316,7 @@ def _read_segmenter_config(folder: Path) -> PreTrainedConfig:
 
 def _segmenter_image_processor(folder: Path, config: PreTrainedConfig) -> SegmenterImageProcessor:
     path = folder / "preprocessor_config.json"
-    stored = read_json(path) if path.is_file() else {}
+    stored = read_optional_json(path)
     kept = {name: stored[name] for name in ("image_mean", "image_std", "resample") if stored.get(name) is not None}
     side = config.prompt_encoder_config.image_size
     if config.model_type in _KEEPS_ASPECT:

@@ -266,7 +266,7 @@ def _compare(
     if extra := [name for name in found if name not in expected]:
         piece = inventory.pieces[extra[0]][WEIGHT]
         raise ConversionError(
-            f"{len(extra)} tensors have no place in the model the configs describe, the first is {piece.key!r} of the "
+            f"{len(extra)} tensors do not belong to the model the configs describe, the first is {piece.key!r} of the "
             f"{piece.origin}.",
             path=piece.source.path,
             next_step="Check that config, base and checkpoint belong together.",

@@ -16,7 +16,7 @@ from ..loading import import_object
 from .errors import ConversionError
 from .rules import LORA_A, KeyMap, RuleTable
 from .sources import TensorSource, open_source, read_json
-from .systems import PARTS, SYSTEMS, PublishedSystem, Recognition
+from .systems import SOURCE_MODELS, SYSTEMS, PublishedSystem, Recognition
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -78,7 +78,8 @@ def recognise(shapes: Shapes) -> Recognised:
         return Recognised(
             "unknown", "a DeepSpeed training state", ("Its zero_to_fp32.py writes a file that can be converted.",)
         )
-    originals = [system.original for system in SYSTEMS.values()] + [part.recognition for part in PARTS.values()]
+    originals = [system.original for system in SYSTEMS.values()]
+    originals += [model.recognition for model in SOURCE_MODELS.values()]
     for original in originals:
         if original is not None and _holds(shapes, original.keys):
             return _described_by(original, shapes)

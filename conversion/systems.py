@@ -385,7 +385,7 @@ SYSTEMS: dict[str, PublishedSystem] = {
 
 
 @dataclass(frozen=True)
-class Part:
+class SourceModel:
     """A checkpoint that is no system of its own but a source of others.
 
     Args:
@@ -397,21 +397,21 @@ class Part:
     belongs: str
 
 
-PARTS: dict[str, Part] = {
-    "llava": Part(
+SOURCE_MODELS: dict[str, SourceModel] = {
+    "llava": SourceModel(
         Recognition(
             (r"^(model\.embed_tokens|base_model\.model\.model|model\.layers)\.",),
             "reasonseg.conversion.rules_lisa_gsva:recognise_llava_family",
         ),
         "This is a LLaVA, the base of other checkpoints, which is passed as base=.",
     ),
-    "clip": Part(
+    "clip": SourceModel(
         Recognition(
             (r"^(vision_model|text_model|pre_layrnorm)\.",), "reasonseg.conversion.rules_lisa_gsva:recognise_clip"
         ),
         "This is a CLIP model: it is passed as vision_tower=.",
     ),
-    "sam": Part(
+    "sam": SourceModel(
         Recognition((r"^image_encoder\.", r"^mask_decoder\."), "reasonseg.conversion.rules_lisa_gsva:recognise_sam"),
         "This is a SAM: it is passed as sam=.",
     ),

@@ -61,7 +61,7 @@ def common_rank(ranks: Iterable[int]) -> int:
 
 
 def no_adapters(rank: int) -> float:
-    """In place of alpha where a conversion merges none: a made-up alpha would give wrong weights.
+    """Stands for alpha where a conversion merges no adapters: a made-up alpha would give wrong weights.
 
     Raises:
         ConversionError: Always; it is asked for only where there are adapters.
@@ -88,8 +88,8 @@ def merge_lora(weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor,
     return weight.float() + (alpha / lora_a.shape[0]) * update
 
 
-# The originals mark the image's place with the id -200, which is never embedded. A stock LLaVA embeds its placeholder
-# before it scatters the image features over it, so it needs a row of its own.
+# The originals mark the image's position with the id -200, which is never embedded. A stock LLaVA embeds its
+# placeholder before it scatters the image features over it, so it needs a row of its own.
 def append_embedding_row(embedding: torch.Tensor) -> torch.Tensor:
     """Append a row of zeros; image features always take its place.
 

@@ -166,5 +166,5 @@ def _write(
 def _restore(tensor: OriginalTensor, source: TensorSource) -> torch.Tensor:
     value = source.load(tensor.name)
     if tensor.appended_rows:
-        value = value[: -tensor.appended_rows].clone()  # torch.save would write the rows behind a view, too
+        value = value[: -tensor.appended_rows].clone()  # torch.save would write all rows of a view
     return value.to(tensor.dtype)

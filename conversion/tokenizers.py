@@ -26,7 +26,7 @@ IM_START_TOKEN = "<im_start>"
 IM_END_TOKEN = "<im_end>"
 IM_PATCH_TOKEN = "<im_patch>"
 IMAGE_TOKEN = "<image>"
-# The base of other checkpoints, whose tokenizer is built anew as theirs are.
+# The base of other checkpoints, whose tokenizer is rebuilt as theirs are.
 LLAVA = "llava"
 
 _TOKENIZER_FILES = (
@@ -44,7 +44,7 @@ _BPE_MODEL = 2
 _NORMAL_PIECE, _USER_DEFINED_PIECE = 1, 4
 _NAMED_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _NO_LIMIT = int(1e30)
-# Far above every published model: LLaMA has 32,000 pieces, which can be split at 200,000 places.
+# Far above every published model: LLaMA has 32,000 pieces, which can be split in 200,000 ways.
 _MAX_PIECES, _MAX_SPLITS = 1_000_000, 50_000_000
 
 
@@ -156,11 +156,11 @@ def build_tokenizer(
             )
     backend.add_tokens([added_token(content) for content in wanted if backend.token_to_id(content) is None])
     # LLaVA encodes what follows the image on its own, so that it begins like a text, with a dummy space. Legacy
-    # tokenizers put one behind every added token; the others are told to here, before they look for the token.
-    begins_anew = not slot_tokens[system] and not legacy and vocabulary.dummy_prefix
-    if begins_anew:
+    # tokenizers put one after every added token; the others do so here, before they look for the token.
+    space_after_image = not slot_tokens[system] and not legacy and vocabulary.dummy_prefix
+    if space_after_image:
         backend.normalizer = normalizers.Replace(Regex(_LAST_IMAGE), f"{IMAGE_TOKEN} ")
-    backend.add_tokens([AddedToken(IMAGE_TOKEN, normalized=begins_anew, special=True)])
+    backend.add_tokens([AddedToken(IMAGE_TOKEN, normalized=space_after_image, special=True)])
 
     backend.decoder = _decoder(_added_contents(backend), separates_slots=system == LISA.name, dummy_prefix=legacy)
     backend.post_processor = _post_processor(backend, config, names)
@@ -209,7 +209,7 @@ def _decoder(added: list[str], separates_slots: bool, dummy_prefix: bool) -> dec
     Args:
         added: Contents of all added tokens.
         separates_slots: Whether encoding lost the white space before slot tokens, so that one space is put there.
-        dummy_prefix: Whether encoding put a space behind every added token.
+        dummy_prefix: Whether encoding put a space after every added token.
     """
     steps = [
         decoders.Replace(_SPACE_PIECE, " "),
@@ -350,7 +350,7 @@ def _unstripped_tokens(names: dict[str, str], special_map: dict[str, Any]) -> se
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where there is no such file."""
+    """What a JSON file holds, also one as large as a tokenizer.json; nothing where there is no such file."""
     value = read_any_json(path) if path.exists() else {}
     if not isinstance(value, dict):
         raise ConversionError("The file must hold a JSON object.", path=path)

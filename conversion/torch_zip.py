@@ -175,7 +175,7 @@ def read_torch_zip(file: MappedFile) -> TorchZip:
     odd = [entry.name for name, entry in inside.items() if name not in _BESIDE and not _is_storage(name)]
     odd += [name for name in by_name if not name.startswith(prefix)]
     if odd or _PICKLE not in inside:
-        what = f"{odd[0]!r} has no place in it" if odd else f"it has no {_PICKLE}"
+        what = f"{odd[0]!r} does not belong in it" if odd else f"it has no {_PICKLE}"
         raise _refused(file.path, f"This zip archive was not written by torch.save: {what}.")
     if inside[_PICKLE].size > _MAX_PICKLE_BYTES:
         size = inside[_PICKLE].size

@@ -193,7 +193,7 @@ def add_manifest(repo: str | Path, *, replace: bool = False, progress: ProgressC
         raise ConversionError(
             f"{first.file}: {first.cause}" + (f" ({more} more problems)" if more else ""),
             path=repo,
-            next_step="Mend it; then `reasonseg verify --write-manifest` writes the manifest.",
+            next_step="Correct it; then `reasonseg verify --write-manifest` writes the manifest.",
         )
     return report
 
@@ -248,7 +248,7 @@ def _check_model(report: VerifyReport, manifest: Mapping[str, Any], tensors: Map
         report.add("config.json", f"The weights lack {len(missing)} parameters, the first is {missing[0]!r}.")
     _, others = split_adapter_names(list(tensors), expected)
     if extra := [name for name in others if name not in expected]:
-        report.add("config.json", f"The model has no place for {len(extra)} tensors, the first is {extra[0]!r}.")
+        report.add("config.json", f"The model has no parameters for {len(extra)} tensors, the first is {extra[0]!r}.")
     for name in expected.keys() & tensors.keys():
         if expected[name] != (shape := tensors[name].info(name).shape):
             report.add("config.json", f"{name!r} should be {expected[name]} and is {shape}.")
@@ -287,7 +287,7 @@ def _check_files(report: VerifyReport, manifest: Mapping[str, Any], progress: Pr
         elif not is_regular(path):
             report.add(name, "This is no file: a pipe, a device or a link that leads nowhere.")
         elif path.is_symlink() and not path.resolve().is_relative_to(_hub_root(repo)):
-            report.add(name, "This is a link to a place outside the repository.")
+            report.add(name, "This is a link that leads out of the repository.")
         elif path.stat().st_size != entry["size"]:
             report.add(name, f"The file has {path.stat().st_size} bytes instead of {entry['size']}.")
         elif file_sha256(path) != entry["sha256"]:

@@ -11,7 +11,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class DataFileError(ValueError):
-    """A file of a data set that cannot be used. The message names the file and the place in it, what was found and
+    """A file of a data set that cannot be used. The message names the file and the position in it, what was found and
     what is allowed."""
 
 
@@ -85,15 +85,15 @@ def file_in(folder: Path, name: Any) -> Path:
 def _parse(content: bytes) -> Any:
     """
     Raises:
-        ValueError: With the reason and the place, without a full stop.
+        ValueError: With the reason and the position, without a full stop.
     """
     try:
         return json.loads(content.removeprefix(_BOM).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start + 1} (0x{content[error.start]:02x}) is not UTF-8") from None
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise ValueError(f"{error.msg}, {place}") from None
+        position = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise ValueError(f"{error.msg}, {position}") from None
     except RecursionError:
         raise ValueError("its lists or objects are nested too deeply") from None
 

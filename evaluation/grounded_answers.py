@@ -255,7 +255,7 @@ class ImageFiles:
             raise SettingsDifferError(
                 f"Nothing says how the {self.suffix} files in {self.folder} were made. Choose another folder."
             )
-        made = json.loads(self.settings_path.read_text(encoding="utf-8"))
+        made = read_json(self.settings_path)
         different = sorted(name for name in {*made, *settings} if made.get(name) != settings.get(name))
         if different:
             listed = "; ".join(f"{name}: {made.get(name)!r}, now {settings.get(name)!r}" for name in different)

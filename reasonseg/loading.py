@@ -112,21 +112,21 @@ def find_absurd_number(config: Mapping[str, Any]) -> str | None:
     """
     open_ones: list[tuple[str, Any]] = [("", config)]
     while open_ones:
-        place, value = open_ones.pop()
+        name, value = open_ones.pop()
         if isinstance(value, Mapping):
-            open_ones += [(f"{place}.{name}".lstrip("."), inner) for name, inner in value.items()]
+            open_ones += [(f"{name}.{field}".lstrip("."), inner) for field, inner in value.items()]
             continue
         numbers = value if isinstance(value, list) else [value]
         whole = [number for number in numbers if isinstance(number, int) and not isinstance(number, bool)]
         if isinstance(value, list):
-            open_ones += [(place, inner) for inner in value if isinstance(inner, list | Mapping)]
-        low, high = _bounds(place.rpartition(".")[2])
+            open_ones += [(name, inner) for inner in value if isinstance(inner, list | Mapping)]
+        low, high = _bounds(name.rpartition(".")[2])
         if low is None:
             continue
         if odd := [number for number in whole if not low <= number <= high]:
-            return f"{place}={_shown(odd[0])}; a whole number from {low} to {high} is expected"
-        if _COUNTS.search(place) and sum(whole) > _MOST_LAYERS:
-            return f"{sum(whole)} layers as {place}; at most {_MOST_LAYERS} are expected"
+            return f"{name}={_shown(odd[0])}; a whole number from {low} to {high} is expected"
+        if _COUNTS.search(name) and sum(whole) > _MOST_LAYERS:
+            return f"{sum(whole)} layers as {name}; at most {_MOST_LAYERS} are expected"
     return None
 
 

@@ -50,7 +50,7 @@ def check_model_fits(
 ) -> ModelKind | None:
     """
     Args:
-        command (`str`): `segment`, `mask` or `ask`: what shall be done with the model.
+        command (`str`): `segment`, `mask` or `ask`: what to do with the model.
         model, revision, trust_remote_code: As `from_pretrained` takes them.
         asked (`str`, *optional*): What asks for it in the words of the user; `reasonseg` and the command by default.
 

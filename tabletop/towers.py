@@ -141,7 +141,7 @@ class TowerPretraining(nn.Module):
         self.word_alignment = WordAlignment(model, word_ids)
         width = model.config.get_text_config().hidden_size
         self.patch_centre = nn.Linear(width, 2)
-        self.place = nn.Linear(2, width)
+        self.location = nn.Linear(2, width)
         self.segmenter_heads = PatchHeads(model.config.segmenter_config.vision_config.output_channels)
 
     def forward(
@@ -171,9 +171,9 @@ class TowerPretraining(nn.Module):
         return centres + self.word_alignment.loss(patches, labels)
 
     def _drawing_losses(self, segmenter, features: dict[str, torch.Tensor], things: dict[str, torch.Tensor]) -> dict:
-        """Words of a thing and its place, added up where the language model's state will stand, draw its mask."""
+        """The words for a thing and its location, added up in place of the language model's state, draw its mask."""
         given = things["given"]
-        state = given["centre_xy"][:, None] * self.place(things["centre_xy"])
+        state = given["centre_xy"][:, None] * self.location(things["centre_xy"])
         for name in WORDS:
             state = state + given[name][:, None] * self.word_alignment.words(name)[things[name]]
         prompts = self.model.seg_projector(unit_rms(state))
@@ -217,7 +217,7 @@ def patch_labels(scenes: Sequence[TabletopScene], side: int) -> dict[str, torch.
 
 
 def _described(scene: TabletopScene, position: int, given: Sequence[str]) -> torch.FloatTensor:
-    """The visible pixels of the thing at its place, or, where that is not said, of all things of which it is true."""
+    """The visible pixels of the thing at its location or, where that is not given, of all things that fit."""
     thing = scene.objects[position]
     alike = [
         other

@@ -149,7 +149,7 @@ class ReasoningSegmentationTrainer(Trainer):
         """As the Trainer's, but aside: a checkpoint gets its name when every process has written its part of it."""
         run_dir = Path(super()._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        drafts, place = run_dir / CHECKPOINT_DRAFT, run_dir / name
+        drafts, target = run_dir / CHECKPOINT_DRAFT, run_dir / name
         if self.args.should_save:
             shutil.rmtree(drafts, ignore_errors=True)  # of a run that was stopped
         self.accelerator.wait_for_everyone()
@@ -160,17 +160,17 @@ class ReasoningSegmentationTrainer(Trainer):
             self._writes_draft = False
         self.accelerator.wait_for_everyone()
         if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(place)
+            self.state.best_model_checkpoint = str(target)
         if self.args.should_save:
             self.state.save_to_json(str(drafts / name / TRAINER_STATE_NAME))
-            put_in_place(drafts / name, place)
+            put_in_place(drafts / name, target)
             drafts.rmdir()
             rotate_checkpoints(
                 str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
             )
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(place))
+            self._push_from_checkpoint(str(target))
 
     def _get_output_dir(self, trial) -> str:
         run_dir = super()._get_output_dir(trial)

@@ -10,7 +10,7 @@ import pytest
 from reasonseg.conversion.convert import ConversionOptions
 from reasonseg.conversion.convert import convert as convert_system
 from reasonseg.conversion.convert_lisa import convert_lisa
-from reasonseg.conversion.systems import COMMON_OPTIONS, PARTS, SYSTEMS
+from reasonseg.conversion.systems import COMMON_OPTIONS, SOURCE_MODELS, SYSTEMS
 from reasonseg.loading import import_object
 from tests.test_packaging import ROOT
 
@@ -155,7 +155,7 @@ def test_every_reference_of_an_entry_exists(name):
 
 
 def test_every_part_is_described():
-    assert all(callable(import_object(part.recognition.describe)) for part in PARTS.values())
+    assert all(callable(import_object(model.recognition.describe)) for model in SOURCE_MODELS.values())
 
 
 def test_a_misspelt_option_is_refused(tmp_path):

@@ -184,7 +184,7 @@ ZIPS = {
     "classic record says zip64": patched(GOOD, b"PK\x05\x06", 12, b"\xff" * 8),
     "classic record only, and says zip64": patched(rezip(GOOD), b"PK\x05\x06", 16, b"\xff" * 4),
     "classic record says another count": patched(GOOD, b"PK\x05\x06", 8, struct.pack("<HH", 3, 3)),
-    "classic record says another place": patched(GOOD, b"PK\x05\x06", 16, struct.pack("<I", 64)),
+    "classic record says another offset": patched(GOOD, b"PK\x05\x06", 16, struct.pack("<I", 64)),
     "entries overlap": overlapping(GOOD),
     "entries in another order": replace_field(
         replace_field(GOOD, "archive/data/0", 42, GOOD[-22 - 4 :][:4]), "archive/data/1", 42, bytes(4)

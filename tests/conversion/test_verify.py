@@ -118,7 +118,7 @@ def test_links_out_of_the_repository_are_refused(repo, tmp_path):
     target = tmp_path / "elsewhere.md"
     shutil.move(repo / "README.md", target)
     (repo / "README.md").symlink_to(target)
-    assert "link to a place outside" in problems(repo)["README.md"]
+    assert "link that leads out" in problems(repo)["README.md"]
 
 
 def test_the_layout_of_the_hub_s_cache_is_no_link_outside(lisa_repo, tmp_path):
@@ -170,7 +170,7 @@ def test_names_and_shapes_are_compared_with_manifest_and_config(repo):
         "does not know the tensor 'extra'",
         "No weight file holds 'seg_projector.linear_2.bias'",
         "weights lack 1 parameters",
-        "no place for 1 tensors",
+        "no parameters for 1 tensors",
     ):
         assert part in text
 
