@@ -276,7 +276,7 @@ def add_segmenter(
         sam_options (`Mapping[str, Any]`, *optional*): See `read_sam_config`.
 
     Raises:
-        ConversionError: It is no segmenter, or one of no known family.
+        ConversionError: It is not a segmenter, or of no known family.
     """
     if not (location.is_dir() and (location / "config.json").is_file()):
         inventory.add(open_source(location), sam_table(), ORIGIN)

@@ -97,7 +97,7 @@ def convert_difflmm(
         diffusion_folder = _folder(locate(diffusion, parts=needed), "diffusion model")
         if not (diffusion_folder / DIFFUSION_INDEX).is_file():
             raise ConversionError(
-                f"There is no {DIFFUSION_INDEX}: this is no diffusion model in diffusers' layout.",
+                f"There is no {DIFFUSION_INDEX}: this is not a diffusion model in diffusers' layout.",
                 path=diffusion_folder,
                 next_step="Pass the folder of Stable Diffusion 1.5 that holds unet, vae and scheduler.",
             )

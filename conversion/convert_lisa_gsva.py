@@ -54,7 +54,7 @@ class Sources:
         name (`str`): What the checkpoint is called, for its card.
         config (`Path`): Folder of the LLaVA v1 `config.json`.
         tokenizer (`Path`): Folder of the tokenizer.
-        tower_first (`bool`): Whether the CLIP folder goes before a tower inside the checkpoint, as the original
+        tower_first (`bool`): Whether the CLIP folder is preferred to a tower inside the checkpoint, as the original
             loads it.
         base_projector (`bool`): Whether a projector that the checkpoint lacks may be the base's.
         vision_tower (`Path`, *optional*): Folder of the CLIP model.

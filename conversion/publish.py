@@ -243,7 +243,7 @@ def _check_request(folder: Path, repo_id: str) -> None:
     """Refuse what cannot be published under any licence, before anything is read.
 
     Raises:
-        ConversionError: The folder is no repository, or the name is none that the Hub allows.
+        ConversionError: The folder is not a repository, or the name is none that the Hub allows.
     """
     if not folder.is_dir():
         raise ConversionError("There is no such folder.", path=folder, next_step=_PASS_A_REPOSITORY)

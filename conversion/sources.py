@@ -159,7 +159,7 @@ class SafetensorsFile(TensorSource):
         self._infos = {}
         check_safetensors(path)
         handle = self._open()
-        for key in handle.keys():  # noqa: SIM118 (a safe_open handle is no dict)
+        for key in handle.keys():  # noqa: SIM118 (a safe_open handle is not a dict)
             entry = handle.get_slice(key)
             if entry.get_dtype() not in _SAFETENSORS_DTYPES:
                 raise ConversionError(

@@ -48,7 +48,7 @@ class Conversion:
         convert (`str`): The convert function.
         help (`str`): What the command does.
         options (`tuple[Option, ...]`): The function's own arguments, beside those that all of them take; one of the
-            same name goes before a common one.
+            same name replaces a common one.
         source_help (`str`), source_name (`str`, *optional*): What is converted, and its name in the usage line.
     """
 
@@ -91,8 +91,8 @@ class PublishedSystem:
         exports_trained (`bool`): Whether what training changed can be published without the base.
         conversion (`Conversion`, *optional*): How it is converted.
         original (`Recognition`, *optional*): How its original checkpoints are recognised.
-        converted_keys (`tuple[str, ...]`): Patterns that tell its converted checkpoints; a composed model's are told
-            by its `config.json`.
+        converted_keys (`tuple[str, ...]`): Patterns that identify its converted checkpoints; those of a composed
+            model are recognised by its `config.json`.
     """
 
     name: str
@@ -386,10 +386,10 @@ SYSTEMS: dict[str, PublishedSystem] = {
 
 @dataclass(frozen=True)
 class SourceModel:
-    """A checkpoint that is no system of its own but a source of others.
+    """A checkpoint that is not a system of its own but a source of others.
 
     Args:
-        recognition (`Recognition`): How it is told.
+        recognition (`Recognition`): How it is recognised.
         belongs (`str`): Where it is passed, in a sentence.
     """
 

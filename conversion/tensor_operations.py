@@ -174,7 +174,7 @@ class TensorOperations:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: An operation is unknown, or alpha is no number.
+            ValueError: An operation is unknown, or alpha is not a number.
         """
         operations, alpha = data["operations"], data.get("alpha")
         if not isinstance(operations, list) or (unknown := [name for name in operations if name not in _OPERATIONS]):

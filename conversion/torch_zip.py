@@ -3,8 +3,8 @@
 The file is opened once, so that the bytes that are checked are the bytes that are used.
 
 Zip files can be written so that two readers see two contents: a second directory, a second end record, entries that
-overlap, bytes that nobody names. Here the entries must follow each other from the first byte to the directory, and the
-directory must reach to the end, as torch writes it. Such a file has one reading only.
+overlap, bytes that no entry names. Here the entries must follow each other from the first byte to the directory, and
+the directory must reach to the end, as torch writes it. Such a file has one reading only.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class MappedFile:
         size (`int`): Its length in bytes.
 
     Raises:
-        ConversionError: It cannot be opened, is empty, or is no regular file.
+        ConversionError: It cannot be opened, is empty, or is not a regular file.
     """
 
     def __init__(self, path: Path):

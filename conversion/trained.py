@@ -341,7 +341,7 @@ def _read_export(folder: Path) -> dict[str, Any]:
     path = folder / _EXPORT
     if not path.is_file():
         raise ConversionError(
-            f"The folder has no {_EXPORT}, so it is no export of trained tensors.",
+            f"The folder has no {_EXPORT}, so it is not an export of trained tensors.",
             path=folder,
             next_step="Pass what `reasonseg publish --trained-only` has written.",
         )

@@ -169,7 +169,7 @@ def add_manifest(repo: str | Path, *, replace: bool = False, progress: ProgressC
         `VerifyReport`: What `verify_repository` says of the repository with its new manifest.
 
     Raises:
-        ConversionError: The folder is no repository, has a manifest, or something in it is wrong.
+        ConversionError: The folder is not a repository, has a manifest, or something in it is wrong.
     """
     repo = Path(repo)
     if not repo.is_dir():
@@ -232,7 +232,7 @@ def check_staged(folder: Path) -> None:
 def _check_model(report: VerifyReport, manifest: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> None:
     """Build the model from its config without memory, and compare its parameters with the weight files."""
     if manifest["system"] not in SYSTEMS:
-        report.add(MANIFEST, f"The system {manifest['system']!r} is none of {', '.join(SYSTEMS)}.")
+        report.add(MANIFEST, f"The system {manifest['system']!r} is not one of {', '.join(SYSTEMS)}.")
         return
     system = SYSTEMS[manifest["system"]]
     try:
@@ -285,7 +285,7 @@ def _check_files(report: VerifyReport, manifest: Mapping[str, Any], progress: Pr
         if name not in present:
             report.add(name, "The file is missing.")
         elif not is_regular(path):
-            report.add(name, "This is no file: a pipe, a device or a link that leads nowhere.")
+            report.add(name, "This is not a file: a pipe, a device or a link that leads nowhere.")
         elif path.is_symlink() and not path.resolve().is_relative_to(_hub_root(repo)):
             report.add(name, "This is a link that leads out of the repository.")
         elif path.stat().st_size != entry["size"]:

@@ -36,7 +36,7 @@ def clean_segmentation(segmentation: Any, size: tuple[int, int], what: str = "Th
         corners, which have no area, are left out where there are others.
 
     Raises:
-        ValueError: If it is none of these, has no area, or belongs to an image of another size.
+        ValueError: If it is not one of these, has no area, or belongs to an image of another size.
     """
     if isinstance(segmentation, Mapping):
         found, _ = read_run_lengths(segmentation, what)

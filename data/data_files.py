@@ -30,7 +30,7 @@ def read_json(path: str | Path, error_class: type[ValueError] = DataFileError) -
     try:
         return _parse(content)
     except ValueError as error:
-        raise error_class(f"{path} is no JSON file: {error}.") from None
+        raise error_class(f"{path} is not a JSON file: {error}.") from None
 
 
 def read_json_lines(
@@ -72,10 +72,10 @@ def file_in(folder: Path, name: Any) -> Path:
     """The file that a data file names, below `folder`.
 
     Raises:
-        ValueError: If it is no text, is absolute, or leads out of the folder.
+        ValueError: If it is not text, is absolute, or leads out of the folder.
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise ValueError(f"{name!r} is no file name; give one relative to {folder}.")
+        raise ValueError(f"{name!r} is not a file name; give one relative to {folder}.")
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         raise ValueError(f"the file name {name!r} leads out of the folder; give one relative to {folder}.")

@@ -103,7 +103,7 @@ class GroundedAnswer:
         """Read what `to_dict` or the original wrote, or GLaMM's `{name: {caption, phrases, pred_masks}}`.
 
         Raises:
-            ValueError: If it is none of these.
+            ValueError: If it is not one of these.
         """
         if not isinstance(entry, dict):
             raise ValueError(f"An answer must be an object with caption, phrases and pred_masks, not {entry!r:.60}.")

@@ -217,7 +217,7 @@ class EvaluationOptions:
         return load_pretrained(auto_class, self.repository, **source, **options)
 
     def report(self, step: str) -> Callable[[int, int], None]:
-        """A function that is told how many items of a step are finished, and of how many."""
+        """A function to report how many items of a step are finished, and how many there are."""
         return lambda done, total: self.progress(step, done, total)
 
 

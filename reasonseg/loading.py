@@ -139,7 +139,7 @@ def _shown(number: int) -> str:
 
 
 def _check_folder(folder: Path) -> None:
-    """Look at a folder's `config.json`; what is no folder, or cannot be read, is left to transformers."""
+    """Look at a folder's `config.json`; what is not a folder, or cannot be read, is left to transformers."""
     path = folder / "config.json"
     try:
         if not path.is_file() or path.stat().st_size > _MAX_CONFIG_BYTES:

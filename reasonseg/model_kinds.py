@@ -16,7 +16,7 @@ class WrongModelError(ValueError):
 class ModelKind:
     """
     Args:
-        name (`str`): Name of its system, or `model_type` of a model that is none of this package's.
+        name (`str`): Name of its system, or `model_type` of a model that is not one of this package's.
         does (`str`): What such models do, after "such models".
         commands (`tuple[str, ...]`): Commands that run it, the one it is made for first.
     """

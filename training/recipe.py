@@ -238,7 +238,7 @@ def load_recipe(name_or_path: str | Path, overrides: list[str] | tuple[str, ...]
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator:
-                raise RecipeError(f"{override!r} is no override; write key=value.")
+                raise RecipeError(f"{override!r} is not an override; write key=value.")
             *parents, leaf = key.split(".")
             target = values
             for parent in parents:
@@ -253,7 +253,7 @@ def require_model(recipe: Recipe) -> str:
     """The model that a recipe starts from.
 
     Raises:
-        RecipeError: The recipe leaves it to whoever follows it.
+        RecipeError: The recipe leaves it to its user.
     """
     if not recipe.model:
         raise RecipeError(

@@ -86,7 +86,7 @@ def _resume_point(recipe: Recipe, out: Path) -> Path | None:
 
 def _train(recipe: Recipe, out: Path, checkpoint: Path | None, build: Callable[..., tuple[Any, Any]] | None) -> None:
     """Train from `checkpoint`, or from the start, and save the repo to `out`."""
-    data = recipe.kind.dataset(recipe)  # first, so that what is wrong with it is said before a model is loaded
+    data = recipe.kind.dataset(recipe)  # first, so that an error in it comes before a model is loaded
     model, processor = _model_and_processor(recipe, data, build)
     if int(os.environ.get("RANK", "0")) == 0:  # of the processes that torchrun has started
         begin(out)

@@ -38,7 +38,7 @@ def training_arguments(recipe: Recipe, out: Path, **overrides) -> TrainingArgume
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the data set which epoch begins. accelerate tells the sampler, and where there is one, nobody else."""
+    """Tells the data set which epoch begins; accelerate tells the sampler alone where there is one."""
 
     def __init__(self, dataset):
         self.dataset = dataset

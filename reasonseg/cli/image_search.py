@@ -107,7 +107,7 @@ class ImageSearch:
         elif not self._add_pattern(argument):
             hint = " A question goes last, in quotes, or after --text." if " " in argument else ""
             raise CommandError(
-                f"{path_text(argument)!r} is no existing file or folder and no pattern that matches one.{hint}"
+                f"{path_text(argument)!r} is not an existing file or folder, nor a pattern that matches one.{hint}"
             )
 
     def _add_pattern(self, argument: str) -> bool:
@@ -235,7 +235,7 @@ def _is_dead_link_to_a_folder(path: Path) -> bool:
 
 
 def _problem_of(path: Path) -> str | None:
-    """Why a path is no file that could be read; `None` if it is one."""
+    """Why a path is not a file that could be read; `None` if it is one."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`results.jsonl`: one line per image, each complete or absent, whoever was killed while writing it."""
+"""`results.jsonl`: one line per image, each complete or absent, even if a writer was killed."""
 
 import json
 import os
@@ -59,7 +59,7 @@ class ResultLines:
             CommandError: a line is not a result.
         """
         if self.path.exists() and not self.path.is_file():
-            raise CommandError(f"{str(self.path)!r} is no file. Use another --out folder.")
+            raise CommandError(f"{str(self.path)!r} is not a file. Use another --out folder.")
         try:
             file = self.path.open("rb")
         except FileNotFoundError:

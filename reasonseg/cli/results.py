@@ -140,7 +140,7 @@ class ResultFolder:
         """Remove what a killed run has left: temporary files here and in `folders`, and half a line."""
         if not self.folder.is_dir():
             return
-        with suppress(OSError), self.writing():  # what cannot be written here is told when there are results
+        with suppress(OSError), self.writing():  # what cannot be written here is reported with the results
             for folder in {self.folder, *folders}:
                 remove_drafts(folder)
 

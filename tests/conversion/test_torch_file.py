@@ -348,7 +348,7 @@ PICKLES = {
     "a parameter with attributes": Program().name("torch._utils", "_rebuild_parameter_with_state").call(0).in_state(),
     "negated": tensor_with(more=b"}X\x03\x00\x00\x00neg\x88s"),
     "conjugated": tensor_with(more=b"}X\x04\x00\x00\x00conj\x88s"),
-    "metadata that is no dict": tensor_with(more=b"K\x01"),
+    "metadata that is not a dict": tensor_with(more=b"K\x01"),
     "nine arguments": tensor_with(more=b"NNN"),
     "hooks": tensor_with(hooks=b"}K\x01K\x01s"),
     "offset past the end": tensor_with(offset=b"K\x01"),
