@@ -2,7 +2,7 @@
 
 Seeing is the bottleneck of training from scratch (which of ten kinds is it?), and answers and masks teach it slowly.
 So this stage goes around the language model: patches name kind, colour and size of what they show with the very
-word embeddings that questions are made of, and sums of a thing's words and its place draw what they describe. What
+word embeddings that questions are made of, and sums of a thing's words and its location draw what they describe. What
 the language model has to learn then is to find words among patches.
 """
 
@@ -211,8 +211,8 @@ def patch_labels(scenes: Sequence[TabletopScene], side: int) -> dict[str, torch.
     foreground = (1 - pooled["kind"][..., :1]).clamp(min=1e-3)
     offsets = F.adaptive_avg_pool2d(torch.stack([torch.from_numpy(label["centre_xy"]) for label in labels]), side)
     steps = (torch.arange(side) + 0.5) / side
-    places = torch.stack([steps.repeat(side), steps.repeat_interleave(side)], dim=-1)
-    pooled["centre_xy"] = offsets.flatten(2).transpose(1, 2) / foreground + places
+    centres = torch.stack([steps.repeat(side), steps.repeat_interleave(side)], dim=-1)
+    pooled["centre_xy"] = offsets.flatten(2).transpose(1, 2) / foreground + centres
     return pooled
 
 
