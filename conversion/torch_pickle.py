@@ -21,7 +21,7 @@ _MAX_INSTRUCTIONS = 700_000
 _MAX_DIMENSIONS = 16
 _MAX_NUMBER = 1 << 127  # the magic number of a legacy file has 80 bits
 _MAX_COUNT = 1 << 60  # also below what makes the hashes of numbers collide
-_PROTOCOLS = (2, 3)
+_PICKLE_PROTOCOLS = (2, 3)
 _STORAGE_TYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -134,8 +134,8 @@ def read_pickle(file: BinaryIO, storages: dict[str, Storage]) -> Any:
     reader = _Reader(storages)
     try:
         for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
-            if count == 0 and (instruction.name != "PROTO" or argument not in _PROTOCOLS):
-                raise PickleError(f"it is not a pickle of protocol {' or '.join(map(str, _PROTOCOLS))}")
+            if count == 0 and (instruction.name != "PROTO" or argument not in _PICKLE_PROTOCOLS):
+                raise PickleError(f"it is not a pickle of protocol {' or '.join(map(str, _PICKLE_PROTOCOLS))}")
             if count > _MAX_INSTRUCTIONS:
                 raise PickleError(f"it has more than {_MAX_INSTRUCTIONS} instructions, which no list of tensors needs")
             reader.follow(instruction.name, argument)

@@ -112,15 +112,15 @@ class ReasoningSegmentationTrainer(Trainer):
         auxiliary_labels = inputs.pop("auxiliary_labels", {})
         outputs = model(**inputs)
         # A model without masks has the language loss alone.
-        loss, parts = outputs["loss"], dict(outputs.get("losses") or {})
+        loss, losses = outputs["loss"], dict(outputs.get("losses") or {})
         if self.decision_loss_weight:
-            parts["decision_loss"] = self.decision_loss_weight * self._decision_loss(outputs, inputs)
-            loss = loss + parts["decision_loss"]
+            losses["decision_loss"] = self.decision_loss_weight * self._decision_loss(outputs, inputs)
+            loss = loss + losses["decision_loss"]
         for name, auxiliary_loss in self.auxiliary_losses.items():
-            parts[name] = auxiliary_loss(inputs, outputs, auxiliary_labels)
-            loss = loss + parts[name]
+            losses[name] = auxiliary_loss(inputs, outputs, auxiliary_labels)
+            loss = loss + losses[name]
         if model.training:
-            for name, value in parts.items():
+            for name, value in losses.items():
                 self._loss_parts[name].append(value.detach())
         return (loss, outputs) if return_outputs else loss
 
