@@ -116,7 +116,7 @@ def _converted(system: PublishedSystem) -> Recognised:
 def described(
     systems: str | tuple[str, ...], variant: str, table: RuleTable, shapes: Shapes, notes: tuple[str, ...] = ()
 ) -> Recognised:
-    """What a system's own function says of a checkpoint.
+    """What a system's own function says about a checkpoint.
 
     Args:
         systems (`str` or `tuple[str, ...]`): Name of the system, or of those that it may be of.

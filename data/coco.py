@@ -1,4 +1,4 @@
-"""COCO's annotations as people have them, brought to what pycocotools computes with: in a copy of one's own.
+"""COCO's annotations as people have them, brought to what pycocotools computes with, in a copy.
 
 pycocotools takes much for granted and does not check it: an annotation with the id 0 counts as not found, one whose id
 occurs twice is read twice, a polygon of four numbers in front is taken for a box, and run lengths that do not cover

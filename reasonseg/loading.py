@@ -1,4 +1,4 @@
-"""How checkpoints of others are loaded: their code stays off unless it is asked for, and their sizes are looked at.
+"""Load other people's checkpoints: their code runs only if the user asks for it, and their sizes are checked.
 
 Everything in this package that reads a checkpoint through transformers goes through here. So do the tables that name
 classes and functions as `module:name`, to import them when they are first used.

@@ -1,4 +1,4 @@
-"""What a checkpoint is and which commands run it, told by its configuration before any weight is read."""
+"""What a checkpoint is and which commands run it, read from its configuration before any weight."""
 
 from dataclasses import dataclass
 

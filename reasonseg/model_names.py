@@ -17,7 +17,7 @@ _NEXT_STEP = (
 
 
 class UnknownModelError(ValueError):
-    """A name of a model that names none."""
+    """The name of a model leads to none."""
 
 
 def resolve_model(name: str, revision: str | None = None, option: str = "--model") -> str:

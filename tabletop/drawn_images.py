@@ -1,4 +1,4 @@
-"""Says when the embedded model is shown something else than the drawn tabletops it knows."""
+"""Warn when the embedded model is shown anything but the drawn tabletops it knows."""
 
 import warnings
 from pathlib import Path

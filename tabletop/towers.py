@@ -71,7 +71,7 @@ def foreground_weight(labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
 
 
 def centre_loss(centres: torch.FloatTensor, labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
-    """Mean distance, as a part of the image's side, to the centre of the thing that a patch belongs to."""
+    """Mean distance, as a fraction of the image's side, to the centre of the thing that a patch belongs to."""
     foreground = 1 - labels["kind"][..., 0]
     return (foreground * (centres - labels["centre_xy"]).abs().sum(-1)).sum() / foreground.sum().clamp(min=1)
 

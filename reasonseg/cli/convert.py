@@ -1,4 +1,4 @@
-"""`reasonseg convert`: an original checkpoint in, a repository that transformers loads out."""
+"""`reasonseg convert`: turn an original checkpoint into a repository that transformers loads."""
 
 import inspect
 from collections.abc import Callable

@@ -51,7 +51,7 @@ class FoundImages:
         return len(self.relative_paths)
 
     def what_was_left_out(self) -> str:
-        """Return a sentence that counts what was passed over; empty where that is nothing."""
+        """Return a sentence that counts what was left out; empty if nothing was."""
         if not self.left_out:
             return ""
         return f"Left out: {', '.join(f'{count} {reason}' for reason, count in sorted(self.left_out.items()))}."
@@ -123,7 +123,7 @@ class ImageSearch:
         return is_matched
 
     def _walk(self, folder: Path, root: Path, results: list[EarlierResults], above: tuple[str, ...]) -> None:
-        """Visit what lies in a folder; `above` are the folders on the way to it."""
+        """Visit what is in a folder; `above` are the folders on the way to it."""
         try:
             names = sorted(os.listdir(folder))
         except OSError as error:
@@ -230,7 +230,7 @@ def _is_image_name(path: Path) -> bool:
 
 
 def _is_dead_link_to_a_folder(path: Path) -> bool:
-    """Whether a link leads nowhere whose name does not say that it never led to a folder."""
+    """Whether a link is broken and its name does not rule out that it led to a folder."""
     return not path.suffix and path.is_symlink() and _problem_of(path) is not None
 
 

@@ -1,4 +1,4 @@
-"""`reasonseg publish`: a verified repository onto the Hub, as far as its licences allow."""
+"""`reasonseg publish`: upload a verified repository to the Hub, as far as its licences allow."""
 
 import json
 from dataclasses import asdict

@@ -26,7 +26,7 @@ def file_sha256(path: Path) -> str:
 
 
 def is_usable_stem(stem: str) -> bool:
-    """Return whether the files of a result can begin so, and a line can say it."""
+    """Return whether file names can begin with the stem and a result line can hold it."""
     return path_text(stem) == stem and len(stem.encode()) <= _LONGEST_STEM
 
 
