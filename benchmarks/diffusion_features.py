@@ -1,6 +1,6 @@
-"""DiffLMM's diffusion features: the UNet cut off behind its block and each image encoded once, against the usual way.
+"""DiffLMM's diffusion features: the UNet cut off after its block and each image encoded once, against the usual way.
 
-The usual way, which the original goes, encodes every image once per noise and runs all four up blocks of the UNet.
+The usual way, which is the original's, encodes every image once per noise and runs all four up blocks of the UNet.
 
 python -m benchmarks.diffusion_features [--images 2] [--ensemble 4]
 """

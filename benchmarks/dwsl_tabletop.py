@@ -57,14 +57,14 @@ def clean_examples(split: str, scenes: int) -> list[tuple[MaskingExample, np.nda
     found, index = [], 0
     while scenes:
         scene, index = draw_scene(split, index, size=SCENE_SIDE), index + 1
-        places = {}
-        for place, thing in enumerate(scene.objects):
-            places.setdefault(thing.colour, []).append(place)
-        if len(places) < 2:
+        by_colour = {}
+        for position, thing in enumerate(scene.objects):
+            by_colour.setdefault(thing.colour, []).append(position)
+        if len(by_colour) < 2:
             continue
         scenes -= 1
-        image, colours = Image.fromarray(scene.image), sorted(places)
-        masks = [scene.mask(*places[colour]).astype(np.float32) for colour in colours]
+        image, colours = Image.fromarray(scene.image), sorted(by_colour)
+        masks = [scene.mask(*by_colour[colour]).astype(np.float32) for colour in colours]
         for number, colour in enumerate(colours):
             other = masks[(number + 1) % len(colours)]
             found.append((MaskingExample(image, colour, masks[number]), other))

@@ -33,10 +33,10 @@ def whole_layer(image: Image.Image, prompt: VisualPrompt) -> Image.Image:
         steps, before = int(1000 * max(image.size) / prompt.anchor), None
         for t in np.linspace(0, 1, steps):
             weights = np.array([(1 - t) ** 3, 3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2, t**3])
-            place = tuple((weights @ points).tolist())
+            point = tuple((weights @ points).tolist())
             if before is not None:
-                canvas.line([before, place], fill=color, width=prompt.width)
-            before = place
+                canvas.line([before, point], fill=color, width=prompt.width)
+            before = point
     else:
         canvas.rectangle(BOX, outline=color, width=prompt.width)
     return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")

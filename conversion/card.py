@@ -91,7 +91,7 @@ def read_card_values(name: Values, system: str | None = None) -> dict[str, Any]:
         system (`str`, *optional*): What to describe when there is no such checkpoint, such as `"lisa"`.
 
     Raises:
-        ConversionError: Neither is known, or the file is no values file.
+        ConversionError: Neither is known, or the file is not a values file.
     """
     own = _read_own(name, system)
     system = own.get("system", system)
@@ -170,7 +170,7 @@ def render_card(
         template_path=str(CARDS / _TEMPLATE),
         **values,
         form=form,
-        # what it was converted from is named there, and is no part of the base
+        # what it was converted from is named there, and is not a part of the base
         parts=[repo for repo in values["base_models"] if repo not in values["source"]],
         sizes=_sizes(config, dtype),
         code={} if repo is None else published_code(repo),
@@ -303,7 +303,7 @@ def _check_own(own: dict[str, Any], system: str | None, path: str | None) -> dic
     chain = own.get("chain", [])
     if not isinstance(chain, list) or not all(isinstance(row, dict) and set(row) == _CHAIN_ROW for row in chain):
         raise refuse(
-            "`chain` is no list of rows.", "Write each as `{part: data, work: my photographs, licence: mine}`."
+            "`chain` is not a list of rows.", "Write each as `{part: data, work: my photographs, licence: mine}`."
         )
     return own
 
@@ -320,7 +320,7 @@ def _read(path: Path) -> dict[str, Any]:
             f"The card's values cannot be read ({error}).", path=path, next_step="Check the file."
         ) from error
     if not isinstance(values, dict):
-        raise ConversionError("The card's values are no mapping.", path=path, next_step="Check the file.")
+        raise ConversionError("The card's values are not a mapping.", path=path, next_step="Check the file.")
     return values
 
 

@@ -58,9 +58,16 @@ from .rules_lisa_gsva import (
     sam_table,
 )
 from .sam_config import read_sam_config
-from .sources import holds_weights, open_source, read_config, read_json
+from .sources import holds_weights, open_source, read_config, read_optional_json
 from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
-from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, LLAVA, build_tokenizer, check_tokenizer_files
+from .tokenizers import (
+    IMAGE_TOKEN,
+    LLAVA,
+    build_tokenizer,
+    check_tokenizer_files,
+    image_in_prompt,
+    uses_im_start_end,
+)
 
 
 _OTHER_MODEL = "Download the model again."
@@ -74,7 +81,7 @@ _SAM2_FIELDS = ("vision_config", "prompt_encoder_config", "mask_decoder_config",
 
 
 @dataclass(frozen=True)
-class VlmPart:
+class VlmComponent:
     """
     Args:
         config (`PreTrainedConfig`): The model's.
@@ -91,7 +98,7 @@ class VlmPart:
 
 def add_vlm(
     inventory: Inventory, folder: Path, vision_tower: Path | None = None, template: str = "llava_v1"
-) -> VlmPart:
+) -> VlmComponent:
     """
     Add a vision-language model's parameters.
 
@@ -119,7 +126,7 @@ def add_vlm(
     return _add_transformers(inventory, folder)
 
 
-def _add_transformers(inventory: Inventory, folder: Path) -> VlmPart:
+def _add_transformers(inventory: Inventory, folder: Path) -> VlmComponent:
     with refusing("The model's config cannot be used", path=folder / "config.json", next_step=_OTHER_MODEL):
         config = _without_code(load_pretrained(AutoConfig, folder, local_files_only=True))
     with refusing(
@@ -141,7 +148,7 @@ def _add_transformers(inventory: Inventory, folder: Path) -> VlmPart:
     if (folder / "generation_config.json").is_file():
         with refusing("The generation config cannot be used", path=folder, next_step=_OTHER_MODEL):
             generation = GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return VlmPart(config, processor, generation)
+    return VlmComponent(config, processor, generation)
 
 
 def _without_code(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -175,7 +182,7 @@ def _load_processor(folder: Path) -> ProcessorMixin:
         raise ConversionError(
             f"The model's processor cannot be loaded: a part of it needs a package that is not installed ({said})",
             path=folder,
-            next_step=f"Install {package} here and wherever the result shall be loaded"
+            next_step=f"Install {package} here and wherever the result is to be loaded"
             + (", in the build that fits your PyTorch: pip install torchvision." if package == "torchvision" else "."),
         ) from error
     names = processor.get_attributes() if isinstance(processor, ProcessorMixin) else []
@@ -185,7 +192,7 @@ def _load_processor(folder: Path) -> ProcessorMixin:
     return processor
 
 
-def _add_original_llava(inventory: Inventory, folder: Path, tower: Path | None, template: str) -> VlmPart:
+def _add_original_llava(inventory: Inventory, folder: Path, tower: Path | None, template: str) -> VlmComponent:
     original = read_original_config(folder)
     checkpoint = open_source(folder)
     try:
@@ -222,9 +229,9 @@ def _add_original_llava(inventory: Inventory, folder: Path, tower: Path | None, 
             vision_feature_select_strategy=config.vision_feature_select_strategy,
             num_additional_image_tokens=1,
             image_token=IMAGE_TOKEN,
-            chat_template=build_chat_template(template, _image_in_prompt(original)),
+            chat_template=build_chat_template(template, image_in_prompt(original, default=False)),
         )
-    return VlmPart(config, processor, generation_defaults(tokenizer), appended_rows=1)
+    return VlmComponent(config, processor, generation_defaults(tokenizer), appended_rows=1)
 
 
 def _tokenizer(folder: Path, original: Mapping[str, Any], inventory: Inventory) -> PreTrainedTokenizerBase:
@@ -232,7 +239,7 @@ def _tokenizer(folder: Path, original: Mapping[str, Any], inventory: Inventory) 
     tokenizer = build_tokenizer(
         folder,
         LLAVA,
-        use_im_start_end=_uses_marks(original),
+        use_im_start_end=uses_im_start_end(original, default=False),
         model_max_length=original.get("max_position_embeddings"),
     )
     rows, known = inventory.shapes().get(EMBEDDING, (0,))[0], tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -245,16 +252,8 @@ def _tokenizer(folder: Path, original: Mapping[str, Any], inventory: Inventory) 
     return tokenizer
 
 
-def _uses_marks(original: Mapping[str, Any]) -> bool:
-    return bool(original.get("mm_use_im_start_end", False))
-
-
-def _image_in_prompt(original: Mapping[str, Any]) -> str:
-    return f"{IM_START_TOKEN}{IMAGE_TOKEN}{IM_END_TOKEN}" if _uses_marks(original) else IMAGE_TOKEN
-
-
 @dataclass(frozen=True)
-class SegmenterPart:
+class SegmenterComponent:
     """
     Args:
         config (`PreTrainedConfig`): The segmenter's.
@@ -265,7 +264,9 @@ class SegmenterPart:
     image_processor: SegmenterImageProcessor
 
 
-def add_segmenter(inventory: Inventory, location: Path, sam_options: Mapping[str, Any] | None = None) -> SegmenterPart:
+def add_segmenter(
+    inventory: Inventory, location: Path, sam_options: Mapping[str, Any] | None = None
+) -> SegmenterComponent:
     """
     Add a segmenter's parameters.
 
@@ -275,19 +276,19 @@ def add_segmenter(inventory: Inventory, location: Path, sam_options: Mapping[str
         sam_options (`Mapping[str, Any]`, *optional*): See `read_sam_config`.
 
     Raises:
-        ConversionError: It is no segmenter, or one of no known family.
+        ConversionError: It is not a segmenter, or of no known family.
     """
     if not (location.is_dir() and (location / "config.json").is_file()):
         inventory.add(open_source(location), sam_table(), ORIGIN)
         config = read_sam_config(inventory.shapes(SEGMENTER), sam_options)
         side = config.vision_config.image_size
-        return SegmenterPart(config, SegmenterImageProcessor(size={"longest_edge": side}))
+        return SegmenterComponent(config, SegmenterImageProcessor(size={"longest_edge": side}))
     config = _read_segmenter_config(location)
     source = open_source(location)
     with refusing("No model can be built from this config", path=location / "config.json", next_step=_OTHER_SEGMENTER):
         model = empty_model(AutoModel, config)
     inventory.add(source, transformers_table(model, source.names(), SEGMENTER), ORIGIN)
-    return SegmenterPart(config, _segmenter_image_processor(location, config))
+    return SegmenterComponent(config, _segmenter_image_processor(location, config))
 
 
 def _read_segmenter_config(folder: Path) -> PreTrainedConfig:
@@ -315,7 +316,7 @@ def _read_segmenter_config(folder: Path) -> PreTrainedConfig:
 
 def _segmenter_image_processor(folder: Path, config: PreTrainedConfig) -> SegmenterImageProcessor:
     path = folder / "preprocessor_config.json"
-    stored = read_json(path) if path.is_file() else {}
+    stored = read_optional_json(path)
     kept = {name: stored[name] for name in ("image_mean", "image_std", "resample") if stored.get(name) is not None}
     side = config.prompt_encoder_config.image_size
     if config.model_type in _KEEPS_ASPECT:

@@ -151,7 +151,7 @@ def clip_config_from_folder(folder: Path) -> CLIPVisionConfig:
             "openai/clip-vit-large-patch14.",
         )
     if not isinstance(config, Mapping):
-        raise ConversionError("The config's `vision_config` is no JSON object.", path=path)
+        raise ConversionError("The config's `vision_config` is not a JSON object.", path=path)
     check_sizes(config, _CLIP_FIELDS[:8], path)
     with refusing("The CLIP config cannot be used", path=path, next_step="Download the CLIP model again."):
         return CLIPVisionConfig(**{name: config[name] for name in _CLIP_FIELDS if config.get(name) is not None})

@@ -24,9 +24,9 @@ from .locations import Location, locate
 from .manifest import write_manifest
 from .plan import SEGMENTATION, PlannedTensor, Scheme, dominant_dtype, expected_shapes, plan_tensors
 from .progress import ProgressCallback, no_progress
-from .recipe import no_adapters
 from .recognition import inspect_checkpoint
-from .systems import ATTEND_AND_SEGMENT, PARTS, SYSTEMS, PublishedSystem
+from .systems import ATTEND_AND_SEGMENT, SOURCE_MODELS, SYSTEMS, PublishedSystem
+from .tensor_operations import no_adapters
 from .verify import check_staged
 from .writer import check_free_space, refuse_existing, staging_folder, write_repository
 
@@ -239,8 +239,8 @@ def _whose_tensors(system: PublishedSystem, source: Location, error: ConversionE
     is_repository = found.converted or found.loads_as_it_is
     if system == ATTEND_AND_SEGMENT and (is_repository or found.system == "llava"):
         return ""  # what it is made of
-    if found.system in PARTS:
-        return PARTS[found.system].belongs
+    if found.system in SOURCE_MODELS:
+        return SOURCE_MODELS[found.system].belongs
     if is_repository:
         title = SYSTEMS[found.system].title if found.system in SYSTEMS else "a model of this package"
         return f"This is {title} as a repository that loads as it is; `reasonseg verify` checks it."

@@ -14,7 +14,7 @@ from ..modeling.attention_maps import attention_modules
 from ..modeling.configuration_attend_and_segment import AttendAndSegmentConfig
 from ..modeling.modeling_attend_and_segment import AttendAndSegmentForReasoningSegmentation
 from ..processing.processing_attend_and_segment import AttendAndSegmentProcessor
-from .components import SegmenterPart, VlmPart, add_segmenter, add_vlm
+from .components import SegmenterComponent, VlmComponent, add_segmenter, add_vlm
 from .convert import ConversionOptions, ConversionReport, Parts, convert
 from .errors import ConversionError, refusing
 from .inventory import Inventory
@@ -120,7 +120,9 @@ def _read_heads(heads: str | list[int]) -> str | list[int]:
     return heads
 
 
-def _build_model(vlm: VlmPart, segmenter: SegmenterPart, fields: Mapping[str, Any], folder: Path) -> PreTrainedModel:
+def _build_model(
+    vlm: VlmComponent, segmenter: SegmenterComponent, fields: Mapping[str, Any], folder: Path
+) -> PreTrainedModel:
     """The published model with the right sizes and no weights.
 
     Raises:

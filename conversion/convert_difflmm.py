@@ -20,7 +20,6 @@ from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import locate, location_name, pin
 from .plan import Scheme, empty_model, require_components
-from .recipe import no_adapters
 from .rules_difflmm import (
     CAPTIONER,
     DIFFUSION,
@@ -35,6 +34,7 @@ from .rules_difflmm import (
 from .rules_lisa_gsva import VLM, clip_table, detect_layout, llava_table
 from .sources import DIFFUSION_INDEX, open_source
 from .systems import DIFFLMM
+from .tensor_operations import no_adapters
 from .tokenizers import IMAGE_TOKEN, build_tokenizer, check_tokenizer_files
 
 
@@ -97,7 +97,7 @@ def convert_difflmm(
         diffusion_folder = _folder(locate(diffusion, parts=needed), "diffusion model")
         if not (diffusion_folder / DIFFUSION_INDEX).is_file():
             raise ConversionError(
-                f"There is no {DIFFUSION_INDEX}: this is no diffusion model in diffusers' layout.",
+                f"There is no {DIFFUSION_INDEX}: this is not a diffusion model in diffusers' layout.",
                 path=diffusion_folder,
                 next_step="Pass the folder of Stable Diffusion 1.5 that holds unet, vae and scheduler.",
             )

@@ -38,10 +38,9 @@ from .rules_lisa_gsva import (
 from .sam_config import read_sam_config
 from .sources import TensorSource, holds_weights, open_source
 from .systems import PublishedSystem
-from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, build_tokenizer, check_tokenizer_files
+from .tokenizers import IMAGE_TOKEN, build_tokenizer, check_tokenizer_files, image_in_prompt, uses_im_start_end
 
 
-_IMAGE_WITH_MARKS = f"{IM_START_TOKEN}{IMAGE_TOKEN}{IM_END_TOKEN}"
 _OTHER_COPY = "Copy the file again from the original publisher."
 _SLOT_FIELDS = ("seg_token_id", "rej_token_id")
 
@@ -55,7 +54,7 @@ class Sources:
         name (`str`): What the checkpoint is called, for its card.
         config (`Path`): Folder of the LLaVA v1 `config.json`.
         tokenizer (`Path`): Folder of the tokenizer.
-        tower_first (`bool`): Whether the CLIP folder goes before a tower inside the checkpoint, as the original
+        tower_first (`bool`): Whether the CLIP folder is preferred to a tower inside the checkpoint, as the original
             loads it.
         base_projector (`bool`): Whether a projector that the checkpoint lacks may be the base's.
         vision_tower (`Path`, *optional*): Folder of the CLIP model.
@@ -192,7 +191,7 @@ def _matching_tokenizer(
     tokenizer = build_tokenizer(
         sources.tokenizer,
         system.name,
-        use_im_start_end=_uses_marks(config),
+        use_im_start_end=uses_im_start_end(config, default=True),
         model_max_length=config.get("max_position_embeddings"),
     )
     known = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -263,16 +262,11 @@ def _build_processor(
         **image_view(sources.vision_tower, vision.image_size),
         segmenter_size={"longest_edge": config.segmenter_config.vision_config.image_size},
     )
-    image = _IMAGE_WITH_MARKS if _uses_marks(original) else IMAGE_TOKEN
     return system.processor_class(
         image_processor=image_processor,
         tokenizer=tokenizer,
         patch_size=vision.patch_size,
         vision_feature_select_strategy=config.vlm_config.vision_feature_select_strategy,
         template=template,
-        chat_template=build_chat_template(template, image),
+        chat_template=build_chat_template(template, image_in_prompt(original, default=True)),
     )
-
-
-def _uses_marks(original: Mapping[str, Any]) -> bool:
-    return bool(original.get("mm_use_im_start_end", True))

@@ -54,5 +54,5 @@ def refusing(cause: str, *, path: str | os.PathLike | None = None, next_step: st
 
 
 def is_panic(error: BaseException) -> bool:
-    """Whether a library written in Rust has given up; its error is none that `except Exception` catches."""
+    """Whether a library written in Rust has panicked, which `except Exception` does not catch."""
     return type(error).__name__ == "PanicException"

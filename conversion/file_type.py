@@ -229,7 +229,7 @@ def check_link(path: Path, folder: Path) -> None:
     if not path.is_symlink():
         return
     root = folder.resolve()
-    snapshot = next((place for place in (root, root.parent) if place.parent.name == "snapshots"), None)
+    snapshot = next((path for path in (root, root.parent) if path.parent.name == "snapshots"), None)
     if snapshot is not None:
         root = snapshot.parents[1]
     try:

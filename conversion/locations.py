@@ -130,7 +130,7 @@ def hub_snapshot(path: Path) -> dict[str, str] | None:
 
     Returns:
         `dict[str, str]`, *optional*: `"repo"`, `"revision"` and, for a file of the repository, its `"path"`; `None`
-        for what is no download from the Hub.
+        for what is not a download from the Hub.
     """
     path = path.absolute()  # not resolved: the cache's files are links to blobs that belong to no commit
     for folder in (path, *path.parents):

@@ -32,7 +32,7 @@ _OWN_DIGEST = "manifest_sha256"
 _FIELDS = {"format": int, "system": str, "dtype": str, "files": dict, "tensors": dict, "dropped": dict}
 _CHUNK = 1 << 22
 _MAKER, TRAINING = "made_by", "training"
-# What a training run needs to go on, beside the repository it has finished.
+# What a training run needs to resume, beside the repository it has finished.
 _TRAINING_STATE = re.compile(r"(?:checkpoint-\d+|towers|dwsl|runs)/.*|trained_parts\.safetensors|training_args\.bin")
 
 
@@ -89,7 +89,7 @@ def write_manifest(
         digests (`Mapping[Path, str]`): sha256 of files that need not be read again.
         folders (`Mapping[str, Path]`, *optional*): What was read beside tensors, such as `"tokenizer"`.
     """
-    places = {piece.origin: piece.source.path for tensor in tensors for piece in tensor.pieces.values()}
+    paths = {piece.origin: piece.source.path for tensor in tensors for piece in tensor.pieces.values()}
     left_out: dict[str, dict[str, list[str]]] = {}
     for entry in dropped:
         left_out.setdefault(entry.origin, {}).setdefault(entry.reason, []).append(entry.key)
@@ -97,7 +97,7 @@ def write_manifest(
         "format": _FORMAT,
         "system": system,
         "dtype": str(dtype).removeprefix("torch."),
-        "sources": _downloads(dict(folders or {}) | places),
+        "sources": _downloads(dict(folders or {}) | paths),
         "files": {name: _describe(folder / name, digests.get(folder / name)) for name in repository_files(folder)},
         "tensors": {tensor.name: _origin(tensor) for tensor in tensors},
         "dropped": left_out,
@@ -219,9 +219,9 @@ def _is_tensor_entry(entry: object) -> bool:
     )
 
 
-def _downloads(places: Mapping[str, Path]) -> dict[str, dict[str, str]]:
-    """The commits of the places that are downloads from the Hub, by their role."""
-    return {role: snapshot for role, path in sorted(places.items()) if (snapshot := hub_snapshot(path)) is not None}
+def _downloads(paths: Mapping[str, Path]) -> dict[str, dict[str, str]]:
+    """The commits of those that are downloads from the Hub, by their role."""
+    return {role: snapshot for role, path in sorted(paths.items()) if (snapshot := hub_snapshot(path)) is not None}
 
 
 def _origin(tensor: PlannedTensor) -> dict[str, Any]:
@@ -238,7 +238,7 @@ def _origin(tensor: PlannedTensor) -> dict[str, Any]:
     return {
         "dtype": DTYPE_NAMES[tensor.dtype],
         "shape": list(tensor.shape),
-        **tensor.recipe.to_json(),
+        **tensor.operations.to_json(),
         "from": pieces,
     }
 

@@ -11,9 +11,9 @@ from pathlib import Path
 from .inventory import Inventory, Piece
 from .plan import PlannedTensor
 from .progress import no_progress
-from .recipe import common_rank, lora_rank
 from .rules import LORA_A, LORA_B, WEIGHT
 from .shards import write_shards
+from .tensor_operations import common_rank, lora_rank
 
 
 # In a folder of their own: beside config.json, transformers would look for the model in what the adapter's config

@@ -1,4 +1,4 @@
-"""The recipe of every published tensor, with shape and type known before anything is read."""
+"""How every published tensor is made, with shape and type known before anything is read."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from ..loading import code_stays_off
 from .errors import ConversionError
 from .inventory import Inventory, Piece
-from .recipe import (
+from .rules import LORA_A, LORA_B, WEIGHT
+from .rules_lisa_gsva import MM_PROJECTOR, PROJECTOR, SEGMENTER, TEXT_MODEL, VISION_TOWER, VLM
+from .tensor_operations import (
     APPEND_FIRST_ROW,
     APPEND_ZERO_ROW,
     CAST,
     IDENTITY,
     MERGE_LORA,
     ZEROS,
-    Recipe,
+    TensorOperations,
     common_rank,
     lora_rank,
 )
-from .rules import LORA_A, LORA_B, WEIGHT
-from .rules_lisa_gsva import MM_PROJECTOR, PROJECTOR, SEGMENTER, TEXT_MODEL, VISION_TOWER, VLM
 
 
 EMBEDDING, HEAD = f"{TEXT_MODEL}embed_tokens.weight", f"{VLM}lm_head.weight"
@@ -90,7 +90,7 @@ class PlannedTensor:
         dtype (`torch.dtype`): Its stored type.
         origin (`str`): Where it comes from.
         build (`Callable[[], torch.Tensor]`): Reads and computes it.
-        recipe (`Recipe`): What `build` does, for the manifest.
+        operations (`TensorOperations`): What `build` does, for the manifest.
         pieces (`Mapping[str, Piece]`): What `build` reads, by part.
     """
 
@@ -99,7 +99,7 @@ class PlannedTensor:
     dtype: torch.dtype
     origin: str
     build: Callable[[], torch.Tensor]
-    recipe: Recipe = field(default_factory=Recipe)
+    operations: TensorOperations = field(default_factory=TensorOperations)
     pieces: Mapping[str, Piece] = field(default_factory=dict)
 
     @property
@@ -205,36 +205,36 @@ def _from_sources(
     alpha: float,
     appended: tuple[str, ...],
 ) -> PlannedTensor:
-    operations = []
+    names = []
     if LORA_A in parts:
-        operations.append(MERGE_LORA)
+        names.append(MERGE_LORA)
     if parts[WEIGHT].info.dtype != dtype:
-        operations.append(CAST)
-    recipe = Recipe((*operations, *appended), float(alpha) if LORA_A in parts else None)
+        names.append(CAST)
+    operations = TensorOperations((*names, *appended), float(alpha) if LORA_A in parts else None)
     origin = " + ".join(sorted({piece.origin for piece in parts.values()}))
 
     def build() -> torch.Tensor:
-        return recipe.compute(lambda part: parts[part].load(), shape, dtype)
+        return operations.compute(lambda part: parts[part].load(), shape, dtype)
 
-    return PlannedTensor(name, shape, dtype, origin, build, recipe, parts)
+    return PlannedTensor(name, shape, dtype, origin, build, operations, parts)
 
 
 def _identity(expected: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, PlannedTensor]:
     """The second layer that turns transformers' two-layer projector into LLaVA v1's single Linear."""
     return {
         name: PlannedTensor(
-            name, expected[name], dtype, "identity", partial(_make, recipe, expected[name], dtype), recipe
+            name, expected[name], dtype, "identity", partial(_make, operations, expected[name], dtype), operations
         )
-        for name, recipe in (
-            (f"{MM_PROJECTOR}linear_2.weight", Recipe((IDENTITY,))),
-            (f"{MM_PROJECTOR}linear_2.bias", Recipe((ZEROS,))),
+        for name, operations in (
+            (f"{MM_PROJECTOR}linear_2.weight", TensorOperations((IDENTITY,))),
+            (f"{MM_PROJECTOR}linear_2.bias", TensorOperations((ZEROS,))),
         )
     }
 
 
-def _make(recipe: Recipe, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+def _make(operations: TensorOperations, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     """A tensor that needs no source."""
-    return recipe.compute({}.__getitem__, shape, dtype)
+    return operations.compute({}.__getitem__, shape, dtype)
 
 
 def _check_adapters(adapted: Mapping[str, Mapping[str, Piece]], alpha_of_rank: Callable[[int], float]) -> float:
@@ -266,7 +266,7 @@ def _compare(
     if extra := [name for name in found if name not in expected]:
         piece = inventory.pieces[extra[0]][WEIGHT]
         raise ConversionError(
-            f"{len(extra)} tensors have no place in the model the configs describe, the first is {piece.key!r} of the "
+            f"{len(extra)} tensors do not belong to the model the configs describe, the first is {piece.key!r} of the "
             f"{piece.origin}.",
             path=piece.source.path,
             next_step="Check that config, base and checkpoint belong together.",

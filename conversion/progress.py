@@ -19,7 +19,7 @@ def no_progress(step: str, done: int, total: int) -> None:
 
 @contextmanager
 def rich_progress(console: Console | None = None) -> Iterator[ProgressCallback]:
-    """A bar per step with bytes, speed and time left on stderr; silent where stderr is no terminal.
+    """A bar per step with bytes, speed and time left on stderr; silent where stderr is not a terminal.
 
     Args:
         console (`Console`, *optional*): Where to draw.

@@ -243,7 +243,7 @@ def _check_request(folder: Path, repo_id: str) -> None:
     """Refuse what cannot be published under any licence, before anything is read.
 
     Raises:
-        ConversionError: The folder is no repository, or the name is none that the Hub allows.
+        ConversionError: The folder is not a repository, or the name is none that the Hub allows.
     """
     if not folder.is_dir():
         raise ConversionError("There is no such folder.", path=folder, next_step=_PASS_A_REPOSITORY)
@@ -458,7 +458,7 @@ class _Remote:
         return commit.oid
 
     def enter_pin(self, local: _LocalFiles, pin: str) -> None:
-        """Enter a commit's hash into the card; nothing where the card has no place for it."""
+        """Enter a commit's hash into the card; nothing where the card names no revision."""
         documents = local.documents(pin)
         if documents == local.documents(None):
             return
@@ -480,7 +480,7 @@ def _on_the_hub(remote: _Remote, *, uploading: bool) -> Iterator[None]:
         remote (`_Remote`): The repository.
         uploading (`bool`): Whether something may have arrived already.
     """
-    again = "What has arrived stays there; the same command goes on from it." if uploading else "Nothing was uploaded."
+    again = "What has arrived stays there; the same command resumes from it." if uploading else "Nothing was uploaded."
     try:
         yield
     except OfflineModeIsEnabled as error:

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from ..loading import import_object
 from .errors import ConversionError
 from .rules import LORA_A, KeyMap, RuleTable
 from .sources import TensorSource, open_source, read_json
-from .systems import PARTS, SYSTEMS, PublishedSystem, Recognition, load
+from .systems import SOURCE_MODELS, SYSTEMS, PublishedSystem, Recognition
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -77,7 +78,8 @@ def recognise(shapes: Shapes) -> Recognised:
         return Recognised(
             "unknown", "a DeepSpeed training state", ("Its zero_to_fp32.py writes a file that can be converted.",)
         )
-    originals = [system.original for system in SYSTEMS.values()] + [part.recognition for part in PARTS.values()]
+    originals = [system.original for system in SYSTEMS.values()]
+    originals += [model.recognition for model in SOURCE_MODELS.values()]
     for original in originals:
         if original is not None and _holds(shapes, original.keys):
             return _described_by(original, shapes)
@@ -95,7 +97,7 @@ def _holds(shapes: Shapes, patterns: tuple[str, ...]) -> bool:
 
 def _described_by(original: Recognition, shapes: Shapes) -> Recognised:
     try:
-        return load(original.describe)(shapes)
+        return import_object(original.describe)(shapes)
     except ConversionError as error:
         return Recognised("unknown", "a mixture of layouts", (str(error),), tuple(shapes))
 
@@ -114,7 +116,7 @@ def _converted(system: PublishedSystem) -> Recognised:
 def described(
     systems: str | tuple[str, ...], variant: str, table: RuleTable, shapes: Shapes, notes: tuple[str, ...] = ()
 ) -> Recognised:
-    """What a system's own function says of a checkpoint.
+    """What a system's own function says about a checkpoint.
 
     Args:
         systems (`str` or `tuple[str, ...]`): Name of the system, or of those that it may be of.

@@ -71,7 +71,7 @@ def stray_files(repo: Path, listed: Mapping[str, Mapping[str, Any]], *, trained:
         for name in sorted(folders):
             path = Path(parent, name)
             if path.is_symlink():
-                yield path.relative_to(repo).as_posix(), "This is a link to a folder, whose files nobody checks."
+                yield path.relative_to(repo).as_posix(), "This is a link to a folder, whose files are not checked."
         for name in sorted(files):
             path = Path(parent, name)
             relative = path.relative_to(repo).as_posix()
@@ -110,7 +110,7 @@ def is_regular(path: Path) -> bool:
 
 
 def code_references(name: str, config: object, listed: Mapping[str, Any]) -> Iterator[str]:
-    """What a config names that is no part of its repository.
+    """What a config names that is not a part of its repository.
 
     Args:
         name (`str`): The config's path in the repository.
@@ -141,7 +141,7 @@ def code_references(name: str, config: object, listed: Mapping[str, Any]) -> Ite
 def _wrong_references(name: str, field: str, value: object, listed: Mapping[str, Any]) -> Iterator[str]:
     references = list(_references(value))
     if not isinstance(value, Mapping):
-        yield f"{field} is no JSON object."
+        yield f"{field} is not a JSON object."
     for reference in references:
         repository, mark, rest = reference.rpartition(_OTHER_REPOSITORY)
         module = f"{rest.rpartition('.')[0]}.py"
@@ -149,7 +149,7 @@ def _wrong_references(name: str, field: str, value: object, listed: Mapping[str,
         if mark:
             yield f"{field} leads to another repository, {repository!r}."
         elif rest.count(".") != 1:
-            yield f"{field} names {reference!r}, which is no class of a file beside it."
+            yield f"{field} names {reference!r}, which is not a class of a file beside it."
         elif module not in listed and beside not in listed:
             yield f"{field} names {module}, which is not there or not in the manifest."
 

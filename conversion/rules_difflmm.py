@@ -26,7 +26,7 @@ _MODULES = (
 _PROJECTOR_LAYERS = ("vt_pe", "sd_norm_layer.{leaf}", "sd_proj_layer.{n}.{leaf}", "linear.{n}.{leaf}")
 _CAPTIONER_LAYERS = ("clip_pe", "clip_projector.{n}.{leaf}")
 _NO_CAPTION = "the model is conditioned on the empty prompt"
-_BEHIND = "it lies behind the block whose output is used"
+_AFTER = "it comes after the block whose output is used"
 # What diffusers calls the layers of the VAE's attention now, by their names in the releases of Stable Diffusion 1.
 _VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -86,11 +86,11 @@ def stable_diffusion_table(num_up_blocks: int, diffusion_block: int, *, text_enc
     unused = "only the VAE's encoder is used"
     rules = [
         *(
-            Rule(f"unet.up_blocks.{block}.{{rest}}", None, reason=_BEHIND)
+            Rule(f"unet.up_blocks.{block}.{{rest}}", None, reason=_AFTER)
             for block in range(diffusion_block + 1, num_up_blocks)
         ),
-        Rule("unet.conv_norm_out.{leaf}", None, reason=_BEHIND),
-        Rule("unet.conv_out.{leaf}", None, reason=_BEHIND),
+        Rule("unet.conv_norm_out.{leaf}", None, reason=_AFTER),
+        Rule("unet.conv_out.{leaf}", None, reason=_AFTER),
         Rule("unet.{rest}", f"{DIFFUSION}unet.{{rest}}"),
         Rule("vae.decoder.{rest}", None, reason=unused, optional=True),
         Rule("vae.post_quant_conv.{leaf}", None, reason=unused, optional=True),

@@ -28,7 +28,7 @@ _ADAPTER = re.compile(r"model\.layers\.\d+\.(.+)\.lora_[AB]\.([^.]+)\.weight")
 _ADAPTER_BARE = re.compile(r"model\.layers\.\d+\.(.+)\.lora_[AB]\.weight")
 _BASE_LAYER = re.compile(r"model\.layers\.\d+\.(.+)\.base_layer\.(?:weight|bias)")
 
-# Hidden size and vocabulary rows of the published LISA and GSVA checkpoints; LISA v0 is told by its names.
+# Hidden size and vocabulary rows of the published LISA and GSVA checkpoints; LISA v0 is recognised by its names.
 _PUBLISHED = {
     (4096, 32004): ("lisa", "LISA-7B-v1 or -explanatory"),
     (5120, 32003): ("lisa", "LISA-13B-llama2-v1 or -explanatory"),

@@ -24,10 +24,18 @@ DTYPE_NAMES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }
+BITS = {1: (torch.uint8, "U8"), 2: (torch.int16, "I16"), 4: (torch.int32, "I32"), 8: (torch.int64, "I64")}
+"""Integers that hold the bits of a number, and their name in safetensors, by the number's bytes."""
+
 _WEIGHTS, _INDEX = "model{suffix}.safetensors", "model.safetensors.index.json"
 _STEP = "Writing weights"
 _RELEASE_BYTES = 256 << 20  # pages of mapped sources count as this process's memory until they are given back
 _AHEAD_BYTES = 512 << 20  # of two tensors that are larger together, the second is read when the first is written
+
+
+def as_bits(value: torch.Tensor) -> torch.Tensor:
+    """The same bits as integers, of which NaN equals itself and zero differs from minus zero."""
+    return value.contiguous().view(BITS[value.dtype.itemsize][0])
 
 
 def write_shards(

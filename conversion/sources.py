@@ -61,9 +61,9 @@ SIDE_FILES = (
     "pytorch_model-text_hidden_fcs.bin",
     "non_lora_trainables.bin",
 )
-# A diffusers folder has a sub-folder for each part of its pipeline; these hold what features are made of.
+# A diffusers folder has a sub-folder for each component of its pipeline; these hold what features are made of.
 DIFFUSION_INDEX = "model_index.json"
-DIFFUSION_PARTS = ("unet", "vae", "text_encoder")
+DIFFUSION_COMPONENTS = ("unet", "vae", "text_encoder")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.(?:bin|safetensors))")
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pth", ".pt")
 _MAX_JSON_BYTES = 8_000_000
@@ -159,7 +159,7 @@ class SafetensorsFile(TensorSource):
         self._infos = {}
         check_safetensors(path)
         handle = self._open()
-        for key in handle.keys():  # noqa: SIM118 (a safe_open handle is no dict)
+        for key in handle.keys():  # noqa: SIM118 (a safe_open handle is not a dict)
             entry = handle.get_slice(key)
             if entry.get_dtype() not in _SAFETENSORS_DTYPES:
                 raise ConversionError(
@@ -233,24 +233,24 @@ class ShardedSource(TensorSource):
             file.release()
 
 
-class PartedSource(TensorSource):
-    """The parts of a diffusers folder; names begin with the part's own, as in `unet.conv_in.weight`.
+class DiffusersSource(TensorSource):
+    """The components of a diffusers folder; names begin with the component's own, as in `unet.conv_in.weight`.
 
     Args:
         path (`Path`): The folder, for messages.
-        parts (`Mapping[str, TensorSource]`): The weights of each part.
+        components (`Mapping[str, TensorSource]`): The weights of each component.
     """
 
-    def __init__(self, path: Path, parts: Mapping[str, TensorSource]):
+    def __init__(self, path: Path, components: Mapping[str, TensorSource]):
         self.path = path
-        self._parts = dict(parts)
+        self._components = dict(components)
 
     def _find(self, key: str) -> tuple[TensorSource, str]:
-        part, _, name = key.partition(".")
-        return self._parts[part], name
+        component, _, name = key.partition(".")
+        return self._components[component], name
 
     def names(self) -> list[str]:
-        return [f"{part}.{name}" for part, source in self._parts.items() for name in source.names()]
+        return [f"{component}.{name}" for component, source in self._components.items() for name in source.names()]
 
     def info(self, key: str) -> TensorInfo:
         source, name = self._find(key)
@@ -265,7 +265,7 @@ class PartedSource(TensorSource):
         return source.file(name)
 
     def release(self) -> None:
-        for source in self._parts.values():
+        for source in self._components.values():
             source.release()
 
 
@@ -283,7 +283,8 @@ def open_source(path: str | Path) -> TensorSource:
     """Open a weight file, or the weights of a folder.
 
     In a folder an index comes first, then a single file of a usual name, then shards without an index, then the only
-    weight file there is. Safetensors go before pickles. A diffusers folder is opened with all parts that are known.
+    weight file there is. Safetensors go before pickles. A diffusers folder is opened with all components that are
+    known.
 
     Args:
         path (`str` or `Path`): A file or folder.
@@ -295,12 +296,16 @@ def open_source(path: str | Path) -> TensorSource:
     if not path.is_dir():
         return open_file(path)
     if (path / DIFFUSION_INDEX).exists():
-        parts = {part: open_source(path / part) for part in DIFFUSION_PARTS if holds_weights(path / part)}
-        if not parts:
+        components = {
+            component: open_source(path / component)
+            for component in DIFFUSION_COMPONENTS
+            if holds_weights(path / component)
+        }
+        if not components:
             raise ConversionError(
                 "The diffusion model's folders hold no weights.", path=path, next_step="Download them too."
             )
-        return PartedSource(path, parts)
+        return DiffusersSource(path, components)
     for name in _INDEXES:
         if (path / name).exists():
             return _open_indexed(path, path / name)
@@ -411,6 +416,9 @@ def _without_code(value: object) -> object:
 def read_json(path: Path) -> dict:
     """Read a JSON object as plain data.
 
+    Checkpoints come from others, so links, sizes and Git LFS pointers are looked at first, which
+    `data.data_files.read_json` leaves out for data sets of one's own.
+
     Raises:
         ConversionError: The file is missing, a placeholder, or no JSON object.
     """
@@ -422,6 +430,11 @@ def read_json(path: Path) -> dict:
     if not isinstance(value, dict):
         raise ConversionError(f"Expected a JSON object, found a {type(value).__name__}.", path=path)
     return value
+
+
+def read_optional_json(path: Path) -> dict:
+    """As `read_json`; empty where there is no such file."""
+    return read_json(path) if path.is_file() else {}
 
 
 def read_any_json(path: Path) -> object:

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
+
+from ..loading import import_object
 
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Conversion:
         convert (`str`): The convert function.
         help (`str`): What the command does.
         options (`tuple[Option, ...]`): The function's own arguments, beside those that all of them take; one of the
-            same name goes before a common one.
+            same name replaces a common one.
         source_help (`str`), source_name (`str`, *optional*): What is converted, and its name in the usage line.
     """
 
@@ -90,8 +91,8 @@ class PublishedSystem:
         exports_trained (`bool`): Whether what training changed can be published without the base.
         conversion (`Conversion`, *optional*): How it is converted.
         original (`Recognition`, *optional*): How its original checkpoints are recognised.
-        converted_keys (`tuple[str, ...]`): Patterns that tell its converted checkpoints; a composed model's are told
-            by its `config.json`.
+        converted_keys (`tuple[str, ...]`): Patterns that identify its converted checkpoints; those of a composed
+            model are recognised by its `config.json`.
     """
 
     name: str
@@ -114,19 +115,19 @@ class PublishedSystem:
 
     @cached_property
     def config_class(self) -> type[PreTrainedConfig]:
-        return load(self.config)
+        return import_object(self.config)
 
     @cached_property
     def model_class(self) -> type[PreTrainedModel]:
-        return load(self.model)
+        return import_object(self.model)
 
     @cached_property
     def processor_class(self) -> type[ProcessorMixin]:
-        return load(self.processor)
+        return import_object(self.processor)
 
     @cached_property
     def image_processor_class(self) -> type[BaseImageProcessor]:
-        return load(self.image_processor)
+        return import_object(self.image_processor)
 
     @property
     def model_type(self) -> str:
@@ -162,12 +163,6 @@ class PublishedSystem:
         for auto_class, own in classes.items():
             if not is_of_transformers(own):
                 own.register_for_auto_class(auto_class)
-
-
-def load(reference: str) -> Any:
-    """Import what `module:name` names."""
-    module, name = reference.split(":")
-    return getattr(import_module(module), name)
 
 
 def is_of_transformers(own: type) -> bool:
@@ -390,11 +385,11 @@ SYSTEMS: dict[str, PublishedSystem] = {
 
 
 @dataclass(frozen=True)
-class Part:
-    """A checkpoint that is no system of its own but a source of others.
+class SourceModel:
+    """A checkpoint that is not a system of its own but a source of others.
 
     Args:
-        recognition (`Recognition`): How it is told.
+        recognition (`Recognition`): How it is recognised.
         belongs (`str`): Where it is passed, in a sentence.
     """
 
@@ -402,21 +397,21 @@ class Part:
     belongs: str
 
 
-PARTS: dict[str, Part] = {
-    "llava": Part(
+SOURCE_MODELS: dict[str, SourceModel] = {
+    "llava": SourceModel(
         Recognition(
             (r"^(model\.embed_tokens|base_model\.model\.model|model\.layers)\.",),
             "reasonseg.conversion.rules_lisa_gsva:recognise_llava_family",
         ),
         "This is a LLaVA, the base of other checkpoints, which is passed as base=.",
     ),
-    "clip": Part(
+    "clip": SourceModel(
         Recognition(
             (r"^(vision_model|text_model|pre_layrnorm)\.",), "reasonseg.conversion.rules_lisa_gsva:recognise_clip"
         ),
         "This is a CLIP model: it is passed as vision_tower=.",
     ),
-    "sam": Part(
+    "sam": SourceModel(
         Recognition((r"^image_encoder\.", r"^mask_decoder\."), "reasonseg.conversion.rules_lisa_gsva:recognise_sam"),
         "This is a SAM: it is passed as sam=.",
     ),

@@ -20,9 +20,9 @@ from .errors import ConversionError
 from .manifest import read_manifest
 from .peft_adapter import ADAPTER_WEIGHTS
 from .progress import ProgressCallback, no_progress
-from .recipe import MERGE_LORA, Recipe
 from .rules import WEIGHT
 from .sources import ShardedSource, TensorSource, open_source
+from .tensor_operations import MERGE_LORA, TensorOperations
 from .writer import staging_folder
 
 
@@ -123,17 +123,17 @@ def _original(
     if name not in held:
         raise ConversionError(f"The manifest names {name!r}, which no weight file holds.", path=source.path)
     try:
-        recipe, dtype = Recipe.from_json(entry), getattr(torch, piece["dtype"])
+        operations, dtype = TensorOperations.from_json(entry), getattr(torch, piece["dtype"])
     except (ValueError, KeyError, AttributeError) as error:
         raise ConversionError(f"The manifest's entry of {name!r} is malformed ({error}).", path=source.path) from error
     info = source.info(name)
-    if MERGE_LORA in recipe.operations:
+    if MERGE_LORA in operations.names:
         report.merged.append(piece["key"])
     elif torch.promote_types(info.dtype, dtype) != info.dtype:
         report.rounded.append(piece["key"])
-    rows = info.shape[0] - recipe.appended_rows if info.shape else 1
+    rows = info.shape[0] - operations.appended_rows if info.shape else 1
     count = rows * torch.Size(info.shape[1:]).numel()
-    return OriginalTensor(piece["key"], name, dtype, recipe.appended_rows, count * dtype.itemsize)
+    return OriginalTensor(piece["key"], name, dtype, operations.appended_rows, count * dtype.itemsize)
 
 
 def _write(
@@ -166,5 +166,5 @@ def _write(
 def _restore(tensor: OriginalTensor, source: TensorSource) -> torch.Tensor:
     value = source.load(tensor.name)
     if tensor.appended_rows:
-        value = value[: -tensor.appended_rows].clone()  # torch.save would write the rows behind a view, too
+        value = value[: -tensor.appended_rows].clone()  # torch.save would write all rows of a view
     return value.to(tensor.dtype)

@@ -1,4 +1,4 @@
-"""Tokenizer files that nobody has vouched for, tried in a process of its own before this one reads them.
+"""Untrusted tokenizer files, tried in a process of its own before this one reads them.
 
 The library behind `tokenizer.json` is written in Rust: a hostile file can end the process, take all its memory, or
 hold a regular expression that never ends. The trial loads each file as any program would and encodes what its own
@@ -73,7 +73,7 @@ def check_fast_tokenizers(paths: Sequence[Path]) -> None:
         paths (`Sequence[Path]`): The files.
 
     Raises:
-        ConversionError: One is no tokenizer, or one that ends the process, takes too long or too much memory.
+        ConversionError: One is not a tokenizer, or one that ends the process, takes too long or too much memory.
     """
     for path in paths:
         check_side_file(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ IM_START_TOKEN = "<im_start>"
 IM_END_TOKEN = "<im_end>"
 IM_PATCH_TOKEN = "<im_patch>"
 IMAGE_TOKEN = "<image>"
-# The base of other checkpoints, whose tokenizer is built anew as theirs are.
+# The base of other checkpoints, whose tokenizer is rebuilt as theirs are.
 LLAVA = "llava"
 
 _TOKENIZER_FILES = (
@@ -43,7 +44,7 @@ _BPE_MODEL = 2
 _NORMAL_PIECE, _USER_DEFINED_PIECE = 1, 4
 _NAMED_TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _NO_LIMIT = int(1e30)
-# Far above every published model: LLaMA has 32,000 pieces, which can be split at 200,000 places.
+# Far above every published model: LLaMA has 32,000 pieces, which can be split in 200,000 ways.
 _MAX_PIECES, _MAX_SPLITS = 1_000_000, 50_000_000
 
 
@@ -66,6 +67,22 @@ def check_tokenizer_files(folder: Path) -> None:
     """
     for name in _TOKENIZER_FILES:
         check_side_file(folder / name)
+
+
+def uses_im_start_end(config: Mapping[str, Any], *, default: bool) -> bool:
+    """Whether prompts have `<im_start>` and `<im_end>` around the image.
+
+    Args:
+        config (`Mapping[str, Any]`): The original's `config.json`.
+        default (`bool`): Without `mm_use_im_start_end` in it: true for LISA and GSVA, false for LLaVA.
+    """
+    return bool(config.get("mm_use_im_start_end", default))
+
+
+def image_in_prompt(config: Mapping[str, Any], *, default: bool) -> str:
+    """The image token as prompts have it; for the arguments see `uses_im_start_end`."""
+    around = uses_im_start_end(config, default=default)
+    return f"{IM_START_TOKEN}{IMAGE_TOKEN}{IM_END_TOKEN}" if around else IMAGE_TOKEN
 
 
 def build_tokenizer(
@@ -139,11 +156,11 @@ def build_tokenizer(
             )
     backend.add_tokens([added_token(content) for content in wanted if backend.token_to_id(content) is None])
     # LLaVA encodes what follows the image on its own, so that it begins like a text, with a dummy space. Legacy
-    # tokenizers put one behind every added token; the others are told to here, before they look for the token.
-    begins_anew = not slot_tokens[system] and not legacy and vocabulary.dummy_prefix
-    if begins_anew:
+    # tokenizers put one after every added token; the others do so here, before they look for the token.
+    space_after_image = not slot_tokens[system] and not legacy and vocabulary.dummy_prefix
+    if space_after_image:
         backend.normalizer = normalizers.Replace(Regex(_LAST_IMAGE), f"{IMAGE_TOKEN} ")
-    backend.add_tokens([AddedToken(IMAGE_TOKEN, normalized=begins_anew, special=True)])
+    backend.add_tokens([AddedToken(IMAGE_TOKEN, normalized=space_after_image, special=True)])
 
     backend.decoder = _decoder(_added_contents(backend), separates_slots=system == LISA.name, dummy_prefix=legacy)
     backend.post_processor = _post_processor(backend, config, names)
@@ -192,7 +209,7 @@ def _decoder(added: list[str], separates_slots: bool, dummy_prefix: bool) -> dec
     Args:
         added: Contents of all added tokens.
         separates_slots: Whether encoding lost the white space before slot tokens, so that one space is put there.
-        dummy_prefix: Whether encoding put a space behind every added token.
+        dummy_prefix: Whether encoding put a space after every added token.
     """
     steps = [
         decoders.Replace(_SPACE_PIECE, " "),
@@ -333,7 +350,7 @@ def _unstripped_tokens(names: dict[str, str], special_map: dict[str, Any]) -> se
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds; nothing where there is no such file."""
+    """What a JSON file holds, also one as large as a tokenizer.json; nothing where there is no such file."""
     value = read_any_json(path) if path.exists() else {}
     if not isinstance(value, dict):
         raise ConversionError("The file must hold a JSON object.", path=path)

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from transformers import AddedToken, PreTrainedTokenizerFast
 
 from .errors import ConversionError
-from .sources import read_json
+from .sources import read_optional_json
 from .tokenizer_files import check_fast_tokenizers
 from .tokenizers import IMAGE_TOKEN
 
@@ -44,8 +44,8 @@ def build_fast_tokenizer(folder: Path, *, model_max_length: int | None = None) -
         )
     check_fast_tokenizers([path])
     backend = Tokenizer.from_file(str(path))
-    config = _read_where_it_is(folder / "tokenizer_config.json")
-    special_map = _read_where_it_is(folder / "special_tokens_map.json")
+    config = read_optional_json(folder / "tokenizer_config.json")
+    special_map = read_optional_json(folder / "special_tokens_map.json")
     for token, token_id in _added_tokens(folder, config):
         if backend.token_to_id(token.content) is None:
             backend.add_tokens([token])
@@ -84,13 +84,9 @@ def build_fast_tokenizer(folder: Path, *, model_max_length: int | None = None) -
 def _added_tokens(folder: Path, config: dict) -> list[tuple[AddedToken, int]]:
     """Tokens that other files than tokenizer.json know of, with their ids, in order of ids."""
     found: dict[str, tuple[AddedToken, int]] = {}
-    for content, token_id in _read_where_it_is(folder / "added_tokens.json").items():
+    for content, token_id in read_optional_json(folder / "added_tokens.json").items():
         found[content] = (AddedToken(content, normalized=False, special=True), int(token_id))
     for token_id, entry in (config.get("added_tokens_decoder") or {}).items():
         options = {name: bool(entry.get(name)) for name in ("lstrip", "rstrip", "normalized", "special")}
         found[entry["content"]] = (AddedToken(entry["content"], **options), int(token_id))
     return sorted(found.values(), key=lambda item: item[1])
-
-
-def _read_where_it_is(path: Path) -> dict:
-    return read_json(path) if path.is_file() else {}

@@ -84,7 +84,7 @@ def _read_zip(file: MappedFile) -> tuple[Any, Mapping[str, StoredBytes]]:
     pickle = io.BytesIO(file.read(archive.pickle.offset, archive.pickle.size))
     state = read_pickle(pickle, storages)
     if pickle.read(1):
-        raise PickleError("it goes on after its end")
+        raise PickleError("it continues after its end")
     if odd := sorted(storages.keys() ^ archive.storages.keys()):
         missing = odd[0] in storages
         raise PickleError(f"the storage {odd[0]!r} {'is missing' if missing else 'belongs to no tensor'}")

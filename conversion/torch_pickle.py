@@ -21,7 +21,7 @@ _MAX_INSTRUCTIONS = 700_000
 _MAX_DIMENSIONS = 16
 _MAX_NUMBER = 1 << 127  # the magic number of a legacy file has 80 bits
 _MAX_COUNT = 1 << 60  # also below what makes the hashes of numbers collide
-_PROTOCOLS = (2, 3)
+_PICKLE_PROTOCOLS = (2, 3)
 _STORAGE_TYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -53,7 +53,7 @@ _NUMBER_FORMATS = frozenset(
 
 
 class PickleError(Exception):
-    """The pickle is none of a state dict; the message says what it holds."""
+    """The pickle is not that of a state dict; the message says what it holds."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,8 @@ def read_pickle(file: BinaryIO, storages: dict[str, Storage]) -> Any:
     reader = _Reader(storages)
     try:
         for count, (instruction, argument, _) in enumerate(pickletools.genops(file)):
-            if count == 0 and (instruction.name != "PROTO" or argument not in _PROTOCOLS):
-                raise PickleError(f"it is no pickle of protocol {' or '.join(map(str, _PROTOCOLS))}")
+            if count == 0 and (instruction.name != "PROTO" or argument not in _PICKLE_PROTOCOLS):
+                raise PickleError(f"it is not a pickle of protocol {' or '.join(map(str, _PICKLE_PROTOCOLS))}")
             if count > _MAX_INSTRUCTIONS:
                 raise PickleError(f"it has more than {_MAX_INSTRUCTIONS} instructions, which no list of tensors needs")
             reader.follow(instruction.name, argument)
@@ -240,7 +240,7 @@ class _Reader:
     def _call(self, _: None) -> None:
         arguments, called = self._pop(), self._pop()
         if not isinstance(called, _Name) or not isinstance(arguments, tuple):
-            raise PickleError("it calls what is no function")
+            raise PickleError("it calls what is not a function")
         made = _CALLS[called.name](arguments)
         if made is None:
             raise PickleError(f"it calls {called.name.replace(' ', '.')} in another way than state dicts do")

@@ -3,8 +3,8 @@
 The file is opened once, so that the bytes that are checked are the bytes that are used.
 
 Zip files can be written so that two readers see two contents: a second directory, a second end record, entries that
-overlap, bytes that nobody names. Here the entries must follow each other from the first byte to the directory, and the
-directory must reach to the end, as torch writes it. Such a file has one reading only.
+overlap, bytes that no entry names. Here the entries must follow each other from the first byte to the directory, and
+the directory must reach to the end, as torch writes it. Such a file has one reading only.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class MappedFile:
         size (`int`): Its length in bytes.
 
     Raises:
-        ConversionError: It cannot be opened, is empty, or is no regular file.
+        ConversionError: It cannot be opened, is empty, or is not a regular file.
     """
 
     def __init__(self, path: Path):
@@ -175,7 +175,7 @@ def read_torch_zip(file: MappedFile) -> TorchZip:
     odd = [entry.name for name, entry in inside.items() if name not in _BESIDE and not _is_storage(name)]
     odd += [name for name in by_name if not name.startswith(prefix)]
     if odd or _PICKLE not in inside:
-        what = f"{odd[0]!r} has no place in it" if odd else f"it has no {_PICKLE}"
+        what = f"{odd[0]!r} does not belong in it" if odd else f"it has no {_PICKLE}"
         raise _refused(file.path, f"This zip archive was not written by torch.save: {what}.")
     if inside[_PICKLE].size > _MAX_PICKLE_BYTES:
         size = inside[_PICKLE].size

@@ -33,7 +33,7 @@ from .progress import ProgressCallback, no_progress
 from .repository_code import code_references, stray_files
 from .rules import WEIGHT
 from .rules_lisa_gsva import SEGMENTER, TEXT_MODEL, VLM, clip_table, detect_layout, lisa_gsva_table, sam_table
-from .shards import DTYPE_NAMES
+from .shards import BITS, DTYPE_NAMES, as_bits
 from .sources import (
     SafetensorsFile,
     TensorSource,
@@ -47,14 +47,13 @@ from .writer import staging_folder
 
 
 TRAINED = "trained"
-_WEIGHTS, _RECIPE, _FULL = f"{TRAINED}/trained.safetensors", f"{TRAINED}/trained.json", f"{TRAINED}/full"
+_WEIGHTS, _EXPORT, _FULL = f"{TRAINED}/trained.safetensors", f"{TRAINED}/trained.json", f"{TRAINED}/full"
 _CARD = "README.md"
 _INDEX = "model.safetensors.index.json"
 _OWN = (_CARD, MANIFEST, _INDEX)  # files that only fit the full weights
 _FORMAT = 1
 _SAME, _DIFFERENCE, _WHOLE = "same as base", "difference", "whole"
 _LANGUAGE_MODEL = (TEXT_MODEL, f"{VLM}lm_head.")
-_BITS = {1: (torch.uint8, "U8"), 2: (torch.int16, "I16"), 4: (torch.int32, "I32"), 8: (torch.int64, "I64")}
 # Far above every tensor, and above the tokens that a training adds.
 _MAX_SIZE, _MAX_NEW_ROWS = 1 << 31, 1 << 16
 _RELEASE_BYTES = 1 << 30  # mapped pages count as this process's memory until they are given back
@@ -110,7 +109,7 @@ class _BaseWeights:
 
 def is_trained_export(folder: str | Path) -> bool:
     """Whether a folder holds what training changed rather than full weights."""
-    return (Path(folder) / _RECIPE).is_file()
+    return (Path(folder) / _EXPORT).is_file()
 
 
 def export_trained(
@@ -165,7 +164,7 @@ def export_trained(
         (folder / _CARD).write_text(text, encoding="utf-8")
         digests = {name: file_sha256(folder / name) for name in repository_files(folder) if name != _CARD}
         body = {"format": _FORMAT, "system": system.name, "files": digests, "headers": headers, "tensors": tensors}
-        (folder / _RECIPE).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
+        (folder / _EXPORT).write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
     return out
 
 
@@ -176,7 +175,7 @@ def check_trained(folder: str | Path) -> None:
         ConversionError: A file is missing, was changed or added.
     """
     folder = Path(folder)
-    digests = _read_recipe(folder)["files"]
+    digests = _read_export(folder)["files"]
     for name, digest in digests.items():
         check_link(folder / name, folder)
         if not (folder / name).is_file() or file_sha256(folder / name) != digest:
@@ -188,7 +187,7 @@ def check_trained(folder: str | Path) -> None:
         if name.endswith(".json"):
             for cause in code_references(name, read_any_json(folder / name), digests):
                 raise ConversionError(cause, path=folder / name, next_step="Get it from its original publisher.")
-    known = {name: {"sha256": digest} for name, digest in digests.items()} | {_CARD: {}, _RECIPE: {}}
+    known = {name: {"sha256": digest} for name, digest in digests.items()} | {_CARD: {}, _EXPORT: {}}
     for name, _ in stray_files(folder, known, trained=False):
         raise ConversionError("The export did not write this file.", path=folder / name, next_step="Remove it.")
 
@@ -210,8 +209,8 @@ def restore(folder: str | Path, out: str | Path, *, base: Base, progress: Progre
     """
     folder, out, progress = Path(folder), Path(out), progress or no_progress
     check_trained(folder)
-    recipe, load = _open_export(folder, base)
-    headers = {name: json.loads(raw) for name, raw in recipe["headers"].items()}
+    export, load = _open_export(folder, base)
+    headers = {name: json.loads(raw) for name, raw in export["headers"].items()}
     total = sum(end for header in headers.values() for end in _ends(header))
     done = 0
     with staging_folder(out) as staging:
@@ -219,7 +218,7 @@ def restore(folder: str | Path, out: str | Path, *, base: Base, progress: Progre
         for name in _OWN:
             if (folder / _FULL / name).is_file():
                 shutil.copyfile(folder / _FULL / name, staging / name)
-        for file_name, raw in recipe["headers"].items():
+        for file_name, raw in export["headers"].items():
             with (staging / file_name).open("wb") as file:
                 encoded = raw.encode("utf-8")
                 file.write(len(encoded).to_bytes(8, "little") + encoded)
@@ -245,7 +244,7 @@ def _compare(full: TensorSource, base: _BaseWeights, progress: ProgressCallback)
         if counterpart is None:
             how = _WHOLE
         else:
-            how = _SAME if torch.equal(_as_bits(value), _as_bits(counterpart)) else _DIFFERENCE
+            how = _SAME if torch.equal(as_bits(value), as_bits(counterpart)) else _DIFFERENCE
         if how == _WHOLE and name.startswith(_LANGUAGE_MODEL):
             raise ConversionError(
                 f"The base has no tensor like {name!r} of {tuple(value.shape)}, so there is no difference to store.",
@@ -282,7 +281,7 @@ def _write_changed(
     header, offset = {"__metadata__": {"format": "pt"}}, 0
     for name in order:
         entry, dtype = stored[name], _dtype(stored[name])
-        code = _BITS[dtype.itemsize][1] if entry["how"] == _DIFFERENCE else DTYPE_NAMES[dtype]
+        code = BITS[dtype.itemsize][1] if entry["how"] == _DIFFERENCE else DTYPE_NAMES[dtype]
         end = offset + _num_bytes(full, name)
         header[name] = {"dtype": code, "shape": entry["shape"], "data_offsets": [offset, end]}
         offset = end
@@ -294,7 +293,7 @@ def _write_changed(
         for name in order:
             value = full.load(name)
             if stored[name]["how"] == _DIFFERENCE:
-                value = _as_bits(value) ^ _as_bits(base.load(name, tuple(value.shape), value.dtype))
+                value = as_bits(value) ^ as_bits(base.load(name, tuple(value.shape), value.dtype))
             file.write(_bytes_of(value))
             since += value.nbytes
             if since > _RELEASE_BYTES:
@@ -304,21 +303,21 @@ def _write_changed(
 
 
 def _open_export(folder: Path, base: Base) -> tuple[dict[str, Any], Callable[[str], torch.Tensor]]:
-    """The recipe, and a function that gives every full tensor, checked."""
-    recipe = _read_recipe(folder)
+    """What the export says, and a function that gives every full tensor, checked."""
+    export = _read_export(folder)
     changed, base_weights = SafetensorsFile(folder / _WEIGHTS), _BaseWeights(base)
     since = 0
 
     def load(name: str) -> torch.Tensor:
         nonlocal since
-        entry = recipe["tensors"][name]
+        entry = export["tensors"][name]
         shape, dtype = tuple(entry["shape"]), _dtype(entry)
         if entry["how"] == _WHOLE:
             value = changed.load(name)
         else:
             value = base_weights.load(name, shape, dtype)
             if value is not None and entry["how"] == _DIFFERENCE:
-                value = (_as_bits(value) ^ changed.load(name)).view(dtype)
+                value = (as_bits(value) ^ changed.load(name)).view(dtype)
         if value is None or hashlib.sha256(_bytes_of(value)).hexdigest() != entry["sha256"]:
             source = "SAM" if name.startswith(SEGMENTER) else "language model or vision tower"
             raise ConversionError(
@@ -335,40 +334,40 @@ def _open_export(folder: Path, base: Base) -> tuple[dict[str, Any], Callable[[st
             base_weights.release()
         return value
 
-    return recipe, load
+    return export, load
 
 
-def _read_recipe(folder: Path) -> dict[str, Any]:
-    path = folder / _RECIPE
+def _read_export(folder: Path) -> dict[str, Any]:
+    path = folder / _EXPORT
     if not path.is_file():
         raise ConversionError(
-            f"The folder has no {_RECIPE}, so it is no export of trained tensors.",
+            f"The folder has no {_EXPORT}, so it is not an export of trained tensors.",
             path=folder,
             next_step="Pass what `reasonseg publish --trained-only` has written.",
         )
-    recipe = read_json(path)
+    export = read_json(path)
     expected = {"format": int, "system": str, "files": dict, "headers": dict, "tensors": dict}
-    odd = [name for name, kind in expected.items() if not isinstance(recipe.get(name), kind)]
-    if odd or recipe["format"] != _FORMAT or recipe["system"] not in _exporting_systems():
+    odd = [name for name, kind in expected.items() if not isinstance(export.get(name), kind)]
+    if odd or export["format"] != _FORMAT or export["system"] not in _exporting_systems():
         raise ConversionError(
-            f"The export cannot be read by this version (format {recipe.get('format')!r}, fields {odd} are odd).",
+            f"The export cannot be read by this version (format {export.get('format')!r}, fields {odd} are odd).",
             path=path,
             next_step="Use the version of reasonseg that wrote it.",
         )
-    for name in [*recipe["files"], *recipe["headers"]]:
+    for name in [*export["files"], *export["headers"]]:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ConversionError(f"The export names the file {name!r} outside its folder.", path=path)
-    if bad := [name for name, entry in recipe["tensors"].items() if not _is_entry(entry)]:
+    if bad := [name for name, entry in export["tensors"].items() if not _is_entry(entry)]:
         raise ConversionError(f"The export's entry of the tensor {bad[0]!r} is malformed.", path=path)
     with refusing("The export's headers cannot be read", path=path, next_step="Export or download it again."):
-        for name, raw in recipe["headers"].items():
+        for name, raw in export["headers"].items():
             check_plain_name(name, path)
             header = json.loads(raw)
             order, ends = _in_order(header), list(_ends(header))
-            wrong = [key for key in order if header[key]["shape"] != recipe["tensors"][key]["shape"]]
+            wrong = [key for key in order if header[key]["shape"] != export["tensors"][key]["shape"]]
             if wrong or type(ends[0]) is not int or not name.endswith(".safetensors"):
                 raise ConversionError(f"The header of {name!r} does not fit the tensors.")
-    return recipe
+    return export
 
 
 def _is_entry(entry: object) -> bool:
@@ -415,10 +414,6 @@ def _dtype(entry: Mapping[str, Any]) -> torch.dtype:
 def _num_bytes(source: TensorSource, name: str) -> int:
     info = source.info(name)
     return torch.Size(info.shape).numel() * info.dtype.itemsize
-
-
-def _as_bits(value: torch.Tensor) -> torch.Tensor:
-    return value.contiguous().view(_BITS[value.dtype.itemsize][0])
 
 
 def _bytes_of(value: torch.Tensor) -> memoryview:

@@ -31,12 +31,12 @@ from .manifest import (
 from .peft_adapter import split_adapter_names
 from .plan import empty_model, expected_shapes
 from .progress import ProgressCallback, no_progress
-from .recipe import CAST, MERGE_LORA, Recipe
 from .repository_code import code_references, is_regular, stray_files
-from .shards import DTYPE_NAMES, all_finite
+from .shards import DTYPE_NAMES, all_finite, as_bits
 from .signatures import check_signature
 from .sources import SafetensorsFile, TensorInfo, TensorSource, open_source, read_any_json, read_config, read_json
 from .systems import SYSTEMS
+from .tensor_operations import CAST, MERGE_LORA, TensorOperations
 from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
 
 
@@ -169,7 +169,7 @@ def add_manifest(repo: str | Path, *, replace: bool = False, progress: ProgressC
         `VerifyReport`: What `verify_repository` says of the repository with its new manifest.
 
     Raises:
-        ConversionError: The folder is no repository, has a manifest, or something in it is wrong.
+        ConversionError: The folder is not a repository, has a manifest, or something in it is wrong.
     """
     repo = Path(repo)
     if not repo.is_dir():
@@ -193,7 +193,7 @@ def add_manifest(repo: str | Path, *, replace: bool = False, progress: ProgressC
         raise ConversionError(
             f"{first.file}: {first.cause}" + (f" ({more} more problems)" if more else ""),
             path=repo,
-            next_step="Mend it; then `reasonseg verify --write-manifest` writes the manifest.",
+            next_step="Correct it; then `reasonseg verify --write-manifest` writes the manifest.",
         )
     return report
 
@@ -232,7 +232,7 @@ def check_staged(folder: Path) -> None:
 def _check_model(report: VerifyReport, manifest: Mapping[str, Any], tensors: Mapping[str, TensorSource]) -> None:
     """Build the model from its config without memory, and compare its parameters with the weight files."""
     if manifest["system"] not in SYSTEMS:
-        report.add(MANIFEST, f"The system {manifest['system']!r} is none of {', '.join(SYSTEMS)}.")
+        report.add(MANIFEST, f"The system {manifest['system']!r} is not one of {', '.join(SYSTEMS)}.")
         return
     system = SYSTEMS[manifest["system"]]
     try:
@@ -248,7 +248,7 @@ def _check_model(report: VerifyReport, manifest: Mapping[str, Any], tensors: Map
         report.add("config.json", f"The weights lack {len(missing)} parameters, the first is {missing[0]!r}.")
     _, others = split_adapter_names(list(tensors), expected)
     if extra := [name for name in others if name not in expected]:
-        report.add("config.json", f"The model has no place for {len(extra)} tensors, the first is {extra[0]!r}.")
+        report.add("config.json", f"The model has no parameters for {len(extra)} tensors, the first is {extra[0]!r}.")
     for name in expected.keys() & tensors.keys():
         if expected[name] != (shape := tensors[name].info(name).shape):
             report.add("config.json", f"{name!r} should be {expected[name]} and is {shape}.")
@@ -285,9 +285,9 @@ def _check_files(report: VerifyReport, manifest: Mapping[str, Any], progress: Pr
         if name not in present:
             report.add(name, "The file is missing.")
         elif not is_regular(path):
-            report.add(name, "This is no file: a pipe, a device or a link that leads nowhere.")
+            report.add(name, "This is not a file: a pipe, a device or a link that leads nowhere.")
         elif path.is_symlink() and not path.resolve().is_relative_to(_hub_root(repo)):
-            report.add(name, "This is a link to a place outside the repository.")
+            report.add(name, "This is a link that leads out of the repository.")
         elif path.stat().st_size != entry["size"]:
             report.add(name, f"The file has {path.stat().st_size} bytes instead of {entry['size']}.")
         elif file_sha256(path) != entry["sha256"]:
@@ -407,21 +407,17 @@ def _compare(
         return sources[pieces[part]["source"]].load(pieces[part]["key"])
 
     try:
-        recipe = Recipe.from_json(entry)
-        expected = recipe.compute(load, tuple(value.shape), value.dtype)
+        operations = TensorOperations.from_json(entry)
+        expected = operations.compute(load, tuple(value.shape), value.dtype)
     except (ConversionError, KeyError, ValueError, RuntimeError) as error:
         report.add(file, f"{name!r} cannot be computed from the source ({error}).")
         return None
-    if torch.equal(_bits(expected), _bits(value)):
-        return "to the cast" if CAST in recipe.operations else "bit for bit"
+    if torch.equal(as_bits(expected), as_bits(value)):
+        return "to the cast" if CAST in operations.names else "bit for bit"
     # Another machine may add the products of a matrix product in another order.
     step = torch.finfo(value.dtype).eps
-    if MERGE_LORA in recipe.operations and torch.allclose(expected, value, rtol=2 * step, atol=1e-6):
+    if MERGE_LORA in operations.names and torch.allclose(expected, value, rtol=2 * step, atol=1e-6):
         return "to the rounding of the LoRA merge"
-    differing = (_bits(expected) != _bits(value)).sum().item()
+    differing = (as_bits(expected) != as_bits(value)).sum().item()
     report.add(file, f"{name!r} differs from the source in {differing} of {value.numel()} values.")
     return None
-
-
-def _bits(value: torch.Tensor) -> torch.Tensor:
-    return value.reshape(-1).view({8: torch.int64, 4: torch.int32, 2: torch.int16}[value.dtype.itemsize])

@@ -130,7 +130,7 @@ def write_repository(
         folder (`Path`): An empty folder.
         model (`PreTrainedModel`): The model, on the meta device: its config and code are written, not its weights.
         tensors (`Sequence[PlannedTensor]`): The weights.
-        dtype (`torch.dtype`): What `dtype="auto"` shall load.
+        dtype (`torch.dtype`): What `dtype="auto"` loads.
         generation_config (`GenerationConfig`): Defaults of `generate`.
         processor (`ProcessorMixin`): Tokenizer, image processor and chat template.
         max_shard_size (`int` or `str`): See `write_shards`.

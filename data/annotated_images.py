@@ -65,7 +65,7 @@ def read_annotations(path: str | Path, needed: Sequence[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If it does not exist.
-        ValueError: If it is no JSON or lacks a list.
+        ValueError: If it is not JSON or lacks a list.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""COCO's annotations as people have them, brought to what pycocotools computes with: in a copy of one's own.
+"""COCO's annotations as people have them, brought to what pycocotools computes with, in a copy.
 
 pycocotools takes much for granted and does not check it: an annotation with the id 0 counts as not found, one whose id
 occurs twice is read twice, a polygon of four numbers in front is taken for a box, and run lengths that do not cover
@@ -36,7 +36,7 @@ def clean_segmentation(segmentation: Any, size: tuple[int, int], what: str = "Th
         corners, which have no area, are left out where there are others.
 
     Raises:
-        ValueError: If it is none of these, has no area, or belongs to an image of another size.
+        ValueError: If it is not one of these, has no area, or belongs to an image of another size.
     """
     if isinstance(segmentation, Mapping):
         found, _ = read_run_lengths(segmentation, what)

@@ -11,7 +11,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class DataFileError(ValueError):
-    """A file of a data set that cannot be used. The message names the file and the place in it, what was found and
+    """A file of a data set that cannot be used. The message names the file and the position in it, what was found and
     what is allowed."""
 
 
@@ -30,7 +30,7 @@ def read_json(path: str | Path, error_class: type[ValueError] = DataFileError) -
     try:
         return _parse(content)
     except ValueError as error:
-        raise error_class(f"{path} is no JSON file: {error}.") from None
+        raise error_class(f"{path} is not a JSON file: {error}.") from None
 
 
 def read_json_lines(
@@ -72,10 +72,10 @@ def file_in(folder: Path, name: Any) -> Path:
     """The file that a data file names, below `folder`.
 
     Raises:
-        ValueError: If it is no text, is absolute, or leads out of the folder.
+        ValueError: If it is not text, is absolute, or leads out of the folder.
     """
     if not isinstance(name, str) or not name.strip() or "\0" in name:
-        raise ValueError(f"{name!r} is no file name; give one relative to {folder}.")
+        raise ValueError(f"{name!r} is not a file name; give one relative to {folder}.")
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         raise ValueError(f"the file name {name!r} leads out of the folder; give one relative to {folder}.")
@@ -85,15 +85,15 @@ def file_in(folder: Path, name: Any) -> Path:
 def _parse(content: bytes) -> Any:
     """
     Raises:
-        ValueError: With the reason and the place, without a full stop.
+        ValueError: With the reason and the position, without a full stop.
     """
     try:
         return json.loads(content.removeprefix(_BOM).decode("utf-8"))
     except UnicodeDecodeError as error:
         raise ValueError(f"byte {error.start + 1} (0x{content[error.start]:02x}) is not UTF-8") from None
     except json.JSONDecodeError as error:
-        place = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
-        raise ValueError(f"{error.msg}, {place}") from None
+        position = f"line {error.lineno}, column {error.colno}" if error.lineno > 1 else f"column {error.colno}"
+        raise ValueError(f"{error.msg}, {position}") from None
     except RecursionError:
         raise ValueError("its lists or objects are nested too deeply") from None
 

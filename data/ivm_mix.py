@@ -169,7 +169,7 @@ def check_boxes(boxes: Any) -> tuple[tuple[float, float, float, float], ...]:
         numbers = numbers and all(isinstance(value, (int, float)) and 0 <= value <= 1 for value in box)
         if not numbers or box[0] > box[2] or box[1] > box[3]:
             raise DataFileError(
-                f"{box!r} is no box; write x_min, y_min, x_max, y_max as parts of the padded square's side, 0 to 1."
+                f"{box!r} is not a box; write x_min, y_min, x_max, y_max as parts of the padded square's side, 0 to 1."
             )
     return tuple(tuple(map(float, box)) for box in several)
 

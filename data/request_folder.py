@@ -1,4 +1,4 @@
-"""Data of one's own: a folder of images with questions, answers and masks, checked as a whole before it is used.
+"""Your own data: a folder of images with questions, answers and masks, checked as a whole before it is used.
 
     FOLDER/metadata.jsonl       one line per image, as `datasets` reads it (`imagefolder`)
     FOLDER/photo.jpg ...        the images, and masks as files, by their names relative to the folder

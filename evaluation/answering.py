@@ -23,7 +23,7 @@ _PAUSE = 1.0
 
 
 def input_side(processor) -> int:
-    """Side in pixels of the square that the model sees, by which visual prompts scale; 336 where nobody says."""
+    """Side in pixels of the square that the model sees, by which visual prompts scale; 336 by default."""
     image_processor = processor.image_processor
     for size in (getattr(image_processor, "crop_size", None), getattr(image_processor, "size", None)):
         for name in ("height", "shortest_edge"):
@@ -153,7 +153,7 @@ def read_answers(folder: str | Path, settings: dict[str, Any]) -> dict[int, dict
     """
     answers = {}
     for path in sorted(Path(folder).glob("answers*.jsonl")):
-        # A line that is no JSON was cut off when the run was stopped: its question is asked again.
+        # A line that is not JSON was cut off when the run was stopped: its question is asked again.
         cut_off: dict[int, str] = {}
         try:
             lines = list(read_json_lines(path, problems=cut_off))

@@ -121,7 +121,7 @@ def read_instances(path: str | Path) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: If it does not exist.
-        ValueError: If it is no list of entries with `image_id`, `category_id`, `segmentation` and `score`.
+        ValueError: If it is not a list of entries with `image_id`, `category_id`, `segmentation` and `score`.
     """
     path = Path(path)
     if not path.is_file():
@@ -263,7 +263,7 @@ def run_coco(options: EvaluationOptions, data: CocoInstances) -> Outcome:
         scored = {image.id for image in data.images}
         instances = [instance for instance in instances if options.limit is None or instance["image_id"] in scored]
     else:
-        # Loaded first: what is missing is told before the work, not after it.
+        # Loaded first: what is missing is reported before the work, not after it.
         vector = word_vectors(settings.get("word_vectors", "spacy"))
         answers = read_or_ground(options, data.images)
         if answers is None:

@@ -103,7 +103,7 @@ class GroundedAnswer:
         """Read what `to_dict` or the original wrote, or GLaMM's `{name: {caption, phrases, pred_masks}}`.
 
         Raises:
-            ValueError: If it is none of these.
+            ValueError: If it is not one of these.
         """
         if not isinstance(entry, dict):
             raise ValueError(f"An answer must be an object with caption, phrases and pred_masks, not {entry!r:.60}.")
@@ -255,7 +255,7 @@ class ImageFiles:
             raise SettingsDifferError(
                 f"Nothing says how the {self.suffix} files in {self.folder} were made. Choose another folder."
             )
-        made = json.loads(self.settings_path.read_text(encoding="utf-8"))
+        made = read_json(self.settings_path)
         different = sorted(name for name in {*made, *settings} if made.get(name) != settings.get(name))
         if different:
             listed = "; ".join(f"{name}: {made.get(name)!r}, now {settings.get(name)!r}" for name in different)

@@ -296,7 +296,7 @@ def _tokenize(texts: list[list[str]]) -> dict[int, list[str]]:
 def run_grandf(options: EvaluationOptions, data: GroundedConversations) -> Outcome:
     """Grounded conversation generation on GranD-f."""
     encoder = options.settings.get("text_encoder", TEXT_ENCODER)
-    # Loaded first: a name that cannot be found is told before the work, not after it.
+    # Loaded first: a name that cannot be found is reported before the work, not after it.
     similarity = None if encoder == "none" else EncodedPhrases.load(encoder, PartialState().device)
     answers = read_or_ground(options, data.images)
     if answers is None:

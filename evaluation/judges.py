@@ -181,7 +181,7 @@ class EndpointJudge(LanguageModelJudge):
         patience (`int`): How often a busy server is asked again, after 1, 2, 4 ... seconds.
 
     Raises:
-        JudgeError: If the URL is none of http or https.
+        JudgeError: If the URL is neither http nor https.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class EndpointJudge(LanguageModelJudge):
         patience: int = 6,
     ):
         if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).netloc:
-            raise JudgeError(f"{url!r} is no address of a server; write http(s)://HOST/v1.")
+            raise JudgeError(f"{url!r} is not an address of a server; write http(s)://HOST/v1.")
         self.url = url if url.endswith("/chat/completions") else f"{url.rstrip('/')}/chat/completions"
         self.name, self.key_variable, self.timeout, self.patience = model, key_variable, timeout, patience
 

@@ -136,7 +136,7 @@ class MaskedInput:
 
     Raises:
         TypeError: An option is unknown.
-        ValueError: The pipeline is for another task, or `model` is no IVM.
+        ValueError: The pipeline is for another task, or `model` is not an IVM.
     """
 
     def __init__(self, pipe: Any, model: Any, processor: Any = None, **options: Any):

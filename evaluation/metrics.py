@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 
-IGNORE_LABEL = 255
+IGNORED_PIXEL = 255
 PRECISION_THRESHOLDS: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 _COUNT_EPS = 1e-5
@@ -133,7 +133,7 @@ class SegmentationMetrics:
         flags = self._check_rejected(rejected, len(masks))
         rows = self._check_types(types, len(masks))
 
-        valid = (targets != IGNORE_LABEL) if targets.dtype != torch.bool else torch.ones_like(targets)
+        valid = (targets != IGNORED_PIXEL) if targets.dtype != torch.bool else torch.ones_like(targets)
         masks, foreground = masks & valid, (targets != 0) & valid
         intersections = (masks & foreground).sum((1, 2)).tolist()
         areas = masks.sum((1, 2)).tolist()

@@ -111,7 +111,7 @@ def read_original_maps(
     if not isinstance(stored, dict) or not all(
         torch.is_tensor(stored.get(key)) for key in ("sequences", "attentions")
     ):
-        raise ValueError(f"{path} lacks `sequences` or `attentions`; it is no file of aas/infer_attn.py.")
+        raise ValueError(f"{path} lacks `sequences` or `attentions`; it is not a file of aas/infer_attn.py.")
     ids, maps = stored["sequences"][offset:].tolist(), stored["attentions"]
     if maps.ndim != 3 or len(ids) != len(maps):
         raise ValueError(f"{path} has maps {tuple(maps.shape)} for {len(ids)} tokens after the first {offset}.")

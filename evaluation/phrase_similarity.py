@@ -102,7 +102,7 @@ def word_vectors(choice: str) -> Callable[[str], np.ndarray]:
         choice (`str`): `spacy`, `spacy:<pipeline>` or `encoder:<folder or name>`.
 
     Raises:
-        UnknownBenchmarkError: It is none of these, or spaCy's vectors are not installed.
+        UnknownBenchmarkError: It is not one of these, or spaCy's vectors are not installed.
     """
     kind, _, name = choice.partition(":")
     if kind == "encoder":

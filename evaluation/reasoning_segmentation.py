@@ -170,8 +170,8 @@ def evaluate(
 
 def check_rejections(processor, questions: Sequence[Question], protocol: str) -> None:
     """
-    Check that a model that is given the right answers knows their `[REJ]`; one that it does not know is no slot, and
-    the masks after it would be taken for those of other phrases.
+    Check that a model that is given the right answers knows their `[REJ]`; one that it does not know is not a slot,
+    and the masks after it would be taken for those of other phrases.
 
     Raises:
         ValueError: With the first such answer.

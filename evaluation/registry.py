@@ -6,12 +6,13 @@ at once, and rooms above this one may add theirs.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from ..loading import import_object
 
 
 class UnknownBenchmarkError(ValueError):
@@ -100,8 +101,10 @@ class Benchmark:
         options.require(*self.needs)
         if "model" in self.needs:
             _ = options.repository  # a model that cannot be used is refused before anything is read
-        data = imported(self.reader)(**{argument: getattr(options, name) for argument, name in self.reads.items()})
-        return imported(self.run)(options, data)
+        data = import_object(self.reader)(
+            **{argument: getattr(options, name) for argument, name in self.reads.items()}
+        )
+        return import_object(self.run)(options, data)
 
     def _protocol(self, options: EvaluationOptions) -> str:
         protocol = options.protocol or next(iter(self.protocols))
@@ -214,7 +217,7 @@ class EvaluationOptions:
         return load_pretrained(auto_class, self.repository, **source, **options)
 
     def report(self, step: str) -> Callable[[int, int], None]:
-        """A function that is told how many items of a step are finished, and of how many."""
+        """A function to report how many items of a step are finished, and how many there are."""
         return lambda done, total: self.progress(step, done, total)
 
 
@@ -232,12 +235,6 @@ class Outcome:
     result: Any = None
     table: Any = None
     about: dict[str, Any] = field(default_factory=dict)
-
-
-def imported(name: str) -> Any:
-    """What `module:name` names."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(module), attribute)
 
 
 def number(text: str) -> float:
@@ -513,6 +510,5 @@ __all__ = [
     "Setting",
     "UnknownBenchmarkError",
     "find_benchmark",
-    "imported",
     "register_benchmark",
 ]

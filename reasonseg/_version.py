@@ -1,3 +1,3 @@
-"""The package's version, in the one place that states it."""
+"""The package's version, stated here alone."""
 
 __version__ = "0.1.0"

@@ -31,7 +31,7 @@ class FolderLock:
 
     @contextmanager
     def held(self, patience: float = _PATIENCE) -> Iterator[None]:
-        """Hold the lock in a block; blocks may stand inside each other.
+        """Hold the lock in a block; blocks may be nested.
 
         Args:
             patience (`float`): Seconds to wait for it.

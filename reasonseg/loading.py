@@ -1,6 +1,7 @@
-"""How checkpoints of others are loaded: their code stays off unless it is asked for, and their sizes are looked at.
+"""Load other people's checkpoints: their code runs only if the user asks for it, and their sizes are checked.
 
-Everything in this package that reads a checkpoint through transformers goes through here.
+Everything in this package that reads a checkpoint through transformers goes through here. So do the tables that name
+classes and functions as `module:name`, to import them when they are first used.
 """
 
 import json
@@ -8,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,16 @@ _BOUNDS = tuple(
         (r"", -(1 << 31), 1 << 31),
     )
 )
+
+
+def import_object(reference: str) -> Any:
+    """Import what `module:name` names.
+
+    Args:
+        reference (`str`): Such as `"reasonseg.training.image_folder:ImageFolder"`.
+    """
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
 
 
 def load_pretrained(
@@ -100,21 +112,21 @@ def find_absurd_number(config: Mapping[str, Any]) -> str | None:
     """
     open_ones: list[tuple[str, Any]] = [("", config)]
     while open_ones:
-        place, value = open_ones.pop()
+        name, value = open_ones.pop()
         if isinstance(value, Mapping):
-            open_ones += [(f"{place}.{name}".lstrip("."), inner) for name, inner in value.items()]
+            open_ones += [(f"{name}.{field}".lstrip("."), inner) for field, inner in value.items()]
             continue
         numbers = value if isinstance(value, list) else [value]
         whole = [number for number in numbers if isinstance(number, int) and not isinstance(number, bool)]
         if isinstance(value, list):
-            open_ones += [(place, inner) for inner in value if isinstance(inner, list | Mapping)]
-        low, high = _bounds(place.rpartition(".")[2])
+            open_ones += [(name, inner) for inner in value if isinstance(inner, list | Mapping)]
+        low, high = _bounds(name.rpartition(".")[2])
         if low is None:
             continue
         if odd := [number for number in whole if not low <= number <= high]:
-            return f"{place}={_shown(odd[0])}; a whole number from {low} to {high} is expected"
-        if _COUNTS.search(place) and sum(whole) > _MOST_LAYERS:
-            return f"{sum(whole)} layers as {place}; at most {_MOST_LAYERS} are expected"
+            return f"{name}={_shown(odd[0])}; a whole number from {low} to {high} is expected"
+        if _COUNTS.search(name) and sum(whole) > _MOST_LAYERS:
+            return f"{sum(whole)} layers as {name}; at most {_MOST_LAYERS} are expected"
     return None
 
 
@@ -127,7 +139,7 @@ def _shown(number: int) -> str:
 
 
 def _check_folder(folder: Path) -> None:
-    """Look at a folder's `config.json`; what is no folder, or cannot be read, is left to transformers."""
+    """Look at a folder's `config.json`; what is not a folder, or cannot be read, is left to transformers."""
     path = folder / "config.json"
     try:
         if not path.is_file() or path.stat().st_size > _MAX_CONFIG_BYTES:
@@ -139,4 +151,4 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"{path} states {cause}. Download it again, or get the model from its original publisher.")
 
 
-__all__ = ["CODE_FIELDS", "code_stays_off", "find_absurd_number", "load_pipeline", "load_pretrained"]
+__all__ = ["CODE_FIELDS", "code_stays_off", "find_absurd_number", "import_object", "load_pipeline", "load_pretrained"]

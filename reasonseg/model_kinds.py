@@ -1,4 +1,4 @@
-"""What a checkpoint is and which commands run it, told by its configuration before any weight is read."""
+"""What a checkpoint is and which commands run it, read from its configuration before any weight."""
 
 from dataclasses import dataclass
 
@@ -16,7 +16,7 @@ class WrongModelError(ValueError):
 class ModelKind:
     """
     Args:
-        name (`str`): Name of its system, or `model_type` of a model that is none of this package's.
+        name (`str`): Name of its system, or `model_type` of a model that is not one of this package's.
         does (`str`): What such models do, after "such models".
         commands (`tuple[str, ...]`): Commands that run it, the one it is made for first.
     """
@@ -50,7 +50,7 @@ def check_model_fits(
 ) -> ModelKind | None:
     """
     Args:
-        command (`str`): `segment`, `mask` or `ask`: what shall be done with the model.
+        command (`str`): `segment`, `mask` or `ask`: what to do with the model.
         model, revision, trust_remote_code: As `from_pretrained` takes them.
         asked (`str`, *optional*): What asks for it in the words of the user; `reasonseg` and the command by default.
 

@@ -17,7 +17,7 @@ _NEXT_STEP = (
 
 
 class UnknownModelError(ValueError):
-    """A name of a model that names none."""
+    """The name of a model leads to none."""
 
 
 def resolve_model(name: str, revision: str | None = None, option: str = "--model") -> str:
@@ -64,19 +64,19 @@ def _config_on_the_hub(name: str, revision: str | None, given: str) -> Path:
     try:
         return Path(hf_hub_download(name, "config.json", revision=revision))
     except LocalEntryNotFoundError:
-        reason = "is no folder here, and the Hub cannot be reached"
+        reason = "is not a folder here, and the Hub cannot be reached"
     except GatedRepoError:
         reason = "is a repository on the Hub whose terms you have to accept there first (then `hf auth login`)"
     except RepositoryNotFoundError:
-        reason = "is no folder here, and the Hub has no such repository that you may read"
+        reason = "is not a folder here, and the Hub has no such repository that you may read"
     except RevisionNotFoundError:
         reason = f"is a repository on the Hub without the revision {revision!r}"
     except EntryNotFoundError:
         reason = "is a repository on the Hub without config.json, so it holds no model of transformers"
     except HFValidationError as error:
-        reason = f"is no folder here and no name that the Hub allows ({error})"
+        reason = f"is not a folder here, nor a name that the Hub allows ({error})"
     except OSError as error:
-        reason = f"is no folder here, and the Hub cannot be reached ({error})"
+        reason = f"is not a folder here, and the Hub cannot be reached ({error})"
     raise UnknownModelError(f"{given} {reason}. {_NEXT_STEP}")
 
 

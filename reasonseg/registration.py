@@ -90,7 +90,7 @@ def _register_system(system: Any) -> None:
         AutoModel.register(config_class, system.model_class)
     AutoModelForImageTextToText.register(config_class, system.model_class, exist_ok=known)
     # Repositories name their processors, which are found by these names whatever they are registered for; a key that
-    # is no config takes nothing from other repositories of a model that transformers has.
+    # is not a config takes nothing from other repositories of a model that transformers has.
     key = system.processor_class if known else config_class
     AutoProcessor.register(key, system.processor_class)
     # AutoImageProcessor.register would first load transformers' own class, which warns where torchvision is missing.

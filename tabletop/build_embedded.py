@@ -58,7 +58,7 @@ def embed(trained: str | Path, results: list[str | Path], minutes: float | None 
 
 
 def _drop_code_pointers(path: Path) -> None:
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
     kept = {name: value for name, value in values.items() if name not in _CODE_POINTERS}
     for value in kept.values():
         if isinstance(value, dict):

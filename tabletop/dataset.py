@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from ..data.example import Example
 from ..data.shared_epoch import SharedEpoch
-from .requests import Request, make_requests
+from .requests import SceneRequest, make_requests
 from .scenes import DEFAULT_SIZE, TabletopScene, draw_scene, scene_random
 
 
@@ -22,14 +22,14 @@ class TabletopExample(Example):
     """
     Args:
         scene ([`TabletopScene`]): What the image shows, mirrored like it.
-        requests (`list[Request]`): What the conversations are made of.
+        requests (`list[SceneRequest]`): What the conversations are made of.
     """
 
     scene: TabletopScene
-    requests: list[Request]
+    requests: list[SceneRequest]
 
     @classmethod
-    def of(cls, scene: TabletopScene, requests: list[Request]) -> "TabletopExample":
+    def of(cls, scene: TabletopScene, requests: list[SceneRequest]) -> "TabletopExample":
         """The example of a scene and requests about it."""
         return cls(
             image=scene.image,

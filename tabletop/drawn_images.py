@@ -1,4 +1,4 @@
-"""Says when the embedded model is shown something else than the drawn tabletops it knows."""
+"""Warn when the embedded model is shown anything but the drawn tabletops it knows."""
 
 import warnings
 from pathlib import Path
@@ -38,7 +38,7 @@ _BOUNDS = {
 
 
 class ForeignImageWarning(UserWarning):
-    """The embedded model was shown an image that is no drawn tabletop."""
+    """The embedded model was shown an image that is not a drawn tabletop."""
 
 
 def looks_like_a_tabletop(pixels: np.ndarray) -> bool:
@@ -96,7 +96,7 @@ def measure(pixels: np.ndarray) -> dict[str, float]:
 
 
 def warn_about_foreign_images(processor: Any, inputs: Any) -> None:
-    """Warn once for a call of the embedded model's processor with an image that is no drawn tabletop.
+    """Warn once for a call of the embedded model's processor with an image that is not a drawn tabletop.
 
     Args:
         processor: Any processor; only the one that was loaded from `EMBEDDED_MODEL` is watched.

@@ -1,8 +1,9 @@
 """The card of the embedded model: how it was made, how it learned, what it reaches."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from ..data.data_files import read_json
 
 
 _CURVE = (
@@ -54,7 +55,7 @@ last the head that scores masks. All random numbers are seeded.
 
 {curve}What made it learn at all, in the order in which plateaus fell: slots stand directly after the last word of
 their phrase, whose state then decides and points; before anything is asked, patches are pulled towards the
-embeddings of the words for what they show, at a fixed sharpness, and this goes on beside the questions (in
+embeddings of the words for what they show, at a fixed sharpness, and this continues beside the questions (in
 runs without it and with half the first stage a linear probe named 81 % of single things before and 78 % after
 joint training; here it is 98 %, and 84 % of pairs never seen); queries and keys begin as the same projection;
 two heads of one layer are shown the patches of what a slot names, and two of the layer before those of what
@@ -110,7 +111,7 @@ def write_card(repo: Path, trained: Path, results: list[dict[str, Any]], minutes
             for side in file.get_slice(name).get_shape():
                 size *= side
             parameters += size
-    vocabulary = json.loads((repo / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    vocabulary = read_json(repo / "tokenizer.json")["model"]["vocab"]
     return CARD.format(
         millions=parameters / 1e6,
         megabytes=weights.stat().st_size / 1e6,
@@ -126,7 +127,7 @@ def curve(trained: Path) -> str:
     states = sorted(trained.glob("checkpoint-*/trainer_state.json"), key=lambda path: path.stat().st_mtime)
     if not states:
         return ""
-    logs = json.loads(states[-1].read_text(encoding="utf-8"))["log_history"]
+    logs = read_json(states[-1])["log_history"]
     logs = [log for log in logs if "loss" in log]
     names = [name for name in _CURVE if name in logs[-1]]
     lines = [

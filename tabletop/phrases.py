@@ -99,7 +99,7 @@ PHRASE_TRIES = 24
 _RELATION_TRIES = 16
 
 
-class Phrase(NamedTuple):
+class ScenePhrase(NamedTuple):
     """One phrase and the things it names.
 
     Attributes:
@@ -160,8 +160,8 @@ class _Speaker:
         self.objects = scene.objects
         self.may_name_held_out = scene.split == "test_unseen"
 
-    def draw(self, phrase_type: str, present: bool) -> Phrase | None:
-        makers: dict[str, Callable[[bool], Phrase | None]] = {
+    def draw(self, phrase_type: str, present: bool) -> ScenePhrase | None:
+        makers: dict[str, Callable[[bool], ScenePhrase | None]] = {
             "colour": self.colour,
             "kind": self.kind,
             "colour_kind": self.colour_kind,
@@ -184,14 +184,14 @@ class _Speaker:
             return f"the {words}"
         return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
-    def _singular(self, nouns: list[_Noun], present: bool, phrase_type: str) -> Phrase | None:
+    def _singular(self, nouns: list[_Noun], present: bool, phrase_type: str) -> ScenePhrase | None:
         """A phrase from one of the nouns that name exactly one thing (present) or nothing (absent)."""
         wanted = 1 if present else 0
         nouns = [noun for noun in nouns if self._may_say(noun) and len(noun.matches(self.objects)) == wanted]
         if not nouns:
             return None
         noun = self.rng.choice(nouns)
-        return Phrase(
+        return ScenePhrase(
             self._with_article(noun.words(self.rng)),
             noun.matches(self.objects),
             phrase_type,
@@ -217,13 +217,13 @@ class _Speaker:
 
     # -- one method per type -----------------------------------------------------------------------------------------
 
-    def colour(self, present: bool) -> Phrase | None:
+    def colour(self, present: bool) -> ScenePhrase | None:
         return self._singular([_Noun(colour=colour) for colour in COLOURS], present, "colour")
 
-    def kind(self, present: bool) -> Phrase | None:
+    def kind(self, present: bool) -> ScenePhrase | None:
         return self._singular([_Noun(kind) for kind in KINDS], present, "kind")
 
-    def colour_kind(self, present: bool) -> Phrase | None:
+    def colour_kind(self, present: bool) -> ScenePhrase | None:
         if present:
             nouns = [_Noun(thing.kind, thing.colour) for thing in self.objects]
             held_out = [noun for noun in nouns if noun.is_held_out]
@@ -233,7 +233,7 @@ class _Speaker:
             nouns = [_Noun(*pair) for pair in sorted(HELD_OUT_PAIRS)]
         return self._singular(nouns, False, "colour_kind")
 
-    def size(self, present: bool) -> Phrase | None:
+    def size(self, present: bool) -> ScenePhrase | None:
         with_colour = self.rng.chance(0.3)
         if present:
             things = self.objects
@@ -247,7 +247,7 @@ class _Speaker:
                 nouns.append(_Noun(pair.kind, pair.colour if with_colour else None, self.rng.choice(tuple(SIZES))))
         return self._singular(nouns, present, "size")
 
-    def superlative(self, present: bool) -> Phrase | None:
+    def superlative(self, present: bool) -> ScenePhrase | None:
         nouns = [_Noun(kind) for kind in KINDS] if self.rng.chance(0.7) else [_Noun(colour=name) for name in COLOURS]
         lonely = self.rng.chance(0.15)
         found = []
@@ -262,7 +262,7 @@ class _Speaker:
             return None
         word, noun, targets = self.rng.choice(found)
         compared = noun.matches(self.objects)
-        return Phrase(f"the {word} {noun.words(self.rng)}", targets, "superlative", compared=compared)
+        return ScenePhrase(f"the {word} {noun.words(self.rng)}", targets, "superlative", compared=compared)
 
     def _extreme(self, order: str, positions: tuple[int, ...]) -> tuple[int, ...]:
         """The one thing that comes first in an order by a clear margin, or nothing."""
@@ -285,7 +285,7 @@ class _Speaker:
             clear = second - first >= _POSITION_MARGIN * self.side
         return (ranked[0],) if clear else ()
 
-    def relation(self, present: bool) -> Phrase | None:
+    def relation(self, present: bool) -> ScenePhrase | None:
         for _ in range(_RELATION_TRIES):
             words = self.rng.choice(tuple(RELATIONS))
             style = 0.0 if present else self.rng.uniform()
@@ -305,7 +305,7 @@ class _Speaker:
             if targets is None or len(targets) != (1 if present else 0):
                 continue
             text = f"the {subject.words(self.rng)} {words} the {anchor.words(self.rng)}"
-            return Phrase(text, targets, "relation", compared=anchors)
+            return ScenePhrase(text, targets, "relation", compared=anchors)
         return None
 
     def _relation_noun(self, anything: bool) -> _Noun:
@@ -348,7 +348,7 @@ class _Speaker:
             return True
         return False if forward <= _RELATION_NOT else None
 
-    def plural(self, present: bool) -> Phrase | None:
+    def plural(self, present: bool) -> ScenePhrase | None:
         style = self.rng.uniform()
         if style < 0.6:
             nouns = [_Noun(kind) for kind in KINDS]
@@ -367,9 +367,9 @@ class _Speaker:
         noun = self.rng.choice(nouns)
         opening = self.rng.choice(("all", "all the", "the", "every"))
         plural = opening != "every"
-        return Phrase(f"{opening} {noun.words(self.rng, plural)}", noun.matches(self.objects), "plural", plural)
+        return ScenePhrase(f"{opening} {noun.words(self.rng, plural)}", noun.matches(self.objects), "plural", plural)
 
-    def affordance(self, present: bool) -> Phrase | None:
+    def affordance(self, present: bool) -> ScenePhrase | None:
         as_question = self.rng.chance(0.45)
         found: list[tuple[Affordance, tuple[int, ...]]] = []
         for affordance in AFFORDANCES:
@@ -383,14 +383,14 @@ class _Speaker:
             return None
         affordance, matches = self.rng.choice(found)
         question = self.rng.choice(affordance.questions) if as_question else None
-        return Phrase(self.rng.choice(affordance.phrases), matches, "affordance", False, question)
+        return ScenePhrase(self.rng.choice(affordance.phrases), matches, "affordance", False, question)
 
-    def unknown(self, present: bool) -> Phrase | None:
+    def unknown(self, present: bool) -> ScenePhrase | None:
         if present:
             return None
         noun = self.rng.choice(UNKNOWN_NOUNS)
         words = f"{self.rng.choice(tuple(COLOURS))} {noun}" if self.rng.chance(0.3) else noun
-        return Phrase(self._with_article(words), (), "unknown")
+        return ScenePhrase(self._with_article(words), (), "unknown")
 
 
 def _box_gap(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> float:
@@ -402,7 +402,7 @@ def _box_gap(first: tuple[int, int, int, int], second: tuple[int, int, int, int]
 
 def draw_phrase(
     scene: TabletopScene, rng: TabletopRandom, present: bool, weights: Mapping[str, float] | None = None
-) -> Phrase | None:
+) -> ScenePhrase | None:
     """Draw one phrase about a scene.
 
     Args:

@@ -8,7 +8,7 @@ from .scenes import TabletopScene, draw_scene
 
 def tabletop_questions(split: str = "test", scenes: int = 500, seed: int = 0) -> list[Question]:
     """
-    Four requests about each of the first scenes of a split, drawn anew; the same for the same arguments.
+    Four requests about each of the first scenes of a split; the same for the same arguments.
 
     Args:
         split (`str`): `validation`, `test` or `test_unseen` (pairs of colour and kind that training never shows).

@@ -1,4 +1,4 @@
-"""What a recipe may say of the drawn tabletops: `model: tabletop`, `data.kind: tabletop` and the section `towers`."""
+"""What a recipe may say about tabletops: `model: tabletop`, `data.kind: tabletop` and the section `towers`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -74,7 +74,7 @@ class TowerRecipe(FirstStage):
     def run(
         self, recipe: Recipe, model: nn.Module, processor: Any, data: Dataset, out: Path, resumed: bool
     ) -> Dataset:
-        """Trains what sees and what draws, in place."""
+        """Trains the image encoders and the mask decoder, in place."""
         if resumed:
             return data
         arguments = training_arguments(

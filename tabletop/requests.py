@@ -20,7 +20,7 @@ from .phrases import (
     SIZE_SYNONYMS,
     SUPERLATIVES,
     THINGS,
-    Phrase,
+    ScenePhrase,
     draw_phrase,
 )
 from .scenes import COLOURS, SIZES, TabletopRandom, TabletopScene, scene_random
@@ -54,14 +54,14 @@ _QUESTIONS: tuple[str, ...] = (
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class SceneRequest:
     """What a user asks about one scene, and the right answer.
 
     Attributes:
         phrases: The phrases in the order of the question, lower case.
         masks: Per phrase the union of the visible pixels it names, `(size, size)` bool, or None when absent.
         targets: Per phrase the positions of the named things in `scene.objects`.
-        landmarks: Per phrase the positions of the things to look at first; see [`Phrase`].
+        landmarks: Per phrase the positions of the things to look at first; see [`ScenePhrase`].
         phrase_types: Per phrase a key of `TYPE_WEIGHTS`.
         type: The type of the only phrase, or `several`.
         question: The message of the user.
@@ -161,16 +161,16 @@ def make_requests(
     several_rate: float = 0.25,
     varied_rate: float = 0.5,
     weights: Mapping[str, float] | None = None,
-) -> list[Request]:
+) -> list[SceneRequest]:
     """Make requests about a scene.
 
     Args:
         scene: The scene.
         count: Number of requests, at least 1.
         draw: Number of the draw, from 0; another number gives fresh requests for the same scene (e.g. the epoch).
-        absent_rate: Part of the phrases that name nothing in the scene, 0 to 1.
-        several_rate: Part of the requests that hold 2 to 4 phrases, 0 to 1.
-        varied_rate: Part of the questions that are not worded as `CANONICAL_QUESTION`, 0 to 1.
+        absent_rate: Share of the phrases that name nothing in the scene, 0 to 1.
+        several_rate: Share of the requests that hold 2 to 4 phrases, 0 to 1.
+        varied_rate: Share of the questions that are not worded as `CANONICAL_QUESTION`, 0 to 1.
         weights: How often each phrase type is tried; the default is `TYPE_WEIGHTS`.
 
     Returns:
@@ -201,7 +201,7 @@ def _fresh_phrase(
     absent_rate: float,
     weights: Mapping[str, float] | None,
     used: set[str],
-) -> Phrase:
+) -> ScenePhrase:
     """A phrase whose words were not used before; presence is kept unless the scene offers no such phrase."""
     present = not rng.chance(absent_rate)
     for attempt in range(2 * PHRASE_TRIES):
@@ -219,13 +219,15 @@ def _fresh_phrase(
     )
 
 
-def _word_request(scene: TabletopScene, rng: TabletopRandom, phrases: list[Phrase], varied_rate: float) -> Request:
+def _word_request(
+    scene: TabletopScene, rng: TabletopRandom, phrases: list[ScenePhrase], varied_rate: float
+) -> SceneRequest:
     varied = rng.chance(varied_rate)
     template = rng.choice(_QUESTIONS) if varied else CANONICAL_QUESTION
     joiner = " and " if varied and rng.chance(0.4) else ", "
     texts = [phrase.text for phrase in phrases]
     own_words = phrases[0].question if len(phrases) == 1 else None
-    return Request(
+    return SceneRequest(
         phrases=texts,
         masks=[scene.mask(*phrase.targets) if phrase.targets else None for phrase in phrases],
         targets=[phrase.targets for phrase in phrases],

@@ -44,7 +44,7 @@ MIN_SIZE, MAX_SIZE = 64, 1024
 MIN_OBJECTS, MAX_OBJECTS = 2, 7
 MIN_VISIBLE_FRACTION = 0.6
 UNIT_FRACTION = 0.225
-"""Pixels per unit of a medium thing, as a part of the side of the image."""
+"""Pixels per unit of a medium thing, as a fraction of the side of the image."""
 
 FLAT_KINDS = frozenset({"plate", "book", "banana", "key"})
 """Kinds that lie on the table, so that others may stand on them."""
@@ -218,7 +218,7 @@ class TabletopScene:
         Returns:
             `kind`, `colour` and `size`: `(size, size)` int64, 0 for the background, else 1 + the position in `KINDS`,
             `COLOURS` and `SIZES`. `centre_xy`: `(2, size, size)` float32, offset from the pixel to the centre of its
-            thing as a part of the side of the image, 0 on the background.
+            thing as a fraction of the side of the image, 0 on the background.
         """
         tables = {"kind": KINDS, "colour": tuple(COLOURS), "size": tuple(SIZES)}
         labels = {}
@@ -357,7 +357,7 @@ def _vary(rng: TabletopRandom, rgb: tuple[int, int, int]) -> tuple[float, ...]:
 
 
 def _box_overlap(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> float:
-    """Shared area of two boxes as a part of the smaller one."""
+    """Shared area of two boxes as a fraction of the smaller one."""
     width = min(first[2], second[2]) - max(first[0], second[0])
     height = min(first[3], second[3]) - max(first[1], second[1])
     if width <= 0 or height <= 0:

@@ -2,7 +2,7 @@
 
 Seeing is the bottleneck of training from scratch (which of ten kinds is it?), and answers and masks teach it slowly.
 So this stage goes around the language model: patches name kind, colour and size of what they show with the very
-word embeddings that questions are made of, and sums of a thing's words and its place draw what they describe. What
+word embeddings that questions are made of, and sums of a thing's words and its location draw what they describe. What
 the language model has to learn then is to find words among patches.
 """
 
@@ -71,7 +71,7 @@ def foreground_weight(labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
 
 
 def centre_loss(centres: torch.FloatTensor, labels: dict[str, torch.Tensor]) -> torch.FloatTensor:
-    """Mean distance, as a part of the image's side, to the centre of the thing that a patch belongs to."""
+    """Mean distance, as a fraction of the image's side, to the centre of the thing that a patch belongs to."""
     foreground = 1 - labels["kind"][..., 0]
     return (foreground * (centres - labels["centre_xy"]).abs().sum(-1)).sum() / foreground.sum().clamp(min=1)
 
@@ -141,7 +141,7 @@ class TowerPretraining(nn.Module):
         self.word_alignment = WordAlignment(model, word_ids)
         width = model.config.get_text_config().hidden_size
         self.patch_centre = nn.Linear(width, 2)
-        self.place = nn.Linear(2, width)
+        self.location = nn.Linear(2, width)
         self.segmenter_heads = PatchHeads(model.config.segmenter_config.vision_config.output_channels)
 
     def forward(
@@ -171,9 +171,9 @@ class TowerPretraining(nn.Module):
         return centres + self.word_alignment.loss(patches, labels)
 
     def _drawing_losses(self, segmenter, features: dict[str, torch.Tensor], things: dict[str, torch.Tensor]) -> dict:
-        """Words of a thing and its place, added up where the language model's state will stand, draw its mask."""
+        """The words for a thing and its location, added up in place of the language model's state, draw its mask."""
         given = things["given"]
-        state = given["centre_xy"][:, None] * self.place(things["centre_xy"])
+        state = given["centre_xy"][:, None] * self.location(things["centre_xy"])
         for name in WORDS:
             state = state + given[name][:, None] * self.word_alignment.words(name)[things[name]]
         prompts = self.model.seg_projector(unit_rms(state))
@@ -211,13 +211,13 @@ def patch_labels(scenes: Sequence[TabletopScene], side: int) -> dict[str, torch.
     foreground = (1 - pooled["kind"][..., :1]).clamp(min=1e-3)
     offsets = F.adaptive_avg_pool2d(torch.stack([torch.from_numpy(label["centre_xy"]) for label in labels]), side)
     steps = (torch.arange(side) + 0.5) / side
-    places = torch.stack([steps.repeat(side), steps.repeat_interleave(side)], dim=-1)
-    pooled["centre_xy"] = offsets.flatten(2).transpose(1, 2) / foreground + places
+    centres = torch.stack([steps.repeat(side), steps.repeat_interleave(side)], dim=-1)
+    pooled["centre_xy"] = offsets.flatten(2).transpose(1, 2) / foreground + centres
     return pooled
 
 
 def _described(scene: TabletopScene, position: int, given: Sequence[str]) -> torch.FloatTensor:
-    """The visible pixels of the thing at its place, or, where that is not said, of all things of which it is true."""
+    """The visible pixels of the thing at its location or, where that is not given, of all things that fit."""
     thing = scene.objects[position]
     alike = [
         other

@@ -107,28 +107,28 @@ def end(out: Path) -> None:
     (out / _UNFINISHED).unlink(missing_ok=True)
 
 
-def put_in_place(draft: Path, place: Path) -> None:
+def put_in_place(draft: Path, target: Path) -> None:
     """Give a folder that is completely written its name; an older folder of this name goes away."""
-    replaced = place.with_name(_REPLACED)
+    replaced = target.with_name(_REPLACED)
     shutil.rmtree(replaced, ignore_errors=True)
-    if place.exists():
-        place.rename(replaced)
-    draft.rename(place)
+    if target.exists():
+        target.rename(replaced)
+    draft.rename(target)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def move_files_in_place(draft: Path, place: Path) -> None:
+def move_files_in_place(draft: Path, target: Path) -> None:
     """Move a complete repository into a folder that also holds other things; each file appears whole, `config.json`
     last. Weights that were there before go away."""
     files = sorted((path for path in draft.rglob("*") if path.is_file()), key=lambda path: path.name == "config.json")
     names = {path.relative_to(draft) for path in files}
-    for old in [*place.glob("*.safetensors"), *place.glob("*.safetensors.index.json")]:
-        if old.relative_to(place) not in names:
+    for old in [*target.glob("*.safetensors"), *target.glob("*.safetensors.index.json")]:
+        if old.relative_to(target) not in names:
             old.unlink()
     for path in files:
-        target = place / path.relative_to(draft)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
+        moved = target / path.relative_to(draft)
+        moved.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(moved)
     shutil.rmtree(draft)
 
 

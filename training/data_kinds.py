@@ -7,7 +7,6 @@ have entries of its own.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +34,6 @@ FIRST_STAGES = {
 
 NEW_MODELS = {"tabletop": "reasonseg.tabletop.recipe:build_tabletop"}
 """For each `model` that begins with random weights a function of the recipe that returns it and its processor."""
-
-
-def find(entry: str) -> Any:
-    """What `module:name` names."""
-    module, _, name = entry.partition(":")
-    return getattr(import_module(module), name)
 
 
 class DataKind:
@@ -122,4 +115,4 @@ class FirstStage:
         raise NotImplementedError(f"{type(self).__name__} must say what it trains.")
 
 
-__all__ = ["DATA_KINDS", "FIRST_STAGES", "NEW_MODELS", "DataKind", "FirstStage", "find"]
+__all__ = ["DATA_KINDS", "FIRST_STAGES", "NEW_MODELS", "DataKind", "FirstStage"]

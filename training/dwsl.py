@@ -141,24 +141,24 @@ def score_examples(
     state.wait_for_everyone()  # nobody reads while a file is replaced
     done = read_scores(folder, len(examples))
     state.wait_for_everyone()  # nobody writes before all have read what there is
-    pending = [place for place in range(len(examples)) if place not in done]
+    pending = [index for index in range(len(examples)) if index not in done]
     mine = pending[state.process_index :: state.num_processes]
     was_training = discriminator.training
     discriminator.eval()
     with (folder / f"scores-{state.process_index:05d}.jsonl").open("a", encoding="utf-8") as lines:
         for start in range(0, len(mine), batch_size):
-            places = mine[start : start + batch_size]
-            scores = discriminator.scores(collator([examples[place] for place in places])).tolist()
-            for place, score in zip(places, scores, strict=True):
-                line = {"place": place, "of": len(examples), "score": score}
+            indices = mine[start : start + batch_size]
+            scores = discriminator.scores(collator([examples[index] for index in indices])).tolist()
+            for index, score in zip(indices, scores, strict=True):
+                line = {"index": index, "of": len(examples), "score": score}
                 lines.write(json.dumps(line) + "\n")
             lines.flush()
             if progress is not None:
-                progress(min(len(examples), len(done) + (start + len(places)) * state.num_processes), len(examples))
+                progress(min(len(examples), len(done) + (start + len(indices)) * state.num_processes), len(examples))
     discriminator.train(was_training)
     state.wait_for_everyone()
     done = read_scores(folder, len(examples))
-    return [done[place] for place in range(len(examples))]
+    return [done[index] for index in range(len(examples))]
 
 
 def repair_scores(folder: Path) -> None:
@@ -185,15 +185,15 @@ def read_scores(folder: Path, count: int) -> dict[int, float]:
         for number, line in enumerate(whole.splitlines(), start=1):  # bytes: at line ends alone
             try:
                 entry = json.loads(line)
-                place, of, score = entry["place"], entry["of"], float(entry["score"])
+                index, of, score = entry["index"], entry["of"], float(entry["score"])
             except (ValueError, KeyError, TypeError) as error:
                 raise ValueError(f"{path}, line {number} is damaged; remove the file to score again.") from error
-            if of != count or not 0 <= place < count:
+            if of != count or not 0 <= index < count:
                 raise ValueError(
                     f"{path} holds scores of {of} examples, but there are {count}; remove {folder} or use another "
                     "folder."
                 )
-            scores[place] = score
+            scores[index] = score
     return scores
 
 

@@ -1,4 +1,4 @@
-"""`data.kind: image_folder`: conversations and masks of one's own, for models that draw by `[SEG]`."""
+"""`data.kind: image_folder`: your own conversations and masks, for models that draw by `[SEG]`."""
 
 from typing import Any
 

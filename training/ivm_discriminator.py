@@ -45,7 +45,7 @@ class IvmDiscriminator(nn.Module):
     """
     Args:
         vlm (`nn.Module`): A LLaVA of transformers, used as it is, with or without adapters.
-        human_share (`float`): Part of the training examples that people drew, between 0 and 1; its inverse balances
+        human_share (`float`): Share of the training examples that people drew, between 0 and 1; its inverse balances
             the loss.
 
     Raises:
@@ -180,7 +180,7 @@ def load_discriminator(discriminator: IvmDiscriminator, path: Path) -> None:
 
 def human_share(flags: Sequence[bool]) -> float:
     """
-    Part of the examples that people drew.
+    Share of the examples that people drew.
 
     Raises:
         ValueError: If all or none are.

@@ -6,7 +6,8 @@ from typing import Any
 
 import yaml
 
-from .data_kinds import DATA_KINDS, FIRST_STAGES, DataKind, FirstStage, find
+from ..loading import import_object
+from .data_kinds import DATA_KINDS, FIRST_STAGES, DataKind, FirstStage
 from .trained_parameters import LORA_TARGETS
 
 
@@ -171,7 +172,7 @@ class Recipe:
     @property
     def kind(self) -> DataKind:
         """How to learn from `data`."""
-        return find(DATA_KINDS[self.data.kind])()
+        return import_object(DATA_KINDS[self.data.kind])()
 
 
 _SECTIONS = {
@@ -191,7 +192,7 @@ def _read_recipe(values: Any, name: str) -> Recipe:
     if unknown := sorted(set(values) - set(known)):
         raise RecipeError(f"{name} has unknown fields {unknown}; there are {known}.")
     stages = {
-        stage: _read_section(find(entry), values[stage], f"{name}.{stage}")
+        stage: _read_section(import_object(entry), values[stage], f"{name}.{stage}")
         for stage, entry in FIRST_STAGES.items()
         if values.get(stage) is not None
     }
@@ -237,7 +238,7 @@ def load_recipe(name_or_path: str | Path, overrides: list[str] | tuple[str, ...]
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator:
-                raise RecipeError(f"{override!r} is no override; write key=value.")
+                raise RecipeError(f"{override!r} is not an override; write key=value.")
             *parents, leaf = key.split(".")
             target = values
             for parent in parents:
@@ -252,7 +253,7 @@ def require_model(recipe: Recipe) -> str:
     """The model that a recipe starts from.
 
     Raises:
-        RecipeError: The recipe leaves it to whoever follows it.
+        RecipeError: The recipe leaves it to its user.
     """
     if not recipe.model:
         raise RecipeError(

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from transformers import AutoProcessor, set_seed
 
 from ..atomic_files import written_whole
-from ..loading import load_pretrained
+from ..loading import import_object, load_pretrained
 from .attention_guidance import AttentionGuidance
 from .checkpoints import (
     FINISHED_DRAFT,
@@ -25,7 +25,7 @@ from .checkpoints import (
     was_stopped,
 )
 from .collator import SegmentationCollator
-from .data_kinds import NEW_MODELS, find
+from .data_kinds import NEW_MODELS
 from .mask_scores import IOU_HEAD, MaskScoreTrainer
 from .optimizers import optimizer_factory
 from .recipe import Recipe, RecipeError, require_model
@@ -86,7 +86,7 @@ def _resume_point(recipe: Recipe, out: Path) -> Path | None:
 
 def _train(recipe: Recipe, out: Path, checkpoint: Path | None, build: Callable[..., tuple[Any, Any]] | None) -> None:
     """Train from `checkpoint`, or from the start, and save the repo to `out`."""
-    data = recipe.kind.dataset(recipe)  # first, so that what is wrong with it is said before a model is loaded
+    data = recipe.kind.dataset(recipe)  # first, so that an error in it comes before a model is loaded
     model, processor = _model_and_processor(recipe, data, build)
     if int(os.environ.get("RANK", "0")) == 0:  # of the processes that torchrun has started
         begin(out)
@@ -119,7 +119,7 @@ def _model_and_processor(
 ) -> tuple[Any, Any]:
     """What the recipe starts from."""
     if recipe.model in NEW_MODELS:
-        return find(NEW_MODELS[recipe.model])(recipe)
+        return import_object(NEW_MODELS[recipe.model])(recipe)
     if recipe.parts is not None:
         if build is None:
             raise RecipeError(

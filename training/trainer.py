@@ -38,7 +38,7 @@ def training_arguments(recipe: Recipe, out: Path, **overrides) -> TrainingArgume
 
 
 class EpochCallback(TrainerCallback):
-    """Tells the data set which epoch begins. accelerate tells the sampler, and where there is one, nobody else."""
+    """Tells the data set which epoch begins; accelerate tells the sampler alone where there is one."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -112,15 +112,15 @@ class ReasoningSegmentationTrainer(Trainer):
         auxiliary_labels = inputs.pop("auxiliary_labels", {})
         outputs = model(**inputs)
         # A model without masks has the language loss alone.
-        loss, parts = outputs["loss"], dict(outputs.get("losses") or {})
+        loss, losses = outputs["loss"], dict(outputs.get("losses") or {})
         if self.decision_loss_weight:
-            parts["decision_loss"] = self.decision_loss_weight * self._decision_loss(outputs, inputs)
-            loss = loss + parts["decision_loss"]
+            losses["decision_loss"] = self.decision_loss_weight * self._decision_loss(outputs, inputs)
+            loss = loss + losses["decision_loss"]
         for name, auxiliary_loss in self.auxiliary_losses.items():
-            parts[name] = auxiliary_loss(inputs, outputs, auxiliary_labels)
-            loss = loss + parts[name]
+            losses[name] = auxiliary_loss(inputs, outputs, auxiliary_labels)
+            loss = loss + losses[name]
         if model.training:
-            for name, value in parts.items():
+            for name, value in losses.items():
                 self._loss_parts[name].append(value.detach())
         return (loss, outputs) if return_outputs else loss
 
@@ -149,7 +149,7 @@ class ReasoningSegmentationTrainer(Trainer):
         """As the Trainer's, but aside: a checkpoint gets its name when every process has written its part of it."""
         run_dir = Path(super()._get_output_dir(trial))
         name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-        drafts, place = run_dir / CHECKPOINT_DRAFT, run_dir / name
+        drafts, target = run_dir / CHECKPOINT_DRAFT, run_dir / name
         if self.args.should_save:
             shutil.rmtree(drafts, ignore_errors=True)  # of a run that was stopped
         self.accelerator.wait_for_everyone()
@@ -160,17 +160,17 @@ class ReasoningSegmentationTrainer(Trainer):
             self._writes_draft = False
         self.accelerator.wait_for_everyone()
         if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(place)
+            self.state.best_model_checkpoint = str(target)
         if self.args.should_save:
             self.state.save_to_json(str(drafts / name / TRAINER_STATE_NAME))
-            put_in_place(drafts / name, place)
+            put_in_place(drafts / name, target)
             drafts.rmdir()
             rotate_checkpoints(
                 str(run_dir), self.args.save_total_limit, self.state.best_model_checkpoint, use_mtime=True
             )
         self.accelerator.wait_for_everyone()
         if self.args.push_to_hub:
-            self._push_from_checkpoint(str(place))
+            self._push_from_checkpoint(str(target))
 
     def _get_output_dir(self, trial) -> str:
         run_dir = super()._get_output_dir(trial)

@@ -49,7 +49,7 @@ def options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show Python's traceback with an error.")] = False,
 ):
-    """Options that stand before the command."""
+    """Options given before the command."""
     show_tracebacks(debug)
 
 

@@ -1,4 +1,4 @@
-"""`reasonseg convert`: an original checkpoint in, a repository that transformers loads out."""
+"""`reasonseg convert`: turn an original checkpoint into a repository that transformers loads."""
 
 import inspect
 from collections.abc import Callable
@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..conversion.systems import COMMON_OPTIONS, SYSTEMS, Option, PublishedSystem, load
+from ..conversion.systems import COMMON_OPTIONS, SYSTEMS, Option, PublishedSystem
+from ..loading import import_object
 from .failures import print_error, readable_failures, stderr_console
 from .printing import printable_name, write_out
 
@@ -29,7 +30,7 @@ def system_command(system: PublishedSystem) -> Callable[..., None]:
 
     def command(source: str, out: Path, **given: Any) -> None:
         stated = {name: value for name, value in given.items() if value is not None}
-        _convert(load(described.convert), source, out, stated)
+        _convert(import_object(described.convert), source, out, stated)
 
     source = typer.Argument(help=described.source_help, metavar=described.source_name, show_default=False)
     own = {option.name for option in described.options}

@@ -147,7 +147,7 @@ def read_settings(pairs: list[str]) -> dict[str, str]:
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not name or not equals:
-            raise CommandError(f"--set {pair!r} is no setting: write NAME=VALUE.")
+            raise CommandError(f"--set {pair!r} is not a setting: write NAME=VALUE.")
         settings[name] = value
     return settings
 

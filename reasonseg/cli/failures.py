@@ -64,7 +64,7 @@ def readable_failures(command: Callable) -> Callable:
             print_error("Interrupted. What was finished is kept; the same command resumes there.")
             raise typer.Exit(130) from None
         except BaseException as error:
-            # A library written in Rust that gives up raises what is no Exception.
+            # A library written in Rust that gives up raises what is not an Exception.
             if _show_tracebacks or not (isinstance(error, Exception) or type(error).__name__ == "PanicException"):
                 raise
             print_error(describe(error, option_names(command)))

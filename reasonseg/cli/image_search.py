@@ -51,7 +51,7 @@ class FoundImages:
         return len(self.relative_paths)
 
     def what_was_left_out(self) -> str:
-        """Return a sentence that counts what was passed over; empty where that is nothing."""
+        """Return a sentence that counts what was left out; empty if nothing was."""
         if not self.left_out:
             return ""
         return f"Left out: {', '.join(f'{count} {reason}' for reason, count in sorted(self.left_out.items()))}."
@@ -107,7 +107,7 @@ class ImageSearch:
         elif not self._add_pattern(argument):
             hint = " A question goes last, in quotes, or after --text." if " " in argument else ""
             raise CommandError(
-                f"{path_text(argument)!r} is no existing file or folder and no pattern that matches one.{hint}"
+                f"{path_text(argument)!r} is not an existing file or folder, nor a pattern that matches one.{hint}"
             )
 
     def _add_pattern(self, argument: str) -> bool:
@@ -123,7 +123,7 @@ class ImageSearch:
         return is_matched
 
     def _walk(self, folder: Path, root: Path, results: list[EarlierResults], above: tuple[str, ...]) -> None:
-        """Visit what lies in a folder; `above` are the folders on the way to it."""
+        """Visit what is in a folder; `above` are the folders on the way to it."""
         try:
             names = sorted(os.listdir(folder))
         except OSError as error:
@@ -230,12 +230,12 @@ def _is_image_name(path: Path) -> bool:
 
 
 def _is_dead_link_to_a_folder(path: Path) -> bool:
-    """Whether a link leads nowhere whose name does not say that it never led to a folder."""
+    """Whether a link is broken and its name does not rule out that it led to a folder."""
     return not path.suffix and path.is_symlink() and _problem_of(path) is not None
 
 
 def _problem_of(path: Path) -> str | None:
-    """Why a path is no file that could be read; `None` if it is one."""
+    """Why a path is not a file that could be read; `None` if it is one."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:

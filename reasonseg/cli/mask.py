@@ -282,7 +282,7 @@ def _entry(path: str | os.PathLike) -> str:
 
 
 def _writable(target: PurePosixPath) -> PurePosixPath:
-    """The target with a suffix that Pillow can write, in folders whose names a line can say."""
+    """The target with a suffix that Pillow can write, in folders whose names a result line can hold."""
     from PIL import Image
 
     Image.init()

@@ -1,4 +1,4 @@
-"""What reaches the terminal: names and texts of others, with every character that would command it made visible."""
+"""What reaches the terminal: names and texts from others, with every control character made visible."""
 
 import json
 import logging
@@ -32,7 +32,7 @@ def printable_name(name: Any) -> str:
 
 
 def printable_json(value: Any, **options: Any) -> str:
-    """JSON that a terminal can show; whoever reads it gets the value unchanged.
+    """JSON that a terminal can show; a reader gets the value unchanged.
 
     Args:
         value: what to write.

@@ -19,7 +19,7 @@ _SPEED_OVER = 24 * 3600.0
 
 @contextmanager
 def step_progress(console: Any, is_shown: bool = True) -> Iterator[StepReport]:
-    """Give a function that is told how far each step is, and shows count and time left on `console`."""
+    """Give a function to report progress with, which shows count and time left of each step on `console`."""
     if not is_shown:
         yield lambda step, done, total: None
     elif console.is_terminal:

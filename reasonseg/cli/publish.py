@@ -1,4 +1,4 @@
-"""`reasonseg publish`: a verified repository onto the Hub, as far as its licences allow."""
+"""`reasonseg publish`: upload a verified repository to the Hub, as far as its licences allow."""
 
 import json
 from dataclasses import asdict
@@ -50,7 +50,7 @@ def publish(
     """Publish a repository on the Hub: verify it, show what differs there, upload that, and print the revision to use.
 
     Full weights made from LLaMA 1 may not be published: --private keeps them to you, --trained-only leaves out the
-    base. An interrupted upload goes on with the same command.
+    base. The same command resumes an interrupted upload.
     """
     if trained_only and base is None:
         raise CommandError("--trained-only needs --base: the LLaVA folder the checkpoint was trained from.")

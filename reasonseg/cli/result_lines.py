@@ -1,4 +1,4 @@
-"""`results.jsonl`: one line per image, each complete or absent, whoever was killed while writing it."""
+"""`results.jsonl`: one line per image, each complete or absent, even if a writer was killed."""
 
 import json
 import os
@@ -22,7 +22,7 @@ _RESULT_NAME = re.compile(r".+_(mask_\d+|overlay|answer)\.png", re.DOTALL)
 
 
 class ResultLines:
-    """The lines of a results file by their key. Only who holds the folder's lock may write.
+    """The lines of a results file by their key. Only the holder of the folder's lock may write.
 
     Args:
         path: the file; it need not exist.
@@ -52,14 +52,14 @@ class ResultLines:
         return self._owners.get(name.lower())
 
     def read(self) -> None:
-        """Read what is new in the file, by whomever it was written. What follows the last line end is a line that a
+        """Read what is new in the file, whichever process wrote it. What follows the last line end is a line that a
         killed run did not finish, or that another process is writing.
 
         Raises:
             CommandError: a line is not a result.
         """
         if self.path.exists() and not self.path.is_file():
-            raise CommandError(f"{str(self.path)!r} is no file. Use another --out folder.")
+            raise CommandError(f"{str(self.path)!r} is not a file. Use another --out folder.")
         try:
             file = self.path.open("rb")
         except FileNotFoundError:
@@ -98,7 +98,7 @@ class ResultLines:
         return file.read(len(self._last)) == self._last
 
     def repair(self) -> None:
-        """Remove what a killed run did not finish, and lines that stand there twice."""
+        """Remove what a killed run did not finish, and duplicate lines."""
         if self._needs_repair:
             self._rewrite()
 

@@ -26,7 +26,7 @@ def file_sha256(path: Path) -> str:
 
 
 def is_usable_stem(stem: str) -> bool:
-    """Return whether the files of a result can begin so, and a line can say it."""
+    """Return whether file names can begin with the stem and a result line can hold it."""
     return path_text(stem) == stem and len(stem.encode()) <= _LONGEST_STEM
 
 
@@ -140,7 +140,7 @@ class ResultFolder:
         """Remove what a killed run has left: temporary files here and in `folders`, and half a line."""
         if not self.folder.is_dir():
             return
-        with suppress(OSError), self.writing():  # what cannot be written here is told when there are results
+        with suppress(OSError), self.writing():  # what cannot be written here is reported with the results
             for folder in {self.folder, *folders}:
                 remove_drafts(folder)
 

@@ -91,11 +91,11 @@ def load_checkpoint(
 
     Args:
         name: as `resolve_model` takes it.
-        command: which command asks. Where another one is made for this model, that is said on stderr.
+        command: which command asks. Where another one is made for this model, stderr says so.
         asked: what asks, in the words of the user; `reasonseg` and the command by default.
 
     Raises:
-        CommandError: `name` is no model, or `device` cannot be used here.
+        CommandError: `name` is not a model, or `device` cannot be used here.
         WrongModelError: the command cannot run this model.
     """
     name = resolve_model(name, revision)

@@ -253,8 +253,8 @@ def test_own_values_files(tmp_path):
         ("system: sam\n", "need `system:`"),
         ("system: lisa\nbse: llama-2\n", "Unknown fields bse.*Known are .*base"),
         ("system: lisa\nfull_weights: yes\n", "`full_weights` is True.*allowed, forbidden"),
-        ("system: lisa\nchain: {part: data}\n", "`chain` is no list of rows.*part: data"),
-        ("system: lisa\nchain: [{part: data, work: x}]\n", "`chain` is no list of rows"),
+        ("system: lisa\nchain: {part: data}\n", "`chain` is not a list of rows.*part: data"),
+        ("system: lisa\nchain: [{part: data, work: x}]\n", "`chain` is not a list of rows"),
         ("- 1\n", "no mapping"),
         ("a: [", "cannot be read"),
     ]:

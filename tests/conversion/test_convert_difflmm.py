@@ -97,7 +97,7 @@ def test_by_default_all_is_stored_as_the_base_is(difflmm_repo, tmp_path):
     assert all(torch.equal(found[name], exact[name].half()) for name in exact)  # merged in float32, rounded once
     reasons = {dropped.reason for dropped in report.dropped}
     assert reasons == {
-        "it lies behind the block whose output is used",
+        "it comes after the block whose output is used",
         "only the VAE's encoder is used",
         "the implicit caption takes its place",
     }

@@ -218,7 +218,7 @@ def test_the_base_must_be_the_right_one(tmp_path):
     for change, message in (
         ({"hidden_size": 32}, "hidden size is 64, the config's 32"),
         ({"num_hidden_layers": 3}, "lack 9 parameters of the language model"),
-        ({"num_hidden_layers": 1}, "9 tensors have no place"),
+        ({"num_hidden_layers": 1}, "9 tensors do not belong"),
         ({"num_attention_heads": 4, "num_key_value_heads": 2}, r"has the shape \(64, 64\)"),
         ({"model_type": "mpt"}, "model_type 'mpt'"),
     ):

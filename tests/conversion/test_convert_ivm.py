@@ -194,7 +194,7 @@ def test_a_model_with_a_kept_adapter_is_saved_whole(kept, tmp_path):
     repo = kept[1]
     model = AutoModel.from_pretrained(repo)
     model.save_pretrained(tmp_path / "again")
-    assert model._hf_peft_config_loaded, "it goes on as it was"
+    assert model._hf_peft_config_loaded, "it stays as it was"
     again = AutoModel.from_pretrained(tmp_path / "again")
     assert all(map(torch.equal, again.state_dict().values(), model.state_dict().values()))
     before, after = (

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from reasonseg.conversion.errors import ConversionError
-from reasonseg.conversion.recipe import common_rank, lora_rank, merge_lora, no_adapters
+from reasonseg.conversion.tensor_operations import common_rank, lora_rank, merge_lora, no_adapters
 
 
 def test_merging_equals_applying():

@@ -117,7 +117,7 @@ def test_an_interrupted_upload_goes_on(llama_2, hub, monkeypatch):
     (llama_2 / "more.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}" + bytes(1000))
     hub.refuse = lambda method, path: 403 if method == "PUT" and len(hub.puts()) > 1 else None
     options = {"endpoint": hub.endpoint, "verify": lambda folder: None}
-    with pytest.raises(ConversionError, match=r"broke off.*What has arrived stays there; the same command goes on"):
+    with pytest.raises(ConversionError, match=r"broke off.*What has arrived stays there; the same command resumes"):
         publish(llama_2, "org/lisa", **options)
     assert hub.commits() == []
     assert hub.repos["org/lisa"].tree().keys() == {".gitattributes"}

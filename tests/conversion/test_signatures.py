@@ -73,7 +73,7 @@ def test_the_holder_of_the_key_has_signed(signed, keys, tmp_path):
     assert "no such file" in problems(signed, key=mine)[SIGNATURE]
 
 
-def test_a_manifest_that_was_written_anew_is_found(signed, keys):
+def test_a_manifest_that_was_written_again_is_found(signed, keys):
     """All sums are right; only the signature is not."""
     state = load_file(signed / "model.safetensors")
     state["seg_projector.linear_1.bias"] += 1
@@ -168,7 +168,7 @@ class TestPublishing:
         assert again.revision == report.revision
         assert len(self.hub.commits()) == commits
 
-    def test_another_key_signs_anew_and_a_stale_signature_goes(self, repo, keys, tmp_path):
+    def test_another_key_signs_again_and_a_stale_signature_goes(self, repo, keys, tmp_path):
         (first, _), (second, public) = keys
         self.publish(repo, sign=first)
         changes = {change.path: change.kind for change in self.publish(repo, sign=second).changes}

@@ -10,7 +10,8 @@ import pytest
 from reasonseg.conversion.convert import ConversionOptions
 from reasonseg.conversion.convert import convert as convert_system
 from reasonseg.conversion.convert_lisa import convert_lisa
-from reasonseg.conversion.systems import COMMON_OPTIONS, PARTS, SYSTEMS, load
+from reasonseg.conversion.systems import COMMON_OPTIONS, SOURCE_MODELS, SYSTEMS
+from reasonseg.loading import import_object
 from tests.test_packaging import ROOT
 
 
@@ -112,7 +113,7 @@ def test_the_table_imports_nothing():
 @pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if system.conversion is not None])
 def test_commands_offer_what_the_functions_take(name):
     command = SYSTEMS[name].conversion
-    convert = load(command.convert)
+    convert = import_object(command.convert)
     taken = inspect.signature(convert).parameters
     assert next(iter(taken)) == "source"
     shared = get_type_hints(ConversionOptions).keys()
@@ -147,14 +148,14 @@ def test_templates_are_ones_that_exist():
 def test_every_reference_of_an_entry_exists(name):
     system = SYSTEMS[name]
     for reference in (system.config, system.model, system.processor, system.image_processor):
-        assert isinstance(load(reference), type)
+        assert isinstance(import_object(reference), type)
     assert system.is_known_to_transformers == (name == "vip_llava")
     if system.original is not None:
-        assert callable(load(system.original.describe))
+        assert callable(import_object(system.original.describe))
 
 
 def test_every_part_is_described():
-    assert all(callable(load(part.recognition.describe)) for part in PARTS.values())
+    assert all(callable(import_object(model.recognition.describe)) for model in SOURCE_MODELS.values())
 
 
 def test_a_misspelt_option_is_refused(tmp_path):

@@ -150,7 +150,7 @@ def test_modules_in_the_working_folder_are_not_taken(tmp_path, monkeypatch):
 
 
 def test_mutations(tmp_path):
-    """Whatever a changed file does, this process goes on and hears of it, or gets a tokenizer that works."""
+    """Whatever a changed file does, this process keeps running and gets an error or a tokenizer that works."""
     good = (EMBEDDED_MODEL / "tokenizer.json").read_bytes()
     generator = torch.Generator().manual_seed(0)
     refused = 0

@@ -184,7 +184,7 @@ ZIPS = {
     "classic record says zip64": patched(GOOD, b"PK\x05\x06", 12, b"\xff" * 8),
     "classic record only, and says zip64": patched(rezip(GOOD), b"PK\x05\x06", 16, b"\xff" * 4),
     "classic record says another count": patched(GOOD, b"PK\x05\x06", 8, struct.pack("<HH", 3, 3)),
-    "classic record says another place": patched(GOOD, b"PK\x05\x06", 16, struct.pack("<I", 64)),
+    "classic record says another offset": patched(GOOD, b"PK\x05\x06", 16, struct.pack("<I", 64)),
     "entries overlap": overlapping(GOOD),
     "entries in another order": replace_field(
         replace_field(GOOD, "archive/data/0", 42, GOOD[-22 - 4 :][:4]), "archive/data/1", 42, bytes(4)
@@ -348,7 +348,7 @@ PICKLES = {
     "a parameter with attributes": Program().name("torch._utils", "_rebuild_parameter_with_state").call(0).in_state(),
     "negated": tensor_with(more=b"}X\x03\x00\x00\x00neg\x88s"),
     "conjugated": tensor_with(more=b"}X\x04\x00\x00\x00conj\x88s"),
-    "metadata that is no dict": tensor_with(more=b"K\x01"),
+    "metadata that is not a dict": tensor_with(more=b"K\x01"),
     "nine arguments": tensor_with(more=b"NNN"),
     "hooks": tensor_with(hooks=b"}K\x01K\x01s"),
     "offset past the end": tensor_with(offset=b"K\x01"),

@@ -118,7 +118,7 @@ def test_links_out_of_the_repository_are_refused(repo, tmp_path):
     target = tmp_path / "elsewhere.md"
     shutil.move(repo / "README.md", target)
     (repo / "README.md").symlink_to(target)
-    assert "link to a place outside" in problems(repo)["README.md"]
+    assert "link that leads out" in problems(repo)["README.md"]
 
 
 def test_the_layout_of_the_hub_s_cache_is_no_link_outside(lisa_repo, tmp_path):
@@ -170,7 +170,7 @@ def test_names_and_shapes_are_compared_with_manifest_and_config(repo):
         "does not know the tensor 'extra'",
         "No weight file holds 'seg_projector.linear_2.bias'",
         "weights lack 1 parameters",
-        "no place for 1 tensors",
+        "no parameters for 1 tensors",
     ):
         assert part in text
 
@@ -196,7 +196,7 @@ def test_another_source_is_told_apart(repo, tmp_path):
         ("vlm.lm_head.weight", [["identity"]]),
     ],
 )
-def test_recipes_that_would_take_all_memory_or_time(repo, name, operations):
+def test_operations_that_would_take_all_memory_or_time(repo, name, operations):
     """An identity of a vector's length, row after row: the manifest says it, and its own sum is right."""
     body = read_manifest(repo)
     body["tensors"][name]["operations"] = operations

@@ -109,7 +109,7 @@ LEFT_OUT = {
     "two corners": [[1, 1, 9, 9]],
     "two corners beside": [[1, 1, 9, 9], polygon("cup")],
     "four numbers in front": [[0, 0, 3, 3], polygon("cup")],
-    "four numbers behind": [polygon("cup"), [0, 0, 3, 3]],
+    "four numbers after": [polygon("cup"), [0, 0, 3, 3]],
     "empty beside": [[], polygon("cup"), [1, 2]],
     "flat": polygon("cup"),
     "pairs": [[4, 4], [24, 4], [24, 20], [4, 20]],

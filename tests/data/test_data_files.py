@@ -42,7 +42,7 @@ def test_an_error_names_file_line_and_column(tmp_path, line, reason):
     assert [number for number, _ in read_json_lines(path, problems=problems)] == [1, 4]
     assert list(problems) == [3]
     path.write_bytes(line)
-    with pytest.raises(KeyError, match=r"rows\.jsonl is no JSON file: "):
+    with pytest.raises(KeyError, match=r"rows\.jsonl is not a JSON file: "):
         read_json(path, error_class=KeyError)
 
 
@@ -62,5 +62,5 @@ def test_file_names_stay_in_their_folder(tmp_path):
         with pytest.raises(ValueError, match="leads out of the folder"):
             file_in(tmp_path, name)
     for name in ("", "  ", 3, None, ["a.png"], "a\0.png"):
-        with pytest.raises(ValueError, match="is no file name"):
+        with pytest.raises(ValueError, match="is not a file name"):
             file_in(tmp_path, name)

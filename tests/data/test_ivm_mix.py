@@ -106,7 +106,7 @@ def test_a_box_is_cut_to_whole_pixels():
 
 @pytest.mark.parametrize("boxes", [[0, 0, 1], [0.5, 0, 0.2, 1], [0, 0, 300, 200], "box", [[0, 0, 1, 1], [0, 0]], []])
 def test_wrong_boxes(boxes):
-    with pytest.raises(DataFileError, match="is no box"):
+    with pytest.raises(DataFileError, match="is not a box"):
         boxes_to_mask(boxes, 10, 10)
 
 
@@ -152,7 +152,7 @@ def test_crops_keep_their_area_and_ratio(height, width):
         ({"uuid": "x", "instruction": ["a"], "image": 7}, "line 2: `image` of x must be"),
         ({"uuid": "x", "instruction": ["a"], "image": "../x.jpg"}, "line 2: .* leads out of the folder"),
         ({"uuid": "/x", "instruction": ["a"], "image": "/etc/x.jpg"}, "line 2: .* leads out of the folder"),
-        ({"uuid": "x", "instruction": ["a"], "boxes": [0, 0, 2, 2]}, "line 2: .* is no box"),
+        ({"uuid": "x", "instruction": ["a"], "boxes": [0, 0, 2, 2]}, "line 2: .* is not a box"),
     ],
 )
 def test_wrong_lines_are_named(source, line, message):

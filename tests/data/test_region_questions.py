@@ -163,7 +163,7 @@ def test_rows_that_are_kept(tmp_path):
         ({**VCR_ROW, "rationale_label": 4}, "has the rationale_label 4; give the number of the right choice, 0 to 3"),
         ({"id": "x", "conversations": "Hello"}, "has the conversations 'Hello'; give a list of objects"),
         ({"id": "x", "conversations": [{"from": "human"}]}, "give a list of objects with `from`"),
-        ({"id": "x", "conversations": [], "image": 3}, "has an `image` that cannot be used: 3 is no file name"),
+        ({"id": "x", "conversations": [], "image": 3}, "has an `image` that cannot be used: 3 is not a file name"),
         ({"id": "x", "conversations": [], "image": "../a.png"}, "leads out of the folder"),
         (
             {"id": "x", "conversations": [], "image": "a.png", "bboxes": [[1, 2]]},
@@ -214,7 +214,7 @@ def test_files_that_are_none(tmp_path):
     with pytest.raises(DataFileError, match="There is no file"):
         RegionFile(tmp_path / "missing.json")
     (tmp_path / "bad.json").write_text("{", encoding="utf-8")
-    with pytest.raises(DataFileError, match="is no JSON file"):
+    with pytest.raises(DataFileError, match="is not a JSON file"):
         RegionFile(tmp_path / "bad.json")
     (tmp_path / "object.json").write_text("{}", encoding="utf-8")
     with pytest.raises(DataFileError, match="holds a dict"):

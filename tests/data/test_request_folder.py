@@ -30,7 +30,7 @@ GOOD = {"question": "Where is the cup?", "answer": "It is [SEG].", "phrases": [{
 
 
 def write(folder: Path, *rows) -> Path:
-    """A folder with an image `a.png` and these lines; what is no text is written as JSON."""
+    """A folder with an image `a.png` and these lines; what is not text is written as JSON."""
     folder.mkdir(exist_ok=True)
     Image.new("RGB", SIZE[::-1]).save(folder / "a.png")
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
@@ -110,7 +110,7 @@ def test_a_byte_order_mark_and_windows_line_ends(tmp_path):
         ({"image": "a.png"}, "the line has no `file_name` and no `requests`; it has image"),
         ({"file_name": "a.png", "question": "?"}, "the line has no `requests`; it has file_name, question"),
         (line(file_name="../a.png"), r"'\.\./a\.png' leads out of the folder"),
-        (line(file_name=7), "7 is no file name"),
+        (line(file_name=7), "7 is not a file name"),
         (line(file_name="b.png"), "b.png' is not an existing local image file"),
         (line(file_name="metadata.jsonl"), "cannot be opened as an image"),
         (line(requests={}), r"`requests` is \{\}; it must be a list"),

@@ -159,7 +159,10 @@ def test_bad_files(tmp_path, data, instances):
     with pytest.raises(FileNotFoundError, match="does not exist"):
         read_instances(tmp_path / "nowhere.json")
     path = tmp_path / "dt.json"
-    for text, message in (("[", "is no JSON"), ('[{"image_id": 1}]', "must be a list of entries with category_id")):
+    for text, message in (
+        ("[", "is not a JSON file"),
+        ('[{"image_id": 1}]', "must be a list of entries with category_id"),
+    ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=message):
             read_instances(path)

@@ -183,7 +183,7 @@ def test_sizes_may_stand_in_the_masks(tmp_path, data):
 def test_bad_annotation_files(tmp_path):
     bad = tmp_path / "x_mask_gt.json"
     bad.write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="is no JSON file"):
+    with pytest.raises(ValueError, match="is not a JSON file"):
         GroundedConversations(bad)
     bad.write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="it has no list 'images', 'annotations', 'categories'"):

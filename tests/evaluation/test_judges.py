@@ -146,7 +146,7 @@ def test_endpoints_that_do_not_answer(server, monkeypatch):
     replies += [(200, {"choices": []})]
     with pytest.raises(JudgeError, match="answered without choices"):
         EndpointJudge(url, "m").judge("?", "a", "b")
-    with pytest.raises(JudgeError, match="is no address of a server"):
+    with pytest.raises(JudgeError, match="is not an address of a server"):
         EndpointJudge("file:///etc/passwd", "m")
 
 

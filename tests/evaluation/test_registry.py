@@ -20,10 +20,10 @@ from reasonseg.evaluation.registry import (
     Setting,
     UnknownBenchmarkError,
     find_benchmark,
-    imported,
     register_benchmark,
     whole_number,
 )
+from reasonseg.loading import import_object
 
 
 def test_names_and_folders(tmp_path):
@@ -36,8 +36,8 @@ def test_names_and_folders(tmp_path):
 def test_what_an_entry_names_exists(tmp_path):
     options = EvaluationOptions(dataset="x", out=tmp_path)
     for benchmark in (*BENCHMARKS.values(), find_benchmark(str(tmp_path))):
-        assert callable(imported(benchmark.reader)), benchmark.name
-        assert callable(imported(benchmark.run)), benchmark.name
+        assert callable(import_object(benchmark.reader)), benchmark.name
+        assert callable(import_object(benchmark.run)), benchmark.name
         assert all(hasattr(options, name) for name in (*benchmark.needs, *benchmark.reads.values())), benchmark.name
         assert benchmark.metrics, benchmark.name
         assert set(benchmark.models.systems) <= set(SYSTEMS), benchmark.name

@@ -161,7 +161,7 @@ def test_segments_without_a_label_have_a_number(capsys, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["segment", "missing.png", "where?", "-m", "m", "-o", "out"], 1, "'missing.png' is no existing file"),
+        (["segment", "missing.png", "where?", "-m", "m", "-o", "out"], 1, "'missing.png' is not an existing file"),
         (["segment", IMAGES, "-m", "m", "-o", "out"], 1, "There is no question"),
         (["segment", IMAGES, "where?", "-o", "out"], 2, "--model"),
         (["segment", IMAGES, "where?", "-m", "m", "-o", "out", "--batch-size", 0], 2, "--batch-size"),

@@ -160,7 +160,7 @@ def test_a_blank_question_is_none_in_python_either(repo, image):
             "--mask in 'grey.png' has 2 different values (0, 100)",
         ),
         (("IMAGE", "What?", "--rle", "short.json"), "sum up to 9; its size 60 x 80 (height, width) needs 4800"),
-        (("IMAGE", "What?", "--rle", "broken.json"), "is no JSON file: Expecting value, column 1"),
+        (("IMAGE", "What?", "--rle", "broken.json"), "is not a JSON file: Expecting value, column 1"),
         (("IMAGE", "What is <bbox0>?"), "0 visual prompts were given"),
     ],
 )

@@ -48,7 +48,7 @@ def test_arguments_become_options(message, expected):
 def test_options_are_found_under_the_names_of_their_arguments():
     names = option_names(CONVERSIONS["lisa"])
     assert names["vision_tower"] == "--vision-tower"
-    assert "source" not in names, "an argument is no option"
+    assert "source" not in names, "an argument is not an option"
     assert option_names(COMMANDS["publish"])["as_json"] == "--json"
     assert option_names(COMMANDS["train"])["overrides"] == "--set"
 

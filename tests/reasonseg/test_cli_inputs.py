@@ -75,7 +75,7 @@ def test_results_in_an_input_folder_are_no_input(photos):
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
-        ("photos/missing.png", "is no existing file or folder"),
+        ("photos/missing.png", "is not an existing file or folder"),
         ("photos/*.gif", "no pattern that matches"),
         ("where is it?", "A question goes last"),
     ],

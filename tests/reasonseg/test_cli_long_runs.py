@@ -317,7 +317,7 @@ def test_progress_on_a_terminal_leaves_standard_output_alone(tmp_path):
 
 
 class Log:
-    """Stands for a console that is no terminal."""
+    """Stands for a console that is not a terminal."""
 
     is_terminal = False
 

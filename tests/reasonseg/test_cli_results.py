@@ -281,5 +281,5 @@ def finish_record(results: ResultFolder, image: Path, name: str) -> dict:
 
 def test_a_results_file_that_is_none(tmp_path):
     os.mkfifo(tmp_path / RESULTS_NAME)
-    with pytest.raises(CommandError, match="is no file"):
+    with pytest.raises(CommandError, match="is not a file"):
         ResultFolder(tmp_path, REQUEST)

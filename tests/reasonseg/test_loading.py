@@ -1,4 +1,4 @@
-"""One place loads checkpoints: it never asks, and looks at the sizes first."""
+"""One module loads checkpoints: it never asks, and looks at the sizes first."""
 
 import json
 import shutil

@@ -89,8 +89,8 @@ def test_the_installed_command_says_so_too():
         ("run", "a training run that has not ended; checkpoint-10 in it is a model"),
         ("broken", "its config.json cannot be read"),
         ("nameless", "its config.json names no model_type"),
-        ("org/name", "'org/name' is no folder here, and the Hub cannot be reached"),
-        ("org/na--me", "is no folder here and no name that the Hub allows"),
+        ("org/name", "'org/name' is not a folder here, and the Hub cannot be reached"),
+        ("org/na--me", "is not a folder here, nor a name that the Hub allows"),
     ],
 )
 def test_names_that_name_no_model(name, message):

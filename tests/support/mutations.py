@@ -1,4 +1,4 @@
-"""JSON values with one place changed to something else, as damaged and hand-written files have them."""
+"""JSON values with one value changed to something else, as damaged and hand-written files have them."""
 
 import copy
 import random

@@ -95,8 +95,8 @@ def expand(ids: torch.Tensor, values: torch.Tensor, fill: int) -> list[list[int]
     """Replaces the value at each row's image placeholder by 256 times `fill`."""
     rows = []
     for row_ids, row in zip(ids.tolist(), values.tolist(), strict=True):
-        place = row_ids.index(PLACEHOLDER)
-        rows.append([*row[:place], *[fill] * PATCHES, *row[place + 1 :]])
+        index = row_ids.index(PLACEHOLDER)
+        rows.append([*row[:index], *[fill] * PATCHES, *row[index + 1 :]])
     return rows
 
 

@@ -56,7 +56,7 @@ def normalised_pixels(pixels: torch.Tensor) -> torch.Tensor:
 
 
 def with_expanded_image(ids: torch.Tensor, image_token_id: int, filler: int | None = None) -> list[int]:
-    """Ids with the image's place expanded; `filler` stands there instead of the image token."""
-    (place,) = torch.nonzero(ids == IMAGE_PLACE).flatten().tolist()
+    """Ids with the image's position expanded; `filler` is there instead of the image token."""
+    (index,) = torch.nonzero(ids == IMAGE_PLACE).flatten().tolist()
     token = image_token_id if filler is None else filler
-    return [*ids[:place].tolist(), *[token] * IMAGE_TOKENS, *ids[place + 1 :].tolist()]
+    return [*ids[:index].tolist(), *[token] * IMAGE_TOKENS, *ids[index + 1 :].tolist()]

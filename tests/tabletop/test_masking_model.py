@@ -24,9 +24,9 @@ def test_what_the_embedded_model_knows_is_kept():
         (masks,) = model(**batch).pred_masks
         images = model.encode_image(**batch)
         expected = base.encode_image(**batch)
-        place = torch.tensor([0])
+        index = torch.tensor([0])
         embeddings = [
-            one._segmenter_features(cache, place)["image_embeddings"]
+            one._segmenter_features(cache, index)["image_embeddings"]
             for one, cache in ((model, images), (base, expected))
         ]
     torch.testing.assert_close(*embeddings)

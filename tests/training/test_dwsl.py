@@ -55,10 +55,10 @@ def sided_examples(count: int) -> list[MaskingExample]:
         MaskingExample(
             Image.fromarray(rng.integers(0, 120, (SIDE, SIDE, 3), dtype=np.uint8)),
             "What is the red cup?",
-            left if place % 2 else 1 - left,
-            human=bool(place % 2),
+            left if index % 2 else 1 - left,
+            human=bool(index % 2),
         )
-        for place in range(count)
+        for index in range(count)
     ]
 
 
@@ -280,13 +280,13 @@ def test_scoring_goes_on_where_it_stopped(tmp_path):
     assert (first.seen, second.seen) == (10, 4)
     with pytest.raises(ValueError, match="scores of 10 examples, but there are 4"):
         score_examples(second, sided_examples(4), list, folder, 4)
-    file.write_text(json.dumps({"place": 0}) + "\n", encoding="utf-8")
+    file.write_text(json.dumps({"index": 0}) + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match="line 1 is damaged"):
         read_scores(folder, 10)
 
 
 def test_a_cut_off_line_is_removed_by_one_process_only(tmp_path):
-    line = json.dumps({"place": 0, "of": 2, "score": 0.5}) + "\n"
+    line = json.dumps({"index": 0, "of": 2, "score": 0.5}) + "\n"
     file = tmp_path / "scores-00000.jsonl"
     file.write_text(line + line[:9], encoding="utf-8")
     assert read_scores(tmp_path, 2) == {0: 0.5}
@@ -299,7 +299,7 @@ def test_a_cut_off_line_is_removed_by_one_process_only(tmp_path):
 def test_other_processes_wait_for_the_repair(tmp_path, monkeypatch):
     """The second of two processes, the first one acting while the second waits."""
     examples, events = sided_examples(4), []
-    lines = [json.dumps({"place": place, "of": 4, "score": 0.5}) + "\n" for place in range(4)]
+    lines = [json.dumps({"index": index, "of": 4, "score": 0.5}) + "\n" for index in range(4)]
     mine, other = tmp_path / "scores-00001.jsonl", tmp_path / "scores-00000.jsonl"
     mine.write_text(lines[0] + lines[1][:9], encoding="utf-8")
 
@@ -335,11 +335,11 @@ def mix(tmp_path):
     for source in ("human", "machine"):
         folder, lines = tmp_path / source, []
         folder.mkdir()
-        for place, example in enumerate(sided_examples(8)):
+        for index, example in enumerate(sided_examples(8)):
             if example.human == (source == "human"):
-                example.image.save(folder / f"img_{place}.jpg")
-                Image.fromarray((example.mask * 160).astype(np.uint8)).save(folder / f"mask_{place}.jpg")
-                lines.append(json.dumps({"uuid": place, "instruction": [example.instruction]}))
+                example.image.save(folder / f"img_{index}.jpg")
+                Image.fromarray((example.mask * 160).astype(np.uint8)).save(folder / f"mask_{index}.jpg")
+                lines.append(json.dumps({"uuid": index, "instruction": [example.instruction]}))
         (folder / "meta.jsonl").write_text("\n".join(lines), encoding="utf-8")
     processor = masking_processor()
     masking_model(processor, 0, width=16).save_pretrained(tmp_path / "repo")

@@ -200,8 +200,8 @@ def test_a_stop_while_the_finished_repository_is_written_leaves_the_old_one(reci
     run_recipe(load_recipe(str(recipe), ["arguments.max_steps=1"]), out)
     before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
 
-    def stop(draft, place):
-        assert (draft / "model.safetensors").stat().st_size < (place / "model.safetensors").stat().st_size
+    def stop(draft, target):
+        assert (draft / "model.safetensors").stat().st_size < (target / "model.safetensors").stat().st_size
         raise KeyboardInterrupt
 
     longer = load_recipe(str(recipe), ["arguments.max_steps=2", "storage_dtype=float16"])

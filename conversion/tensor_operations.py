@@ -61,7 +61,7 @@ def common_rank(ranks: Iterable[int]) -> int:
 
 
 def no_adapters(rank: int) -> float:
-    """In place of alpha where a conversion merges none: a made-up alpha would give wrong weights.
+    """Stands for alpha where a conversion merges no adapters: a made-up alpha would give wrong weights.
 
     Raises:
         ConversionError: Always; it is asked for only where there are adapters.
@@ -88,8 +88,8 @@ def merge_lora(weight: torch.Tensor, lora_a: torch.Tensor, lora_b: torch.Tensor,
     return weight.float() + (alpha / lora_a.shape[0]) * update
 
 
-# The originals mark the image's place with the id -200, which is never embedded. A stock LLaVA embeds its placeholder
-# before it scatters the image features over it, so it needs a row of its own.
+# The originals mark the image's position with the id -200, which is never embedded. A stock LLaVA embeds its
+# placeholder before it scatters the image features over it, so it needs a row of its own.
 def append_embedding_row(embedding: torch.Tensor) -> torch.Tensor:
     """Append a row of zeros; image features always take its place.
 
@@ -119,16 +119,16 @@ _OPERATIONS = (MERGE_LORA, CAST, *_APPEND, IDENTITY, ZEROS)
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TensorOperations:
     """What is done, in this order: merge the adapter, cast, append a vocabulary row.
 
     Args:
-        operations (`tuple[str, ...]`): Names of the operations; none for a plain copy. `"identity"` and `"zeros"` make
+        names (`tuple[str, ...]`): Of the operations; none for a plain copy. `"identity"` and `"zeros"` make
             the tensor from nothing.
         alpha (`float`, *optional*): LoRA's alpha where an adapter is merged.
     """
 
-    operations: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     alpha: float | None = None
 
     def compute(self, load: Callable[[str], torch.Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -142,17 +142,17 @@ class Recipe:
         Raises:
             ConversionError: The result has another shape.
         """
-        if IDENTITY in self.operations:
+        if IDENTITY in self.names:
             if len(shape) != 2 or shape[0] != shape[1]:
                 raise ConversionError(f"An identity was planned with shape {shape}.")
             return torch.eye(shape[0], dtype=dtype)
-        if ZEROS in self.operations:
+        if ZEROS in self.names:
             return torch.zeros(shape, dtype=dtype)
         value = load(WEIGHT)
-        if MERGE_LORA in self.operations:
+        if MERGE_LORA in self.names:
             value = merge_lora(value, load(LORA_A), load(LORA_B), self.alpha)
         value = value.to(dtype)
-        for operation in self.operations:
+        for operation in self.names:
             if operation in _APPEND:
                 value = _APPEND[operation](value)
         if tuple(value.shape) != shape:
@@ -162,19 +162,19 @@ class Recipe:
     @property
     def appended_rows(self) -> int:
         """How many vocabulary rows the result has beyond its source."""
-        return sum(operation in _APPEND for operation in self.operations)
+        return sum(operation in _APPEND for operation in self.names)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         alpha = {} if self.alpha is None else {"alpha": self.alpha}
-        return {"operations": list(self.operations), **alpha}
+        return {"operations": list(self.names), **alpha}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Recipe:
+    def from_json(cls, data: Mapping[str, Any]) -> TensorOperations:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: An operation is unknown, or alpha is no number.
+            ValueError: An operation is unknown, or alpha is not a number.
         """
         operations, alpha = data["operations"], data.get("alpha")
         if not isinstance(operations, list) or (unknown := [name for name in operations if name not in _OPERATIONS]):
