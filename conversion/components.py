@@ -232,7 +232,7 @@ def _tokenizer(folder: Path, original: Mapping[str, Any], inventory: Inventory) 
     tokenizer = build_tokenizer(
         folder,
         LLAVA,
-        use_im_start_end=_uses_marks(original),
+        use_im_start_end=_uses_start_end_tokens(original),
         model_max_length=original.get("max_position_embeddings"),
     )
     rows, known = inventory.shapes().get(EMBEDDING, (0,))[0], tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -245,12 +245,12 @@ def _tokenizer(folder: Path, original: Mapping[str, Any], inventory: Inventory) 
     return tokenizer
 
 
-def _uses_marks(original: Mapping[str, Any]) -> bool:
+def _uses_start_end_tokens(original: Mapping[str, Any]) -> bool:
     return bool(original.get("mm_use_im_start_end", False))
 
 
 def _image_in_prompt(original: Mapping[str, Any]) -> str:
-    return f"{IM_START_TOKEN}{IMAGE_TOKEN}{IM_END_TOKEN}" if _uses_marks(original) else IMAGE_TOKEN
+    return f"{IM_START_TOKEN}{IMAGE_TOKEN}{IM_END_TOKEN}" if _uses_start_end_tokens(original) else IMAGE_TOKEN
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ def read_vip_llava_config(folder: Path) -> dict[str, Any]:
         )
     if config.get("mm_use_im_start_end"):
         raise ConversionError(
-            "The config sets mm_use_im_start_end: marks stand around the image, which no published ViP-LLaVA has.",
+            "The config sets mm_use_im_start_end: tokens stand around the image, which no published ViP-LLaVA has.",
             path=path,
             next_step="Pass a checkpoint trained with --mm_use_im_start_end False, as all published ones were.",
         )

@@ -41,7 +41,7 @@ from .systems import PublishedSystem
 from .tokenizers import IM_END_TOKEN, IM_START_TOKEN, IMAGE_TOKEN, build_tokenizer, check_tokenizer_files
 
 
-_IMAGE_WITH_MARKS = f"{IM_START_TOKEN}{IMAGE_TOKEN}{IM_END_TOKEN}"
+_IMAGE_WITH_START_END = f"{IM_START_TOKEN}{IMAGE_TOKEN}{IM_END_TOKEN}"
 _OTHER_COPY = "Copy the file again from the original publisher."
 _SLOT_FIELDS = ("seg_token_id", "rej_token_id")
 
@@ -192,7 +192,7 @@ def _matching_tokenizer(
     tokenizer = build_tokenizer(
         sources.tokenizer,
         system.name,
-        use_im_start_end=_uses_marks(config),
+        use_im_start_end=_uses_start_end_tokens(config),
         model_max_length=config.get("max_position_embeddings"),
     )
     known = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -263,7 +263,7 @@ def _build_processor(
         **image_view(sources.vision_tower, vision.image_size),
         segmenter_size={"longest_edge": config.segmenter_config.vision_config.image_size},
     )
-    image = _IMAGE_WITH_MARKS if _uses_marks(original) else IMAGE_TOKEN
+    image = _IMAGE_WITH_START_END if _uses_start_end_tokens(original) else IMAGE_TOKEN
     return system.processor_class(
         image_processor=image_processor,
         tokenizer=tokenizer,
@@ -274,5 +274,5 @@ def _build_processor(
     )
 
 
-def _uses_marks(original: Mapping[str, Any]) -> bool:
+def _uses_start_end_tokens(original: Mapping[str, Any]) -> bool:
     return bool(original.get("mm_use_im_start_end", True))

@@ -294,7 +294,7 @@ class TestErrors:
             ({"hidden_size": 32}, "the configs ask for"),
             ({"num_hidden_layers": 3}, "lack 9 parameters of the language model"),
             ({"num_hidden_layers": None}, "does not state num_hidden_layers"),
-            ({"mm_use_im_start_end": True}, "marks stand around the image"),
+            ({"mm_use_im_start_end": True}, "tokens stand around the image"),
         ],
     )
     def test_another_config(self, tmp_path, change, message):
