@@ -243,5 +243,5 @@ def test_questions_of_other_tasks(tmp_path):
     with pytest.raises(DataFileError, match="Task 'vcr_qa' cannot be asked about v7w"):
         build_conversation(sample, PromptRandom.from_seed(0), task="vcr_qa")
     sample.fields["answer"] = [7, 7, 8, 8]
-    with pytest.raises(DataFileError, match="none of its boxes"):
+    with pytest.raises(DataFileError, match="not one of its boxes"):
         build_conversation(sample, PromptRandom.from_seed(0))
