@@ -1,4 +1,4 @@
-"""Marked images asked about in batches, against one at a time as the original evaluates; drawing included.
+"""Images with visual prompts asked about in batches, against one at a time like the original; drawing included.
 
 python -m benchmarks.region_answers [--questions 32] [--batch-size 8]
 """

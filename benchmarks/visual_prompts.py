@@ -1,4 +1,4 @@
-"""Marks on a large image: layers composited where something was drawn, against whole layers drawn line by line.
+"""Visual prompts on a large image: layers composited where something was drawn, against whole layers line by line.
 
 python -m benchmarks.visual_prompts [--repeat 5]
 """
@@ -17,14 +17,14 @@ SIZE = (3000, 2000)
 BOX = (1200, 700, 1700, 1100)
 
 
-def marks() -> list[VisualPrompt]:
+def prompts() -> list[VisualPrompt]:
     return [
         complete_prompt(VisualPrompt(shape, box_xyxy=BOX, color="lime", alpha=200), SIZE[::-1]) for shape in SHAPES
     ]
 
 
 def whole_layer(image: Image.Image, prompt: VisualPrompt) -> Image.Image:
-    """The same mark on a layer of the image's size, curves as lines of two points, as it is done usually."""
+    """The same prompt on a layer of the image's size, curves as lines of two points, as it is done usually."""
     layer = Image.new("RGBA", image.size, (0, 0, 0, 0))
     canvas = ImageDraw.Draw(layer)
     color = (*read_color(prompt.color), prompt.alpha)
@@ -48,7 +48,7 @@ def main() -> None:
     repeat = parser.parse_args().repeat
     pixels = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    for prompt in marks():
+    for prompt in prompts():
         if prompt.shape not in ("rectangle", "scribble"):
             continue
         ours, drawn = seconds(lambda prompt=prompt: [draw_visual_prompts(image, [prompt]) for _ in range(repeat)][-1])

@@ -143,10 +143,10 @@ def _wrong_references(name: str, field: str, value: object, listed: Mapping[str,
     if not isinstance(value, Mapping):
         yield f"{field} is not a JSON object."
     for reference in references:
-        repository, mark, rest = reference.rpartition(_OTHER_REPOSITORY)
+        repository, separator, rest = reference.rpartition(_OTHER_REPOSITORY)
         module = f"{rest.rpartition('.')[0]}.py"
         beside = (Path(name).parent / module).as_posix()
-        if mark:
+        if separator:
             yield f"{field} leads to another repository, {repository!r}."
         elif rest.count(".") != 1:
             yield f"{field} names {reference!r}, which is not a class of a file beside it."

@@ -13,7 +13,7 @@ from ..processing.image_loading import load_rgb_image
 from ..processing.visual_prompt_sampling import PromptRandom
 from ..processing.visual_prompts import ANCHOR
 from .data_files import DataFileError
-from .region_conversation import RegionConversation, marked_image
+from .region_conversation import RegionConversation, image_with_prompts
 from .region_data import RegionFile
 from .region_questions import build_conversation
 from .shared_epoch import SharedEpoch
@@ -29,7 +29,7 @@ class Dialogue:
     """
     Args:
         conversation ([`RegionConversation`]): What is said.
-        image (`PIL.Image.Image`, *optional*): The image with its marks; `None` where the conversation has none.
+        image (`PIL.Image.Image`, *optional*): The image with its visual prompts, `None` where there is none.
     """
 
     conversation: RegionConversation
@@ -47,11 +47,11 @@ class RegionDialogues(Dataset):
         path (`str` or `Path`): The file, see [`RegionFile`].
         images (`str` or `Path`, *optional*): Folder of the images; the file's by default.
         seed (`int`): Of all choices.
-        alpha (`int`, *optional*): Opacity of all marks, 0 to 255; drawn for each by default.
+        alpha (`int`, *optional*): Opacity of all visual prompts, 0 to 255; sampled for each by default.
         side (`int`): Side in pixels of the model's input, by which widths scale.
         add_missing_images (`bool`): The original's short RefCOCOg descriptions and Visual Genome triplets lack the
-            image token, so that the model learns them without seeing the image. The published checkpoints are made
-            that way; `True` shows it.
+            image token, so that the model learns them without seeing the image. The published checkpoints were trained
+            that way; `True` adds the token.
         limit (`int`, *optional*): Only the first rows.
 
     Raises:
@@ -107,7 +107,7 @@ class RegionDialogues(Dataset):
         if conversation.regions:
             return Dialogue(
                 conversation,
-                marked_image(sample.image, conversation, rng, alpha=self.alpha, anchor=self.side),
+                image_with_prompts(sample.image, conversation, rng, alpha=self.alpha, anchor=self.side),
             )
         return Dialogue(conversation, load_rgb_image(sample.image))
 

@@ -1,4 +1,4 @@
-"""A conversation about marked regions of an image, before anything is drawn."""
+"""A conversation about regions of an image, before the visual prompts that point at them are drawn."""
 
 import reprlib
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ SHAPES_OF = {
 
 
 @dataclass
-class MarkedRegion:
+class PromptedRegion:
     """
     Args:
         style ([`PromptStyle`]): Shape and colour.
@@ -49,13 +49,13 @@ class MarkedRegion:
 class RegionConversation:
     """
     Args:
-        turns (`list[tuple[str, str]]`): Messages of the user and answers; `<image>` stands where the image is.
-        regions (`list[MarkedRegion]`): What to draw, in this order.
-        drawing_style (`str`): `constant` for the widths and radii of the tests, empty for drawn ones.
+        turns (`list[tuple[str, str]]`): Messages of the user and answers; `<image>` stands for the image.
+        regions (`list[PromptedRegion]`): What to draw, in this order.
+        drawing_style (`str`): `constant` for the widths and radii of the tests, empty to sample them.
     """
 
     turns: list[tuple[str, str]]
-    regions: list[MarkedRegion] = field(default_factory=list)
+    regions: list[PromptedRegion] = field(default_factory=list)
     drawing_style: str = ""
 
     @property
@@ -63,7 +63,7 @@ class RegionConversation:
         return any(IMAGE_TOKEN in message for turn in self.turns for message in turn)
 
     def with_image(self) -> "RegionConversation":
-        """The same, with the image in the first message if it is nowhere."""
+        """The same, with the image in the first message if no message has it."""
         if self.has_image:
             return self
         (question, answer), *others = self.turns
@@ -73,9 +73,9 @@ class RegionConversation:
         """As chat templates take them; the image comes first in its message (LLaVA, `preprocess_multimodal`)."""
         messages = []
         for question, answer in self.turns:
-            marked = IMAGE_TOKEN in question
-            text = question.replace(IMAGE_TOKEN, "").strip() if marked else question
-            messages += [user_message(text, has_image=marked), assistant_message(answer)]
+            has_image = IMAGE_TOKEN in question
+            text = question.replace(IMAGE_TOKEN, "").strip() if has_image else question
+            messages += [user_message(text, has_image=has_image), assistant_message(answer)]
         return messages
 
 
@@ -103,14 +103,14 @@ def sample_prompts(
         conversation ([`RegionConversation`]): What `build_conversation` returned with the same `rng`.
         image_size (`tuple[int, int]`): (height, width) of the image.
         rng ([`PromptRandom`]): Source of everything that is not given.
-        alpha (`int`, *optional*): Opacity of all marks, 0 to 255; drawn for each by default.
+        alpha (`int`, *optional*): Opacity of all visual prompts, 0 to 255; sampled for each by default.
         anchor (`int`): Side in pixels of the model's input, by which widths scale.
 
     Returns:
-        `list[VisualPrompt]`: One mark per region, in order.
+        `list[VisualPrompt]`: One visual prompt per region, in order.
 
     Raises:
-        DataFileError: If a region is none, or lies outside the image.
+        DataFileError: If a region is invalid or lies outside the image.
     """
     prompts = []
     for region in conversation.regions:
@@ -127,7 +127,7 @@ def sample_prompts(
                     anchor=anchor,
                 )
             )
-        except (TypeError, ValueError) as error:  # the first for a list of something else than numbers
+        except (TypeError, ValueError) as error:  # TypeError for a list that does not hold numbers
             raise DataFileError(f"The region {reprlib.repr(region.box)} cannot be drawn: {error}") from error
     return prompts
 
@@ -141,8 +141,8 @@ def read_segmented_region(box: list[float], segmentation: Any) -> Region:
     return read_region(box_xyxy=box, polygons=segmentation)
 
 
-def marked_image(image: Any, conversation: RegionConversation, rng: PromptRandom, **options) -> Image.Image:
-    """The image with all marks; arguments as for [`sample_prompts`]."""
+def image_with_prompts(image: Any, conversation: RegionConversation, rng: PromptRandom, **options) -> Image.Image:
+    """The image with all visual prompts; arguments as for [`sample_prompts`]."""
     image = load_rgb_image(image)
     prompts = sample_prompts(conversation, (image.height, image.width), rng, **options)
     return draw_visual_prompts(image, prompts)
@@ -150,9 +150,9 @@ def marked_image(image: Any, conversation: RegionConversation, rng: PromptRandom
 
 __all__ = [
     "SHAPES_OF",
-    "MarkedRegion",
+    "PromptedRegion",
     "RegionConversation",
-    "marked_image",
+    "image_with_prompts",
     "multiple_choice",
     "read_segmented_region",
     "sample_prompts",

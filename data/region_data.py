@@ -1,9 +1,9 @@
 """
-Reads the JSON files that ViP-LLaVA was trained and tested with: conversations about images with marked regions.
+Reads the JSON files that ViP-LLaVA was trained and tested with: conversations about regions.
 
 The mixes of stage 2 and 3 and the test files of Visual7W, PointQA-LookTwice and VCR are lists of rows; the first part
 of a row's `id` names its data set (`refcocog-gpt4v-17`). Rows of other data sets are plain conversations; with boxes
-they are regions of one's own, named `<bbox0>`, `<bbox1>` ... in the text.
+they are custom regions, named `<bbox0>`, `<bbox1>` ... in the text.
 """
 
 import json
@@ -92,8 +92,8 @@ class RegionSample:
 
     Args:
         id (`str`): As in the file.
-        dataset (`str`): One of `REQUIRED_FIELDS`, `custom` (boxes of one's own) or `plain` (no regions).
-        variant (`str`): The second part of the id; `gpt4v` marks conversations with placeholders.
+        dataset (`str`): One of `REQUIRED_FIELDS`, `custom` (other rows with boxes) or `plain` (no regions).
+        variant (`str`): The second part of the id; `gpt4v` stands for conversations with placeholders.
         image (`Path`, *optional*): The image's file; `None` for a conversation without an image.
         boxes (`list`): `[x1, y1, x2, y2]` in pixels of the image, one per region.
         segmentations (`list`): Per region polygons `[[x, y, x, y, ...], ...]`, a COCO run-length encoding, or `None`.
@@ -145,7 +145,7 @@ class RegionFile:
         return len(self._ends) - 1
 
     def row(self, index: int) -> dict[str, Any]:
-        """The row as it stands in the file.
+        """The row as the file has it.
 
         Raises:
             IndexError: If there is no such row.
@@ -171,7 +171,7 @@ class RegionFile:
             pass  # a Flickr30k phrase may have several boxes: its question builder reads them
         else:
             sample.boxes = row["bboxes"] if "bboxes" in row else row["bbox"]
-            # The original draws boxes only for these, whatever the file holds.
+            # For these the original draws only boxes, whatever the file holds.
             ignored = dataset in ("vg_rel", "v7w", "pointQA_twice")
             found = None if ignored else row.get("segmentations")
             sample.segmentations = found if found is not None else [None] * len(sample.boxes)
@@ -208,7 +208,7 @@ class RegionFile:
         if len(row["class_names"]) != len(boxes):
             raise DataFileError(
                 f"{what} there are {len(row['class_names'])} class_names and {len(boxes)} boxes in {path}; both must "
-                "be of the same objects."
+                "describe the same objects."
             )
         return boxes, segmentations
 
@@ -218,7 +218,7 @@ class RegionFile:
             DataFileError: If the row lacks a field of its data set, or one cannot be used.
         """
         if not isinstance(row, dict):
-            raise DataFileError(f"{self.path}, {where} is no object with named fields but {type(row).__name__}.")
+            raise DataFileError(f"{self.path}, {where} is a {type(row).__name__}; it must be a JSON object.")
         dataset, variant = row_dataset(row)
         what = f"{self.path}, {where} (id {row.get('id')!r}), read as {dataset},"
         required = dict(REQUIRED_FIELDS.get(dataset, {"conversations": MESSAGES}))
@@ -251,7 +251,7 @@ def row_dataset(row: dict[str, Any]) -> tuple[str, str]:
 
 
 def _read_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows with where they stand in the file: its line, or the number of the row in the list."""
+    """Rows with their position in the file: the line, or the number of the row in the list."""
     if not path.is_file():
         raise DataFileError(f"There is no file {path}; give a JSON list of rows or a .jsonl file.")
     if path.suffix == ".jsonl":

@@ -1,11 +1,11 @@
-"""Turns rows of region data into conversations and the marks to draw, with a seeded generator."""
+"""Turns rows of region data into conversations and the visual prompts to draw, with a seeded generator."""
 
 import re
 
 from ..processing.chat import IMAGE_TOKEN
 from ..processing.visual_prompt_sampling import PromptRandom, PromptStyle, sample_paired_styles, sample_styles
 from .data_files import DataFileError
-from .region_conversation import SHAPES_OF, MarkedRegion, RegionConversation, multiple_choice
+from .region_conversation import SHAPES_OF, PromptedRegion, RegionConversation, multiple_choice
 from .region_data import CUSTOM, GPT4V, PLAIN, RegionSample
 from .region_wording import (
     ABBREVIATIONS,
@@ -32,7 +32,7 @@ def build_conversation(
         question_field (`str`): Which question of a PointQA-LookTwice row is asked.
 
     Returns:
-        [`RegionConversation`]: Its marks are to be drawn with the same generator, see [`sample_prompts`].
+        [`RegionConversation`]: Its visual prompts must be sampled with the same generator, see [`sample_prompts`].
 
     Raises:
         DataFileError: If the row does not hold what its data set needs.
@@ -69,7 +69,7 @@ def refcocog_question(sample: RegionSample, rng: PromptRandom) -> RegionConversa
         # No image token: the original's sample reaches the model without its image.
         question = rng.python.choice(DESCRIBE_REGION) if rng.python.random() < 0.25 else DESCRIBE_OBJECT
         turns = [(question + SHORT_PHRASE, sample.fields["answer"])]
-    return RegionConversation(turns, _marked(sample, styles), drawing_style)
+    return RegionConversation(turns, _prompted_regions(sample, styles), drawing_style)
 
 
 def relation_question(sample: RegionSample, rng: PromptRandom) -> RegionConversation:
@@ -87,11 +87,11 @@ def relation_question(sample: RegionSample, rng: PromptRandom) -> RegionConversa
         # No image token here either.
         question = RELATION.format(subject=styles[0].describe(), object=styles[1].describe())
         turns = [(question, sample.fields["answer"])]
-    return RegionConversation(turns, _marked(sample, styles), drawing_style)
+    return RegionConversation(turns, _prompted_regions(sample, styles), drawing_style)
 
 
 def caption_question(sample: RegionSample, rng: PromptRandom) -> RegionConversation:
-    """A caption of Flickr30k Entities, with or without the marks in words; all boxes of a phrase look the same."""
+    """A caption of Flickr30k Entities, with or without words for visual prompts; a phrase's boxes look the same."""
     shapes, drawing_style = SHAPES_OF["flickr30k"]
     boxes = sample.fields["bbox"]
     mode = rng.python.choice(["semantic", "semantic_visual_prompt"])
@@ -102,16 +102,16 @@ def caption_question(sample: RegionSample, rng: PromptRandom) -> RegionConversat
         nouns = [f" {style.color_name or ''} {style.shape}".replace("  ", " ") for style in styles]
         question += ",".join(nouns[:-1]) + (", and" if len(nouns) > 1 else "") + "".join(nouns[-1:]) + "."
 
-    def mark_in_words(match: re.Match) -> str:
+    def prompt_in_words(match: re.Match) -> str:
         number = int(match.group(1))
         if number >= len(styles):
             raise DataFileError(f"Row {sample.id!r} names <bbox{number}> but has boxes for {len(boxes)} phrases.")
-        # An unnamed colour leaves nothing, in the original because its branch for that can never be reached.
+        # A colour without a name gives no words: in the original the branch that would write them is never reached.
         named = mode == "semantic_visual_prompt" and styles[number].color_name is not None
         return f" {styles[number].describe()}" if named else ""
 
-    caption = as_sentence(re.sub(r" <bbox(\d+)>", mark_in_words, sample.fields["grounding"]))
-    regions = [MarkedRegion(styles[number], box) for number, group in enumerate(boxes) for box in group]
+    caption = as_sentence(re.sub(r" <bbox(\d+)>", prompt_in_words, sample.fields["grounding"]))
+    regions = [PromptedRegion(styles[number], box) for number, group in enumerate(boxes) for box in group]
     return RegionConversation([(f"{IMAGE_TOKEN}\n{question}", caption)], regions, drawing_style)
 
 
@@ -120,12 +120,12 @@ def choice_question(sample: RegionSample, rng: PromptRandom) -> RegionConversati
     shapes, drawing_style = SHAPES_OF["v7w"]
     fields = sample.fields
     if fields["answer"] not in sample.boxes:
-        raise DataFileError(f"Row {sample.id!r}: the answer {fields['answer']} is none of its boxes.")
+        raise DataFileError(f"Row {sample.id!r}: the answer {fields['answer']} is not one of its boxes.")
     styles = sample_styles(rng, len(sample.boxes), shapes)
     choices = [f"The object {style.describe(article=rng.python.random() < 0.5)}" for style in styles]
     question = multiple_choice(fields["question"], choices)
     letter = LETTERS[sample.boxes.index(fields["answer"])]
-    regions = _marked(sample, styles)
+    regions = _prompted_regions(sample, styles)
     return RegionConversation([(f"{IMAGE_TOKEN}\n{question}", letter)], regions, drawing_style)
 
 
@@ -136,12 +136,12 @@ def point_question(sample: RegionSample, question_field: str = "general_question
         known = sorted(name for name in sample.fields if "question" in name)
         raise DataFileError(f"Row {sample.id!r} has no {question_field!r}; it has {', '.join(known) or 'none'}.")
     question = f"{IMAGE_TOKEN}\n{sample.fields[question_field]}{EXEMPLARY_OBJECT}"
-    regions = _marked(sample, [PromptStyle("rectangle", "red")] * len(sample.boxes))
+    regions = _prompted_regions(sample, [PromptStyle("rectangle", "red")] * len(sample.boxes))
     return RegionConversation([(question, str(sample.fields["answer"]))], regions, drawing_style)
 
 
 def custom_conversation(sample: RegionSample, rng: PromptRandom) -> RegionConversation:
-    """Regions of one's own: `<bboxN>` (or `<bbox>`, where there is one) in any message becomes the phrase."""
+    """Custom regions: `<bboxN>` (or `<bbox>`, where there is one) in any message becomes the phrase."""
     shapes, drawing_style = SHAPES_OF[CUSTOM]
     styles = sample_styles(rng, len(sample.boxes), shapes)
 
@@ -152,7 +152,7 @@ def custom_conversation(sample: RegionSample, rng: PromptRandom) -> RegionConver
         return styles[number].describe()
 
     turns = [tuple(re.sub(r"<bbox(\d*)>", phrase, text) for text in turn) for turn in _turns(sample)]
-    return RegionConversation(turns, _marked(sample, styles), drawing_style)
+    return RegionConversation(turns, _prompted_regions(sample, styles), drawing_style)
 
 
 def as_sentence(caption: str) -> str:
@@ -169,9 +169,9 @@ def as_sentence(caption: str) -> str:
     return caption
 
 
-def _marked(sample: RegionSample, styles: list[PromptStyle]) -> list[MarkedRegion]:
+def _prompted_regions(sample: RegionSample, styles: list[PromptStyle]) -> list[PromptedRegion]:
     return [
-        MarkedRegion(style, box, segmentation)
+        PromptedRegion(style, box, segmentation)
         for style, box, segmentation in zip(styles, sample.boxes, sample.segmentations, strict=True)
     ]
 

@@ -1,11 +1,11 @@
-"""Visual Commonsense Reasoning: questions whose objects are numbers in the text, marked in the image."""
+"""Visual Commonsense Reasoning: questions whose objects are numbers in the text, visual prompts in the image."""
 
 from collections.abc import Sequence
 
 from ..processing.chat import IMAGE_TOKEN
 from ..processing.visual_prompt_sampling import PromptRandom, PromptStyle, sample_styles
 from .data_files import DataFileError
-from .region_conversation import SHAPES_OF, MarkedRegion, RegionConversation, multiple_choice
+from .region_conversation import SHAPES_OF, PromptedRegion, RegionConversation, multiple_choice
 from .region_data import RegionSample
 from .region_wording import (
     ADJECTIVES,
@@ -21,7 +21,7 @@ from .region_wording import (
 
 # A text of VCR: words, and lists of object numbers.
 MixedText = Sequence[str | list[int]]
-# No space stands before these.
+# No space is written before these.
 _CLOSING = {".", ",", "?", "!", ":", ";"}
 
 
@@ -31,42 +31,44 @@ def vcr_conversation(sample: RegionSample, rng: PromptRandom) -> RegionConversat
     has_choices, reason_has_choices = rng.python.random() < 0.5, rng.python.random() < 0.5
     answers, label = _choices(row["answer_choices"], row["answer_label"], has_choices)
     reasons, reason_label = _choices(row["rationale_choices"], row["rationale_label"], reason_has_choices)
-    marked = _Marks(sample, [row["question"], *answers, *reasons], "vcr", rng)
+    prompted = _PromptedObjects(sample, [row["question"], *answers, *reasons], "vcr", rng)
 
-    question = marked.in_words(row["question"])
-    answers = [marked.in_words(answer) for answer in answers]
-    reasons = [marked.in_words(reason) for reason in reasons]
+    question = prompted.in_words(row["question"])
+    answers = [prompted.in_words(answer) for answer in answers]
+    reasons = [prompted.in_words(reason) for reason in reasons]
     first = f"{IMAGE_TOKEN}\n{rng.python.choice(QUESTION_PREFIXES)}{question}"
     first += choose_options(answers, rng) if has_choices else ""
     answer = choose_answer(label, answers[label], rng) if has_choices else answers[label]
     second = rng.python.choice(WHY_QUESTIONS)
     second += choose_options(reasons, rng) if reason_has_choices else ""
     reason = choose_answer(reason_label, reasons[reason_label], rng) if reason_has_choices else reasons[reason_label]
-    return marked.conversation([(first, answer), (second, reason)])
+    return prompted.conversation([(first, answer), (second, reason)])
 
 
 def vcr_answer_test(sample: RegionSample, rng: PromptRandom) -> RegionConversation:
     """Q->A: which of four answers is right."""
     row = sample.fields
-    marked = _Marks(sample, [row["question"], *row["answer_choices"]], "vcr_qa", rng, classes_only=True)
-    question = marked.in_words(row["question"])
-    answers = [marked.in_words(answer) for answer in row["answer_choices"]]
+    prompted = _PromptedObjects(sample, [row["question"], *row["answer_choices"]], "vcr_qa", rng, classes_only=True)
+    question = prompted.in_words(row["question"])
+    answers = [prompted.in_words(answer) for answer in row["answer_choices"]]
     text = f"{IMAGE_TOKEN}\n{multiple_choice(question, answers)}"
-    return marked.conversation([(text, LETTERS[row["answer_label"]])])
+    return prompted.conversation([(text, LETTERS[row["answer_label"]])])
 
 
 def vcr_rationale_test(sample: RegionSample, rng: PromptRandom) -> RegionConversation:
     """QA->R: which of four reasons is right, given the right answer."""
     row = sample.fields
     answer = row["answer_choices"][row["answer_label"]]
-    marked = _Marks(sample, [row["question"], answer, *row["rationale_choices"]], "vcr_qar", rng, classes_only=True)
-    question, answer = marked.in_words(row["question"]), marked.in_words(answer)
-    reasons = [marked.in_words(reason) for reason in row["rationale_choices"]]
+    prompted = _PromptedObjects(
+        sample, [row["question"], answer, *row["rationale_choices"]], "vcr_qar", rng, classes_only=True
+    )
+    question, answer = prompted.in_words(row["question"]), prompted.in_words(answer)
+    reasons = [prompted.in_words(reason) for reason in row["rationale_choices"]]
     text = IMAGE_TOKEN + "\n" + RATIONALE.format(question=question, answer=answer) + multiple_choice("", reasons)
-    return marked.conversation([(text, LETTERS[row["rationale_label"]])])
+    return prompted.conversation([(text, LETTERS[row["rationale_label"]])])
 
 
-class _Marks:
+class _PromptedObjects:
     """The styles of all objects that some texts name, and these texts with the objects in words."""
 
     def __init__(
@@ -103,7 +105,7 @@ class _Marks:
         return words
 
     def _one(self, number: int) -> str:
-        # Drawn also where the class is always named, so that what follows is the same as in the original.
+        # Drawn even where the class is always named, so that later draws are the same as in the original.
         hide_class = self.rng.python.random() < 0.5 and not self.classes_only
         noun = (
             self.rng.python.choice(["object", "instance"]) if hide_class else self.sample.fields["class_names"][number]
@@ -112,7 +114,7 @@ class _Marks:
 
     def conversation(self, turns: list[tuple[str, str]]) -> RegionConversation:
         regions = [
-            MarkedRegion(self.styles[number], self.sample.boxes[number], self.sample.segmentations[number])
+            PromptedRegion(self.styles[number], self.sample.boxes[number], self.sample.segmentations[number])
             for number in self.objects
         ]
         return RegionConversation(turns, regions, self.drawing_style)
@@ -129,10 +131,10 @@ def choose_answer(label: int, content: str, rng: PromptRandom) -> str:
     content = content[:1].lower() + content[1:]
     # The original fills all wordings before it draws one of them.
     adjectives = [rng.python.choice(ADJECTIVES) for _ in range(2)]
-    marks = [rng.python.choice(PUNCTUATION) for _ in range(2)]
+    punctuation = [rng.python.choice(PUNCTUATION) for _ in range(2)]
     adjectives += [rng.python.choice(ADJECTIVES) for _ in range(4)]
     wording = rng.python.choice(LETTER_ANSWERS)
-    filled = wording.format(letter=LETTERS[label], content=content, adjectives=adjectives, marks=marks)
+    filled = wording.format(letter=LETTERS[label], content=content, adjectives=adjectives, punctuation=punctuation)
     return filled.replace("—", "-")
 
 

@@ -1,4 +1,4 @@
-"""Reads ViP-Bench: questions about marked images, their right answers and the capabilities that they need."""
+"""Reads ViP-Bench: questions about images with visual prompts, right answers and the capabilities they need."""
 
 import reprlib
 from dataclasses import dataclass

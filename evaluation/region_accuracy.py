@@ -1,4 +1,4 @@
-"""Accuracy of answers about marked regions: Visual7W, PointQA-LookTwice, VCR, and any region file of one's own.
+"""Accuracy of answers about regions: Visual7W, PointQA-LookTwice, VCR, and any custom region file.
 
 An answer is right if it is equal to the right one (`model_vqa_loader_vip.py` of ViP-LLaVA).
 """
@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 from rich.table import Table
 
-from ..data.region_conversation import marked_image
+from ..data.region_conversation import image_with_prompts
 from ..data.region_data import RegionFile
 from ..data.region_questions import build_conversation
 from ..processing.chat import IMAGE_TOKEN
@@ -31,8 +31,8 @@ class RegionQuestions(Sequence):
     Args:
         file ([`RegionFile`]): The rows.
         task (`str`, *optional*): `vcr_qa` or `vcr_qar`.
-        seed (`int`): With the row's index it decides colours, positions and wording.
-        alpha (`int`, *optional*): Opacity of the visual prompts; the original's commands give 128. `None` draws it.
+        seed (`int`): With the row's index it determines colours, positions and wording.
+        alpha (`int`, *optional*): Opacity of the visual prompts; the original's commands give 128. `None` samples it.
         squashed (`bool`): Resize the image to the model's square instead of padding it, as for VCR.
         side (`int`): Side in pixels of the model's input.
         limit (`int`, *optional*): Only the first rows.
@@ -61,7 +61,7 @@ class RegionQuestions(Sequence):
         sample = self.file[index]
         rng = PromptRandom.from_seed((self.seed + index) % 2**32)
         conversation = build_conversation(sample, rng, self.task)
-        image = marked_image(sample.image, conversation, rng, alpha=self.alpha, anchor=self.side)
+        image = image_with_prompts(sample.image, conversation, rng, alpha=self.alpha, anchor=self.side)
         if self.squashed:
             image = image.resize((self.side, self.side), Image.Resampling.BICUBIC)
         question, answer = conversation.turns[0]
@@ -96,7 +96,7 @@ class ChoiceResult:
 
 
 def is_right(text: str, answer: str) -> bool:
-    """Equal but for case and surrounding space : "A." is no answer to "A"."""
+    """Equal except for case and surrounding space: "A." does not match "A"."""
     return text.strip().lower() == answer.strip().lower()
 
 
@@ -125,12 +125,12 @@ def choice_result(lines_by_name: Mapping[str, Sequence[Mapping[str, Any]]], all_
 
 
 def run_regions(options: EvaluationOptions, file: RegionFile) -> Outcome:
-    """The first question of each row, such as which of the four marked boxes of Visual7W is meant."""
+    """The first question of each row, such as which of Visual7W's four boxes is meant."""
     return _run(options, file, {options.dataset: None})
 
 
 def run_pointqa(options: EvaluationOptions, file: RegionFile) -> Outcome:
-    """PointQA-LookTwice: a question about things like the marked one."""
+    """PointQA-LookTwice: a question about things like the one in the box."""
     return _run(options, file, {"pointqa-looktwice": None})
 
 

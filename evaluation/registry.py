@@ -386,7 +386,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             needs=("model",),
             splits=("test", "validation", "test_unseen"),
         ),
-        _regions("v7w", "Visual7W, which of four marked boxes", "run_regions"),
+        _regions("v7w", "Visual7W, which of four boxes", "run_regions"),
         _regions("pointqa", "PointQA-LookTwice", "run_pointqa"),
         _regions(
             "vcr",

@@ -1,4 +1,4 @@
-"""ViP-Bench: free answers about marked regions, scored by a judge, by capability (vip-bench_evaluator.py)."""
+"""ViP-Bench: free answers about images with visual prompts, scored by a judge (vip-bench_evaluator.py)."""
 
 import csv
 import json
@@ -48,8 +48,8 @@ def grade(
         results (`Mapping[str, str]`): Answers by id.
         judge ([`Judge`]): Who scores.
         runs (`int`): How often; 5 in the paper.
-        path (`Path`): JSON file, written after every score, in the original's form with the answer beside.
-        progress (`Callable`, *optional*): Called with the number of scores there are and of all.
+        path (`Path`): JSON file, written after every score, in the original's form with the answer added.
+        progress (`Callable`, *optional*): Called with the number of scores so far and in total.
 
     Returns:
         `dict`: By id the `prediction`, and `model`, `content` and `score`, one entry per run each.
@@ -65,7 +65,7 @@ def grade(
         for question in questions:
             grade_of = grades.get(question.id)
             if grade_of is None or grade_of.get("prediction") != results[question.id]:
-                # Never scored, or another answer was.
+                # Not scored yet, or the scores are of another answer.
                 grade_of = {"prediction": results[question.id], "model": [], "content": [], "score": []}
                 grades[question.id] = grade_of
             if len(grade_of["score"]) <= run:

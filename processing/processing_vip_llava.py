@@ -13,7 +13,7 @@ from .visual_prompts import VisualPrompt, draw_visual_prompts, fill_placeholders
 
 
 if TYPE_CHECKING:
-    # So that it travels with a saved processor: files named in such lines are copied.
+    # So that it is saved with a processor: files named in such imports are copied.
     from .image_processing_vip_llava import VipLlavaImageProcessor  # noqa: F401
 
 
@@ -117,7 +117,7 @@ def _read_visual_prompts(visual_prompts: Any, images: Sequence[Any]) -> list[Seq
 
 
 def _is_prompt(value: Any) -> bool:
-    # Code that a checkpoint brings along may define the class a second time, so its kind is told by what it has.
+    # A checkpoint's own code may define the class a second time, so a prompt is recognised by its attributes.
     return isinstance(value, Mapping) or (hasattr(value, "shape") and hasattr(value, "region"))
 
 

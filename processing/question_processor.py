@@ -1,4 +1,4 @@
-"""What the processors of LLaVA models share that only talk: every row is a prompt about one image or none."""
+"""What the processors of LLaVA models that only write text share: every row is a prompt about one image or none."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -84,7 +84,7 @@ class LlavaQuestionProcessor(LlavaChatProcessor):
                 raise ValueError(
                     f"Row {index} holds {count} {self.image_token} tokens and has "
                     f"{'no image' if image is None else 'one image'}. Every row takes one image, with one token in "
-                    "a whole prompt, or none of both; plain messages need no token."
+                    "a whole prompt, or neither; plain messages need no token."
                 )
             rows.append(row)
         images = [image for image in images if image is not None]
@@ -93,7 +93,7 @@ class LlavaQuestionProcessor(LlavaChatProcessor):
     def _encode(
         self, conversations: list[str], images: list | None, index: list[int] | None, options: dict[str, Any]
     ) -> tuple[TokenRows, dict[str, Any]]:
-        """Looks at an image that several rows share once."""
+        """Encodes an image that several rows share only once."""
         if images is None:
             return super()._encode(conversations, images, index, options)
         different = {id(image): image for image in images}

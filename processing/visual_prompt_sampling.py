@@ -27,15 +27,15 @@ from .visual_prompts import (
 
 
 CONSTANT = "constant"
-# A region that is almost a line holds no triangle without an angle of nearly 180 degrees; the original looks for
-# one for ever.
+# A region that is almost a line holds no triangle without an angle of nearly 180 degrees; the original looks
+# for one forever.
 _MAX_TRIANGLES = 1000
 
 
 @dataclass(frozen=True)
 class PromptRandom:
     """
-    The two sources of randomness of the original, which draws places with NumPy and everything else with Python.
+    The two sources of randomness of the original, which draws positions with NumPy and everything else with Python.
 
     Args:
         python (`random.Random`): Used for all choices, also those of question texts.
@@ -54,7 +54,7 @@ class PromptRandom:
 @dataclass(frozen=True)
 class PromptStyle:
     """
-    A shape and a colour, before an image is there to draw on.
+    A shape and a colour, before there is an image to draw on.
 
     Args:
         shape (`str`): One of `SHAPES`.
@@ -109,12 +109,12 @@ def sample_paired_styles(
     """Styles as `vip_processor` draws them for RefCOCOg and for the relations of Visual Genome.
 
     Args:
-        rng (`PromptRandom`): Where from.
+        rng (`PromptRandom`): Source of all choices.
         count (`int`): Number of regions.
-        shapes (`Sequence[str]`): What to choose from, for each region again.
+        shapes (`Sequence[str]`): What to choose from, for each region on its own.
         tell_apart (`bool`, *optional*, defaults to `False`):
-            Whether two regions of the same shape get different named colours. Else all have one colour, named or not:
-            the original draws a second one only where it compares them.
+            Whether two regions of the same shape get different named colours. Otherwise all have one colour, named or
+            not: the original draws a second one only where it compares them.
     """
     drawn = [rng.python.choice(list(shapes)) for _ in range(count)]
     differ = tell_apart and len(drawn) > 1 and drawn[0] == drawn[1]
@@ -144,8 +144,8 @@ def sample_visual_prompt(
     """Draw all parameters of a visual prompt (`image_blending`).
 
     Args:
-        rng (`PromptRandom`): Where from; the same state gives the same prompt.
-        region (`Region`): The place, see [`read_region`].
+        rng (`PromptRandom`): Source of all choices; the same state gives the same prompt.
+        region (`Region`): What the prompt points at, see [`read_region`].
         image_size (`tuple[int, int]`): (height, width) of the image.
         shape (`str`, *optional*): One of `SHAPES`; drawn by default.
         color (`str` or `tuple[int, int, int]`, *optional*): A name or RGB; drawn by default, after the shape.
@@ -176,7 +176,7 @@ def sample_visual_prompt(
     if shape == "rectangle" and style == CONSTANT:
         values["width"] = max(scaled(3), 1)
     elif shape in _WIDTHS:
-        # Drawn also where a width is given, so that everything after it stays the same.
+        # Drawn even where a width is given, so that later draws stay the same.
         values["width"] = max(rng.python.randint(scaled(low), scaled(high)), 1)
     if shape in _WIDTHS and base_width is not None:
         values["width"] = max(scaled(base_width), 1)
@@ -223,7 +223,7 @@ def _triangle(rng: PromptRandom, region: Region, part: int | None, scaled: _Scal
     x1, y1, x2, y2 = region.bounds()
     is_line = x1 == x2 or y1 == y2
     for _ in range(1 if is_line else _MAX_TRIANGLES):
-        corners = tuple(_place(rng, region, None) for _ in range(3))
+        corners = tuple(_sample_point(rng, region, None) for _ in range(3))
         if not _has_flat_angle(corners):
             break
     return {"points": corners}
@@ -246,7 +246,7 @@ def _point(rng: PromptRandom, region: Region, part: int | None, scaled: _Scale, 
 
 
 def _scribble(rng: PromptRandom, region: Region, part: int | None, scaled: _Scale, style: str) -> dict[str, Any]:
-    return {"points": tuple(_place(rng, region, part) for _ in range(4))}
+    return {"points": tuple(_sample_point(rng, region, part) for _ in range(4))}
 
 
 def _arrow(rng: PromptRandom, region: Region, part: int | None, scaled: _Scale, style: str) -> dict[str, Any]:
@@ -281,7 +281,7 @@ _SAMPLERS = {
 }
 
 
-def _place(rng: PromptRandom, region: Region, part: int | None) -> tuple[float, float]:
+def _sample_point(rng: PromptRandom, region: Region, part: int | None) -> tuple[float, float]:
     """A point inside, or after fifty misses anywhere in the bounds."""
     x1, y1, x2, y2 = region.bounds(part)
     for _ in range(51):

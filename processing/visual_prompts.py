@@ -1,4 +1,4 @@
-"""Visual prompts: drawn on an image so that a vision-language model can be asked about a place in it.
+"""Visual prompts: drawn on an image so that a vision-language model can be asked about a region of it.
 
 The shapes, their sizes and the words for them are those ViP-LLaVA was trained with (visual_prompt_generator.py of the
 original). Nothing here needs that model: `draw_visual_prompts` gives an image and `describe` a phrase that any
@@ -65,17 +65,17 @@ Rgba = tuple[int, int, int, int]
 @dataclass(frozen=True, eq=False)
 class VisualPrompt:
     r"""
-    What it marks, and every parameter of how. What is `None` is filled in for the image when it is drawn, always in
-    the same way; training draws all of it at random.
+    The region it points at, and every parameter of its drawing. What is `None` is filled in for the image when it is
+    drawn, always in the same way; training samples all of it.
 
     Args:
         shape (`str`):
             `"rectangle"`, `"ellipse"`, `"triangle"`, `"point"`, `"scribble"`, `"mask-contour"`, `"mask"` or `"arrow"`.
         box_xyxy, polygons, mask, rle (*optional*):
-            The place, see [`read_region`]: a box, or one of the others, or a box and one of them.
+            The region, see [`read_region`]: a box, or one of the others, or a box and one of them.
         color (`str` or `tuple[int, int, int]`, *optional*):
             A name (those of `COLOR_POOL` are the ones ViP-LLaVA knows) that the phrase will say, or "#rrggbb" or RGB
-            in 0..255, which it will not. By default a colour of the pool that tells the prompt from its neighbours.
+            in 0..255, which it will not. By default a colour of the pool that tells the prompt from the others.
         alpha (`int`, *optional*): 0 (invisible) to 255 (opaque); 128 by default.
         width (`int`, *optional*):
             Of lines, in pixels of this image, at least 1 (0 for a mask contour of one pixel); 3 at the anchor's size
@@ -160,7 +160,7 @@ class VisualPrompt:
 
     @cached_property
     def region(self) -> Region:
-        """[`Region`]: The place it marks."""
+        """[`Region`]: What it points at."""
         return read_region(self.box_xyxy, self.polygons, self.mask, self.rle)
 
     @property
@@ -305,7 +305,7 @@ def draw_visual_prompts(
     Args:
         image (`PIL.Image.Image` or whatever else `load_rgb_image` reads):
             The image, at the size in whose pixels the prompts were given; it stays as it is.
-        prompts (`Sequence[VisualPrompt]`): Later ones lie above. Those without a colour get one by `assign_colors`.
+        prompts (`Sequence[VisualPrompt]`): Later ones cover earlier ones. `assign_colors` colours those without.
         anchor (`int`, *optional*, defaults to 336): Side of the model's input, where a prompt names none.
         max_image_pixels (`int`, *optional*, defaults to 67108864): Largest allowed height x width of the image.
 
@@ -323,8 +323,8 @@ def draw_visual_prompts(
         layer = Image.new("RGBA", drawn.size, (0, 0, 0, 0))
         _DRAW[prompt.shape](ImageDraw.Draw(layer), prompt, (*read_color(prompt.color), prompt.alpha))
         if area := layer.getbbox():
-            marked = Image.alpha_composite(drawn.crop(area).convert("RGBA"), layer.crop(area))
-            drawn.paste(marked.convert("RGB"), area)
+            blended = Image.alpha_composite(drawn.crop(area).convert("RGBA"), layer.crop(area))
+            drawn.paste(blended.convert("RGB"), area)
     return drawn
 
 

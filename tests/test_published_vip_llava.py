@@ -31,8 +31,8 @@ processor = AutoProcessor.from_pretrained(repo, trust_remote_code=True)
 for thing in (model, processor, processor.image_processor):
     assert type(thing).__module__.startswith("transformers_modules."), type(thing).__module__
 own = sys.modules[type(processor).__module__]
-mark = own.VisualPrompt("rectangle", box_xyxy=arguments["box"], color="red", anchor=112)
-inputs = processor(image, arguments["question"], visual_prompts=[mark], return_tensors="pt")
+prompt = own.VisualPrompt("rectangle", box_xyxy=arguments["box"], color="red", anchor=112)
+inputs = processor(image, arguments["question"], visual_prompts=[prompt], return_tensors="pt")
 with torch.inference_mode():
     logits, theirs = model(**inputs).logits, stock(**inputs).logits
 words = torch.arange(logits.shape[-1]) != model.config.image_token_id
@@ -49,7 +49,7 @@ def chat(question):
 
 options = {"max_new_tokens": 8, "return_full_text": False}
 answers = {
-    "marked": ask(text=chat(arguments["question"]), processor_kwargs={"visual_prompts": [mark]}, **options),
+    "prompted": ask(text=chat(arguments["question"]), processor_kwargs={"visual_prompts": [prompt]}, **options),
     "batch": ask(text=[chat("What?"), chat("Where is the brown dog?")], batch_size=2, **options),
     "plain": ask(image, text="What is this?", **options),
     "text": ask(text="Who are you?", **options),
@@ -114,8 +114,8 @@ def child(vip_llava_repo, tmp_path_factory):
 def test_inputs_and_logits_are_the_same_bits(vip_llava_repo, child):
     model = AutoModelForImageTextToText.from_pretrained(vip_llava_repo).eval()
     processor = AutoProcessor.from_pretrained(vip_llava_repo)  # no trust_remote_code: the package is imported
-    mark = VisualPrompt("rectangle", box_xyxy=BOX, color="red", anchor=112)
-    inputs = processor(recorded_image(0, blended=False), QUESTION, visual_prompts=[mark], return_tensors="pt")
+    prompt = VisualPrompt("rectangle", box_xyxy=BOX, color="red", anchor=112)
+    inputs = processor(recorded_image(0, blended=False), QUESTION, visual_prompts=[prompt], return_tensors="pt")
     with torch.inference_mode():
         logits = model(**inputs).logits
     theirs = load_file(child / "forward.safetensors")
@@ -128,7 +128,7 @@ def test_the_pipeline_of_transformers(vip_llava_repo, child):
     theirs = json.loads((child / "answers.json").read_text(encoding="utf-8"))
     processor = AutoProcessor.from_pretrained(vip_llava_repo)
     recorded = tensors()["case_00.generated_ids"].tolist()[1:9]
-    assert theirs["marked"] == [processor.decode(recorded, skip_special_tokens=True)]
+    assert theirs["prompted"] == [processor.decode(recorded, skip_special_tokens=True)]
 
     ask = pipeline("image-text-to-text", model=str(vip_llava_repo))
     image = recorded_image(0, blended=False)

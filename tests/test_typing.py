@@ -48,10 +48,10 @@ for segment in result.segments:
 result.overlay(image).save("overlay.png")
 len(result.text)
 
-marks = [reasonseg.VisualPrompt("rectangle", box_xyxy=(20, 30, 70, 90))]
-reasonseg.draw_visual_prompts(image, marks).save("marked.png")
+prompts = [reasonseg.VisualPrompt("rectangle", box_xyxy=(20, 30, 70, 90))]
+reasonseg.draw_visual_prompts(image, prompts).save("prompted.png")
 reasonseg.VisualPrompt("rectangle", box=(20, 30, 70, 90))  # wrong
-reasonseg.VipLlavaProcessor.from_pretrained("repo")(image, "What is <bbox0>?", visual_prompts=marks)
+reasonseg.VipLlavaProcessor.from_pretrained("repo")(image, "What is <bbox0>?", visual_prompts=prompts)
 
 masked = reasonseg.IvmProcessor.from_pretrained("repo").post_process_masking(output, inputs, [image])[0]
 assert_type(masked, reasonseg.MaskedImage)

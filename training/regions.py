@@ -1,4 +1,4 @@
-"""`data.kind: regions`: ViP-LLaVA's conversations about marked regions, as batches of text with images."""
+"""`data.kind: regions`: ViP-LLaVA's conversations about regions, as batches of text with images."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from .recipe import Recipe, RecipeError
 class Regions(DataKind):
     """Rows of a JSON file; `data.options` are of [`RegionDialogues`], `data.collator` of [`DialogueCollator`]."""
 
-    # A model that only talks has its language head under this name alone.
+    # A model that only writes text has its language head under this name alone.
     model_class = "AutoModelForImageTextToText"
 
     def check(self, recipe: Recipe) -> None:

@@ -1,4 +1,4 @@
-"""`reasonseg ask`: talk with a vision-language model about an image and regions marked in it."""
+"""`reasonseg ask`: talk with a vision-language model about an image and its regions, by visual prompts."""
 
 import sys
 from pathlib import Path
@@ -42,16 +42,16 @@ def ask(
         ),
     ] = None,
     box: Annotated[
-        list[str] | None, typer.Option("--box", "-b", metavar="X1,Y1,X2,Y2", help="Mark this box, in pixels.")
+        list[str] | None, typer.Option("--box", "-b", metavar="X1,Y1,X2,Y2", help="Point at this box, in pixels.")
     ] = None,
     polygon: Annotated[
         list[str] | None,
-        typer.Option(metavar="X,Y,X,Y,...", help="Mark this polygon; ';' between several of a thing."),
+        typer.Option(metavar="X,Y,X,Y,...", help="Point at this polygon; ';' between several of a thing."),
     ] = None,
     mask: Annotated[
-        list[Path] | None, typer.Option(help="Mark what is not black in this image of the same size.")
+        list[Path] | None, typer.Option(help="Point at what is not black in this image of the same size.")
     ] = None,
-    rle: Annotated[list[Path] | None, typer.Option(help="Mark the COCO run lengths in this JSON file.")] = None,
+    rle: Annotated[list[Path] | None, typer.Option(help="Point at the COCO run lengths in this JSON file.")] = None,
     shape: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,10 +73,10 @@ def ask(
     width: Annotated[
         int | None, typer.Option(min=1, help="Of lines, in pixels at the size in which the model sees the image.")
     ] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="The marked image to write.")] = Path("prompted.png"),
+    out: Annotated[Path, typer.Option("--out", "-o", help="The prompted image to write.")] = Path("prompted.png"),
     interactive: Annotated[
         bool,
-        typer.Option("--interactive", "-i", help="Ask further questions; without TEXT this is what happens anyway."),
+        typer.Option("--interactive", "-i", help="Ask further questions; the default without TEXT."),
     ] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
@@ -91,10 +91,10 @@ def ask(
     trust_remote_code: TrustRemoteCode = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print each answer as a JSON line.")] = False,
 ):
-    """Ask about IMAGE, with regions marked as ViP-LLaVA knows them; the answer appears while it is written.
+    """Ask about IMAGE, with visual prompts as ViP-LLaVA knows them; the answer appears while it is written.
 
-    Works with every model of transformers' image-text-to-text kind. The marked image is written to --out. Between
-    questions, /reset forgets what was said and /exit (or the end of the input) leaves.
+    Works with every model of transformers' image-text-to-text kind. The image with its visual prompts is written to
+    --out. Between questions, /reset forgets what was said and /exit (or the end of the input) leaves.
     """
     if not image.is_file():
         raise CommandError(f"There is no image {str(image)!r}.")
@@ -106,7 +106,7 @@ def ask(
     from ..processing.image_loading import load_rgb_image
     from ..processing.visual_prompts import assign_colors, describe, draw_visual_prompts, fill_placeholders
 
-    # What cannot be drawn or said is refused before anything is loaded.
+    # What cannot be drawn or worded is refused before anything is loaded.
     console, shown, prompts = stderr_console(), load_rgb_image(image), assign_colors(prompts)
     for prompt in prompts:
         prompt.region.check_size((shown.height, shown.width))
@@ -151,7 +151,7 @@ def read_regions(boxes: list[str], polygons: list[str], masks: list[Path], rles:
     """Turn options into arguments of `VisualPrompt`: boxes, then polygons, masks and run lengths.
 
     Raises:
-        CommandError: something is no list of numbers, or a file cannot be read.
+        CommandError: an option is not a list of numbers, or a file cannot be read.
     """
     regions: list[dict[str, Any]] = [{"box_xyxy": _numbers("--box", given, 4)} for given in boxes]
     for given in polygons:
@@ -178,7 +178,7 @@ def make_prompts(
     """One visual prompt per region.
 
     Raises:
-        CommandError: there are neither one nor as many shapes or colours as regions.
+        CommandError: the shapes or colours are neither one nor as many as the regions.
     """
     from ..processing.visual_prompts import VisualPrompt
 
@@ -218,7 +218,7 @@ def _numbers(name: str, given: str, count: int | None = None) -> list[float]:
     if not numbers or (count is not None and len(numbers) != count) or len(numbers) % 2:
         wanted = f"{count} numbers" if count is not None else "pairs of numbers"
         raise CommandError(f"{name} {given!r} must be {wanted} in pixels, with commas between.")
-    # Pillow draws whole and broken numbers differently; what was given whole stays so.
+    # Pillow draws integers and floats differently; a number given as an integer stays one.
     return [int(number) if number.is_integer() else number for number in numbers]
 
 

@@ -1,4 +1,4 @@
-"""Turn what stands on the command line into images and a question."""
+"""Turn the arguments of the command line into images and a question."""
 
 import os
 from collections.abc import Iterable, Sequence
@@ -19,7 +19,7 @@ def split_text(arguments: Sequence[str], text: str | None, phrases: Sequence[str
         phrases: values of `--phrase`.
 
     Returns:
-        The image arguments and the question; `None` where phrases take its place.
+        The image arguments and the question; `None` where phrases replace it.
 
     Raises:
         CommandError: no question at all, more than one kind of it, or no image.
@@ -64,11 +64,11 @@ def find_images(arguments: Iterable[str], leave_out: Path | None = None) -> Foun
 
     Folders are searched at every depth for known image suffixes, in sorted order, also through links to folders.
     Hidden files, `__MACOSX` and what earlier runs have written are left out and counted. A file named directly is
-    taken whatever its suffix, so that a wrong one is reported instead of passed over. Each file is taken once.
+    taken whatever its suffix, so that a wrong one is reported, not skipped. Each file is taken once.
 
     Args:
         arguments: files, folders, patterns (`*`, `?`, `**`).
-        leave_out: the output folder of this run; as a folder inside one that was named it holds no inputs.
+        leave_out: the output folder of this run; inside a named folder it is not searched.
 
     Raises:
         CommandError: an argument names nothing, or no image was found.

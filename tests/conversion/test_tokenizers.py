@@ -130,7 +130,7 @@ def test_tokens_that_the_base_brings_are_not_added_again(system, present, tmp_pa
     assert tokenizer.convert_ids_to_tokens(list(range(base_size, len(tokenizer)))) == order
 
 
-def test_models_without_marks_around_the_image_get_none():
+def test_models_without_tokens_around_the_image_get_none():
     tokenizer = build_tokenizer(GSVA_BASE, "gsva", use_im_start_end=False)
     assert "<im_start>" not in tokenizer.get_vocab()
     assert tokenizer.convert_ids_to_tokens(tokenizer.image_token_id - 1) == "[REJ]"

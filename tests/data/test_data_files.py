@@ -7,7 +7,7 @@ from reasonseg.data.data_files import DataFileError, file_in, read_json, read_js
 
 def test_only_a_line_feed_ends_a_line(tmp_path):
     path = tmp_path / "rows.jsonl"
-    texts = [f"a{mark}b" for mark in "\u2028\u2029\x85"]
+    texts = [f"a{separator}b" for separator in "\u2028\u2029\x85"]
     lines = ['{"text": "' + text + '"}' for text in texts]
     path.write_bytes("\n".join([*lines, "", "  ", '"last"\r']).encode() + b"\n")
     assert list(read_json_lines(path)) == [*enumerate([{"text": text} for text in texts], start=1), (6, "last")]

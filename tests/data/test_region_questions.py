@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from reasonseg.data.data_files import DataFileError
-from reasonseg.data.region_conversation import SHAPES_OF, RegionConversation, marked_image, sample_prompts
+from reasonseg.data.region_conversation import SHAPES_OF, RegionConversation, image_with_prompts, sample_prompts
 from reasonseg.data.region_data import RegionFile, row_dataset
 from reasonseg.data.region_questions import as_sentence, build_conversation
 from reasonseg.processing.colors import read_color
@@ -71,7 +71,7 @@ def test_recorded_case(case, tmp_path):
     if "output" in case:
         rng.python.setstate(before)
         rng.numpy.seed(case["seed_for_random_and_numpy"])
-        drawn = marked_image(image, conversation, rng, alpha=case["alpha"])
+        drawn = image_with_prompts(image, conversation, rng, alpha=case["alpha"])
         assert np.array_equal(np.asarray(drawn), np.asarray(Image.open(RECORDED / case["output"])))
 
 
@@ -123,7 +123,7 @@ def test_rle_and_jsonl(tmp_path):
     assert len(file) == 1
     for seed in range(12):
         rng = PromptRandom.from_seed(seed)
-        image = marked_image(np.zeros((20, 30, 3), np.uint8), build_conversation(file[0], rng), rng)
+        image = image_with_prompts(np.zeros((20, 30, 3), np.uint8), build_conversation(file[0], rng), rng)
         assert np.asarray(image).any()
 
 
@@ -152,7 +152,7 @@ def test_rows_that_are_kept(tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("text", "row 0 is no object with named fields but str"),
+        ("text", "row 0 is a str; it must be a JSON object"),
         ({"id": "vcr-1", "image": "a.png"}, r"row 0 \(id 'vcr-1'\), read as vcr, lacks meta_dir, class_names"),
         ({"id": "refcocog-gpt4v-1", "image": "a.png", "bboxes": [], "segmentations": []}, "lacks conversations"),
         ({"id": "x"}, "read as plain, lacks conversations"),
@@ -243,5 +243,5 @@ def test_questions_of_other_tasks(tmp_path):
     with pytest.raises(DataFileError, match="Task 'vcr_qa' cannot be asked about v7w"):
         build_conversation(sample, PromptRandom.from_seed(0), task="vcr_qa")
     sample.fields["answer"] = [7, 7, 8, 8]
-    with pytest.raises(DataFileError, match="none of its boxes"):
+    with pytest.raises(DataFileError, match="not one of its boxes"):
         build_conversation(sample, PromptRandom.from_seed(0))

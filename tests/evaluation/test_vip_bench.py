@@ -101,6 +101,7 @@ def test_a_stopped_grading_goes_on(folder, tmp_path):
     assert [grades[key]["score"] for key in METADATA] == [[1.0], [0.5], [0.0], [0.0]]
     assert grade(questions, ANSWERS, Scripted(), 1, path) == grades
     # Another answer has to be scored again.
+    # A changed answer has to be scored again.
     changed = grade(questions, {**ANSWERS, "v1_2": "b"}, Scripted(0.9), 1, path)
     assert changed["v1_2"]["score"] == [0.9]
 

@@ -95,7 +95,7 @@ class TestStrings:
         # both originals look for Llama's marker, so Phi-3's is written twice
         assert render(name, messages).count(marker) - render(name, []).count(marker) == 1 + twice
 
-    def test_without_marks_around_the_image(self):
+    def test_without_tokens_around_the_image(self):
         assert render("llava_v1", TURNS[:1], image="<image>").endswith("USER: <image>\n Where? ")
 
     @pytest.mark.parametrize("name", CHAT_TEMPLATE_NAMES)
@@ -121,8 +121,8 @@ class TestChoice:
         assert choose_chat_template(None, None) is None
 
     def test_own_texts_win(self):
-        unmarked = build_chat_template("llava_v1", "<image>")
-        for text in ("my own", {"default": "my own"}, unmarked):
+        without_tokens = build_chat_template("llava_v1", "<image>")
+        for text in ("my own", {"default": "my own"}, without_tokens):
             assert choose_chat_template("llava_v1", text) == text
 
     def test_a_new_name_replaces_the_text_of_another_name(self):

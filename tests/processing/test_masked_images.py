@@ -64,7 +64,7 @@ def test_it_shows_itself_in_one_line_and_in_notebooks():
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(masked._repr_png_()))), np.asarray(masked.masked_image))
 
 
-def test_what_is_marked_stays_and_the_rest_is_painted():
+def test_what_the_heatmap_finds_stays_and_the_rest_is_painted():
     image, heatmap = spot()
     masked = mask_image(image, heatmap, 0.5, dilate=0, blur=0, overlay_color="red")
     assert masked.found

@@ -1,4 +1,4 @@
-"""ViP-LLaVA's processor: the original's ids and images, phrases for marks, labels, rows without images."""
+"""ViP-LLaVA's processor: the original's ids and images, phrases for visual prompts, labels, rows without images."""
 
 import shutil
 from dataclasses import replace
@@ -66,7 +66,7 @@ class TestPrompts:
         before, after = template.split("<image>")
         answer, second, end = after.split("</s>")
         assert end == ""
-        # Behind an end marker there is no dummy space: what comes with an unknown token in front of it.
+        # After an end marker there is no dummy space: what comes with an unknown token in front of it.
         follows = pieces.encode(f"<unk>{second}")[len(pieces.encode("<unk>")) :]
         expected = [1, *pieces.encode(before), *[processor.image_token_id] * IMAGE_TOKENS, *pieces.encode(answer), 2]
         inputs = processor(recorded_image(0), template)["input_ids"][0]
@@ -76,8 +76,8 @@ class TestPrompts:
     def test_the_tokenizer_alone_gives_the_same_ids(self, processor):
         case = CASES["case_00"]
         ids = processor.tokenizer(case["prompt"])["input_ids"]
-        place = ids.index(processor.image_token_id)
-        assert [*ids[:place], -200, *ids[place + 1 :]] == tensors()["case_00.input_ids"].tolist()
+        index = ids.index(processor.image_token_id)
+        assert [*ids[:index], -200, *ids[index + 1 :]] == tensors()["case_00.input_ids"].tolist()
 
     def test_chat_messages_are_the_same_inputs(self, processor):
         image, question = recorded_image(0), "What is shown <bbox0>?"
@@ -125,7 +125,7 @@ class TestVisualPrompts:
             processor(max_image_pixels=limit - 1, **arguments)
         assert processor(max_image_pixels=limit, return_tensors="pt", **arguments)["pixel_values"].shape[0] == 1
 
-    def test_marks_and_words(self, processor):
+    def test_visual_prompts_and_words(self, processor):
         image = recorded_image(0, blended=False)
         inputs = processor(image, "What is shown <bbox0>?", visual_prompts=[BOX], return_tensors="pt")
         assert "What is shown within the red rectangle?" in inputs.rows[0].conversation
@@ -139,14 +139,14 @@ class TestVisualPrompts:
     def test_sizes_scale_with_what_the_model_sees(self, processor, shape):
         """The anchor of the original is its image processor's crop size, here 112."""
         image = recorded_image(0, blended=False)
-        mark = VisualPrompt(shape, box_xyxy=(40, 30, 120, 100), color="red")
+        prompt = VisualPrompt(shape, box_xyxy=(40, 30, 120, 100), color="red")
         drawn, found, large, other = (
             processor(shown, "x", visual_prompts=prompts, return_tensors="pt")["pixel_values"]
             for shown, prompts in (
-                (draw_visual_prompts(image, [mark], anchor=112), []),
-                (image, [mark]),
-                (image, [replace(mark, anchor=336)]),
-                (draw_visual_prompts(image, [mark]), []),
+                (draw_visual_prompts(image, [prompt], anchor=112), []),
+                (image, [prompt]),
+                (image, [replace(prompt, anchor=336)]),
+                (draw_visual_prompts(image, [prompt]), []),
             )
         )
         assert torch.equal(found, drawn)
@@ -154,10 +154,11 @@ class TestVisualPrompts:
         assert not torch.equal(found, large)
 
     def test_dicts_of_arguments(self, processor):
-        mark = {"shape": "rectangle", "box_xyxy": (40, 30, 120, 100), "color": "red"}
+        arguments = {"shape": "rectangle", "box_xyxy": (40, 30, 120, 100), "color": "red"}
         image = recorded_image(0, blended=False)
         found, expected = (
-            processor(image, "What is <bbox>?", visual_prompts=[prompt], return_tensors="pt") for prompt in (mark, BOX)
+            processor(image, "What is <bbox>?", visual_prompts=[prompt], return_tensors="pt")
+            for prompt in (arguments, BOX)
         )
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 

@@ -1,4 +1,4 @@
-"""Random marks: seeded, in the original's ranges, told apart where several stand in one image."""
+"""Random visual prompts: seeded, in the original's ranges, told apart where several stand in one image."""
 
 from collections import Counter
 

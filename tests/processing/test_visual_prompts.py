@@ -1,4 +1,4 @@
-"""Marks on images: the recorded ones to the pixel, and what holds for every box, mask and size."""
+"""Visual prompts on images: the recorded ones to the pixel, and what holds for every box, mask and size."""
 
 import json
 from dataclasses import replace
@@ -230,8 +230,8 @@ def test_any_region_of_any_image(drawing):
     solid = Image.new("RGBA", image.size, (*read_color(prompt.color), prompt.alpha))
     covered = np.asarray(Image.alpha_composite(image.convert("RGBA"), solid).convert("RGB"))
     before, after = np.asarray(image), np.asarray(result)
-    kept, marked = (after == before).all(-1), (after == covered).all(-1)
-    assert (kept | marked).all(), "a pixel is neither the image's nor the colour laid over it once"
+    kept, painted = (after == before).all(-1), (after == covered).all(-1)
+    assert (kept | painted).all(), "a pixel is neither the image's nor the colour laid over it once"
 
     complete = complete_prompt(prompt, (height, width))
     assert kept[~allowed_area(complete, height, width)].all()

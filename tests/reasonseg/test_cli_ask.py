@@ -1,4 +1,4 @@
-"""`reasonseg ask` as it is typed: marks, their words, streaming, a conversation with history."""
+"""`reasonseg ask` as it is typed: visual prompts, their words, streaming, a conversation with history."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def run(*arguments, typed=None):
 
 
 def test_one_question(repo, image, tmp_path):
-    out = tmp_path / "folder" / "marked.png"
+    out = tmp_path / "folder" / "drawn.png"
     common = ("--model", repo, "--max-new-tokens", 6, "--out", out)
     result = run(
         *(image, "What is <bbox1>?", *common, "--alpha", 200, "--width", 2),
@@ -49,7 +49,7 @@ def test_one_question(repo, image, tmp_path):
     ]
     drawn = draw_visual_prompts(image, prompts)
     assert np.array_equal(np.asarray(Image.open(out)), np.asarray(drawn))
-    assert [path.name for path in out.parent.iterdir()] == ["marked.png"]
+    assert [path.name for path in out.parent.iterdir()] == ["drawn.png"]
 
     model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
     pieces = []
@@ -68,7 +68,7 @@ def test_one_question(repo, image, tmp_path):
 def test_recorded_image_and_answer(vip_llava_repo, tmp_path):
     """What the original's cli_vip draws and says."""
     recorded, case = PARITY / "vip_llava", load_meta("vip_llava")["cases"][0]
-    out = tmp_path / "marked.png"
+    out = tmp_path / "drawn.png"
     result = run(
         *(recorded / "image0.png", "What is shown <bbox0>?", "--model", vip_llava_repo, "--max-new-tokens", 16),
         *("--box", "40,30,120,100", "--color", "red", "--width", 3, "--alpha", 128, "--out", out, "--json"),

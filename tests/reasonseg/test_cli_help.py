@@ -42,7 +42,7 @@ def test_nothing_of_a_help_text_is_swallowed(path, monkeypatch):
             assert plain(paragraph) in words, (path, paragraph)
 
 
-def test_the_installed_command_says_how_marks_are_named():
+def test_the_installed_command_says_how_visual_prompts_are_named():
     command = Path(sys.executable).parent / "reasonseg"
     shown = subprocess.run([command, "ask", "--help"], capture_output=True, text=True, check=True).stdout
     assert "<bbox0>, <bbox1>" in plain(shown)

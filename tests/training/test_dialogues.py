@@ -1,4 +1,4 @@
-"""ViP-LLaVA's three stages, tiny: data with marks drawn on the fly, batches, losses that fall, repos that load."""
+"""ViP-LLaVA's three stages, tiny: visual prompts drawn on the fly, batches, losses that fall, repos that load."""
 
 import json
 import shutil
