@@ -20,6 +20,7 @@ from reasonseg.conversion.convert_ivm import convert_ivm
 from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.convert_vip_llava import convert_vip_llava
 from tests.support.parity_data import PARITY, difflmm_sources, gsva_vision_tower
+from tests.support.tabletop_masking import masking_model, masking_processor
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +87,19 @@ def ivm_repo(tmp_path_factory):
     """The recorded IVM checkpoint, converted."""
     out, ivm = tmp_path_factory.mktemp("converted") / "ivm", PARITY / "ivm"
     convert_ivm(ivm / "IVM-V1.0.bin", base=ivm / "llava_base", sam=ivm / "sam_vit_h_4b8939.pth", out=out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def small_ivm(tmp_path_factory):
+    """A small untrained IVM; its heat-maps span enough for thresholds to matter."""
+    out = tmp_path_factory.mktemp("untrained") / "ivm"
+    processor = masking_processor()
+    model = masking_model(processor, 0, width=16)
+    with torch.no_grad():
+        model.segmenter.mask_decoder.output_hypernetworks_mlps.proj_out.weight.mul_(8)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
     return out
 
 

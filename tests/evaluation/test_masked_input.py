@@ -48,19 +48,22 @@ def images():
     return [Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)) for size in ((40, 60), (64, 30))]
 
 
-def masked_by_hand(ivm_repo, image, instruction, **options):
-    model, processor = AutoModel.from_pretrained(ivm_repo).eval(), AutoProcessor.from_pretrained(ivm_repo)
+def masked_by_hand(small_ivm, image, instruction, **options):
+    model, processor = (
+        AutoModel.from_pretrained(small_ivm).eval(),
+        AutoProcessor.from_pretrained(small_ivm),
+    )
     inputs = processor(images=[image], text=[instruction], return_tensors="pt")
     with torch.inference_mode():
         (heatmap,) = processor.post_process_heatmaps(model(**inputs), inputs)
     return mask_image(image, heatmap, **options)
 
 
-def test_the_masked_image_is_asked_about(asker, ivm_repo, images):
+def test_the_masked_image_is_asked_about(asker, small_ivm, images):
     question = "What is the red cup?"
-    ask = MaskedInput(asker, ivm_repo, threshold=0.5)
+    ask = MaskedInput(asker, small_ivm, threshold=0.5)
     answer = ask(images[0], question, max_new_tokens=8, do_sample=False)
-    expected = masked_by_hand(ivm_repo, images[0], question, threshold=0.5)
+    expected = masked_by_hand(small_ivm, images[0], question, threshold=0.5)
     assert 0.02 < expected.kept_ratio < 0.98, "the comparison below would say nothing"
     assert np.array_equal(np.asarray(answer.image), np.asarray(expected.masked_image))
     assert answer.masked.kept_ratio == expected.kept_ratio
@@ -74,9 +77,9 @@ def test_the_masked_image_is_asked_about(asker, ivm_repo, images):
     assert "\n" not in repr(answer)
 
 
-def test_both_answers_in_batches(asker, ivm_repo, images):
+def test_both_answers_in_batches(asker, small_ivm, images):
     questions = ["What is the red cup?", "Where is the plate?"]
-    ask = MaskedInput(asker, ivm_repo, threshold=0.5)
+    ask = MaskedInput(asker, small_ivm, threshold=0.5)
     together = ask(images, questions, compare=True, batch_size=2, max_new_tokens=6, do_sample=False)
     apart = [
         ask(image, question, compare=True, max_new_tokens=6, do_sample=False)
@@ -91,29 +94,29 @@ def test_both_answers_in_batches(asker, ivm_repo, images):
     assert ask([], []) == []
 
 
-def test_options_and_another_instruction(asker, ivm_repo, images):
+def test_options_and_another_instruction(asker, small_ivm, images):
     masker = Masker(
-        ivm_repo, options=MaskingOptions(threshold=0.6, crop=True, overlay_color="black", dilate=0, blur=0)
+        small_ivm, options=MaskingOptions(threshold=0.6, crop=True, overlay_color="black", dilate=0, blur=0)
     )
     ask = MaskedInput(asker, masker)
     answer = ask(images[0], "Answer in one word.", instruction="the red cup", max_new_tokens=2)
     expected = masked_by_hand(
-        ivm_repo, images[0], "the red cup", threshold=0.6, overlay_color="black", dilate=0, blur=0
+        small_ivm, images[0], "the red cup", threshold=0.6, overlay_color="black", dilate=0, blur=0
     )
     assert np.array_equal(np.asarray(answer.image), np.asarray(expected.crop))
     assert answer.image.size[0] * answer.image.size[1] <= images[0].size[0] * images[0].size[1]
 
 
-def test_nothing_found_keeps_the_image(asker, ivm_repo, images):
-    answer = MaskedInput(asker, ivm_repo, threshold=1.0)(images[0], "What is it?", max_new_tokens=2)
+def test_nothing_found_keeps_the_image(asker, small_ivm, images):
+    answer = MaskedInput(asker, small_ivm, threshold=1.0)(images[0], "What is it?", max_new_tokens=2)
     assert not answer.masked.found
     assert np.array_equal(np.asarray(answer.image), np.asarray(images[0]))
 
 
-def test_a_processor_without_chat_template(asker, ivm_repo, images):
+def test_a_processor_without_chat_template(asker, small_ivm, images):
     template, asker.processor.chat_template = asker.processor.chat_template, None
     try:
-        ask = MaskedInput(asker, ivm_repo)
+        ask = MaskedInput(asker, small_ivm)
         answer = ask(images, "USER: <image> What is it? ASSISTANT:", instruction="it", max_new_tokens=3)
     finally:
         asker.processor.chat_template = template
@@ -131,14 +134,14 @@ def test_a_processor_without_chat_template(asker, ivm_repo, images):
         (lambda ask, images: ask(images, ["x", " "], instruction="cup"), "The question is empty"),
     ],
 )
-def test_wrong_calls(asker, ivm_repo, images, call, message):
+def test_wrong_calls(asker, small_ivm, images, call, message):
     with pytest.raises(ValueError, match=message):
-        call(MaskedInput(asker, ivm_repo), images)
+        call(MaskedInput(asker, small_ivm), images)
 
 
-def test_files_larger_than_the_processor_allows(asker, ivm_repo, images, tmp_path):
+def test_files_larger_than_the_processor_allows(asker, small_ivm, images, tmp_path):
     images[0].save(tmp_path / "large.png")
-    ask = MaskedInput(asker, ivm_repo)
+    ask = MaskedInput(asker, small_ivm)
     ask.masker.processor.image_processor.max_image_pixels = 2399
     with pytest.raises(ValueError, match=r"large.png' is 60 x 40 = 2400 pixels, more than the 2399 allowed"):
         ask(tmp_path / "large.png", "x")
@@ -146,18 +149,18 @@ def test_files_larger_than_the_processor_allows(asker, ivm_repo, images, tmp_pat
     assert ask(tmp_path / "large.png", "x", max_new_tokens=1).original_image.size == (60, 40)
 
 
-def test_wrong_parts(asker, ivm_repo, lisa_repo):
+def test_wrong_parts(asker, small_ivm, lisa_repo):
     with pytest.raises(ValueError, match="draws no heat-map"):
         MaskedInput(asker, lisa_repo)
     with pytest.raises(ValueError, match="needs its processor"):
-        Masker(AutoModel.from_pretrained(ivm_repo))
+        Masker(AutoModel.from_pretrained(small_ivm))
     with pytest.raises(TypeError, match="colour"):
-        MaskedInput(asker, ivm_repo, colour="white")
+        MaskedInput(asker, small_ivm, colour="white")
     with pytest.raises(ValueError, match="brings its own options"):
-        MaskedInput(asker, Masker(ivm_repo), threshold=0.3)
+        MaskedInput(asker, Masker(small_ivm), threshold=0.3)
     asker_task, asker.task = asker.task, "text-generation"
     try:
         with pytest.raises(ValueError, match="task is 'text-generation'"):
-            MaskedInput(asker, ivm_repo)
+            MaskedInput(asker, small_ivm)
     finally:
         asker.task = asker_task

@@ -87,7 +87,7 @@ def test_what_the_unet_sees(model, processor, recorded):
 # E[x^2] - E[x]^2, and this UNet's first norm behind the time embedding has groups of one channel whose mean is up to
 # 112 times their deviation: the last bits of its input, 1e-7, come out as 1e-4 to 1e-3. Which bits these are depends
 # on how the convolution before it is shared out among threads, two of them in the recorded run, and on the processor:
-# the recording itself is 5.0e-4 away from the exact features, and runs on different processors 2.2e-5 to 1.1e-4 from it.
+# the recording is 5.0e-4 away from the exact features, and runs on different processors are 2.2e-5 to 1.1e-4 from it.
 THREADS_OF_THE_RECORDING = 2
 ENSEMBLE = "batch2_ens"
 

@@ -236,7 +236,7 @@ def test_an_image_over_the_limit_is_refused_in_one_message(tmp_path):
 
 
 @pytest.mark.parametrize("command", ["segment", "mask", "ask", "evaluate", "train"])
-def test_the_limit_is_an_option_of_every_command_that_reads_images(command, ivm_repo, tmp_path, monkeypatch):
+def test_the_limit_is_an_option_of_every_command_that_reads_images(command, small_ivm, tmp_path, monkeypatch):
     """An image just over the limit fails with the option's name, and is read where the option allows it."""
     monkeypatch.chdir(tmp_path)
     write_dataset("data", "train", 1, size=64, requests_per_scene=1)
@@ -246,7 +246,7 @@ def test_the_limit_is_an_option_of_every_command_that_reads_images(command, ivm_
     Path("tiny").mkdir()
     arguments = {
         "segment": ("segment", image, "--phrase", "a cup", "--model", "embedded", "--out", "out"),
-        "mask": ("mask", image, "Where?", "--model", ivm_repo, "--out", "out"),
+        "mask": ("mask", image, "Where?", "--model", small_ivm, "--out", "out"),
         "ask": ("ask", image, "Where?", "--model", "./nosuch"),
         "evaluate": ("evaluate", "--dataset", "data/train", "--model", "embedded", "--out", "out"),
         "train": ("train", write_tiny_recipe(Path("tiny"), max_steps=1, save_strategy="no"), "--out", "out"),

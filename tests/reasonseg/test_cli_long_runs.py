@@ -112,29 +112,29 @@ def test_segment_does_what_can_be_done_and_names_the_rest(folder, tmp_path):
     assert len(records(out)) == 5
 
 
-def test_mask_does_what_can_be_done_and_names_the_rest(ivm_repo, folder, tmp_path):
+def test_mask_does_what_can_be_done_and_names_the_rest(small_ivm, folder, tmp_path):
     out = tmp_path / "out"
-    result = run("mask", folder, "Where?", "--model", ivm_repo, "--out", out, code=1)
+    result = run("mask", folder, "Where?", "--model", small_ivm, "--out", out, code=1)
     check_bad_ones_are_named(folder, result.stderr)
     assert "6 of 11 images failed" in " ".join(result.stderr.split())
     names = {record["name"] for record in records(out)}
     assert {"a.png", "sub/b.png", f"{'long' * 62}.png"} <= names
     assert len(names) == 5
     assert all((out / name).is_file() for name in names)
-    assert "5 of 6 images are done already" in run("mask", folder, "Where?", "-m", ivm_repo, "-o", out, code=1).stderr
+    assert "5 of 6 images are done already" in run("mask", folder, "Where?", "-m", small_ivm, "-o", out, code=1).stderr
 
 
-def test_questions_about_names_that_no_file_can_have(ivm_repo, tmp_path):
+def test_questions_about_names_that_no_file_can_have(small_ivm, tmp_path):
     draw(tmp_path / "a.png")
     rows = [{"image": "a.png", "question": "Where \ud83d?"}, {"image": "x" * 400 + ".png", "question": "Where?"}]
     source = tmp_path / "q.jsonl"
     source.write_text("\ufeff" + "\n".join(map(json.dumps, rows)), encoding="utf-8")
-    result = run("mask", "--jsonl", source, "--model", ivm_repo, "--out", tmp_path / "out", code=1)
+    result = run("mask", "--jsonl", source, "--model", small_ivm, "--out", tmp_path / "out", code=1)
     assert "x" * 400 in result.stderr
     assert "of 2 images failed" in " ".join(result.stderr.split())
     assert (tmp_path / "out" / "q.jsonl").is_file()
     source.write_text(json.dumps({"image": "a\0.png", "question": "Where?"}), encoding="utf-8")
-    refused = run("mask", "--jsonl", source, "--model", ivm_repo, "--out", tmp_path / "other", code=1)
+    refused = run("mask", "--jsonl", source, "--model", small_ivm, "--out", tmp_path / "other", code=1)
     assert "no file has such a name" in " ".join(refused.stderr.split())
 
 
@@ -229,12 +229,12 @@ def test_results_are_no_inputs(folder, tmp_path):
     assert len(records(tmp_path / "other")) == 1
 
 
-def test_masked_images_are_inputs_only_where_they_are_named(ivm_repo, tmp_path):
+def test_masked_images_are_inputs_only_where_they_are_named(small_ivm, tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "out"
     draw(photos / "a.png")
     draw(photos / "sub" / "b.png")
-    run("mask", photos, "Where?", "--model", ivm_repo, "--out", photos / "masked")
-    result = run("mask", photos, "Where?", "--model", ivm_repo, "--out", out)
+    run("mask", photos, "Where?", "--model", small_ivm, "--out", photos / "masked")
+    result = run("mask", photos, "Where?", "--model", small_ivm, "--out", out)
     assert {record["name"] for record in records(out)} == {"a.png", "sub/b.png"}
     assert "Left out: 2 from earlier runs." in result.stderr
     run("segment", photos / "masked", "--phrase", "the red cup", "--model", "embedded", "--out", tmp_path / "masks")

@@ -48,12 +48,12 @@ def write_rows(path: Path, *rows: dict) -> Path:
     return path
 
 
-def test_names_and_folders_stay(ivm_repo, images, tmp_path):
+def test_names_and_folders_stay(small_ivm, images, tmp_path):
     out = tmp_path / "out"
-    result = run(images, QUESTION, "-m", ivm_repo, "-o", out, "--threshold", 0.5, "--batch-size", 2)
+    result = run(images, QUESTION, "-m", small_ivm, "-o", out, "--threshold", 0.5, "--batch-size", 2)
     assert files(out) == {"a.png", "b.jpg", "sub/a.png", "results.jsonl"}
     assert result.stdout.count("% kept ->") == 3
-    masker = Masker(str(ivm_repo), options=MaskingOptions(threshold=0.5))
+    masker = Masker(str(small_ivm), options=MaskingOptions(threshold=0.5))
     for name, record in records(out).items():
         original = Image.open(images / name).convert("RGB")
         (expected,) = masker([original], [QUESTION])
@@ -67,15 +67,27 @@ def test_names_and_folders_stay(ivm_repo, images, tmp_path):
         assert record["crop_box_xyxy"] is None
 
 
-def test_patterns_keep_what_follows_the_first_wildcard(ivm_repo, images, tmp_path):
-    run(images / "*" / "*.png", "-t", QUESTION, "-m", ivm_repo, "-o", tmp_path / "a")
+def test_patterns_keep_what_follows_the_first_wildcard(small_ivm, images, tmp_path):
+    run(images / "*" / "*.png", "-t", QUESTION, "-m", small_ivm, "-o", tmp_path / "a")
     assert files(tmp_path / "a") == {"sub/a.png", "results.jsonl"}
-    run(images / "a.png", images / "sub" / "a.png", "-t", QUESTION, "-m", ivm_repo, "-o", tmp_path / "b")
+    run(images / "a.png", images / "sub" / "a.png", "-t", QUESTION, "-m", small_ivm, "-o", tmp_path / "b")
     assert files(tmp_path / "b") == {"a.png", "a-2.png", "results.jsonl"}
 
 
-def test_options_reach_the_image(ivm_repo, images, tmp_path):
-    common = (images / "a.png", "-t", QUESTION, "-m", ivm_repo, "--dilate", 0, "--blur", 0, "--threshold", 0.5)
+def test_options_reach_the_image(small_ivm, images, tmp_path):
+    common = (
+        images / "a.png",
+        "-t",
+        QUESTION,
+        "-m",
+        small_ivm,
+        "--dilate",
+        0,
+        "--blur",
+        0,
+        "--threshold",
+        0.5,
+    )
     run(*common, "-o", tmp_path / "colour", "--overlay-color", "0,128,255")
     painted = np.asarray(Image.open(tmp_path / "colour" / "a.png"))
     changed = (painted != np.asarray(Image.open(images / "a.png"))).any(-1)
@@ -94,7 +106,7 @@ def test_options_reach_the_image(ivm_repo, images, tmp_path):
     assert not next(iter(records(tmp_path / "whole").values()))["found"]
 
 
-def test_a_file_of_questions(ivm_repo, images, tmp_path):
+def test_a_file_of_questions(small_ivm, images, tmp_path):
     """Every question has its own masked image; all other fields stay as they are."""
     rows = [
         {"question_id": 1, "image": "a.png", "text": QUESTION + "\n(A) here\n(B) there", "label": "A"},
@@ -103,7 +115,7 @@ def test_a_file_of_questions(ivm_repo, images, tmp_path):
         {"question_id": 4, "image": "a.png", "text": "Where is the plate?"},
     ]
     source, out = write_rows(images / "questions.jsonl", *rows), tmp_path / "out"
-    run("--jsonl", source, "-m", ivm_repo, "-o", out, "--threshold", 0.5)
+    run("--jsonl", source, "-m", small_ivm, "-o", out, "--threshold", 0.5)
     assert files(out) == {"a.png", "a-2.png", "sub/a.png", "questions.jsonl", "results.jsonl"}
     written = [json.loads(line) for line in (out / "questions.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
     assert [row["image"] for row in written] == ["a.png", "a-2.png", "sub/a.png", "a-2.png"]
@@ -114,13 +126,13 @@ def test_a_file_of_questions(ivm_repo, images, tmp_path):
         assert {**row, "image": original["image"]} == original
     assert records(out)["a.png"]["question"] == rows[0]["text"]
 
-    run("--jsonl", source, "-m", ivm_repo, "-o", tmp_path / "short", "--first-line")
+    run("--jsonl", source, "-m", small_ivm, "-o", tmp_path / "short", "--first-line")
     assert records(tmp_path / "short")["a.png"]["question"] == QUESTION
 
 
-def test_fields_and_folder_of_a_file_of_questions(ivm_repo, images, tmp_path):
+def test_fields_and_folder_of_a_file_of_questions(small_ivm, images, tmp_path):
     source = write_rows(tmp_path / "vqa.jsonl", {"file": str(images / "b.jpg"), "ask": "Where?"})
-    options = ("--image-key", "file", "--question-key", "ask", "-m", ivm_repo)
+    options = ("--image-key", "file", "--question-key", "ask", "-m", small_ivm)
     run("--jsonl", source, *options, "-o", tmp_path / "a")
     assert files(tmp_path / "a") == {"b.jpg", "vqa.jsonl", "results.jsonl"}
     source = write_rows(tmp_path / "vqa.jsonl", {"file": "../in/b.jpg", "ask": "Where?"})
@@ -128,10 +140,10 @@ def test_fields_and_folder_of_a_file_of_questions(ivm_repo, images, tmp_path):
     assert files(tmp_path / "b") == {"b.jpg", "vqa.jsonl", "results.jsonl"}, "nothing is written outside --out"
 
 
-def test_a_second_run_does_only_what_is_left(ivm_repo, images, tmp_path):
+def test_a_second_run_does_only_what_is_left(small_ivm, images, tmp_path):
     source, out = images / "q.jsonl", tmp_path / "out"
     write_rows(source, {"image": "a.png", "question": "Where?"})
-    command = ("--jsonl", source, "-m", ivm_repo, "-o", out)
+    command = ("--jsonl", source, "-m", small_ivm, "-o", out)
     run(*command)
     stamp = (out / "a.png").stat().st_mtime_ns
     write_rows(source, {"image": "a.png", "question": "What?"}, {"image": "a.png", "question": "Where?"})
@@ -149,8 +161,8 @@ def test_a_second_run_does_only_what_is_left(ivm_repo, images, tmp_path):
     run(*command, "--threshold", 0.7, "--overwrite")
     assert {record["request"]["threshold"] for record in records(out).values()} == {0.7}
 
-    run(images, QUESTION, "-m", ivm_repo, "-o", tmp_path / "images")
-    refused = run(images, "Another question?", "-m", ivm_repo, "-o", tmp_path / "images", code=1)
+    run(images, QUESTION, "-m", small_ivm, "-o", tmp_path / "images")
+    refused = run(images, "Another question?", "-m", small_ivm, "-o", tmp_path / "images", code=1)
     assert "with another text" in " ".join(refused.stderr.split())
 
 
@@ -174,12 +186,12 @@ def test_originals_are_not_overwritten(images, tmp_path, questions, through_a_li
     assert not list(tmp_path.rglob("results.jsonl"))
 
 
-def test_a_bad_image_is_reported_and_its_line_left_out(ivm_repo, images, tmp_path):
+def test_a_bad_image_is_reported_and_its_line_left_out(small_ivm, images, tmp_path):
     (images / "b.jpg").write_bytes(b"no image")
     names = ("a.png", "b.jpg", "gone.png", "sub/a.png")
     source = write_rows(images / "q.jsonl", *({"image": name, "question": "Where?"} for name in names))
     out = tmp_path / "out"
-    result = run("--jsonl", source, "-m", ivm_repo, "-o", out, "--batch-size", 4, code=1)
+    result = run("--jsonl", source, "-m", small_ivm, "-o", out, "--batch-size", 4, code=1)
     message = " ".join(result.stderr.split())
     assert "2 of 4 images failed" in message
     assert "Their lines are left out" in message
@@ -187,13 +199,13 @@ def test_a_bad_image_is_reported_and_its_line_left_out(ivm_repo, images, tmp_pat
     assert written == ["a.png", "sub/a.png"]
     Image.new("RGB", (20, 20)).save(images / "b.jpg")
     Image.new("RGB", (20, 20)).save(images / "gone.png")
-    assert "2 of 4 images are done already" in run("--jsonl", source, "-m", ivm_repo, "-o", out).stderr
+    assert "2 of 4 images are done already" in run("--jsonl", source, "-m", small_ivm, "-o", out).stderr
     assert len((out / "q.jsonl").read_text(encoding="utf-8").splitlines()) == 4
 
 
-def test_images_without_a_suffix_that_can_be_written(ivm_repo, images, tmp_path):
+def test_images_without_a_suffix_that_can_be_written(small_ivm, images, tmp_path):
     (images / "a.png").rename(images / "photo")
-    run(images / "photo", "-t", QUESTION, "-m", ivm_repo, "-o", tmp_path / "out")
+    run(images / "photo", "-t", QUESTION, "-m", small_ivm, "-o", tmp_path / "out")
     assert files(tmp_path / "out") == {"photo.png", "results.jsonl"}
 
 
@@ -228,8 +240,8 @@ def test_wrong_requests(images, tmp_path, arguments, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_files_larger_than_the_checkpoint_allows(ivm_repo, images, tmp_path):
-    repo = shutil.copytree(ivm_repo, tmp_path / "repo")
+def test_files_larger_than_the_checkpoint_allows(small_ivm, images, tmp_path):
+    repo = shutil.copytree(small_ivm, tmp_path / "repo")
     config = json.loads((repo / "processor_config.json").read_text(encoding="utf-8"))
     config["image_processor"]["max_image_pixels"] = 2399
     (repo / "processor_config.json").write_text(json.dumps(config), encoding="utf-8")

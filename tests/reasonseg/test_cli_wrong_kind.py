@@ -108,13 +108,13 @@ def test_evaluate(dataset, kind, fitting, config_only, image, tmp_path):
     assert f"`reasonseg {fitting} --model" in errors
 
 
-def test_an_answer_is_given_only_to_a_model_that_reads_it(ivm_repo, tmp_path):
-    options = ("--dataset", "tabletop", "--scenes", 1, "--model", ivm_repo, "--out", tmp_path)
+def test_an_answer_is_given_only_to_a_model_that_reads_it(small_ivm, tmp_path):
+    options = ("--dataset", "tabletop", "--scenes", 1, "--model", small_ivm, "--out", tmp_path)
     errors, _ = run("evaluate", *options, "--protocol", "paper", code=1)
     assert "Use the protocol `free`" in errors
     question = Question(image=None, text="Where?", answer="[SEG].", phrases=["a cup"], masks=[None], types=[None])
     with pytest.raises(ValueError, match=r"IvmForVisualMasking has no such token\. Use the protocol 'free'"):
-        evaluate(AutoModel.from_pretrained(ivm_repo), None, [question], protocol="paper")
+        evaluate(AutoModel.from_pretrained(small_ivm), None, [question], protocol="paper")
 
 
 def test_demo(config_only, tmp_path):
@@ -137,8 +137,8 @@ def test_ask_points_to_the_command_that_draws(lisa_repo, image):
     assert answer.strip()
 
 
-def test_segment_with_ivm_prints_no_empty_text(ivm_repo, image, tmp_path):
-    note, printed = run("segment", image, "Where?", "--model", ivm_repo, "--out", tmp_path / "out")
+def test_segment_with_ivm_prints_no_empty_text(small_ivm, image, tmp_path):
+    note, printed = run("segment", image, "Where?", "--model", small_ivm, "--out", tmp_path / "out")
     assert "write no text. The command for that is `reasonseg mask`." in note
     assert printed.splitlines()[0] == str(image)
     assert printed.splitlines()[1].startswith("  Where?: ")

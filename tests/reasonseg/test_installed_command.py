@@ -56,8 +56,8 @@ def test_segment(converted, tmp_path):
     }
 
 
-def test_mask(ivm_repo, tmp_path):
-    installed("mask", IMAGE, "the dog", "--model", ivm_repo, "--out", tmp_path / "masked")
+def test_mask(small_ivm, tmp_path):
+    installed("mask", IMAGE, "the dog", "--model", small_ivm, "--out", tmp_path / "masked")
     assert (tmp_path / "masked" / "img0.png").is_file()
 
 
