@@ -255,7 +255,7 @@ def test_own_values_files(tmp_path):
         ("system: lisa\nfull_weights: yes\n", "`full_weights` is True.*allowed, forbidden"),
         ("system: lisa\nchain: {part: data}\n", "`chain` is not a list of rows.*part: data"),
         ("system: lisa\nchain: [{part: data, work: x}]\n", "`chain` is not a list of rows"),
-        ("- 1\n", "no mapping"),
+        ("- 1\n", "not a mapping"),
         ("a: [", "cannot be read"),
     ]:
         own.write_text(text)

@@ -210,7 +210,7 @@ def test_configs_that_do_not_fit_are_refused(tmp_path, role, file, fields, messa
         ("base", "pytorch_model.bin", "holds no weights"),
         ("base", "tokenizer.model", "neither tokenizer.model nor tokenizer.json"),
         ("vision_tower", "pytorch_model.bin", "holds no weights"),
-        ("diffusion", "model_index.json", "no diffusion model in diffusers' layout"),
+        ("diffusion", "model_index.json", "not a diffusion model in diffusers' layout"),
         ("diffusion", "unet/diffusion_pytorch_model.bin", "does not hold the UNet"),
         ("diffusion", "vae/diffusion_pytorch_model.bin", "does not hold the VAE"),
         ("diffusion", "scheduler/scheduler_config.json", "scheduler_config.json"),
@@ -227,7 +227,7 @@ def test_what_is_missing_is_named(tmp_path, role, removed, message):
 def test_swapped_and_missing_folders_are_refused(tmp_path):
     with pytest.raises(ConversionError, match="mm_projector_type is 'SDCLIPBlock'; this"):
         convert(tmp_path / "out", source=SOURCES["base"])
-    with pytest.raises(ConversionError, match="no diffusion model"):
+    with pytest.raises(ConversionError, match="not a diffusion model"):
         convert(tmp_path / "out", diffusion=SOURCES["vision_tower"])
     with pytest.raises(ConversionError, match="no such folder for the base"):
         convert(tmp_path / "out", base=tmp_path / "nowhere")
