@@ -371,6 +371,3 @@ def resolve_image_index(
             f"(0 to {num_images - 1})."
         )
     return image_index.to(device)
-
-
-__all__ = ["CACHE_NAMES", "ComposedModel", "ImageCache", "resolve_image_index", "with_cache_named_for"]

@@ -465,4 +465,4 @@ class ComposedForReasoningSegmentation(ComposedModel):
         return output if return_dict else output.to_tuple()
 
 
-__all__ = ["ComposedForReasoningSegmentation", "SlotStateRecorder", "find_slots", "rejected_by_argmax"]
+__all__ = ["ComposedForReasoningSegmentation"]

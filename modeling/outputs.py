@@ -121,14 +121,3 @@ def judge_without_placeholder(
     output.logits = without_placeholder(output.logits, model.config.image_token_id)
     if labels is not None:
         output.loss = language_loss(model, output.logits, labels, **kwargs)
-
-
-__all__ = [
-    "ReasoningSegmentationOutput",
-    "find_cache",
-    "judge_without_placeholder",
-    "language_fields",
-    "language_loss",
-    "output_or_tuple",
-    "without_placeholder",
-]

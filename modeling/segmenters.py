@@ -218,17 +218,3 @@ def mean_over_masks(per_mask: list[torch.FloatTensor]) -> torch.FloatTensor:
     """Sum over all masks of the batch divided by their number plus 1e-8; 0 where there is none."""
     values = torch.cat(per_mask)
     return values.sum() / (len(values) + COUNT_EPS)
-
-
-__all__ = [
-    "SEGMENTER_ADAPTERS",
-    "Sam2Adapter",
-    "SamAdapter",
-    "bce_per_mask",
-    "check_targets",
-    "dice_per_mask",
-    "mean_over_masks",
-    "prepare_segmenter_config",
-    "segmenter_adapter",
-    "upsample_masks",
-]

@@ -552,29 +552,3 @@ def check_image_tokens(conversations: Sequence[str], image_token: str, num_image
 def as_list(values: Any) -> list:
     """Rows, ids or numbers as Python lists, whatever they came in."""
     return values.tolist() if isinstance(values, (torch.Tensor, np.ndarray)) else list(values)
-
-
-__all__ = [
-    "CHAT_TEMPLATE_NAMES",
-    "GENERIC_WORDING",
-    "IMAGE_TOKEN",
-    "MARKED_IMAGE",
-    "PromptRow",
-    "TurnMarkers",
-    "answer_text",
-    "as_list",
-    "ask_and_answer",
-    "assistant_message",
-    "build_chat_template",
-    "check_image_tokens",
-    "check_phrase",
-    "choose_chat_template",
-    "clean_phrase",
-    "complete_wording",
-    "find_turn_markers",
-    "read_image_index",
-    "read_images",
-    "read_phrases",
-    "read_texts",
-    "user_message",
-]

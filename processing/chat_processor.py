@@ -501,16 +501,3 @@ class LlavaChatProcessor(ChatProcessor):
 
     def _encode_images(self, images: list, options: dict[str, Any]) -> dict[str, Any]:
         return dict(self.image_processor(self.image_processor.fetch_images(images), **options["images_kwargs"]))
-
-
-__all__ = [
-    "IGNORED_LABEL",
-    "INPUT_OBSERVERS",
-    "ChatInputs",
-    "ChatProcessor",
-    "ChatProcessorKwargs",
-    "LlavaChatProcessor",
-    "image_of_row",
-    "label_answers",
-    "without_row_options",
-]

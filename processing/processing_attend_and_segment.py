@@ -18,8 +18,7 @@ from .phrase_segments import (
     match_categories,
     without_overlaps,
 )
-from .segments import post_process_masks
-from .slot_results import MaskSizes, input_of_rows, read_mask_sizes
+from .segments import MaskSizes, input_of_rows, post_process_masks, read_mask_sizes
 from .token_spans import token_spans
 
 

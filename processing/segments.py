@@ -1,14 +1,16 @@
 """What a segmentation is: masks at the size of the image, with their phrases, scores, drawings and export formats."""
 
 import colorsys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
+from .chat import as_list
 from .image_loading import MAX_IMAGE_PIXELS, Box, binary_mask, load_rgb_image, mask_box
 
 
@@ -329,6 +331,80 @@ def post_process_masks(
     return result
 
 
+class MaskSizes(NamedTuple):
+    """Sizes of one image, each (height, width), in the order in which `post_process_masks` takes them: the masks', the
+    image's within the segmenter's view, and the whole view's."""
+
+    original: tuple[int, int]
+    reshaped: tuple[int, int]
+    padded: tuple[int, int]
+
+
+def input_of_rows(num_rows: int, num_inputs: int) -> list[int]:
+    """For each row of an output the row of the inputs it belongs to; several may belong to one.
+
+    Raises:
+        ValueError: If the numbers do not go together.
+    """
+    if not num_inputs or num_rows % num_inputs:
+        raise ValueError(
+            f"The output has {num_rows} rows and the inputs {num_inputs}; pass the inputs that led to this output."
+        )
+    return [row // (num_rows // num_inputs) for row in range(num_rows)]
+
+
+def read_mask_sizes(
+    inputs: Mapping[str, Any], target_sizes: Any, source: Sequence[int], segmenter_view: Any
+) -> list[MaskSizes]:
+    """
+    Args:
+        inputs (`Mapping[str, Any]`): What the processor returned; empty where that is not known.
+        target_sizes (*optional*): Sizes of masks, one per image, one per row, or one for all; by default `inputs` say.
+        source (`Sequence[int]`): See [`input_of_rows`].
+        segmenter_view: The image processor that made the segmenter's view; asked where the inputs do not tell.
+
+    Returns:
+        `list[MaskSizes]`: One for each row of the output.
+
+    Raises:
+        ValueError: If the sizes are unknown, or their number is none of these.
+    """
+    given, reshaped = inputs.get("original_sizes"), inputs.get("reshaped_input_sizes")
+    wanted = target_sizes if target_sizes is not None else given
+    if wanted is None:
+        raise ValueError("The size of the images is unknown. Pass the processor's `inputs` or `target_sizes`.")
+    wanted = _size_pairs(wanted)
+    known = wanted if given is None or target_sizes is None else _size_pairs(given)
+    if reshaped is None:
+        reshaped = [segmenter_view.get_resized_size(*size) for size in known]
+    padded = segmenter_view.segmenter_target_size
+    if "sam_pixel_values" in inputs:
+        padded = tuple(int(side) for side in np.shape(inputs["sam_pixel_values"])[-2:])
+    index, num_inputs = inputs.get("image_index"), source[-1] + 1 if source else 0
+    index = None if index is None else as_list(index)
+
+    def per_row(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        if len(sizes) == 1:
+            return sizes * len(source)
+        if index is not None and len(sizes) == len(known):
+            return [sizes[index[row]] for row in source]
+        if len(sizes) == num_inputs:
+            return [sizes[row] for row in source]
+        if len(sizes) == len(source):
+            return sizes
+        raise ValueError(
+            f"{len(sizes)} sizes were given for {len(source)} rows of output, {num_inputs} rows of input and "
+            f"{len(known)} images. Give one per image, one per row, or one for all."
+        )
+
+    pairs = zip(per_row(wanted), per_row(_size_pairs(reshaped)), strict=True)
+    return [MaskSizes(original, resized, padded) for original, resized in pairs]
+
+
+def _size_pairs(sizes: Any) -> list[tuple[int, int]]:
+    return [(int(height), int(width)) for height, width in sizes]
+
+
 def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
     """Encode a mask, as `binary_mask` reads it, as COCO's compressed run lengths.
 
@@ -403,15 +479,3 @@ def _trace(edges: dict[tuple[int, int], dict[int, None]], start: tuple[int, int]
         direction = (direction + turn) % 4
         if turn:
             corners.append(corner)
-
-
-__all__ = [
-    "Segment",
-    "SegmentationResult",
-    "is_light",
-    "mask_to_polygons",
-    "mask_to_rle",
-    "post_process_masks",
-    "segment_color",
-    "segment_name",
-]
