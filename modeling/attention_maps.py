@@ -12,7 +12,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 HeadChoice = str | list[int]
 
-# (place of each attention module, reducer) of the call that runs in this thread.
+# (index of each attention module, reducer) of the call that runs in this thread.
 _ACTIVE: ContextVar[tuple | None] = ContextVar("reasonseg_active_attention_reducer", default=None)
 
 
@@ -21,15 +21,15 @@ def _reduce_attention(module: nn.Module, args: tuple, output: tuple) -> None:
     active = _ACTIVE.get()
     if active is None or module not in active[0]:
         return
-    place, index = active[0][module]
-    weights = output[index] if isinstance(output, tuple) and len(output) > index else None
+    layer, entry = active[0][module]
+    weights = output[entry] if isinstance(output, tuple) and len(output) > entry else None
     if weights is None:
         raise ValueError(
             f"The attention layers of {active[1].model_name} return no weights: their attn_implementation computes "
             'none. Load the model without attn_implementation, or with {"text_config": "eager"} for the language '
             "model."
         )
-    active[1].observe(place, weights)
+    active[1].observe(layer, weights)
 
 
 def attention_modules(model: PreTrainedModel) -> dict[nn.Module, int]:
@@ -61,7 +61,7 @@ def attention_modules(model: PreTrainedModel) -> dict[nn.Module, int]:
 @dataclass(frozen=True)
 class ImageColumns:
     """
-    Where the cells of each row's grid stand in its sequence.
+    Where the cells of each row's grid are in its sequence.
 
     Args:
         positions (`torch.LongTensor` of shape `(rows, cells)`): Position of each cell; short rows are filled with 0.
@@ -123,14 +123,14 @@ class AttentionReducer:
         if out := [layer for layer in wanted if not -len(modules) <= layer < len(modules)]:
             raise ValueError(f"attention_layers names {out}, but {self.model_name} has {len(modules)} of them.")
         chosen = sorted({layer % len(modules) for layer in wanted})
-        self.places = {modules[layer][0]: (place, modules[layer][1]) for place, layer in enumerate(chosen)}
+        self.indices = {modules[layer][0]: (index, modules[layer][1]) for index, layer in enumerate(chosen)}
         self._sum: torch.Tensor | None = None
         self._layers = 0
         self._keys = 0
 
-    def observe(self, place: int, weights: torch.Tensor) -> None:
+    def observe(self, layer: int, weights: torch.Tensor) -> None:
         """Takes the weights `(rows, heads, queries, keys)` of one of the counted layers, 0 for the first."""
-        if place == 0:
+        if layer == 0:
             # A prompt that is read in pieces passes several times; the last piece predicts.
             self._sum, self._layers, self._keys = None, 0, weights.shape[-1]
         self._keys = min(self._keys, weights.shape[-1])
@@ -142,9 +142,9 @@ class AttentionReducer:
 
     def take(self) -> torch.FloatTensor:
         """The mean over layers `(rows, queries, cells)` of the last complete pass."""
-        if self._layers != len(self.places):
+        if self._layers != len(self.indices):
             raise RuntimeError(
-                f"{self._layers} of {len(self.places)} attention layers of {self.model_name} ran in a pass; name "
+                f"{self._layers} of {len(self.indices)} attention layers of {self.model_name} ran in a pass; name "
                 "those that always run in `attention_layers`."
             )
         result = self._sum / self._layers
@@ -180,7 +180,7 @@ class AttentionReducer:
     def _window_error(self) -> ValueError:
         return ValueError(
             f"An attention layer of {self.model_name} sees the last {self._keys} positions only (a sliding window), "
-            "so that the image may stand outside of them. Name the layers with full attention in `attention_layers`."
+            "so that the image may be outside of them. Name the layers with full attention in `attention_layers`."
         )
 
 
@@ -224,10 +224,10 @@ def reduce_attentions(reducer: AttentionReducer) -> Iterator[AttentionReducer]:
 
     The hook is registered once per layer and never removed, so that concurrent calls do not disturb each other.
     """
-    for module in reducer.places:
+    for module in reducer.indices:
         if _reduce_attention not in module._forward_hooks.values():
             module.register_forward_hook(_reduce_attention)
-    token = _ACTIVE.set((reducer.places, reducer))
+    token = _ACTIVE.set((reducer.indices, reducer))
     try:
         yield reducer
     finally:
@@ -242,7 +242,7 @@ def check_ranges(answer_ranges: torch.LongTensor, input_ids: torch.LongTensor) -
     ranges = [(int(start), int(stop)) for start, stop in answer_ranges]
     if len(ranges) != len(input_ids) or any(not 1 <= start <= stop <= input_ids.shape[1] for start, stop in ranges):
         raise ValueError(
-            f"answer_ranges {ranges} must name one range per row ({len(input_ids)}) behind its first position and "
+            f"answer_ranges {ranges} must name one range per row ({len(input_ids)}) after its first position and "
             f"within the {input_ids.shape[1]} of input_ids."
         )
     return ranges
@@ -269,11 +269,11 @@ def stop_ids_of(eos_token_id: int | Sequence[int] | torch.Tensor | None) -> set[
 def answer_ids(new_ids: list[int], stop_ids: set[int], pad_id: int | None) -> list[int]:
     """
     The ids a row has written, its end token included: that one has a map too, and takes part in the mean, as in the
-    released code. What fills the row up behind it belongs to no step of this row.
+    released code. What fills the row up after it belongs to no step of this row.
     """
-    for place, token_id in enumerate(new_ids):
+    for index, token_id in enumerate(new_ids):
         if token_id in stop_ids:
-            return new_ids[: place + 1]
+            return new_ids[: index + 1]
     while new_ids and new_ids[-1] == pad_id:
         new_ids = new_ids[:-1]
     return new_ids

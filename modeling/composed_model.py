@@ -207,9 +207,8 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         before; what is left goes to the vision-language model.
         """
         names, kwargs = self._image_input_names(), kwargs | dict(zip(VIEW_NAMES, views, strict=False))
-        image_inputs = {name: value for name, value in kwargs.items() if name in names}
-        others = {name: value for name, value in kwargs.items() if name not in names}
-        kwargs = with_cache_named_for(self.vlm, others)
+        image_inputs = {name: kwargs.pop(name) for name in list(kwargs) if name in names}
+        kwargs = with_cache_named_for(self.vlm, kwargs)
         if torch.compiler.is_exporting():
             kwargs.setdefault("use_cache", False)  # an exported graph returns tensors
         if images is None and image_inputs.get("pixel_values") is not None:
@@ -270,7 +269,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
     ):
         """
         `generate` of the vision-language model, text only. Takes everything that the processor returns; what only the
-        segmenter needs is left aside. See [`~GenerationMixin.generate`] for the keyword arguments.
+        segmenter needs is ignored. See [`~GenerationMixin.generate`] for the keyword arguments.
         """
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
         processors = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
@@ -286,20 +285,14 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         )
 
     def _setting(self, name: str, kwargs: dict) -> Any:
-        """
-        What `generate` goes by: the argument, else the given configuration's value, else the model's own, as
-        transformers fills up what a given configuration leaves open.
-        """
+        """What `generate` goes by: the argument, else the given configuration's value, else the model's own."""
         if name in kwargs:
             return kwargs[name]
         given = getattr(kwargs.get("generation_config"), name, None)
         return given if given is not None else getattr(self.generation_config, name, None)
 
     def _recorded_generation(self, kwargs: dict, recorder: LogitsProcessor) -> dict:
-        """
-        The arguments of a generation each of whose passes is one step that `recorder` sees; its result tells which
-        beam wrote which token.
-        """
+        """The arguments of a generation in which `recorder` sees every step, and whose result names the beams."""
         if (self._setting("guidance_scale", kwargs) or 1) != 1:
             raise ValueError("guidance_scale runs a second pass per step and is not supported; leave it unset.")
         kwargs = {**kwargs, "logits_processor": [*(kwargs.get("logits_processor") or []), recorder]}
@@ -324,8 +317,7 @@ def select_images(features, image_index: torch.LongTensor):
     """An output of `get_image_features` whose features have one entry per row instead of one per image."""
     selected = copy.copy(features)
     selected.pooler_output = _entries(features.pooler_output, image_index)
-    deepstack = getattr(features, "deepstack_features", None)
-    if deepstack is not None:
+    if (deepstack := getattr(features, "deepstack_features", None)) is not None:
         selected.deepstack_features = [_entries(layer, image_index) for layer in deepstack]
     return selected
 
@@ -342,12 +334,10 @@ def _entries(values, image_index: torch.LongTensor):
 def with_cache_named_for(vlm: PreTrainedModel, kwargs: dict) -> dict:
     """`kwargs` with the key-value cache, given under either of its names, under the one that `vlm` takes."""
     given = [kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None]
-    others = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
-    if not given:
-        return others
     if len(given) > 1:
         raise ValueError("`cache` and `past_key_values` are two names of one argument; give one of them.")
-    accepted = inspect.signature(vlm.prepare_inputs_for_generation).parameters
+    others = {name: value for name, value in kwargs.items() if name not in CACHE_NAMES}
+    accepted = inspect.signature(vlm.prepare_inputs_for_generation).parameters if given else {}
     return {**others, **{name: given[0] for name in CACHE_NAMES if name in accepted}}
 
 
@@ -371,6 +361,3 @@ def resolve_image_index(
             f"(0 to {num_images - 1})."
         )
     return image_index.to(device)
-
-
-__all__ = ["CACHE_NAMES", "ComposedModel", "ImageCache", "resolve_image_index", "with_cache_named_for"]

@@ -72,7 +72,7 @@ class DiffLmmConfig(LlavaConfig):
         implicit_caption (`bool`, *optional*, defaults to `True`):
             Whether the UNet is conditioned on projected CLIP features instead of the empty prompt.
         concat_clip (`bool`, *optional*, defaults to `True`):
-            Whether CLIP's features are put behind the diffusion features.
+            Whether CLIP's features are put after the diffusion features.
         use_position_embeddings (`bool`, *optional*, defaults to `True`):
             Whether learned position embeddings are added to the implicit caption and to the image tokens.
         normalize_twice (`bool`, *optional*, defaults to `True`):
@@ -123,7 +123,7 @@ class DiffLmmConfig(LlavaConfig):
 
     def __post_init__(self, **kwargs):
         # Outside a remotely loaded module this entry would make `pipeline()` ask for trust_remote_code although the
-        # classes are already registered; `to_dict` writes it anew.
+        # classes are already registered; `to_dict` writes it again.
         if not type(self).__module__.startswith("transformers_modules."):
             kwargs.pop("auto_map", None)
         super().__post_init__(**kwargs)

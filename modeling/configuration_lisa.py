@@ -9,7 +9,7 @@ from .configuration_reasoning_segmentation import SAM_VIT_H_DEFAULTS, ReasoningS
 
 # LLaVA v1: CLIP ViT-L/14 at 224 px (256 patches) and a projector that is one Linear. transformers' projector has two;
 # with the identity as activation and as frozen second layer it is the same function. LISA-7B-v1's 32004 words, and
-# `<image>` behind them.
+# `<image>` after them.
 LLAVA_V1_DEFAULTS = SubConfigSpec(
     config_class=AutoConfig,
     model_type="llava",

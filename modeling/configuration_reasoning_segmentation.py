@@ -14,7 +14,7 @@ PIPELINE_TASK = "reasoning-segmentation"
 ORIGINAL_SAM_DECODER_EPS = 1e-5
 
 # LLaVA-1.5 as published for transformers: Vicuna 7B v1.5 (LLaMA-2's epsilon), CLIP ViT-L/14 at 336 px. The rest is
-# what transformers' own LlavaConfig says. Rows of the vocabulary behind `<image>` and `<pad>` are padding.
+# what transformers' own LlavaConfig says. Rows of the vocabulary after `<image>` and `<pad>` are padding.
 LLAVA_15_DEFAULTS = SubConfigSpec(
     config_class=AutoConfig,
     model_type="llava",

@@ -56,7 +56,7 @@ class AttendAndSegmentOutput(ReasoningSegmentationOutput):
         points (`list[torch.LongTensor]` of shapes `(phrases, 2)`, *optional*):
             Point prompts, `(x, y)` in pixels of the image.
         boxes (`list[torch.LongTensor]` of shapes `(phrases, 4)`, *optional*):
-            Box prompts there, `(x1, y1, x2, y2)`, x2 and y2 behind the last pixel.
+            Box prompts there, `(x1, y1, x2, y2)`, x2 and y2 after the last pixel.
         candidate_masks (`list[torch.FloatTensor]` of shapes `(phrases, candidates, height, width)`):
             All masks the segmenter offered, as logits; `pred_masks` is one of each.
         candidate_scores (`list[torch.FloatTensor]` of shapes `(phrases, candidates)`): Their scores.
@@ -192,19 +192,19 @@ class AttendAndSegmentForReasoningSegmentation(ComposedModel):
             grid_tokens (`torch.LongTensor` of shape `(num_images, cells)`, *optional*):
                 Which of the image's tokens form the grid, row by row; -1 fills shorter ones.
             answer_ranges (`torch.LongTensor` of shape `(batch_size, 2)`, *optional*):
-                Where each answer stands in `input_ids`, from its first id to behind its end token. Without it the
+                Where each answer is in `input_ids`, from its first id to after its end token. Without it the
                 output has no maps.
             phrase_finder (`Callable[[list[int], int], Sequence]`, *optional*):
                 Finds phrases in the ids of an answer, whose input row it is told too; each result has `tokens`, the
                 places of its tokens among the ids. Without it maps are returned, but no masks.
             image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 The image of each row, where rows share images.
-            image_cache ([`ImageCache`], *optional*): Images encoded before; takes the place of the pixel values.
+            image_cache ([`ImageCache`], *optional*): Images encoded before, instead of the pixel values.
             reject_threshold (`float`, *optional*):
                 Reject phrases for whose mask the segmenter's own score is lower.
             return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are set.
             kwargs:
-                Fields of the configuration that shall differ for this call (`heads`, `attention_layers`,
+                Fields of the configuration that differ for this call (`heads`, `attention_layers`,
                 `subtract_mean`, `remove_corners`, `prompt`, `attention_temperature`, `box_threshold`, `mask_choice`),
                 and further inputs of the vision-language model, `labels` included.
 
@@ -259,7 +259,7 @@ class AttendAndSegmentForReasoningSegmentation(ComposedModel):
 
     @torch.no_grad()
     def generate(self, input_ids: torch.LongTensor | None = None, *args, **kwargs):
-        """As [`ComposedModel.generate`]: text only; what only maps and masks need is left aside."""
+        """As [`ComposedModel.generate`]: text only; what only maps and masks need is ignored."""
         _, kwargs = self._take_options(kwargs)
         left_aside = ("phrase_finder", "answer_ranges")
         kwargs = {name: value for name, value in kwargs.items() if name not in left_aside}
@@ -362,7 +362,7 @@ class AttendAndSegmentForReasoningSegmentation(ComposedModel):
             image_index (`torch.LongTensor` of shape `(rows,)`, *optional*): The image of each row.
             grid_boxes (`torch.LongTensor` or `torch.FloatTensor` of shape `(rows, 4)`, *optional*):
                 What each grid covers; by default what the cache knows, else the whole image.
-            options: Fields of the configuration that shall differ, as in `forward`.
+            options: Fields of the configuration that differ, as in `forward`.
 
         Returns:
             [`AttendAndSegmentOutput`] without text.

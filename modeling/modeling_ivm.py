@@ -193,7 +193,7 @@ class IvmForVisualMasking(ComposedModel):
             pixel_values, sam_pixel_values, original_sizes, reshaped_input_sizes: See [`ComposedModel.encode_image`].
             image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 The image of each row, where rows share images.
-            image_cache ([`ImageCache`], *optional*): Images encoded before; takes the place of the pixel values.
+            image_cache ([`ImageCache`], *optional*): Images encoded before, instead of the pixel values.
             mask_labels (`list[torch.Tensor]` or `torch.Tensor` of shapes `(height, width)` or `(1, height, width)`):
                 Per row the target, bool or in [0, 1], at any size: the whole image squeezed to it. Losses are
                 computed there; the original's targets are 1024 x 1024.

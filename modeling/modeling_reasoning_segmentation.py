@@ -22,14 +22,14 @@ from .outputs import (
 from .segmenters import bce_per_mask, check_targets, dice_per_mask, mean_over_masks, segmenter_adapter, upsample_masks
 
 
-# ---- where slots stand, and what they say ---------------------------------------------------------------------------
+# ---- where slots are, and what they say -----------------------------------------------------------------------------
 
 
 @dataclass
 class Slots:
     """
-    All `[SEG]` and `[REJ]` in a batch of `num_rows`, in reading order, row after row: where each stands and what it
-    is, all `(slots,)`.
+    All `[SEG]` and `[REJ]` in a batch of `num_rows`, in reading order, row after row: where each is and which token,
+    all `(slots,)`.
     """
 
     rows: torch.LongTensor
@@ -278,7 +278,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
             pixel_values, sam_pixel_values, original_sizes, reshaped_input_sizes: See [`ComposedModel.encode_image`].
             image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 The image of each row, where rows share images.
-            image_cache ([`ImageCache`], *optional*): Images encoded before; takes the place of the pixel values.
+            image_cache ([`ImageCache`], *optional*): Images encoded before, instead of the pixel values.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Ids to predict, -100 where nothing is to be learned.
             mask_labels (`list[torch.Tensor]` of shapes `(slots, height, width)`, *optional*):
@@ -320,7 +320,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
         logits = without_placeholder(language.logits, config.image_token_id)
         slots, slot_outputs = None, {}
         if input_ids is not None and config.seg_token_id is not None and logits.shape[1] == input_ids.shape[1]:
-            # Over several devices the head may stand on another one than the inputs.
+            # Over several devices the head may be on another one than the inputs.
             ids, mask = input_ids.to(logits.device), attention_mask
             slots = find_slots(ids, config.slot_token_ids, mask.to(logits.device) if mask is not None else None)
             predictors = (slots.rows, slots.positions - 1)
@@ -417,12 +417,10 @@ class ComposedForReasoningSegmentation(ComposedModel):
         `[SEG]` tokens of the prompt (earlier turns) get no mask.
 
         Args:
-            input_ids, attention_mask (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
-                Prompts, padded on the left.
-            image_index, image_cache: As in `forward`.
+            input_ids, attention_mask: As in `forward`, padded on the left.
+            image_index, image_cache, return_dict: As in `forward`.
             reject_threshold (`float`, *optional*):
                 Reject slots whose `slot_probs` is lower, instead of those for which `[REJ]` was generated.
-            return_dict (`bool`): `False` returns a tuple of the fields that are set.
             kwargs:
                 The images as in `forward`, and anything that [`~GenerationMixin.generate`] takes: `max_new_tokens`,
                 `num_beams`, `do_sample`, `num_return_sequences`, `streamer`, `generation_config`, ...
@@ -446,10 +444,9 @@ class ComposedForReasoningSegmentation(ComposedModel):
         running_rows = slots.rows
         if (beam_indices := generated.get("beam_indices")) is not None:
             running_rows = beam_indices.to(slots.rows.device)[slots.rows, slots.positions - prompt_length]
+        slot_states = torch.zeros(0, self.config.get_text_config().hidden_size, device=self.device)
         if len(slots):
             slot_states = recorder.states_at(running_rows, slots.positions)
-        else:
-            slot_states = torch.zeros(0, self.config.get_text_config().hidden_size, device=self.device)
         head = self.vlm.get_output_embeddings()
         slot_logits = head(slot_states.to(head.weight.dtype))
         # What was written is the decision, also where sampling or beams passed over the most probable token.
@@ -465,4 +462,4 @@ class ComposedForReasoningSegmentation(ComposedModel):
         return output if return_dict else output.to_tuple()
 
 
-__all__ = ["ComposedForReasoningSegmentation", "SlotStateRecorder", "find_slots", "rejected_by_argmax"]
+__all__ = ["ComposedForReasoningSegmentation"]

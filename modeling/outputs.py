@@ -14,7 +14,7 @@ IGNORED_LABEL = -100
 class ReasoningSegmentationOutput(ModelOutput):
     """
     What a forward pass or a generation returns. A *slot* is one `[SEG]` or `[REJ]` token, for IVM the whole row; lists
-    have one entry per row, slots stand in reading order, rejected slots keep their index and their logits.
+    have one entry per row, slots are in reading order, rejected slots keep their index and their logits.
 
     Args:
         loss (`torch.FloatTensor` of shape `()`, *optional*): Sum of `losses`.
@@ -114,21 +114,7 @@ def language_loss(
 def judge_without_placeholder(
     model: PreTrainedModel, output: ModelOutput, labels: torch.LongTensor | None, **kwargs
 ) -> None:
-    """
-    Takes the placeholder out of the logits of an output of `model`, and sets its loss to that of what is left;
-    `kwargs` are for the loss function, `num_items_in_batch` for one.
-    """
+    """Takes the placeholder out of the logits of an output of `model`, and sets its loss to that of what is left."""
     output.logits = without_placeholder(output.logits, model.config.image_token_id)
     if labels is not None:
         output.loss = language_loss(model, output.logits, labels, **kwargs)
-
-
-__all__ = [
-    "ReasoningSegmentationOutput",
-    "find_cache",
-    "judge_without_placeholder",
-    "language_fields",
-    "language_loss",
-    "output_or_tuple",
-    "without_placeholder",
-]

@@ -293,7 +293,7 @@ def peak(score: torch.FloatTensor) -> tuple[int, int]:
 
 def box_above(score: torch.FloatTensor, threshold: float) -> tuple[int, int, int, int]:
     """
-    Box `(x1, y1, x2, y2)` of the pixels above a threshold, x2 and y2 behind the last one; zeros without any.
+    Box `(x1, y1, x2, y2)` of the pixels above a threshold, x2 and y2 after the last one; zeros without any.
 
     The released code prompts the segmenter with these zeros too, beside the soft mask (aas/utils.py,
     convert_box_SAM), and its numbers are made so.

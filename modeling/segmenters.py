@@ -18,11 +18,8 @@ ROUNDING = 1e-4
 
 class SamAdapter:
     """
-    Encodes an image once and draws any number of masks in it. This is SAM's; the other families differ in what their
-    encoder returns and their decoder takes.
-
-    Args:
-        segmenter (`PreTrainedModel`): A `SamModel`; it stays a stock module of the model that owns it.
+    Encodes an image once and draws any number of masks in it with a stock `segmenter`. This is SAM's; the other
+    families differ in what their encoder returns and their decoder takes.
     """
 
     def __init__(self, segmenter: PreTrainedModel):
@@ -40,14 +37,8 @@ class SamAdapter:
 
     def decode(self, features: ImageFeatures, prompts: torch.FloatTensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        Draws from embeddings that take the place of points and boxes.
-
-        Args:
-            features (`dict[str, torch.Tensor]`): Output of `encode`, one entry per prompt along dimension 0.
-            prompts (`torch.FloatTensor` of shape `(num_prompts, prompt_dim)`): One sparse prompt embedding each.
-
-        Returns:
-            Mask logits `(num_prompts, height, width)` and the predicted IoU `(num_prompts,)`.
+        Mask logits `(num_prompts, height, width)` and the predicted IoU `(num_prompts,)` of embeddings `(num_prompts,
+        prompt_dim)` that take the place of points and boxes; `features` of `encode` has one entry for each.
         """
         _, dense = self.segmenter.prompt_encoder(
             input_points=None, input_labels=None, input_boxes=None, input_masks=None
@@ -140,41 +131,26 @@ def upsample_masks(
     low_res_masks: torch.FloatTensor, side: int, resized_size: tuple[int, int], output_size: tuple[int, int]
 ) -> torch.FloatTensor:
     """
-    Brings low-resolution mask logits to the size of the image, as SAM does: bilinear to the padded square, crop to
-    the part that shows the image, bilinear to the image. In float32.
-
-    Args:
-        low_res_masks (`torch.FloatTensor` of shape `(masks, h, w)`): Mask logits.
-        side (`int`): Side of the segmenter's square view in pixels (SAM: 1024).
-        resized_size (`tuple[int, int]`): (height, width) of the image within that view.
-        output_size (`tuple[int, int]`): (height, width) of the image.
-
-    Returns:
-        `torch.FloatTensor` of shape `(masks, height, width)`.
+    Brings mask logits `(masks, h, w)` to the `output_size` (height, width) of the image, as SAM does: bilinear to the
+    segmenter's square view of `side` pixels (SAM: 1024), crop to the `resized_size` (height, width) of the image
+    within it, bilinear to the image. In float32.
     """
-    masks = low_res_masks[:, None].float()
-    masks = F.interpolate(masks, (side, side), mode="bilinear", align_corners=False)
-    masks = masks[..., : int(resized_size[0]), : int(resized_size[1])]
-    output_size = (int(output_size[0]), int(output_size[1]))
-    return F.interpolate(masks, output_size, mode="bilinear", align_corners=False)[:, 0]
+    (height, width), output_size = map(int, resized_size), tuple(map(int, output_size))
+    masks = F.interpolate(low_res_masks[:, None].float(), (side, side), mode="bilinear", align_corners=False)
+    return F.interpolate(masks[..., :height, :width], output_size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def check_targets(
     targets: torch.Tensor, row: int, image_size: tuple[int, int] | None, any_size: bool = False
 ) -> torch.Tensor:
     """
-    Checks the mask labels of a row: a loss of masks of 0 and 255, or of another image, is a number like any other.
-
-    Args:
-        targets (`torch.Tensor` of shape `(masks, height, width)`): bool, or numbers in [0, 1].
-        row (`int`): Number of the row, for the message.
-        image_size (`tuple[int, int]`, *optional*): (height, width) of its upright image, where it is known.
-        any_size (`bool`): Accept other sizes, too, to which the whole image is squeezed; not one row or column, and
-            not the image's with its sides swapped.
+    Checks the mask labels `(masks, height, width)` of a row: a loss of masks of 0 and 255, or of another image, is a
+    number like any other.
 
     Raises:
         ValueError: If there is another number of dimensions, a value outside [0, 1], or a size that is neither the
-            image's nor a square, to which the whole image is squeezed.
+            (height, width) `image_size` of the upright image, where it is known, nor a square, to which the whole
+            image is squeezed. With `any_size` only a single row or column and swapped sides are refused.
     """
     if targets.ndim != 3 or 0 in targets.shape[1:]:
         raise ValueError(
@@ -207,8 +183,7 @@ def dice_per_mask(logits: torch.FloatTensor, targets: torch.FloatTensor) -> torc
     Dice loss of each mask `(masks,)`, in [0, 1]: 1 - (2 |p t| / s + e) / (|p| / s + |t| / s + e) with s = 1000 and
     e = 1e-6; both are `(masks, height, width)`.
     """
-    probabilities = logits.sigmoid().flatten(1)
-    targets = targets.flatten(1)
+    probabilities, targets = logits.sigmoid().flatten(1), targets.flatten(1)
     overlap = 2 * (probabilities / DICE_SCALE * targets).sum(-1)
     total = (probabilities / DICE_SCALE).sum(-1) + (targets / DICE_SCALE).sum(-1)
     return 1 - (overlap + SMOOTHING) / (total + SMOOTHING)
@@ -218,17 +193,3 @@ def mean_over_masks(per_mask: list[torch.FloatTensor]) -> torch.FloatTensor:
     """Sum over all masks of the batch divided by their number plus 1e-8; 0 where there is none."""
     values = torch.cat(per_mask)
     return values.sum() / (len(values) + COUNT_EPS)
-
-
-__all__ = [
-    "SEGMENTER_ADAPTERS",
-    "Sam2Adapter",
-    "SamAdapter",
-    "bce_per_mask",
-    "check_targets",
-    "dice_per_mask",
-    "mean_over_masks",
-    "prepare_segmenter_config",
-    "segmenter_adapter",
-    "upsample_masks",
-]

@@ -28,7 +28,7 @@ def to_html(result: SegmentationResult, image: Any = None) -> str:
 
     Args:
         result (`SegmentationResult`): What `post_process_segmentation` returned.
-        image (*optional*): The image that was segmented; with it the overlay stands above the text.
+        image (*optional*): The image that was segmented; with it the overlay is shown above the text.
 
     Returns:
         `str`: one `<div>` that needs no other file.
@@ -85,7 +85,7 @@ def draw_answer(result: SegmentationResult, image: Any = None, width: int | None
 
     Args:
         result (`SegmentationResult`): What `post_process_segmentation` returned.
-        image (*optional*): The image that was segmented; with it the overlay stands above the text, scaled down where
+        image (*optional*): The image that was segmented; with it the overlay is above the text, scaled down where
             it is wider than `width`.
         width (`int`, *optional*): Width in pixels; that of the image, but at least 480, by default.
 
@@ -170,7 +170,7 @@ def draw_attention_maps(
         image (`PIL.Image.Image`): The image, mode RGB.
         maps (`np.ndarray` of shape `(tokens, rows, columns)`): Raw maps; the mean of all is taken off each.
         grid_box (`Sequence[float]`): What part of the image the grid covers, `(x1, y1, x2, y2)` in its pixels.
-        words (`Sequence[str]`): What stands under each.
+        words (`Sequence[str]`): What is written under each.
         per_row, cell_width (`int`, *optional*): As in `draw_attention`.
 
     Returns:

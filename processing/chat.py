@@ -1,5 +1,5 @@
 """
-Conversations as text: the original checkpoints' prompt formats as Jinja chat templates, where answers stand in a
+Conversations as text: the original checkpoints' prompt formats as Jinja chat templates, where answers are in a
 prompt, the words around phrases, and the arguments of a processor's call as rows, one prompt about one image each.
 """
 
@@ -31,7 +31,7 @@ _LLAMA_2_SYSTEM = (
     "and assist the user with a variety of tasks using natural language."
 )
 
-# Images come first, wherever they stand among the parts of a message: the originals put them there.
+# Images come first, wherever they are among the parts of a message: the originals put them there.
 _MACROS = """
 {%- macro text_of(content) -%}
   {%- if content is string -%}{{ content }}{%- else -%}
@@ -109,12 +109,6 @@ _TURNS = {
 """
     + _HEADED_TURNS,
 }
-_SYSTEMS = {
-    "llava_v1": _V1_SYSTEM,
-    "llava_llama_2": _LLAMA_2_SYSTEM,
-    "llava_llama_3": _LLAMA_2_SYSTEM,
-    "llava_phi_3": _LLAMA_2_SYSTEM,
-}
 # A message that brings the end marker along gets none; the original looks for Llama's marker in both.
 _OWN_MACROS = {
     "llava_llama_3": """
@@ -147,7 +141,8 @@ def build_chat_template(name: str = "llava_v1", image: str = MARKED_IMAGE) -> st
     """
     if name not in _TURNS:
         raise ValueError(f"Unknown chat template {name!r}; there are {', '.join(CHAT_TEMPLATE_NAMES)}.")
-    macros = _MACROS.replace("SYSTEM", json.dumps(_SYSTEMS[name])).replace("IMAGE", json.dumps(image))
+    system = _V1_SYSTEM if name == "llava_v1" else _LLAMA_2_SYSTEM
+    macros = _MACROS.replace("SYSTEM", json.dumps(system)).replace("IMAGE", json.dumps(image))
     return (macros + _OWN_MACROS.get(name, "") + _TURNS[name].lstrip()).strip()
 
 
@@ -155,16 +150,8 @@ def choose_chat_template(
     template: str | None, chat_template: str | dict[str, str] | None, image: str = MARKED_IMAGE
 ) -> str | dict | None:
     """
-    Args:
-        template (`str`, *optional*): Name of a template.
-        chat_template (`str` or `dict[str, str]`, *optional*): A template's text, e.g. from a saved checkpoint.
-        image (`str`, *optional*): What stands for an image where there is no text yet.
-
-    Returns:
-        The text, unless it is that of another named template: then somebody asked for `template` by name.
-
-    Raises:
-        ValueError: If there is no template of that name.
+    `chat_template`, a text (of a saved checkpoint, say) or texts by name, unless it is that of another named template:
+    then somebody asked for `template` by name. Without a text the named one, with `image` as in `build_chat_template`.
     """
     if template is None:
         return chat_template
@@ -193,18 +180,11 @@ def assistant_message(text: str) -> dict:
 
 @dataclass(frozen=True)
 class TurnMarkers:
-    """
-    What a chat template writes around answers.
+    """What a chat template writes around answers."""
 
-    Args:
-        before (`str`): Between the user's message and the point where generation begins (" ASSISTANT:").
-        answer_prefix (`str`): Between that point and the answer (" ").
-        answer_suffix (`str`): After the answer ("</s>").
-    """
-
-    before: str
-    answer_prefix: str
-    answer_suffix: str
+    before: str  # between the user's message and the point where generation begins: " ASSISTANT:"
+    answer_prefix: str  # between that point and the answer: " "
+    answer_suffix: str  # after the answer: "</s>"
 
     def with_answer(self, prompt: str, answer: str) -> str:
         """Appends an answer to a prompt that ends where generation begins, or one space later."""
@@ -213,10 +193,8 @@ class TurnMarkers:
 
     def find_answers(self, text: str) -> list[tuple[int, int]]:
         """
-        Returns:
-            `list[tuple[int, int]]`: Character ranges of all answers in `text`, each from the point where generation
-            begins to the end of the end marker (or of the text). A prompt that awaits its answer has an empty range at
-            its end.
+        Character ranges of all answers in `text`, each from the point where generation begins to the end of the end
+        marker (or of the text). A prompt that awaits its answer has an empty range at its end.
         """
         core, end_marker = self.before.strip(), self.answer_suffix.strip()
         if not core:
@@ -239,19 +217,14 @@ def answer_text(text: str, answer: tuple[int, int], markers: TurnMarkers | None)
     end_marker = markers.answer_suffix.strip() if markers else ""
     if end_marker and text.endswith(end_marker, start, stop):
         stop -= len(end_marker)
-    while start < stop and text[start].isspace():
-        start += 1
-    return text[start:stop].rstrip(), start
+    answer = text[start:stop]
+    return answer.strip(), start + len(answer) - len(answer.lstrip())
 
 
 def find_turn_markers(render: Callable[[list[dict], bool], str]) -> TurnMarkers | None:
     """
-    Args:
-        render (`Callable`): Renders messages; the second argument is `add_generation_prompt`.
-
-    Returns:
-        [`TurnMarkers`] as seen on a question and an answer that are rendered for the purpose; `None` if the template
-        drops or changes one of them, so that answers cannot be found.
+    The markers, as seen on a question and an answer rendered by `render(messages, add_generation_prompt)`; `None` if
+    the template drops or changes one of them, so that answers cannot be found.
     """
     question, answer = "QUESTION-OF-THE-USER", "ANSWER-OF-THE-ASSISTANT"
     messages = [user_message(question), assistant_message(answer)]
@@ -300,12 +273,7 @@ _PLACEHOLDERS = {
 
 def complete_wording(wording: dict[str, Any] | None, default: dict[str, Any]) -> dict[str, Any]:
     """
-    Args:
-        wording (`dict`, *optional*): Fields that differ from `default`.
-        default (`dict`): A complete wording.
-
-    Returns:
-        `dict`: All fields.
+    The fields of `wording`, completed by `default`.
 
     Raises:
         ValueError: If a field or a placeholder is unknown, or a slot would be missing.
@@ -335,10 +303,7 @@ def clean_phrase(wording: dict[str, Any], phrase: str) -> str:
 
 
 def check_phrase(given: str, cleaned: str, reserved: Sequence[str]) -> None:
-    """
-    Raises:
-        ValueError: If nothing is left of a phrase, or it holds one of the tokens that mean something else.
-    """
+    """A ValueError says that nothing is left of a phrase, or that it holds a token that means something else."""
     held = [token for token in reserved if token in cleaned]
     if not cleaned or held:
         problem = f"holds {held[0]}" if held else "is empty"
@@ -349,31 +314,22 @@ def ask_and_answer(
     wording: dict[str, Any], phrases: Sequence[str], seg_token: str, reserved: Sequence[str] = ()
 ) -> tuple[str, str]:
     """
-    Args:
-        wording (`dict`): A complete wording.
-        phrases (`Sequence[str]`): What is asked for, at least one phrase.
-        seg_token (`str`): The token that asks for a mask; empty where the words of the phrases do.
-        reserved (`Sequence[str]`, *optional*): Tokens that phrases must not hold.
-
-    Returns:
-        `tuple[str, str]`: The user's message and the answer with one slot per phrase, in order.
+    The user's message and the answer with one slot per phrase, in order. `seg_token` is empty where the words of the
+    phrases ask for a mask.
 
     Raises:
-        ValueError: If a phrase is empty or holds a reserved token.
+        ValueError: If a phrase is empty or holds one of the `reserved` tokens.
     """
     cleaned = [clean_phrase(wording, phrase) for phrase in phrases]
     for given, phrase in zip(phrases, cleaned, strict=True):
         check_phrase(given, phrase, reserved)
-    question, answer = ("question", "answer") if len(phrases) == 1 else ("questions", "answers")
-    question, answer = wording[question], wording[answer]
+    plural = "" if len(phrases) == 1 else "s"
+    question, answer = wording[f"question{plural}"], wording[f"answer{plural}"]
     if wording["omit_space_after_phrases"]:
         question = question.replace("{phrases} ", "{phrases}")
-    items = [_fill(wording["item"], phrase=phrase, seg=seg_token) for phrase in cleaned]
-    joined = wording["separator"].join(cleaned)
-    return (
-        _fill(question, phrases=joined),
-        _fill(answer, phrases=joined, items=wording["separator"].join(items), seg=seg_token),
-    )
+    join = wording["separator"].join
+    items = join(_fill(wording["item"], phrase=phrase, seg=seg_token) for phrase in cleaned)
+    return _fill(question, phrases=join(cleaned)), _fill(answer, phrases=join(cleaned), items=items, seg=seg_token)
 
 
 def _fill(template: str, **values: str) -> str:
@@ -387,14 +343,9 @@ def _fill(template: str, **values: str) -> str:
 @dataclass(frozen=True)
 class PromptRow:
     """
-    One row of a batch as text.
-
-    Args:
-        conversation (`str`): The whole prompt, with its answer where there is one; one image token per image.
-        phrases (`tuple[str, ...]`, *optional*): What was asked for, one phrase per slot of the answer, as given.
-        answer_start (`int`, *optional*):
-            Where a given answer begins in `conversation`, if it was appended to a prompt as it is: that prompt need
-            not hold the words by which answers are found otherwise.
+    One row of a batch as text: the whole `conversation`, with its answer where there is one, one image token per
+    image; the `phrases` that were asked for, as given, one per slot of the answer; and `answer_start`, where an answer
+    begins that was appended to a prompt as it is, which need not hold the words by which answers are found otherwise.
     """
 
     conversation: str
@@ -412,8 +363,7 @@ class PromptRow:
 
 def read_texts(text: Any, answer: Any) -> list[tuple[str, str | None]]:
     """
-    Returns:
-        `list[tuple[str, str | None]]`: Message and answer of each row.
+    Message and answer of each row.
 
     Raises:
         ValueError: If something is not a string, a text is blank, or there are not as many answers as texts.
@@ -442,13 +392,12 @@ def _strings(values: Any, name: str) -> list[str]:
 
 def read_phrases(phrases: Any) -> list[list[str]]:
     """
-    Args:
-        phrases: One list of strings per row; a single list of strings is one row, a single string one phrase of one.
+    One list of phrases per row; a single list of strings is one row, a single string one phrase of one.
 
     Raises:
         ValueError: If there is no phrase, a row has none, or something else than a string was given.
     """
-    rows = [phrases] if isinstance(phrases, str) else _ordered(phrases)
+    rows = [phrases] if isinstance(phrases, str) else _entries(phrases)
     if rows is None:
         raise ValueError(
             f"phrases is of type {type(phrases).__name__}. Give a phrase, a list of phrases for one row, or a list of "
@@ -458,7 +407,7 @@ def read_phrases(phrases: Any) -> list[list[str]]:
         rows = [rows]
     if not rows:
         raise ValueError("phrases is empty. Give at least one row of at least one string.")
-    read = [None if isinstance(row, str) else _ordered(row) for row in rows]
+    read = [_entries(row) for row in rows]
     for index, row in enumerate(read):
         if not row or not all(isinstance(phrase, str) for phrase in row):
             raise ValueError(
@@ -467,7 +416,7 @@ def read_phrases(phrases: Any) -> list[list[str]]:
     return read
 
 
-def _ordered(values: Any) -> list | None:
+def _entries(values: Any) -> list | None:
     """The entries of a list, a tuple, an array, a column, ...; `None` for what is no row of entries."""
     has_entries = isinstance(values, Iterable) and not isinstance(values, (str, bytes, Mapping, Set))
     return list(values) if has_entries else None
@@ -475,11 +424,7 @@ def _ordered(values: Any) -> list | None:
 
 def read_images(images: Any) -> list:
     """
-    Args:
-        images: One image, a list of them, an array of several, or a list with one list of one image per row.
-
-    Returns:
-        `list`: The images.
+    The images of one image, a list of them, an array of several, or a list with one list of one image per row.
 
     Raises:
         ValueError: If there is no image, or a row has none or several.
@@ -488,20 +433,18 @@ def read_images(images: Any) -> list:
         return list(images)
     if not isinstance(images, (list, tuple)):
         return [images]
-    if any(isinstance(row, (list, tuple)) for row in images):
-        counts = [len(row) if isinstance(row, (list, tuple)) else 1 for row in images]
-        if set(counts) != {1}:
-            raise ValueError(f"The rows have {counts} images. Each row needs exactly one.")
-        return [row[0] if isinstance(row, (list, tuple)) else row for row in images]
     if not images:
         raise ValueError("images is an empty list. Give one image per text, or one for all.")
-    return list(images)
+    rows = [row if isinstance(row, (list, tuple)) else [row] for row in images]
+    counts = [len(row) for row in rows]
+    if set(counts) != {1}:
+        raise ValueError(f"The rows have {counts} images. Each row needs exactly one.")
+    return [row[0] for row in rows]
 
 
 def read_image_index(image_index: Any, num_rows: int, num_images: int) -> list[int] | None:
     """
-    Returns:
-        `list[int]`, *optional*: The image of each row; `None` where every row has an image of its own, in order.
+    The image of each row; `None` where every row has an image of its own, in order.
 
     Raises:
         ValueError: If rows and images do not match or an index names no image.
@@ -527,15 +470,7 @@ def read_image_index(image_index: Any, num_rows: int, num_images: int) -> list[i
 
 
 def check_image_tokens(conversations: Sequence[str], image_token: str, num_images: int | None) -> None:
-    """
-    Args:
-        conversations (`Sequence[str]`): Whole prompts.
-        image_token (`str`): What stands for an image in them.
-        num_images (`int`, *optional*): Number of given images; `None` where none were given.
-
-    Raises:
-        ValueError: If a prompt does not hold exactly one image token, or tokens without images.
-    """
+    """A ValueError for a whole prompt that holds not exactly one image token, or any although there are no images."""
     counts = [conversation.count(image_token) for conversation in conversations]
     if num_images is None and any(counts):
         raise ValueError(
@@ -552,29 +487,3 @@ def check_image_tokens(conversations: Sequence[str], image_token: str, num_image
 def as_list(values: Any) -> list:
     """Rows, ids or numbers as Python lists, whatever they came in."""
     return values.tolist() if isinstance(values, (torch.Tensor, np.ndarray)) else list(values)
-
-
-__all__ = [
-    "CHAT_TEMPLATE_NAMES",
-    "GENERIC_WORDING",
-    "IMAGE_TOKEN",
-    "MARKED_IMAGE",
-    "PromptRow",
-    "TurnMarkers",
-    "answer_text",
-    "as_list",
-    "ask_and_answer",
-    "assistant_message",
-    "build_chat_template",
-    "check_image_tokens",
-    "check_phrase",
-    "choose_chat_template",
-    "clean_phrase",
-    "complete_wording",
-    "find_turn_markers",
-    "read_image_index",
-    "read_images",
-    "read_phrases",
-    "read_texts",
-    "user_message",
-]

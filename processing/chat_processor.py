@@ -40,8 +40,7 @@ INPUT_OBSERVERS: list[Callable[["ChatProcessor", "ChatInputs"], None]] = []
 
 class SizedImagesKwargs(ImagesKwargs, total=False):
     r"""
-    max_image_pixels (`int`, *optional*):
-        Largest allowed height x width of an input image.
+    max_image_pixels (`int`, *optional*): Largest allowed height x width of an input image.
     """
 
     max_image_pixels: int | None
@@ -106,7 +105,7 @@ class ChatProcessor(ProcessorMixin):
     - `_encode_images(images, options)` makes the views alone;
     - `_word_phrases(phrases)` says a row's phrases as a message and, where the model reads one, its answer.
 
-    `options` are the arguments of a call, sorted by who takes them as in `ProcessorMixin`; under `"given"` they stand
+    `options` are the arguments of a call, sorted by who takes them as in `ProcessorMixin`; under `"given"` they are
     as they came.
     """
 
@@ -124,10 +123,7 @@ class ChatProcessor(ProcessorMixin):
 
     @property
     def feature_extractor(self) -> "ChatProcessor":
-        """
-        [`ChatProcessor`]: Itself. Pipelines of transformers save what their processor has under this name, and not the
-        processor, without which the checkpoint cannot be loaded.
-        """
+        """Itself: pipelines of transformers save what has this name, and not the processor, which loading needs."""
         return self
 
     def __call__(
@@ -206,10 +202,7 @@ class ChatProcessor(ProcessorMixin):
         self, text: Any, answer: Any, phrases: Any, apply_template: bool | None, has_images: bool
     ) -> list[PromptRow]:
         if phrases is None:
-            return [
-                self._prompt_row(message, reply, apply_template, has_images)
-                for message, reply in read_texts(text, answer)
-            ]
+            return [self._prompt_row(*row, apply_template, has_images) for row in read_texts(text, answer)]
         if text is not None or answer is not None:
             raise ValueError("`phrases` brings its own question and answer. Give either `phrases`, or `text`.")
         if apply_template is False:
@@ -244,10 +237,8 @@ class ChatProcessor(ProcessorMixin):
             raise ValueError(
                 f"This processor has no chat template. Give one, or a whole prompt with {self.image_token} as `text`."
             )
-        messages = [user_message(message, has_images)]
-        if answer is not None:
-            messages.append(assistant_message(answer))
-        return PromptRow(self._render(messages, answer is None))
+        reply = [] if answer is None else [assistant_message(answer)]
+        return PromptRow(self._render([user_message(message, has_images), *reply], answer is None))
 
     def _render(self, messages: list[dict], add_generation_prompt: bool) -> str:
         return self.apply_chat_template(messages, add_generation_prompt=add_generation_prompt, tokenize=False)
@@ -280,7 +271,7 @@ class ChatProcessor(ProcessorMixin):
         answers = [row.find_answers(markers) for row in rows]
         if options["return_labels"]:
             if markers is None:
-                raise ValueError("Labels need a chat template that shows where answers stand; this one does not.")
+                raise ValueError("Labels need a chat template that shows where answers are; this one does not.")
             special = options["text_kwargs"].get("add_special_tokens", True)
             tokens["labels"] = [
                 label_answers(self.tokenizer, conversation, found, ids, add_special_tokens=special)
@@ -359,19 +350,16 @@ def label_answers(
     **tokenizer_kwargs,
 ) -> list[int]:
     """
-    Labels of the answers, end markers included; everything else is -100.
+    One label per id: the id inside an answer, end marker included, and -100 everywhere else.
 
     Args:
-        tokenizer (`PreTrainedTokenizerBase`): A fast tokenizer, which knows where tokens stand in the text.
+        tokenizer (`PreTrainedTokenizerBase`): A fast tokenizer, which knows where tokens are in the text.
         conversation (`str`): The prompt with its answers, image tokens not expanded.
         answers (`Sequence[tuple[int, int]]`): Character ranges of the answers.
         input_ids (`list[int]`): Ids of the same prompt with expanded image tokens, not truncated.
 
-    Returns:
-        `list[int]`: One label per id.
-
     Raises:
-        ValueError: If an answer stands in front of the image, so that its position among the ids is unknown.
+        ValueError: If an answer comes before the image, so that its position among the ids is unknown.
     """
     encoded = tokenizer(conversation, return_offsets_mapping=True, **tokenizer_kwargs)
     shift = len(input_ids) - len(encoded["input_ids"])
@@ -390,8 +378,7 @@ def label_answers(
             label = encoded["input_ids"][index]
             if input_ids[index + shift] != label:
                 raise ValueError(
-                    "An answer stands in front of the image, so it cannot be labelled. Put the image into the first "
-                    "message."
+                    "An answer comes before the image, so it cannot be labelled. Put the image into the first message."
                 )
             labels[index + shift] = label
     return labels
@@ -489,28 +476,13 @@ class LlavaChatProcessor(ChatProcessor):
                 replacements = [replacements[image] for image in index]
         texts, offsets = self.get_text_with_replacements(list(conversations), replacements)
         text_kwargs = without_row_options(options["text_kwargs"])
-        for name in ("return_mm_token_type_ids", "return_text_replacement_offsets"):
-            text_kwargs.pop(name, None)
+        text_kwargs.pop("return_mm_token_type_ids", None)
+        text_kwargs.pop("return_text_replacement_offsets", None)
         tokens = dict(self.tokenizer(texts, padding=False, **text_kwargs))
         if options["return_mm_token_type_ids"]:
             tokens["mm_token_type_ids"] = self.create_mm_token_type_ids(tokens["input_ids"])
-        views = dict(views)
-        if options["return_text_replacement_offsets"]:
-            views["text_replacement_offsets"] = offsets
-        return tokens, views
+        placed = {"text_replacement_offsets": offsets} if options["return_text_replacement_offsets"] else {}
+        return tokens, {**views, **placed}
 
     def _encode_images(self, images: list, options: dict[str, Any]) -> dict[str, Any]:
         return dict(self.image_processor(self.image_processor.fetch_images(images), **options["images_kwargs"]))
-
-
-__all__ = [
-    "IGNORED_LABEL",
-    "INPUT_OBSERVERS",
-    "ChatInputs",
-    "ChatProcessor",
-    "ChatProcessorKwargs",
-    "LlavaChatProcessor",
-    "image_of_row",
-    "label_answers",
-    "without_row_options",
-]

@@ -154,13 +154,8 @@ def tensor_to_numpy(image: torch.Tensor) -> np.ndarray:
 def image_to_uint8(
     image: np.ndarray, input_data_format: str | ChannelDimension | None = None
 ) -> tuple[np.ndarray, ChannelDimension]:
-    """Check an array of two or three dimensions, uint8 in 0..255 or floating point in 0..1, and bring it to 8 bits.
-
-    Returns:
-        `tuple[np.ndarray, ChannelDimension]`: the uint8 array with three dimensions, and where its channels are.
-
-    Raises:
-        ValueError: The dtype, the shape or the values are not those of an image.
+    """Bring an array of two or three dimensions, uint8 in 0..255 or floating point in 0..1, to uint8 and three
+    dimensions; also returns where its channels are. A ValueError for another dtype, shape or range.
     """
     if image.ndim not in (2, 3) or 0 in image.shape:
         raise ValueError(
@@ -200,11 +195,7 @@ def image_to_uint8(
 
 
 def check_pixel_count(height: int, width: int, what: str, max_image_pixels: int) -> None:
-    """Refuse an image without pixels or with more than `max_image_pixels`; `what` names it in the error.
-
-    Raises:
-        ValueError: With the size that was found and the size that is allowed.
-    """
+    """Refuse an image without pixels or with more than `max_image_pixels`; `what` names it in the ValueError."""
     if height < 1 or width < 1:
         raise ValueError(f"{what} is {width} x {height} pixels. Both sides must be at least 1 pixel.")
     if height * width > max_image_pixels:
@@ -247,11 +238,7 @@ def _shown(path: str | os.PathLike) -> str:
 
 
 def upright_image(image: Image.Image, what: str, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """Decode a Pillow image and apply its EXIF orientation; its mode is kept.
-
-    Raises:
-        ValueError: It is of a format that is not read, is too large, or cannot be decoded.
-    """
+    """Decode a Pillow image and apply its EXIF orientation, keeping its mode; a ValueError as in `load_rgb_image`."""
     orientation = _load(image, what, max_image_pixels)
     return image.transpose(_UPRIGHT_TRANSPOSE[orientation]) if orientation in _UPRIGHT_TRANSPOSE else image
 

@@ -115,10 +115,8 @@ class UprightImageBackend(PilBackend):
         self, images: ImageInput | str | os.PathLike | list, max_image_pixels: int | None = None
     ) -> ImageInput | list:
         """Load the files named in `images`, at any depth of lists, for processors of transformers, whose own way would
-        download what a name leads to. Two-dimensional arrays get the channel axis that their helpers want.
-
-        Raises:
-            ValueError: A name is a URL or not a readable image.
+        download what a name leads to; a ValueError for a URL or what is not a readable image. Two-dimensional arrays
+        get the channel axis that their helpers want.
         """
         if isinstance(images, (list, tuple)):
             return [self.fetch_images(image, max_image_pixels) for image in images]
@@ -166,10 +164,8 @@ class UprightImageBackend(PilBackend):
         first, last = first - cut_first, last - cut_first
         cut = image[:, cut_first:cut_last] if height > width else image[..., cut_first:cut_last]
         if height > width:
-            new_size, box = (width, kept), (0, first, cut.shape[-1], last)
-        else:
-            new_size, box = (kept, height), (first, 0, last, cut.shape[-2])
-        return _resize_channels(cut, new_size, resample, box)
+            return _resize_channels(cut, (width, kept), resample, (0, first, cut.shape[-1], last))
+        return _resize_channels(cut, (kept, height), resample, (first, 0, last, cut.shape[-2]))
 
 
 class SegmenterImageProcessor(UprightImageBackend):
@@ -309,8 +305,8 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
                     f"squash_first=True needs segmenter_size={{'height': N, 'width': N}}; {dict(size)} keeps the "
                     "aspect ratio."
                 )
-            size = _target_size(size)[::-1]
-            images = [_resize_channels(image, size, kwargs["segmenter_resample"]) for image in images]
+            squashed = (size.width, size.height)
+            images = [_resize_channels(image, squashed, kwargs["segmenter_resample"]) for image in images]
         trimmed = [self._resize_visible_part(image, max_image_pixels, **kwargs) for image in images]
         data = dict(self._preprocess(trimmed, return_tensors=None, **kwargs))
         rgb_images = [np.repeat(image, 3, axis=0) if image.shape[0] == 1 else image[:3] for image in images]
@@ -320,11 +316,7 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
 
 
 def _target_size(size: dict[str, int] | SizeDict) -> tuple[int, int]:
-    """Return (height, width) of what the segmenter sees.
-
-    Raises:
-        ValueError: `size` is neither `{"longest_edge": N}` nor `{"height": N, "width": N}`.
-    """
+    """(height, width) of what the segmenter sees; a ValueError for a `size` of neither of the two forms."""
     given = dict(size) if isinstance(size, (dict, SizeDict)) else {}
     # a bare number is refused: it could mean either form
     if set(given) not in ({"longest_edge"}, {"height", "width"}) or min(given.values()) < 1:
@@ -336,7 +328,7 @@ def _target_size(size: dict[str, int] | SizeDict) -> tuple[int, int]:
 
 
 def _resized_size(height: int, width: int, size: dict[str, int] | SizeDict) -> tuple[int, int]:
-    """Return (height, width) of a resized image before padding; a very thin one keeps at least one pixel."""
+    """(height, width) of a resized image before padding; a very thin one keeps at least one pixel."""
     target_height, target_width = _target_size(size)
     if "longest_edge" not in dict(size):
         return target_height, target_width
@@ -369,7 +361,7 @@ def segmenter_view(
     # float64 until here: 0.485 * 255 then rounds to the same float32 as the original's 123.675
     mean = (np.broadcast_to(np.asarray(mean, dtype=np.float64), (3,)) * 255.0).astype(np.float32)[:, None, None]
     std = (np.broadcast_to(np.asarray(std, dtype=np.float64), (3,)) * 255.0).astype(np.float32)[:, None, None]
-    data = {"sam_pixel_values": [], "original_sizes": [], "reshaped_input_sizes": []}
+    data = {name: [] for name in SegmenterImageProcessor.model_input_names}
     for image in images:
         height, width = image.shape[-2:]
         new_height, new_width = _resized_size(height, width, size)

@@ -280,7 +280,7 @@ def find_given(
     table"), and its last word where it finds none.
 
     Raises:
-        ValueError: If a phrase, or what stands before them, is not in the text.
+        ValueError: If a phrase, or the text before them, is not in the text.
     """
     before = before.strip()
     position = text.find(before)
@@ -318,7 +318,7 @@ _DETERMINERS = _words(
     "numerous multiple different certain his her its their my our your whose one two three four five six seven eight "
     "nine ten eleven twelve dozen"
 )
-# After these a word is a noun or an adjective, however it is spelled ("the display"); the others stand alone as well.
+# After these a word is a noun or an adjective, however it is spelled ("the display"); the others are complete without.
 _NOUN_OPENERS = _words("a an the his her its their my our your")
 # After these the noun is singular, so that what ends in s is a verb ("a man feeds pigeons").
 _SINGULAR_OPENERS = _words("a an this each every another one")
@@ -334,7 +334,7 @@ _PREPOSITIONS = _words(
     "across around near next against through toward towards upon within inside outside off out up down during for as "
     "like about after before beneath beyond amid amidst atop alongside throughout past via than per"
 )
-# What follows these needs not be a noun ("to run", "as tall", "up high").
+# What follows these need not be a noun ("to run", "as tall", "up high").
 _LOOSE_PREPOSITIONS = _words("to as like about than out off up down next past")
 _CONJUNCTIONS = _words("and or but nor so yet while when where because although though if since until unless whether")
 _VERBS = _words(
@@ -351,7 +351,7 @@ _VERBS = _words(
     "sitting standing contributing emphasizing enters flows rises drifts leads allows begins belongs becomes consists "
     "occupies connects separates serves falls drips floats hovers"
 )
-# Of these the ones that something stands after: "enjoys lunch".
+# Of these the ones that something follows: "enjoys lunch".
 _TRANSITIVES = _words(
     "contains contain includes include shows show features feature wears wear eats eat drinks drink carries "
     "carry plays play uses use serves sells enjoys enjoy holds hold provides provide"
@@ -372,7 +372,7 @@ _BREAKS = _PRONOUNS | _PREPOSITIONS | _CONJUNCTIONS | _VERBS
 _POSTURES = _words(
     "standing sitting lying looking being leaning hanging going getting coming walking seeming remaining"
 )
-# Nouns that stand without a determiner though they are no plurals.
+# Nouns without a determiner though they are no plurals.
 _BARE_NOUNS = _words(
     "people men women children grass water snow sand food furniture traffic sky ground fruit bread rice pizza luggage "
     "equipment clothing sheep cattle wood glass fire smoke dirt"
@@ -390,7 +390,7 @@ _NOUNS_IN_LY = _words("family butterfly jelly belly lily ally supply reply assem
 class _Word:
     """
     Args:
-        match (`re.Match[str]`): Where it stands.
+        match (`re.Match[str]`): Where it is.
         lower (`str`): It in lower case.
         gap (`str`): Punctuation before it; "." at the beginning of the text and of a line.
         is_verb (`bool`): Whether it must be a verb, though no list has it.
@@ -463,7 +463,7 @@ def _read_words(text: str) -> list[_Word]:
 
 
 def _neighbour(words: list[_Word], index: int, gap_index: int) -> _Word | None:
-    """The word at an index, unless punctuation stands before the word at `gap_index`."""
+    """The word at an index, unless there is punctuation before the word at `gap_index`."""
     is_there = 0 <= index < len(words) and not words[gap_index].gap
     return words[index] if is_there else None
 
@@ -485,7 +485,7 @@ def _runs(words: list[_Word]) -> list[Span]:
 
 
 def _joins_adjectives(run: list[_Word], word: _Word, following: list[_Word]) -> bool:
-    """ "a large, red bus", "an orange and white cat": what stands between adjectives ends no phrase."""
+    """ "a large, red bus", "an orange and white cat": what is between adjectives ends no phrase."""
     content = [other for other in run if not other.is_determiner]
     if not 0 < len(content) < len(run) or content[-1].lower not in _ADJECTIVES:
         return False

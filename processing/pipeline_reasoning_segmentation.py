@@ -79,7 +79,7 @@ class ReasoningSegmentationPipeline(Pipeline):
                 One image (path of a local file, Pillow image, array or tensor, see `load_rgb_image`) or a list of
                 them. Instead a list of rows `{"image": ..., "text": ...}` or `{"image": ..., "phrases": [...]}`. Also
                 anything else with images or rows that can be iterated or indexed: a generator, a data set of torch or
-                `datasets` (further columns are left aside) or a column of one, which are read as they are needed.
+                `datasets` (further columns are ignored) or a column of one, which are read as they are needed.
             text (`str` or `list[str]`, *optional*):
                 One question for all images, one for each (a list, a column or another iterable), or several for the
                 one image, which is then encoded once. The model writes its answer, and every `[SEG]` in it gets a
@@ -156,13 +156,12 @@ class ReasoningSegmentationPipeline(Pipeline):
         if mask_format is not None and mask_format not in _MASK_FORMATS:
             raise ValueError(f"mask_format is {mask_format!r}. Allowed are {' and '.join(map(repr, _MASK_FORMATS))}.")
         generate_kwargs = {**(generate_kwargs or {}), **kwargs}
-        forward_parameters = {"reject_threshold": reject_threshold, "generate_kwargs": generate_kwargs or None}
-        postprocess_parameters = {"mask_format": mask_format, "mask_threshold": mask_threshold}
-        return (
-            {"processor_kwargs": processor_kwargs} if processor_kwargs is not None else {},
-            {name: value for name, value in forward_parameters.items() if value is not None},
-            {name: value for name, value in postprocess_parameters.items() if value is not None},
+        by_step = (
+            {"processor_kwargs": processor_kwargs},
+            {"reject_threshold": reject_threshold, "generate_kwargs": generate_kwargs or None},
+            {"mask_format": mask_format, "mask_threshold": mask_threshold},
         )
+        return tuple({name: value for name, value in step.items() if value is not None} for step in by_step)
 
     def preprocess(self, input_: dict[str, Any], processor_kwargs: dict[str, Any] | None = None) -> dict[str, Any]:
         """Turn a batch of rows into model inputs; an image that several rows show is prepared once."""
@@ -215,26 +214,24 @@ class ReasoningSegmentationPipeline(Pipeline):
     ) -> list[dict[str, Any]]:
         """Turn the model's output for a batch into one dict per row."""
         options = {} if mask_threshold is None else {"mask_threshold": mask_threshold}
-        results = self.processor.post_process_segmentation(
-            model_outputs["output"], model_outputs["batch"].inputs, **options
-        )
+        inputs = model_outputs["batch"].inputs
         rows = []
-        for result in results:
+        for result in self.processor.post_process_segmentation(model_outputs["output"], inputs, **options):
             row = {"generated_text": result.text, "segments": []}
             if (extractor := getattr(result, "phrase_extractor", None)) is not None:
                 row["phrase_extractor"] = extractor
             for segment in result.segments:
-                box, mask = segment.box_xyxy, None
-                if segment.mask is not None:
-                    is_rle = mask_format == "rle"
-                    mask = segment.rle if is_rle else Image.fromarray(segment.mask.astype(np.uint8) * 255)
+                box, mask = segment.box_xyxy, segment.mask
+                if mask is not None:
+                    mask = segment.rle if mask_format == "rle" else Image.fromarray(mask.astype(np.uint8) * 255)
+                box = None if box is None else list(box)
                 row["segments"].append(
                     {
                         "label": segment.label,
                         "score": float(segment.score),
                         "rejected": bool(segment.rejected),
                         "span": segment.span,
-                        "box_xyxy": None if box is None else list(box),
+                        "box_xyxy": box,
                         "mask": mask,
                     }
                 )
@@ -293,7 +290,7 @@ def _rows(images: Any, text: Any, phrases: Any, more_columns: bool = False) -> I
 
 
 def _row(item: Any, text: Any, phrases: Any, more_columns: bool = False) -> dict[str, Any]:
-    """Check one image with its question; `more_columns` of a data set are left aside."""
+    """Check one image with its question; `more_columns` of a data set are ignored."""
     image = item
     if isinstance(item, Mapping):
         unknown = [] if more_columns else sorted(set(item) - {"image", "text", "phrases"})
@@ -301,9 +298,7 @@ def _row(item: Any, text: Any, phrases: Any, more_columns: bool = False) -> dict
             raise ValueError(
                 f"A row with the entries {sorted(item)} was given. It needs 'image' and one of 'text' and 'phrases'."
             )
-        image = item["image"]
-        text = item.get("text", text)
-        phrases = item.get("phrases", phrases)
+        image, text, phrases = item["image"], item.get("text", text), item.get("phrases", phrases)
     if (text is None) == (phrases is None):
         given = "neither" if text is None else "both"
         raise ValueError(

@@ -18,8 +18,7 @@ from .phrase_segments import (
     match_categories,
     without_overlaps,
 )
-from .segments import post_process_masks
-from .slot_results import MaskSizes, input_of_rows, read_mask_sizes
+from .segments import MaskSizes, input_of_rows, post_process_masks, read_mask_sizes
 from .token_spans import token_spans
 
 
@@ -44,7 +43,7 @@ class AttendAndSegmentProcessor(ComposedProcessor):
     The processor of any vision-language model, for [`AttendAndSegmentForReasoningSegmentation`].
 
     Besides the views of the images it returns where the image tokens lie in them (`grid_sizes`, `grid_boxes`,
-    `grid_tokens`), where given answers stand (`answer_ranges`), and a `phrase_finder` that the model asks for the
+    `grid_tokens`), where given answers are (`answer_ranges`), and a `phrase_finder` that the model asks for the
     phrases of its answer.
 
     Args:

@@ -12,8 +12,7 @@ from transformers.processing_utils import Unpack
 from .chat import IMAGE_TOKEN, PromptRow, check_phrase, read_image_index, read_images, read_phrases
 from .chat_processor import ChatInputs, ChatProcessorKwargs, LlavaChatProcessor, image_of_row
 from .masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage, mask_image
-from .segments import Segment, SegmentationResult, post_process_masks
-from .slot_results import read_mask_sizes
+from .segments import Segment, SegmentationResult, post_process_masks, read_mask_sizes
 
 
 if TYPE_CHECKING:

@@ -116,7 +116,7 @@ def read_run_lengths(rle: Any, what: str = "The RLE") -> tuple[tuple[int, int], 
 def check_mask_size(size: tuple[int, int], image_size: tuple[int, int] | None, what: str = "The mask") -> None:
     """
     Raises:
-        ValueError: The (height, width) of a mask is not that of its image; None stands for an unknown one.
+        ValueError: The (height, width) of a mask is not that of its image; None is an unknown one.
     """
     if image_size is None or tuple(size) == tuple(image_size):
         return

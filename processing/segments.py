@@ -1,14 +1,16 @@
 """What a segmentation is: masks at the size of the image, with their phrases, scores, drawings and export formats."""
 
 import colorsys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch.nn import functional as F
 
+from .chat import as_list
 from .image_loading import MAX_IMAGE_PIXELS, Box, binary_mask, load_rgb_image, mask_box
 
 
@@ -31,20 +33,19 @@ class Segment:
     `score` rates the mask alone, and what it comes from differs by system:
 
     - LISA, GSVA and composed models: the segmenter's estimate of the IoU of the mask, `mask_scores` of the model's
-      output. The head that gives it has no bounds, so that what lies outside of 0 and 1 is brought to the nearer of
-      them. Training as in the papers of LISA and GSVA leaves this head as it was: do not rank their masks by it. The
-      embedded model's head was trained last, on its own masks.
+      output. Training as in the papers of LISA and GSVA leaves the head that gives it as it was: do not rank their
+      masks by it. The embedded model's head was trained last, on its own masks.
     - attend-and-segment: the same estimate by a segmenter as its authors trained it.
     - IVM: the largest value of the heat-map.
 
-    Whether there is such a thing at all is what `rejected` and `slot_prob` say. The score of a rejected segment is
-    that of the mask it would have had.
+    Whether the thing is there at all is what `rejected` and `slot_prob` say. The score of a rejected segment is that
+    of the mask it would have had.
 
     Args:
         label (`str`, *optional*): The phrase the slot belongs to; None when the answer does not tell.
         span (`tuple[int, int]`, *optional*): Character range `[start, end)` of the slot's token in the result's text.
         mask (`np.ndarray`, *optional*): bool, `(height, width)` of the upright image; None when the slot is rejected.
-        score (`float`): How good the mask is, see above. What is outside of 0..1 becomes the nearer end, NaN 0.
+        score (`float`): How good the mask is, see above; the head has no bounds, so it is clipped to 0..1, NaN to 0.
         slot_prob (`float`): Probability that the slot is `[SEG]` rather than `[REJ]`; 1.0 for models without `[REJ]`.
         rejected (`bool`): Whether the model says that nothing in the image fits the phrase.
         heatmap (`np.ndarray`, *optional*):
@@ -142,23 +143,19 @@ class SegmentationResult:
         Raises:
             ImportError: pycocotools is not installed.
         """
-        entries = []
-        for segment in self.segments:
-            if segment.mask is None:
-                continue
-            x1, y1, x2, y2 = segment.box_xyxy or (0, 0, 0, 0)
-            entries.append(
-                {
-                    "image_id": image_id,
-                    "category_id": category_id,
-                    "label": segment.label,
-                    "segmentation": segment.rle,
-                    "bbox": [x1, y1, x2 - x1, y2 - y1],
-                    "area": segment.area,
-                    "score": segment.score,
-                }
-            )
-        return entries
+        boxes = [(segment, segment.box_xyxy or (0, 0, 0, 0)) for segment in self.segments if segment.mask is not None]
+        return [
+            {
+                "image_id": image_id,
+                "category_id": category_id,
+                "label": segment.label,
+                "segmentation": segment.rle,
+                "bbox": [x1, y1, x2 - x1, y2 - y1],
+                "area": segment.area,
+                "score": segment.score,
+            }
+            for segment, (x1, y1, x2, y2) in boxes
+        ]
 
     def to_supervision(self) -> Any:
         """Return the segments that are not rejected as `supervision.Detections`.
@@ -229,7 +226,7 @@ class SegmentationResult:
     def read_image(self, image: Any) -> Image.Image:
         """Read the image that was segmented, upright and in RGB; a ValueError says that it has another size."""
         height, width = self.image_size
-        # it was accepted before, when it was segmented
+        # The image was accepted before, when it was segmented.
         image = load_rgb_image(image, max_image_pixels=max(MAX_IMAGE_PIXELS, height * width))
         if image.size != (width, height):
             raise ValueError(
@@ -329,6 +326,75 @@ def post_process_masks(
     return result
 
 
+class MaskSizes(NamedTuple):
+    """Sizes of one image, each (height, width), in the order in which `post_process_masks` takes them: the masks', the
+    image's within the segmenter's view, and the whole view's."""
+
+    original: tuple[int, int]
+    reshaped: tuple[int, int]
+    padded: tuple[int, int]
+
+
+def input_of_rows(num_rows: int, num_inputs: int) -> list[int]:
+    """For each row of an output its row of the inputs, which may have several; a ValueError if they do not match."""
+    if not num_inputs or num_rows % num_inputs:
+        raise ValueError(
+            f"The output has {num_rows} rows and the inputs {num_inputs}; pass the inputs that led to this output."
+        )
+    return [row // (num_rows // num_inputs) for row in range(num_rows)]
+
+
+def read_mask_sizes(
+    inputs: Mapping[str, Any], target_sizes: Any, source: Sequence[int], segmenter_view: Any
+) -> list[MaskSizes]:
+    """
+    The sizes of each row of an output.
+
+    Args:
+        inputs (`Mapping[str, Any]`): What the processor returned; empty where that is not known.
+        target_sizes (*optional*): Sizes of masks, one per image, one per row, or one for all; by default `inputs` say.
+        source (`Sequence[int]`): See [`input_of_rows`].
+        segmenter_view: The image processor that made the segmenter's view; asked where the inputs do not tell.
+
+    Raises:
+        ValueError: If the sizes are unknown, or their number is none of these.
+    """
+    given, reshaped = inputs.get("original_sizes"), inputs.get("reshaped_input_sizes")
+    wanted = target_sizes if target_sizes is not None else given
+    if wanted is None:
+        raise ValueError("The size of the images is unknown. Pass the processor's `inputs` or `target_sizes`.")
+    wanted = _size_pairs(wanted)
+    known = wanted if given is None or target_sizes is None else _size_pairs(given)
+    if reshaped is None:
+        reshaped = [segmenter_view.get_resized_size(*size) for size in known]
+    padded = segmenter_view.segmenter_target_size
+    if "sam_pixel_values" in inputs:
+        padded = tuple(int(side) for side in np.shape(inputs["sam_pixel_values"])[-2:])
+    index, num_inputs = inputs.get("image_index"), source[-1] + 1 if source else 0
+    index = None if index is None else as_list(index)
+
+    def per_row(sizes: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        if len(sizes) == 1:
+            return sizes * len(source)
+        if index is not None and len(sizes) == len(known):
+            return [sizes[index[row]] for row in source]
+        if len(sizes) == num_inputs:
+            return [sizes[row] for row in source]
+        if len(sizes) == len(source):
+            return sizes
+        raise ValueError(
+            f"{len(sizes)} sizes were given for {len(source)} rows of output, {num_inputs} rows of input and "
+            f"{len(known)} images. Give one per image, one per row, or one for all."
+        )
+
+    pairs = zip(per_row(wanted), per_row(_size_pairs(reshaped)), strict=True)
+    return [MaskSizes(original, resized, padded) for original, resized in pairs]
+
+
+def _size_pairs(sizes: Any) -> list[tuple[int, int]]:
+    return [(int(height), int(width)) for height, width in sizes]
+
+
 def mask_to_rle(mask: np.ndarray) -> dict[str, Any]:
     """Encode a mask, as `binary_mask` reads it, as COCO's compressed run lengths.
 
@@ -371,7 +437,7 @@ def mask_to_polygons(mask: np.ndarray) -> list[np.ndarray]:
     """
     padded = np.pad(binary_mask(mask), 1)
     inside, above, left = padded[1:, 1:], padded[:-1, 1:], padded[1:, :-1]
-    # Every edge between a pixel inside and one outside, directed so that the inside lies on its right hand
+    # every edge between a pixel inside and one outside, directed so that the inside lies on its right
     edges: dict[tuple[int, int], dict[int, None]] = {}
     for direction, present, offset in (
         (0, inside & ~above, (0, 0)),
@@ -403,15 +469,3 @@ def _trace(edges: dict[tuple[int, int], dict[int, None]], start: tuple[int, int]
         direction = (direction + turn) % 4
         if turn:
             corners.append(corner)
-
-
-__all__ = [
-    "Segment",
-    "SegmentationResult",
-    "is_light",
-    "mask_to_polygons",
-    "mask_to_rle",
-    "post_process_masks",
-    "segment_color",
-    "segment_name",
-]

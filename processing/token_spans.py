@@ -1,4 +1,4 @@
-"""Where the tokens of an answer stand in its text, whatever kind of tokenizer wrote them."""
+"""Where the tokens of an answer are in its text, whatever kind of tokenizer wrote them."""
 
 from collections.abc import Callable, Sequence
 

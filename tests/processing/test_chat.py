@@ -1,4 +1,4 @@
-"""The originals' prompt strings, several turns, where answers stand in them, and the words around phrases."""
+"""The originals' prompt strings, several turns, where answers are in them, and the words around phrases."""
 
 import pytest
 from jinja2.exceptions import TemplateError

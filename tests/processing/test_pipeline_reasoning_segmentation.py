@@ -427,7 +427,7 @@ class TestRows:
 
     def test_rows_that_are_not_understood_are_refused(self, pipe):
         with pytest.raises(ValueError, match="needs 'image' and one of"):
-            pipe([{"image": IMAGES[0], "text": "a"}])
+            pipe([{"photo": IMAGES[0], "text": "a"}])
         with pytest.raises(ValueError, match="is a URL"):
             pipe("https://example.com/a.png", text="a")
 

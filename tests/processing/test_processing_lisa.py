@@ -206,7 +206,7 @@ class TestLabels:
 
     def test_answers_in_front_of_the_image_cannot_be_labelled(self, lisa):
         text = "USER: Hi ASSISTANT: Hello</s>USER: <image> ASSISTANT: It is [SEG].</s>"
-        with pytest.raises(ValueError, match="answer stands in front of the image"):
+        with pytest.raises(ValueError, match="answer comes before the image"):
             lisa(images=IMAGES[0], text=text, return_labels=True)
 
 
@@ -389,6 +389,6 @@ class TestFiles:
 
     def test_a_tokenizer_without_the_image_token(self):
         bare = copy.deepcopy(tokenizer("lisa"))
-        bare.image_token = "<image>"
-        with pytest.raises(ValueError, match=r"no token '<image>'"):
+        bare.image_token = "<photo>"
+        with pytest.raises(ValueError, match=r"no token '<photo>'"):
             LisaProcessor(ReasoningSegmentationImageProcessor(), bare)

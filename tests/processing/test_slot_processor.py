@@ -10,7 +10,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from reasonseg.processing.segments import post_process_masks
-from reasonseg.processing.slot_results import (
+from reasonseg.processing.slot_processor import (
     asked_phrase,
     decode_with_spans,
     find_tokens,
