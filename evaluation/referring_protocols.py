@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .metrics import COUNTING_RULES, IGNORE_LABEL, SegmentationMetrics
+from .metrics import COUNTING_RULES, IGNORED_PIXEL, SegmentationMetrics
 
 
 class ReferringMetrics(SegmentationMetrics):
@@ -55,7 +55,7 @@ class ReferringMetrics(SegmentationMetrics):
         missing = len(targets) - len(masks)
         if self.follows_validate:
             targets = torch.as_tensor(targets)[: len(masks)]
-            targets = torch.where(targets == IGNORE_LABEL, targets, (targets == 1).to(targets.dtype))
+            targets = torch.where(targets == IGNORED_PIXEL, targets, (targets == 1).to(targets.dtype))
         ious = super().update(masks, targets, rejected, types)
         self.add_missing(missing)
         return ious
