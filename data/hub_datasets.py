@@ -133,7 +133,7 @@ def _load_rows(name: str, split: str, revision: str | None) -> Sequence[Row]:
         from datasets import load_dataset
     except ImportError as error:
         raise ImportError(
-            "Data sets of the Hub need the package datasets. Install it: pip install 'reasonseg[datasets]'"
+            "Data sets of the Hub need the package datasets. Install it: pip install datasets"
         ) from error
     return load_dataset(name, split=split, revision=revision)
 

@@ -73,7 +73,7 @@ def test_rows_are_loaded_by_datasets(monkeypatch):
 
 def test_without_datasets_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ImportError, match=r"pip install 'reasonseg\[datasets\]'"):
+    with pytest.raises(ImportError, match=r"pip install datasets"):
         HubImages("lmms-lab/RefCOCO", "val")
 
 

@@ -158,7 +158,7 @@ def test_files_of_another_form(root, key):
     ("fields", "reason"),
     [
         ({"file_name": "../../etc/passwd"}, "leads out of the folder"),
-        ({"file_name": None}, "is no file name"),
+        ({"file_name": None}, "is not a file name"),
         ({"height": 0}, "has the size"),
         ({"width": "5"}, "has the size"),
     ],

@@ -141,7 +141,7 @@ def test_texts_are_read_in_either_encoding(tmp_path, encoding):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"{", "is no JSON file"),
+        (b"{", "is not a JSON file"),
         (b"\xff\x81{", "is not UTF-8"),
         ({}, "`text` is a list"),
         ([], "`text` is a list"),

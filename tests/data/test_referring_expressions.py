@@ -469,7 +469,7 @@ def test_references_that_cannot_be_used(tmp_path, change, message):
         (lambda file: file["images"][0].update(width="8"), "image 7: its height and width are"),
         (lambda file: file["images"][0].update(file_name="../7.jpg"), "image 7: .*leads out of the folder"),
         (lambda file: file["images"][0].update(file_name="/etc/passwd"), "image 7: .*leads out of the folder"),
-        (lambda file: file["images"][0].pop("file_name"), "image 7: None is no file name"),
+        (lambda file: file["images"][0].pop("file_name"), "image 7: None is not a file name"),
         (lambda file: file["annotations"][0].update(segmentation="x"), "reference 4 of image 7, annotation 40: "),
     ],
 )
@@ -514,7 +514,7 @@ def test_files_that_are_damaged_or_hostile(tmp_path):
         ReferringExpressions(tmp_path, "refcoco")
     write(tmp_path, REFERENCES)
     (folder / "instances.json").write_text('{"images": [', encoding="utf-8")
-    with pytest.raises(DataFileError, match=r"instances\.json is no JSON file"):
+    with pytest.raises(DataFileError, match=r"instances\.json is not a JSON file"):
         ReferringExpressions(tmp_path, "refcoco")
 
 

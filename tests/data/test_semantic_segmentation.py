@@ -155,7 +155,7 @@ def test_empty_folders_are_named(root):
         (None, "does not exist"),
         ("{}", "whose `labels` are a list"),
         ('{"labels": [{"readable": "Bird"}, {"name": "x"}]}', "label 1 must be .* `readable`"),
-        ("{", "is no JSON file"),
+        ("{", "is not a JSON file"),
     ],
 )
 def test_a_list_of_classes_that_cannot_be_used(root, content, reason):

@@ -76,7 +76,7 @@ def test_results_in_an_input_folder_are_no_input(photos):
     ("argument", "message"),
     [
         ("photos/missing.png", "is not an existing file or folder"),
-        ("photos/*.gif", "no pattern that matches"),
+        ("photos/*.gif", "nor a pattern that matches"),
         ("where is it?", "A question goes last"),
     ],
 )
