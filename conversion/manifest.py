@@ -30,7 +30,6 @@ _FORMAT = 1
 _OWN = (MANIFEST, SIGNATURE)
 _OWN_DIGEST = "manifest_sha256"
 _FIELDS = {"format": int, "system": str, "dtype": str, "files": dict, "tensors": dict, "dropped": dict}
-_CHUNK = 1 << 22
 _MAKER, TRAINING = "made_by", "training"
 # What a training run needs to resume, beside the repository it has finished.
 _TRAINING_STATE = re.compile(r"(?:checkpoint-\d+|towers|dwsl|runs)/.*|trained_parts\.safetensors|training_args\.bin")
@@ -38,11 +37,8 @@ _TRAINING_STATE = re.compile(r"(?:checkpoint-\d+|towers|dwsl|runs)/.*|trained_pa
 
 def file_sha256(path: Path) -> str:
     """sha256 of a file, read in pieces."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while data := file.read(_CHUNK):
-            digest.update(data)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def repository_files(folder: Path, *, trained: bool = False) -> list[str]:

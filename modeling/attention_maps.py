@@ -80,14 +80,14 @@ class ImageColumns:
         """From ids `(rows, length)` and, per row, which of its image tokens form the grid, row by row of the grid."""
         positions = []
         for row, (ids, cells) in enumerate(zip(input_ids, grid_tokens, strict=True)):
-            places = (ids == image_token_id).nonzero()[:, 0]
-            if not len(cells) or int(cells.max()) >= len(places):
+            image_tokens = (ids == image_token_id).nonzero()[:, 0]
+            if not len(cells) or int(cells.max()) >= len(image_tokens):
                 raise ValueError(
-                    f"Row {row} has {len(places)} image tokens, but its grid names token "
+                    f"Row {row} has {len(image_tokens)} image tokens, but its grid names token "
                     f"{int(cells.max()) if len(cells) else 'nothing'}. Pass `input_ids` and the grid as the processor "
                     "returned them together."
                 )
-            positions.append(places[cells.to(places.device)])
+            positions.append(image_tokens[cells.to(image_tokens.device)])
         padded = nn.utils.rnn.pad_sequence(positions, batch_first=True)
         # A number, not a tensor: it is compared in every layer of every step.
         return cls(padded, [len(found) for found in positions], int(padded.max()))

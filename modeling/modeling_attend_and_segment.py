@@ -196,7 +196,7 @@ class AttendAndSegmentForReasoningSegmentation(ComposedModel):
                 output has no maps.
             phrase_finder (`Callable[[list[int], int], Sequence]`, *optional*):
                 Finds phrases in the ids of an answer, whose input row it is told too; each result has `tokens`, the
-                places of its tokens among the ids. Without it maps are returned, but no masks.
+                positions of its tokens among the ids. Without it maps are returned, but no masks.
             image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
                 The image of each row, where rows share images.
             image_cache ([`ImageCache`], *optional*): Images encoded before, instead of the pixel values.

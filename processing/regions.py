@@ -1,4 +1,4 @@
-"""Places in an image that people give, of every kind: masks as arrays, images and run lengths, boxes and polygons."""
+"""Regions of an image that people give, of every kind: masks as arrays, images and run lengths, boxes and polygons."""
 
 import math
 import os
@@ -198,7 +198,7 @@ def _decompress(text: str | bytes, what: str) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Region:
-    """A place in an image, in pixels; x to the right, y downwards. Made by [`read_region`].
+    """A region of an image, in pixels; x to the right, y downwards. Made by [`read_region`].
 
     Args:
         box_xyxy (`tuple[float, float, float, float]`):
@@ -213,7 +213,7 @@ class Region:
 
     @property
     def num_parts(self) -> int:
-        """`int`: Areas a place may be chosen in; 0 where only the box has one.
+        """`int`: Areas a point may be chosen in; 0 where only the box has one.
 
         ViP-LLaVA leaves all polygons aside as soon as one of them has fewer than three corners.
         """
