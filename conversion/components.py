@@ -34,31 +34,15 @@ from ..modeling.configuration_reasoning_segmentation import ORIGINAL_SAM_DECODER
 from ..modeling.segmenters import SEGMENTER_ADAPTERS
 from ..processing.chat import build_chat_template
 from ..processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
-from .configs import (
-    clip_config_from_folder,
-    clip_config_from_shapes,
-    generation_defaults,
-    image_view,
-    llava_config,
-    text_config,
-)
-from .configs import read_llava_config as read_original_config
+from .configs import generation_defaults, image_view, llava_config, text_config
 from .errors import ConversionError, refusing
 from .inventory import Inventory
+from .original_llava import LlavaSources, add_original_llava
 from .plan import EMBEDDING, empty_model
 from .rules import Rule, RuleTable
-from .rules_lisa_gsva import (
-    MM_PROJECTOR,
-    SEGMENTER,
-    VISION_TOWER,
-    VLM,
-    clip_table,
-    detect_layout,
-    llava_table,
-    sam_table,
-)
+from .rules_lisa_gsva import SEGMENTER, VLM, sam_table
 from .sam_config import read_sam_config
-from .sources import holds_weights, open_source, read_config, read_optional_json
+from .sources import open_source, read_config, read_optional_json
 from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
 from .tokenizers import (
     IMAGE_TOKEN,
@@ -71,7 +55,6 @@ from .tokenizers import (
 
 
 _OTHER_MODEL = "Download the model again."
-_CLIP = "openai/clip-vit-large-patch14-336"
 ORIGIN = "SAM file"
 _OTHER_SEGMENTER = "Download the segmenter again."
 # SAM and SAM-HQ keep the aspect ratio and pad; the later ones squash.
@@ -88,12 +71,16 @@ class VlmComponent:
         processor (`ProcessorMixin`): Its processor.
         generation_config (`GenerationConfig`): Its defaults of `generate`.
         appended_rows (`int`): Vocabulary rows that the checkpoint lacks; 1 for the `<image>` of an original LLaVA.
+        identity_projector (`bool`): Whether the projector is one Linear, to be completed by an identity.
+        new_rows (`int`): Vocabulary rows before these that the checkpoint lacks, for tokens that are new.
     """
 
     config: PreTrainedConfig
     processor: ProcessorMixin
     generation_config: GenerationConfig
     appended_rows: int = 0
+    identity_projector: bool = False
+    new_rows: int = 0
 
 
 def add_vlm(
@@ -113,10 +100,8 @@ def add_vlm(
     """
     if not folder.is_dir():
         raise ConversionError("There is no such folder.", path=folder, next_step="Check the path of the model.")
-    config = read_config(folder / "config.json")
-    is_original = config.get("model_type") in ("llava", "llava_llama", "llama") and "text_config" not in config
-    if is_original:
-        return _add_original_llava(inventory, folder, vision_tower, template)
+    if is_original_llava(folder):
+        return add_llava_component(inventory, LlavaSources(folder, vision_tower=vision_tower), template)
     if vision_tower is not None:
         raise ConversionError(
             "This folder is transformers' own and holds its vision tower.",
@@ -124,6 +109,16 @@ def add_vlm(
             next_step="Leave vision_tower out.",
         )
     return _add_transformers(inventory, folder)
+
+
+def is_original_llava(folder: Path) -> bool:
+    """Whether a folder is LLaVA in its authors' layout, or the LLaMA it starts from.
+
+    Raises:
+        ConversionError: It has no readable config.
+    """
+    config = read_config(folder / "config.json")
+    return config.get("model_type") in ("llava", "llava_llama", "llama") and "text_config" not in config
 
 
 def _add_transformers(inventory: Inventory, folder: Path) -> VlmComponent:
@@ -192,31 +187,32 @@ def _load_processor(folder: Path) -> ProcessorMixin:
     return processor
 
 
-def _add_original_llava(inventory: Inventory, folder: Path, tower: Path | None, template: str) -> VlmComponent:
-    original = read_original_config(folder)
-    checkpoint = open_source(folder)
-    try:
-        table = llava_table(detect_layout(checkpoint.names()))
-    except ConversionError as error:
-        raise error.at(folder) from None
-    # The original always loads CLIP from its own folder, whatever the checkpoint holds.
-    if tower is not None and holds_weights(tower):
-        weights = open_source(tower)
-        inventory.add(weights, clip_table(weights.names()), "vision tower")
-    inventory.add(checkpoint, table, "checkpoint")
-    if not inventory.has(VISION_TOWER):
-        raise ConversionError(
-            "The checkpoint holds no CLIP tower.", path=folder, next_step=f"Pass vision_tower={_CLIP!r} or its folder."
-        )
+def add_llava_component(
+    inventory: Inventory, sources: LlavaSources, template: str = "llava_v1", slot_tokens: Sequence[str] = ()
+) -> VlmComponent:
+    """
+    Add the parameters of an original LLaVA.
+
+    Args:
+        inventory (`Inventory`): Takes them.
+        sources ([`LlavaSources`]): Where they are.
+        template (`str`): Prompt format.
+        slot_tokens (`Sequence[str]`): Tokens that are new, and have no rows yet.
+
+    Raises:
+        ConversionError: Something is missing, unreadable or does not fit.
+    """
+    folder, tower = sources.folder, sources.vision_tower
+    llava = add_original_llava(inventory, sources)
+    original, vision = llava.config, llava.vision
     with refusing("The tokenizer cannot be rebuilt", path=folder, next_step=_OTHER_MODEL):
-        tokenizer = _tokenizer(folder, original, inventory)
-    vision = clip_config_from_folder(tower) if tower else clip_config_from_shapes(inventory.shapes(VISION_TOWER))
+        tokenizer = _tokenizer(folder, original, inventory, slot_tokens)
     config = llava_config(
         original,
         text_config(original, tokenizer),
         vision,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        mlp_projector=inventory.has(f"{MM_PROJECTOR}linear_2."),
+        mlp_projector=llava.mlp_projector,
     )
     with refusing("The preprocessor cannot be rebuilt", path=tower, next_step=_OTHER_MODEL):
         processor = LlavaProcessor(
@@ -231,19 +227,30 @@ def _add_original_llava(inventory: Inventory, folder: Path, tower: Path | None, 
             image_token=IMAGE_TOKEN,
             chat_template=build_chat_template(template, image_in_prompt(original, default=False)),
         )
-    return VlmComponent(config, processor, generation_defaults(tokenizer), appended_rows=1)
+    return VlmComponent(
+        config,
+        processor,
+        generation_defaults(tokenizer),
+        appended_rows=1,
+        identity_projector=not llava.mlp_projector,
+        new_rows=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) - inventory.shapes()[EMBEDDING][0],
+    )
 
 
-def _tokenizer(folder: Path, original: Mapping[str, Any], inventory: Inventory) -> PreTrainedTokenizerBase:
+def _tokenizer(
+    folder: Path, original: Mapping[str, Any], inventory: Inventory, slot_tokens: Sequence[str]
+) -> PreTrainedTokenizerBase:
     check_tokenizer_files(folder)
     tokenizer = build_tokenizer(
         folder,
         LLAVA,
         use_im_start_end=uses_im_start_end(original, default=False),
         model_max_length=original.get("max_position_embeddings"),
+        slot_tokens=tuple(slot_tokens),
     )
     rows, known = inventory.shapes().get(EMBEDDING, (0,))[0], tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    if known != rows:
+    lowest = tokenizer.vocab_size if slot_tokens else known  # tokens that are new, or only listed, have no rows yet
+    if not lowest <= rows <= known:
         raise ConversionError(
             f"The checkpoint's vocabulary has {rows} rows; its tokenizer has {known} entries.",
             path=folder,

@@ -75,32 +75,16 @@ def convert_attend_and_segment(
     """
 
     def read_parts() -> Parts:
-        inventory = Inventory()
         tower = None if vision_tower is None else locate(vision_tower)
         if tower is not None and not tower.is_dir():
             raise ConversionError(
                 "There is no such folder.", path=tower, next_step="Check the path of the vision tower."
             )
-        folder = locate(source)
+        inventory, folder = Inventory(), locate(source)
         vlm = add_vlm(inventory, folder, tower, template)
         segmenter = add_segmenter(inventory, locate(sam), sam_options)
-        scheme = Scheme(VLM, VLM, SEGMENTER, _REMEDIES, EMBEDDING, HEAD, appended_rows=vlm.appended_rows)
-        require_components(inventory, scheme)
-        usual = "paper" if vlm.config.model_type in _ONE_HEAD else "mean"
-        fields = {"heads": usual if heads is None else _read_heads(heads), **(pointing or {})}
-        model = _build_model(vlm, segmenter, fields, folder)
-        with refusing("The processor cannot be built", path=folder, next_step="Download the model again."):
-            processor = AttendAndSegmentProcessor(
-                vlm.processor, segmenter.image_processor, phrase_extractor=phrase_extractor
-            )
-        return Parts(
-            card=ATTEND_AND_SEGMENT.name,
-            inventory=inventory,
-            model=model,
-            processor=processor,
-            scheme=scheme,
-            generation_config=vlm.generation_config,
-        )
+        fields = {**({} if heads is None else {"heads": heads}), **(pointing or {})}
+        return attend_and_segment_parts(inventory, vlm, segmenter, folder, fields, phrase_extractor)
 
     return convert(
         ATTEND_AND_SEGMENT,
@@ -110,6 +94,45 @@ def convert_attend_and_segment(
         template=template,
         segmenter_dtype=segmenter_dtype,
         **options,
+    )
+
+
+def attend_and_segment_parts(
+    inventory: Inventory,
+    vlm: VlmComponent,
+    segmenter: SegmenterComponent,
+    folder: Path,
+    fields: Mapping[str, Any],
+    phrase_extractor: str,
+) -> Parts:
+    """What is made of a vision-language model and a segmenter.
+
+    Args:
+        inventory (`Inventory`): Holds both.
+        vlm, segmenter: What was read of them.
+        folder (`Path`): Of the vision-language model, for messages.
+        fields (`Mapping[str, Any]`): Of [`AttendAndSegmentConfig`].
+        phrase_extractor (`str`): See [`AttendAndSegmentProcessor`].
+
+    Raises:
+        ConversionError: A component or its weights are missing, or a field means nothing.
+    """
+    scheme = Scheme(VLM, VLM, SEGMENTER, _REMEDIES, EMBEDDING, HEAD, appended_rows=vlm.appended_rows)
+    require_components(inventory, scheme)
+    usual = "paper" if vlm.config.model_type in _ONE_HEAD else "mean"
+    model = _build_model(vlm, segmenter, {**fields, "heads": _read_heads(fields.get("heads", usual))}, folder)
+    with refusing("The processor cannot be built", path=folder, next_step="Download the model again."):
+        processor = AttendAndSegmentProcessor(
+            vlm.processor, segmenter.image_processor, phrase_extractor=phrase_extractor
+        )
+    return Parts(
+        card=ATTEND_AND_SEGMENT.name,
+        inventory=inventory,
+        model=model,
+        processor=processor,
+        scheme=scheme,
+        identity_projector=vlm.identity_projector,
+        generation_config=vlm.generation_config,
     )
 
 

@@ -107,7 +107,7 @@ def convert_ivm(
         _add_checkpoint(inventory, checkpoint)
         folder = locate(base, weights=not inventory.has(VISION_TOWER))
         if not inventory.has(VISION_TOWER):
-            _add_base(inventory, folder)
+            add_llava_base(inventory, folder)
         if sam is not None:
             weights = open_source(locate(sam))
             inventory.add(weights, sam_table(), "SAM file", lambda target: target.startswith(_ENCODER))
@@ -115,15 +115,15 @@ def convert_ivm(
             component, next_step = _REMEDIES[SEGMENTER]
             raise ConversionError(f"The checkpoint does not hold {component}.", path=checkpoint, next_step=next_step)
         require_components(inventory, _SCHEME)
-        vlm_config = _read_llava_hf_config(folder)
-        tokenizer = _read_tokenizer(folder, vlm_config, inventory)
+        vlm_config = read_llava_hf_config(folder)
+        tokenizer = read_ivm_tokenizer(folder, vlm_config, inventory)
         model = _build_model(vlm_config, inventory, sam_options, keep_lora)
         adapter = take_adapter(inventory, alpha_of_rank, _DROPOUT) if keep_lora else None
         return Parts(
             card=Path(location_name(source)).stem,
             inventory=inventory,
             model=model,
-            processor=_build_processor(folder, model.config, tokenizer),
+            processor=build_ivm_processor(folder, model.config, tokenizer),
             scheme=_SCHEME,
             alpha_of_rank=alpha_of_rank,
             finish=None if adapter is None else adapter.write,
@@ -143,7 +143,7 @@ def _add_checkpoint(inventory: Inventory, path: Path) -> None:
     inventory.add(checkpoint, ivm_table(layout), "checkpoint")
 
 
-def _add_base(inventory: Inventory, folder: Path) -> None:
+def add_llava_base(inventory: Inventory, folder: Path) -> None:
     base = open_source(folder)
     try:
         table = llava_hf_table(base.names())
@@ -164,7 +164,7 @@ def _alpha(rank: int, given: float | None, source: Location) -> float:
     return _ALPHA_OF_RANK[rank]
 
 
-def _read_llava_hf_config(folder: Path) -> LlavaConfig:
+def read_llava_hf_config(folder: Path) -> LlavaConfig:
     """The base's `config.json`.
 
     Raises:
@@ -190,7 +190,7 @@ def _read_llava_hf_config(folder: Path) -> LlavaConfig:
     return vlm
 
 
-def _read_tokenizer(folder: Path, config: LlavaConfig, inventory: Inventory) -> PreTrainedTokenizerFast:
+def read_ivm_tokenizer(folder: Path, config: LlavaConfig, inventory: Inventory) -> PreTrainedTokenizerFast:
     """The base's tokenizer, with `<image>` where the config says and padding on the left."""
     check_tokenizer_files(folder)
     if not (folder / FAST_TOKENIZER).is_file():
@@ -241,7 +241,7 @@ def _build_model(
         return empty_model(IvmForVisualMasking, config)
 
 
-def _build_processor(folder: Path, config: IvmConfig, tokenizer: PreTrainedTokenizerFast) -> IvmProcessor:
+def build_ivm_processor(folder: Path, config: IvmConfig, tokenizer: PreTrainedTokenizerFast) -> IvmProcessor:
     vision, side = config.vlm_config.vision_config, config.segmenter_config.vision_config.image_size
     with refusing("The preprocessor cannot be rebuilt", path=folder, next_step="Download the base again."):
         image_processor = ReasoningSegmentationImageProcessor(

@@ -94,6 +94,20 @@ class Inventory:
                 reason = f"taken from the {held[part].origin}" if accepted else f"not taken from the {origin}"
                 self.dropped.append(Dropped(origin, key, reason))
 
+    def leave_out(self, unwanted: Callable[[str], bool], reason: str) -> None:
+        """Take parameters out again that the model has no use for.
+
+        Args:
+            unwanted (`Callable[[str], bool]`): Which ones, by name.
+            reason (`str`): Why.
+        """
+        for target in [target for target in self.pieces if unwanted(target)]:
+            self.dropped += [Dropped(piece.origin, piece.key, reason) for piece in self.pieces.pop(target).values()]
+
+    def keep(self, source: TensorSource) -> None:
+        """Take a source whose tensors were added by hand, so that it is released with the others."""
+        self._sources.append(source)
+
     def shapes(self, prefix: str = "") -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters whose name starts with `prefix`, by the rest of their name."""
         return {

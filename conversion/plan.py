@@ -15,7 +15,7 @@ from ..loading import code_stays_off
 from .drawing import Drawing, seed_of
 from .errors import ConversionError
 from .inventory import Inventory, Piece
-from .rules import DELTA, LORA_A, LORA_B, WEIGHT
+from .rules import BASE, LORA_A, LORA_B, WEIGHT
 from .rules_lisa_gsva import MM_PROJECTOR, PROJECTOR, SEGMENTER, TEXT_MODEL, VISION_TOWER, VLM
 from .tensor_operations import (
     ADD_DELTA,
@@ -266,9 +266,9 @@ def _from_sources(
     names = []
     if LORA_A in parts:
         names.append(MERGE_LORA)
-    if DELTA in parts:
+    if BASE in parts:
         names.append(ADD_DELTA)
-    if parts[DELTA if DELTA in parts else WEIGHT].info.dtype != dtype:
+    if parts[WEIGHT].info.dtype != dtype:
         names.append(CAST)
     operations = TensorOperations(
         (*names, *rows.names, *appended), float(alpha) if LORA_A in parts else None, rows.drawing, rows.rows

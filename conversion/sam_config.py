@@ -16,6 +16,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 # Published SAM code sets these in the decoder whatever the encoder's size; the weights do not show them.
 _DECODER_HEADS = 8
 _DECODER_LAYER_NORM_EPS = 1e-5  # transformers defaults to 1e-6, which moves the mask logits by 2e-5
+# What the constructor of IVM's decoder states.
+_NEW_DECODER = {
+    "mlp_dim": 2048,
+    "num_hidden_layers": 2,
+    "num_attention_heads": _DECODER_HEADS,
+    "attention_downsample_rate": 2,
+    "layer_norm_eps": _DECODER_LAYER_NORM_EPS,
+}
 _OPTIONS = ("num_attention_heads", "window_size", "global_attn_indexes")
 
 
@@ -78,6 +86,31 @@ def read_conditioned_sam_config(shapes: Shapes, options: Mapping[str, Any] | Non
             "patch_size": vision["patch_size"],
         },
         mask_decoder_config=_decoder_config(shapes, hidden_size),
+    )
+
+
+def new_conditioned_sam_config(shapes: Shapes) -> SamConfig:
+    """Build the config of an IVM's SAM whose decoder is new: SAM's sizes, where the file holds its decoder, or those
+    that the original's constructor states, for the width of the image embedding.
+
+    Args:
+        shapes (`Mapping[str, tuple[int, ...]]`): Shapes by `SamModel` parameter name; at least the image encoder's.
+
+    Raises:
+        ConversionError: Parameters are missing, contradict each other, or leave a size open.
+    """
+    width = _shape(shapes, "vision_encoder.neck.conv1.weight")[0]
+    vision = _vision_config({"shared_image_embedding.positional_embedding": (2, width // 2), **shapes}, {})
+    has_decoder = "mask_decoder.mask_tokens.weight" in shapes
+    decoder = _decoder_config(shapes, width) if has_decoder else {**_NEW_DECODER, "hidden_size": width}
+    return SamConfig(
+        vision_config=vision,
+        prompt_encoder_config={
+            "hidden_size": width,
+            "image_size": vision["image_size"],
+            "patch_size": vision["patch_size"],
+        },
+        mask_decoder_config={**decoder, "num_multimask_outputs": 0},
     )
 
 

@@ -213,6 +213,44 @@ _TEMPLATE = Option(
     default="llava_v1",
 )
 
+_HEADS = Option("heads", "paper, mean, or numbers such as 3,17.  [default: paper for LLaVA, else mean]")
+_PHRASE_EXTRACTOR = Option(
+    "phrase_extractor",
+    "auto, spacy, spacy:PIPELINE or rules: what finds noun phrases.",
+    default="auto",
+)
+_VLM = Option(
+    "vlm",
+    "Vision-language model: folder of transformers or of an original LLaVA, or ORG/NAME[@REVISION].",
+)
+_SEGMENTER = Option(
+    "segmenter",
+    "SAM's own file, or a SAM, SAM-HQ, SAM 2 or SAM 3 tracker of transformers; also on the Hub.",
+    required=True,
+)
+# What a vision-language model that is put in may be.
+_VLM_OPTIONS = (
+    _VLM,
+    Option("base", "With --delta, instead of --vlm: LLaMA in the layout of transformers."),
+    Option("delta", "With --base, instead of --vlm: LLaVA's delta weights, which are added to LLaMA's."),
+    Option("vision_tower", "CLIP of an original LLaVA (openai/clip-vit-large-patch14)."),
+    Option("projector", "mm_projector.bin of a pretraining, instead of an original LLaVA's own."),
+    Option("new_projector", "Give an original LLaVA a new projector instead of its own.", bool, default=False),
+    Option(
+        "template",
+        "Prompt template of an original LLaVA.  [default: llava_v1]",
+        Literal["llava_v1", "llava_llama_2"],
+    ),
+)
+_VLM_WAYS = (("vlm",), ("base", "delta"))
+_PARTS = {
+    "vlm": "vision-language model",
+    "delta": "delta of the language model",
+    "base": "base of the language model",
+    "vision_tower": "vision tower",
+    "segmenter": "segmenter",
+}
+
 COMMON_OPTIONS = (
     Option("dtype", "Store the language model so.  [default: as it is]", _DTYPES),
     Option("max_shard_size", "Largest weight file.", default="5GB"),
@@ -236,6 +274,18 @@ REASONING_SEGMENTATION = PublishedSystem(
     "reasonseg.processing.processing_reasoning_segmentation:ReasoningSegmentationProcessor",
     does="write an answer and draw a mask for every [SEG] in it",
     commands=("segment", "ask"),
+    composition=Composition(
+        "reasonseg.conversion.compose_reasoning_segmentation:compose_reasoning_segmentation",
+        "Any vision-language model, any segmenter, and a new projector between them.",
+        (
+            *_VLM_OPTIONS,
+            _SEGMENTER,
+            Option("reject", "Add [REJ] as well, for what is not in the image.", bool, default=False),
+            _SEGMENTER_DTYPE,
+        ),
+        parts=_PARTS,
+        one_of=_VLM_WAYS,
+    ),
 )
 LISA = PublishedSystem(
     "lisa",
@@ -263,6 +313,13 @@ LISA = PublishedSystem(
             _TEMPLATE,
         ),
     ),
+    composition=Composition(
+        "reasonseg.conversion.compose_reasoning_segmentation:compose_lisa",
+        "What LISA's training starts from: LLaVA, SAM, [SEG] and a new projector.",
+        (*_VLM_OPTIONS, _SEGMENTER, _SEGMENTER_DTYPE),
+        parts=_PARTS,
+        one_of=_VLM_WAYS,
+    ),
     original=Recognition((r"(^|\.)text_hidden_fcs\.",), "reasonseg.conversion.rules_lisa_gsva:recognise_llava_family"),
 )
 GSVA = PublishedSystem(
@@ -286,6 +343,13 @@ GSVA = PublishedSystem(
             _SEGMENTER_DTYPE,
             _TEMPLATE,
         ),
+    ),
+    composition=Composition(
+        "reasonseg.conversion.compose_reasoning_segmentation:compose_gsva",
+        "What GSVA's training starts from: LLaVA, SAM, [SEG], [REJ] and a new projector.",
+        (*_VLM_OPTIONS, _SEGMENTER, _SEGMENTER_DTYPE),
+        parts=_PARTS,
+        one_of=_VLM_WAYS,
     ),
     original=LISA.original,  # only the size of the vocabulary tells the two apart
 )
@@ -316,6 +380,20 @@ IVM = PublishedSystem(
             ),
             _SEGMENTER_DTYPE,
         ),
+    ),
+    composition=Composition(
+        "reasonseg.conversion.compose_ivm:compose_ivm",
+        "What IVM's training starts from: LLaVA-1.5 of transformers, SAM's encoder, a new decoder.",
+        (
+            Option(
+                "vlm",
+                "LLaVA-1.5 of transformers: folder, or ORG/NAME[@REVISION] (llava-hf/llava-1.5-7b-hf).",
+                required=True,
+            ),
+            Option("segmenter", "SAM's own file, or a SAM of transformers; also on the Hub.", required=True),
+            _SEGMENTER_DTYPE,
+        ),
+        parts={"vlm": "vision-language model", "segmenter": "image encoder of the segmenter"},
     ),
     original=Recognition((r"^prompt_encoder\.text_proj\.",), "reasonseg.conversion.rules_ivm:recognise_ivm"),
 )
@@ -428,18 +506,22 @@ ATTEND_AND_SEGMENT = PublishedSystem(
                 "sam", "SAM's own file, or a SAM, SAM-HQ or SAM 2 of transformers; also on the Hub.", required=True
             ),
             Option("vision_tower", "CLIP of an original LLaVA-1.5 (openai/clip-vit-large-patch14-336)."),
-            Option("heads", "paper, mean, or numbers such as 3,17.  [default: paper for LLaVA, else mean]"),
-            Option(
-                "phrase_extractor",
-                "auto, spacy, spacy:PIPELINE or rules: what finds noun phrases.",
-                default="auto",
-            ),
+            _HEADS,
+            _PHRASE_EXTRACTOR,
             _SEGMENTER_DTYPE,
             _TEMPLATE,
         ),
         source_help="Vision-language model: folder of transformers or of an original LLaVA-1.5, or "
         "ORG/NAME[@REVISION].",
         source_name="VLM",
+    ),
+    composition=Composition(
+        "reasonseg.conversion.compose_attend_and_segment:compose_attend_and_segment",
+        "Any vision-language model and any segmenter; nothing has to be trained.",
+        (*_VLM_OPTIONS, _SEGMENTER, _HEADS, _PHRASE_EXTRACTOR, _SEGMENTER_DTYPE),
+        parts=_PARTS,
+        one_of=_VLM_WAYS,
+        needs_training=False,
     ),
 )
 

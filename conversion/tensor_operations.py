@@ -13,7 +13,7 @@ import torch
 
 from .drawing import Drawing
 from .errors import ConversionError
-from .rules import DELTA, LORA_A, LORA_B, WEIGHT
+from .rules import BASE, LORA_A, LORA_B, WEIGHT
 
 
 MERGE_LORA, ADD_DELTA, CAST = "merge_lora", "add_delta", "cast"
@@ -175,7 +175,7 @@ class TensorOperations:
         """Compute the tensor.
 
         Args:
-            load (`Callable[[str], torch.Tensor]`): Reads a part: `"weight"`, `"lora_A"`, `"lora_B"` or `"delta"`.
+            load (`Callable[[str], torch.Tensor]`): Reads a part: `"weight"`, `"lora_A"`, `"lora_B"` or `"base"`.
             shape (`tuple[int, ...]`): What the result must have.
             dtype (`torch.dtype`): Its type.
 
@@ -196,7 +196,7 @@ class TensorOperations:
         if MERGE_LORA in self.names:
             value = merge_lora(value, load(LORA_A), load(LORA_B), self.alpha)
         if ADD_DELTA in self.names:
-            value = add_delta(value, load(DELTA))
+            value = add_delta(load(BASE), value)
         value = value.to(dtype)
         if DRAW_ROWS in self.names:
             first, count = self.rows

@@ -91,6 +91,7 @@ def build_tokenizer(
     *,
     use_im_start_end: bool = True,
     model_max_length: int | None = None,
+    slot_tokens: tuple[str, ...] | None = None,
 ) -> PreTrainedTokenizerFast:
     """Build the fast tokenizer of a converted checkpoint.
 
@@ -110,6 +111,7 @@ def build_tokenizer(
         model_max_length (`int`, *optional*):
             Longest input of the model in tokens, image tokens included. The folder's own value is not used: it is a
             setting of the training script that counts the image as one token.
+        slot_tokens (`tuple[str, ...]`, *optional*): Instead of those that the system's entry states.
 
     Returns:
         `PreTrainedTokenizerFast`: Needs neither sentencepiece nor protobuf once saved. `image_token` is an attribute.
@@ -117,10 +119,11 @@ def build_tokenizer(
     Raises:
         ConversionError: Files are missing, unreadable or contradict each other.
     """
-    slot_tokens = _slot_tokens()
-    if system not in slot_tokens:
-        raise ConversionError(f"Unknown system {system!r}; tokenizers are built for {sorted(slot_tokens)}.")
-    every_slot_token = {token for tokens in slot_tokens.values() for token in tokens}
+    stated = _slot_tokens()
+    if system not in stated:
+        raise ConversionError(f"Unknown system {system!r}; tokenizers are built for {sorted(stated)}.")
+    every_slot_token = {token for tokens in stated.values() for token in tokens}
+    own_tokens = stated[system] if slot_tokens is None else slot_tokens
     folder = Path(source_dir)
     config = _read_object(folder / "tokenizer_config.json")
     special_map = _read_object(folder / "special_tokens_map.json")
@@ -130,7 +133,7 @@ def build_tokenizer(
 
     specials = {IM_START_TOKEN, IM_END_TOKEN, IM_PATCH_TOKEN, *names.values()} | _saved_specials(config, special_map)
     unstripped = {IMAGE_TOKEN, *_unstripped_tokens(names, special_map)}
-    wanted = [*slot_tokens[system], *((IM_START_TOKEN, IM_END_TOKEN) if use_im_start_end else ())]
+    wanted = [*own_tokens, *((IM_START_TOKEN, IM_END_TOKEN) if use_im_start_end else ())]
 
     def added_token(content: str) -> AddedToken:
         strip = system == LISA.name and content not in unstripped
@@ -157,7 +160,7 @@ def build_tokenizer(
     backend.add_tokens([added_token(content) for content in wanted if backend.token_to_id(content) is None])
     # LLaVA encodes what follows the image on its own, so that it begins like a text, with a dummy space. Legacy
     # tokenizers put one after every added token; the others do so here, before they look for the token.
-    space_after_image = not slot_tokens[system] and not legacy and vocabulary.dummy_prefix
+    space_after_image = not stated[system] and not legacy and vocabulary.dummy_prefix
     if space_after_image:
         backend.normalizer = normalizers.Replace(Regex(_LAST_IMAGE), f"{IMAGE_TOKEN} ")
     backend.add_tokens([AddedToken(IMAGE_TOKEN, normalized=space_after_image, special=True)])

@@ -40,6 +40,7 @@ from .tensor_operations import CAST, MERGE_LORA, TensorOperations
 from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
 
 
+_PROCESSOR = "processor_config.json"
 _HASHING, _COMPARING = "Checking files", "Comparing tensors"
 # Words and numbers by the thousand, and nothing that transformers would build something from.
 _TOKENS = ("tokenizer.json", "vocab.json", "added_tokens.json", "model.safetensors.index.json")
@@ -265,10 +266,19 @@ def _check_processor(report: VerifyReport, manifest: Mapping[str, Any]) -> None:
         return
     try:
         with refusing("The processor cannot be loaded"):
-            load_pretrained(SYSTEMS[manifest["system"]].processor_class, report.repo, local_files_only=True)
+            load_pretrained(_processor_class(report.repo, manifest), report.repo, local_files_only=True)
     except (ConversionError, ImportError) as error:
         cause = getattr(error, "cause", f"The processor cannot be loaded ({error}).")
-        report.add("processor_config.json", cause)
+        report.add(_PROCESSOR, cause)
+
+
+def _processor_class(repo: Path, manifest: Mapping[str, Any]) -> type:
+    """The processor that a repository names, if it is one of this package, else its system's: a model may be composed
+    of parts that the processor of its system was not made for."""
+    path = repo / _PROCESSOR
+    named = read_json(path).get("processor_class") if path.is_file() else None
+    classes = {system.processor.rpartition(":")[2]: system for system in SYSTEMS.values()}
+    return classes.get(named, SYSTEMS[manifest["system"]]).processor_class
 
 
 def _check_files(report: VerifyReport, manifest: Mapping[str, Any], progress: ProgressCallback) -> None:

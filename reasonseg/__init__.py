@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     # What `__getattr__` imports on first use, for type checkers and editors. The second name marks it as public.
     from .conversion.compose import CompositionOptions as CompositionOptions
     from .conversion.compose import compose as compose
+    from .conversion.compose_attend_and_segment import compose_attend_and_segment as compose_attend_and_segment
+    from .conversion.compose_ivm import compose_ivm as compose_ivm
+    from .conversion.compose_reasoning_segmentation import compose_gsva as compose_gsva
+    from .conversion.compose_reasoning_segmentation import compose_lisa as compose_lisa
+    from .conversion.compose_reasoning_segmentation import (
+        compose_reasoning_segmentation as compose_reasoning_segmentation,
+    )
     from .conversion.compose_vip_llava import compose_vip_llava as compose_vip_llava
     from .conversion.convert import ConversionOptions as ConversionOptions
     from .conversion.convert import ConversionReport as ConversionReport
