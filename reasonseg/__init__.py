@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     # What `__getattr__` imports on first use, for type checkers and editors. The second name marks it as public.
     from .conversion.compose import CompositionOptions as CompositionOptions
     from .conversion.compose import compose as compose
+    from .conversion.compose_difflmm import compose_difflmm as compose_difflmm
     from .conversion.compose_vip_llava import compose_vip_llava as compose_vip_llava
     from .conversion.convert import ConversionOptions as ConversionOptions
     from .conversion.convert import ConversionReport as ConversionReport
