@@ -73,7 +73,7 @@ def composed_values(system: PublishedSystem, options: Mapping[str, Any]) -> dict
         **(_UNKNOWN if base == "unknown" else {}),
         "base_models": [repo for location in parts.values() if (repo := hub_repository(location)) is not None],
         "datasets": [],
-        "weights_licence": "",
+        "weights_licence": " ".join(entry["note"] for entry in known.values() if "note" in entry),
         "chain": [_OWN_CODE, *works],
     }
 

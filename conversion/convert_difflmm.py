@@ -18,7 +18,7 @@ from .configs_difflmm import difflmm_config, read_difflmm_config, read_lora_alph
 from .convert import ConversionOptions, ConversionReport, Parts, convert
 from .errors import ConversionError, refusing
 from .inventory import Inventory
-from .locations import locate, location_name, pin
+from .locations import Location, locate, location_name, pin
 from .plan import Scheme, empty_model, require_components
 from .rules_difflmm import (
     CAPTIONER,
@@ -90,44 +90,22 @@ def convert_difflmm(
 
     def read_parts() -> Parts:
         diffusers_classes()  # before gigabytes are read or downloaded
-        folder = _folder(locate(source), "source")
+        folder = check_folder(locate(source), "source")
         original = read_difflmm_config(folder)
         implicit = bool(original.get("mm_vision_sd_implicit_caption", False))
-        needed = ("unet", "vae") if implicit else ("unet", "vae", "text_encoder")
-        diffusion_folder = _folder(locate(diffusion, parts=needed), "diffusion model")
-        if not (diffusion_folder / DIFFUSION_INDEX).is_file():
-            raise ConversionError(
-                f"There is no {DIFFUSION_INDEX}: this is not a diffusion model in diffusers' layout.",
-                path=diffusion_folder,
-                next_step="Pass the folder of Stable Diffusion 1.5 that holds unet, vae and scheduler.",
-            )
-        tower = _folder(locate(vision_tower), "vision tower")
+        diffusion_folder = locate_diffusion(diffusion, text_encoder=not implicit)
+        tower = check_folder(locate(vision_tower), "vision tower")
         pinned = pin(base)
 
         inventory = Inventory()
         adapted = _add_checkpoint(inventory, folder, implicit)
         alpha_of_rank = read_lora_alpha(folder) if adapted else no_adapters
-        base_folder = _folder(locate(pinned), "base")
-        _add_base(inventory, base_folder)
-        clip = open_source(tower)
-        inventory.add(clip, clip_table(clip.names(), VISION_TOWER), "vision tower")
-        with refusing("The tokenizer cannot be rebuilt", path=base_folder, next_step="Download the base again."):
-            tokenizer = _build_tokenizer(base_folder, original)
-        config = difflmm_config(
-            original,
-            diffusion_folder,
-            clip_config_from_folder(tower),
-            text_config(original, tokenizer),
-            image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        )
-        table = stable_diffusion_table(
-            len(config.unet_config["up_block_types"]), config.diffusion_block, text_encoder=not implicit
-        )
-        inventory.add(open_source(diffusion_folder), table, "diffusion")
+        base_folder = check_folder(locate(pinned), "base")
+        config, tokenizer = add_frozen_parts(inventory, original, base_folder, diffusion_folder, tower)
         remedies = _REMEDIES | (_CAPTION_REMEDY if implicit else _PROMPT_REMEDY)
-        scheme = Scheme("", TEXT_MODEL, None, remedies, _EMBEDDING, _HEAD)
+        scheme = difflmm_scheme(remedies)
         require_components(inventory, scheme)
-        _check_vocabulary(inventory, tokenizer, base_folder)
+        check_vocabulary(inventory, tokenizer, base_folder)
         with refusing(
             "No model can be built from this config", path=folder / "config.json", next_step="Check the config."
         ):
@@ -136,7 +114,7 @@ def convert_difflmm(
             card=location_name(source),
             inventory=inventory,
             model=model,
-            processor=_build_processor(original, config, tokenizer, template),
+            processor=build_processor(original, config, tokenizer, template),
             scheme=scheme,
             alpha_of_rank=alpha_of_rank,
         )
@@ -144,7 +122,71 @@ def convert_difflmm(
     return convert(DIFFLMM, source, out, read_parts, template=template, **options)
 
 
-def _folder(path: Path, what: str) -> Path:
+def difflmm_scheme(remedies: Mapping[str, tuple[str, str]]) -> Scheme:
+    """How the parameters of `DiffLmmForConditionalGeneration` are called."""
+    return Scheme("", TEXT_MODEL, None, remedies, _EMBEDDING, _HEAD)
+
+
+def locate_diffusion(diffusion: Location, *, text_encoder: bool) -> Path:
+    """The folder of a diffusion model, of which no more than is needed is downloaded.
+
+    Args:
+        diffusion (`str` or `os.PathLike`): A folder, or its name on the Hub.
+        text_encoder (`bool`): Whether the text encoder is needed, too.
+
+    Raises:
+        ConversionError: There is none in diffusers' layout.
+    """
+    needed = ("unet", "vae", "text_encoder") if text_encoder else ("unet", "vae")
+    folder = check_folder(locate(diffusion, parts=needed), "diffusion model")
+    if not (folder / DIFFUSION_INDEX).is_file():
+        raise ConversionError(
+            f"There is no {DIFFUSION_INDEX}: this is not a diffusion model in diffusers' layout.",
+            path=folder,
+            next_step="Pass the folder of Stable Diffusion 1.5 that holds unet, vae and scheduler.",
+        )
+    return folder
+
+
+def add_frozen_parts(
+    inventory: Inventory, original: Mapping[str, Any], base: Path, diffusion: Path, tower: Path
+) -> tuple[DiffLmmConfig, PreTrainedTokenizerFast]:
+    """Add language model, CLIP and Stable Diffusion, which are what they were before the training.
+
+    Args:
+        inventory (`Inventory`): Where to.
+        original (`Mapping[str, Any]`): The JSON of a DiffLMM's config.
+        base, diffusion, tower (`Path`): Their folders.
+
+    Returns:
+        The model's config and its tokenizer.
+
+    Raises:
+        ConversionError: One of them is unreadable, or they do not belong together.
+    """
+    _add_base(inventory, base)
+    clip = open_source(tower)
+    inventory.add(clip, clip_table(clip.names(), VISION_TOWER), "vision tower")
+    with refusing("The tokenizer cannot be rebuilt", path=base, next_step="Download the base again."):
+        tokenizer = _build_tokenizer(base, original)
+    config = difflmm_config(
+        original,
+        diffusion,
+        clip_config_from_folder(tower),
+        text_config(original, tokenizer),
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+    )
+    blocks = len(config.unet_config["up_block_types"])
+    table = stable_diffusion_table(blocks, config.diffusion_block, text_encoder=not config.implicit_caption)
+    inventory.add(open_source(diffusion), table, "diffusion")
+    return config, tokenizer
+
+
+def check_folder(path: Path, what: str) -> Path:
+    """
+    Raises:
+        ConversionError: It is not a folder.
+    """
     if not path.is_dir():
         raise ConversionError(f"There is no such folder for the {what}.", path=path, next_step="Check the path.")
     return path
@@ -195,7 +237,11 @@ def _build_tokenizer(folder: Path, original: Mapping[str, Any]) -> PreTrainedTok
     return tokenizer
 
 
-def _check_vocabulary(inventory: Inventory, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+def check_vocabulary(inventory: Inventory, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """
+    Raises:
+        ConversionError: The language model has other tokens than its tokenizer.
+    """
     rows, known = inventory.shapes()[_EMBEDDING][0], tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     if known != rows:
         raise ConversionError(
@@ -205,9 +251,10 @@ def _check_vocabulary(inventory: Inventory, tokenizer: PreTrainedTokenizerFast, 
         )
 
 
-def _build_processor(
+def build_processor(
     original: Mapping[str, Any], config: DiffLmmConfig, tokenizer: PreTrainedTokenizerFast, template: str
 ) -> DiffLmmProcessor:
+    """The processor of a DiffLMM with this config and tokenizer."""
     side = config.image_size
     image_processor = DiffLmmImageProcessor(
         size={"shortest_edge": side},

@@ -7,7 +7,7 @@ nothing to read. A further system is its own files and one entry in `SYSTEMS`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -453,6 +453,13 @@ VIP_LLAVA = PublishedSystem(
     ),
     converted_keys=(r"(^|\.)projector_layernorm\.",),
 )
+IMPLICIT_CAPTION = "implicit_caption"
+_DIFFLMM_TEMPLATE = Option(
+    "template",
+    "Prompt template; the original was trained in vicuna_v1, and its scripts ask in llava_v1.",
+    Literal["llava_v1", "vicuna_v1"],
+    default="llava_v1",
+)
 DIFFLMM = PublishedSystem(
     "difflmm",
     "DiffLMM",
@@ -483,9 +490,49 @@ DIFFLMM = PublishedSystem(
                 required=True,
             ),
             Option("dtype", "Store all weights so.  [default: as the base is]", _DTYPES),
-            _TEMPLATE,
+            _DIFFLMM_TEMPLATE,
         ),
         source_help="Folder with adapter_model and non_lora_trainables, or ORG/NAME[@REVISION]",
+    ),
+    composition=Composition(
+        "reasonseg.conversion.compose_difflmm:compose_difflmm",
+        "A language model, Stable Diffusion and CLIP, and a new projector between them. Needs diffusers.",
+        (
+            Option(
+                "language_model",
+                "A LLaMA with its weights: folder, or ORG/NAME[@REVISION] (lmsys/vicuna-7b-v1.5).",
+                required=True,
+            ),
+            Option(
+                "diffusion",
+                "Stable Diffusion 1.5 in diffusers' layout: folder, or ORG/NAME[@REVISION].",
+                required=True,
+            ),
+            Option(
+                "vision_tower",
+                "CLIP model: folder, or ORG/NAME[@REVISION] (openai/clip-vit-large-patch14-336).",
+                required=True,
+            ),
+            replace(_DIFFLMM_TEMPLATE, default="vicuna_v1"),
+            Option(
+                "diffusion_text",
+                "Text that conditions the diffusion: implicit_caption, learned from CLIP's features, or empty.",
+                Literal["implicit_caption", "empty"],
+                default=IMPLICIT_CAPTION,
+            ),
+            Option("no_concat_clip", "Leave CLIP's features out of the image tokens.", bool, default=False),
+            Option("no_position_embeddings", "Learn no position embeddings.", bool, default=False),
+            Option("normalize_once", "Give both towers the pixels they were made for.", bool, default=False),
+            Option("diffusion_block", "Index of the UNet's up block whose output is used.", int, default=1),
+            Option("timestep", "Diffusion step whose share of noise the latents get.", int, default=100),
+            Option("ensemble_size", "Noises per image over which features are averaged.", int, default=1),
+            Option("image_size", "Side of the square images in pixels.", int, default=384),
+        ),
+        parts={
+            "language_model": "language model",
+            "diffusion": "diffusion model",
+            "vision_tower": "vision tower",
+        },
     ),
     original=Recognition((r"\.mm_projector\.clip_pe",), "reasonseg.conversion.rules_difflmm:recognise_difflmm"),
     converted_keys=(r"^model\.diffusion\.",),

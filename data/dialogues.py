@@ -3,6 +3,7 @@
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -55,7 +56,7 @@ class RegionDialogues(Dataset):
         limit (`int`, *optional*): Only the first rows.
 
     Raises:
-        DataFileError: If the file cannot be read or has no rows.
+        DataFileError: If the file cannot be read or has no rows, or there is no such folder.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class RegionDialogues(Dataset):
         add_missing_images: bool = False,
         limit: int | None = None,
     ):
+        if images is not None and not Path(images).is_dir():
+            raise DataFileError(f"There is no folder {images}; give that of the images which {path} names.")
         self.file = RegionFile(path, images)
         self.count = len(self.file) if limit is None else min(limit, len(self.file))
         if not self.count:
@@ -80,6 +83,23 @@ class RegionDialogues(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         self._epoch.set(epoch)
+
+    def signed_lengths(self) -> list[int]:
+        """Words of each row, at least 1, negative for rows without an image: LLaVA's `modality_lengths`."""
+        return [signed_length(self.file.row(index)) for index in range(self.count)]
+
+    def require_images(self) -> None:
+        """
+        Raises:
+            DataFileError: If rows have no image.
+        """
+        without = [index for index, length in enumerate(self.signed_lengths()) if length < 0]
+        if without:
+            first = self.file[without[0]].id
+            raise DataFileError(
+                f"{len(without)} of {self.count} rows of {self.file.path} have no `image`, the first is {first!r}; "
+                "captions need one. Leave these rows out, or learn from them in the second stage."
+            )
 
     def __getitem__(self, index: int) -> Dialogue:
         if not 0 <= index < self.count:
@@ -110,6 +130,14 @@ class RegionDialogues(Dataset):
                 image_with_prompts(sample.image, conversation, rng, alpha=self.alpha, anchor=self.side),
             )
         return Dialogue(conversation, load_rgb_image(sample.image))
+
+
+def signed_length(row: dict[str, Any]) -> int:
+    """Number of words in the conversation of a row, at least 1; negative for a row without an image."""
+    texts = [message["value"] for message in row.get("conversations", [])]
+    texts = texts or [value for value in map(row.get, ("question", "answer", "grounding")) if isinstance(value, str)]
+    words = max(1, sum(len(text.split()) for text in texts))
+    return words if row.get("image") is not None else -words
 
 
 __all__ = ["Dialogue", "RegionDialogues"]

@@ -247,6 +247,20 @@ class DiffLmmModel(LlavaModel):
         self.language_model = self._build_part(config.text_config)
         self.post_init()
 
+    def train(self, mode: bool = True) -> "DiffLmmModel":
+        """As for any module, but towers of which nothing learns stay in evaluation mode, as in the original."""
+        super().train(mode)
+        for tower in (self.vision_tower, self.diffusion, self.prompt_encoder):
+            if tower is not None and not any(parameter.requires_grad for parameter in tower.parameters()):
+                tower.eval()
+        return self
+
+    @property
+    def learns_to_look(self) -> bool:
+        """Whether the projector or the implicit captioner learns."""
+        learning = (self.multi_modal_projector, self.implicit_captioner)
+        return any(value.requires_grad for part in learning if part is not None for value in part.parameters())
+
     @staticmethod
     def _build_part(config: PreTrainedConfig) -> PreTrainedModel:
         # Each part could name code of its own.
@@ -264,7 +278,9 @@ class DiffLmmModel(LlavaModel):
     ) -> DiffLmmImageOutput | tuple:
         r"""
         Without any of the noise arguments every image gets the noise of `config.noise_seed`: results repeat, and do
-        not depend on the other images of the batch.
+        not depend on the other images of the batch. In training mode torch's own generator on the CPU draws other
+        noise for every image at every call, as the original always does; `set_seed` decides it, and checkpoints of the
+        Trainer hold its state.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(num_images, 3, image_size, image_size)`):
@@ -291,6 +307,8 @@ class DiffLmmModel(LlavaModel):
         # Who brings the noise wants the numbers of the run it is from.
         as_original = vae_noise is not None
         if vae_noise is None and latent_noise is None:
+            if self.training and noise_seed is None and generator is None:
+                generator = torch.default_generator
             vae_noise, latent_noise = draw_noise(self.config, len(pixel_values), noise_seed, generator)
         elif noise_seed is not None or generator is not None:
             raise ValueError("Noise was given both as tensors and as a seed or generator; give one of them.")
@@ -380,6 +398,7 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
         latent_noise: torch.FloatTensor | None = None,
         noise_seed: int | None = None,
         generator: torch.Generator | None = None,
+        image_index: torch.LongTensor | None = None,
         mm_encoder_outputs: dict[str, DiffLmmImageOutput] | None = None,
         return_dict: bool | None = None,
         **kwargs,
@@ -392,22 +411,31 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
                 `generate` takes them too.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
-                Ids to predict, -100 where nothing is to be learned; placeholders are never learned.
+                Ids to predict, -100 where nothing is to be learned; placeholders are never learned. In training mode a
+                batch without images then looks at a black one with weight 0: every parameter that learns gets a
+                gradient, which optimizers that carry momentum and processes that wait for each other need.
+            image_index (`torch.LongTensor` of shape `(num_rows_with_images,)`, *optional*):
+                The image in `pixel_values` of each row that has one, in the order of the rows, where rows share
+                images: each is encoded once. `generate` takes an image per row instead.
             logits_to_keep (`int` or `torch.Tensor`): Logits of the last so many positions, or of these; 0 for all.
             mm_encoder_outputs (`dict`, *optional*): `{"image": get_image_features(...)}`, in place of `pixel_values`.
             return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are set.
             kwargs: Further inputs of [`LlavaForConditionalGeneration`].
         """
+        noise = {
+            "vae_noise": vae_noise,
+            "latent_noise": latent_noise,
+            "noise_seed": noise_seed,
+            "generator": generator,
+        }
         if pixel_values is not None and mm_encoder_outputs is None:
-            images = self.get_image_features(
-                pixel_values,
-                vae_noise=vae_noise,
-                latent_noise=latent_noise,
-                noise_seed=noise_seed,
-                generator=generator,
-                return_dict=True,
-            )
+            images = self.get_image_features(pixel_values, **noise, return_dict=True)
+            if image_index is not None:
+                images.pooler_output = _of_rows(images.pooler_output, image_index)
             pixel_values, mm_encoder_outputs = None, {"image": images}
+        # Before the language model, as with images, so that processes that share weights read them in one order.
+        is_unseen = labels is not None and mm_encoder_outputs is None and self.training and self.model.learns_to_look
+        nothing = self._look_at_nothing() if is_unseen else 0.0
         output = super().forward(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -418,7 +446,36 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
             return_dict=True,
         )
         judge_without_placeholder(self, output, labels, **kwargs)
+        if labels is not None:
+            output.loss = output.loss + nothing
         return output_or_tuple(output, return_dict, self.config)
+
+    def prepare_inputs_for_generation(self, *args, image_index: torch.LongTensor | None = None, **kwargs) -> dict:
+        """
+        Raises:
+            ValueError: If rows share images, whose order beams and several answers per row would change.
+        """
+        if image_index is not None:
+            raise ValueError("`generate` takes an image per row; `image_index` is for batches with labels.")
+        return super().prepare_inputs_for_generation(*args, **kwargs)
+
+    def _look_at_nothing(self) -> torch.FloatTensor:
+        """0, with a gradient of 0 for everything that learns to look; LLaVA gives each text a black image for it."""
+        side = self.config.image_size
+        black = torch.zeros(1, 3, side, side, device=self.model.multi_modal_projector.linear[0].weight.device)
+        return torch.stack(self.get_image_features(black, return_dict=True).pooler_output).sum() * 0.0
+
+
+def _of_rows(tokens: list[torch.FloatTensor], image_index: torch.LongTensor) -> list[torch.FloatTensor]:
+    """The image tokens of each row.
+
+    Raises:
+        ValueError: If an index names no image.
+    """
+    index = image_index.tolist()
+    if wrong := [image for image in index if not 0 <= image < len(tokens)]:
+        raise ValueError(f"image_index names the image {wrong[0]}; pixel_values hold {len(tokens)}, counted from 0.")
+    return [tokens[image] for image in index]
 
 
 __all__ = ["DiffLmmForConditionalGeneration", "DiffLmmImageOutput", "DiffLmmModel", "DiffusionFeatures"]

@@ -20,10 +20,15 @@ MARKED_IMAGE = f"<im_start>{IMAGE_TOKEN}<im_end>"
 # ---- chat templates -------------------------------------------------------------------------------------------------
 
 # LLaVA's conversation "llava_v1", which every published LISA and GSVA command uses and ViP-LLaVA's Vicuna models were
-# trained with ("v1" says "curious user" instead).
+# trained with.
 _V1_SYSTEM = (
     "A chat between a curious human and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the human's questions."
+)
+# LLaVA's conversation "vicuna_v1", its `--version v1`, with which LLaVA-1.5 and DiffLMM were trained.
+_VICUNA_SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 _LLAMA_2_SYSTEM = (
     "You are a helpful language and vision assistant. "
@@ -109,6 +114,8 @@ _TURNS = {
 """
     + _HEADED_TURNS,
 }
+_TURNS["vicuna_v1"] = _TURNS["llava_v1"]
+_SYSTEMS = {"llava_v1": _V1_SYSTEM, "vicuna_v1": _VICUNA_SYSTEM}
 # A message that brings the end marker along gets none; the original looks for Llama's marker in both.
 _OWN_MACROS = {
     "llava_llama_3": """
@@ -127,7 +134,7 @@ CHAT_TEMPLATE_NAMES = tuple(_TURNS)
 def build_chat_template(name: str = "llava_v1", image: str = MARKED_IMAGE) -> str:
     r"""
     Args:
-        name (`str`): `"llava_v1"`, `"llava_llama_2"`, `"llava_llama_3"` or `"llava_phi_3"`.
+        name (`str`): `"llava_v1"`, `"vicuna_v1"`, `"llava_llama_2"`, `"llava_llama_3"` or `"llava_phi_3"`.
         image (`str`):
             What stands for an image; a line break follows it. Models trained without `mm_use_im_start_end` take
             `"<image>"`.
@@ -141,7 +148,7 @@ def build_chat_template(name: str = "llava_v1", image: str = MARKED_IMAGE) -> st
     """
     if name not in _TURNS:
         raise ValueError(f"Unknown chat template {name!r}; there are {', '.join(CHAT_TEMPLATE_NAMES)}.")
-    system = _V1_SYSTEM if name == "llava_v1" else _LLAMA_2_SYSTEM
+    system = _SYSTEMS.get(name, _LLAMA_2_SYSTEM)
     macros = _MACROS.replace("SYSTEM", json.dumps(system)).replace("IMAGE", json.dumps(image))
     return (macros + _OWN_MACROS.get(name, "") + _TURNS[name].lstrip()).strip()
 

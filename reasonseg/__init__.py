@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .conversion.compose import CompositionOptions as CompositionOptions
     from .conversion.compose import compose as compose
     from .conversion.compose_attend_and_segment import compose_attend_and_segment as compose_attend_and_segment
+    from .conversion.compose_difflmm import compose_difflmm as compose_difflmm
     from .conversion.compose_ivm import compose_ivm as compose_ivm
     from .conversion.compose_reasoning_segmentation import compose_gsva as compose_gsva
     from .conversion.compose_reasoning_segmentation import compose_lisa as compose_lisa

@@ -44,11 +44,13 @@ class DataKind:
         model_class (`str`): Auto class of transformers that loads the model of a recipe.
         licence (`str`, *optional*): Of the data, where this package can say it.
         knows_scenes (`bool`): Whether [`scene_losses`] can say what every patch of an image shows.
+        knows_lengths (`bool`): Whether its data set has `signed_lengths`, for `data.group_by_modality_length`.
     """
 
     model_class = "AutoModel"
     licence: str | None = None
     knows_scenes = False
+    knows_lengths = False
 
     def check(self, recipe: Recipe) -> None:
         """

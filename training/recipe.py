@@ -32,6 +32,8 @@ class DataRecipe:
         options (`dict`): Arguments of `make_requests` for all epochs; for `ivm_mix` of `IvmMixDataset`, for `regions`
             of `RegionDialogues`.
         collator (`dict`): For `regions`, arguments of `DialogueCollator`.
+        group_by_modality_length (`bool`): For `regions`, batches of rows of about one length, with images or without,
+            as [`ModalityLengthSampler`] orders them.
         sources (`list[dict]`): The parts of `ivm_mix`, each with the fields of `IvmMixSource`.
     """
 
@@ -44,6 +46,7 @@ class DataRecipe:
     options: dict[str, Any] = field(default_factory=dict)
     sources: list[dict[str, Any]] = field(default_factory=list)
     collator: dict[str, Any] = field(default_factory=dict)
+    group_by_modality_length: bool = False
 
 
 @dataclass
@@ -142,6 +145,8 @@ class Recipe:
             _check_parts(self)
         if self.learning_rates and self.optimizer is not None:
             raise RecipeError("learning_rates are for the Trainer's own optimizer; leave out `optimizer`.")
+        if self.data.group_by_modality_length and not self.kind.knows_lengths:
+            raise RecipeError(f"data.group_by_modality_length is for rows of text; {self.data.kind} knows no lengths.")
         for stage in self.first_stages.values():
             stage.check(self)
         knows_scenes = self.kind.knows_scenes and self.model == self.data.kind

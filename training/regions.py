@@ -1,6 +1,8 @@
-"""`data.kind: regions`: ViP-LLaVA's conversations about regions, as batches of text with images."""
+"""`data.kind: regions`: conversations about images and, for ViP-LLaVA, about regions of them, as batches."""
 
 from typing import Any
+
+import torch
 
 from ..data.dialogues import Dialogue, RegionDialogues
 from ..processing.chat_processor import IGNORED_LABEL, label_answers
@@ -13,6 +15,7 @@ class Regions(DataKind):
 
     # A model that only writes text has its language head under this name alone.
     model_class = "AutoModelForImageTextToText"
+    knows_lengths = True
 
     def check(self, recipe: Recipe) -> None:
         if not recipe.data.path:
@@ -20,9 +23,12 @@ class Regions(DataKind):
 
     def dataset(self, recipe: Recipe) -> RegionDialogues:
         try:
-            return RegionDialogues(recipe.data.path, **{"seed": recipe.seed, **recipe.data.options})
+            dialogues = RegionDialogues(recipe.data.path, **{"seed": recipe.seed, **recipe.data.options})
         except TypeError as error:
             raise RecipeError(f"data.options of regions: {error}") from error
+        if recipe.data.collator.get("captions"):
+            dialogues.require_images()
+        return dialogues
 
     def collator(self, recipe: Recipe, processor: Any) -> "DialogueCollator":
         try:
@@ -41,16 +47,26 @@ class DialogueCollator:
         captions (`bool`): LLaVA's "plain" prompts for the first stage: the image, then the last answer and a line
             break, without instructions.
         pad_images (`bool`): Whether images become square by padding. The original's first stage takes their centre.
+        share_images (`bool`): Whether an image that several rows see is in the batch once, with an `image_index`; for
+            models that take one, such as DiffLMM, whose encoders then run once.
 
     Raises:
         ValueError: In `captions`, for a conversation without an image.
     """
 
-    def __init__(self, processor, max_length: int | None = 2048, captions: bool = False, pad_images: bool = True):
+    def __init__(
+        self,
+        processor,
+        max_length: int | None = 2048,
+        captions: bool = False,
+        pad_images: bool = True,
+        share_images: bool = False,
+    ):
         self.processor = processor
         self.max_length = max_length
         self.captions = captions
         self.pad_images = pad_images
+        self.share_images = share_images
 
     def __call__(self, dialogues: list[Dialogue]) -> dict[str, Any]:
         texts = [self._text(dialogue) for dialogue in dialogues]
@@ -70,7 +86,7 @@ class DialogueCollator:
         )
         if self.captions:
             batch["labels"] = self._caption_labels(texts, batch)
-        return dict(batch)
+        return _with_shared_images(dict(batch)) if self.share_images else dict(batch)
 
     def _text(self, dialogue: Dialogue) -> str:
         conversation = dialogue.conversation
@@ -93,6 +109,19 @@ class DialogueCollator:
             found = label_answers(self.processor.tokenizer, text, [answer], [*ids.tolist(), *missing])
             labels[row, : len(ids)] = labels.new_tensor(found[: len(ids)])
         return labels
+
+
+def _with_shared_images(batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with each different image once, and the image of each row that has one as `image_index`."""
+    if "pixel_values" not in batch:
+        return batch
+    different: dict[bytes, int] = {}
+    seen = [image.numpy().tobytes() for image in batch["pixel_values"]]
+    index = [different.setdefault(image, len(different)) for image in seen]
+    if len(different) == len(index):
+        return batch
+    first = [index.index(image) for image in range(len(different))]
+    return {**batch, "pixel_values": batch["pixel_values"][first], "image_index": torch.tensor(index)}
 
 
 __all__ = ["DialogueCollator", "Regions"]

@@ -106,6 +106,7 @@ def _train(recipe: Recipe, out: Path, checkpoint: Path | None, compose: Compose 
         auxiliary_losses=auxiliary_losses(recipe, model, processor),
         optimizer_factory=optimizer_factory(recipe.optimizer),
         learning_rates=recipe.learning_rates,
+        signed_lengths=data.signed_lengths() if recipe.data.group_by_modality_length else None,
     )
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if recipe.score_steps:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from .checkpoints import CHECKPOINT_DRAFT, put_in_place
+from .length_groups import ModalityLengthSampler
 from .optimizers import split_learning_rates
 from .recipe import Recipe
 from .trained_parameters import has_lora, merged_state_dict, trained_state_dict
@@ -65,6 +66,8 @@ class ReasoningSegmentationTrainer(Trainer):
             the Trainer's own choice (`optim`) is used.
         learning_rates (`dict[str, float]`, *optional*): Learning rates of parameters whose names match a pattern, in
             the Trainer's own optimizer; the first pattern that matches counts.
+        signed_lengths (`Sequence[int]`, *optional*): Words of each row of the training data, negative without an
+            image; rows then come in the order of [`ModalityLengthSampler`].
         args, kwargs: As for [`~transformers.Trainer`]. `remove_unused_columns=False` is required.
     """
 
@@ -75,6 +78,7 @@ class ReasoningSegmentationTrainer(Trainer):
         auxiliary_losses: dict[str, Callable[[dict, Any, dict], torch.Tensor]] | None = None,
         optimizer_factory: Callable | None = None,
         learning_rates: dict[str, float] | None = None,
+        signed_lengths: Sequence[int] | None = None,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -89,6 +93,7 @@ class ReasoningSegmentationTrainer(Trainer):
         self.auxiliary_losses = auxiliary_losses or {}
         self.optimizer_factory = optimizer_factory
         self.learning_rates = learning_rates or {}
+        self.signed_lengths = signed_lengths
         self._loss_parts: dict[str, list[torch.Tensor]] = defaultdict(list)
         self._writes_draft = False
         if hasattr(self.train_dataset, "set_epoch"):
@@ -104,6 +109,17 @@ class ReasoningSegmentationTrainer(Trainer):
                 optimizer.param_groups, (model or self.model).named_parameters(), self.learning_rates
             )
         return optimizer
+
+    def _get_train_sampler(self, train_dataset=None):
+        if self.signed_lengths is None:
+            return super()._get_train_sampler(train_dataset)
+        args = self.args
+        return ModalityLengthSampler(
+            self.signed_lengths,
+            args.train_batch_size,
+            args.world_size * args.gradient_accumulation_steps,
+            seed=args.seed if args.data_seed is None else args.data_seed,
+        )
 
     # ---- losses -------------------------------------------------------------------------------------------------
 

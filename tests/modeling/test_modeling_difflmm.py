@@ -5,6 +5,7 @@ UNet's features: cut off where they are taken, repeatable, and the same beside o
 
 import importlib.util
 import json
+import re
 import sys
 
 import pytest
@@ -18,6 +19,7 @@ from reasonseg.modeling.modeling_difflmm import (
     diffusers_classes,
     draw_noise,
 )
+from reasonseg.training.trained_parameters import select_trained
 from tests.support.tiny import IMAGE, difflmm_config, difflmm_model, prompts, randomize
 
 
@@ -143,7 +145,7 @@ def test_activation_checkpointing_changes_nothing():
             model.activation_checkpointing_enable({"use_reentrant": False})
             assert model.model.diffusion.unet.mid_block.gradient_checkpointing
         model.zero_grad()
-        model(**inputs, labels=inputs["input_ids"]).loss.backward()
+        model(**inputs, labels=inputs["input_ids"], noise_seed=0).loss.backward()
         gradients.append(model.model.implicit_captioner.clip_projector[0].weight.grad.clone())
     assert torch.allclose(*gradients, atol=1e-6)
     assert gradients[0].abs().max() > 0
@@ -346,3 +348,146 @@ def test_noise_that_does_not_fit_is_refused():
         ValueError, match=r"latent_noise has the shape \(1, 4, 8, 8\); 1 images .* need \(2, 4, 8, 8\)"
     ):
         check_noise(config, 1, vae_noise=noise, latent_noise=noise[:1])
+
+
+# ---- training -------------------------------------------------------------------------------------------------------
+
+
+LEARNS = r"model\.(multi_modal_projector|implicit_captioner)\."
+
+
+def learning(**fields) -> DiffLmmForConditionalGeneration:
+    """As in the first stage: projector and implicit caption learn."""
+    model = difflmm_model(**fields).train()
+    select_trained(model, [LEARNS])
+    return model.train()
+
+
+def with_labels(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    hidden = (inputs["attention_mask"] == 0) | (inputs["input_ids"] == IMAGE)
+    return inputs | {"labels": inputs["input_ids"].masked_fill(hidden, -100)}
+
+
+@needs_diffusers
+@pytest.mark.parametrize(
+    "part", ["clip_pe", "clip_projector.0.weight", "vt_pe", "sd_norm_layer", "sd_proj_layer", "r.linear."]
+)
+def test_gradients_are_slopes_also_through_the_unet(part):
+    """By finite differences in float64, of a sum of image tokens with random weights."""
+    model, images = learning().double(), random_images(2)
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.randn(2, 16, 32, generator=generator, dtype=torch.float64)
+
+    def total() -> torch.DoubleTensor:
+        return (torch.stack(model.get_image_features(images, noise_seed=3).pooler_output) * weights).sum()
+
+    total().backward()
+    assert all((value.grad is None) == (not re.match(LEARNS, name)) for name, value in model.named_parameters())
+    moved = [value for name, value in model.named_parameters() if part in name]
+    along = [torch.randn(value.shape, generator=generator, dtype=torch.float64) for value in moved]
+    slope = sum(float((value.grad * direction).sum()) for value, direction in zip(moved, along, strict=True))
+    found = []
+    with torch.no_grad():
+        for step in (1e-5, -2e-5):
+            for value, direction in zip(moved, along, strict=True):
+                value += step * direction
+            found.append(total().item())
+    assert slope != 0
+    assert (found[0] - found[1]) / 2e-5 == pytest.approx(slope, rel=1e-5)
+
+
+@needs_diffusers
+def test_the_loss_is_the_mean_over_all_words_of_all_rows():
+    model, inputs = learning(), with_labels(batch([5, 9]))
+    output = model(**inputs, noise_seed=3)
+    expected = torch.nn.functional.cross_entropy(
+        output.logits[:, :-1].flatten(0, 1), inputs["labels"][:, 1:].flatten()
+    )
+    torch.testing.assert_close(output.loss, expected)
+    output.loss.backward()
+    assert all(
+        (value.grad is not None and value.grad.any()) == bool(re.match(LEARNS, name))
+        for name, value in model.named_parameters()
+    )
+
+
+@needs_diffusers
+def test_frozen_towers_stay_in_evaluation_mode():
+    model = difflmm_model()
+    model.train()
+    assert model.model.diffusion.training  # all of it learns
+    select_trained(model, [LEARNS])
+    model.train()
+    towers = (model.model.vision_tower, model.model.diffusion)
+    assert not any(module.training for tower in towers for module in tower.modules())
+    assert model.model.multi_modal_projector.training
+    assert model.model.language_model.training
+
+
+@needs_diffusers
+def test_training_draws_other_noise_every_time_and_evaluation_the_same():
+    model, image = learning(), random_images(1)
+    torch.manual_seed(5)
+    first, second = (model.get_image_features(image).pooler_output[0] for _ in range(2))
+    assert not torch.allclose(first, second)
+    torch.manual_seed(5)
+    assert torch.equal(model.get_image_features(image).pooler_output[0], first)
+    # As the original draws: first for the latents, then for the diffusion, of torch's own generator.
+    torch.manual_seed(5)
+    noises = [torch.randn(1, *model.config.latent_shape) for _ in range(2)]
+    with torch.no_grad():
+        drawn = model.get_image_features(image, vae_noise=noises[0], latent_noise=noises[1]).pooler_output[0]
+        assert (drawn - first).abs().max() < 1e-5
+        model.eval()
+        assert torch.equal(*(model.get_image_features(image).pooler_output[0] for _ in range(2)))
+
+
+@needs_diffusers
+def test_text_without_images_gives_everything_that_learns_a_gradient():
+    model, inputs = learning(), with_labels(prompts([6, 4], image_tokens=0))
+    loss = model(**inputs).loss
+    loss.backward()
+    for name, value in model.named_parameters():
+        if value.requires_grad:
+            assert value.grad is not None, name
+            assert not value.grad.any(), name
+    with torch.no_grad():
+        assert torch.equal(model.eval()(**inputs).loss, loss)
+    select_trained(model, ["lm_head"])
+    encoded = counted(model.train())
+    model(**inputs)
+    assert encoded == []  # nothing that looks learns
+
+
+def counted(model: DiffLmmForConditionalGeneration) -> list[int]:
+    """How many images each call of the UNet sees from now on."""
+    seen = []
+    model.model.diffusion.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    return seen
+
+
+@needs_diffusers
+def test_rows_that_share_an_image_encode_it_once():
+    model, inputs = learning(), with_labels(batch([5, 7, 4]))
+    images = inputs["pixel_values"]
+    encoded = counted(model)
+    shared = {**inputs, "pixel_values": images[:2], "image_index": torch.tensor([0, 1, 0])}
+    loss = model(**shared, noise_seed=1).loss
+    assert encoded == [2]
+    each = model(**{**inputs, "pixel_values": images[[0, 1, 0]]}, noise_seed=1).loss
+    torch.testing.assert_close(loss, each, atol=1e-5, rtol=1e-5)
+    with pytest.raises(ValueError, match="image_index names the image 2; pixel_values hold 2, counted from 0"):
+        model(**{**shared, "image_index": torch.tensor([0, 2, 0])})
+    del shared["labels"]
+    with pytest.raises(ValueError, match="`generate` takes an image per row"):
+        model.generate(**shared, max_new_tokens=2)
+
+
+@needs_diffusers
+def test_mixed_precision_of_the_processor():
+    model, inputs = learning(), with_labels(batch([5, 7]))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        loss = model(**inputs, noise_seed=1).loss
+    loss.backward()
+    assert all(torch.isfinite(value.grad).all() for value in model.parameters() if value.grad is not None)
+    assert loss.item() == pytest.approx(model(**inputs, noise_seed=1).loss.item(), rel=0.05)

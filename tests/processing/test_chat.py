@@ -26,6 +26,10 @@ V1 = (
     "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, "
     "and polite answers to the human's questions. "
 )
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions. "
+)
 LLAMA_2 = (
     "[INST] <<SYS>>\nYou are a helpful language and vision assistant. You are able to understand the visual content "
     "that the user provides, and assist the user with a variety of tasks using natural language.\n<</SYS>>\n\n"
@@ -34,7 +38,13 @@ HELPFUL = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
 )
-END = {"llava_v1": "</s>", "llava_llama_2": "</s>", "llava_llama_3": "<|eot_id|>", "llava_phi_3": "<|end|>\n"}
+END = {
+    "llava_v1": "</s>",
+    "vicuna_v1": "</s>",
+    "llava_llama_2": "</s>",
+    "llava_llama_3": "<|eot_id|>",
+    "llava_phi_3": "<|end|>\n",
+}
 TURNS = [user_message(" Where?"), assistant_message("[SEG]."), user_message("And?", False), assistant_message("No.")]
 
 
@@ -54,6 +64,11 @@ class TestStrings:
                 "llava_v1",
                 f"{V1}USER: <im_start><image><im_end>\n Where? ASSISTANT:",
                 f"{V1}USER: <im_start><image><im_end>\n Where? ASSISTANT: [SEG].</s>USER: And? ASSISTANT: No.</s>",
+            ),
+            (
+                "vicuna_v1",
+                f"{VICUNA}USER: <im_start><image><im_end>\n Where? ASSISTANT:",
+                f"{VICUNA}USER: <im_start><image><im_end>\n Where? ASSISTANT: [SEG].</s>USER: And? ASSISTANT: No.</s>",
             ),
             (
                 "llava_llama_2",
