@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..processing.image_loading import MAX_IMAGE_PIXELS, check_pixel_count
 from .data_files import DataFileError, read_json
 from .mask_targets import files_ending_in, text_field
 from .polygon_painting import LARGEST_COORDINATE, paint_polygon
@@ -228,6 +229,23 @@ def read_annotation(path: str | Path) -> Annotation:
     return Annotation(texts, bool(content["is_sentence"]), [shape for shape in read if shape.label.lower() != "flag"])
 
 
+def stored_size(path: str | Path) -> tuple[int, int] | None:
+    """The (height, width) that the annotation tool wrote into the JSON file of an image, if it did.
+
+    Raises:
+        DataFileError: As [`read_annotation`], or if the image has too many pixels.
+    """
+    content = _parse(Path(path))
+    size = content.get("imageHeight"), content.get("imageWidth")
+    if not all(type(side) is int and side > 0 for side in size):
+        return None
+    try:
+        check_pixel_count(*size, f"{path}: its image", MAX_IMAGE_PIXELS)
+    except ValueError as error:
+        raise DataFileError(str(error)) from None
+    return size
+
+
 def _parse(path: Path) -> Any:
     try:
         stored = path.read_bytes()
@@ -286,4 +304,5 @@ __all__ = [
     "Shape",
     "ValidationItem",
     "read_annotation",
+    "stored_size",
 ]
