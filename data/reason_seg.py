@@ -18,7 +18,7 @@ import numpy as np
 
 from ..processing.image_loading import MAX_IMAGE_PIXELS, check_pixel_count
 from .data_files import DataFileError, read_json
-from .mask_targets import files_ending_in, text_field
+from .mask_targets import files_ending_in, log_left_out, text_field
 from .polygon_painting import LARGEST_COORDINATE, paint_polygon
 
 
@@ -123,7 +123,16 @@ class ReasonSeg:
             for split in splits.split("_")
             for name in files_ending_in(base / split, ".jpg", f"{folder}, split {split!r}")
         ]
-        self._explanations = _read_explanations(base / "explanatory" / "train.json") if explained else {}
+        entries = _read_explanations(base / "explanatory" / "train.json") if explained else []
+        self._explanations = dict(entries)
+        names = {path.name for path in self._images}
+        log_left_out(
+            f"{folder}, {splits}: {len(self._images)} images, {len(names & self._explanations.keys())} with an explanation",
+            {
+                "explanations are replaced by a later one of their image": len(entries) - len(self._explanations),
+                "explanations belong to no image of these splits": len(self._explanations.keys() - names),
+            },
+        )
 
     def __len__(self) -> int:
         return len(self._images)
@@ -277,8 +286,8 @@ def _read_shape(shape: Any, what: str) -> Shape:
     return Shape(label, np.trunc(points).astype(np.int64))  # cut towards zero, not rounded, as the originals do
 
 
-def _read_explanations(path: Path) -> dict[str, str]:
-    """Explanations by the name of the image's file; the last one counts. Their own questions are not used."""
+def _read_explanations(path: Path) -> list[tuple[str, str]]:
+    """Names of images and their explanations; of several the last counts. Their own questions are not used."""
     if not path.is_file():
         raise DataFileError(
             f"The explanations {path} do not exist. Add the file, or switch explanations off (explanatory=-1)."
@@ -286,10 +295,13 @@ def _read_explanations(path: Path) -> dict[str, str]:
     entries = read_json(path)
     if not isinstance(entries, list):
         raise DataFileError(f"{path} must be a list of objects with `image` and `outputs`.")
-    return {
-        text_field(entry, "image", f"{path}, entry {number}"): text_field(entry, "outputs", f"{path}, entry {number}")
+    return [
+        (
+            text_field(entry, "image", f"{path}, entry {number}"),
+            text_field(entry, "outputs", f"{path}, entry {number}"),
+        )
         for number, entry in enumerate(entries, start=1)
-    }
+    ]
 
 
 __all__ = [

@@ -8,7 +8,7 @@ import typer
 
 from ..folder_lock import alone_in
 from ..model_names import resolve_model
-from .failures import stderr_console
+from .failures import shown_log, stderr_console
 from .running import MaxImagePixels, is_main_process
 
 
@@ -43,7 +43,7 @@ def train(
     if settings.parts is None and require_model(settings) != "tabletop":
         settings.model = resolve_model(settings.model, option="The recipe's model")
     start = read_start(settings, card)  # before hours of training: a wrong --card is refused
-    with alone_in(out) if is_main else nullcontext():
+    with alone_in(out) if is_main else nullcontext(), shown_log(is_main):
         finished = run_recipe(settings, out, resume, build=build_vip_llava)
         stderr_console().print(f"Finished: {finished}", soft_wrap=True)
         if is_main:
