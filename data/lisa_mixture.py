@@ -9,13 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from .data_files import DataFileError
 from .example import Example
+from .hub_datasets import HubImage, HubImages, HubQuery, HubReasonSeg
 from .instruction_wording import (
     RandomCalls,
     SeededCalls,
@@ -133,8 +134,10 @@ class LisaMixture:
         samples_per_epoch (`int`): Number of items.
         classes_per_sample (`int`): How many targets of an image are asked for at most.
         semantic, referring (`str`): Names of data sets with `||` between, drawn equally often whatever their sizes.
+            Also data sets of the Hub, with their split: `"refcoco||lmms-lab/RefCOCO|val"`, see [`HubImages`].
         conversations (`str`): Name of the file of visual conversations.
-        reasoning (`str`): `"ReasonSeg|train"`, or several splits: `"ReasonSeg|train_val"`.
+        reasoning (`str`): `"ReasonSeg|train"`, or several splits: `"ReasonSeg|train_val"`, or a data set of the Hub
+            with its split: `"Ricky06662/ReasonSeg_val|test"`, see [`HubReasonSeg`].
         explanatory (`float`): How often an image with an explanation is asked for that alone; with -1 explanations
             are not used.
         no_sampling (`bool`): GSVA's: every image of the one data set in turn, `samples_per_epoch` without effect.
@@ -185,6 +188,8 @@ class LisaMixture:
             )
 
         def opened(name: str) -> tuple[str, TargetImages]:
+            if "/" in name and name not in table:
+                return name, HubImages(*name.split("|", maxsplit=1))
             if name not in table:
                 raise ValueError(f"There is no data set {name!r}; known are {', '.join(sorted(table))}.")
             return name, table[name](Path(root), system, fixed)
@@ -197,6 +202,9 @@ class LisaMixture:
             if name == "vqa":
                 return _ConversationGroup(LlavaInstruct(root, conversations, fixed))
             folder, splits = _folder_and_splits(reasoning)
+            if "/" in folder:
+                data = HubReasonSeg(folder, splits)
+                return _ReasoningGroup(data, reasoning, classes_per_sample, explanatory, wording)
             data = ReasonSeg(root, splits, explained=explanatory != -1, folder=folder)
             return _ReasoningGroup(data, reasoning, classes_per_sample, explanatory, wording)
 
@@ -295,7 +303,7 @@ class _SemanticGroup(_Group):
         conversations, rejected = self._converse(names, masks, f"{name}, {image.path}", random_calls)
         if masks is None or all(rejected):
             return reason or f"{name}, image whose expressions have empty masks"
-        loaded = load_image(image.path, name)
+        loaded = _loaded(image, name)
         for mask in masks:
             check_size(mask.shape, loaded, f"{name}: a mask of image {index}", image.path)
         slots = [len(masks)] if self.wording.together else [1] * len(masks)
@@ -365,7 +373,9 @@ class _ConversationGroup(_Group):
 class _ReasoningGroup(_Group):
     """ReasonSeg: one conversation per query in both systems, all with the mask of the image."""
 
-    def __init__(self, data_set: ReasonSeg, name: str, queries: int, explanatory: float, wording: Wording):
+    def __init__(
+        self, data_set: ReasonSeg | HubReasonSeg, name: str, queries: int, explanatory: float, wording: Wording
+    ):
         self.data_set, self.name, self.count = data_set, name, queries
         self.explanatory, self.wording, self.skipped = explanatory, wording, Skipped()
 
@@ -386,7 +396,7 @@ class _ReasoningGroup(_Group):
             random_calls=random_calls,
         )
         conversations = [ask(query) for query in queries]
-        loaded = load_image(image.path, self.name)
+        loaded = _loaded(image, self.name)
         count = 0 if case == 2 else len(queries)
         # ignored regions count as background in training
         target = image.annotation.paint((loaded.height, loaded.width)) == FOREGROUND
@@ -404,6 +414,10 @@ def _drawn(things: Sequence[Thing], count: int, random_calls: RandomCalls) -> li
     if len(things) < count:
         return list(things)
     return [things[index] for index in random_calls.subset(len(things), count)]
+
+
+def _loaded(image: Any, name: str) -> Image.Image:
+    return image.load_image() if isinstance(image, (HubImage, HubQuery)) else load_image(image.path, name)
 
 
 def _drawn_wording(target: Target, random_calls: RandomCalls) -> str:

@@ -4,7 +4,7 @@ import logging
 import os
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -75,6 +75,17 @@ class Skipped:
         if total & (total - 1) == 0:
             listed = "; ".join(f"{count} x {what}" for what, count in sorted(self.counts.items()))
             logger.info("Drawn again so far in this process: %s.", listed)
+
+
+def log_left_out(summary: str, counts: Mapping[str, int]) -> None:
+    """Log one line about a data set: what it has, and what of it is left out without a word by the originals.
+
+    Args:
+        summary (`str`): Its name and its size.
+        counts (`Mapping[str, int]`): How often what was left out; what never was is not named.
+    """
+    notes = "".join(f"; {count} {what}" for what, count in counts.items() if count)
+    logger.info("%s%s.", summary, notes)
 
 
 def load_image(path: Path, what: str = "The image") -> Image.Image:
@@ -177,6 +188,7 @@ __all__ = [
     "check_size",
     "files_ending_in",
     "load_image",
+    "log_left_out",
     "read_outline",
     "text_field",
 ]

@@ -16,7 +16,7 @@ from pycocotools import mask as coco_mask
 
 from ..processing.regions import read_rle
 from .data_files import DataFileError, file_in, read_json
-from .mask_targets import Target, TargetImage, UndrawableMaskError, read_outline, text_field
+from .mask_targets import Target, TargetImage, UndrawableMaskError, log_left_out, read_outline, text_field
 
 
 class PartAnnotations:
@@ -56,12 +56,29 @@ class PartAnnotations:
         self._images = list(entries.values())
         # of the annotations only what is used: the files are large
         self._annotations: dict[Any, list[tuple[Any, Any, Any]]] = {image_id: [] for image_id in entries}
+        strangers = 0
         for number, annotation in enumerate(lists[1], start=1):
             image_id = self._key(annotation, "image_id", f"annotation number {number}")
             if image_id in self._annotations:
                 self._annotations[image_id].append(
                     (annotation.get("id"), annotation.get("category_id"), annotation.get("segmentation"))
                 )
+            else:
+                strangers += 1
+        self._log(strangers)
+
+    def _log(self, strangers: int) -> None:
+        """Say what the originals pass over without a word."""
+        listed = list(self._annotations.values())
+        undrawable = sum(_is_undrawable(segmentation) for entries in listed for _, _, segmentation in entries)
+        log_left_out(
+            f"{self.name}: {len(listed)} images, {sum(map(len, listed))} annotations",
+            {
+                "images without an annotation are passed over": sum(not entries for entries in listed),
+                "annotations cannot be drawn; with one of them an image is passed over": undrawable,
+                "annotations of other images are not used": strangers,
+            },
+        )
 
     def __len__(self) -> int:
         return len(self._images)
@@ -144,6 +161,12 @@ def _decoder(segmentation: Any, size: tuple[int, int], what: str) -> Callable[[]
     return lambda: draw_segmentation(segmentation, size, what)
 
 
+def _is_undrawable(segmentation: Any) -> bool:
+    if not isinstance(segmentation, list):
+        return False
+    return not segmentation or (isinstance(segmentation[0], list) and len(segmentation[0]) <= 4)
+
+
 def draw_segmentation(segmentation: Any, size: tuple[int, int], what: str = "The segmentation") -> np.ndarray:
     """
     Draw a segmentation as pycocotools' `annToMask` does, several polygons united.
@@ -170,7 +193,7 @@ def draw_segmentation(segmentation: Any, size: tuple[int, int], what: str = "The
         raise DataFileError(
             f"{what} has the segmentation {reprlib.repr(segmentation)}; it must be polygons or run lengths."
         )
-    if not segmentation or (isinstance(segmentation[0], list) and len(segmentation[0]) <= 4):
+    if _is_undrawable(segmentation):
         raise UndrawableMaskError(f"{what} has the segmentation {reprlib.repr(segmentation)}, which has no area.")
     # a later polygon without a corner would be read from memory that is not its own
     polygons = [read_outline(polygon, what) for polygon in segmentation]

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..processing.image_loading import MAX_IMAGE_PIXELS, check_pixel_count
 from .data_files import DataFileError, read_json
-from .mask_targets import files_ending_in, text_field
+from .mask_targets import files_ending_in, log_left_out, text_field
 from .polygon_painting import LARGEST_COORDINATE, paint_polygon
 
 
@@ -122,7 +123,16 @@ class ReasonSeg:
             for split in splits.split("_")
             for name in files_ending_in(base / split, ".jpg", f"{folder}, split {split!r}")
         ]
-        self._explanations = _read_explanations(base / "explanatory" / "train.json") if explained else {}
+        entries = _read_explanations(base / "explanatory" / "train.json") if explained else []
+        self._explanations = dict(entries)
+        names = {path.name for path in self._images}
+        log_left_out(
+            f"{folder}, {splits}: {len(self._images)} images, {len(names & self._explanations.keys())} with an explanation",
+            {
+                "explanations are replaced by a later one of their image": len(entries) - len(self._explanations),
+                "explanations belong to no image of these splits": len(self._explanations.keys() - names),
+            },
+        )
 
     def __len__(self) -> int:
         return len(self._images)
@@ -228,6 +238,23 @@ def read_annotation(path: str | Path) -> Annotation:
     return Annotation(texts, bool(content["is_sentence"]), [shape for shape in read if shape.label.lower() != "flag"])
 
 
+def stored_size(path: str | Path) -> tuple[int, int] | None:
+    """The (height, width) that the annotation tool wrote into the JSON file of an image, if it did.
+
+    Raises:
+        DataFileError: As [`read_annotation`], or if the image has too many pixels.
+    """
+    content = _parse(Path(path))
+    size = content.get("imageHeight"), content.get("imageWidth")
+    if not all(type(side) is int and side > 0 for side in size):
+        return None
+    try:
+        check_pixel_count(*size, f"{path}: its image", MAX_IMAGE_PIXELS)
+    except ValueError as error:
+        raise DataFileError(str(error)) from None
+    return size
+
+
 def _parse(path: Path) -> Any:
     try:
         stored = path.read_bytes()
@@ -259,8 +286,8 @@ def _read_shape(shape: Any, what: str) -> Shape:
     return Shape(label, np.trunc(points).astype(np.int64))  # cut towards zero, not rounded, as the originals do
 
 
-def _read_explanations(path: Path) -> dict[str, str]:
-    """Explanations by the name of the image's file; the last one counts. Their own questions are not used."""
+def _read_explanations(path: Path) -> list[tuple[str, str]]:
+    """Names of images and their explanations; of several the last counts. Their own questions are not used."""
     if not path.is_file():
         raise DataFileError(
             f"The explanations {path} do not exist. Add the file, or switch explanations off (explanatory=-1)."
@@ -268,10 +295,13 @@ def _read_explanations(path: Path) -> dict[str, str]:
     entries = read_json(path)
     if not isinstance(entries, list):
         raise DataFileError(f"{path} must be a list of objects with `image` and `outputs`.")
-    return {
-        text_field(entry, "image", f"{path}, entry {number}"): text_field(entry, "outputs", f"{path}, entry {number}")
+    return [
+        (
+            text_field(entry, "image", f"{path}, entry {number}"),
+            text_field(entry, "outputs", f"{path}, entry {number}"),
+        )
         for number, entry in enumerate(entries, start=1)
-    }
+    ]
 
 
 __all__ = [
@@ -286,4 +316,5 @@ __all__ = [
     "Shape",
     "ValidationItem",
     "read_annotation",
+    "stored_size",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .data_files import DataFileError, file_in, read_json
-from .mask_targets import text_field
+from .mask_targets import log_left_out, text_field
 
 
 IMAGE_TOKEN = "<image>"
@@ -54,6 +54,22 @@ class LlavaInstruct:
         self._entries = [
             self._needed(entry, f"{self.file}, entry {number}") for number, entry in enumerate(entries, start=1)
         ]
+        self._log()
+
+    def _log(self) -> None:
+        """Say what the originals leave out without a word."""
+        answered_first = [turns[0][0] == "gpt" for _, turns in self._entries]
+        unseen = [
+            not any(IMAGE_TOKEN in text for _, text in turns[dropped:])
+            for (_, turns), dropped in zip(self._entries, answered_first, strict=True)
+        ]
+        log_left_out(
+            f"{self.name}: {len(self._entries)} conversations",
+            {
+                "first messages that are not the user's are left out": sum(answered_first),
+                "conversations are learnt without their image": 0 if self.fixed else sum(unseen),
+            },
+        )
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -1,5 +1,6 @@
 """Read images of every supported kind, upright and in RGB, and the values of masks; or say why not."""
 
+import io
 import os
 import re
 import threading
@@ -98,26 +99,23 @@ def load_rgb_image(
     )
 
 
-def open_image(path: str | os.PathLike, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
-    """Open a local image file of one of `IMAGE_FORMATS` without decoding it; close it, or use it as a context. Every
-    image of this package is opened here. For `max_image_pixels` see `load_rgb_image`.
+def open_image(path: str | os.PathLike | bytes, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """Open a local image file of one of `IMAGE_FORMATS`, or its content, without decoding it; close it, or use it as a
+    context. Every image of this package is opened here. For `max_image_pixels` see `load_rgb_image`.
 
     Raises:
         ValueError: The file is a URL, does not exist, is of another format, or claims too many pixels.
     """
-    name, shown, max_image_pixels = os.fspath(path), _shown(path), _allowed_pixels(max_image_pixels)
-    if "://" in name or name.startswith("data:"):
-        raise ValueError(
-            f"{shown} is a URL. Only local files are read; download it yourself and pass its path or a "
-            "PIL.Image.Image."
-        )
-    # A pipe or device would block or never end
-    if not os.path.isfile(name):
-        raise ValueError(f"{shown} is not an existing local image file. Check the path, or pass a PIL.Image.Image.")
+    if isinstance(path, bytes):
+        source, shown = io.BytesIO(path), f"The image of {len(path)} bytes"
+    else:
+        source, shown = os.fspath(path), _shown(path)
+        _check_file(source, shown)
+    max_image_pixels = _allowed_pixels(max_image_pixels)
     Image.init()
     try:
         with _pillow_allows(max_image_pixels):
-            image = Image.open(name, formats=[kind for kind in IMAGE_FORMATS if kind in Image.OPEN])
+            image = Image.open(source, formats=[kind for kind in IMAGE_FORMATS if kind in Image.OPEN])
     except Image.DecompressionBombError as error:
         count = re.search(r"\d+", str(error))
         raise ImageTooLargeError(
@@ -136,6 +134,17 @@ def open_image(path: str | os.PathLike, max_image_pixels: int = MAX_IMAGE_PIXELS
         image.close()
         raise
     return image
+
+
+def _check_file(name: str, shown: str) -> None:
+    if "://" in name or name.startswith("data:"):
+        raise ValueError(
+            f"{shown} is a URL. Only local files are read; download it yourself and pass its path or a "
+            "PIL.Image.Image."
+        )
+    # A pipe or device would block or never end
+    if not os.path.isfile(name):
+        raise ValueError(f"{shown} is not an existing local image file. Check the path, or pass a PIL.Image.Image.")
 
 
 def _check_tiles(image: Image.Image, what: str, max_image_pixels: int) -> None:

@@ -7,7 +7,22 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import ask, card, compose, convert, demo, evaluate, inspect, mask, publish, restore, segment, train, verify
+from . import (
+    ask,
+    card,
+    compose,
+    convert,
+    demo,
+    evaluate,
+    inspect,
+    mask,
+    publish,
+    reasonseg_masks,
+    restore,
+    segment,
+    train,
+    verify,
+)
 from .failures import readable_failures, show_tracebacks
 from .printing import guard_messages, write_out
 
@@ -32,6 +47,7 @@ app.command("card")(readable_failures(card.card))
 app.command("publish")(readable_failures(publish.publish))
 app.command("restore")(readable_failures(restore.restore))
 app.command("evaluate")(readable_failures(evaluate.evaluate))
+app.command("reasonseg-masks")(readable_failures(reasonseg_masks.reasonseg_masks))
 app.command("demo")(readable_failures(demo.demo))
 app.command("train")(readable_failures(train.train))
 

@@ -2,10 +2,12 @@
 
 import functools
 import inspect
+import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import typer
 from typer.models import OptionInfo
@@ -31,6 +33,29 @@ def print_error(message: str) -> None:
     text = _escape(printable(" ".join(message.split())))
     # soft_wrap: a path or a command cut by a line break cannot be copied
     stderr_console().print(f"[bold red]error:[/] {text}", soft_wrap=True, markup=True)
+
+
+@contextmanager
+def shown_log(is_shown: bool = True) -> Iterator[None]:
+    """Show on stderr what this package logs in this block: also what is no warning, such as what a data set leaves
+    out. Workers that are forked in it show theirs. A log that the caller has set up takes its place."""
+    log = logging.getLogger(__package__.split(".")[0])
+    if not is_shown or logging.getLogger().handlers:
+        yield
+        return
+    handler, level = _StderrLog(), log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+
+
+class _StderrLog(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        stderr_console().print(printable(self.format(record)), soft_wrap=True)
 
 
 def path_text(path: str | os.PathLike) -> str:

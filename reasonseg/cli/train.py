@@ -9,7 +9,7 @@ import typer
 
 from ..folder_lock import alone_in
 from ..model_names import resolve_model
-from .failures import stderr_console
+from .failures import shown_log, stderr_console
 from .running import MaxImagePixels, is_main_process
 
 
@@ -47,7 +47,7 @@ def train(
     elif model != "tabletop":
         settings.model = resolve_model(model, option="The recipe's model")
     start = read_start(settings, card)  # before hours of training: a wrong --card is refused
-    with alone_in(out) if is_main else nullcontext():
+    with alone_in(out) if is_main else nullcontext(), shown_log(is_main):
         finished = run_recipe(settings, out, resume, compose=_compose)
         stderr_console().print(f"Finished: {finished}", soft_wrap=True)
         if is_main:

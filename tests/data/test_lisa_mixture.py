@@ -7,6 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from reasonseg.data import instruction_wording
@@ -210,6 +211,98 @@ def test_shares_of_groups_data_sets_and_cases():
     assert chi_squared(explained, {"text only": 0.2 / 0.6, "both": 0.4 / 0.6}) < 10.83
 
 
+# Largest values that chi-squared reaches by chance once in a thousand times, by degrees of freedom.
+CRITICAL = {1: 10.83, 2: 13.82, 3: 16.27, 4: 18.47, 9: 27.88, 19: 43.82, 23: 49.73}
+
+
+def assert_equally_often(values, kinds: int) -> None:
+    counts = Counter(values)
+    assert len(counts) == kinds
+    assert chi_squared(counts, dict.fromkeys(counts, 1 / kinds)) < CRITICAL[kinds - 1]
+
+
+@pytest.fixture(scope="module")
+def drawn_items(tmp_path_factory):
+    """By system: what was drawn of two data sets with 2 and 8 images, each with four targets."""
+    path = tmp_path_factory.mktemp("images") / "x.png"
+    Image.new("RGB", (1, 1)).save(path)
+
+    class Images:
+        def __init__(self, name, count):
+            self.name, self.count = name, count
+
+        def __len__(self):
+            return self.count
+
+        def __getitem__(self, index):
+            mask = np.ones((1, 1), dtype=bool)
+            names = [f"{self.name} {index} {letter}" for letter in "abcd"]
+            return TargetImage(path, [Target((name,), lambda: mask) for name in names])
+
+    def drawn(system):
+        readers = {name: lambda *_, name=name, count=count: Images(name, count) for name, count in sizes.items()}
+        settings = {"referring": "small||large", "samples_per_epoch": 1500, "seed": 5, "readers": readers}
+        mixture = LisaMixture("none", system, "refer_seg", [1], **settings)
+        return [mixture[index] for index in range(len(mixture))]
+
+    sizes = {"small": 2, "large": 8}
+    return {system: drawn(system) for system in SYSTEMS}
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_data_sets_images_and_targets_are_drawn_equally_often(drawn_items, system):
+    """Whatever their sizes: a data set, then an image in it, then three targets in any order."""
+    items = drawn_items[system]
+    names = [[name.split() for name in item.names] for item in items]
+    assert_equally_often((item.data_set for item in items), 2)
+    for data_set, count in (("small", 2), ("large", 8)):
+        images = Counter(first[1] for first, *_ in names if first[0] == data_set)
+        assert len(images) == count
+        assert chi_squared(images, dict.fromkeys(images, 1 / count)) < {2: 10.83, 8: 24.32}[count]
+    assert_equally_often((tuple(letter for _, _, letter in triple) for triple in names), 24)
+    shown = [(item.data_set, image) for item, ((_, image, _), *_) in zip(items, names, strict=True)]
+    shares = {
+        (name, str(index)): 0.5 / count for name, count in (("small", 2), ("large", 8)) for index in range(count)
+    }
+    assert chi_squared(Counter(shown), shares) < CRITICAL[9]
+
+
+def test_questions_and_answers_are_drawn_equally_often_and_apart(drawn_items):
+    wordings = []
+    for item in drawn_items["lisa"]:
+        for name, (question, answer) in zip(item.names, item.conversations, strict=True):
+            wordings.append((question.replace(name, ""), answer))
+    assert_equally_often(wordings, 20)
+    wordings = []
+    for item in drawn_items["gsva"]:
+        ((question, answer),) = item.conversations
+        for name in item.names:
+            question, answer = question.replace(name, ""), answer.replace(name, "")
+        wordings.append((question, answer))
+    assert_equally_often(wordings, 20)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_a_tenth_of_explained_images_is_answered_in_words_alone(system):
+    settings = {"samples_per_epoch": 500, "explanatory": 0.1, "seed": 2, "classes_per_sample": 1}
+    mixture = LisaMixture(DATA_ROOT, system, "reason_seg", [1], **settings)
+    data = mixture.groups["reason_seg"].data_set
+    explained = {data[index].path for index in range(len(data)) if data[index].explanation is not None}
+    cases, answers, requests = Counter(), [], []
+    for item in map(mixture.__getitem__, range(len(mixture))):
+        ((question, answer),) = item.conversations
+        if item.path not in explained:
+            answers.append(answer)
+            continue
+        case = "words" if not len(item.masks) else "mask" if answer.endswith("].") else "both"
+        cases[case] += 1
+        if case == "both":
+            requests.append(question[question.rindex("Please") :])
+    assert chi_squared(cases, {"words": 0.1, "mask": 0.45, "both": 0.45}) < CRITICAL[2]
+    assert_equally_often(answers, 5)
+    assert_equally_often(requests, 3)
+
+
 def test_both_wordings_of_a_part_are_drawn_equally_often():
     mixture = LisaMixture(
         DATA_ROOT, groups="sem_seg", rates=[1], semantic="pascal_part", samples_per_epoch=300, seed=1
@@ -275,8 +368,6 @@ def test_lisa_keeps_the_numbers_of_overlapping_parts_and_gsva_does_not(tmp_path)
             return 1
 
         def __getitem__(self, index):
-            from PIL import Image
-
             path = tmp_path / "a.png"
             Image.new("RGB", (3, 1)).save(path)
             return TargetImage(path, [Target((" The cat. ",), lambda: mask)])

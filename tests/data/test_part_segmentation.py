@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -180,3 +181,24 @@ def test_a_missing_folder_is_named(root):
     shutil.rmtree(root / "vlpart/pascal_part/VOCdevkit")
     with pytest.raises(DataFileError, match="JPEGImages does not exist"):
         PascalPart(root)
+
+
+def test_what_the_originals_pass_over_is_counted_in_the_log(root, caplog):
+    def change(content):
+        image = {**content["images"][0], "id": "alone"}
+        content["images"].append(image)
+        content["annotations"] = [
+            {**content["annotations"][0], "segmentation": segmentation, "image_id": image_id}
+            for segmentation, image_id in (([], 1), ([[1, 2, 3, 4]], 1), ([[0, 0, 5, 0, 5, 5]], 1), ([], "nowhere"))
+        ]
+        for number, other in enumerate(content["images"][:-1]):
+            other["id"] = 1 if not number else number + 1
+
+    with caplog.at_level(logging.INFO, logger="reasonseg.data.mask_targets"):
+        reader = changed(root, "pascal_part", change)
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line == (
+        f"pascal_part: {len(reader)} images, 3 annotations; {len(reader) - 1} images without an annotation are passed "
+        "over; 2 annotations cannot be drawn; with one of them an image is passed over; 1 annotations of other images "
+        "are not used."
+    )

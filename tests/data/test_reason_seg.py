@@ -1,6 +1,7 @@
 """ReasonSeg: maps, queries, explanations and validation items equal to the originals'."""
 
 import json
+import logging
 import shutil
 
 import numpy as np
@@ -206,3 +207,15 @@ def test_explanations_of_another_form(root, content, reason):
     (root / "reason_seg/ReasonSeg/explanatory/train.json").write_text(content, encoding="utf-8")
     with pytest.raises(DataFileError, match=reason):
         ReasonSeg(root)
+
+
+def test_explanations_that_are_not_used_are_counted_in_the_log(root, caplog):
+    names = [path.name for path in (root / "reason_seg/ReasonSeg/train").glob("*.jpg")]
+    entries = [{"image": name, "outputs": "x"} for name in (names[0], names[0], "none.jpg", names[1])]
+    (root / "reason_seg/ReasonSeg/explanatory/train.json").write_text(json.dumps(entries), encoding="utf-8")
+    with caplog.at_level(logging.INFO, logger="reasonseg.data.mask_targets"):
+        ReasonSeg(root)
+    assert caplog.records[-1].getMessage() == (
+        f"ReasonSeg, train: {len(names)} images, 2 with an explanation; 1 explanations are replaced by a later one of "
+        "their image; 1 explanations belong to no image of these splits."
+    )

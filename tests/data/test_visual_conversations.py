@@ -1,6 +1,7 @@
 """LLaVA-Instruct: messages equal to the originals', and sentences for entries that cannot be used."""
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -102,3 +103,15 @@ def test_missing_files_are_named(tmp_path):
     shutil.copytree(DATA_ROOT / "llava_dataset", tmp_path / "llava_dataset")
     with pytest.raises(DataFileError, match="coco/train2017 does not exist"):
         LlavaInstruct(tmp_path)
+
+
+def test_what_is_left_out_is_counted_in_the_log(written, caplog):
+    seen_first = [{"from": "gpt", "value": "<image>\nA cup."}, *TALK[1:]]
+    answered_first = [{"from": "gpt", "value": "<image>\nHello."}, {"from": "human", "value": "Hi."}, TALK[1]]
+    entries = [{"image": "x.jpg", "conversations": turns} for turns in (TALK, seen_first, answered_first)]
+    for fixed in (False, True):
+        with caplog.at_level(logging.INFO, logger="reasonseg.data.mask_targets"):
+            written(entries, fixed=fixed)
+    as_original, mended = (record.getMessage() for record in caplog.records)
+    start = "llava_instruct_150k: 3 conversations; 2 first messages that are not the user's are left out"
+    assert (as_original, mended) == (f"{start}; 2 conversations are learnt without their image.", f"{start}.")

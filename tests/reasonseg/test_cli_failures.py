@@ -1,5 +1,6 @@
 """What a command says when it fails: in the words of the command line, whoever worded it."""
 
+import logging
 import re
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 
 from reasonseg.cli import app
 from reasonseg.cli.convert import app as convert_app
-from reasonseg.cli.failures import in_options, option_names
+from reasonseg.cli.failures import in_options, option_names, shown_log
 from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.errors import ConversionError
 from tests.reasonseg.test_cli import one_line, run
@@ -93,3 +94,15 @@ def test_a_conversion_names_its_options(arguments, option, tmp_path):
 def test_python_hears_of_its_arguments(tmp_path):
     with pytest.raises(ConversionError, match="Pass base= with the LLaVA folder"):
         convert_lisa(GSVA / "gsva-tiny.bin", vision_tower=LISA / "vision_tower", out=tmp_path / "out")
+
+
+def test_the_log_of_this_package_is_shown_while_it_is_asked_for(capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    logger = logging.getLogger("reasonseg.data.mask_targets")
+    with shown_log():
+        logger.info("paco_lvis: %d images; [SEG] is no tag", 3)
+        logging.getLogger("transformers.x").info("of another package")
+    with shown_log(is_shown=False):
+        logger.info("in another process")
+    logger.info("afterwards")
+    assert capsys.readouterr().err == "paco_lvis: 3 images; [SEG] is no tag\n"

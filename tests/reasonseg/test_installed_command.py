@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.support.installed import installed
 from tests.support.parity_data import PARITY
+from tests.support.recorded_data_sets import DATA_ROOT
 
 
 LISA = PARITY / "lisa"
@@ -73,3 +74,9 @@ def test_demo(tmp_path):
     result = installed("demo", "--seed", 4, "--out", tmp_path / "demo.png", "--json")
     assert len(json.loads(result.stdout)) == 3
     assert Image.open(tmp_path / "demo.png").width > 480
+
+
+def test_reasonseg_masks(tmp_path):
+    installed("reasonseg-masks", DATA_ROOT / "reason_seg/ReasonSeg/val", "--out", tmp_path / "masks")
+    labeled = sorted((tmp_path / "masks").glob("*_labeled.png"))
+    assert len(labeled) == len(list((DATA_ROOT / "reason_seg/ReasonSeg/val").glob("*.json")))
