@@ -139,6 +139,7 @@ def render_card(
     form: str = "full",
     trainings: Sequence[Mapping[str, Any]] = (),
     repo: Path | None = None,
+    measured: Sequence[EvalResult] = (),
 ) -> str:
     """Render README.md.
 
@@ -153,6 +154,7 @@ def render_card(
             in this order, each with `"base"` (`None` for random weights), `"data"`, `"data_licence"` and the
             `"recipe"`.
         repo (`Path`, *optional*): The repository, where its code lies already: the card says what each file does.
+        measured (`Sequence[EvalResult]`, *optional*): What `reasonseg evaluate` measured on these very weights.
 
     Returns:
         `str`: Metadata and text, the same for the same arguments.
@@ -177,8 +179,8 @@ def render_card(
         license_link=values.get("license_link"),
         base_model=values["base_models"] or None,
         datasets=values.get("datasets") or None,
-        model_name=values["title"] if values["results"] else None,
-        eval_results=_eval_results(values) or None,
+        model_name=values["title"] if values["results"] or measured else None,
+        eval_results=[*_eval_results(values), *measured] or None,
         **_origin(name, system),
         **({_TRAININGS_KEY: [dict(run) for run in trainings]} if trainings else {}),
     )
@@ -220,6 +222,17 @@ def card_trainings(readme: str) -> list[dict[str, Any]]:
     runs = _metadata(readme).get(_TRAININGS_KEY)
     known = {"base", "data", "data_licence", "recipe"}
     return [run for run in runs if isinstance(run, dict) and set(run) == known] if isinstance(runs, list) else []
+
+
+def card_results_of(readme: str) -> list[EvalResult]:
+    """What a README.md says was measured by `reasonseg evaluate`, as `render_card` takes it."""
+    if not readme.lstrip().startswith("---"):
+        return []
+    try:
+        results = ModelCard(readme, ignore_metadata_errors=True).data.eval_results
+    except (ValueError, yaml.YAMLError):
+        return []
+    return [result for result in results or [] if "protocol" in (result.metric_args or {})]
 
 
 def read_card(folder: Path) -> str:

@@ -28,11 +28,12 @@ PRECISION_THRESHOLDS: tuple[float, ...] = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 _COUNT_EPS = 1e-5
 _UNION_EPS = 1e-10
-_SUMS = (
+SUMS = (
     *("masks", "targets", "iou", "intersection", "union"),
     *("absent_rejected", "absent_kept", "present_kept", "present_rejected"),
     *(f"pr@{threshold}" for threshold in PRECISION_THRESHOLDS),
 )
+"""What is summed, in the order of the columns of [`SegmentationMetrics.state_tensor`]."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class SegmentationMetrics:
         self.types = tuple(types)
         self.zero_rejected = zero_rejected
         # one row for each type, and the last for masks without one
-        self.sums = torch.zeros(len(self.types) + 1, len(_SUMS), dtype=torch.float64)
+        self.sums = torch.zeros(len(self.types) + 1, len(SUMS), dtype=torch.float64)
 
     def binarise(self, logits: torch.Tensor) -> torch.Tensor:
         """Mask logits of any shape to a bool mask, as the original does."""
@@ -141,9 +142,13 @@ class SegmentationMetrics:
         columns = zip(rows, areas, target_areas, intersections, flags, strict=True)
         return [self._add(*values) for values in columns]
 
+    def sum_of(self, name: str) -> float:
+        """One of the sums over everything that was added; `name` is one of `SUMS`."""
+        return float(self.sums[:, SUMS.index(name)].sum())
+
     def add_missing(self, count: int) -> None:
         """Count targets for which there is no mask at all: gIoU takes an IoU of 0, cIoU nothing."""
-        self.sums[-1, _SUMS.index("masks")] += count
+        self.sums[-1, SUMS.index("masks")] += count
 
     def _add(self, row: int, area: int, target_area: int, intersection: int, rejected: bool | None) -> float:
         if self.zero_rejected and rejected:
@@ -169,7 +174,7 @@ class SegmentationMetrics:
             # Without epsilon, so that an IoU of exactly X passes Pr@X.
             added |= {f"pr@{level}": 1 for level in PRECISION_THRESHOLDS if intersection / union >= level}
         for name, value in added.items():
-            self.sums[row, _SUMS.index(name)] += value
+            self.sums[row, SUMS.index(name)] += value
         return iou
 
     def _check_rejected(self, rejected: Any, count: int) -> list[bool | None]:
@@ -233,18 +238,39 @@ class SegmentationMetrics:
         return {name: _numbers(self.sums[row]) for row, name in enumerate(self.types)}
 
 
-def _numbers(sums: torch.Tensor) -> dict[str, float | int | None]:
-    total = dict(zip(_SUMS, sums.tolist(), strict=True))
-    masks, targets = int(total["masks"]), int(total["targets"])
-    absent_judged = total["absent_rejected"] + total["absent_kept"]
-    present_judged = total["present_kept"] + total["present_rejected"]
+def ratios(sums: np.ndarray) -> dict[str, np.ndarray]:
+    """
+    The numbers of any number of evaluations at once.
+
+    Args:
+        sums (`np.ndarray`): `(..., sums)` float64, the columns by `SUMS`.
+
+    Returns:
+        `dict[str, np.ndarray]`: `giou`, `ciou`, `n_acc`, `t_acc` and `pr@0.5` ..., each `(...)` float64 in [0, 1], NaN
+        where it is not defined.
+    """
+    total = dict(zip(SUMS, np.moveaxis(np.asarray(sums, dtype=np.float64), -1, 0), strict=True))
+    masks = total["masks"]
+
+    def share(part: np.ndarray, whole: np.ndarray, eps: float = 0.0, defined: np.ndarray | None = None) -> np.ndarray:
+        defined = whole > 0 if defined is None else defined
+        return np.where(defined, part / np.where(defined, whole + eps, 1.0), np.nan)
+
     return {
-        "giou": total["iou"] / (masks + _COUNT_EPS) if masks else None,
-        "ciou": total["intersection"] / (total["union"] + _UNION_EPS) if masks else None,
-        "n_acc": total["absent_rejected"] / absent_judged if absent_judged else None,
-        "t_acc": total["present_kept"] / present_judged if present_judged else None,
-        **{f"pr@{x}": total[f"pr@{x}"] / targets if targets else None for x in PRECISION_THRESHOLDS},
-        "masks": masks,
-        "targets": targets,
-        "absent": masks - targets,
+        "giou": share(total["iou"], masks, _COUNT_EPS),
+        "ciou": share(total["intersection"], total["union"], _UNION_EPS, masks > 0),
+        "n_acc": share(total["absent_rejected"], total["absent_rejected"] + total["absent_kept"]),
+        "t_acc": share(total["present_kept"], total["present_kept"] + total["present_rejected"]),
+        **{f"pr@{x}": share(total[f"pr@{x}"], total["targets"]) for x in PRECISION_THRESHOLDS},
     }
+
+
+def numbers_of(sums: np.ndarray) -> dict[str, float | int | None]:
+    """The numbers of one evaluation, see [`SegmentationMetrics.compute`], from its sums `(sums,)`."""
+    masks, targets = (int(sums[SUMS.index(name)]) for name in ("masks", "targets"))
+    numbers = {name: None if np.isnan(value) else float(value) for name, value in ratios(sums).items()}
+    return {**numbers, "masks": masks, "targets": targets, "absent": masks - targets}
+
+
+def _numbers(sums: torch.Tensor) -> dict[str, float | int | None]:
+    return numbers_of(sums.numpy())

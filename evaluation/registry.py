@@ -71,6 +71,8 @@ class Benchmark:
         needs (`tuple[str, ...]`): Options of the command without which it cannot run.
         splits (`tuple[str, ...]`): Values of `--split`, the default first; none where the data set has no parts.
         settings (`Mapping[str, Setting]`): What `--set` may name.
+        uses (`tuple[str, ...]`, *optional*): Options of the command that its `run` uses, beside those that it needs or
+            that its reader takes; all others are refused when they are given. By default none is.
     """
 
     name: str
@@ -84,12 +86,14 @@ class Benchmark:
     needs: tuple[str, ...] = ()
     splits: tuple[str, ...] = ()
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    uses: tuple[str, ...] | None = None
 
     def evaluate(self, options: EvaluationOptions) -> Outcome:
         """Check the options, read the data set, and run the benchmark.
 
         Raises:
-            UnknownBenchmarkError: The protocol or a setting is not one of this benchmark, or an option is missing.
+            UnknownBenchmarkError: The protocol or a setting is not one of this benchmark, or an option is missing or
+                would be ignored.
         """
         options = replace(
             options,
@@ -99,12 +103,23 @@ class Benchmark:
             settings=self._settings(options),
         )
         options.require(*self.needs)
+        self._refuse_unused(options)
         if "model" in self.needs:
             _ = options.repository  # a model that cannot be used is refused before anything is read
         data = import_object(self.reader)(
             **{argument: getattr(options, name) for argument, name in self.reads.items()}
         )
         return import_object(self.run)(options, data)
+
+    def _refuse_unused(self, options: EvaluationOptions) -> None:
+        if self.uses is None:
+            return
+        used = {*self.uses, *self.needs, *self.reads.values()}
+        if unused := [_spelled(name) for name in options.typed if name not in used]:
+            known = ", ".join(sorted(_spelled(name) for name in used - {"dataset"}))
+            raise UnknownBenchmarkError(
+                f"--dataset {options.dataset} does not use {', '.join(unused)}; leave it out. It uses {known}."
+            )
 
     def _protocol(self, options: EvaluationOptions) -> str:
         protocol = options.protocol or next(iter(self.protocols))
@@ -143,11 +158,14 @@ class EvaluationOptions:
         scenes (`int`): Images of `tabletop`.
         images (`Path`, *optional*): Folder with the images.
         annotations (`Path`, *optional*): The data set's annotation file, or the folder with all of them.
+        data (`Path`, *optional*): The root of the data sets, in the folders of the originals.
+        predictions (`Path`, *optional*): Folder with saved masks to score, instead of a model.
         limit (`int`, *optional*): Only the first images or questions.
         batch_size (`int`): Questions per step.
         max_new_tokens (`int`, *optional*): Length of free answers.
         rule (`str`): How the sums of gIoU and cIoU are made.
         given (`Mapping[str, str]`): Settings of the benchmark as they were typed.
+        typed (`tuple[str, ...]`): Names of the options that were typed, of those that only some benchmarks use.
         trust_remote_code (`bool`): Run the code in the repository.
         revision (`str`, *optional*): Commit of a Hub repository.
         progress (`Callable`): Called with a word for the step, the number of finished items and of all.
@@ -165,11 +183,14 @@ class EvaluationOptions:
     scenes: int = 500
     images: Path | None = None
     annotations: Path | None = None
+    data: Path | None = None
+    predictions: Path | None = None
     limit: int | None = None
     batch_size: int = 8
     max_new_tokens: int | None = None
     rule: str = "grefcoco"
     given: Mapping[str, str] = field(default_factory=dict)
+    typed: tuple[str, ...] = ()
     trust_remote_code: bool = False
     revision: str | None = None
     progress: Callable[[str, int, int], None] = lambda step, done, total: None
@@ -183,7 +204,7 @@ class EvaluationOptions:
         Raises:
             UnknownBenchmarkError: With the options that are missing, as they are spelled on the command line.
         """
-        missing = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is None]
+        missing = [_spelled(name) for name in names if getattr(self, name) is None]
         if missing:
             raise UnknownBenchmarkError(f"--dataset {self.dataset} also needs {', '.join(missing)}.")
 
@@ -237,6 +258,11 @@ class Outcome:
     about: dict[str, Any] = field(default_factory=dict)
 
 
+def _spelled(name: str) -> str:
+    """An option as it is spelled on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def number(text: str) -> float:
     """Read a number, such as `0.5`."""
     try:
@@ -269,6 +295,14 @@ def whole_numbers(text: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise ValueError("cannot be read: it is whole numbers with commas") from None
+
+
+def positive_number(text: str) -> int:
+    """Read a whole number of at least 1."""
+    value = int(text) if text.isdecimal() else 0
+    if value < 1:
+        raise ValueError("must be a whole number of at least 1")
+    return value
 
 
 def yes_or_no(text: str) -> bool:
@@ -346,6 +380,29 @@ _GROUNDING_SETTINGS = {
     "box_threshold": Setting("probability above which a pixel belongs to the box", number),
     "mask_choice": Setting("third or best"),
 }
+_REFERRING_SETTINGS = {
+    "seed": Setting("of the draws for the intervals; 0 by default", whole_number, 0),
+    "resamples": Setting("draws of images for the intervals; 1000 by default, 0 for none", whole_number, 1000),
+    "masks": Setting("yes or no: keep predicted masks in results.jsonl; yes by default", yes_or_no, True),
+    "padded_processes": Setting(
+        "count the first images again as the originals do when they run in that many processes", positive_number
+    ),
+    "hub_dataset": Setting("name of the data set on the Hub, for eval_results.yaml", some_text),
+    "original": Setting("lisa or gsva: whose rules count --predictions", one_of("lisa", "gsva")),
+    "values": Setting(
+        "mask, probabilities or logits: what arrays of --predictions hold", one_of("mask", "probabilities", "logits")
+    ),
+    "missing": Setting(
+        "error or empty: what a missing file of --predictions is; error by default", one_of("error", "empty"), "error"
+    ),
+}
+_REFERRING_PROTOCOLS = {
+    "paper": "as LISA's or GSVA's own evaluation, by the model: the right answer is given, and slips are kept",
+    "free": "the model writes an answer about each expression; no slot is wrong",
+    "fixed": "the right answer is given, and the slips of the evaluation are mended and named",
+}
+# What runs a model, and on how much.
+_ANSWERED_BY = ("model", "revision", "limit", "batch_size", "max_new_tokens")
 _SEGMENTING, _ANSWERING = Models("segment"), Models("ask")
 _ATTENDING = Models(
     "segment",
@@ -368,7 +425,29 @@ def _regions(name: str, summary: str, run: str, protocols: Mapping[str, str] = _
         metrics=("accuracy",),
         needs=("model", "annotations"),
         settings={**_REGION_SETTINGS, **settings},
+        uses=_ANSWERED_BY,
     )
+
+
+def _referring(name: str, summary: str, *splits: str, **settings: Setting) -> Benchmark:
+    """A benchmark of LISA and GSVA, in the folders of the originals below `--data`."""
+    return Benchmark(
+        name,
+        summary,
+        _SEGMENTING,
+        reader="reasonseg.evaluation.referring_benchmarks:DataSource",
+        reads={"root": "data", "data_set": "dataset", "split": "split"},
+        run="reasonseg.evaluation.referring_segmentation:run_referring",
+        protocols=_REFERRING_PROTOCOLS,
+        metrics=_MASK_METRICS,
+        needs=("data",),
+        splits=splits,
+        settings={**_REFERRING_SETTINGS, **settings},
+        uses=(*_ANSWERED_BY, "predictions"),
+    )
+
+
+_SPLIT_BY = Setting("who made the splits, as in refs(google).p; umd for refcocog and unc for the others by default")
 
 
 BENCHMARKS: dict[str, Benchmark] = {
@@ -385,6 +464,7 @@ BENCHMARKS: dict[str, Benchmark] = {
             metrics=_MASK_METRICS,
             needs=("model",),
             splits=("test", "validation", "test_unseen"),
+            uses=(*_ANSWERED_BY, "rule"),
         ),
         _regions("v7w", "Visual7W, which of four boxes", "run_regions"),
         _regions("pointqa", "PointQA-LookTwice", "run_pointqa"),
@@ -417,6 +497,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                     "spacy, spacy:<pipeline> or encoder:<folder or name>, which compare phrase and category"
                 ),
             },
+            uses=(*_ANSWERED_BY, "images"),
         ),
         Benchmark(
             "grandf",
@@ -441,6 +522,7 @@ BENCHMARKS: dict[str, Benchmark] = {
                     "yes or no: score captions, where pycocoevalcap and Java are installed", yes_or_no
                 ),
             },
+            uses=(*_ANSWERED_BY, "images"),
         ),
         Benchmark(
             "vip-bench",
@@ -454,7 +536,20 @@ BENCHMARKS: dict[str, Benchmark] = {
             needs=("annotations",),
             splits=("bbox", "human"),
             settings=_JUDGE_SETTINGS,
+            uses=_ANSWERED_BY,
         ),
+        _referring("reasonseg", "ReasonSeg, all queries and short and long ones; --data ROOT", "val", "test", "train"),
+        *(
+            _referring(name, f"{title}; --data ROOT", *splits, split_by=_SPLIT_BY)
+            for name, title, splits in (
+                ("refcoco", "RefCOCO", ("val", "testA", "testB")),
+                ("refcoco+", "RefCOCO+", ("val", "testA", "testB")),
+                ("refcocog", "RefCOCOg", ("val", "test")),
+                ("refclef", "RefCLEF", ("val", "test", "testA", "testB", "testC")),
+            )
+        ),
+        _referring("grefcoco", "gRefCOCO, also of absent targets; --data ROOT", "val", "testA", "testB"),
+        _referring("refzom", "Ref-ZOM, also of absent targets; --data ROOT", "test"),
     )
 }
 """All benchmarks by name; [`register_benchmark`] adds one."""
@@ -470,6 +565,7 @@ _FOLDER = Benchmark(
     protocols=_ANSWER_PROTOCOLS,
     metrics=_MASK_METRICS,
     needs=("model",),
+    uses=(*_ANSWERED_BY, "rule"),
 )
 
 

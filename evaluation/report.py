@@ -92,7 +92,8 @@ class Case:
 def write_report(result: Any, out: str | Path, about: dict[str, Any]) -> Path:
     """
     Args:
-        result: What was measured; has `to_dict()` and `cases`, see [`Outcome`].
+        result: What was measured; has `to_dict()` and `cases`, see [`Outcome`], and may say as `num_cases` of how many
+            cases these were chosen.
         out (`str` or `Path`): Folder for `results.json` and `cases.png`.
         about (`dict`): Model, data set and settings, written beside the numbers.
 
@@ -102,7 +103,7 @@ def write_report(result: Any, out: str | Path, about: dict[str, Any]) -> Path:
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     if result.cases:
-        save_contact_sheet(result.cases, out / "cases.png")
+        save_contact_sheet(result.cases, out / "cases.png", total=getattr(result, "num_cases", None))
     path = out / "results.json"
     write_whole(path, json.dumps({**about, **result.to_dict()}, indent=2) + "\n")
     return path
@@ -152,13 +153,16 @@ def select_cases(cases: Sequence[Case], count: int) -> dict[str, list[Case]]:
     return {"best": ranked[:best_end], "median": between[start : start + count], "worst": ranked[worst_start:][::-1]}
 
 
-def draw_contact_sheet(cases: Sequence[Case], count: int = 4, tile: int = 160) -> Image.Image:
+def draw_contact_sheet(
+    cases: Sequence[Case], count: int = 4, tile: int = 160, total: int | None = None
+) -> Image.Image:
     """Draw the sheet: per case the image, the target (green) and the prediction (pink), with phrase and IoU.
 
     Args:
         cases: All cases of the evaluation, at least one.
         count: Cases per group.
         tile: Width of one image on the sheet in pixels, at least 48.
+        total: Of how many cases these were chosen; their number by default.
 
     Raises:
         ValueError: If there is no case or a number is too small.
@@ -180,7 +184,9 @@ def draw_contact_sheet(cases: Sequence[Case], count: int = 4, tile: int = 160) -
     pen = ImageDraw.Draw(sheet)
     top = _MARGIN
     for name, group in groups.items():
-        pen.text((_MARGIN, top), f"{name} of {len(cases)}: image | target | prediction", fill=_FAINT, font=font)
+        pen.text(
+            (_MARGIN, top), f"{name} of {total or len(cases)}: image | target | prediction", fill=_FAINT, font=font
+        )
         top += _LINE_HEIGHT + 4
         for column, case in enumerate(group):
             left = _MARGIN + column * (cell_width + _MARGIN)
@@ -194,7 +200,9 @@ def draw_contact_sheet(cases: Sequence[Case], count: int = 4, tile: int = 160) -
     return sheet
 
 
-def save_contact_sheet(cases: Sequence[Case], path: str | Path, count: int = 4, tile: int = 160) -> Path:
+def save_contact_sheet(
+    cases: Sequence[Case], path: str | Path, count: int = 4, tile: int = 160, total: int | None = None
+) -> Path:
     """Draw the sheet and write it as PNG; see `draw_contact_sheet`.
 
     Returns:
@@ -202,7 +210,7 @@ def save_contact_sheet(cases: Sequence[Case], path: str | Path, count: int = 4, 
     """
     path = Path(path)
     with written_whole(path) as draft:
-        draw_contact_sheet(cases, count, tile).save(draft, format="PNG")
+        draw_contact_sheet(cases, count, tile, total).save(draft, format="PNG")
     return path
 
 

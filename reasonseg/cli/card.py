@@ -25,11 +25,28 @@ def card(
         Path | None,
         typer.Option("--out", "-o", help="File to write; REPO/README.md is entered into REPO's manifest, too."),
     ] = None,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="A model-index.yaml of `reasonseg evaluate`, once per data set, measured on these very weights.  "
+            "[default: those that REPO's card has]",
+            show_default=False,
+        ),
+    ] = None,
     list_names: Annotated[bool, typer.Option("--list", help="Print the names of all known checkpoints.")] = False,
 ):
     """Write the model card of a checkpoint: what it is, its licence chain, how to use it, and known scores."""
-    from ..conversion.card import card_trainings, card_values, known_cards, read_card, read_card_values, render_card
+    from ..conversion.card import (
+        card_results_of,
+        card_trainings,
+        card_values,
+        known_cards,
+        read_card,
+        read_card_values,
+        render_card,
+    )
     from ..conversion.systems import SYSTEMS
+    from ..evaluation.published_results import read_card_results
 
     if list_names:
         write_out("\n".join(known_cards()) + "\n")
@@ -48,7 +65,9 @@ def card(
             "describes this repository; --list shows the names."
         )
     dtype = getattr(config, "dtype", None)
-    text = render_card(system, described, config, dtype, trainings=card_trainings(readme), repo=repo)
+    measured = [one for path in results for one in read_card_results(path)] if results else card_results_of(readme)
+    trainings = card_trainings(readme)
+    text = render_card(system, described, config, dtype, trainings=trainings, repo=repo, measured=measured)
     if out is None:
         write_out(text)
         return

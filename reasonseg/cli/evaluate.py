@@ -47,14 +47,28 @@ def evaluate(
         typer.Option(help=f"How answers are made or counted, the default first. {_PROTOCOLS}."),
     ] = None,
     split: Annotated[str | None, typer.Option(help=f"Part of the data set, of {_SPLITS}.")] = None,
-    scenes: Annotated[int, typer.Option(min=1, help="Images of `tabletop`.")] = 500,
+    scenes: Annotated[int | None, typer.Option(min=1, help="Images of `tabletop`.  [default: 500]")] = None,
     images: Annotated[Path | None, typer.Option(help="Folder with the images of the data set.")] = None,
     annotations: Annotated[Path | None, typer.Option(help="Annotation file of the data set, or its folder.")] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Root of the data sets in the folders of the originals (`reason_seg`, `refer_seg`)."),
+    ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="Score masks of anybody instead of a model: a folder with NAME.npy, NAME.png or NAME.json (COCO's "
+            "run lengths), NAME being the image's; of several expressions NAME_0, NAME_1, ..."
+        ),
+    ] = None,
     max_image_pixels: MaxImagePixels = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first images or questions.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions per step.")] = 8,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Questions per step.  [default: 8]")] = None,
     max_new_tokens: Annotated[int | None, typer.Option(min=1, help="Length of free answers.")] = None,
-    rule: Annotated[str, typer.Option(help="Whose sums of gIoU and cIoU: grefcoco, refzom or reason.")] = "grefcoco",
+    rule: Annotated[
+        str | None,
+        typer.Option(help="Whose sums of gIoU and cIoU: grefcoco, refzom or reason.  [default: grefcoco]"),
+    ] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -82,6 +96,22 @@ def evaluate(
 
     # Without an accelerator accelerate would run every process as if it were alone.
     state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or not torch.accelerator.is_available())
+    # What only some benchmarks use; the defaults are theirs.
+    optional = {
+        "model": model,
+        "split": split,
+        "scenes": scenes,
+        "images": images,
+        "annotations": annotations,
+        "data": data,
+        "predictions": predictions,
+        "limit": limit,
+        "batch_size": batch_size,
+        "max_new_tokens": max_new_tokens,
+        "rule": rule,
+        "revision": revision,
+    }
+    typed = {name: value for name, value in optional.items() if value is not None}
     console, is_main = stderr_console(), state.is_main_process
     with alone_in(out) if is_main else nullcontext(), step_progress(console, is_main) as progress:
         if is_main:
@@ -90,19 +120,11 @@ def evaluate(
             EvaluationOptions(
                 dataset=dataset,
                 out=out,
-                model=model,
                 protocol=protocol or "",
-                split=split,
-                scenes=scenes,
-                images=images,
-                annotations=annotations,
-                limit=limit,
-                batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
-                rule=rule,
                 given=read_settings(settings or []),
+                typed=tuple(typed),
                 trust_remote_code=trust_remote_code,
-                revision=revision,
+                **typed,
                 progress=progress,
                 locate=locate_model,
             )

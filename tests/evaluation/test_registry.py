@@ -1,6 +1,7 @@
 """The benchmarks by name: what is refused before anything heavy happens, and one that is added from outside."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -57,9 +58,10 @@ def test_the_help_comes_from_the_entries():
 
 @pytest.mark.parametrize("name", list(BENCHMARKS))
 def test_unknown_protocols_and_settings_are_refused(name, tmp_path):
-    with pytest.raises(UnknownBenchmarkError, match=rf"--dataset {name} has no protocol 'x'; choose one of"):
+    shown = re.escape(name)
+    with pytest.raises(UnknownBenchmarkError, match=rf"--dataset {shown} has no protocol 'x'; choose one of"):
         BENCHMARKS[name].evaluate(EvaluationOptions(dataset=name, out=tmp_path, model="m", protocol="x"))
-    with pytest.raises(UnknownBenchmarkError, match=rf"--dataset {name} has no setting 'colour'"):
+    with pytest.raises(UnknownBenchmarkError, match=rf"--dataset {shown} has no setting 'colour'"):
         BENCHMARKS[name].evaluate(EvaluationOptions(dataset=name, out=tmp_path, model="m", given={"colour": "red"}))
 
 
@@ -69,10 +71,29 @@ def test_missing_options_are_named_as_on_the_command_line(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "typed", "refused"),
+    [
+        ("tabletop", ("images", "data"), "--images, --data"),
+        ("v7w", ("scenes", "rule", "split"), "--scenes, --rule, --split"),
+        ("vip-bench", ("images",), "--images"),
+        ("refcoco", ("annotations", "rule"), "--annotations, --rule"),
+    ],
+)
+def test_options_that_would_be_ignored_are_refused(name, typed, refused, tmp_path):
+    given = {"model": "m", "annotations": tmp_path, "data": tmp_path, "images": tmp_path}
+    options = EvaluationOptions(dataset=name, out=tmp_path, typed=(*typed, "limit"), **given)
+    with pytest.raises(
+        UnknownBenchmarkError, match=rf"--dataset {name} does not use {refused}; leave it out. It uses"
+    ):
+        BENCHMARKS[name].evaluate(options)
+
+
+@pytest.mark.parametrize(
     ("name", "setting", "text", "message"),
     [
         ("v7w", "seed", "-1", "must be a whole number of at least 0"),
         ("v7w", "temperature", "warm", "must be a number of at least 0"),
+        ("refcoco", "padded_processes", "0", "must be a whole number of at least 1"),
         ("v7w", "alpha", "half", "must be a whole number of at least 0"),
         ("v7w", "preprocess", "crop", "is not known; it is pad or resize"),
         ("coco", "box_threshold", "high", "cannot be read: it is a number"),

@@ -1,0 +1,292 @@
+"""What the benchmarks of LISA and GSVA ask about each image, by data set, protocol and system.
+
+| protocol | question                                | answer    | targets and counting                            |
+|----------|-----------------------------------------|-----------|-------------------------------------------------|
+| `paper`  | LISA: one per expression; GSVA: one per | given     | as the system's own evaluation does, slips      |
+|          | image with all expressions              |           | included                                        |
+| `fixed`  | the same                                | given     | the slips mended, see [`Rules.mends`]           |
+| `free`   | one per expression                      | generated | mended; a missing slot is wrong, a rejection    |
+|          |                                         |           | leaves no mask                                  |
+
+Under `free` a model with `[REJ]`, too, is asked about one expression at a time, though it was trained to answer
+several: in a common answer the n-th slot could only be taken for the n-th expression, and one slot too few would move
+all others. Everything is asked in the words of the evaluations.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ..data.data_files import DataFileError
+from ..data.instruction_wording import answer_part
+from ..data.mask_targets import load_image
+from ..data.reason_seg import VALIDATION_ANSWERS, ReasonSegValidation, ValidationItem
+from ..data.referring_expressions import REFERRING_SETS, ReferringExpressions, ReferringItem
+from ..data.referring_questions import GSVA_ANSWER, GSVA_QUESTION, LISA_ANSWER, LISA_QUESTION, validation_sample
+from .metrics import COUNTING_RULES
+
+
+REASON_SEG = "reasonseg"
+DATA_SETS = (REASON_SEG, *REFERRING_SETS)
+PROTOCOLS = ("paper", "free", "fixed")
+ORIGINALS = ("lisa", "gsva")
+_IMAGE_LINE = "<image>\n"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """
+    How a data set is asked and counted.
+
+    Args:
+        data_set (`str`): One of `DATA_SETS`.
+        protocol (`str`): One of `PROTOCOLS`.
+        original (`str`): `lisa` or `gsva`: whose questions and counting are followed.
+    """
+
+    data_set: str
+    protocol: str
+    original: str
+
+    @property
+    def as_original(self) -> bool:
+        """Its slips are followed."""
+        return self.protocol == "paper"
+
+    @property
+    def has_absent_targets(self) -> bool:
+        """gRefCOCO and Ref-ZOM, which GSVA counts by `eval_gres`."""
+        return self.data_set in COUNTING_RULES
+
+    @property
+    def ignored_is_target(self) -> bool:
+        """GSVA turns ReasonSeg's maps into yes and no, so that regions to ignore must be drawn."""
+        return self.data_set == REASON_SEG and self.original == "gsva" and self.as_original
+
+    @property
+    def draws_all_slots(self) -> bool:
+        """GSVA's `reeval`: masks come from a second pass in which every `[REJ]` reads `[SEG]`."""
+        return self.original == "gsva" and self.has_absent_targets and self.protocol != "free"
+
+    @property
+    def pairs_in_order(self) -> bool:
+        """GSVA's `validate` has masks for `[SEG]` alone, and pairs them with the first targets of the image."""
+        is_referring = self.data_set != REASON_SEG and not self.has_absent_targets
+        return is_referring and self.original == "gsva" and self.as_original
+
+    def mends(self) -> list[str]:
+        """What is counted otherwise than by the system's own evaluation; empty under `paper`."""
+        if self.as_original:
+            return []
+        mended = []
+        if self.data_set == REASON_SEG:
+            if self.original == "gsva":
+                mended.append("regions that ReasonSeg says to ignore count for nothing; GSVA counts them as targets")
+            return mended
+        if self.original == "lisa":
+            mended.append("where parts of a target overlap a pixel is a target; LISA adds the parts up, and 2 is none")
+        else:
+            if not self.has_absent_targets:
+                mended.append(
+                    "every expression is scored by its own mask; GSVA drops those of absent targets and pairs the "
+                    "others with the wrong expressions"
+                )
+            mended.append("a space stands between the names and `in this image?`, which GSVA leaves out")
+            mended.append("a name that holds the letters SEG stays as it is where its target is absent")
+        mended.append("sentences without a word are left out, and so are outlines of fewer than three whole corners")
+        mended.append("targets that are given as run lengths are read wherever they occur")
+        return mended
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """
+    Args:
+        question (`str`): The user's message, without the token of the image.
+        answer (`str`, *optional*): The right answer, where it is given.
+        expressions (`tuple[int, ...]`): The expressions that its slots belong to, in their order.
+    """
+
+    question: str
+    answer: str | None
+    expressions: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AskedImage:
+    """
+    An image with everything that is asked about it.
+
+    Args:
+        name (`str`): What the data set calls it; also the name of a saved prediction.
+        path (`Path`): The file.
+        texts (`list[str]`): What is asked for, as the data set has it.
+        group (`str`, *optional*): What it is reported in beside all: `short` or `long`.
+        load (`Callable`): Reads it, upright and in RGB; raises [`DataFileError`].
+        paint (`Callable`): Gives the targets `(expressions, height, width)` uint8 for a (height, width): 0, 1, 255
+            for what does not count and, where LISA is followed, 2 for overlapping parts.
+        ask (`Callable`): Gives the conversations for the targets.
+    """
+
+    name: str
+    path: Path
+    texts: list[str]
+    group: str | None
+    load: Callable[[], Image.Image]
+    paint: Callable[[tuple[int, int]], np.ndarray]
+    ask: Callable[[np.ndarray], list[Conversation]]
+
+    @property
+    def prediction_names(self) -> list[str]:
+        """Names of files with saved predictions, without their endings: one per expression."""
+        if self.group is not None:
+            return [self.name]
+        return [f"{self.name}_{number}" for number in range(len(self.texts))]
+
+
+class AskedImages(Sequence):
+    """
+    The images of a split in the order of the originals.
+
+    Args:
+        root (`str` or `Path`): The data root, or the folder `refer_seg` (`reason_seg`) in it.
+        split (`str`): Part of the data set.
+        rules ([`Rules`]): How it is asked.
+        split_by (`str`, *optional*): Who made the splits of a referring data set; the originals' choice by default.
+
+    Raises:
+        DataFileError: If the data set is missing or cannot be used.
+        ValueError: If the original has no such evaluation.
+    """
+
+    def __init__(self, root: str | Path, split: str, rules: Rules, split_by: str | None = None):
+        self.rules = rules
+        root = Path(root)
+        if rules.data_set == REASON_SEG:
+            below = root.name == "reason_seg" and not (root / "reason_seg").is_dir()
+            self._items: Any = ReasonSegValidation(root.parent if below else root, split)
+            self._read: Callable[[Any], AskedImage] = self._reasoning
+            return
+        self._items = ReferringExpressions(
+            root,
+            rules.data_set,
+            split,
+            rules.original,
+            purpose="validation",
+            split_by=split_by,
+            as_original=rules.as_original,
+        )
+        if not len(self._items):
+            raise DataFileError(f"{self._items.references_file} has no expression in the split {split!r}.")
+        self._read = self._referring
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> AskedImage:
+        return self._read(self._items[index])
+
+    def _reasoning(self, item: ValidationItem) -> AskedImage:
+        def ask(targets: np.ndarray) -> list[Conversation]:
+            question = item.question().removeprefix(_IMAGE_LINE)
+            answer = None if self.rules.protocol == "free" else VALIDATION_ANSWERS[self.rules.original]
+            return [Conversation(question, answer, (0,))]
+
+        def paint(size: tuple[int, int]) -> np.ndarray:
+            return item.target(size, self.rules.ignored_is_target)[None]
+
+        return AskedImage(
+            item.path.stem, item.path, [item.text], item.length, lambda: load_image(item.path), paint, ask
+        )
+
+    def _referring(self, item: ReferringItem) -> AskedImage:
+        return AskedImage(
+            str(item.image_id),
+            item.path,
+            item.sentences,
+            None,
+            item.load_image,
+            lambda size: item.masks(),
+            lambda targets: ask_about(item, targets, self.rules),
+        )
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """
+    Where a data set lies; it is opened once it is known by whose rules.
+
+    Args:
+        root (`Path`): The data root, as [`AskedImages`] takes it.
+        data_set (`str`): One of `DATA_SETS`.
+        split (`str`): Part of it.
+
+    Raises:
+        DataFileError: If there is no such folder.
+    """
+
+    root: Path
+    data_set: str
+    split: str
+
+    def __post_init__(self) -> None:
+        if not Path(self.root).is_dir():
+            raise DataFileError(f"The data root {self.root} does not exist; give the folder that holds the data sets.")
+
+    def open(self, rules: Rules, split_by: str | None = None) -> AskedImages:
+        """The images of the split."""
+        return AskedImages(self.root, self.split, rules, split_by)
+
+
+def ask_about(item: ReferringItem, targets: np.ndarray, rules: Rules) -> list[Conversation]:
+    """The conversations about an image with referring expressions; GSVA's answers depend on the targets."""
+    every = range(len(item.targets))
+    if rules.as_original:
+        sample = validation_sample(item)
+        slots = [(index,) for index in every] if rules.original == "lisa" else [tuple(every)]
+        return [Conversation(*one) for one in zip(sample.questions, sample.answers, slots, strict=True)]
+    names = [text.strip().lower() for text in item.sentences]
+    if rules.original == "gsva":
+        names = [name.strip(".") for name in names]
+    one = LISA_QUESTION if rules.original == "lisa" else GSVA_QUESTION
+    if rules.protocol == "free":
+        return [Conversation(one.format(class_name=names[index]), None, (index,)) for index in every]
+    if rules.original == "lisa":
+        return [Conversation(one.format(class_name=names[index]), LISA_ANSWER, (index,)) for index in every]
+    parts = [answer_part(GSVA_ANSWER, name, not mask.any(), True) for name, mask in zip(names, targets, strict=True)]
+    return [Conversation(one.format(class_name=", ".join(names)), f"Sure,{', '.join(parts)}.", tuple(every))]
+
+
+def padded_counts(images: int, processes: int) -> np.ndarray:
+    """
+    How often the originals count each image when they run in several processes: their sampler gives every process as
+    many images, and begins again at the first ones until that comes out even.
+
+    Args:
+        images (`int`): How many there are.
+        processes (`int`): Those of the run to compare with, at least 1.
+
+    Returns:
+        `np.ndarray`: `(images,)` whole numbers of at least 1.
+    """
+    total = -(-images // processes) * processes
+    return np.bincount(np.arange(total) % images, minlength=images)
+
+
+__all__ = [
+    "DATA_SETS",
+    "ORIGINALS",
+    "PROTOCOLS",
+    "REASON_SEG",
+    "AskedImage",
+    "AskedImages",
+    "Conversation",
+    "DataSource",
+    "Rules",
+    "ask_about",
+    "padded_counts",
+]
