@@ -86,7 +86,11 @@ def answering_of(options: EvaluationOptions, default_length: int, **about: Any) 
         max_new_tokens=options.max_new_tokens or default_length,
         temperature=options.settings["temperature"],
         seed=options.settings["seed"],
-        about={**{name: str(value) for name, value in named.items() if value is not None}, **about},
+        about={
+            **{name: str(value) for name, value in named.items() if value is not None},
+            **options.precision.settings(),
+            **about,
+        },
     )
 
 

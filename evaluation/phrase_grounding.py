@@ -338,7 +338,7 @@ def read_or_ground(
 def _ground(options: EvaluationOptions, images: Sequence[AnnotatedImage], folder: Path) -> None:
     options.require("model", "images")
     settings = options.settings
-    model = options.load_model(settings.get("dtype", "auto"))
+    model = options.load_model()
     processor = options.load_processor()
     if "phrase_extractor" in settings:
         processor.phrase_extractor = settings["phrase_extractor"]
@@ -350,7 +350,8 @@ def _ground(options: EvaluationOptions, images: Sequence[AnnotatedImage], folder
         candidates=settings.get("candidates", "chosen"),
         options={name: settings[name] for name in (*_MAP_OPTIONS, *_SEGMENTING_OPTIONS) if name in settings},
     )
-    identity = {"model": options.model, "revision": options.revision, "dtype": str(model.dtype).removeprefix("torch.")}
+    identity = {"model": options.model, "revision": options.revision, **options.precision.settings()}
+    identity["dtype"] = str(model.dtype).removeprefix("torch.")
     ground_images(
         grounder,
         images,

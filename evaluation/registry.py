@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..loading import import_object
+from ..precision import Precision, load_model
 
 
 class UnknownBenchmarkError(ValueError):
@@ -168,6 +169,7 @@ class EvaluationOptions:
         typed (`tuple[str, ...]`): Names of the options that were typed, of those that only some benchmarks use.
         trust_remote_code (`bool`): Run the code in the repository.
         revision (`str`, *optional*): Commit of a Hub repository.
+        precision ([`Precision`]): Number formats of the model.
         progress (`Callable`): Called with a word for the step, the number of finished items and of all.
         locate (`Callable`, *optional*): Takes these options; checks that the model fits the benchmark and returns it
             as `from_pretrained` takes it.
@@ -193,6 +195,7 @@ class EvaluationOptions:
     typed: tuple[str, ...] = ()
     trust_remote_code: bool = False
     revision: str | None = None
+    precision: Precision = field(default_factory=Precision)
     progress: Callable[[str, int, int], None] = lambda step, done, total: None
     locate: Callable[[EvaluationOptions], str] = lambda options: str(options.model)
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -221,21 +224,21 @@ class EvaluationOptions:
         """The model's processor."""
         from transformers import AutoProcessor
 
-        return self._load(AutoProcessor)
+        from ..loading import load_pretrained
 
-    def load_model(self, dtype: str = "auto") -> Any:
+        return load_pretrained(AutoProcessor, self.repository, **self._source)
+
+    def load_model(self) -> Any:
         """The model for the benchmark's command, in evaluation mode on this process's device."""
         from accelerate import PartialState
         from transformers import AutoModel, AutoModelForImageTextToText
 
         auto_class = AutoModelForImageTextToText if self.benchmark.models.command == "ask" else AutoModel
-        return self._load(auto_class, dtype=dtype).to(PartialState().device).eval()
+        return load_model(auto_class, self.repository, self.precision, PartialState().device, **self._source)
 
-    def _load(self, auto_class: Any, **options: Any) -> Any:
-        from ..loading import load_pretrained
-
-        source = {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
-        return load_pretrained(auto_class, self.repository, **source, **options)
+    @property
+    def _source(self) -> dict[str, Any]:
+        return {"trust_remote_code": self.trust_remote_code, "revision": self.revision}
 
     def report(self, step: str) -> Callable[[int, int], None]:
         """A function to report how many items of a step are finished, and how many there are."""
@@ -370,7 +373,6 @@ _GROUNDING_SETTINGS = {
     "question": Setting("what every image is asked", some_text),
     "candidates": Setting("chosen, or all for each of the segmenter's masks"),
     "phrase_extractor": Setting("spacy, spacy:<pipeline> or rules"),
-    "dtype": Setting("of the model; as stored by default"),
     "heads": Setting("paper, mean, or numbers with commas", one_of("paper", "mean", otherwise=whole_numbers)),
     "attention_layers": Setting("numbers with commas", whole_numbers),
     "subtract_mean": Setting("yes or no", yes_or_no),

@@ -3,7 +3,7 @@
 import copy
 import inspect
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -13,16 +13,19 @@ from transformers import (
     GenerationMixin,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedConfig,
     PreTrainedModel,
     SuppressTokensLogitsProcessor,
 )
 
 from .configuration_reasoning_segmentation import ComposedConfig
-from .segmenters import prepare_segmenter_config, segmenter_adapter
+from .segmenters import prepare_segmenter_config, segmenter_adapter, with_encoder_in
 
 
 # transformers 5.24 renamed the argument; a model takes one of them.
 CACHE_NAMES = ("cache", "past_key_values")
+# Four views of SAM: more at once is no faster, and takes memory.
+_PIXELS_AT_ONCE = 4 * 1024**2
 VIEW_NAMES = ("pixel_values", "sam_pixel_values", "original_sizes", "reshaped_input_sizes", "tile_counts")
 
 
@@ -86,17 +89,37 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = ["SamModel", "SamHQModel", "Sam2Model", "Sam3TrackerModel"]
-    # Quantizers skip what the first names; loading in 16 bit keeps in float32 what the second names.
+    # Quantizers skip what the first names; loading in 16 bit keeps in float32 what the second names, but for the
+    # segmenter's image encoder.
     _keep_in_fp32_modules = ["segmenter"]
     _keep_in_fp32_modules_strict = ["segmenter"]
 
     def _build_segmenter(self) -> PreTrainedModel:
-        """In float32, as `_keep_in_fp32_modules_strict` says of loading, also where a model is made in 16 bit."""
         config = prepare_segmenter_config(self.config.segmenter_config)
-        return AutoModel.from_config(config, trust_remote_code=False).float()
+        return self._with_encoder_dtype(AutoModel.from_config(config, trust_remote_code=False))
+
+    def _with_encoder_dtype(self, segmenter: PreTrainedModel) -> PreTrainedModel:
+        """In float32; the image encoder multiplies in `segmenter_dtype`, or in what the model is being made in."""
+        made_in = torch.get_default_dtype()  # of `from_pretrained`, its `dtype`
+        asked = self.config.encoder_dtype or (made_in if made_in.itemsize == 2 else torch.float32)
+        return with_encoder_in(asked, segmenter)
+
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
+        """Loading leaves the segmenter in what it was built in."""
+        return {name: kept for name, kept in super()._get_dtype_plan(dtype).items() if name != "segmenter"}
 
     def _build_vlm(self) -> PreTrainedModel:
         return AutoModelForImageTextToText.from_config(self.config.vlm_config, trust_remote_code=False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs) -> Self:
+        """As in every model of transformers; fields of the configuration may also be given beside a `config`."""
+        if isinstance(config, PreTrainedConfig):
+            config = copy.deepcopy(config)
+            for name in ("segmenter_dtype", "segmenter_batch_size"):
+                if name in kwargs:
+                    setattr(config, name, kwargs.pop(name))
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
 
     # ---- one model to the outside -------------------------------------------------------------------------------
 
@@ -242,16 +265,22 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
                 "pass `sam_pixel_values` as the processor returns them, or an `image_cache` made with them."
             )
 
+        segmenter = segmenter_adapter(self.segmenter)
+
         def encode(views):
-            return segmenter_adapter(self.segmenter).encode(views.to(self.segmenter.device, self.segmenter.dtype))
+            return segmenter.encode(views.to(self.segmenter.device, segmenter.dtype))
 
         if torch.compiler.is_exporting():  # which images have slots is not known then
             return {name: value[slot_images] for name, value in encode(images.sam_pixel_values).items()}
         encoded = images.segmenter_features
         missing = [image for image in sorted(set(slot_images.tolist())) if encoded[image] is None]
-        if missing:
-            features = encode(images.sam_pixel_values[missing])
-            for i, image in enumerate(missing):
+        at_once = self.config.segmenter_batch_size or max(1, _PIXELS_AT_ONCE // images.sam_pixel_values[0, 0].numel())
+        if self.training:  # the processes of a training must call the encoder equally often
+            at_once = max(1, len(missing))
+        for start in range(0, len(missing), at_once):
+            part = missing[start : start + at_once]
+            features = encode(images.sam_pixel_values[part])
+            for i, image in enumerate(part):
                 encoded[image] = {name: value[i] for name, value in features.items()}
         first = encoded[int(slot_images[0])]
         return {name: torch.stack([encoded[image][name] for image in slot_images.tolist()]) for name in first}

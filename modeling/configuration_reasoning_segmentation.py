@@ -2,12 +2,14 @@
 
 from typing import ClassVar
 
+import torch
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
 
 PIPELINE_TASK = "reasoning-segmentation"
+_ENCODER_DTYPES = ("float32", "bfloat16", "float16")
 
 # SAM's original two-way transformer uses 1e-5 where transformers' SamMaskDecoderConfig defaults to 1e-6; the published
 # LISA and GSVA mask decoders were trained with 1e-5 (mask logits move by 2e-5 otherwise).
@@ -55,6 +57,12 @@ class ComposedConfig(PreTrainedConfig):
             Configuration of the vision-language model; a LLaVA-1.5-7B by default. A dict needs `model_type`.
         segmenter_config (`dict` or `PreTrainedConfig`, *optional*):
             Configuration of the segmenter (`sam`, `sam_hq`, `sam2`, `sam3_tracker`); SAM ViT-H by default.
+        segmenter_dtype (`str` or `torch.dtype`, *optional*):
+            What the segmenter's image encoder multiplies in: `float32`, `bfloat16` or `float16`. By default what the
+            model is loaded in. All else of the segmenter computes in float32.
+        segmenter_batch_size (`int`, *optional*):
+            Images that the segmenter's encoder takes at once outside of training, which bounds its memory. By default
+            as many as have the pixels of four views of SAM (4 of 1024 x 1024).
     """
 
     # Files and class names that a published checkpoint names in its auto_map.
@@ -65,6 +73,8 @@ class ComposedConfig(PreTrainedConfig):
 
     vlm_config: dict | PreTrainedConfig | None = None
     segmenter_config: dict | PreTrainedConfig | None = None
+    segmenter_dtype: str | torch.dtype | None = None
+    segmenter_batch_size: int | None = None
 
     def __post_init__(self, **kwargs):
         # Outside a remotely loaded module these entries would make `pipeline()` ask for trust_remote_code although
@@ -73,6 +83,16 @@ class ComposedConfig(PreTrainedConfig):
             kwargs.pop("auto_map", None)
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+
+    @property
+    def encoder_dtype(self) -> torch.dtype | None:
+        """`segmenter_dtype` as torch knows it."""
+        if self.segmenter_dtype is None:
+            return None
+        name = str(self.segmenter_dtype).removeprefix("torch.")
+        if name not in _ENCODER_DTYPES:
+            raise ValueError(f"segmenter_dtype is {name!r}; allowed are {', '.join(_ENCODER_DTYPES)}.")
+        return getattr(torch, name)
 
     @property
     def image_token_id(self) -> int | None:
@@ -98,6 +118,8 @@ class ComposedConfig(PreTrainedConfig):
     def to_dict(self) -> dict:
         """Adds what lets a saved checkpoint load and run in an environment without this package."""
         output = super().to_dict()
+        if self.segmenter_dtype is not None:
+            output["segmenter_dtype"] = str(self.segmenter_dtype).removeprefix("torch.")
         output["auto_map"] = {
             "AutoConfig": self.published_config,
             "AutoModel": self.published_model,

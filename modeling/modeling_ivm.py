@@ -34,6 +34,7 @@ from .segmenters import (
     dice_per_mask,
     mean_over_masks,
     prepare_segmenter_config,
+    segmenter_adapter,
     upsample_masks,
 )
 
@@ -162,7 +163,7 @@ class IvmForVisualMasking(ComposedModel):
                 f"{config.segmenter_config.model_type!r}. Pass a SamConfig."
             )
         super().__init__(config)
-        self.segmenter = ConditionedSam(prepare_segmenter_config(config.segmenter_config)).float()
+        self.segmenter = self._with_encoder_dtype(ConditionedSam(prepare_segmenter_config(config.segmenter_config)))
         prompt_dim = config.segmenter_config.mask_decoder_config.hidden_size
         hidden_size = config.get_text_config().hidden_size
         self.seg_projector = PromptProjector(hidden_size, config.projector_hidden_size, prompt_dim).float()
@@ -238,7 +239,7 @@ class IvmForVisualMasking(ComposedModel):
         masks = self.segmenter.mask_decoder(
             self._segmenter_features(images, image_index)["image_embeddings"],
             self.segmenter.get_image_wide_positional_embeddings(),
-            prompts.to(self.segmenter.device, self.segmenter.dtype),
+            prompts.to(self.segmenter.device, segmenter_adapter(self.segmenter).dtype),
         )
         output = ReasoningSegmentationOutput(
             pred_masks=list(masks.split(1)),

@@ -1,8 +1,8 @@
 """`[SEG]` tokens point, a segmenter draws: LISA's scheme with any vision-language model and any SAM."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -87,16 +87,15 @@ def rejected_by_argmax(
 
 # ---- the states that predict slots ----------------------------------------------------------------------------------
 
-# (output embedding, recorder) of the call that runs in this thread. An assistant model of the same class has another
-# output embedding, so its states never reach the recorder.
-_ACTIVE: ContextVar[tuple | None] = ContextVar("reasonseg_active_recorder", default=None)
+# Per thread the output embedding that is watched, and its last input. An assistant model of the same class has another
+# output embedding, so its states are not recorded. Of all that is one value per thread, this alone is traced by every
+# torch, so that compiled models have one graph; a stop to compute eagerly would come with every token.
+_WATCHED = threading.local()
 
 
-@torch.compiler.disable
 def _record_head_input(head: nn.Module, args: tuple) -> None:
-    active = _ACTIVE.get()
-    if active is not None and active[0] is head:
-        active[1].observe(args[0])
+    if getattr(_WATCHED, "head", None) is head:
+        _WATCHED.states = args[0]
 
 
 class SlotStateRecorder(LogitsProcessor):
@@ -112,7 +111,6 @@ class SlotStateRecorder(LogitsProcessor):
     def __init__(self):
         self.states: torch.Tensor | None = None
         self._by_length: dict[int, torch.Tensor] = {}
-        self._fresh = False
         self._chunk_start = 0
 
     @contextmanager
@@ -128,27 +126,32 @@ class SlotStateRecorder(LogitsProcessor):
             raise ValueError(f"{type(model).__name__} has no output embedding, so it cannot predict [SEG] tokens.")
         if _record_head_input not in head._forward_pre_hooks.values():
             head.register_forward_pre_hook(_record_head_input)
-        token = _ACTIVE.set((head, self))
+        outer = getattr(_WATCHED, "head", None)
+        _WATCHED.head, _WATCHED.states = head, None
         try:
             yield
         finally:
-            _ACTIVE.reset(token)
+            self._take_states()
+            _WATCHED.head = outer
 
-    def observe(self, states: torch.Tensor) -> None:
-        self.states, self._fresh = states, True
+    def _take_states(self) -> bool:
+        """Takes over what the last pass left; whether there was one since the last time."""
+        states, _WATCHED.states = _WATCHED.states, None
+        if states is not None:
+            self.states = states
+        return states is not None
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         length = input_ids.shape[1]
-        if self._fresh:
+        if self._take_states():
             # A model that ignores logits_to_keep hands over the whole prompt; only its last position predicts.
             whole_prompt = self.states.shape[1] >= length
             self._chunk_start = length - (self.states.shape[1] - 1 if whole_prompt else 0)
-            self._fresh = False
         # An assistant that proposes tokens runs the same logits processors on its own scores; they belong to no state
         # of this model, or to one that the verifying pass replaces.
         offset = length - self._chunk_start
         if self.states is not None and 0 <= offset < self.states.shape[1]:
-            self._by_length[length] = self.states[:, offset].detach()
+            self._by_length[length] = self.states[:, offset].detach().clone()  # a CUDA graph uses its memory again
         return scores
 
     def states_at(self, rows: torch.LongTensor, positions: torch.LongTensor) -> torch.FloatTensor:
@@ -212,7 +215,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
         weight = self.seg_projector.linear_1.weight
         prompts = self.seg_projector(states.to(weight.device, weight.dtype))
         segmenter = segmenter_adapter(self.segmenter)
-        prompts = prompts.to(self.segmenter.device, self.segmenter.dtype)
+        prompts = prompts.to(self.segmenter.device, segmenter.dtype)
         if not torch.compiler.is_exporting() and not len(prompts):
             return prompts, prompts.new_zeros((0, *segmenter.mask_size)), prompts.new_zeros(0)
         masks, scores = segmenter.decode(self._segmenter_features(images, slot_images), prompts)

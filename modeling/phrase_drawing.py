@@ -166,7 +166,7 @@ def _draw(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Mask logits `(phrases, candidates, h, w)` and scores `(phrases, candidates)` of all rows."""
     segmenter = segmenter_adapter(model.segmenter)
-    like = {"device": model.segmenter.device, "dtype": model.segmenter.dtype}
+    like = {"device": model.segmenter.device, "dtype": segmenter.dtype}
     if not prompts:
         return torch.zeros(0, _CANDIDATES, *segmenter.mask_size, **like), torch.zeros(0, _CANDIDATES, **like)
     drawn = []

@@ -2,16 +2,23 @@
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
 
 
 ImageFeatures = dict[str, torch.Tensor]
+
+# What of an image encoder computes in 16 bit. Its norms, positions and the sums along its depth stay in float32.
+_MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 # LISA/model/LISA.py: dice sums are divided by this scale before the smoothing term is added, and the mean over masks
 # divides by their number plus the same small term.
 DICE_SCALE = 1000.0
 SMOOTHING = 1e-6
 COUNT_EPS = 1e-8
+# Prompts that are decoded at once outside of training (SAM: about 50 MB each).
+_DRAWN_AT_ONCE = 16
 # How far outside [0, 1] targets may lie: resizing rounds.
 ROUNDING = 1e-4
 
@@ -31,15 +38,41 @@ class SamAdapter:
         height, width = self.segmenter.prompt_encoder.image_embedding_size
         return 4 * height, 4 * width
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What prompts, the decoder and its masks are computed in."""
+        return next(self.segmenter.mask_decoder.parameters()).dtype
+
+    @property
+    def encoder_dtype(self) -> torch.dtype:
+        """What the image encoder multiplies in."""
+        modules = self.segmenter.vision_encoder.modules()
+        return next(module.weight.dtype for module in modules if isinstance(module, _MATRICES))
+
     def encode(self, pixel_values: torch.FloatTensor) -> ImageFeatures:
         """What the decoder needs of the segmenter's views `(num_images, 3, side, side)`, images along dimension 0."""
-        return {"image_embeddings": self.segmenter.vision_encoder(pixel_values).last_hidden_state}
+        dtype, encoder = self.encoder_dtype, self.segmenter.vision_encoder
+        if dtype == self.dtype:
+            return self.features(encoder(pixel_values))
+        with torch.autocast(pixel_values.device.type, dtype):
+            encoded = encoder(pixel_values)
+        return {name: value.to(self.dtype) for name, value in self.features(encoded).items()}
+
+    def features(self, encoded: ModelOutput) -> ImageFeatures:
+        """What the decoder needs of the image encoder's output."""
+        return {"image_embeddings": encoded.last_hidden_state}
 
     def decode(self, features: ImageFeatures, prompts: torch.FloatTensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Mask logits `(num_prompts, height, width)` and the predicted IoU `(num_prompts,)` of embeddings `(num_prompts,
         prompt_dim)` that take the place of points and boxes; `features` of `encode` has one entry for each.
         """
+        if not torch.compiler.is_exporting() and not self.segmenter.training and len(prompts) > _DRAWN_AT_ONCE:
+            parts = [
+                self.decode({name: value[part] for name, value in features.items()}, prompts[part])
+                for part in torch.arange(len(prompts)).split(_DRAWN_AT_ONCE)
+            ]
+            return tuple(map(torch.cat, zip(*parts, strict=True)))
         _, dense = self.segmenter.prompt_encoder(
             input_points=None, input_labels=None, input_boxes=None, input_masks=None
         )
@@ -67,8 +100,7 @@ class SamAdapter:
 class SamHqAdapter(SamAdapter):
     """SAM-HQ: also fuses the features of the first global-attention layer; masks of both outputs are added."""
 
-    def encode(self, pixel_values: torch.FloatTensor) -> ImageFeatures:
-        encoded = self.segmenter.vision_encoder(pixel_values)
+    def features(self, encoded: ModelOutput) -> ImageFeatures:
         return {
             "image_embeddings": encoded.last_hidden_state,
             "intermediate_embeddings": encoded.intermediate_embeddings[0],
@@ -82,21 +114,28 @@ class SamHqAdapter(SamAdapter):
 class Sam2Adapter(SamAdapter):
     """SAM 2 and the SAM 3 tracker: a feature pyramid, whose fine levels join while the mask is scaled up."""
 
-    def encode(self, pixel_values: torch.FloatTensor) -> ImageFeatures:
+    def features(self, encoded: ModelOutput) -> ImageFeatures:
         # The model's own get_image_embeddings computes the same without gradients.
-        segmenter = self.segmenter
-        *fine_levels, coarse_level = segmenter.get_image_features(pixel_values, return_dict=True).fpn_hidden_states
-        levels = [*fine_levels, coarse_level + segmenter.no_memory_embedding]
-        *fine_maps, coarse_map = (
-            level.permute(1, 2, 0).reshape(len(pixel_values), -1, *size)
-            for level, size in zip(levels, segmenter.backbone_feature_sizes, strict=True)
-        )
-        fine = {f"high_resolution_{i}": level for i, level in enumerate(fine_maps)}
-        return {"image_embeddings": coarse_map, **fine}
+        fine_0, fine_1, coarse = (level.to(self.dtype) for level in encoded.fpn_hidden_states)
+        decoder = self.segmenter.mask_decoder
+        return {
+            "image_embeddings": coarse + self.segmenter.no_memory_embedding[0, ..., None, None],
+            "high_resolution_0": decoder.conv_s0(fine_0),
+            "high_resolution_1": decoder.conv_s1(fine_1),
+        }
 
     def decoder_inputs(self, features: ImageFeatures) -> dict:
         fine = [features[f"high_resolution_{level}"] for level in range(len(features) - 1)]
         return {"image_embeddings": features["image_embeddings"], "high_resolution_features": fine}
+
+
+def with_encoder_in(dtype: torch.dtype, segmenter: PreTrainedModel) -> PreTrainedModel:
+    """The segmenter in float32, but for the matrices of its image encoder, which are brought to `dtype`."""
+    segmenter.float()
+    for module in segmenter.vision_encoder.modules():
+        if isinstance(module, _MATRICES):
+            module.to(dtype)
+    return segmenter
 
 
 SEGMENTER_ADAPTERS = {"sam": SamAdapter, "sam_hq": SamHqAdapter, "sam2": Sam2Adapter, "sam3_tracker": Sam2Adapter}

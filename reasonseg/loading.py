@@ -82,6 +82,14 @@ def load_pipeline(task: str, *, model: str, trust_remote_code: bool = False, **o
         return pipeline(task, model=model, trust_remote_code=trusted, **options)
 
 
+def without_weights(kind: Any, config: Any, *, trust_remote_code: bool = False, **options: Any) -> Any:
+    """A model of `kind`, an Auto class, as `config` describes it, on the meta device; see `load_pretrained`."""
+    import torch
+
+    with code_stays_off(), torch.device("meta"):
+        return kind.from_config(config, trust_remote_code=trust_remote_code is True)
+
+
 @contextmanager
 def code_stays_off() -> Iterator[None]:
     """Within, transformers raises an error where it would ask at the terminal whether to run a repository's code.
@@ -151,4 +159,12 @@ def _check_folder(folder: Path) -> None:
         raise ValueError(f"{path} states {cause}. Download it again, or get the model from its original publisher.")
 
 
-__all__ = ["CODE_FIELDS", "code_stays_off", "find_absurd_number", "import_object", "load_pipeline", "load_pretrained"]
+__all__ = [
+    "CODE_FIELDS",
+    "code_stays_off",
+    "find_absurd_number",
+    "import_object",
+    "load_pipeline",
+    "load_pretrained",
+    "without_weights",
+]

@@ -21,7 +21,7 @@ BELOW = {
 }
 TOOLS = tuple(BELOW)
 # Of `reasonseg/` the tools may import these, which import nothing when they are imported.
-SHARED = ("reasonseg.atomic_files", "reasonseg.loading", "reasonseg.model_names")
+SHARED = ("reasonseg.atomic_files", "reasonseg.loading", "reasonseg.model_names", "reasonseg.precision")
 # The table of systems, from which commands, public names and registration are made.
 SYSTEMS_TABLE = "reasonseg.conversion.systems"
 

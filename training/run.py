@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 from torch.utils.data import Dataset
-from transformers import AutoProcessor, set_seed
+from transformers import AutoConfig, AutoProcessor, set_seed
 
 from ..atomic_files import written_whole
 from ..loading import import_object, load_pretrained
@@ -121,7 +121,13 @@ def _model_and_processor(recipe: Recipe, start: str, data: Dataset) -> tuple[Any
     processor = load_pretrained(AutoProcessor, start)
     recipe.kind.check_model(data, processor, start)
     model_class = getattr(transformers, recipe.kind.model_class)
-    model = load_pretrained(model_class, start, attn_implementation=recipe.attn_implementation, dtype=recipe.dtype)
+    config, options = load_pretrained(AutoConfig, start), {"dtype": recipe.dtype}
+    if hasattr(config, "segmenter_dtype"):
+        # What learns is in float32, whatever the finished repo is to be run in.
+        options["segmenter_dtype"] = "float32"
+    model = load_pretrained(model_class, start, attn_implementation=recipe.attn_implementation, **options)
+    if hasattr(config, "segmenter_dtype"):
+        model.config.segmenter_dtype = config.segmenter_dtype
     if getattr(model.config, "needs_adapter", False):
         raise RecipeError(f"{start} keeps its adapter apart; convert it without --keep-lora to train on.")
     return model, processor

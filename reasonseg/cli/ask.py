@@ -13,13 +13,17 @@ from .failures import CommandError, stderr_console
 from .inputs import check_question
 from .printing import printable_json, write_out
 from .running import (
+    Compiled,
     Device,
     Dtype,
     KeptDtype,
     MaxImagePixels,
+    Quantized,
     Revision,
+    SegmenterDtype,
     TrustRemoteCode,
     load_checkpoint,
+    precision_of,
     print_written,
 )
 
@@ -86,6 +90,9 @@ def ask(
     seed: Annotated[int | None, typer.Option(min=0, help="With a temperature: the same answer again.")] = None,
     device: Device = "auto",
     dtype: KeptDtype = Dtype.auto,
+    segmenter_dtype: SegmenterDtype = Dtype.auto,
+    quantization: Quantized = None,
+    compiled: Compiled = False,
     max_image_pixels: MaxImagePixels = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -112,7 +119,8 @@ def ask(
         prompt.region.check_size((shown.height, shown.width))
     fill_placeholders(text or "", prompts)
     with console.status(f"Loading {escape(model)} ..."):
-        network, processor = load_checkpoint(model, revision, dtype.value, device, trust_remote_code, "ask")
+        precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
+        network, processor = load_checkpoint(model, revision, precision, device, trust_remote_code, "ask")
         from ..evaluation.answering import input_side
         from .image_chat import ImageChat
     if prompts:

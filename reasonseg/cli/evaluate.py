@@ -13,7 +13,18 @@ from ..model_names import EMBEDDED_HELP, resolve_model
 from .failures import CommandError, stderr_console
 from .printing import SafeConsole, printable_json, write_out
 from .progress import step_progress
-from .running import MaxImagePixels, Revision, TrustRemoteCode, print_written
+from .running import (
+    Compiled,
+    Dtype,
+    KeptDtype,
+    MaxImagePixels,
+    Quantized,
+    Revision,
+    SegmenterDtype,
+    TrustRemoteCode,
+    precision_of,
+    print_written,
+)
 
 
 _DATASETS = "; ".join(
@@ -75,6 +86,10 @@ def evaluate(
             "--set", metavar="NAME=VALUE", help="A setting of this benchmark alone; an unknown one lists them all."
         ),
     ] = None,
+    dtype: KeptDtype = Dtype.auto,
+    segmenter_dtype: SegmenterDtype = Dtype.auto,
+    quantization: Quantized = None,
+    compiled: Compiled = False,
     trust_remote_code: TrustRemoteCode = False,
     revision: Revision = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the numbers as JSON.")] = False,
@@ -83,6 +98,7 @@ def evaluate(
 
     With `torchrun` or `accelerate launch` (`-m reasonseg evaluate ...`) the work is shared among processes.
     """
+    precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
     try:
         benchmark = find_benchmark(dataset)
     except UnknownBenchmarkError as error:
@@ -124,6 +140,7 @@ def evaluate(
                 given=read_settings(settings or []),
                 typed=tuple(typed),
                 trust_remote_code=trust_remote_code,
+                precision=precision,
                 **typed,
                 progress=progress,
                 locate=locate_model,
@@ -131,9 +148,10 @@ def evaluate(
         )
         if not is_main:
             return
-        path = write_report(outcome.result, out, outcome.about)
+        about = {**outcome.about, **precision.settings()}
+        path = write_report(outcome.result, out, about)
     if as_json:
-        write_out(printable_json({**outcome.about, **outcome.result.to_dict()}) + "\n")
+        write_out(printable_json({**about, **outcome.result.to_dict()}) + "\n")
     else:
         SafeConsole(width=110).print(outcome.table)
     print_written(path, *([path.with_name("cases.png")] if outcome.result.cases else []))

@@ -10,20 +10,25 @@ import typer
 from rich.markup import escape
 
 from ..atomic_files import LONGEST_NAME, write_whole
+from ..precision import Precision
 from .failures import CommandError, path_text, stderr_console
 from .inputs import find_images, names_something, split_text
 from .printing import printable_json, printable_name, write_out
 from .result_lines import RESULTS_NAME, json_line
 from .results import ResultFolder, file_sha256, hashed_stem
 from .running import (
+    Compiled,
     Device,
     Dtype,
     KeptDtype,
     MaxImagePixels,
+    Quantized,
     Revision,
+    SegmenterDtype,
     TrustRemoteCode,
     end_with_failures,
     load_checkpoint,
+    precision_of,
     save_all,
 )
 
@@ -97,6 +102,9 @@ def mask(
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 1,
     device: Device = "auto",
     dtype: KeptDtype = Dtype.auto,
+    segmenter_dtype: SegmenterDtype = Dtype.auto,
+    quantization: Quantized = None,
+    compiled: Compiled = False,
     max_image_pixels: MaxImagePixels = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -124,6 +132,7 @@ def mask(
             raise CommandError(f"{RESULTS_NAME} is what this command writes itself; give --jsonl another name.")
         rows = _read_rows(jsonl, image_folder or jsonl.parent, image_key, question_key, first_line)
         tasks = [task for _, task in rows]
+    precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
     settings = {
         "model": model,
         "revision": revision,
@@ -135,6 +144,7 @@ def mask(
         "blur": blur,
         "min_kept": min_kept,
         "dtype": dtype.value,
+        **precision.settings(),
     }
     tasks, console = list({task.key: task for task in tasks}.values()), stderr_console()
     with ResultFolder(out, settings, overwrite, command="mask") as results:
@@ -148,7 +158,7 @@ def mask(
             console.print(f"{len(done)} of {len(tasks)} images are done already.")
         if pending:
             with console.status(f"Loading {escape(model)} ..."):
-                masker = _Masker(settings, device, trust_remote_code)
+                masker = _Masker(settings, precision, device, trust_remote_code)
 
             def save(task: Task, _: Any, masked: Any) -> dict[str, Any]:
                 return _save(results, task, targets, masker.shown(masked), masked)
@@ -312,7 +322,7 @@ def _color(text: str) -> list[int] | str:
 class _Masker:
     """A loaded IVM checkpoint that masks tasks."""
 
-    def __init__(self, settings: dict[str, Any], device: str, trust_remote_code: bool):
+    def __init__(self, settings: dict[str, Any], precision: Precision, device: str, trust_remote_code: bool):
         from ..evaluation.masked_input import Masker, MaskingOptions
         from ..processing.colors import read_color
 
@@ -325,7 +335,7 @@ class _Masker:
             min_kept_ratio=settings["min_kept"],
         )
         network, processor = load_checkpoint(
-            settings["model"], settings["revision"], settings["dtype"], device, trust_remote_code, "mask"
+            settings["model"], settings["revision"], precision, device, trust_remote_code, "mask"
         )
         self.masker = Masker(network, processor, options)
 

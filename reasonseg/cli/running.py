@@ -11,6 +11,7 @@ import typer
 
 from ..folder_lock import FolderInUseError
 from ..model_names import resolve_model
+from ..precision import Precision, load_model
 from .failures import CommandError, describe, path_text, print_error, stderr_console
 from .progress import with_progress
 
@@ -65,7 +66,37 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class Quantization(StrEnum):
+    """Quantizations of a language model's layers."""
+
+    four_bit = "4bit"
+    eight_bit = "8bit"
+    int8 = "int8"
+    int4 = "int4"
+
+
 KeptDtype = Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")]
+SegmenterDtype = Annotated[
+    Dtype, typer.Option(help="Of the segmenter's image encoder; auto: what the checkpoint says, else --dtype.")
+]
+Quantized = Annotated[
+    Quantization | None,
+    typer.Option(
+        "--quantization",
+        help="Hold the language model's layers so: 4bit and 8bit by bitsandbytes, int8 and int4 by torchao. Saves "
+        "memory; not faster everywhere.",
+    ),
+]
+Compiled = Annotated[
+    bool, typer.Option("--compile", help="Compile decoding and the segmenter's encoder; pays for many images.")
+]
+
+
+def precision_of(dtype: Dtype, segmenter_dtype: Dtype, quantization: Quantization | None, compiled: bool) -> Precision:
+    """What these options say together."""
+    return Precision(
+        dtype.value, segmenter_dtype.value, None if quantization is None else quantization.value, compiled
+    )
 
 
 def print_written(*paths: Path) -> None:
@@ -81,7 +112,7 @@ def is_main_process() -> bool:
 def load_checkpoint(
     name: str,
     revision: str | None,
-    dtype: str,
+    precision: Precision,
     device: str,
     trust_remote_code: bool,
     command: str = "segment",
@@ -117,8 +148,7 @@ def load_checkpoint(
     source = {"revision": revision, "trust_remote_code": trust_remote_code}
     processor = load_pretrained(AutoProcessor, name, **source)
     auto_class = transformers.AutoModelForImageTextToText if command == "ask" else transformers.AutoModel
-    model = load_pretrained(auto_class, name, dtype=dtype, **source)
-    return model.to(torch_device(device)).eval(), processor
+    return load_model(auto_class, name, precision, torch_device(device), **source), processor
 
 
 def run_in_batches(

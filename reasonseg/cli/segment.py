@@ -9,20 +9,25 @@ import typer
 from rich.markup import escape
 
 from ..model_names import EMBEDDED_HELP
+from ..precision import Precision
 from .failures import path_text, stderr_console
 from .inputs import find_images, split_text
 from .printing import printable_json, printable_name, write_out
 from .result_lines import ANSWER_FIELDS
 from .results import ResultFolder, file_sha256, hashed_stem
 from .running import (
+    Compiled,
     Device,
     Dtype,
     KeptDtype,
     MaxImagePixels,
+    Quantized,
     Revision,
+    SegmenterDtype,
     TrustRemoteCode,
     end_with_failures,
     load_checkpoint,
+    precision_of,
     save_all,
 )
 
@@ -74,6 +79,9 @@ def segment(
     ] = None,
     device: Device = "auto",
     dtype: KeptDtype = Dtype.auto,
+    segmenter_dtype: SegmenterDtype = Dtype.auto,
+    quantization: Quantized = None,
+    compiled: Compiled = False,
     max_image_pixels: MaxImagePixels = None,
     revision: Revision = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -93,12 +101,13 @@ def segment(
     """
     arguments, text = split_text(arguments, text, phrase or [])
     found = find_images(arguments, leave_out=out)
+    precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
     settings = Settings(
         model, revision, text, phrase or [], max_new_tokens, mask_threshold, reject_threshold, dtype.value
     )
     needed = ANSWER_FIELDS if answers else ()
     images, total, console = list(found), len(found) + len(found.problems), stderr_console()
-    with ResultFolder(out, vars(settings), overwrite) as results:
+    with ResultFolder(out, vars(settings) | precision.settings(), overwrite) as results:
         pending, names = results.pending(images, needed), results.output_names(images)
         found.report(console)
         results.tidy()
@@ -107,7 +116,7 @@ def segment(
             console.print(f"{done} of {len(images)} images are done already.")
         if pending:
             with console.status(f"Loading {escape(model)} ..."):
-                segmenter = _Segmenter(settings, device, trust_remote_code)
+                segmenter = _Segmenter(settings, precision, device, trust_remote_code)
 
             def save(image: Path, pixels: "Image.Image", result: Any) -> dict[str, Any]:
                 return _save(results, image, names[image], pixels, result, needed)
@@ -121,10 +130,10 @@ def segment(
 class _Segmenter:
     """A loaded checkpoint that answers one request about any image."""
 
-    def __init__(self, settings: Settings, device: str, trust_remote_code: bool):
+    def __init__(self, settings: Settings, precision: Precision, device: str, trust_remote_code: bool):
         self.settings = settings
         self.model, self.processor = load_checkpoint(
-            settings.model, settings.revision, settings.dtype, device, trust_remote_code, "segment"
+            settings.model, settings.revision, precision, device, trust_remote_code, "segment"
         )
 
     def load(self, image: Path) -> "Image.Image":

@@ -81,10 +81,20 @@ class IvmModelTest(modeling.ModelTesterMixin, unittest.TestCase):
         without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
         assert without == {name for name, _ in model.named_parameters() if UNUSED.match(name)}
 
+    def encoder_in_float32(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        config.segmenter_dtype = "float32"
+        return patch.object(self.model_tester, "prepare_config_and_inputs_for_common", lambda: (config, inputs))
+
+    def test_keep_in_fp32_modules_strict_also_hardcode_fp32(self):
+        with self.encoder_in_float32():
+            super().test_keep_in_fp32_modules_strict_also_hardcode_fp32()
+
     def test_keep_in_fp32_modules(self):
         # The mixin wants every module in one list at most. Both name the segmenter on purpose: quantizers read only
-        # the first, loading in bfloat16 only the second. What is left to check is that the second alone is enough.
-        with patch.object(IvmForVisualMasking, "_keep_in_fp32_modules", None):
+        # the first, loading in bfloat16 only the second. What is left to check is that the second alone is enough,
+        # where the image encoder does not follow the type that is loaded.
+        with patch.object(IvmForVisualMasking, "_keep_in_fp32_modules", None), self.encoder_in_float32():
             super().test_keep_in_fp32_modules()
 
     def test_generation_tester_mixin_inheritance(self):
