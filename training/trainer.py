@@ -1,5 +1,6 @@
 """transformers' Trainer for reasoning segmentation: every part of the loss in the logs, complete repos on disk."""
 
+import logging
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,7 +18,10 @@ from .checkpoints import CHECKPOINT_DRAFT, put_in_place
 from .optimizers import split_learning_rates
 from .recipe import Recipe
 from .trained_parameters import has_lora, merged_state_dict, trained_state_dict
+from .validation import Validation
 
+
+logger = logging.getLogger(__name__)
 
 TRAINED_PARTS_FILE = "trained_parts.safetensors"
 
@@ -65,6 +69,7 @@ class ReasoningSegmentationTrainer(Trainer):
             the Trainer's own choice (`optim`) is used.
         learning_rates (`dict[str, float]`, *optional*): Learning rates of parameters whose names match a pattern, in
             the Trainer's own optimizer; the first pattern that matches counts.
+        validation ([`Validation`], *optional*): Measures the model where the Trainer evaluates.
         args, kwargs: As for [`~transformers.Trainer`]. `remove_unused_columns=False` is required.
     """
 
@@ -75,9 +80,13 @@ class ReasoningSegmentationTrainer(Trainer):
         auxiliary_losses: dict[str, Callable[[dict, Any, dict], torch.Tensor]] | None = None,
         optimizer_factory: Callable | None = None,
         learning_rates: dict[str, float] | None = None,
+        validation: Validation | None = None,
         **kwargs,
     ):
+        if validation is not None:
+            kwargs["eval_dataset"] = []  # the benchmark reads its own; the Trainer wants to see some
         super().__init__(*args, **kwargs)
+        self.validation = validation
         if self.args.remove_unused_columns:
             raise ValueError(
                 "The collator needs images and conversations, which no forward argument is named after; set "
@@ -143,6 +152,36 @@ class ReasoningSegmentationTrainer(Trainer):
             self._loss_parts.clear()
         super().log(logs, start_time)
 
+    # ---- validation ---------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        if self.validation is None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        model = self.accelerator.unwrap_model(self.model)
+        try:
+            with self.accelerator.autocast():
+                numbers = self.validation.measure(model, self.processing_class)
+        finally:
+            model.train()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _load_best_model(self) -> None:
+        best = self._best_checkpoint(Path(self._get_output_dir(None)))
+        logger.warning(
+            "The finished repository has the weights of %s: %s was %.4f.",
+            best.name,
+            self.args.metric_for_best_model,
+            self.state.best_metric,
+        )
+        self._load_from_checkpoint(str(best), self.model)
+
+    def _best_checkpoint(self, run_dir: Path) -> Path:
+        # by its number: the folder of a run that resumes may have another name than before
+        return run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -159,8 +198,8 @@ class ReasoningSegmentationTrainer(Trainer):
         finally:
             self._writes_draft = False
         self.accelerator.wait_for_everyone()
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(target)
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(self._best_checkpoint(run_dir))
         if self.args.should_save:
             self.state.save_to_json(str(drafts / name / TRAINER_STATE_NAME))
             put_in_place(drafts / name, target)
