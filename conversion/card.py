@@ -21,15 +21,29 @@ from .repository_code import published_code
 CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 REPO_PLACEHOLDER, REVISION_PLACEHOLDER = "path/or/name/of/this/repository", "main"
 _TEMPLATE = "card.md.jinja"
-_BASES = "bases"
+_BASES, _PARTS = "bases", "parts"
 _VALUES_FILE = (".yaml", ".yml")
 # The card's own keys in the metadata, by which a repository says which values it was made with (the name of known
 # ones, or what stood in a file), and how it was trained since.
 _CARD_KEY, _VALUES_KEY, _TRAININGS_KEY = "reasonseg_card", "reasonseg_values", "reasonseg_trainings"
-# What a values file may say. `base` is a key of bases.yaml, `full_weights` as explained there.
+# What a values file may say. `base` is a key of bases.yaml, `full_weights` as explained there. `system_chain: false`
+# leaves out what the system's own values say of the originals' parts. `untrained: true`: nothing was learned before
+# the trainings of the card.
 _FIELDS = {
-    *("system", "title", "source", "converted", "summary", "training", "evaluation", "limits", "citation", "example"),
-    *("base", "base_models", "chain", "full_weights", "reason", "weights_licence", "licence_note"),
+    *(
+        "system",
+        "title",
+        "source",
+        "converted",
+        "untrained",
+        "summary",
+        "training",
+        "evaluation",
+        "limits",
+        "citation",
+        "example",
+    ),
+    *("base", "base_models", "chain", "system_chain", "full_weights", "reason", "weights_licence", "licence_note"),
     *("license", "license_name", "license_link", "library_name", "pipeline_tag", "auto_class", "custom_code"),
     *("tags", "datasets", "results", "results_source"),
 }
@@ -98,16 +112,17 @@ def read_card_values(name: Values, system: str | None = None) -> dict[str, Any]:
     general = _read(CARDS / f"{system}.yaml")
     base_name = own.get("base", general["base"])
     base = _read(CARDS / f"{_BASES}.yaml")[base_name]
-    chain = [*(general["chain"] if base.get("system_chain", True) else []), *own.get("chain", [])]
+    with_system = base.get("system_chain", True) and own.get("system_chain", True)
+    chain = [*(general["chain"] if with_system else []), *own.get("chain", [])]
     # The code first, then what the language model inherits, then the rest.
     chain = chain[:1] + base["chain"] + chain[1:]
     values = base | general | own | {"system": system, "chain": chain, "base": base_name}
     return {"base_models": [], "results": [], "licence_note": "", "converted": True} | values
 
 
-def known_bases() -> list[str]:
-    """What `base:` of a values file may be."""
-    return list(_read(CARDS / f"{_BASES}.yaml"))
+def known_bases() -> dict[str, dict[str, Any]]:
+    """What `base:` of a values file may be, and what each implies."""
+    return _read(CARDS / f"{_BASES}.yaml")
 
 
 def publishing_permission(values: dict[str, Any]) -> Permission:
@@ -149,6 +164,8 @@ def render_card(
             row = {"part": "data", "work": run["data"], "licence": run["data_licence"]}
             chain += [row] if row not in chain else []
         values |= {"results": [], "evaluation": _NOT_SCORED, "chain": chain}
+    elif values.get("untrained"):
+        values["title"] += " (untrained)"
     tags = [*values["tags"], *(["custom_code"] if values["custom_code"] and form == "full" else [])]
     data = ModelCardData(
         library_name=values["library_name"],
@@ -159,7 +176,7 @@ def render_card(
         license_name=values.get("license_name"),
         license_link=values.get("license_link"),
         base_model=values["base_models"] or None,
-        datasets=values.get("datasets"),
+        datasets=values.get("datasets") or None,
         model_name=values["title"] if values["results"] else None,
         eval_results=_eval_results(values) or None,
         **_origin(name, system),
@@ -309,7 +326,9 @@ def _check_own(own: dict[str, Any], system: str | None, path: str | None) -> dic
 
 
 def _systems() -> list[str]:
-    return sorted(file.stem for file in CARDS.glob("*.yaml") if "-" not in file.stem and file.stem != _BASES)
+    return sorted(
+        file.stem for file in CARDS.glob("*.yaml") if "-" not in file.stem and file.stem not in (_BASES, _PARTS)
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

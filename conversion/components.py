@@ -128,7 +128,7 @@ def add_vlm(
 
 def _add_transformers(inventory: Inventory, folder: Path) -> VlmComponent:
     with refusing("The model's config cannot be used", path=folder / "config.json", next_step=_OTHER_MODEL):
-        config = _without_code(load_pretrained(AutoConfig, folder, local_files_only=True))
+        config = without_code(load_pretrained(AutoConfig, folder, local_files_only=True))
     with refusing(
         "No image-text-to-text model of transformers can be built from this config",
         path=folder / "config.json",
@@ -151,12 +151,12 @@ def _add_transformers(inventory: Inventory, folder: Path) -> VlmComponent:
     return VlmComponent(config, processor, generation)
 
 
-def _without_code(config: PreTrainedConfig) -> PreTrainedConfig:
+def without_code(config: PreTrainedConfig) -> PreTrainedConfig:
     """A config that names no code of its own, which the converted repository would not hold."""
     _forget_code(vars(config))
     for name in config.sub_configs:
         if isinstance(part := getattr(config, name, None), PreTrainedConfig):
-            _without_code(part)
+            without_code(part)
     return config
 
 

@@ -16,7 +16,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 
 from ..processing.chat import CHAT_TEMPLATE_NAMES
-from .card import check_card, render_card
+from .card import Values, check_card, render_card
 from .configs import generation_defaults
 from .errors import ConversionError
 from .inventory import Dropped, Inventory
@@ -26,7 +26,7 @@ from .plan import SEGMENTATION, PlannedTensor, Scheme, dominant_dtype, expected_
 from .progress import ProgressCallback, no_progress
 from .recognition import inspect_checkpoint
 from .systems import ATTEND_AND_SEGMENT, SOURCE_MODELS, SYSTEMS, PublishedSystem
-from .tensor_operations import no_adapters
+from .tensor_operations import TensorOperations, no_adapters
 from .verify import check_staged
 from .writer import check_free_space, refuse_existing, staging_folder, write_repository
 
@@ -76,7 +76,8 @@ class Parts:
     """What a system's convert function makes of its sources.
 
     Args:
-        card (`str`): What the checkpoint is called: the name of its card's values, where these are known.
+        card (`str` or `Mapping[str, Any]`): What the checkpoint is called: the name of its card's values, where these
+            are known; or the values.
         inventory (`Inventory`): What the sources hold.
         model (`PreTrainedModel`): The model with the right sizes, on the meta device.
         processor (`ProcessorMixin`): The processor.
@@ -89,9 +90,10 @@ class Parts:
         finish (`Callable[[Path], None]`, *optional*): Given the folder, last changes to its small files.
         beside (`Sequence[PlannedTensor]`): Tensors that `finish` writes to a weight file of their own.
         folders (`Mapping[str, Path]`): See `write_manifest`.
+        new_tensors (`Mapping[str, TensorOperations]`): See `plan_tensors`.
     """
 
-    card: str
+    card: Values
     inventory: Inventory
     model: PreTrainedModel
     processor: ProcessorMixin
@@ -102,11 +104,12 @@ class Parts:
     finish: Callable[[Path], None] | None = None
     beside: Sequence[PlannedTensor] = ()
     folders: Mapping[str, Path] = field(default_factory=dict)
+    new_tensors: Mapping[str, TensorOperations] = field(default_factory=dict)
 
 
 def convert(
     system: PublishedSystem,
-    source: Location,
+    source: Location | None,
     out: str | os.PathLike,
     read_parts: Callable[[], Parts],
     *,
@@ -121,8 +124,8 @@ def convert(
 
     Args:
         system (`PublishedSystem`): Which model it is.
-        source (`str` or `os.PathLike`): What the user named; an error says which system's tensors these are, if not
-            this one's.
+        source (`str` or `os.PathLike`, *optional*): What the user named; an error says which system's tensors these
+            are, if not this one's. `None` where there is no checkpoint of a system.
         out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
         read_parts (`Callable[[], Parts]`): Reads the sources. What would fail only after everything has been
             downloaded and read was refused before.
@@ -152,6 +155,7 @@ def convert(
             identity_projector=parts.identity_projector,
             segmenter_dtype=stored_segmenter or torch.float32,
             scheme=parts.scheme,
+            new_tensors=parts.new_tensors,
         )
     except ConversionError as error:
         if not (hint := _whose_tensors(system, source, error)):
@@ -184,7 +188,7 @@ def _write(
     tensors: Sequence[PlannedTensor],
     dtype: torch.dtype,
     *,
-    card: str,
+    card: Values,
     max_shard_size: int | str,
     progress: ProgressCallback,
 ) -> ConversionReport:
@@ -228,8 +232,10 @@ def _write(
     )
 
 
-def _whose_tensors(system: PublishedSystem, source: Location, error: ConversionError) -> str:
+def _whose_tensors(system: PublishedSystem, source: Location | None, error: ConversionError) -> str:
     """What the tensors of a source that does not convert seem to be, in a sentence; empty where that is no news."""
+    if source is None:
+        return ""
     if not Path(source).exists() and error.path is None:
         return ""  # it may not have been downloaded at all
     try:

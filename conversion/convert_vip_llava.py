@@ -25,7 +25,7 @@ from .convert import ConversionOptions, ConversionReport, Parts, convert
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import locate, location_name
-from .plan import Scheme, empty_model, require_components
+from .plan import NewRows, Scheme, empty_model, require_components
 from .rules_lisa_gsva import clip_table
 from .rules_vip_llava import vip_llava_table
 from .sources import holds_weights, open_source
@@ -129,7 +129,7 @@ def _gather(source: Path, tower: Path | None) -> Inventory:
     return inventory
 
 
-def vip_llava_scheme(appended_rows: int) -> Scheme:
+def vip_llava_scheme(appended_rows: int, new_rows: NewRows | None = None) -> Scheme:
     """How the parameters of `VipLlavaForConditionalGeneration` are called."""
     return Scheme(
         vlm="",  # everything is stored in the same type
@@ -139,6 +139,7 @@ def vip_llava_scheme(appended_rows: int) -> Scheme:
         embedding=_EMBEDDING,
         head=_HEAD,
         appended_rows=appended_rows,
+        new_rows=new_rows,
     )
 
 

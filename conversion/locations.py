@@ -122,6 +122,12 @@ def location_name(location: Location) -> str:
     return (name["file"] or name["repo"]).rsplit("/", 1)[-1]
 
 
+def hub_repository(location: Location) -> str | None:
+    """The repository on the Hub that a location names; `None` for a path."""
+    name = _hub_name(location)
+    return None if name is None else name["repo"]
+
+
 def hub_snapshot(path: Path) -> dict[str, str] | None:
     """Which commit of which repository a path in the Hub's cache belongs to.
 

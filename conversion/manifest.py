@@ -32,7 +32,9 @@ _OWN_DIGEST = "manifest_sha256"
 _FIELDS = {"format": int, "system": str, "dtype": str, "files": dict, "tensors": dict, "dropped": dict}
 _MAKER, TRAINING = "made_by", "training"
 # What a training run needs to resume, beside the repository it has finished.
-_TRAINING_STATE = re.compile(r"(?:checkpoint-\d+|towers|dwsl|runs)/.*|trained_parts\.safetensors|training_args\.bin")
+_TRAINING_STATE = re.compile(
+    r"(?:checkpoint-\d+|towers|dwsl|composed|runs)/.*|trained_parts\.safetensors|training_args\.bin|composed\.json"
+)
 
 
 def file_sha256(path: Path) -> str:

@@ -12,15 +12,19 @@ import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..loading import code_stays_off
+from .drawing import Drawing, seed_of
 from .errors import ConversionError
 from .inventory import Inventory, Piece
-from .rules import LORA_A, LORA_B, WEIGHT
+from .rules import DELTA, LORA_A, LORA_B, WEIGHT
 from .rules_lisa_gsva import MM_PROJECTOR, PROJECTOR, SEGMENTER, TEXT_MODEL, VISION_TOWER, VLM
 from .tensor_operations import (
+    ADD_DELTA,
     APPEND_FIRST_ROW,
     APPEND_ZERO_ROW,
     CAST,
+    DRAW_ROWS,
     IDENTITY,
+    MEAN_ROWS,
     MERGE_LORA,
     ZEROS,
     TensorOperations,
@@ -51,6 +55,33 @@ _REMEDIES = {
 
 
 @dataclass(frozen=True)
+class NewRows:
+    """Rows of the vocabulary that belong to tokens which the sources do not know.
+
+    Args:
+        first (`int`): Index of the first one. A row that the sources have there is one that no token uses.
+        count (`int`): How many.
+        deviation (`float`, *optional*): Standard deviation of the normal distribution they are drawn from; by default
+            each is the mean of the rows before them.
+        seed (`int`): Of the drawing.
+    """
+
+    first: int
+    count: int
+    deviation: float | None = None
+    seed: int = 0
+
+    def operations(self, name: str) -> TensorOperations:
+        """What sets them in a parameter."""
+        rows = (self.first, self.count)
+        if self.deviation is None:
+            return TensorOperations((MEAN_ROWS,), rows=rows)
+        return TensorOperations(
+            (DRAW_ROWS,), drawing=Drawing("normal", self.deviation, seed_of(self.seed, name)), rows=rows
+        )
+
+
+@dataclass(frozen=True)
 class Scheme:
     """How the parameters of one kind of model are called.
 
@@ -61,6 +92,7 @@ class Scheme:
             sources, by the prefix of its parameters. Every prefix must have parameters.
         embedding, head (`str`): The parameters with a row per token of the vocabulary.
         appended_rows (`int`): Rows both have beyond those of the sources, for tokens the original does not embed.
+        new_rows ([`NewRows`], *optional*): Rows both have for tokens that are new; those that are appended follow.
     """
 
     vlm: str
@@ -70,6 +102,25 @@ class Scheme:
     embedding: str
     head: str
     appended_rows: int = 1
+    new_rows: NewRows | None = None
+
+    def rows_of_new_tokens(self, name: str) -> TensorOperations:
+        """What gives a parameter the rows of new tokens; nothing for one that has no rows per token."""
+        if self.new_rows is None or not self.new_rows.count or name not in (self.embedding, self.head):
+            return TensorOperations()
+        return self.new_rows.operations(name)
+
+    def source_rows(self, name: str, rows: int, found: int) -> int:
+        """How many rows a source must have of a parameter.
+
+        Args:
+            name (`str`): The parameter.
+            rows (`int`): Its rows in the model.
+            found (`int`): Its rows in the source.
+        """
+        rows -= len(self.append(name))
+        new = self.rows_of_new_tokens(name).rows
+        return rows if new is None or found < new[0] or sum(new) < rows else min(found, rows)
 
     def append(self, name: str) -> tuple[str, ...]:
         """The operations that append vocabulary rows to a parameter."""
@@ -160,6 +211,7 @@ def plan_tensors(
     identity_projector: bool,
     segmenter_dtype: torch.dtype = torch.float32,
     scheme: Scheme = SEGMENTATION,
+    new_tensors: Mapping[str, TensorOperations] | None = None,
 ) -> list[PlannedTensor]:
     """Match what the sources hold with what the model needs.
 
@@ -171,6 +223,8 @@ def plan_tensors(
         identity_projector (`bool`): Whether the projector is one Linear, to be completed by an identity.
         segmenter_dtype (`torch.dtype`, *optional*, defaults to `torch.float32`): Type of the segmenter.
         scheme (`Scheme`, *optional*): How the model's parameters are called; LISA's and GSVA's by default.
+        new_tensors (`Mapping[str, TensorOperations]`, *optional*): How parameters that have learned nothing yet are
+            made; they are in none of the sources.
 
     Returns:
         `list[PlannedTensor]`: One for every expected parameter, in the same order.
@@ -180,20 +234,23 @@ def plan_tensors(
     """
     adapted = inventory.adapted()
     alpha = _check_adapters(adapted, alpha_of_rank)
-    generated = _identity(expected, dtype) if identity_projector else {}
-    _compare(inventory, expected, generated, scheme)
+    made = {name: (operations, "new") for name, operations in (new_tensors or {}).items()}
+    made |= {name: (operations, "identity") for name, operations in _IDENTITY.items()} if identity_projector else {}
+    _compare(inventory, expected, made, scheme)
     planned = []
     for name, shape in expected.items():
-        if name in generated:
-            planned.append(generated[name])
-            continue
         stored = torch.float32
         if name.startswith(scheme.vlm):
             stored = dtype
         elif scheme.segmenter is not None and name.startswith(scheme.segmenter):
             stored = segmenter_dtype
-        appended = scheme.append(name)
-        planned.append(_from_sources(name, inventory.pieces[name], shape, stored, alpha, appended))
+        if name in made:
+            operations, origin = made[name]
+            build = partial(_make, operations, shape, stored)
+            planned.append(PlannedTensor(name, shape, stored, origin, build, operations))
+            continue
+        rows, appended = scheme.rows_of_new_tokens(name), scheme.append(name)
+        planned.append(_from_sources(name, inventory.pieces[name], shape, stored, alpha, rows, appended))
     return planned
 
 
@@ -203,14 +260,19 @@ def _from_sources(
     shape: tuple[int, ...],
     dtype: torch.dtype,
     alpha: float,
+    rows: TensorOperations,
     appended: tuple[str, ...],
 ) -> PlannedTensor:
     names = []
     if LORA_A in parts:
         names.append(MERGE_LORA)
-    if parts[WEIGHT].info.dtype != dtype:
+    if DELTA in parts:
+        names.append(ADD_DELTA)
+    if parts[DELTA if DELTA in parts else WEIGHT].info.dtype != dtype:
         names.append(CAST)
-    operations = TensorOperations((*names, *appended), float(alpha) if LORA_A in parts else None)
+    operations = TensorOperations(
+        (*names, *rows.names, *appended), float(alpha) if LORA_A in parts else None, rows.drawing, rows.rows
+    )
     origin = " + ".join(sorted({piece.origin for piece in parts.values()}))
 
     def build() -> torch.Tensor:
@@ -219,17 +281,11 @@ def _from_sources(
     return PlannedTensor(name, shape, dtype, origin, build, operations, parts)
 
 
-def _identity(expected: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, PlannedTensor]:
-    """The second layer that turns transformers' two-layer projector into LLaVA v1's single Linear."""
-    return {
-        name: PlannedTensor(
-            name, expected[name], dtype, "identity", partial(_make, operations, expected[name], dtype), operations
-        )
-        for name, operations in (
-            (f"{MM_PROJECTOR}linear_2.weight", TensorOperations((IDENTITY,))),
-            (f"{MM_PROJECTOR}linear_2.bias", TensorOperations((ZEROS,))),
-        )
-    }
+# The second layer that turns transformers' two-layer projector into LLaVA v1's single Linear.
+_IDENTITY = {
+    f"{MM_PROJECTOR}linear_2.weight": TensorOperations((IDENTITY,)),
+    f"{MM_PROJECTOR}linear_2.bias": TensorOperations((ZEROS,)),
+}
 
 
 def _make(operations: TensorOperations, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -251,11 +307,11 @@ def _check_adapters(adapted: Mapping[str, Mapping[str, Piece]], alpha_of_rank: C
 def _compare(
     inventory: Inventory,
     expected: Mapping[str, tuple[int, ...]],
-    generated: Mapping[str, PlannedTensor],
+    made: Mapping[str, tuple[TensorOperations, str]],
     scheme: Scheme,
 ) -> None:
     found = inventory.shapes()
-    if missing := [name for name in expected if name not in found and name not in generated]:
+    if missing := [name for name in expected if name not in found and name not in made]:
         component, next_step = next(
             value for prefix, value in scheme.remedies.items() if missing[0].startswith(prefix)
         )
@@ -273,8 +329,8 @@ def _compare(
         )
     for name, shape in found.items():
         wanted = expected[name]
-        if appended := scheme.append(name):
-            wanted = (wanted[0] - len(appended), *wanted[1:])
+        if name in (scheme.embedding, scheme.head):
+            wanted = (scheme.source_rows(name, wanted[0], shape[0]), *wanted[1:])
         if shape != wanted:
             piece = inventory.pieces[name][WEIGHT]
             raise ConversionError(

@@ -18,8 +18,8 @@ from .errors import ConversionError
 _FIELDS = {"n": r"\d+", "m": r"\d+", "leaf": r"weight|bias", "rest": r".+"}
 _FIELD = re.compile(r"\{(\w+)\}")
 
-# The part of a target that an ordinary tensor fills; LoRA factors fill the other two and are merged into it.
-WEIGHT, LORA_A, LORA_B = "weight", "lora_A", "lora_B"
+# The part of a target that an ordinary tensor fills; LoRA factors and deltas fill the others and are merged into it.
+WEIGHT, LORA_A, LORA_B, DELTA = "weight", "lora_A", "lora_B", "delta"
 
 
 def _compile(template: str) -> re.Pattern[str]:
@@ -41,7 +41,7 @@ class Rule:
     Args:
         source (`str`): Template of the original name.
         target (`str`, *optional*): Template of the published name with the same fields; `None` drops the tensor.
-        part (`str`): What the tensor contributes to its target: `"weight"`, `"lora_A"` or `"lora_B"`.
+        part (`str`): What the tensor contributes to its target: `"weight"`, `"lora_A"`, `"lora_B"` or `"delta"`.
         reason (`str`): Why the tensor is dropped; required exactly when `target` is `None`.
         optional (`bool`): Whether a complete checkpoint of this layout may lack every tensor of this rule.
     """

@@ -6,7 +6,7 @@ nothing to read. A further system is its own files and one entry in `SYSTEMS`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -60,6 +60,36 @@ class Conversion:
 
 
 @dataclass(frozen=True)
+class Composition:
+    """`reasonseg compose --system <system>`, and `parts` of a training recipe.
+
+    Args:
+        compose (`str`): The function that puts parts together; it takes `out`, `seed` and the options as keywords.
+        help (`str`): What is made of what.
+        options (`tuple[Option, ...]`): The function's own arguments, beside `COMMON_PARTS`; one of the same name
+            replaces a common one.
+        parts (`Mapping[str, str]`): What the options that name a part stand for, such as "vision tower". The first one
+            that is given holds the language model.
+        one_of (`tuple[tuple[str, ...], ...]`): Options of which one group must be given as a whole and the others not
+            at all.
+        needs_training (`bool`): Whether anything in what is made begins with random numbers.
+    """
+
+    compose: str
+    help: str
+    options: tuple[Option, ...]
+    parts: Mapping[str, str] = field(default_factory=dict)
+    one_of: tuple[tuple[str, ...], ...] = ()
+    needs_training: bool = True
+
+    @property
+    def all_options(self) -> tuple[Option, ...]:
+        """Its own and the common ones."""
+        own = {option.name for option in self.options}
+        return (*self.options, *(option for option in COMMON_PARTS if option.name not in own))
+
+
+@dataclass(frozen=True)
 class Recognition:
     """How tensor names tell what a checkpoint is.
 
@@ -90,6 +120,7 @@ class PublishedSystem:
             order; `None` where conversions keep the base's tokenizer.
         exports_trained (`bool`): Whether what training changed can be published without the base.
         conversion (`Conversion`, *optional*): How it is converted.
+        composition (`Composition`, *optional*): How a model that has learned nothing yet is made of parts.
         original (`Recognition`, *optional*): How its original checkpoints are recognised.
         converted_keys (`tuple[str, ...]`): Patterns that identify its converted checkpoints; those of a composed
             model are recognised by its `config.json`.
@@ -110,6 +141,7 @@ class PublishedSystem:
     slot_tokens: tuple[str, ...] | None = field(default=None, kw_only=True)
     exports_trained: bool = field(default=False, kw_only=True)
     conversion: Conversion | None = field(default=None, kw_only=True)
+    composition: Composition | None = field(default=None, kw_only=True)
     original: Recognition | None = field(default=None, kw_only=True)
     converted_keys: tuple[str, ...] = field(default=(), kw_only=True)
 
@@ -146,8 +178,9 @@ class PublishedSystem:
 
     def public_names(self) -> Iterator[tuple[str, str]]:
         """What `reasonseg` offers of it: names and the modules that hold them."""
-        convert = [] if self.conversion is None else [self.conversion.convert]
-        for reference in (self.config, self.model, self.processor, self.image_processor, *convert):
+        functions = [] if self.conversion is None else [self.conversion.convert]
+        functions += [] if self.composition is None else [self.composition.compose]
+        for reference in (self.config, self.model, self.processor, self.image_processor, *functions):
             module, name = reference.split(":")
             if not module.startswith("transformers"):
                 yield name, module
@@ -186,6 +219,14 @@ COMMON_OPTIONS = (
     Option("card", "Name of the model card's values.  [default: the source's name]"),
 )
 """What every convert function takes."""
+
+COMMON_PARTS = (
+    Option("seed", "Of everything that is drawn: the same seed gives the same bytes.", int, default=0),
+    Option("dtype", "Store the vision-language model so.  [default: as it is]", _DTYPES),
+    *COMMON_OPTIONS[1:2],
+    Option("card", "Values file of the model card.  [default: what is known of the parts]"),
+)
+"""What every function of a [`Composition`] takes."""
 
 REASONING_SEGMENTATION = PublishedSystem(
     "reasoning_segmentation",
@@ -305,6 +346,29 @@ VIP_LLAVA = PublishedSystem(
             ),
         ),
         source_help="Original checkpoint: folder, or ORG/NAME[@REVISION] on the Hub.",
+    ),
+    composition=Composition(
+        "reasonseg.conversion.compose_vip_llava:compose_vip_llava",
+        "A language model, CLIP, and a new projector between them.",
+        (
+            Option(
+                "language_model",
+                "Vicuna, Llama 3 or Phi-3: folder, or ORG/NAME[@REVISION] (lmsys/vicuna-7b-v1.5).",
+                required=True,
+            ),
+            Option(
+                "vision_tower",
+                "CLIP model: folder, or ORG/NAME[@REVISION] (openai/clip-vit-large-patch14-336).",
+                required=True,
+            ),
+            Option(
+                "template",
+                "Prompt template of the language model.",
+                Literal["llava_v1", "llava_llama_3", "llava_phi_3"],
+                default="llava_v1",
+            ),
+        ),
+        parts={"language_model": "language model", "vision_tower": "vision tower"},
     ),
     original=Recognition(
         (r"^model\.mm_projector\.clip_layernorm\.",), "reasonseg.conversion.rules_vip_llava:recognise_vip_llava"

@@ -1,6 +1,6 @@
 """How one published tensor is computed from tensors of the sources, as data that a manifest can hold.
 
-Low-rank adapters are merged, types cast, vocabulary rows appended.
+Low-rank adapters are merged, deltas added, types cast, vocabulary rows set and appended; what is new is drawn.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from typing import Any
 
 import torch
 
+from .drawing import Drawing
 from .errors import ConversionError
-from .rules import LORA_A, LORA_B, WEIGHT
+from .rules import DELTA, LORA_A, LORA_B, WEIGHT
 
 
-MERGE_LORA, CAST = "merge_lora", "cast"
+MERGE_LORA, ADD_DELTA, CAST = "merge_lora", "add_delta", "cast"
 APPEND_ZERO_ROW, APPEND_FIRST_ROW = "append_zero_row", "append_first_row"
-IDENTITY, ZEROS = "identity", "zeros"
+IDENTITY, ZEROS, ONES, DRAW = "identity", "zeros", "ones", "draw"
+DRAW_ROWS, MEAN_ROWS = "draw_rows", "mean_rows"
 _MOST_OPERATIONS = 64  # a few appended rows, and one of the others each
+_MOST_ROWS = 1 << 24  # far above every vocabulary
 
 
 def lora_rank(weight: tuple[int, ...], lora_a: tuple[int, ...], lora_b: tuple[int, ...], name: str) -> int:
@@ -114,28 +117,65 @@ def append_head_row(head: torch.Tensor) -> torch.Tensor:
     return torch.cat([head, head[:1]])
 
 
+def add_delta(base: torch.Tensor, delta: torch.Tensor) -> torch.Tensor:
+    """Add a delta to the weight it was taken from, as LLaVA's `apply_delta` does: rows that the delta has beyond the
+    base's, of tokens that the base does not know, are the delta's own.
+
+    Args:
+        base (`torch.Tensor` of shape `(rows, ...)`): LLaMA's weight.
+        delta (`torch.Tensor` of shape `(rows + further, ...)`): What was published.
+
+    Returns:
+        `torch.Tensor` of the delta's shape and type.
+    """
+    total = delta.clone()
+    total[: base.shape[0]] += base.to(delta.dtype)
+    return total
+
+
+def set_rows(matrix: torch.Tensor, first: int, rows: torch.Tensor) -> torch.Tensor:
+    """A matrix whose rows from `first` on are others; it grows where it has not as many.
+
+    Args:
+        matrix (`torch.Tensor` of shape `(known, hidden_size)`): An embedding.
+        first (`int`): At most `known`.
+        rows (`torch.Tensor` of shape `(count, hidden_size)`): The others.
+
+    Returns:
+        `torch.Tensor` of shape `(max(known, first + count), hidden_size)`.
+    """
+    return torch.cat([matrix[:first], rows.to(matrix.dtype), matrix[first + rows.shape[0] :]])
+
+
 _APPEND = {APPEND_ZERO_ROW: append_embedding_row, APPEND_FIRST_ROW: append_head_row}
-_OPERATIONS = (MERGE_LORA, CAST, *_APPEND, IDENTITY, ZEROS)
+_FROM_NOTHING = (IDENTITY, ZEROS, ONES, DRAW)
+_NEW_ROWS = (DRAW_ROWS, MEAN_ROWS)
+_OPERATIONS = (MERGE_LORA, ADD_DELTA, CAST, *_NEW_ROWS, *_APPEND, *_FROM_NOTHING)
 
 
 @dataclass(frozen=True)
 class TensorOperations:
-    """What is done, in this order: merge the adapter, cast, append a vocabulary row.
+    """What is done, in this order: merge the adapter or add the delta, cast, set rows of new tokens, append others.
 
     Args:
-        names (`tuple[str, ...]`): Of the operations; none for a plain copy. `"identity"` and `"zeros"` make
-            the tensor from nothing.
+        names (`tuple[str, ...]`): Of the operations; none for a plain copy. `"identity"`, `"zeros"`, `"ones"` and
+            `"draw"` make the tensor from nothing.
         alpha (`float`, *optional*): LoRA's alpha where an adapter is merged.
+        drawing ([`Drawing`], *optional*): Where the tensor or rows of it are drawn.
+        rows (`tuple[int, int]`, *optional*): Where rows of new tokens are set: the first one, and how many. They are
+            drawn (`"draw_rows"`), or the mean of the source's rows before them (`"mean_rows"`).
     """
 
     names: tuple[str, ...] = ()
     alpha: float | None = None
+    drawing: Drawing | None = None
+    rows: tuple[int, int] | None = None
 
     def compute(self, load: Callable[[str], torch.Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Compute the tensor.
 
         Args:
-            load (`Callable[[str], torch.Tensor]`): Reads a part: `"weight"`, `"lora_A"` or `"lora_B"`.
+            load (`Callable[[str], torch.Tensor]`): Reads a part: `"weight"`, `"lora_A"`, `"lora_B"` or `"delta"`.
             shape (`tuple[int, ...]`): What the result must have.
             dtype (`torch.dtype`): Its type.
 
@@ -148,10 +188,23 @@ class TensorOperations:
             return torch.eye(shape[0], dtype=dtype)
         if ZEROS in self.names:
             return torch.zeros(shape, dtype=dtype)
+        if ONES in self.names:
+            return torch.ones(shape, dtype=dtype)
+        if DRAW in self.names:
+            return self.drawing.draw(shape).to(dtype)
         value = load(WEIGHT)
         if MERGE_LORA in self.names:
             value = merge_lora(value, load(LORA_A), load(LORA_B), self.alpha)
+        if ADD_DELTA in self.names:
+            value = add_delta(value, load(DELTA))
         value = value.to(dtype)
+        if DRAW_ROWS in self.names:
+            first, count = self.rows
+            value = set_rows(value, first, self.drawing.draw((count, *value.shape[1:])))
+        if MEAN_ROWS in self.names:
+            first, count = self.rows
+            mean = value[:first].mean(dim=0, dtype=torch.float32)
+            value = set_rows(value, first, mean.expand(count, *mean.shape))
         for operation in self.names:
             if operation in _APPEND:
                 value = _APPEND[operation](value)
@@ -166,15 +219,19 @@ class TensorOperations:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        alpha = {} if self.alpha is None else {"alpha": self.alpha}
-        return {"operations": list(self.names), **alpha}
+        fields = {
+            "alpha": self.alpha,
+            "drawing": None if self.drawing is None else self.drawing.to_json(),
+            "rows": None if self.rows is None else list(self.rows),
+        }
+        return {"operations": list(self.names), **{name: value for name, value in fields.items() if value is not None}}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> TensorOperations:
         """The inverse of `to_json`.
 
         Raises:
-            ValueError: An operation is unknown, or alpha is not a number.
+            ValueError: An operation is unknown, or lacks what it needs.
         """
         operations, alpha = data["operations"], data.get("alpha")
         if not isinstance(operations, list) or (unknown := [name for name in operations if name not in _OPERATIONS]):
@@ -183,4 +240,20 @@ class TensorOperations:
             raise ValueError(f"{len(operations)} operations, of which at most {_MOST_OPERATIONS} are known")
         if (MERGE_LORA in operations) != isinstance(alpha, int | float):
             raise ValueError(f"alpha is {alpha!r} with the operations {operations}")
-        return cls(tuple(operations), alpha)
+        drawing, rows = data.get("drawing"), data.get("rows")
+        if (DRAW in operations or DRAW_ROWS in operations) != (drawing is not None):
+            raise ValueError(f"drawing is {drawing!r} with the operations {operations}")
+        if any(name in operations for name in _NEW_ROWS) != _is_range(rows):
+            raise ValueError(f"rows are {rows!r} with the operations {operations}")
+        return cls(
+            tuple(operations),
+            alpha,
+            None if drawing is None else Drawing.from_json(drawing),
+            None if rows is None else tuple(rows),
+        )
+
+
+def _is_range(rows: Any) -> bool:
+    if not isinstance(rows, list) or len(rows) != 2:
+        return False
+    return all(type(number) is int and 0 <= number < _MOST_ROWS for number in rows)

@@ -15,6 +15,9 @@ from .registration import register_with_transformers as _register_with_transform
 
 if TYPE_CHECKING:
     # What `__getattr__` imports on first use, for type checkers and editors. The second name marks it as public.
+    from .conversion.compose import CompositionOptions as CompositionOptions
+    from .conversion.compose import compose as compose
+    from .conversion.compose_vip_llava import compose_vip_llava as compose_vip_llava
     from .conversion.convert import ConversionOptions as ConversionOptions
     from .conversion.convert import ConversionReport as ConversionReport
     from .conversion.convert_attend_and_segment import convert_attend_and_segment as convert_attend_and_segment
@@ -98,6 +101,8 @@ _SHARED = {
     "MaskingOptions": "evaluation.masked_input",
     "VisualPrompt": "processing.visual_prompts",
     "draw_visual_prompts": "processing.visual_prompts",
+    "CompositionOptions": "conversion.compose",
+    "compose": "conversion.compose",
     "ConversionError": "conversion.errors",
     "ConversionOptions": "conversion.convert",
     "ConversionReport": "conversion.convert",

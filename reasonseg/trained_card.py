@@ -21,8 +21,9 @@ from .conversion.card import (
     read_card_values,
     render_card,
 )
-from .conversion.locations import location_name
-from .conversion.systems import GSVA, SYSTEMS, VIP_LLAVA
+from .conversion.compose import check_parts
+from .conversion.composed_card import composed_values, name_parts
+from .conversion.systems import GSVA, SYSTEMS
 from .loading import load_pretrained
 from .model_names import EMBEDDED_MODEL
 from .training.recipe import Recipe, RecipeError, describe_recipe, require_model
@@ -71,7 +72,9 @@ def read_start(recipe: Recipe, card: str | None = None) -> Start:
     if model == "tabletop":
         start = Start(GSVA.name, card or _TABLETOP_CARD, None)
     elif recipe.parts is not None:
-        start = Start(VIP_LLAVA.name, card or VIP_LLAVA.name, location_name(recipe.parts.language_model))
+        system = check_parts(recipe.parts)
+        values = card or composed_values(system, recipe.parts)
+        start = Start(system.name, values, f"new parts: {name_parts(system, recipe.parts)}")
     else:
         system, readme = _system(model), _readme(model)
         values = card or card_values(readme) or system

@@ -80,7 +80,7 @@ class InstructionMixture(DataKind):
 
 def _system_of(recipe: Recipe) -> str:
     """Whose wording the recipe's model learns: GSVA's if it can reject, else LISA's."""
-    system = getattr(recipe.parts, "system", None)
+    system = (recipe.parts or {}).get("system")
     if system is None and recipe.model:
         config = load_pretrained(AutoConfig, recipe.model)
         system = "gsva" if getattr(config, "rej_token_id", None) is not None else "lisa"

@@ -48,22 +48,6 @@ class DataRecipe:
 
 
 @dataclass
-class PartsRecipe:
-    """
-    A new ViP-LLaVA.
-
-    Args:
-        language_model (`str`): Folder or Hub id: Vicuna, Llama 3 or Phi-3.
-        vision_tower (`str`): Folder or Hub id of CLIP.
-        template (`str`): `llava_v1`, `llava_llama_3` or `llava_phi_3`.
-    """
-
-    language_model: str
-    vision_tower: str
-    template: str = "llava_v1"
-
-
-@dataclass
 class LoraRecipe:
     """LoRA in the language model; see `peft.LoraConfig`. `targets` matches the names of modules that get adapters."""
 
@@ -168,16 +152,16 @@ _OF_VALIDATION = {
 class Recipe:
     """
     Args:
-        model (`str`, *optional*): A repo (folder or Hub id) to start from, `tabletop` for the embedded model from
-            scratch, or `vip_llava` for one of `parts`. A recipe that leaves it open cannot be followed; see
-            [`require_model`].
+        model (`str`, *optional*): A repo (folder or Hub id) to start from, or `tabletop` for the embedded model from
+            scratch. A recipe that leaves it open, and names no `parts`, cannot be followed; see [`require_model`].
         data ([`DataRecipe`]): What to learn from.
         trained (`list[str]`, *optional*): Patterns of parameter names that learn in full; all if not given.
         lora ([`LoraRecipe`], *optional*): Adapters.
         first_stages (`dict[str, FirstStage]`): What is trained before, by the section that asks for it. In a file
             these sections stand beside the others: `towers` for `tabletop`, `dwsl` for `ivm_mix`.
         optimizer ([`OptimizerRecipe`], *optional*): Muon and AdamW.
-        parts ([`PartsRecipe`], *optional*): For `model: vip_llava`, a new model of these.
+        parts (`dict`, *optional*): Instead of `model`, a new one of these: the `system`, and the options of
+            `reasonseg compose` by name, with underscores.
         validation ([`ValidationRecipe`], *optional*): What measures the model while it learns.
         learning_rates (`dict[str, float]`): Learning rates of parameters whose names match a pattern, where they
             differ from `arguments.learning_rate`.
@@ -193,13 +177,13 @@ class Recipe:
         arguments (`dict`): Fields of `transformers.TrainingArguments`.
     """
 
-    model: str | None
     data: DataRecipe
+    model: str | None = None
     trained: list[str] | None = None
     lora: LoraRecipe | None = None
     first_stages: dict[str, FirstStage] = field(default_factory=dict)
     optimizer: OptimizerRecipe | None = None
-    parts: PartsRecipe | None = None
+    parts: dict[str, Any] | None = None
     validation: ValidationRecipe | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)
     dtype: str = "auto"
@@ -217,8 +201,8 @@ class Recipe:
         if self.data.kind not in DATA_KINDS:
             raise RecipeError(f"data.kind is {self.data.kind!r}; it must be one of {', '.join(DATA_KINDS)}.")
         self.kind.check(self)
-        if (self.model == "vip_llava") != (self.parts is not None):
-            raise RecipeError("`model: vip_llava` is built from `parts`, and only that: give both or neither.")
+        if self.parts is not None:
+            _check_parts(self)
         if self.learning_rates and self.optimizer is not None:
             raise RecipeError("learning_rates are for the Trainer's own optimizer; leave out `optimizer`.")
         for stage in self.first_stages.values():
@@ -240,10 +224,21 @@ class Recipe:
         return import_object(DATA_KINDS[self.data.kind])()
 
 
+def _check_parts(recipe: Recipe) -> None:
+    if not isinstance(recipe.parts, dict):
+        raise RecipeError(f"parts must hold named fields, got {recipe.parts!r}.")
+    if recipe.model:
+        raise RecipeError(
+            f"The recipe names a model ({recipe.model}) and `parts` of a new one; give one of them (--set parts=null "
+            "to start from the model)."
+        )
+    if "system" not in recipe.parts:
+        raise RecipeError("parts.system is missing: it says what is made of the parts, such as lisa.")
+
+
 _SECTIONS = {
     "data": DataRecipe,
     "lora": LoraRecipe,
-    "parts": PartsRecipe,
     "optimizer": OptimizerRecipe,
     "guidance": GuidanceRecipe,
     "validation": ValidationRecipe,
@@ -257,6 +252,8 @@ def _read_recipe(values: Any, name: str) -> Recipe:
     known = sorted({*(own.name for own in fields(Recipe)), *FIRST_STAGES} - {"first_stages"})
     if unknown := sorted(set(values) - set(known)):
         raise RecipeError(f"{name} has unknown fields {unknown}; there are {known}.")
+    if not {"model", "parts"} & set(values):
+        raise RecipeError(f"{name} is incomplete: it names neither a model nor parts; `model: null` leaves it open.")
     stages = {
         stage: _read_section(import_object(entry), values[stage], f"{name}.{stage}")
         for stage, entry in FIRST_STAGES.items()
@@ -315,18 +312,18 @@ def load_recipe(name_or_path: str | Path, overrides: list[str] | tuple[str, ...]
     return _read_recipe(values, path.stem)
 
 
-def require_model(recipe: Recipe) -> str:
-    """The model that a recipe starts from.
+def require_model(recipe: Recipe) -> str | None:
+    """The model that a recipe starts from; `None` for a new one of `parts`.
 
     Raises:
         RecipeError: The recipe leaves it to its user.
     """
-    if not recipe.model:
+    if not recipe.model and recipe.parts is None:
         raise RecipeError(
             "The recipe does not name the model to start from. Set it with --set model=..., a folder or a name on the "
-            "Hub: a repository that `reasonseg convert` or an earlier training has written."
+            "Hub: a repository that `reasonseg convert`, `reasonseg compose` or an earlier training has written."
         )
-    return recipe.model
+    return recipe.model or None
 
 
 def describe_recipe(recipe: Recipe) -> dict[str, Any]:
@@ -363,7 +360,6 @@ __all__ = [
     "GuidanceRecipe",
     "LoraRecipe",
     "OptimizerRecipe",
-    "PartsRecipe",
     "Recipe",
     "RecipeError",
     "ValidationRecipe",

@@ -25,6 +25,7 @@ from .checkpoints import (
     was_stopped,
 )
 from .collator import SegmentationCollator
+from .composed_start import Compose, composed_start
 from .data_kinds import NEW_MODELS
 from .mask_scores import IOU_HEAD, MaskScoreTrainer
 from .optimizers import optimizer_factory
@@ -37,17 +38,14 @@ from .validation import Validation
 logger = logging.getLogger(__name__)
 
 
-def run_recipe(
-    recipe: Recipe, out: str | Path, resume: bool = False, build: Callable[..., tuple[Any, Any]] | None = None
-) -> Path:
+def run_recipe(recipe: Recipe, out: str | Path, resume: bool = False, compose: Compose | None = None) -> Path:
     """
     Args:
         recipe ([`Recipe`]): What to do.
         out (`str` or `Path`): Folder of the finished repo; checkpoints are folders in it.
         resume (`bool`): Continue from the newest complete checkpoint in `out`; from the beginning if the run in `out`
             was stopped before its first one.
-        build (`Callable`, *optional*): Makes model and processor of `recipe.parts`, a number format and an
-            implementation of attention.
+        compose (`Callable`, *optional*): Makes a repository of `recipe.parts` in a folder; see [`composed_start`].
 
     Returns:
         `Path`: `out`, a repo that loads and runs.
@@ -55,7 +53,7 @@ def run_recipe(
     Raises:
         DataFileError: If the data cannot be used; with the lines, what was found there and what is allowed.
         RecipeError: If no model is named, there is nothing to resume, checkpoints would be overwritten, `out` holds
-            the first stage of another recipe, or the model or an option cannot be used.
+            the first stage or the composed model of another recipe, or the model or an option cannot be used.
     """
     require_model(recipe)
     out = Path(out)
@@ -66,7 +64,7 @@ def run_recipe(
     precision_before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(recipe.matmul_precision)
     try:
-        _train(recipe, out, checkpoint, build)
+        _train(recipe, out, checkpoint, compose)
     finally:
         # A setting of the whole process: what runs after the training keeps its own.
         torch.set_float32_matmul_precision(precision_before)
@@ -85,10 +83,11 @@ def _resume_point(recipe: Recipe, out: Path) -> Path | None:
     return checkpoint
 
 
-def _train(recipe: Recipe, out: Path, checkpoint: Path | None, build: Callable[..., tuple[Any, Any]] | None) -> None:
+def _train(recipe: Recipe, out: Path, checkpoint: Path | None, compose: Compose | None) -> None:
     """Train from `checkpoint`, or from the start, and save the repo to `out`."""
     data = recipe.kind.dataset(recipe)  # first, so that an error in it comes before a model is loaded
-    model, processor = _model_and_processor(recipe, data, build)
+    start = recipe.model if recipe.parts is None else str(composed_start(recipe, out, compose))
+    model, processor = _model_and_processor(recipe, start, data)
     if int(os.environ.get("RANK", "0")) == 0:  # of the processes that torchrun has started
         begin(out)
     for stage in recipe.first_stages.values():
@@ -119,26 +118,16 @@ def _train(recipe: Recipe, out: Path, checkpoint: Path | None, build: Callable[.
     save_finished(trainer, out, recipe.storage_dtype)
 
 
-def _model_and_processor(
-    recipe: Recipe, data: Dataset, build: Callable[..., tuple[Any, Any]] | None
-) -> tuple[Any, Any]:
+def _model_and_processor(recipe: Recipe, start: str, data: Dataset) -> tuple[Any, Any]:
     """What the recipe starts from."""
-    if recipe.model in NEW_MODELS:
-        return import_object(NEW_MODELS[recipe.model])(recipe)
-    if recipe.parts is not None:
-        if build is None:
-            raise RecipeError(
-                "`parts` need a function that makes a model of them; pass `build`, as `reasonseg train` does."
-            )
-        return build(recipe.parts, recipe.dtype, recipe.attn_implementation)
-    processor = load_pretrained(AutoProcessor, recipe.model)
-    recipe.kind.check_model(data, processor, recipe.model)
+    if start in NEW_MODELS:
+        return import_object(NEW_MODELS[start])(recipe)
+    processor = load_pretrained(AutoProcessor, start)
+    recipe.kind.check_model(data, processor, start)
     model_class = getattr(transformers, recipe.kind.model_class)
-    model = load_pretrained(
-        model_class, recipe.model, attn_implementation=recipe.attn_implementation, dtype=recipe.dtype
-    )
+    model = load_pretrained(model_class, start, attn_implementation=recipe.attn_implementation, dtype=recipe.dtype)
     if getattr(model.config, "needs_adapter", False):
-        raise RecipeError(f"{recipe.model} keeps its adapter apart; convert it without --keep-lora to train on.")
+        raise RecipeError(f"{start} keeps its adapter apart; convert it without --keep-lora to train on.")
     return model, processor
 
 

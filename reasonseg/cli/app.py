@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .. import __version__
-from . import ask, card, convert, demo, evaluate, inspect, mask, publish, restore, segment, train, verify
+from . import ask, card, compose, convert, demo, evaluate, inspect, mask, publish, restore, segment, train, verify
 from .failures import readable_failures, show_tracebacks
 from .printing import guard_messages, write_out
 
@@ -25,6 +25,7 @@ app.command("segment")(readable_failures(segment.segment))
 app.command("ask")(readable_failures(ask.ask))
 app.command("mask")(readable_failures(mask.mask))
 app.add_typer(convert.app, name="convert")
+app.command("compose")(readable_failures(compose.compose_command()))
 app.command("inspect")(readable_failures(inspect.inspect))
 app.command("verify")(readable_failures(verify.verify))
 app.command("card")(readable_failures(card.card))

@@ -1,8 +1,9 @@
 """`reasonseg train`: follow a training recipe."""
 
+from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,17 +35,20 @@ def train(
 
     Start it with `torchrun` or `accelerate launch` (`-m reasonseg train ...`) to use several processes or GPUs.
     """
-    from ..conversion.compose_vip_llava import build_vip_llava
+    from ..conversion.compose import check_parts
     from ..trained_card import read_start, write_trained_card
     from ..training.recipe import load_recipe, require_model
     from ..training.run import run_recipe
 
     settings, is_main = load_recipe(recipe, overrides or ()), is_main_process()
-    if settings.parts is None and require_model(settings) != "tabletop":
-        settings.model = resolve_model(settings.model, option="The recipe's model")
+    model = require_model(settings)
+    if settings.parts is not None:
+        check_parts(settings.parts)
+    elif model != "tabletop":
+        settings.model = resolve_model(model, option="The recipe's model")
     start = read_start(settings, card)  # before hours of training: a wrong --card is refused
     with alone_in(out) if is_main else nullcontext():
-        finished = run_recipe(settings, out, resume, build=build_vip_llava)
+        finished = run_recipe(settings, out, resume, compose=_compose)
         stderr_console().print(f"Finished: {finished}", soft_wrap=True)
         if is_main:
             write_trained_card(finished, settings, start)
@@ -55,6 +59,15 @@ def train(
                     "to write before it can be public.",
                     soft_wrap=True,
                 )
+
+
+def _compose(parts: Mapping[str, Any], repo: Path) -> None:
+    """Make the new model of a recipe's parts."""
+    from ..conversion.compose import compose
+    from ..conversion.progress import rich_progress
+
+    with rich_progress(stderr_console()) as progress:
+        compose(parts, repo, progress=progress)
 
 
 def _write_manifest(repo: Path) -> None:

@@ -7,14 +7,13 @@ import torch
 import transformers
 from torch.nn.functional import cross_entropy
 
-from reasonseg.conversion.compose_vip_llava import build_vip_llava
 from reasonseg.modeling.modeling_vip_llava import VipLlavaForConditionalGeneration
-from tests.support.tiny_vip_llava import IMAGE_TOKENS, SIDE, write_parts
+from tests.support.tiny_vip_llava import IMAGE_TOKENS, SIDE, write_repo
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return build_vip_llava(write_parts(tmp_path_factory.mktemp("parts")))[0].eval()
+    return VipLlavaForConditionalGeneration.from_pretrained(write_repo(tmp_path_factory.mktemp("parts"))).eval()
 
 
 @pytest.fixture

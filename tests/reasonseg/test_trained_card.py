@@ -79,11 +79,18 @@ def test_from_nothing_and_from_the_embedded_model():
     assert (start.values, start.base) == ("gsva-tabletop", "the model that comes with reasonseg")
 
 
-def test_a_new_vip_llava_is_of_an_unknown_licence_unless_it_is_said(tmp_path):
-    followed = load_recipe("vip_llava_stage1")
-    start = read_start(followed)
-    assert (start.system, start.base, start.is_licence_known) == ("vip_llava", "vicuna-7b-v1.5", False)
-    assert read_start(followed, "vip-llava-7b").is_licence_known
+def test_a_new_model_names_its_parts_and_their_licences():
+    start = read_start(load_recipe("vip_llava_stage1"))
+    parts = "vicuna-7b-v1.5 (language model) and clip-vit-large-patch14-336 (vision tower)"
+    assert (start.system, start.base, start.is_licence_known) == ("vip_llava", f"new parts: {parts}", True)
+    rows = {row["work"]: row["licence"] for row in start.values["chain"]}
+    assert rows["vicuna-7b-v1.5"] == "LLaMA 2 Community Licence"
+    assert rows["clip-vit-large-patch14-336"] == "MIT"
+    other = load_recipe("vip_llava_stage1", ["parts.language_model=me/my-model"])
+    start = read_start(other)
+    assert not start.is_licence_known
+    assert "not known" in next(row["licence"] for row in start.values["chain"] if row["work"] == "my-model")
+    assert read_start(other, "vip-llava-7b").is_licence_known
 
 
 @pytest.mark.parametrize(("card", "message"), [("lisa-99", "no card for 'lisa-99'"), ("gsva-7b-pt", "lisa-7b-v1")])

@@ -6,9 +6,8 @@ from pathlib import Path
 import torch
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 
-from reasonseg.conversion.compose_vip_llava import build_vip_llava
+from reasonseg.conversion.compose import compose
 from reasonseg.registration import register
-from reasonseg.training.recipe import PartsRecipe
 from tests.support import tiny
 from tests.support.parity_data import PARITY
 
@@ -17,8 +16,8 @@ SIDE, IMAGE_TOKENS = 28, 4
 _TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def write_parts(folder: Path) -> PartsRecipe:
-    """Write a language model to `folder/llm` and a CLIP tower to `folder/clip`."""
+def write_parts(folder: Path) -> dict[str, str]:
+    """Write a language model to `folder/llm` and a CLIP tower to `folder/clip`; returns them as recipes name them."""
     register()
     torch.manual_seed(0)
     text = {**tiny.TEXT, "vocab_size": 620, "max_position_embeddings": 512}
@@ -30,12 +29,9 @@ def write_parts(folder: Path) -> PartsRecipe:
     tiny.randomize(CLIPVisionModel(vision), 0.1).save_pretrained(folder / "clip")
     side = {"height": SIDE, "width": SIDE}
     CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=side).save_pretrained(folder / "clip")
-    return PartsRecipe(str(folder / "llm"), str(folder / "clip"))
+    return {"system": "vip_llava", "language_model": str(folder / "llm"), "vision_tower": str(folder / "clip")}
 
 
 def write_repo(folder: Path) -> Path:
     """Write a whole model with its processor to `folder/repo`."""
-    model, processor = build_vip_llava(write_parts(folder))
-    model.save_pretrained(folder / "repo")
-    processor.save_pretrained(folder / "repo")
-    return folder / "repo"
+    return compose(write_parts(folder), folder / "repo").out

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
-from reasonseg.conversion.compose_vip_llava import build_vip_llava
+from reasonseg.conversion.compose import compose
 from reasonseg.data.data_files import DataFileError
 from reasonseg.data.dialogues import RegionDialogues
 from reasonseg.processing.chat import IMAGE_TOKEN
@@ -83,8 +83,14 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def processor(parts):
-    return build_vip_llava(parts)[1]
+def composed(parts, tmp_path_factory):
+    """The repository of a model of the parts."""
+    return compose(parts, tmp_path_factory.mktemp("composed") / "repo").out
+
+
+@pytest.fixture(scope="module")
+def processor(composed):
+    return AutoProcessor.from_pretrained(composed)
 
 
 def test_dialogues_depend_on_seed_epoch_and_row(data):
@@ -189,7 +195,7 @@ def history(monkeypatch):
 
 
 def train(name, out, *overrides, resume=False):
-    return run_recipe(load_recipe(name, settings(*overrides)), out, resume, build=build_vip_llava)
+    return run_recipe(load_recipe(name, settings(*overrides)), out, resume, compose=compose)
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +203,8 @@ def stage_1(parts, data, tmp_path_factory):
     """Trained as it is typed."""
     out = tmp_path_factory.mktemp("stage1") / "repo"
     overrides = settings(
-        f"parts.language_model={parts.language_model}",
-        f"parts.vision_tower={parts.vision_tower}",
+        f"parts.language_model={parts['language_model']}",
+        f"parts.vision_tower={parts['vision_tower']}",
         f"data.path={data / 'captions.json'}",
         f"data.options.images={data}",
         "arguments.max_steps=12",
@@ -210,8 +216,8 @@ def stage_1(parts, data, tmp_path_factory):
     return out
 
 
-def test_the_first_stage_trains_the_projector_alone(parts, stage_1):
-    start, _ = build_vip_llava(parts)
+def test_the_first_stage_trains_the_projector_alone(composed, stage_1):
+    start = AutoModelForImageTextToText.from_pretrained(composed)
     trained = AutoModelForImageTextToText.from_pretrained(stage_1)
     names = dict(start.named_parameters())
     changed = {
@@ -288,7 +294,7 @@ def test_lora_with_its_own_rate_for_the_projector(stage_1, data, tmp_path, histo
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("model=x",), "give both or neither"),
+        (("model=x",), "give one of them"),
         (("data.path=",), "name the JSON file"),
         (("optimizer={}", "learning_rates={x: 1.0}"), "leave out `optimizer`"),
     ],
