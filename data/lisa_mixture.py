@@ -210,6 +210,7 @@ class LisaMixture:
 
         self.probabilities = (weights / weights.sum()).tolist()
         self.groups = {name: group(name) for name in names}
+        self.system = system
         self.samples_per_epoch, self.no_sampling, self.fixed, self.seed = samples_per_epoch, no_sampling, fixed, seed
         self._epoch = SharedEpoch()
 

@@ -173,6 +173,7 @@ class EvaluationOptions:
         progress (`Callable`): Called with a word for the step, the number of finished items and of all.
         locate (`Callable`, *optional*): Takes these options; checks that the model fits the benchmark and returns it
             as `from_pretrained` takes it.
+        loaded (`tuple`, *optional*): Model and processor where they are in memory, instead of `model`.
         settings (`Mapping[str, Any]`): Values of what was given, and defaults; set by [`Benchmark.evaluate`].
         benchmark ([`Benchmark`], *optional*): What runs; set by [`Benchmark.evaluate`].
     """
@@ -198,6 +199,7 @@ class EvaluationOptions:
     precision: Precision = field(default_factory=Precision)
     progress: Callable[[str, int, int], None] = lambda step, done, total: None
     locate: Callable[[EvaluationOptions], str] = lambda options: str(options.model)
+    loaded: tuple[Any, Any] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     benchmark: Benchmark | None = None
 
@@ -218,10 +220,12 @@ class EvaluationOptions:
         Raises:
             ValueError: There is no such model, or it is of a kind that this benchmark does not run.
         """
-        return self.locate(self)
+        return str(self.model) if self.loaded is not None else self.locate(self)
 
     def load_processor(self) -> Any:
         """The model's processor."""
+        if self.loaded is not None:
+            return self.loaded[1]
         from transformers import AutoProcessor
 
         from ..loading import load_pretrained
@@ -230,6 +234,8 @@ class EvaluationOptions:
 
     def load_model(self) -> Any:
         """The model for the benchmark's command, in evaluation mode on this process's device."""
+        if self.loaded is not None:
+            return self.loaded[0].eval()
         from accelerate import PartialState
         from transformers import AutoModel, AutoModelForImageTextToText
 

@@ -242,9 +242,13 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         return images, image_index, kwargs
 
     def _vlm_image_inputs(self, images: ImageCache | None, image_index: torch.LongTensor | None) -> dict:
-        """The encoded images as keyword arguments of the vision-language model, one per row."""
+        """The encoded images as keyword arguments of the vision-language model, one per row that has one."""
         if images is None:
             return {}
+        if not torch.compiler.is_compiling() and bool((image_index < 0).any()):
+            image_index = image_index[image_index >= 0]  # rows without an image
+            if not len(image_index):
+                return {}
         if images.tile_counts is not None:
             tiles = torch.arange(int(images.tile_counts.sum()), device=image_index.device)
             per_image = tiles.split(images.tile_counts.tolist())
@@ -272,6 +276,10 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
 
         if torch.compiler.is_exporting():  # which images have slots is not known then
             return {name: value[slot_images] for name, value in encode(images.sam_pixel_values).items()}
+        if bool((slot_images < 0).any()):
+            raise ValueError(
+                "A row without an image holds a [SEG] or [REJ] slot; there is nothing to draw its mask in."
+            )
         encoded = images.segmenter_features
         missing = [image for image in sorted(set(slot_images.tolist())) if encoded[image] is None]
         at_once = self.config.segmenter_batch_size or max(1, _PIXELS_AT_ONCE // images.sam_pixel_values[0, 0].numel())
@@ -373,7 +381,7 @@ def with_cache_named_for(vlm: PreTrainedModel, kwargs: dict) -> dict:
 def resolve_image_index(
     image_index: torch.LongTensor | None, num_rows: int, num_images: int, device: torch.device
 ) -> torch.LongTensor:
-    """The image of each row, `(num_rows,)`: as given, or one image for all rows, or one for each."""
+    """The image of each row, `(num_rows,)`: as given (-1 for none), or one image for all rows, or one for each."""
     if image_index is None:
         if num_images not in (1, num_rows):
             raise ValueError(
@@ -384,9 +392,9 @@ def resolve_image_index(
         return own_image if num_images > 1 else torch.zeros_like(own_image)
     # An exported graph takes any index; what it holds is not known while it is traced.
     is_known = not torch.compiler.is_exporting()
-    if len(image_index) != num_rows or (is_known and (image_index.min() < 0 or image_index.max() >= num_images)):
+    if len(image_index) != num_rows or (is_known and (image_index.min() < -1 or image_index.max() >= num_images)):
         raise ValueError(
             f"image_index {image_index.tolist()} must have one entry per row ({num_rows}), each naming an image "
-            f"(0 to {num_images - 1})."
+            f"(0 to {num_images - 1}), or -1 for a row without one."
         )
     return image_index.to(device)

@@ -265,6 +265,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
         image_cache: ImageCache | None = None,
         labels: torch.LongTensor | None = None,
         mask_labels: list[torch.Tensor] | None = None,
+        highest_mask_label: float = 1.0,
         reject_threshold: float | None = None,
         reeval: bool = False,
         return_dict: bool | None = None,
@@ -280,13 +281,15 @@ class ComposedForReasoningSegmentation(ComposedModel):
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
             pixel_values, sam_pixel_values, original_sizes, reshaped_input_sizes: See [`ComposedModel.encode_image`].
             image_index (`torch.LongTensor` of shape `(batch_size,)`, *optional*):
-                The image of each row, where rows share images.
+                The image of each row, where rows share images; -1 for a row of text alone.
             image_cache ([`ImageCache`], *optional*): Images encoded before, instead of the pixel values.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Ids to predict, -100 where nothing is to be learned.
             mask_labels (`list[torch.Tensor]` of shapes `(slots, height, width)`, *optional*):
                 Per row the target of every slot, bool or in [0, 1], at the size of the upright image, or the whole
                 image squeezed to a square.
+            highest_mask_label (`float`):
+                Largest value of `mask_labels`: LISA learns from sums of overlapping parts, where the target is 2.
             reject_threshold (`float`, *optional*):
                 Reject slots whose `slot_probs` is lower, instead of by the most probable token.
             reeval (`bool`):
@@ -345,7 +348,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
         if labels is not None:
             losses["ce_loss"] = config.ce_loss_weight * language_loss(self.vlm, logits, labels)
         if mask_labels is not None:
-            losses |= self._mask_losses(output, slots, images, image_index, mask_labels)
+            losses |= self._mask_losses(output, slots, images, image_index, mask_labels, highest_mask_label)
         if losses:
             output.losses, output.loss = losses, sum(losses.values())
             if self.training and slots is not None and not len(slots) and images is not None:
@@ -359,6 +362,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
         images: ImageCache | None,
         image_index: torch.LongTensor | None,
         mask_labels: list[torch.Tensor],
+        highest: float,
     ) -> dict[str, torch.FloatTensor]:
         counts = slots.counts if slots is not None else [0] * len(mask_labels)
         given = [len(targets) for targets in mask_labels]
@@ -371,7 +375,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
         for row, (low_res_masks, targets) in enumerate(zip(output.pred_masks, mask_labels, strict=True)):
             if not len(targets):
                 continue
-            check_targets(targets, row, images.size_of(image_index[row]))
+            check_targets(targets, row, images.size_of(image_index[row]), highest=highest)
             is_rejection = slots.token_ids[slots.rows == row] != self.config.seg_token_id
             if not self.config.count_rejected_masks:
                 low_res_masks, targets = low_res_masks[~is_rejection], targets[~is_rejection]

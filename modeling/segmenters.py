@@ -180,15 +180,19 @@ def upsample_masks(
 
 
 def check_targets(
-    targets: torch.Tensor, row: int, image_size: tuple[int, int] | None, any_size: bool = False
+    targets: torch.Tensor,
+    row: int,
+    image_size: tuple[int, int] | None,
+    any_size: bool = False,
+    highest: float = 1.0,
 ) -> torch.Tensor:
     """
     Checks the mask labels `(masks, height, width)` of a row: a loss of masks of 0 and 255, or of another image, is a
     number like any other.
 
     Raises:
-        ValueError: If there is another number of dimensions, a value outside [0, 1], or a size that is neither the
-            (height, width) `image_size` of the upright image, where it is known, nor a square, to which the whole
+        ValueError: If there is another number of dimensions, a value outside [0, `highest`], or a size that is neither
+            the (height, width) `image_size` of the upright image, where it is known, nor a square, to which the whole
             image is squeezed. With `any_size` only a single row or column and swapped sides are refused.
     """
     if targets.ndim != 3 or 0 in targets.shape[1:]:
@@ -204,10 +208,10 @@ def check_targets(
             "at the size of the image, or squeezed to a square."
         )
     # written so that NaN fails too
-    if targets.dtype != torch.bool and not bool(((targets >= -ROUNDING) & (targets <= 1 + ROUNDING)).all()):
+    if targets.dtype != torch.bool and not bool(((targets >= -ROUNDING) & (targets <= highest + ROUNDING)).all()):
         raise ValueError(
             f"mask_labels of row {row} have values from {targets.min().item():g} to {targets.max().item():g}; they "
-            "must lie in [0, 1]. Divide masks of 0 and 255 by 255."
+            f"must lie in [0, {highest:g}]. Divide masks of 0 and 255 by 255."
         )
     return targets
 

@@ -16,6 +16,8 @@ import torch
 IMAGE_TOKEN = "<image>"
 # What stands for an image in the prompts of LISA, GSVA and LLaVA models trained with `mm_use_im_start_end`.
 MARKED_IMAGE = f"<im_start>{IMAGE_TOKEN}<im_end>"
+# In `image_index`: the row has no image.
+NO_IMAGE = -1
 
 # ---- chat templates -------------------------------------------------------------------------------------------------
 
@@ -468,23 +470,32 @@ def read_image_index(image_index: Any, num_rows: int, num_images: int) -> list[i
             '[["a cup"], ["a dog"]].'
         )
     index = as_list(image_index)
-    if len(index) != num_rows or not all(0 <= image < num_images for image in index):
+    if len(index) != num_rows or not all(NO_IMAGE <= image < num_images for image in index):
         raise ValueError(
             f"image_index {index} must have one entry per text ({num_rows}), each naming an image (0 to "
-            f"{num_images - 1})."
+            f"{num_images - 1}) or {NO_IMAGE} for a whole prompt without one."
         )
     return [int(image) for image in index]
 
 
-def check_image_tokens(conversations: Sequence[str], image_token: str, num_images: int | None) -> None:
-    """A ValueError for a whole prompt that holds not exactly one image token, or any although there are no images."""
+def check_image_tokens(
+    conversations: Sequence[str], image_token: str, num_images: int | None, image_index: Any = None
+) -> None:
+    """A ValueError for a whole prompt that holds not exactly one image token, or any although it has no image."""
     counts = [conversation.count(image_token) for conversation in conversations]
+    without = (
+        {row for row, image in enumerate(as_list(image_index)) if image == NO_IMAGE}
+        if image_index is not None
+        else set()
+    )
+    if wrong := [row for row in without if row < len(counts) and counts[row]]:
+        raise ValueError(f"Row {wrong[0]} holds {image_token}, but image_index says {NO_IMAGE}: it has no image.")
     if num_images is None and any(counts):
         raise ValueError(
             f"The texts hold {counts} {image_token} tokens but no images were passed. Every text needs its image: "
             "one per text, one for all, or `image_index`."
         )
-    if num_images is not None and set(counts) != {1}:
+    if num_images is not None and {count for row, count in enumerate(counts) if row not in without} - {1}:
         raise ValueError(
             f"The texts hold {counts} {image_token} tokens, and {num_images} images were passed. Each text must hold "
             f"exactly one {image_token}; leave it out of plain messages, in front of which the chat template puts it."

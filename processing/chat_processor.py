@@ -10,6 +10,7 @@ from transformers.processing_utils import ImagesKwargs, MultiModalData, Processi
 
 from .chat import (
     IMAGE_TOKEN,
+    NO_IMAGE,
     PromptRow,
     TurnMarkers,
     assistant_message,
@@ -90,7 +91,8 @@ def image_of_row(inputs: Any, row: int) -> Any:
     if images is None:
         return None
     index = inputs.get("image_index")
-    return images[row if index is None else int(index[row])]
+    image = row if index is None else int(index[row])
+    return None if image == NO_IMAGE else images[image]
 
 
 class ChatProcessor(ProcessorMixin):
@@ -100,8 +102,8 @@ class ChatProcessor(ProcessorMixin):
     Subclasses have the attributes `tokenizer`, `chat_template`, `image_token` and `image_token_id`, and say how
 
     - `_encode(conversations, images, index, options)` encodes whole prompts with one image token each (none where
-      `images` is `None`) and different images, `index` being the image of each prompt or `None` where each has its
-      own: returns rows of ids, neither padded nor truncated, and the views of the images;
+      `images` is `None`) and different images, `index` being the image of each prompt, -1 for one without, or `None`
+      where each has its own: returns rows of ids, neither padded nor truncated, and the views of the images;
     - `_encode_images(images, options)` makes the views alone;
     - `_word_phrases(phrases)` says a row's phrases as a message and, where the model reads one, its answer.
 
@@ -152,7 +154,7 @@ class ChatProcessor(ProcessorMixin):
                 What to segment, instead of `text` and `answer`: a list of phrases per row. A single list of strings is
                 one row, a single string one phrase.
             image_index (`list[int]`, *optional*):
-                The image of each row, where rows share images.
+                The image of each row, where rows share images; -1 for a whole prompt without one.
             kwargs:
                 `return_labels` and `apply_template`, see [`ChatProcessorKwargs`]; `padding_side`, by default left if a
                 row awaits its answer and right if all have one; further arguments of the tokenizer (`padding`,
@@ -179,7 +181,7 @@ class ChatProcessor(ProcessorMixin):
             raise ValueError("`image_index` was given without `images`.")
         images = None if images is None else read_images(images)
         num_images = None if images is None else len(images)
-        check_image_tokens([row.conversation for row in rows], self.image_token, num_images)
+        check_image_tokens([row.conversation for row in rows], self.image_token, num_images, image_index)
         index = None if images is None else read_image_index(image_index, len(rows), num_images)
         return self._model_inputs(rows, images, index, options)
 
@@ -359,10 +361,13 @@ def label_answers(
         input_ids (`list[int]`): Ids of the same prompt with expanded image tokens, not truncated.
 
     Raises:
-        ValueError: If an answer comes before the image, so that its position among the ids is unknown.
+        ValueError: If an answer holds what the ids hold otherwise, such as an image among several.
     """
     encoded = tokenizer(conversation, return_offsets_mapping=True, **tokenizer_kwargs)
     shift = len(input_ids) - len(encoded["input_ids"])
+    pairs = zip(encoded["input_ids"], input_ids, strict=False)
+    # Up to the image, which stands for more than one id, both are the same.
+    same = next((index for index, (one, other) in enumerate(pairs) if one != other), len(input_ids))
     labels = [IGNORED_LABEL] * len(input_ids)
     for start, stop in answers:
         # Tokens without a width (the space that LLaMA tokenizers put after an added token) belong to what surrounds
@@ -375,12 +380,10 @@ def label_answers(
         if not inside:
             continue
         for index in range(inside[0], inside[-1] + 1):
-            label = encoded["input_ids"][index]
-            if input_ids[index + shift] != label:
-                raise ValueError(
-                    "An answer comes before the image, so it cannot be labelled. Put the image into the first message."
-                )
-            labels[index + shift] = label
+            label, position = encoded["input_ids"][index], index if index < same else index + shift
+            if input_ids[position] != label:
+                raise ValueError("An answer stands between images, so it cannot be labelled. Give one image per row.")
+            labels[position] = label
     return labels
 
 
@@ -473,7 +476,7 @@ class LlavaChatProcessor(ChatProcessor):
             images = self.image_processor.fetch_images(images)
             views, replacements = self._process_images(images, **options["images_kwargs"])
             if index is not None:
-                replacements = [replacements[image] for image in index]
+                replacements = [replacements[image] for image in index if image != NO_IMAGE]
         texts, offsets = self.get_text_with_replacements(list(conversations), replacements)
         text_kwargs = without_row_options(options["text_kwargs"])
         text_kwargs.pop("return_mm_token_type_ids", None)

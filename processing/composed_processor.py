@@ -9,6 +9,7 @@ from transformers.dynamic_module_utils import custom_object_save, get_class_from
 from transformers.models.auto.processing_auto import processor_class_from_name
 from transformers.utils import PROCESSOR_NAME
 
+from .chat import NO_IMAGE
 from .chat_processor import ChatProcessor, TokenRows, without_row_options
 from .image_loading import load_rgb_image
 from .image_processing_reasoning_segmentation import SegmenterImageProcessor
@@ -90,12 +91,32 @@ class ComposedProcessor(ChatProcessor):
             return self._call_vlm_processor(conversations, None, options)
         limit = self._pixel_limit(options)
         images = [load_rgb_image(image, limit) for image in images]
+        if index is not None and NO_IMAGE in index:
+            tokens = self._encode_with_and_without(conversations, images, index, options)
+            return tokens, self._encode_images(images, options)
         by_row = images if index is None else [images[image] for image in index]
         tokens, views = self._call_vlm_processor(conversations, by_row, options)
         if index is not None:
             # An image that several rows share goes into the model once, so its view is needed once.
             return tokens, self._encode_images(images, options)
         return tokens, {**views, **self._segmenter_inputs(images, options)}
+
+    def _encode_with_and_without(
+        self, conversations: list[str], images: list, index: list[int], options: dict[str, Any]
+    ) -> TokenRows:
+        """Rows of ids where some have no image: not every processor takes both kinds in one call."""
+        rows: list[dict[str, list]] = [{} for _ in index]
+        for has_image in (True, False):
+            chosen = [row for row, image in enumerate(index) if (image != NO_IMAGE) == has_image]
+            views = [images[index[row]] for row in chosen] if has_image else None
+            tokens = (
+                self._call_vlm_processor([conversations[row] for row in chosen], views, options)[0] if chosen else {}
+            )
+            for name, values in tokens.items():
+                for row, value in zip(chosen, values, strict=True):
+                    rows[row][name] = value
+        names = {name: None for row in rows for name in row}
+        return {name: [row.get(name, [0] * len(row["input_ids"])) for row in rows] for name in names}
 
     def _encode_images(self, images, options):
         limit = self._pixel_limit(options)

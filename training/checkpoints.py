@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_DRAFT = ".checkpoint.partial"
 FINISHED_DRAFT = ".finished.partial"
 _REPLACED = ".replaced.partial"
+# What a benchmark keeps while it runs in the middle of a training; nothing of it is needed afterwards.
+VALIDATION_DRAFT = ".validation.partial"
 # Stands in the folder of a run from its start to its end.
 _UNFINISHED = ".unfinished"
 _NAME = re.compile(rf"{PREFIX_CHECKPOINT_DIR}-(\d+)")
@@ -93,7 +95,7 @@ def begin(out: Path) -> None:
     """Note that a run has begun, and remove what a stopped one has left half written; for one process alone."""
     out.mkdir(parents=True, exist_ok=True)
     (out / _UNFINISHED).touch()
-    for draft in (CHECKPOINT_DRAFT, FINISHED_DRAFT, _REPLACED):
+    for draft in (CHECKPOINT_DRAFT, FINISHED_DRAFT, VALIDATION_DRAFT, _REPLACED):
         shutil.rmtree(out / draft, ignore_errors=True)
 
 
@@ -135,6 +137,7 @@ def move_files_in_place(draft: Path, target: Path) -> None:
 __all__ = [
     "CHECKPOINT_DRAFT",
     "FINISHED_DRAFT",
+    "VALIDATION_DRAFT",
     "begin",
     "end",
     "list_checkpoints",

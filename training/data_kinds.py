@@ -1,4 +1,4 @@
-"""What a recipe may name: kinds of data, stages before the training, and models from scratch.
+"""What a recipe may name: kinds of data, stages before the training, models from scratch, and benchmarks.
 
 Every entry is `module:name`, and nothing of it is imported before a recipe uses it: a package that needs this one can
 have entries of its own.
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 DATA_KINDS = {
     "tabletop": "reasonseg.tabletop.recipe:Tabletops",
     "image_folder": "reasonseg.training.image_folder:ImageFolder",
+    "lisa_mixture": "reasonseg.training.instruction_mixture:InstructionMixture",
     "ivm_mix": "reasonseg.training.ivm_mix:IvmMix",
     "regions": "reasonseg.training.regions:Regions",
 }
@@ -34,6 +35,14 @@ FIRST_STAGES = {
 
 NEW_MODELS = {"tabletop": "reasonseg.tabletop.recipe:build_tabletop"}
 """For each `model` that begins with random weights a function of the recipe that returns it and its processor."""
+
+
+BENCHMARKS = {
+    "check": "reasonseg.evaluation.during_training:check_benchmark",
+    "measure": "reasonseg.evaluation.during_training:measure",
+    "error": "reasonseg.evaluation.registry:UnknownBenchmarkError",
+}
+"""What a recipe's `validation` is checked and measured by, and the error that says it cannot be."""
 
 
 class DataKind:
@@ -117,4 +126,4 @@ class FirstStage:
         raise NotImplementedError(f"{type(self).__name__} must say what it trains.")
 
 
-__all__ = ["DATA_KINDS", "FIRST_STAGES", "NEW_MODELS", "DataKind", "FirstStage"]
+__all__ = ["BENCHMARKS", "DATA_KINDS", "FIRST_STAGES", "NEW_MODELS", "DataKind", "FirstStage"]

@@ -22,16 +22,17 @@ class RecipeError(ValueError):
 class DataRecipe:
     """
     Args:
-        kind (`str`): `tabletop` (drawn on the fly), `image_folder`, `ivm_mix` (for IVM), `regions` (for ViP-LLaVA), or
-            another of `data_kinds.DATA_KINDS`.
-        path (`str`, *optional*): Folder of one split, for `image_folder`; the JSON file, for `regions`.
+        kind (`str`): `tabletop` (drawn on the fly), `image_folder`, `lisa_mixture` (what LISA and GSVA learnt from),
+            `ivm_mix` (for IVM), `regions` (for ViP-LLaVA), or another of `data_kinds.DATA_KINDS`.
+        path (`str`, *optional*): Folder of one split, for `image_folder`; the data root, for `lisa_mixture`; the JSON
+            file, for `regions`.
         split (`str`): Split of `tabletop`.
         length (`int`): Scenes of `tabletop` in an epoch; every epoch draws new ones.
         requests_per_scene (`int`): Conversations about each scene.
         curriculum (`list[dict]`): Arguments of `make_requests` for the first epochs, one entry each.
-        options (`dict`): Arguments of `make_requests` for all epochs; for `ivm_mix` of `IvmMixDataset`, for `regions`
-            of `RegionDialogues`.
-        collator (`dict`): For `regions`, arguments of `DialogueCollator`.
+        options (`dict`): Arguments of `make_requests` for all epochs; for `lisa_mixture` of `LisaMixture`, for
+            `ivm_mix` of `IvmMixDataset`, for `regions` of `RegionDialogues`.
+        collator (`dict`): For `lisa_mixture` arguments of `InstructionCollator`, for `regions` of `DialogueCollator`.
         group_by_modality_length (`bool`): For `regions`, batches of rows of about one length, with images or without,
             as [`ModalityLengthSampler`] orders them.
         sources (`list[dict]`): The parts of `ivm_mix`, each with the fields of `IvmMixSource`.
@@ -91,6 +92,66 @@ class GuidanceRecipe:
 
 
 @dataclass
+class ValidationRecipe:
+    """
+    A benchmark that measures the model while it learns. The checkpoint of the best one is kept whatever
+    `save_total_limit` says, and the finished repository has its weights.
+
+    Args:
+        dataset (`str`): Name of a benchmark of `reasonseg evaluate`, or the folder of one split.
+        every (`int` or `str`): Steps between two measurements, or `epoch`. Checkpoints are written then.
+        metric (`str`): Which of the benchmark's numbers decides, such as `giou`.
+        greater_is_better (`bool`): Whether a larger number is a better one.
+        data, images, annotations (`str`, *optional*): Where the benchmark's files are.
+        split, protocol, scenes, limit, batch_size, max_new_tokens, rule: As of `reasonseg evaluate`.
+        settings (`dict`, *optional*): The benchmark's own settings, those of `--set`.
+    """
+
+    dataset: str
+    every: int | str = "epoch"
+    metric: str = "giou"
+    greater_is_better: bool = True
+    data: str | None = None
+    images: str | None = None
+    annotations: str | None = None
+    split: str | None = None
+    protocol: str | None = None
+    scenes: int | None = None
+    limit: int | None = None
+    batch_size: int | None = None
+    max_new_tokens: int | None = None
+    rule: str | None = None
+    settings: dict[str, Any] | None = None
+
+    def check(self, arguments: dict[str, Any]) -> None:
+        """
+        Raises:
+            RecipeError: If `every` is neither steps nor `epoch`, or the Trainer's `arguments` say it otherwise.
+        """
+        is_steps = isinstance(self.every, int) and not isinstance(self.every, bool) and self.every > 0
+        if not is_steps and self.every != "epoch":
+            raise RecipeError(f"validation.every is {self.every!r}; it must be a number of steps, or epoch.")
+        if said := sorted(_OF_VALIDATION & set(arguments)):
+            raise RecipeError(
+                f"arguments.{said[0]} does not go with `validation`, which sets it: checkpoints are written where the "
+                "model is measured (validation.every), and the best one is kept."
+            )
+
+
+# Arguments of the Trainer that follow from `validation`.
+_OF_VALIDATION = {
+    "eval_strategy",
+    "eval_steps",
+    "save_strategy",
+    "save_steps",
+    "metric_for_best_model",
+    "greater_is_better",
+    "load_best_model_at_end",
+    "save_only_model",
+}
+
+
+@dataclass
 class Recipe:
     """
     Args:
@@ -104,6 +165,7 @@ class Recipe:
         optimizer ([`OptimizerRecipe`], *optional*): Muon and AdamW.
         parts (`dict`, *optional*): Instead of `model`, a new one of these: the `system`, and the options of
             `reasonseg compose` by name, with underscores.
+        validation ([`ValidationRecipe`], *optional*): What measures the model while it learns.
         learning_rates (`dict[str, float]`): Learning rates of parameters whose names match a pattern, where they
             differ from `arguments.learning_rate`.
         dtype (`str`): Number format the weights are trained in; `auto` is that of the repo.
@@ -125,6 +187,7 @@ class Recipe:
     first_stages: dict[str, FirstStage] = field(default_factory=dict)
     optimizer: OptimizerRecipe | None = None
     parts: dict[str, Any] | None = None
+    validation: ValidationRecipe | None = None
     learning_rates: dict[str, float] = field(default_factory=dict)
     dtype: str = "auto"
     guidance: GuidanceRecipe | None = None
@@ -149,6 +212,8 @@ class Recipe:
             raise RecipeError(f"data.group_by_modality_length is for rows of text; {self.data.kind} knows no lengths.")
         for stage in self.first_stages.values():
             stage.check(self)
+        if self.validation is not None:
+            self.validation.check(self.arguments)
         knows_scenes = self.kind.knows_scenes and self.model == self.data.kind
         if self.guidance is not None and self.guidance.needs_scenes and not knows_scenes:
             raise RecipeError(
@@ -181,6 +246,7 @@ _SECTIONS = {
     "lora": LoraRecipe,
     "optimizer": OptimizerRecipe,
     "guidance": GuidanceRecipe,
+    "validation": ValidationRecipe,
 }
 
 
@@ -301,6 +367,7 @@ __all__ = [
     "OptimizerRecipe",
     "Recipe",
     "RecipeError",
+    "ValidationRecipe",
     "describe_recipe",
     "load_recipe",
     "require_model",

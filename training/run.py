@@ -32,6 +32,7 @@ from .optimizers import optimizer_factory
 from .recipe import Recipe, RecipeError, require_model
 from .trained_parameters import add_lora, select_trained
 from .trainer import ReasoningSegmentationTrainer, training_arguments
+from .validation import Validation
 
 
 logger = logging.getLogger(__name__)
@@ -95,11 +96,15 @@ def _train(recipe: Recipe, out: Path, checkpoint: Path | None, compose: Compose 
         lora = recipe.lora
         add_lora(model, lora.r, lora.lora_alpha, lora.lora_dropout, lora.targets)
     select_trained(model, recipe.trained)
+    validation = None if recipe.validation is None else Validation(recipe.validation, out)
+    if validation is not None:
+        validation.check(model, processor)
 
     trainer = ReasoningSegmentationTrainer(
         model=model,
-        args=training_arguments(recipe, out),
+        args=training_arguments(recipe, out, **(validation.training_arguments if validation else {})),
         train_dataset=data,
+        validation=validation,
         data_collator=recipe.kind.collator(recipe, processor),
         processing_class=processor,
         decision_loss_weight=recipe.decision_loss_weight,
@@ -139,6 +144,8 @@ def save_finished(trainer: ReasoningSegmentationTrainer, out: Path, storage_dtyp
     trainer.save_model(str(draft))
     trainer.accelerator.wait_for_everyone()
     if trainer.args.should_save:
+        if trainer.validation is not None:
+            trainer.validation.write(trainer.state, draft)
         if storage_dtype is not None:
             store_as(draft, getattr(torch, storage_dtype))
         move_files_in_place(draft, out)

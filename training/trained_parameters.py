@@ -104,6 +104,12 @@ def trained_state_dict(model: nn.Module, state_dict: dict[str, torch.Tensor]) ->
     return {name: value for name, value in state_dict.items() if name in trained}
 
 
+def without_copies(model: nn.Module, state_dict: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """One name of every tensor that modules share: gathered from many processes, it lies there under each."""
+    names = {name for values in (model.named_parameters(), model.named_buffers()) for name, _ in values}
+    return {name: value for name, value in state_dict.items() if name in names}
+
+
 __all__ = [
     "LORA_TARGETS",
     "add_lora",
@@ -112,4 +118,5 @@ __all__ = [
     "remove_lora",
     "select_trained",
     "trained_state_dict",
+    "without_copies",
 ]

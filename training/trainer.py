@@ -1,26 +1,35 @@
 """transformers' Trainer for reasoning segmentation: every part of the loss in the logs, complete repos on disk."""
 
+import logging
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from .checkpoints import CHECKPOINT_DRAFT, put_in_place
 from .length_groups import ModalityLengthSampler
 from .optimizers import split_learning_rates
-from .recipe import Recipe
-from .trained_parameters import has_lora, merged_state_dict, trained_state_dict
+from .recipe import Recipe, RecipeError
+from .trained_parameters import has_lora, merged_state_dict, trained_state_dict, without_copies
+from .validation import Validation
 
+
+logger = logging.getLogger(__name__)
 
 TRAINED_PARTS_FILE = "trained_parts.safetensors"
+# DeepSpeed puts them beside its states, to make weights of them; here they are there, and foreign code is refused.
+_DEEPSPEED_SCRIPTS = ("zero_to_fp32.py", "zero_to_torch.py")
 
 
 def training_arguments(recipe: Recipe, out: Path, **overrides) -> TrainingArguments:
@@ -36,6 +45,18 @@ def training_arguments(recipe: Recipe, out: Path, **overrides) -> TrainingArgume
             **overrides,
         },
     )
+
+
+@contextmanager
+def _own_class(model: torch.nn.Module) -> Iterator[None]:
+    """Within, the model has the class whose code is saved with it; FSDP 2 has given it one of torch's."""
+    given = type(model)
+    if issubclass(given, FSDPModule):
+        model.__class__ = next(base for base in given.__mro__ if not issubclass(base, FSDPModule))
+    try:
+        yield
+    finally:
+        model.__class__ = given
 
 
 class EpochCallback(TrainerCallback):
@@ -68,6 +89,7 @@ class ReasoningSegmentationTrainer(Trainer):
             the Trainer's own optimizer; the first pattern that matches counts.
         signed_lengths (`Sequence[int]`, *optional*): Words of each row of the training data, negative without an
             image; rows then come in the order of [`ModalityLengthSampler`].
+        validation ([`Validation`], *optional*): Measures the model where the Trainer evaluates.
         args, kwargs: As for [`~transformers.Trainer`]. `remove_unused_columns=False` is required.
     """
 
@@ -79,9 +101,14 @@ class ReasoningSegmentationTrainer(Trainer):
         optimizer_factory: Callable | None = None,
         learning_rates: dict[str, float] | None = None,
         signed_lengths: Sequence[int] | None = None,
+        validation: Validation | None = None,
         **kwargs,
     ):
+        if validation is not None:
+            kwargs["eval_dataset"] = []  # the benchmark reads its own; the Trainer wants to see some
         super().__init__(*args, **kwargs)
+        self.validation = validation
+        self._check_sharding()
         if self.args.remove_unused_columns:
             raise ValueError(
                 "The collator needs images and conversations, which no forward argument is named after; set "
@@ -98,6 +125,31 @@ class ReasoningSegmentationTrainer(Trainer):
         self._writes_draft = False
         if hasattr(self.train_dataset, "set_epoch"):
             self.add_callback(EpochCallback(self.train_dataset))
+
+    def _check_sharding(self) -> None:
+        """
+        Raises:
+            RecipeError: If parameters are sharded in a way from which no complete repository can be written, or in
+                which the model cannot be measured.
+        """
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if plugin is not None and (plugin.fsdp_version != 2 or "FULL" not in str(plugin.state_dict_type)):
+            raise RecipeError(
+                "Checkpoints are complete repositories, which FSDP gives with fsdp_version: 2 and "
+                "fsdp_state_dict_type: FULL_STATE_DICT; see training/accelerate/fsdp.yaml."
+            )
+        if plugin is not None:
+            # What is sharded by itself is gathered when its own `forward` is called, which a segmenter's never is;
+            # and accelerate wants every class that is named to be there.
+            present = {type(module).__name__ for module in self.model.modules()}
+            present -= {type(getattr(self.model, "segmenter", None)).__name__}
+            self.model._no_split_modules = sorted(present & set(self.model._no_split_modules or ()))
+        if self.validation is not None and (plugin is not None or is_deepspeed_zero3_enabled()):
+            raise RecipeError(
+                "`validation` needs the whole model in every process, and its parameters are sharded. Train with "
+                "several GPUs or ZeRO stage 2, or leave it out and evaluate the checkpoints, which are complete "
+                "repositories."
+            )
 
     def create_optimizer(self, model=None):
         if self.optimizer is None and self.optimizer_factory is not None:
@@ -135,6 +187,9 @@ class ReasoningSegmentationTrainer(Trainer):
         for name, auxiliary_loss in self.auxiliary_losses.items():
             losses[name] = auxiliary_loss(inputs, outputs, auxiliary_labels)
             loss = loss + losses[name]
+        if self.is_fsdp_enabled and outputs.get("mask_scores") is not None:
+            # FSDP resumes only where everything that learns has a gradient, and no loss here is on the scores.
+            loss = loss + 0.0 * sum(scores.sum() for scores in outputs["mask_scores"])
         if model.training:
             for name, value in losses.items():
                 self._loss_parts[name].append(value.detach())
@@ -159,6 +214,36 @@ class ReasoningSegmentationTrainer(Trainer):
             self._loss_parts.clear()
         super().log(logs, start_time)
 
+    # ---- validation ---------------------------------------------------------------------------------------------
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        if self.validation is None:
+            return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+        model = self.accelerator.unwrap_model(self.model)
+        try:
+            with self.accelerator.autocast():
+                numbers = self.validation.measure(model, self.processing_class)
+        finally:
+            model.train()
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in numbers.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _load_best_model(self) -> None:
+        best = self._best_checkpoint(Path(self._get_output_dir(None)))
+        logger.warning(
+            "The finished repository has the weights of %s: %s was %.4f.",
+            best.name,
+            self.args.metric_for_best_model,
+            self.state.best_metric,
+        )
+        self._load_from_checkpoint(str(best), self.model)
+
+    def _best_checkpoint(self, run_dir: Path) -> Path:
+        # by its number: the folder of a run that resumes may have another name than before
+        return run_dir / f"{PREFIX_CHECKPOINT_DIR}-{self.state.best_global_step}"
+
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model, trial) -> None:
@@ -175,9 +260,11 @@ class ReasoningSegmentationTrainer(Trainer):
         finally:
             self._writes_draft = False
         self.accelerator.wait_for_everyone()
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(target)
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(self._best_checkpoint(run_dir))
         if self.args.should_save:
+            for script in _DEEPSPEED_SCRIPTS:
+                (drafts / name / script).unlink(missing_ok=True)
             self.state.save_to_json(str(drafts / name / TRAINER_STATE_NAME))
             put_in_place(drafts / name, target)
             drafts.rmdir()
@@ -197,16 +284,16 @@ class ReasoningSegmentationTrainer(Trainer):
             super()._push_from_checkpoint(checkpoint_folder)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        if not self.args.should_save:
+            return  # of sharded parameters the first process alone has been given all
         output_dir = Path(output_dir or self.args.output_dir)
         model = self.accelerator.unwrap_model(self.model)
-        state_dict = model.state_dict() if state_dict is None else state_dict
-        if not has_lora(model):
+        state_dict = model.state_dict() if state_dict is None else without_copies(model, state_dict)
+        weights = merged_state_dict(model, state_dict) if has_lora(model) else state_dict
+        with _own_class(model):
             # Parameter names rather than a family's older spelling: a resumed run looks them up.
-            model.save_pretrained(output_dir, state_dict=state_dict, save_original_format=False)
-        else:
-            model.save_pretrained(
-                output_dir, state_dict=merged_state_dict(model, state_dict), save_original_format=False
-            )
+            model.save_pretrained(output_dir, state_dict=weights, save_original_format=False)
+        if has_lora(model):
             save_file(trained_state_dict(model, state_dict), output_dir / TRAINED_PARTS_FILE)
         if self.processing_class is not None:
             self.processing_class.save_pretrained(output_dir)
@@ -214,7 +301,7 @@ class ReasoningSegmentationTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         model = self.accelerator.unwrap_model(model or self.model)
         trained_parts = Path(resume_from_checkpoint) / TRAINED_PARTS_FILE
-        if not has_lora(model):
+        if self.is_fsdp_enabled or not has_lora(model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         elif not trained_parts.is_file():
             raise FileNotFoundError(

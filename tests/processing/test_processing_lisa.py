@@ -204,10 +204,13 @@ class TestLabels:
         labelled = [label for label in inputs["labels"][0] if label != -100]
         assert lisa.tokenizer.decode(labelled) == "it is [SEG].</s>"
 
-    def test_answers_in_front_of_the_image_cannot_be_labelled(self, lisa):
+    def test_answers_before_and_after_the_image_are_labelled(self, lisa):
         text = "USER: Hi ASSISTANT: Hello</s>USER: <image> ASSISTANT: It is [SEG].</s>"
-        with pytest.raises(ValueError, match="answer comes before the image"):
-            lisa(images=IMAGES[0], text=text, return_labels=True)
+        inputs = lisa(images=IMAGES[0], text=text, return_labels=True)
+        found = [(index, label) for index, label in enumerate(inputs["labels"][0]) if label != -100]
+        assert all(inputs["input_ids"][0][index] == label for index, label in found)
+        answers = lisa.tokenizer.decode([label for _, label in found])
+        assert answers.replace(" ", "") == "Hello</s>Itis[SEG].</s>"
 
 
 class TestImageIndex:
