@@ -47,10 +47,11 @@ def midsize_model() -> LisaForReasoningSegmentation:
     ).eval()
 
 
-def question_ids(rows: int, text_tokens: int = 60) -> torch.LongTensor:
-    """Prompts of `text_tokens` random words around one image."""
+def question_ids(rows: int, text_tokens: int = 60, shared_tokens: int = 1) -> torch.LongTensor:
+    """Prompts of `text_tokens` random words around one image; the first `shared_tokens` are those of all rows."""
     words = torch.randint(3, 31_000, (rows, text_tokens), generator=torch.Generator().manual_seed(1))
     words[:, 0] = 1
+    words[:, :shared_tokens] = words[0, :shared_tokens]
     image = torch.full((rows, PATCHES), IMAGE)
     return torch.cat([words[:, :30], image, words[:, 30:]], dim=1)
 

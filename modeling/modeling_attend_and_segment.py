@@ -313,6 +313,7 @@ class AttendAndSegmentForReasoningSegmentation(ComposedModel):
         collector = AttentionMapCollector(self.vlm, columns, options["heads"], options["attention_layers"])
         kwargs = self._recorded_generation(kwargs, collector)
         stop_ids = stop_ids_of(self._setting("eos_token_id", kwargs))
+        kwargs["share_prefixes"] = False  # the attention of whole prompts is looked at
         with reduce_attentions(collector):
             generated = super().generate(input_ids, attention_mask, image_index, images, **kwargs)
 

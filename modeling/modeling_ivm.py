@@ -341,7 +341,7 @@ class IvmForVisualMasking(ComposedModel):
 
     def _known_options(self) -> set[str]:
         """What `generate` of the vision-language model takes, so that a call works with every system or with none."""
-        names = set(vars(GenerationConfig())) | {"tokenizer", "assistant_tokenizer"}
+        names = set(vars(GenerationConfig())) | {"tokenizer", "assistant_tokenizer", "share_prefixes"}
         for method in (GenerationMixin.generate, type(self.vlm).prepare_inputs_for_generation, type(self.vlm).forward):
             names |= set(inspect.signature(method).parameters)
         return names - {"self", "kwargs"}

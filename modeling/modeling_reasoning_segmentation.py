@@ -11,6 +11,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from .composed_model import ComposedModel, ImageCache
 from .configuration_reasoning_segmentation import ReasoningSegmentationConfig
+from .key_value_cache import ReadPrompts, read_prompts
 from .outputs import (
     ReasoningSegmentationOutput,
     find_cache,
@@ -268,6 +269,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
         highest_mask_label: float = 1.0,
         reject_threshold: float | None = None,
         reeval: bool = False,
+        share_prefixes: bool = True,
         return_dict: bool | None = None,
         **kwargs,
     ) -> ReasoningSegmentationOutput:
@@ -296,6 +298,11 @@ class ComposedForReasoningSegmentation(ComposedModel):
                 Draw all masks from a second pass in which every `[REJ]` of the answer reads `[SEG]`; the decisions
                 stay those of the first pass. GSVA's gRefCOCO and RefZOM numbers are made this way (model_forward with
                 `reeval=True`). Only for evaluation: it takes no labels.
+            share_prefixes (`bool`):
+                Read once what the rows of one image begin with, and with `image_cache` not again what it knows from
+                earlier calls; the second pass of `reeval` begins at the first `[REJ]`. The output is the same but for
+                `cache`, which is then `None`. Each row is read whole where gradients are computed, with labels,
+                `use_cache=True` or further inputs of the model, and by a model that allows nothing else (`can_go_on`).
             return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are set.
             kwargs: Further inputs of the vision-language model.
 
@@ -314,16 +321,20 @@ class ComposedForReasoningSegmentation(ComposedModel):
             )
         views = (pixel_values, sam_pixel_values, original_sizes, reshaped_input_sizes)
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs, *views)
-        recorder = SlotStateRecorder()
+        recorder, read, language = SlotStateRecorder(), None, {}
         with recorder.watching(self.vlm):
-            language = self.vlm(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                return_dict=True,
-                **self._vlm_image_inputs(images, image_index),
-                **kwargs,
-            )
-        logits = without_placeholder(language.logits, config.image_token_id)
+            if share_prefixes and labels is None and mask_labels is None:
+                given = (input_ids, attention_mask, images, image_index, kwargs)
+                read = self._read_from_prefixes(*given, recorder, keep=image_cache is not None, read_again=reeval)
+            if read is None:
+                language = self.vlm(
+                    input_ids=input_ids,
+                    attention_mask=attention_mask,
+                    return_dict=True,
+                    **self._vlm_image_inputs(images, image_index),
+                    **kwargs,
+                )
+        logits = without_placeholder(language.logits, config.image_token_id) if read is None else read.logits
         slots, slot_outputs = None, {}
         if input_ids is not None and config.seg_token_id is not None and logits.shape[1] == input_ids.shape[1]:
             # Over several devices the head may be on another one than the inputs.
@@ -332,14 +343,23 @@ class ComposedForReasoningSegmentation(ComposedModel):
             predictors = (slots.rows, slots.positions - 1)
             slot_logits = logits[predictors]
             rejected = rejected_by_argmax(slot_logits, slots.token_ids, config.seg_token_id, config.rej_token_id)
+            if read is not None and reeval:
+                with recorder.watching(self.vlm):
+                    read = read.read_again(self, self._without_rejections(input_ids), recorder)
+            slot_states = recorder.states[predictors] if read is None else read.states_at(*predictors)
             slot_outputs = self._slot_outputs(
-                slots, recorder.states[predictors], slot_logits, rejected, images, image_index, reject_threshold
+                slots, slot_states, slot_logits, rejected, images, image_index, reject_threshold
             )
         output = ReasoningSegmentationOutput(logits=logits, **language_fields(language), **slot_outputs)
-        if reeval:
-            all_seg = input_ids.masked_fill(input_ids == config.rej_token_id, config.seg_token_id)
+        if reeval and read is None:
             second = self.forward(
-                all_seg, attention_mask, image_index=image_index, image_cache=images, return_dict=True, **kwargs
+                self._without_rejections(input_ids),
+                attention_mask,
+                image_index=image_index,
+                image_cache=images,
+                share_prefixes=False,
+                return_dict=True,
+                **kwargs,
             )
             for name in ("pred_masks", "mask_scores", "slot_states", "prompt_embeddings"):
                 output[name] = second[name]
@@ -354,6 +374,32 @@ class ComposedForReasoningSegmentation(ComposedModel):
             if self.training and slots is not None and not len(slots) and images is not None:
                 output.loss = output.loss + 0.0 * self._unused_mask_path(images, recorder.states)
         return output_or_tuple(output, return_dict, config)
+
+    def _without_rejections(self, input_ids: torch.LongTensor) -> torch.LongTensor:
+        return input_ids.masked_fill(input_ids == self.config.rej_token_id, self.config.seg_token_id)
+
+    def _read_from_prefixes(
+        self,
+        input_ids: torch.LongTensor | None,
+        attention_mask: torch.Tensor | None,
+        images: ImageCache | None,
+        image_index: torch.LongTensor | None,
+        kwargs: dict,
+        recorder: SlotStateRecorder,
+        **options: bool,
+    ) -> ReadPrompts | None:
+        """The rows as [`read_prompts`] reads them, `None` where each has to be read whole."""
+        others = {name for name, value in kwargs.items() if value is not None and value is not False}
+        if others - {"mm_token_type_ids"} or input_ids is None or not self._can_share_prefixes(images):
+            return None
+        if attention_mask is None:
+            attention_mask = torch.ones_like(input_ids)
+        if attention_mask.shape != input_ids.shape:
+            return None
+        inputs = self._vlm_image_inputs(images, image_index)
+        position_ids = self._position_ids(input_ids, attention_mask, inputs, kwargs)
+        prompts = (input_ids, attention_mask, position_ids)
+        return read_prompts(self, *prompts, images, image_index, recorder=recorder, **options)
 
     def _mask_losses(
         self,
@@ -430,7 +476,8 @@ class ComposedForReasoningSegmentation(ComposedModel):
                 Reject slots whose `slot_probs` is lower, instead of those for which `[REJ]` was generated.
             kwargs:
                 The images as in `forward`, and anything that [`~GenerationMixin.generate`] takes: `max_new_tokens`,
-                `num_beams`, `do_sample`, `num_return_sequences`, `streamer`, `generation_config`, ...
+                `num_beams`, `do_sample`, `num_return_sequences`, `streamer`, `generation_config`, ...; also
+                `share_prefixes`, see [`ComposedModel.generate`].
 
         Returns:
             [`ReasoningSegmentationOutput`] with `sequences` and the slot fields.
@@ -440,11 +487,11 @@ class ComposedForReasoningSegmentation(ComposedModel):
         """
         if self.config.seg_token_id is None:
             raise ValueError("The configuration names no seg_token_id, so no mask can be asked for; use `generate`.")
-        recorder = SlotStateRecorder()
+        recorder, keep = SlotStateRecorder(), image_cache is not None
         kwargs = self._recorded_generation(kwargs, recorder)
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
         with recorder.watching(self.vlm):
-            generated = self.generate(input_ids, attention_mask, image_index, images, **kwargs)
+            generated = self._generate(input_ids, attention_mask, image_index, images, keep, **kwargs)
 
         sequences, prompt_length = generated.sequences, input_ids.shape[1]
         slots = find_slots(sequences, self.config.slot_token_ids, start=prompt_length)

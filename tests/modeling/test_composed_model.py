@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import Cache, DynamicCache
 
-from reasonseg.modeling.composed_model import CACHE_NAMES, with_cache_named_for
+from reasonseg.modeling.key_value_cache import CACHE_NAMES, with_cache_named_for
 from reasonseg.modeling.modeling_attend_and_segment import AttendAndSegmentOutput
 from reasonseg.modeling.modeling_reasoning_segmentation import ComposedForReasoningSegmentation
 from reasonseg.modeling.outputs import ReasoningSegmentationOutput, find_cache

@@ -1,0 +1,332 @@
+"""What prompts about one image begin with is read once, and every answer is that of prompts which are read whole."""
+
+import weakref
+from contextlib import contextmanager
+
+import pytest
+import torch
+from transformers import GenerationConfig, LlamaConfig, MistralConfig, Qwen3VLConfig, SmolVLMConfig
+
+from reasonseg.modeling.key_value_cache import can_go_on
+from tests.modeling.test_families import llava_inputs, llava_next_inputs, qwen_inputs
+from tests.modeling.test_modeling_attend_and_segment import build, internvl_config, internvl_inputs
+from tests.support import tiny
+
+
+def qwen3_vl_config() -> Qwen3VLConfig:
+    return Qwen3VLConfig(
+        text_config={
+            **tiny.TEXT,
+            "head_dim": 8,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [2, 1, 1],
+                "mrope_interleaved": True,
+            },
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_heads": 2,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "out_hidden_size": 32,
+            "num_position_embeddings": 16,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        image_token_id=tiny.IMAGE,
+        video_token_id=62,
+        vision_start_token_id=58,
+        vision_end_token_id=59,
+    )
+
+
+def smolvlm_config() -> SmolVLMConfig:
+    vision = {name: value for name, value in tiny.CLIP.items() if name != "num_hidden_layers"}
+    return SmolVLMConfig(
+        text_config=LlamaConfig(**tiny.TEXT),
+        vision_config={**vision, "num_hidden_layers": 2},
+        image_token_id=tiny.IMAGE,
+        scale_factor=2,
+    )
+
+
+def smolvlm_inputs(count: int) -> tuple[dict, int]:
+    pixels, _ = llava_inputs(count)
+    return {"pixel_values": pixels["pixel_values"][:, None]}, 1
+
+
+def tiled_inputs(count: int) -> tuple[dict, int]:
+    pixels, image_tokens, grids = internvl_inputs(count)
+    return {**pixels, "tile_counts": grids["tile_counts"]}, image_tokens
+
+
+FAMILIES = {
+    "llava": (tiny.llava_config, llava_inputs),
+    "llava_next": (tiny.llava_next_config, llava_next_inputs),
+    "qwen2_5_vl": (tiny.qwen2_5_vl_config, qwen_inputs),
+    "qwen3_vl": (qwen3_vl_config, qwen_inputs),
+    "smolvlm": (smolvlm_config, smolvlm_inputs),
+    "internvl": (internvl_config, tiled_inputs),
+}
+LENGTHS, IMAGE_INDEX = [12, 9, 14, 10], torch.tensor([0, 1, 0, 1])
+# What the rows of image 0 begin with, and those of image 1, in words beside the image.
+SHARED = [7, 4]
+ANSWERS = [[10, tiny.SEG, tiny.REJ], [12], [tiny.REJ, tiny.SEG, 7], [tiny.SEG]]
+
+
+def questions(image_tokens: int, lengths=LENGTHS, image_index=IMAGE_INDEX) -> dict[str, torch.Tensor]:
+    """Left-padded prompts; those about one image have their first words in common, and the image among them."""
+    batch = tiny.prompts(lengths, image_tokens=image_tokens)
+    words = torch.randint(3, 58, (2, 8), generator=torch.Generator().manual_seed(7))
+    for row, (ids, length, image) in enumerate(zip(batch["input_ids"], lengths, image_index.tolist(), strict=True)):
+        start, shared = len(ids) - length - image_tokens, SHARED[image]
+        ids[start + 1] = words[image, 0]
+        ids[start + 2 + image_tokens : start + image_tokens + shared] = words[image, 1 : shared - 1]
+        ids[start + image_tokens + shared] = 30 + row  # where rows begin to differ
+    return batch
+
+
+def typed(batch: dict, model) -> dict:
+    batch = {name: value for name, value in batch.items() if name != "mm_token_type_ids"}
+    if "qwen" in model.vlm.config.model_type:
+        batch["mm_token_type_ids"] = (batch["input_ids"] == tiny.IMAGE).long()
+    return batch
+
+
+def row_of(batch: dict, row: int, image_index=IMAGE_INDEX) -> dict:
+    keep = batch["attention_mask"][row].bool()
+    alone = {name: value[row : row + 1, keep] for name, value in batch.items()}
+    return {**alone, "image_index": image_index[row : row + 1]}
+
+
+@contextmanager
+def counted_tokens(model):
+    """Tokens, padding included, that the language model reads."""
+    counts = []
+    hook = model.vlm.get_decoder().register_forward_pre_hook(
+        lambda module, args, kwargs: counts.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    )
+    yield counts
+    hook.remove()
+
+
+def assert_same(ours, theirs, keep=None) -> None:
+    for name in ("pred_masks", "mask_scores", "slot_probs", "slot_states", "prompt_embeddings"):
+        for one, other in zip(ours[name], theirs[name], strict=True):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+    for name in ("rejected", "slot_positions"):
+        assert all(torch.equal(one, other) for one, other in zip(ours[name], theirs[name], strict=True))
+    if keep is not None:
+        torch.testing.assert_close(ours.logits[keep], theirs.logits[keep], atol=1e-4, rtol=1e-4)
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request):
+    config, make_inputs = FAMILIES[request.param]
+    model = tiny.gsva_model(config(), seed=2)
+    tiny.favour_slots(model)
+    views, image_tokens = make_inputs(2)
+    others = {name: value for name, value in tiny.images(2).items() if name != "pixel_values"}
+    return model, image_tokens, {**views, **others}
+
+
+@pytest.fixture(scope="module")
+def llava():
+    model = tiny.gsva_model(seed=2)
+    tiny.favour_slots(model)
+    return model
+
+
+@pytest.mark.parametrize("reeval", [False, True])
+@torch.no_grad()
+def test_given_answers(family, reeval):
+    model, image_tokens, images = family
+    batch = typed(tiny.with_answers(questions(image_tokens), ANSWERS), model)
+    with counted_tokens(model) as whole:
+        expected = model(**batch, **images, image_index=IMAGE_INDEX, share_prefixes=False, reeval=reeval)
+    with counted_tokens(model) as shared:
+        output = model(**batch, **images, image_index=IMAGE_INDEX, reeval=reeval)
+    assert output.logits.shape == expected.logits.shape
+    assert_same(output, expected, batch["attention_mask"].bool())
+    width = batch["input_ids"].shape[1]
+    assert whole == [4 * width] * (1 + reeval)
+    longest = max(
+        length + len(answer) - SHARED[image]
+        for length, answer, image in zip(LENGTHS, ANSWERS, IMAGE_INDEX.tolist(), strict=True)
+    )
+    # The two prefixes, the four rests, and from the first [REJ] on: 1 token and 3.
+    assert shared == [2 * (max(SHARED) + image_tokens), 4 * longest, 4 * 3][: 2 + reeval]
+
+
+WAYS = {
+    "greedy": {},
+    "beams": {"num_beams": 3, "num_return_sequences": 2},
+    "samples": {"do_sample": True, "num_return_sequences": 2},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_written_answers(family, way):
+    model, image_tokens, images = family
+    batch = typed(questions(image_tokens), model)
+    options = {"image_index": IMAGE_INDEX, "max_new_tokens": 12, "pad_token_id": tiny.PAD, **WAYS[way]}
+    with counted_tokens(model) as whole:
+        torch.manual_seed(0)
+        expected = model.generate_with_masks(**batch, **images, **options, share_prefixes=False)
+    with counted_tokens(model) as shared:
+        torch.manual_seed(0)
+        output = model.generate_with_masks(**batch, **images, **options)
+    assert torch.equal(output.sequences, expected.sequences)
+    assert sum(map(len, output.pred_masks)) > 0
+    assert_same(output, expected)
+    assert sum(shared) < sum(whole)
+    copies = max(WAYS[way].get(name, 1) for name in ("num_beams", "num_return_sequences"))
+    longest = max(length - SHARED[image] for length, image in zip(LENGTHS, IMAGE_INDEX.tolist(), strict=True)) - 1
+    assert shared[:3] == [2 * (max(SHARED) + image_tokens), 4 * longest, 4 * copies]
+
+
+@torch.no_grad()
+def test_calls_that_are_handed_the_images_go_on_from_one_another(family):
+    model, image_tokens, images = family
+    batch = typed(tiny.with_answers(questions(image_tokens), ANSWERS), model)
+    cache = model.encode_image(**images)
+    for row in range(4):
+        alone = row_of(batch, row)
+        expected = model(**alone, **images, share_prefixes=False)
+        with counted_tokens(model) as read:
+            output = model(**alone, image_cache=cache)
+        assert_same(output, expected, torch.ones_like(alone["input_ids"]).bool())
+        known = SHARED[IMAGE_INDEX[row]] + image_tokens if row > 1 else 0
+        assert read == [alone["input_ids"].shape[1] - known]
+    with counted_tokens(model) as read:
+        output = model(**alone, image_cache=cache)
+    assert read == [], "the same prompt again"
+    assert_same(output, expected, torch.ones_like(alone["input_ids"]).bool())
+
+
+def conversation(model, cache, images, turns: int, words: int = 4, new: int = 5):
+    """Outputs and tokens read of a conversation whose prompts grow by `words` and an answer of `new` tokens a turn."""
+    ids, outputs, counts = row_of(questions(4), 0)["input_ids"], [], []
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(turns):
+        prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "image_index": torch.tensor([0])}
+        options = {"max_new_tokens": new, "min_new_tokens": new, "pad_token_id": tiny.PAD}
+        with counted_tokens(model) as read:
+            given = {"image_cache": cache} if cache is not None else {**images, "share_prefixes": False}
+            outputs.append(model.generate_with_masks(**prompt, **given, **options))
+        counts.append(sum(read))
+        ids = torch.cat([outputs[-1].sequences, torch.randint(3, 58, (1, words), generator=generator)], 1)
+    return outputs, counts
+
+
+def test_ten_turns_read_each_token_once(llava):
+    images = tiny.images(2)
+    outputs, counts = conversation(llava, llava.encode_image(**images), images, 10)
+    expected, all_counts = conversation(llava, None, images, 10)
+    for ours, theirs in zip(outputs, expected, strict=True):
+        assert torch.equal(ours.sequences, theirs.sequences)
+        assert_same(ours, theirs)
+    # A turn: the last token of the answer before, which nothing followed, four words, five new tokens but the last.
+    assert counts[1:] == [9] * 9
+    assert all_counts == [counts[0] + 9 * turn for turn in range(10)]
+
+
+def test_what_was_read_goes_with_the_images(llava):
+    images = llava.encode_image(**tiny.images(2))
+    conversation(llava, images, None, 2)
+    keys = weakref.ref(images.prefixes[0].layers[0][0])
+    assert images.prefixes[1] is None
+    assert keys() is not None
+    del images
+    assert keys() is None
+    images = llava.encode_image(**tiny.images(2))
+    batch = questions(4)
+    llava.generate_with_masks(
+        **batch, image_cache=images, image_index=IMAGE_INDEX, max_new_tokens=2, share_prefixes=False
+    )
+    assert images.prefixes is None
+    llava.generate(**batch, image_cache=images, image_index=IMAGE_INDEX, max_new_tokens=2)
+    lengths = [int(prefix.lengths) for prefix in images.prefixes]
+    assert lengths == [shared + 4 for shared in SHARED], "of several rows, what they share"
+
+
+@torch.no_grad()
+def test_padding_on_the_right_and_images_of_one_row(llava):
+    index = torch.tensor([0, 1, 0, 2])
+    batch, images = questions(4, image_index=torch.tensor([0, 1, 0, 1])), tiny.images(3)
+    batch = tiny.with_answers(batch, ANSWERS)
+    for name, value in batch.items():
+        rows = [value[row, batch["attention_mask"][row].bool()] for row in range(4)]
+        batch = (
+            {**batch, name: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)} if name == "input_ids" else batch
+        )
+    batch["attention_mask"] = (batch["input_ids"] != tiny.PAD).long()
+    expected = llava(**batch, **images, image_index=index, share_prefixes=False)
+    with counted_tokens(llava) as read:
+        output = llava(**batch, **images, image_index=index)
+    assert len(read) == 2
+    assert_same(output, expected, batch["attention_mask"].bool())
+
+
+PLAIN = {
+    "no cache": {"use_cache": False},
+    "static cache": {"cache_implementation": "static"},
+    "chunked prefill": {"prefill_chunk_size": 4},
+    "hidden states": {"output_hidden_states": True, "return_dict_in_generate": True},
+    "a configuration": {"generation_config": GenerationConfig(use_cache=False, max_new_tokens=4, pad_token_id=0)},
+}
+
+
+@pytest.mark.parametrize("way", PLAIN)
+def test_generations_that_read_their_prompts_whole(llava, way):
+    batch = questions(4)
+    options = {"max_new_tokens": 4, "pad_token_id": tiny.PAD} if "generation_config" not in PLAIN[way] else {}
+    with counted_tokens(llava) as read:
+        llava.generate(**batch, **tiny.images(2), image_index=IMAGE_INDEX, **options, **PLAIN[way])
+    assert read[0] == 4 * (batch["input_ids"].shape[1] if way != "chunked prefill" else 4)
+
+
+def test_passes_that_read_their_rows_whole(llava):
+    batch = tiny.with_answers(questions(4), ANSWERS)
+    inputs = {**batch, **tiny.images(2), "image_index": IMAGE_INDEX}
+    whole = [batch["input_ids"].numel()]
+    for options in ({"labels": batch["input_ids"]}, {"use_cache": True}, {"output_hidden_states": True}):
+        with torch.no_grad(), counted_tokens(llava) as read:
+            output = llava(**inputs, **options)
+        assert read == whole, options
+        assert (output.cache is not None) or "use_cache" not in options
+    with counted_tokens(llava) as read:
+        assert llava(**inputs).logits.requires_grad
+    assert read == whole
+    holed = {**inputs, "attention_mask": inputs["attention_mask"].clone()}
+    holed["attention_mask"][:, -5] = 0
+    with torch.no_grad(), counted_tokens(llava) as read:
+        llava(**holed)
+    assert read == whole, "padding between tokens"
+
+
+def test_models_whose_rows_cannot_go_on_from_one_another():
+    window = tiny.gsva_model(tiny.llava_config()).vlm
+    assert can_go_on(window)
+    sliding = MistralConfig(**tiny.TEXT, sliding_window=4)
+    config = tiny.llava_config()
+    config.text_config = sliding
+    model = tiny.gsva_model(config, seed=2)
+    assert not can_go_on(model.vlm)
+    with torch.no_grad(), counted_tokens(model) as read:
+        model(**questions(4), **tiny.images(2), image_index=IMAGE_INDEX)
+    assert len(read) == 1
+
+
+def test_attention_maps_see_the_whole_prompt():
+    model = build()
+    images = {**tiny.images(2), "image_index": IMAGE_INDEX}
+    output = model.generate_with_masks(**questions(4), **images, max_new_tokens=3, min_new_tokens=3, pad_token_id=0)
+    for row in range(4):
+        alone = row_of(questions(4), row)
+        one = model.generate_with_masks(**alone, **tiny.images(2), max_new_tokens=3, min_new_tokens=3, pad_token_id=0)
+        torch.testing.assert_close(output.attention_maps[row], one.attention_maps[0], atol=1e-4, rtol=1e-4)
