@@ -22,8 +22,8 @@ class RecipeError(ValueError):
 class DataRecipe:
     """
     Args:
-        kind (`str`): `tabletop` (drawn on the fly), `image_folder`, `ivm_mix` (for IVM), `regions` (for ViP-LLaVA), or
-            another of `data_kinds.DATA_KINDS`.
+        kind (`str`): `tabletop` (drawn on the fly), `image_folder`, `ivm_mix` (for IVM), `regions` (for ViP-LLaVA
+            and DiffLMM), or another of `data_kinds.DATA_KINDS`.
         path (`str`, *optional*): Folder of one split, for `image_folder`; the JSON file, for `regions`.
         split (`str`): Split of `tabletop`.
         length (`int`): Scenes of `tabletop` in an epoch; every epoch draws new ones.

@@ -78,7 +78,9 @@ def test_what_a_recipe_sets_is_described_without_the_places(tmp_path):
 
 
 def test_unknown_recipe():
-    with pytest.raises(RecipeError, match="no recipe 'sam'; recipes: difflmm_finetune, difflmm_pretrain, gsva, ivm, lisa"):
+    with pytest.raises(
+        RecipeError, match="no recipe 'sam'; recipes: difflmm_finetune, difflmm_pretrain, gsva, ivm, lisa"
+    ):
         load_recipe("sam")
 
 
