@@ -1,4 +1,7 @@
-"""ViP-LLaVA's training data: conversations about images, with visual prompts drawn when an image is read."""
+"""
+The training data of LLaVA, DiffLMM and ViP-LLaVA: conversations about images, for the last with visual prompts, which
+are drawn when an image is read.
+"""
 
 import logging
 from dataclasses import dataclass

@@ -23,7 +23,7 @@ class DataRecipe:
     """
     Args:
         kind (`str`): `tabletop` (drawn on the fly), `image_folder`, `lisa_mixture` (what LISA and GSVA learnt from),
-            `ivm_mix` (for IVM), `regions` (for ViP-LLaVA), or another of `data_kinds.DATA_KINDS`.
+            `ivm_mix` (for IVM), `regions` (for ViP-LLaVA and DiffLMM), or another of `data_kinds.DATA_KINDS`.
         path (`str`, *optional*): Folder of one split, for `image_folder`; the data root, for `lisa_mixture`; the JSON
             file, for `regions`.
         split (`str`): Split of `tabletop`.
