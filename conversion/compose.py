@@ -20,10 +20,9 @@ from .systems import SYSTEMS, Option, PublishedSystem
 
 
 class CompositionOptions(TypedDict, total=False):
-    """What every function of a [`Composition`] takes beside its own arguments.
+    """What every function of a [`Composition`] takes beside `seed` and its own arguments.
 
     Args:
-        seed (`int`, *optional*, defaults to 0): Of everything that is drawn: the same seed gives the same bytes.
         dtype (`torch.dtype` or `str`, *optional*): Type of the vision-language model, by default the one most of it is
             stored in.
         max_shard_size (`int` or `str`, *optional*, defaults to `"5GB"`): Largest weight file.
@@ -32,7 +31,6 @@ class CompositionOptions(TypedDict, total=False):
         progress (`ProgressCallback`, *optional*): Told about bytes written; `rich_progress` makes one.
     """
 
-    seed: int
     dtype: torch.dtype | str | None
     max_shard_size: int | str
     card: str | None

@@ -108,7 +108,7 @@ def compose_vip_llava(
             scheme=vip_llava_scheme(0, new_rows),
             generation_config=vip_llava_generation_config(template, tokenizer),
             finish=write_both_spellings,
-            folders={"language model": folder, "vision tower": tower},
+            folders={"base": folder, "vision tower": tower},
             new_tensors=new_parameters(model, _PROJECTOR, seed),
         )
 
@@ -136,7 +136,7 @@ def _add_language_model(inventory: Inventory, folder: Path) -> PreTrainedConfig:
     rules = [
         rule if rule.target is None else Rule(rule.source, _name_in_vip_llava(rule.target)) for rule in table.rules
     ]
-    inventory.add(source, ExplicitTable(rules, type(model).__name__), "language model")
+    inventory.add(source, ExplicitTable(rules, type(model).__name__), "base")
     return config
 
 

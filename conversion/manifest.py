@@ -23,6 +23,7 @@ from .plan import PlannedTensor
 from .rules import WEIGHT
 from .shards import DTYPE_NAMES
 from .sources import SafetensorsFile, read_json
+from .tensor_operations import DRAW, DRAW_ROWS
 
 
 MANIFEST, SIGNATURE = "manifest.json", "manifest.json.sig"
@@ -198,6 +199,21 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if bad := next((name for name, entry in body["tensors"].items() if not _is_tensor_entry(entry)), None):
         raise ConversionError(f"The manifest's entry of the tensor {bad!r} is malformed.", path=path)
     return body
+
+
+def count_new(manifest: Mapping[str, Any]) -> int:
+    """How many tensors of a composed repository are random numbers, or have rows of them; 0 for one that has learned.
+
+    Args:
+        manifest (`Mapping[str, Any]`): As `read_manifest` returns it.
+    """
+    drawn = {DRAW, DRAW_ROWS}
+    return sum(not drawn.isdisjoint(map(str, entry["operations"])) for entry in manifest["tensors"].values())
+
+
+def learned_nothing(count: int) -> str:
+    """That in a sentence; empty for 0."""
+    return f"It has learned nothing yet: {count} tensors, or rows of them, are random numbers." if count else ""
 
 
 def _is_file_entry(entry: object) -> bool:

@@ -22,6 +22,7 @@ from .locations import locate
 from .manifest import (
     MANIFEST,
     SIGNATURE,
+    count_new,
     file_sha256,
     is_trained,
     read_manifest,
@@ -72,6 +73,7 @@ class VerifyReport:
         not_compared (`dict[str, int]`): Tensors of sources that were not given, by source.
         problems (`list[Problem]`): Empty where all is well.
         signed (`bool`): Whether the holder of a key that was given has signed the manifest.
+        new (`int`): Tensors that are random numbers, or have rows of them: a composed model has learned nothing yet.
     """
 
     repo: Path
@@ -81,6 +83,7 @@ class VerifyReport:
     not_compared: dict[str, int] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
     signed: bool = False
+    new: int = 0
 
     @property
     def ok(self) -> bool:
@@ -142,6 +145,7 @@ def verify_repository(
             raise
         report.add(MANIFEST, error.cause)
         return report
+    report.new = count_new(manifest)
     if key is not None:
         _check_signature(report, Path(key), None if signature is None else Path(signature))
     sources = {role: open_source(locate(location)) for role, location in (against or {}).items()}

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, pipeline
 
 from reasonseg.conversion.card import render_card
+from reasonseg.conversion.compose import compose
 from reasonseg.conversion.convert_attend_and_segment import convert_attend_and_segment
 from reasonseg.modeling.configuration_reasoning_segmentation import ReasoningSegmentationConfig
 from reasonseg.modeling.modeling_reasoning_segmentation import ComposedForReasoningSegmentation
@@ -21,6 +22,7 @@ from reasonseg.processing.image_processing_reasoning_segmentation import Segment
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
 from tests.support.parity_data import PARITY
+from tests.support.parts import write_llava_next, write_sam2
 from tests.support.recorded_attention import converted_repo, recorded_sam
 
 
@@ -292,3 +294,29 @@ def test_code_of_other_processors_does_not_come_along(lisa_repo, tmp_path):
     names = {file.name for file in tmp_path.glob("*.py")}
     assert "processing_attend_and_segment.py" in names
     assert not names & {"processing_vip_llava.py", "processing_difflmm.py", "visual_prompts.py"}
+
+
+COMPOSED = """
+import json
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+arguments = json.loads(sys.argv[1])
+repo, trust = arguments["repo"], {"trust_remote_code": True}
+model, processor = AutoModel.from_pretrained(repo, **trust), AutoProcessor.from_pretrained(repo, **trust)
+assert type(model).__name__ == "LisaForReasoningSegmentation", type(model)
+assert type(processor).__name__ == "ReasoningSegmentationProcessor", type(processor)
+inputs = processor(images=[Image.open(arguments["image"])], phrases=[["a dog"]], return_tensors="pt")
+with torch.inference_mode():
+    assert len(model(**inputs).pred_masks[0]) == 1
+"""
+
+
+def test_a_composed_model_brings_the_processor_of_its_parts(tmp_path):
+    """LISA of another vision-language model than LLaVA v1, whose own processor is inside one of this package."""
+    vlm, segmenter = write_llava_next(tmp_path / "next"), write_sam2(tmp_path / "sam2")
+    repo = compose({"system": "lisa", "vlm": str(vlm), "segmenter": str(segmenter)}, tmp_path / "repo").out
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run_without_the_package(COMPOSED, elsewhere, repo=str(repo), image=str(IMAGES[0]))

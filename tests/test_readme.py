@@ -45,7 +45,7 @@ def workplace(tmp_path_factory):
     (folder / "tests").symlink_to(ROOT / "tests")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        for arguments in cli_commands(COMMANDS["run"]) + cli_commands(COMMANDS["convert"]):
+        for arguments in [line for name in ("run", "convert", "compose") for line in cli_commands(COMMANDS[name])]:
             result = CliRunner().invoke(app, arguments)
             assert result.exit_code == 0, result.output
         yield folder

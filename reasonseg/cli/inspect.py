@@ -1,7 +1,7 @@
 """`reasonseg inspect`: what is in a weight file?"""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,9 +23,12 @@ def inspect(
 
     No tensor is read and nothing in the file is run.
     """
+    from ..conversion.manifest import MANIFEST, count_new, learned_nothing, read_manifest
     from ..conversion.recognition import inspect_checkpoint
 
     found = inspect_checkpoint(path)
+    if (path / MANIFEST).is_file() and (said := learned_nothing(count_new(read_manifest(path)))):
+        found = replace(found, recognised=replace(found.recognised, notes=(*found.recognised.notes, said)))
     write_out(_as_json(found, summary) if as_json else _as_text(found, summary))
 
 

@@ -86,12 +86,15 @@ def _as_json(report: "VerifyReport") -> str:
 
 
 def _as_text(report: "VerifyReport") -> str:
+    from ..conversion.manifest import learned_nothing
+
     lines = [f"{printable_name(problem.file)}: {problem.cause}" for problem in report.problems[:_MAX_SHOWN]]
     if len(report.problems) > _MAX_SHOWN:
         lines.append(f"... and {len(report.problems) - _MAX_SHOWN} more problems")
     if report.ok:
         checked = f"{report.files} of {report.files} files and {report.tensors} tensors"
         lines.append(f"{printable_name(report.repo)}: {checked} are right")
+    lines += filter(None, [learned_nothing(report.new)])
     if report.signed:
         lines.append("the manifest is signed by the key that was given")
     lines += [f"{count} tensors equal the source {how}" for how, count in sorted(report.compared.items())]

@@ -7,10 +7,11 @@ from typing import get_args, get_type_hints
 
 import pytest
 
+from reasonseg.conversion.compose import CompositionOptions
 from reasonseg.conversion.convert import ConversionOptions
 from reasonseg.conversion.convert import convert as convert_system
 from reasonseg.conversion.convert_lisa import convert_lisa
-from reasonseg.conversion.systems import COMMON_OPTIONS, SOURCE_MODELS, SYSTEMS
+from reasonseg.conversion.systems import COMMON_OPTIONS, COMMON_PARTS, SOURCE_MODELS, SYSTEMS
 from reasonseg.loading import import_object
 from tests.test_packaging import ROOT
 
@@ -128,6 +129,24 @@ def test_commands_offer_what_the_functions_take(name):
     # What only Python can pass: mappings.
     assert taken.keys() - own.keys() - {"source", "out", "options"} <= {"sam_options", "pointing"}
     assert {option.name for option in COMMON_OPTIONS} | {"progress"} == set(shared)
+
+
+@pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if system.composition is not None])
+def test_parts_are_what_the_functions_take(name):
+    composition = SYSTEMS[name].composition
+    taken = inspect.signature(import_object(composition.compose)).parameters
+    assert all(parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD) for parameter in taken.values())
+    shared = get_type_hints(CompositionOptions).keys()
+    assert {option.name for option in COMMON_PARTS} | {"progress"} == {*shared, "seed"}
+    own = {option.name: option for option in composition.all_options if option.name not in shared}
+    assert taken.keys() - {"out", "options"} == own.keys()
+    for option in own.values():
+        default = taken[option.name].default
+        assert option.required == (default is inspect.Parameter.empty), option.name
+        if not option.required:
+            assert option.default == default, option.name
+    assert composition.parts.keys() <= own.keys()
+    assert {name for group in composition.one_of for name in group} <= own.keys()
 
 
 def test_templates_are_ones_that_exist():

@@ -8,7 +8,9 @@ import json
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from reasonseg.cli.app import app
 from tests.support.installed import installed
 from tests.support.parity_data import PARITY
 from tests.support.recorded_data_sets import DATA_ROOT
@@ -35,6 +37,26 @@ def test_convert_writes_what_verify_finds_right(converted):
 
 def test_inspect(converted):
     assert "system: lisa; variant: a converted repository" in installed("inspect", converted, "--summary").stdout
+
+
+def test_compose(tmp_path):
+    """What was made says that it has learned nothing, wherever one asks; a wrong option is named as it is typed."""
+    ivm, out = PARITY / "ivm", tmp_path / "ivm"
+    vlm, segmenter = ("--vlm", ivm / "llava_base"), ("--segmenter", ivm / "sam_vit_h_4b8939.pth")
+    result = installed("compose", "--system", "ivm", *vlm, *segmenter, "--out", out)
+    assert "; 100 new, which have learned nothing yet)" in result.stdout
+
+    def run(*arguments):
+        return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+    for command in (("verify", out), ("inspect", out, "--summary"), ("card", "--repo", out)):
+        assert "learned nothing yet" in run(*command).stdout, command
+    wrong = run("compose", "--system", "ivm", *vlm, "--out", tmp_path / "other")
+    assert wrong.exit_code == 1
+    assert "IVM cannot be made without --segmenter. Pass --segmenter with it" in " ".join(wrong.stderr.split())
+    wrong = run("compose", "--system", "ivm", *vlm, *segmenter, "--heads", "mean", "--out", tmp_path / "other")
+    assert "IVM is not made with heads. IVM takes vlm, segmenter" in " ".join(wrong.stderr.split())
+    assert not (tmp_path / "other").exists()
 
 
 def test_to_original(converted, tmp_path):
