@@ -126,9 +126,9 @@ class ReasonSeg:
         entries = _read_explanations(base / "explanatory" / "train.json") if explained else []
         self._explanations = dict(entries)
         names = {path.name for path in self._images}
+        explained_images = len(names & self._explanations.keys())
         log_left_out(
-            f"{folder}, {splits}: {len(self._images)} images, "
-            f"{len(names & self._explanations.keys())} with an explanation",
+            f"{folder}, {splits}: {len(self._images)} images, {explained_images} with an explanation",
             {
                 "explanations are replaced by a later one of their image": len(entries) - len(self._explanations),
                 "explanations belong to no image of these splits": len(self._explanations.keys() - names),

@@ -25,7 +25,7 @@ from pycocotools import mask as coco_mask
 
 from ..processing.image_loading import MAX_IMAGE_PIXELS, check_pixel_count
 from ..processing.regions import check_mask_size, read_run_lengths
-from .data_files import DataFileError, file_in, read_json
+from .data_files import DataFileError, file_in, read_json, without_garbage_collection
 from .mask_targets import check_size, load_image, read_outline
 from .plain_pickle import read_plain_pickle
 
@@ -288,9 +288,10 @@ class ReferringExpressions:
             if not path.exists():
                 raise DataFileError(f"{path} does not exist; {name} needs it.")
 
-        references = _read_references(self.references_file)
-        chosen = _of_split(references, split, name, self.references_file)
-        self._records, segmentations = _read_annotations(self.annotations_file, references, self.references_file)
+        with without_garbage_collection():
+            references = _read_references(self.references_file)
+            chosen = _of_split(references, split, name, self.references_file)
+            self._records, segmentations = _read_annotations(self.annotations_file, references, self.references_file)
         self._by_image: dict[int, list[_Reference]] = {}
         for reference in chosen:
             self._by_image.setdefault(reference.image_id, []).append(reference)
@@ -512,7 +513,8 @@ def _references_file(folder: Path, kind: ReferringSet, split_by: str) -> Path:
     for file in (path, *others):
         if file.is_file():
             return file
-    raise DataFileError(f"{path} does not exist; it holds the references.")
+    instead = "".join(f", nor does {file.name}" for file in others)
+    raise DataFileError(f"{path} does not exist{instead}; it holds the references.")
 
 
 def _read_references(path: Path) -> list[_Reference]:

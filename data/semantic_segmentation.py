@@ -91,7 +91,8 @@ class LabelMaps:
                 # of a palette the indices count, not the colours
                 values, stored = np.flatnonzero(image.histogram()), np.asarray(image)
         except Exception as error:  # decoders raise errors of many kinds on damaged files
-            raise DataFileError(f"{self.name}: the label map {path} cannot be used: {error}.") from None
+            reason = str(error).rstrip(".")
+            raise DataFileError(f"{self.name}: the label map {path} cannot be used: {reason}.") from None
         labels = self._index_of_value[values]
         unknown = values[(labels >= len(self.names)) & (labels != IGNORED_LABEL)]
         if len(unknown):

@@ -1,8 +1,11 @@
 """JSON files and JSON lines: what ends a line, byte order marks, and where an error is."""
 
+import contextlib
+import gc
+
 import pytest
 
-from reasonseg.data.data_files import DataFileError, file_in, read_json, read_json_lines
+from reasonseg.data.data_files import DataFileError, file_in, read_json, read_json_lines, without_garbage_collection
 
 
 def test_only_a_line_feed_ends_a_line(tmp_path):
@@ -64,3 +67,16 @@ def test_file_names_stay_in_their_folder(tmp_path):
     for name in ("", "  ", 3, None, ["a.png"], "a\0.png"):
         with pytest.raises(ValueError, match="is not a file name"):
             file_in(tmp_path, name)
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_garbage_is_collected_again_after_a_large_file(is_enabled):
+    before, enable = gc.isenabled(), {True: gc.enable, False: gc.disable}
+    try:
+        enable[is_enabled]()
+        with contextlib.suppress(DataFileError), without_garbage_collection():
+            assert not gc.isenabled()
+            raise DataFileError("damaged")
+        assert gc.isenabled() == is_enabled
+    finally:
+        enable[before]()
