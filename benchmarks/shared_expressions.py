@@ -1,6 +1,6 @@
 """An evaluation on images with several expressions: each image encoded once for all, against one at a time for each.
 
-Both ask the same questions with the answer given, as `reasonseg evaluate --protocol paper` does; their masks are equal.
+Both ask the same questions with the answer given, as under `--protocol paper`, and their masks are equal.
 
 python -m benchmarks.shared_expressions [--images 2] [--expressions 5]
 """

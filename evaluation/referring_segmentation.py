@@ -375,7 +375,8 @@ def run_referring(options: EvaluationOptions, source: DataSource) -> Outcome:
             ReferringMetrics(data_set).rule.zero_is_foreground,
         )
     else:
-        options.require("model")
+        if options.model is None:
+            raise UnknownBenchmarkError(f"--dataset {data_set} also needs --model, or --predictions to score.")
         if given := [name for name in ("original", "values") if name in settings]:
             raise UnknownBenchmarkError(
                 f"--set {given[0]} says how --predictions are read; a model decides it itself."
