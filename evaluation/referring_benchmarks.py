@@ -25,7 +25,7 @@ from ..data.data_files import DataFileError
 from ..data.instruction_wording import answer_part
 from ..data.mask_targets import load_image
 from ..data.reason_seg import VALIDATION_ANSWERS, ReasonSegValidation, ValidationItem
-from ..data.referring_expressions import REFERRING_SETS, ReferringExpressions, ReferringItem
+from ..data.referring_expressions import REFERRING_SETS, ReferringExpressions, ReferringItem, refer_seg_folder
 from ..data.referring_questions import GSVA_ANSWER, GSVA_QUESTION, LISA_ANSWER, LISA_QUESTION, validation_sample
 from .metrics import COUNTING_RULES
 
@@ -165,10 +165,8 @@ class AskedImages(Sequence):
 
     def __init__(self, root: str | Path, split: str, rules: Rules, split_by: str | None = None):
         self.rules = rules
-        root = Path(root)
         if rules.data_set == REASON_SEG:
-            below = root.name == "reason_seg" and not (root / "reason_seg").is_dir()
-            self._items: Any = ReasonSegValidation(root.parent if below else root, split)
+            self._items: Any = ReasonSegValidation(_reason_seg_root(root), split)
             self._read: Callable[[Any], AskedImage] = self._reasoning
             return
         self._items = ReferringExpressions(
@@ -236,10 +234,25 @@ class DataSource:
     def __post_init__(self) -> None:
         if not Path(self.root).is_dir():
             raise DataFileError(f"The data root {self.root} does not exist; give the folder that holds the data sets.")
+        folder = self._folder()
+        if not folder.is_dir():
+            raise DataFileError(f"{folder} does not exist; --dataset {self.data_set} reads it.")
+
+    def _folder(self) -> Path:
+        """Where the data set lies; what is missing is said before a model is loaded."""
+        if self.data_set == REASON_SEG:
+            return _reason_seg_root(self.root) / "reason_seg" / "ReasonSeg" / self.split
+        return (refer_seg_folder(self.root) / REFERRING_SETS[self.data_set].references).parent
 
     def open(self, rules: Rules, split_by: str | None = None) -> AskedImages:
         """The images of the split."""
         return AskedImages(self.root, self.split, rules, split_by)
+
+
+def _reason_seg_root(root: str | Path) -> Path:
+    root = Path(root)
+    is_below = root.name == "reason_seg" and not (root / "reason_seg").is_dir()
+    return root.parent if is_below else root
 
 
 def ask_about(item: ReferringItem, targets: np.ndarray, rules: Rules) -> list[Conversation]:

@@ -375,13 +375,19 @@ def run_referring(options: EvaluationOptions, source: DataSource) -> Outcome:
             ReferringMetrics(data_set).rule.zero_is_foreground,
         )
     else:
-        options.require("model")
+        if options.model is None:
+            raise UnknownBenchmarkError(f"--dataset {data_set} also needs --model, or --predictions to score.")
         if given := [name for name in ("original", "values") if name in settings]:
             raise UnknownBenchmarkError(
                 f"--set {given[0]} says how --predictions are read; a model decides it itself."
             )
         processor = options.load_processor()
         rules = rules_for(processor, data_set, options.protocol)
+    if rules.original == "gsva" and rules.as_original and "split_by" in settings:
+        raise UnknownBenchmarkError(
+            "GSVA's evaluation takes its own splits whatever it is told; leave out --set split_by, or use --protocol "
+            "fixed or free."
+        )
     images = source.open(rules, settings.get("split_by"))
     numbers = range(min(len(images), options.limit or len(images)))
     missing = [] if predictions is None else _check_predictions(images, numbers, predictions, rules)

@@ -141,6 +141,8 @@ def test_either_folder_may_be_the_root():
         AskedImages(DATA_ROOT, "testX", Rules("refcoco", "paper", "lisa"))
     with pytest.raises(DataFileError, match="does not exist"):
         DataSource(DATA_ROOT / "nowhere", "refcoco", "val")
+    with pytest.raises(DataFileError, match="ReasonSeg/never does not exist; --dataset reasonseg reads it"):
+        DataSource(DATA_ROOT, "reasonseg", "never")
 
 
 def test_padding_of_several_processes_is_the_recorded_one():
