@@ -80,11 +80,12 @@ class InstructionMixture(DataKind):
 
 def _system_of(recipe: Recipe) -> str:
     """Whose wording the recipe's model learns: GSVA's if it can reject, else LISA's."""
-    system = (recipe.parts or {}).get("system")
-    if system is None and recipe.model:
+    if recipe.parts is not None:
+        rejects = recipe.parts.get("system") == "gsva" or bool(recipe.parts.get("reject"))
+    else:
         config = load_pretrained(AutoConfig, recipe.model)
-        system = "gsva" if getattr(config, "rej_token_id", None) is not None else "lisa"
-    return system if system in _SYSTEMS else "lisa"
+        rejects = getattr(config, "rej_token_id", None) is not None
+    return "gsva" if rejects else "lisa"
 
 
 class InstructionCollator:

@@ -276,7 +276,7 @@ def _read_section(section_class: type, values: Any, name: str) -> Any:
         raise RecipeError(f"{name} has unknown fields {unknown}; there are {sorted(known)}.")
     values = {
         field_name: _read_section(_SECTIONS[field_name], value, f"{name}.{field_name}")
-        if field_name in _SECTIONS and value is not None
+        if field_name in _SECTIONS and value is not None and section_class is not ValidationRecipe
         else value
         for field_name, value in values.items()
     }

@@ -86,6 +86,9 @@ def _resume_point(recipe: Recipe, out: Path) -> Path | None:
 def _train(recipe: Recipe, out: Path, checkpoint: Path | None, compose: Compose | None) -> None:
     """Train from `checkpoint`, or from the start, and save the repo to `out`."""
     data = recipe.kind.dataset(recipe)  # first, so that an error in it comes before a model is loaded
+    validation = None if recipe.validation is None else Validation(recipe.validation, out)
+    if validation is not None:
+        validation.check()
     start = recipe.model if recipe.parts is None else str(composed_start(recipe, out, compose))
     model, processor = _model_and_processor(recipe, start, data)
     if int(os.environ.get("RANK", "0")) == 0:  # of the processes that torchrun has started
@@ -96,9 +99,6 @@ def _train(recipe: Recipe, out: Path, checkpoint: Path | None, compose: Compose 
         lora = recipe.lora
         add_lora(model, lora.r, lora.lora_alpha, lora.lora_dropout, lora.targets)
     select_trained(model, recipe.trained)
-    validation = None if recipe.validation is None else Validation(recipe.validation, out)
-    if validation is not None:
-        validation.check(model, processor)
 
     trainer = ReasoningSegmentationTrainer(
         model=model,

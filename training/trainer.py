@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch.distributed.fsdp import FSDPModule
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
@@ -144,7 +143,8 @@ class ReasoningSegmentationTrainer(Trainer):
             present = {type(module).__name__ for module in self.model.modules()}
             present -= {type(getattr(self.model, "segmenter", None)).__name__}
             self.model._no_split_modules = sorted(present & set(self.model._no_split_modules or ()))
-        if self.validation is not None and (plugin is not None or is_deepspeed_zero3_enabled()):
+        stage = self.accelerator.state.deepspeed_plugin.zero_stage if self.is_deepspeed_enabled else 0
+        if self.validation is not None and (plugin is not None or stage == 3):
             raise RecipeError(
                 "`validation` needs the whole model in every process, and its parameters are sharded. Train with "
                 "several GPUs or ZeRO stage 2, or leave it out and evaluate the checkpoints, which are complete "

@@ -56,13 +56,15 @@ class Validation:
             "load_best_model_at_end": True,
         }
 
-    def check(self, model: Any, processor: Any) -> None:
+    def check(self) -> None:
         """
+        Before a model is loaded.
+
         Raises:
             RecipeError: If the benchmark does not exist, or lacks what was asked of it.
             DataFileError: If its data cannot be used.
         """
-        self._call(BENCHMARKS["check"], model, processor)
+        self._call(BENCHMARKS["check"])
 
     def measure(self, model: Any, processor: Any) -> dict[str, float]:
         """
@@ -80,10 +82,10 @@ class Validation:
             )
         return {self.metric: value} | {name: number for name, number in numbers.items() if "/" not in name}
 
-    def _call(self, reference: str, model: Any, processor: Any) -> Any:
+    def _call(self, reference: str, *loaded: Any) -> Any:
         scratch, processes = self.out / VALIDATION_DRAFT, PartialState()
         try:
-            return import_object(reference)(self.recipe.dataset, model, processor, scratch, **self._options)
+            return import_object(reference)(self.recipe.dataset, scratch, *loaded, **self._options)
         except import_object(BENCHMARKS["error"]) as error:
             raise RecipeError(f"validation: {error}") from error
         finally:

@@ -84,7 +84,18 @@ def test_a_fine_tune_of_the_embedded_model(tmp_path, monkeypatch):
         assert "me/again" in hub.repos
 
 
-@pytest.mark.parametrize("recipe", ["lisa", "gsva", "ivm", "vip_llava_stage2", "vip_llava_stage3", "vip_llava_lora"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "lisa_image_folder",
+        "gsva_image_folder",
+        "lisa_reasonseg",
+        "ivm",
+        "vip_llava_stage2",
+        "vip_llava_stage3",
+        "vip_llava_lora",
+    ],
+)
 def test_train_asks_for_the_model_that_a_recipe_leaves_open(tmp_path, recipe, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it was looked up on the Hub"))
     result = run("train", recipe, "--out", tmp_path / "x")
@@ -105,7 +116,7 @@ def test_train_refuses_another_model(tmp_path, model, message):
     (tmp_path / "llava").mkdir()
     (tmp_path / "llava" / "config.json").write_text('{"model_type": "llava"}')
     settings = ["--set", f"model={model.format(tmp=tmp_path)}", "--set", "data.path=nowhere"]
-    result = run("train", "lisa", "--out", tmp_path / "x", *settings)
+    result = run("train", "lisa_image_folder", "--out", tmp_path / "x", *settings)
     assert result.exit_code == 1
     assert message.format(tmp=tmp_path) in " ".join(result.stderr.split())
 
@@ -151,5 +162,5 @@ def test_demo(trained, tmp_path):
 def test_train_refuses_an_unknown_recipe(tmp_path):
     result = run("train", "nothing", "--out", tmp_path / "x")
     assert result.exit_code == 1
-    assert "recipes: gsva, ivm, lisa, tabletop" in result.stderr
+    assert "recipes: gsva, gsva_image_folder, ivm, lisa, lisa_image_folder, lisa_reasonseg, tabletop" in result.stderr
     assert not (tmp_path / "x").exists()

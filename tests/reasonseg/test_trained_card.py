@@ -15,7 +15,7 @@ from reasonseg.training.recipe import load_recipe
 
 def recipe(model, **settings):
     settings = {"model": model, "data.path": "/home/me/photographs", **settings}
-    return load_recipe("lisa", [f"{name}={value}" for name, value in settings.items()])
+    return load_recipe("lisa_image_folder", [f"{name}={value}" for name, value in settings.items()])
 
 
 @pytest.fixture

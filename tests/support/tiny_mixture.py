@@ -55,7 +55,7 @@ def write_mixture_recipe(repo: Path, path: Path, options: dict[str, Any] | None 
         "learning_rate": 3e-3,
         "lr_scheduler_type": "constant",
         "logging_steps": 1,
-        "save_strategy": "no",
+        **({} if "validation" in sections else {"save_strategy": "no"}),
         "use_cpu": True,
         "disable_tqdm": True,
     }

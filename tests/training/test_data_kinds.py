@@ -97,13 +97,13 @@ def test_a_kind_and_a_first_stage_of_ones_own(own_entries, tmp_path):
 def test_they_check_what_they_are_given(own_entries, override, message):
     values = ["model=x", "data={kind: squares}", "lora=null", override]
     with pytest.raises(RecipeError, match=message):
-        load_recipe("lisa", values)
+        load_recipe("lisa_image_folder", values)
 
 
 def test_a_recipe_imports_only_what_it_names():
     code = (
         "import sys; from reasonseg.training import run; from reasonseg.training.recipe import load_recipe; "
-        "load_recipe('lisa', ['model=x']).kind; "
+        "load_recipe('lisa_image_folder', ['model=x']).kind; "
         "unwanted = ('training.regions', '.ivm_mix'); "
         "print([name for name in sys.modules if 'tabletop' in name or name.endswith(unwanted)])"
     )

@@ -57,7 +57,7 @@ def test_it_is_said_before_the_model_is_loaded(tmp_path, lisa_repo, ivm_repo, vi
         (ivm_repo, r"does not draw by \[SEG\]"),
         (vip_llava_repo, r"does not draw by \[SEG\]"),
     ):
-        recipe = load_recipe("lisa", [f"model={repo}", f"data.path={folder}"])
+        recipe = load_recipe("lisa_image_folder", [f"model={repo}", f"data.path={folder}"])
         with pytest.raises(DataFileError, match=message):
             run_recipe(recipe, tmp_path / "out")
 

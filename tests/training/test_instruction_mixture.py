@@ -1,5 +1,6 @@
 """The mixture of LISA and GSVA as batches: recorded batches of the originals, other templates, and training on it."""
 
+import json
 import re
 
 import numpy as np
@@ -230,7 +231,16 @@ def test_another_chat_template_has_the_image_where_the_user_shows_it():
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_the_loss_falls(system, tmp_path):
+def test_the_loss_falls_and_every_part_of_it_is_in_the_logs(system, tmp_path):
     repo = write_tiny_repo(system, tmp_path / "repo")
-    recipe = load_recipe(write_mixture_recipe(repo, tmp_path / "recipe.yaml"))
+    arguments = {"save_strategy": "steps", "save_steps": 20, "dataloader_num_workers": 0}
+    recipe = load_recipe(write_mixture_recipe(repo, tmp_path / "recipe.yaml", arguments=arguments))
     run_recipe(recipe, tmp_path / "out")
+    state = json.loads((tmp_path / "out" / "checkpoint-20" / "trainer_state.json").read_text(encoding="utf-8"))
+    logs = [entry for entry in state["log_history"] if "loss" in entry]
+    assert len(logs) == 20
+    for entry in logs:
+        parts = entry["ce_loss"] + entry["mask_bce_loss"] + entry["mask_dice_loss"]
+        assert entry["loss"] == pytest.approx(parts, abs=1e-3)
+    losses = [entry["ce_loss"] for entry in logs]
+    assert sum(losses[-5:]) < 0.75 * sum(losses[:5])

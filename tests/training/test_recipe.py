@@ -33,13 +33,23 @@ def test_published_settings():
     ("text", "message"),
     [
         ("model: x\ndata: {kind: image_folder}", "data.path is missing"),
-        ("model: x\ndata: {kind: video}", "must be one of tabletop, image_folder, ivm_mix, regions"),
+        ("model: x\ndata: {kind: video}", "must be one of tabletop, image_folder, lisa_mixture, ivm_mix, regions"),
         ("model: x\ndata: {kind: tabletop}\nlearning: 3", r"unknown fields \['learning'\]"),
         ("model: x\ndata: {kind: tabletop, size: 3}", r"data has unknown fields \['size'\]"),
         ("data: {kind: tabletop}", "is incomplete: .*model"),
         ("model: x\ndata: {kind: tabletop}\nlora: {r: 8}", "name in `trained` what learns"),
         ("model: x\ndata: {kind: tabletop}\ntowers: {steps: 3}", "needs `model: tabletop`"),
         ("model: x\ndata: {kind: tabletop}\nguidance: {layer: 2, landmark_layer: 1}", "what every patch shows; only"),
+        ("model: x\ndata: {kind: lisa_mixture}", "name the data root"),
+        (
+            "model: x\ndata: {kind: lisa_mixture, path: d, options: {system: ivm}}",
+            "data.options.system is 'ivm'; it must be one of lisa, gsva",
+        ),
+        ("model: x\ndata: {kind: tabletop}\nvalidation: {dataset: d, every: 0}", "every is 0; it must be a number of"),
+        (
+            "model: x\ndata: {kind: tabletop}\nvalidation: {dataset: d}\narguments: {save_steps: 3}",
+            "arguments.save_steps does not go with `validation`",
+        ),
         ("model: [x", "is not YAML"),
         ("- a\n- b", "must hold named fields"),
     ],
@@ -52,11 +62,11 @@ def test_wrong_recipes(tmp_path, text, message):
 
 
 def test_a_recipe_that_leaves_the_model_open_cannot_be_followed(tmp_path):
-    recipe = load_recipe("lisa")
+    recipe = load_recipe("lisa_image_folder")
     with pytest.raises(RecipeError, match="--set model="):
         run_recipe(recipe, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    assert require_model(load_recipe("lisa", ["model=org/lisa"])) == "org/lisa"
+    assert require_model(load_recipe("lisa_image_folder", ["model=org/lisa"])) == "org/lisa"
 
 
 def test_what_a_recipe_sets_is_described_without_the_places(tmp_path):
@@ -69,7 +79,7 @@ def test_what_a_recipe_sets_is_described_without_the_places(tmp_path):
     assert recipe.kind.names(recipe.data) == "HumanLabelData.jsonl, RobotMachineData.jsonl, VQAMachineData.jsonl"
     data = tmp_path / "secret" / "photographs"
     data.mkdir(parents=True)
-    recipe = load_recipe("lisa", [f"model={tmp_path / 'secret'}", f"data.path={data}"])
+    recipe = load_recipe("lisa_image_folder", [f"model={tmp_path / 'secret'}", f"data.path={data}"])
     assert describe_recipe(recipe)["model"] == "secret"
     assert str(tmp_path) not in str(describe_recipe(recipe))
     assert recipe.kind.names(recipe.data) == "photographs"
@@ -79,7 +89,8 @@ def test_what_a_recipe_sets_is_described_without_the_places(tmp_path):
 
 def test_unknown_recipe():
     with pytest.raises(
-        RecipeError, match="no recipe 'sam'; recipes: difflmm_finetune, difflmm_pretrain, gsva, ivm, lisa"
+        RecipeError,
+        match="no recipe 'sam'; recipes: difflmm_finetune, difflmm_pretrain, gsva, gsva_image_folder, ivm, lisa",
     ):
         load_recipe("sam")
 
