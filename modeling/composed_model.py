@@ -406,7 +406,8 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
 
     def _can_share_prefixes(self, images: ImageCache | None) -> bool:
         """Whether prompts about `images` may go on from one another: in inference, with encoded images."""
-        is_inference = not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        is_traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+        is_inference = not self.training and not torch.is_grad_enabled() and not is_traced
         return is_inference and images is not None and images.vlm_features is not None and can_go_on(self.vlm)
 
     def _position_ids(
