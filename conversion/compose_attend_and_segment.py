@@ -52,12 +52,11 @@ def compose_attend_and_segment(
     sources = VlmSources(vlm, base, delta, vision_tower, projector, new_projector, template)
 
     def read_parts() -> Parts:
-        inventory, llava = Inventory(), sources.original_llava()
+        inventory, folder = Inventory(), sources.folder()
+        llava = sources.original_llava(folder)
         if llava is None:
-            folder = locate(vlm)
             component = add_vlm(inventory, folder)
         else:
-            folder = llava.folder
             component = add_llava_component(inventory, llava, template or "llava_v1")
         drawer = add_segmenter(inventory, locate(segmenter))
         fields = {} if heads is None else {"heads": heads}

@@ -79,15 +79,31 @@ class VlmSources:
         """By name, as the card takes them."""
         return {name: getattr(self, name) for name in ("vlm", "delta", "base", "vision_tower")}
 
-    def original_llava(self) -> LlavaSources | None:
+    def folder(self) -> Path:
+        """Where the model, or the delta, lies.
+
+        Raises:
+            ConversionError: None is named, or several are, or it cannot be found.
+        """
+        if (self.vlm is None) == (self.delta is None) or (self.base is None) != (self.delta is None):
+            raise ConversionError(
+                "A vision-language model is needed, or LLaMA and LLaVA's delta to it.",
+                next_step="Pass vlm=, or base= with delta=.",
+            )
+        folder = locate(self.vlm if self.delta is None else self.delta)
+        if not folder.is_dir():
+            raise ConversionError("There is no such folder.", path=folder, next_step="Check the path of the model.")
+        return folder
+
+    def original_llava(self, folder: Path) -> LlavaSources | None:
         """Where an original LLaVA is read from; `None` for a model of transformers.
+
+        Args:
+            folder (`Path`): As `folder` returns it.
 
         Raises:
             ConversionError: Something cannot be found, or an option is for original LLaVAs alone.
         """
-        folder = locate(self.vlm if self.delta is None else self.delta)
-        if not folder.is_dir():
-            raise ConversionError("There is no such folder.", path=folder, next_step="Check the path of the model.")
         if not is_original_llava(folder):
             self._refuse_options_of_originals(folder)
             return None
@@ -238,16 +254,16 @@ def _compose(
     options: Mapping[str, Any],
 ) -> ConversionReport:
     def read_parts() -> Parts:
-        inventory, llava = Inventory(), sources.original_llava()
+        inventory, folder = Inventory(), sources.folder()
+        llava = sources.original_llava(folder)
         template = sources.template or _TEMPLATE
         if llava is None:
-            vlm = _with_slot_tokens(add_vlm(inventory, locate(sources.vlm)), slot_tokens)
+            vlm = _with_slot_tokens(add_vlm(inventory, folder), slot_tokens)
         elif system == REASONING_SEGMENTATION:
             vlm = add_llava_component(inventory, llava, template, slot_tokens)
         else:
             vlm = _add_llava_of(system, inventory, llava)
         drawer = add_segmenter(inventory, locate(segmenter))
-        folder = locate(sources.vlm if llava is None else sources.delta or sources.vlm)
         with refusing("No model can be built from these parts", path=folder, next_step=_OTHER_MODEL):
             model = build_composed_model(system, vlm, drawer, slot_tokens)
         with refusing("The processor cannot be built", path=folder, next_step=_OTHER_MODEL):

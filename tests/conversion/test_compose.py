@@ -12,7 +12,7 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 from reasonseg.conversion import components
 from reasonseg.conversion.components import SegmenterComponent, VlmComponent
 from reasonseg.conversion.compose import check_parts, compose
-from reasonseg.conversion.compose_reasoning_segmentation import build_composed_model
+from reasonseg.conversion.compose_reasoning_segmentation import build_composed_model, compose_lisa
 from reasonseg.conversion.configs import llava_config, text_config
 from reasonseg.conversion.convert_lisa_gsva import build_model
 from reasonseg.conversion.delta_weights import check_exactness
@@ -366,6 +366,12 @@ def test_parts_are_checked_before_anything_is_read(parts, message, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", lambda *_: pytest.fail("it was looked up on the Hub"))
     with pytest.raises(ConversionError, match=message):
         check_parts(parts)
+
+
+def test_a_function_asks_for_a_model_as_well(tmp_path):
+    for given in ({}, {"vlm": "x", "base": "y", "delta": "z"}, {"delta": "z"}):
+        with pytest.raises(ConversionError, match=r"Pass vlm=, or base= with delta=\."):
+            compose_lisa(segmenter="x", out=tmp_path / "out", **given)
 
 
 def test_parts_that_do_not_fit(parts, tmp_path):
