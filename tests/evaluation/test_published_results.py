@@ -3,7 +3,9 @@
 import pytest
 import yaml
 from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
+from typer.testing import CliRunner
 
+from reasonseg.cli.app import app
 from reasonseg.conversion.card import card_results_of, render_card
 from reasonseg.evaluation.published_results import (
     HUB_RESULTS,
@@ -51,6 +53,14 @@ def test_a_card_shows_the_results_and_keeps_them():
     assert [one.metric_value for one in ModelCard(card).data.eval_results][-3:] == [46.1235, 50.0, 25.0]
     assert card_results_of(card) == RESULTS
     assert card_results_of(render_card("lisa", "lisa")) == []
+
+
+def test_the_command_enters_them_into_a_card(tmp_path):
+    write_published_results(tmp_path, "my-lisa", RESULTS, "paper")
+    arguments = ["card", "lisa-7b-v1", "--results", str(tmp_path / MODEL_INDEX), "--out", str(tmp_path / "README.md")]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    assert card_results_of((tmp_path / "README.md").read_text(encoding="utf-8")) == RESULTS
 
 
 @pytest.mark.parametrize("content", ["- a", "model-index: 3", "model-index:\n- name: x", "{", ""])

@@ -237,6 +237,17 @@ def test_models_of_other_kinds_are_told_what_they_can_run(pairs):
     assert rules_for(pairs["gsva"][1], "refzom", "paper") == Rules("refzom", "paper", "gsva")
 
 
+def test_a_model_that_writes_nothing_answers_freely(small_ivm, tmp_path):
+    pair = AutoModel.from_pretrained(small_ivm).eval(), AutoProcessor.from_pretrained(small_ivm)
+    numbers = []
+    for batch_size in (1, 8):
+        out = tmp_path / str(batch_size)
+        result = evaluated(pair, out, "refcoco", "free", limit=1, batch_size=batch_size).result
+        assert result.slots_missing == 0
+        numbers.append([one["iou"] for image in lines(out) for one in image["expressions"]])
+    assert numbers[0] == pytest.approx(numbers[1], abs=5e-3)
+
+
 def test_saved_predictions_get_the_recorded_numbers_without_a_model(tmp_path):
     folder = tmp_path / "masks"
     folder.mkdir()
