@@ -68,10 +68,13 @@ def tabletop(scenes: int) -> list[dict]:
         [],
         tabletop_questions("test", scenes),
     )
-    for start in range(0, len(questions), BATCH):
-        part = questions[start : start + BATCH]
+    per_scene = len(questions) // scenes
+    for start in range(0, len(questions), BATCH * per_scene):
+        part = questions[start : start + BATCH * per_scene]
         words = {"text": [one.text for one in part], "answer": [one.answer for one in part]}
-        batches.append(processor(images=[one.image for one in part], return_tensors="pt", **words))
+        images = [one.image for one in part[::per_scene]]
+        index = [row // per_scene for row in range(len(part))]
+        batches.append(processor(images=images, image_index=index, return_tensors="pt", **words))
     return batches
 
 
@@ -103,11 +106,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--sam", choices=SAMS, default="b")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3, help="0 leaves the timing out")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        time_encoder(arguments.sam, arguments.repeats)
+        if arguments.repeats:
+            time_encoder(arguments.sam, arguments.repeats)
         lisa, gsva = PARITY / "lisa", PARITY / "gsva"
         convert_lisa(lisa / "checkpoint", vision_tower=lisa / "vision_tower", out=f"{folder}/lisa")
         tower = gsva / "vision_tower"

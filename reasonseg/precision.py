@@ -110,10 +110,7 @@ def compile_model(model: Any) -> Any:
 def _require(quantization: str) -> None:
     package = QUANTIZATIONS[quantization]
     if find_spec(package) is None:
-        raise ValueError(
-            f"quantization is {quantization!r}, which needs {package}. Install it: pip install "
-            f'"reasonseg[quantization]" or, in a clone, pip install ".[quantization]".'
-        )
+        raise ValueError(f"quantization is {quantization!r}, which needs {package}. Install it: pip install {package}")
 
 
 def _not_in_language_model(model: Any) -> list[str]:
