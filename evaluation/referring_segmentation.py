@@ -504,6 +504,7 @@ def _deciding(options: EvaluationOptions, rules: Rules) -> dict[str, Any]:
     if options.predictions is not None:
         read = {name: options.settings.get(name) for name in ("values", "missing")}
         return {**deciding, "predictions": str(options.predictions), **read}
+    deciding |= options.precision.settings()
     return deciding | ({"max_new_tokens": options.max_new_tokens or 128} if rules.protocol == "free" else {})
 
 

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-import yaml
 from transformers import AutoModel, AutoProcessor
 from typer.testing import CliRunner
 
@@ -64,11 +63,12 @@ def test_parts_learn_are_scored_and_published(system, parts, tmp_path, monkeypat
     named = [word for name, path in parts.items() for word in (f"--{name.replace('_', '-')}", path)]
     run("compose", "--system", system, *named, "--out", "composed")
 
-    fields = {f"parts.{name}": path for name, path in parts.items()}
+    # The recipe's own LLaVA is a delta to LLaMA; this one is whole.
+    fields = {"parts.base": None, "parts.delta": None, **{f"parts.{name}": path for name, path in parts.items()}}
     fields |= {f"arguments.{name}": value for name, value in QUICK.items()}
     fields |= {"data.path": str(DATA_ROOT), "mask_size": 32, "validation.data": str(DATA_ROOT)}
     fields |= {"validation.every": 15, "validation.limit": 4}
-    changed = [word for name, value in fields.items() for word in ("--set", f"{name}={yaml.safe_dump(value)}")]
+    changed = [word for name, value in fields.items() for word in ("--set", f"{name}={json.dumps(value)}")]
     run("train", system, "--out", "trained", *changed)
     # A recipe starts from the very repository that the command makes of its parts.
     starts = [(tmp_path / folder / "model.safetensors").read_bytes() for folder in ("composed", "trained/composed")]
