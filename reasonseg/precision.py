@@ -133,9 +133,10 @@ def _quantization_config(quantization: str, skipped: list[str], dtype: Any, devi
 
     if quantization == "int8":
         return TorchAoConfig(Int8WeightOnlyConfig(), modules_to_not_convert=skipped)
-    # The only packing that has a kernel for processors.
-    packing = {"int4_packing_format": "opaque"} if torch.device(device).type == "cpu" else {}
-    return TorchAoConfig(Int4WeightOnlyConfig(group_size=_INT4_GROUP, **packing), modules_to_not_convert=skipped)
+    if torch.device(device).type == "cpu":
+        # The only packing with a kernel for processors, `opaque`, has a configuration of its own.
+        from torchao.prototype.quantization.int4 import PrototypeInt4WeightOnlyConfig as Int4WeightOnlyConfig
+    return TorchAoConfig(Int4WeightOnlyConfig(group_size=_INT4_GROUP), modules_to_not_convert=skipped)
 
 
 __all__ = ["QUANTIZATIONS", "Precision", "compile_model", "load_model"]
