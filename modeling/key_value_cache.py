@@ -196,6 +196,7 @@ def read_on(
             for layer in find_cache(output).layers
         ]
     if recorder is not None:
+        recorder.take_states()
         before = [known.states[known_rows.to(known.states.device), :kept]] if kept else []
         states = without_gaps(torch.cat([*before, recorder.states], 1), order[..., None])
     return ReadTokens(ids, position_ids, layers, states), output.logits, starts

@@ -132,10 +132,10 @@ class SlotStateRecorder(LogitsProcessor):
         try:
             yield
         finally:
-            self._take_states()
+            self.take_states()
             _WATCHED.head = outer
 
-    def _take_states(self) -> bool:
+    def take_states(self) -> bool:
         """Takes over what the last pass left; whether there was one since the last time."""
         states, _WATCHED.states = _WATCHED.states, None
         if states is not None:
@@ -144,7 +144,7 @@ class SlotStateRecorder(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         length = input_ids.shape[1]
-        if self._take_states():
+        if self.take_states():
             # A model that ignores logits_to_keep hands over the whole prompt; only its last position predicts.
             whole_prompt = self.states.shape[1] >= length
             self._chunk_start = length - (self.states.shape[1] - 1 if whole_prompt else 0)
