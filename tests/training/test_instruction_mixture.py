@@ -233,7 +233,7 @@ def test_another_chat_template_has_the_image_where_the_user_shows_it():
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_loss_falls_and_every_part_of_it_is_in_the_logs(system, tmp_path):
     repo = write_tiny_repo(system, tmp_path / "repo")
-    arguments = {"save_strategy": "steps", "save_steps": 20, "dataloader_num_workers": 0}
+    arguments = {"save_strategy": "steps", "save_steps": 20, "learning_rate": 5e-3}
     recipe = load_recipe(write_mixture_recipe(repo, tmp_path / "recipe.yaml", arguments=arguments))
     run_recipe(recipe, tmp_path / "out")
     state = json.loads((tmp_path / "out" / "checkpoint-20" / "trainer_state.json").read_text(encoding="utf-8"))
