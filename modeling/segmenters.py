@@ -116,7 +116,8 @@ class Sam2Adapter(SamAdapter):
 
     def features(self, encoded: ModelOutput) -> ImageFeatures:
         # The model's own get_image_embeddings computes the same without gradients.
-        fine_0, fine_1, coarse = (level.to(self.dtype) for level in encoded.fpn_hidden_states)
+        # SAM 3's pyramid has a fourth level, which its tracker has no use for.
+        fine_0, fine_1, coarse = (level.to(self.dtype) for level in encoded.fpn_hidden_states[:3])
         decoder = self.segmenter.mask_decoder
         return {
             "image_embeddings": coarse + self.segmenter.no_memory_embedding[0, ..., None, None],

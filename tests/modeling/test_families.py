@@ -30,6 +30,7 @@ def llava_inputs(count: int) -> tuple[dict, int]:
 PAIRS = {
     "llava and sam": (tiny.llava_config, tiny.sam_config, llava_inputs),
     "llava and sam2": (tiny.llava_config, tiny.sam2_config, llava_inputs),
+    "llava and sam3_tracker": (tiny.llava_config, tiny.sam3_tracker_config, llava_inputs),
     "llava_next and sam_hq": (tiny.llava_next_config, tiny.sam_hq_config, llava_next_inputs),
     "qwen2_5_vl and sam2": (tiny.qwen2_5_vl_config, tiny.sam2_config, qwen_inputs),
 }

@@ -12,7 +12,12 @@ from tests.support import tiny
 
 
 HALF = (torch.bfloat16, torch.float16)
-FAMILIES = {"sam": tiny.sam_config, "sam_hq": tiny.sam_hq_config, "sam2": tiny.sam2_config}
+FAMILIES = {
+    "sam": tiny.sam_config,
+    "sam_hq": tiny.sam_hq_config,
+    "sam2": tiny.sam2_config,
+    "sam3_tracker": tiny.sam3_tracker_config,
+}
 SCENES = 10
 
 

@@ -13,6 +13,7 @@ from transformers import (
     Sam2MaskDecoderConfig,
     Sam2PromptEncoderConfig,
     Sam2VisionConfig,
+    Sam3TrackerConfig,
     SamConfig,
     SamHQConfig,
     SamHQMaskDecoderConfig,
@@ -134,6 +135,21 @@ def sam_hq_config() -> SamHQConfig:
     parts = sam_parts(SamHQVisionConfig, SamHQPromptEncoderConfig, SamHQMaskDecoderConfig)
     parts["mask_decoder_config"].vit_dim = 24
     return SamHQConfig(**parts)
+
+
+def sam3_tracker_config() -> Sam3TrackerConfig:
+    """With the pyramid of four levels that is SAM 3's own."""
+    config = Sam3TrackerConfig()
+    vision, backbone = config.vision_config, config.vision_config.backbone_config
+    backbone.hidden_size, backbone.intermediate_size = 24, 32
+    backbone.num_hidden_layers, backbone.num_attention_heads = 2, 2
+    backbone.image_size, backbone.pretrain_image_size, backbone.patch_size = SAM_SIDE, SAM_SIDE // 2, 16
+    backbone.window_size, backbone.global_attn_indexes = 2, [1]
+    vision.fpn_hidden_size, vision.backbone_feature_sizes = 16, [[16, 16], [8, 8], [4, 4]]
+    prompts, decoder = config.prompt_encoder_config, config.mask_decoder_config
+    prompts.hidden_size, prompts.image_size, prompts.patch_size, prompts.mask_input_channels = 16, SAM_SIDE, 16, 4
+    decoder.hidden_size, decoder.mlp_dim, decoder.num_attention_heads, decoder.iou_head_hidden_dim = 16, 32, 2, 16
+    return config
 
 
 def sam2_config() -> Sam2Config:
