@@ -122,10 +122,11 @@ def test_nothing_is_installed_by_a_name_that_no_index_has():
 
 
 def test_ci_runs_exactly_the_two_commands():
-    assert set(COMMANDS) == {"run", "convert", "test"}
+    assert set(COMMANDS) == {"run", "convert", "compose", "test"}
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert re.findall(r"^follow_readme (\w+)$", script, re.MULTILINE) == ["run", "test"]
-    assert "readme_command convert README.md" in script
+    assert "for name in convert compose; do" in script
+    assert 'readme_command "$name" README.md' in script
     for name, code in COMMANDS.items():
         command = [str(ROOT / ".ci" / "readme_command"), name, str(ROOT / "README.md")]
         extracted = subprocess.run(["bash", *command], capture_output=True, text=True, check=True).stdout

@@ -1,15 +1,19 @@
 """Training described by a YAML file: data, what learns, losses, optimizer and the Trainer's own arguments."""
 
+import logging
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ..data.request_folder import METADATA_FILE
 from ..loading import import_object
 from .data_kinds import DATA_KINDS, FIRST_STAGES, DataKind, FirstStage
 from .trained_parameters import LORA_TARGETS
 
+
+logger = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -290,7 +294,9 @@ def load_recipe(name_or_path: str | Path, overrides: list[str] | tuple[str, ...]
     """
     Args:
         name_or_path: A YAML file, or the name of a recipe of this package.
-        overrides: `key=value` with dots for nested fields (`arguments.max_steps=100`), values in YAML.
+        overrides: `key=value` with dots for nested fields (`arguments.max_steps=100`), values in YAML. A `model`
+            takes the place of the recipe's `parts`; a data set of one's own, a folder with `metadata.jsonl`, that of
+            LISA's mixture, and the recipe's validation on the originals' data is then left out.
 
     Raises:
         RecipeError: If there is no such recipe or it cannot be followed.
@@ -314,7 +320,24 @@ def load_recipe(name_or_path: str | Path, overrides: list[str] | tuple[str, ...]
             target[leaf] = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
+    if isinstance(values, dict):
+        _follow_overrides(values, [override.partition("=")[0] for override in overrides])
     return _read_recipe(values, path.stem)
+
+
+def _follow_overrides(values: dict[str, Any], given: list[str]) -> None:
+    """Leave out what an override takes the place of."""
+    if "model" in given and values.get("model") and not any(key.split(".")[0] == "parts" for key in given):
+        values.pop("parts", None)
+    data = values.get("data")
+    if "data.path" not in given or "data.kind" in given or not isinstance(data, dict):
+        return
+    folder = data.get("path")
+    if data.get("kind") == "lisa_mixture" and isinstance(folder, str) and (Path(folder) / METADATA_FILE).is_file():
+        logger.info("%s holds %s: it is read as a data set of one's own, image_folder.", folder, METADATA_FILE)
+        values["data"] = {"kind": "image_folder", "path": folder}
+        if not any(key.split(".")[0] == "validation" for key in given):
+            values.pop("validation", None)
 
 
 def require_model(recipe: Recipe) -> str | None:

@@ -7,6 +7,7 @@ import typer
 
 from ..atomic_files import remove_drafts, written_whole
 from ..model_names import EMBEDDED
+from ..precision import Precision
 from .inputs import check_question
 from .printing import printable_json, write_out
 from .running import load_checkpoint, print_written
@@ -30,7 +31,7 @@ def demo(
 
     from ..tabletop.questions import demo_questions, draw_demo_scene
 
-    network, processor = load_checkpoint(model, None, "auto", "cpu", False, "segment", asked="reasonseg demo")
+    network, processor = load_checkpoint(model, None, Precision(), "cpu", False, "segment", asked="reasonseg demo")
     scene = draw_demo_scene(seed)
     questions = text or demo_questions(scene)
     # Enlarged for people: the model sees its own small views, the masks come at the size of the image.

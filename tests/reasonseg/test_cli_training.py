@@ -162,5 +162,5 @@ def test_demo(trained, tmp_path):
 def test_train_refuses_an_unknown_recipe(tmp_path):
     result = run("train", "nothing", "--out", tmp_path / "x")
     assert result.exit_code == 1
-    assert "recipes: gsva, gsva_image_folder, ivm, lisa, lisa_image_folder, lisa_reasonseg, tabletop" in result.stderr
+    assert "recipes: difflmm_finetune, difflmm_pretrain, gsva, gsva_image_folder, ivm, lisa" in result.stderr
     assert not (tmp_path / "x").exists()

@@ -141,6 +141,6 @@ def test_training_goes_on_from_the_embedded_model(tmp_path):
 
 
 def test_a_recipe_that_leaves_its_model_open():
-    result = CliRunner().invoke(app, ["train", "lisa", "--out", "out", "--set", "data.path=data"])
+    result = CliRunner().invoke(app, ["train", "lisa_reasonseg", "--out", "out", "--set", "data.path=data"])
     assert result.exit_code == 1
     assert "Set it with --set model=..." in " ".join(result.stderr.split())

@@ -8,6 +8,7 @@ from transformers import AutoModel
 
 from reasonseg.training.recipe import (
     RECIPES,
+    DataRecipe,
     RecipeError,
     describe_recipe,
     load_recipe,
@@ -103,7 +104,7 @@ def test_wrong_override():
 @pytest.mark.timeout(300)
 def test_tabletop_recipe_from_scratch_and_resumed(tmp_path):
     """Both stages, a complete repo at the end, and no run over another one."""
-    small = ["towers.steps=1", "towers.batch_size=2", "arguments.per_device_train_batch_size=2"]
+    small = ["towers.steps=1", "towers.batch_size=2", "score_steps=8", "arguments.per_device_train_batch_size=2"]
     steps = [*small, "arguments.max_steps=2", "arguments.save_steps=1", "arguments.disable_tqdm=true"]
     precision = torch.get_float32_matmul_precision()
     run_recipe(load_recipe("tabletop", steps), tmp_path / "out")
@@ -120,3 +121,14 @@ def test_tabletop_recipe_from_scratch_and_resumed(tmp_path):
     longer = [*small, "arguments.max_steps=3", "arguments.save_steps=1", "arguments.disable_tqdm=true"]
     run_recipe(load_recipe("tabletop", longer), tmp_path / "out", resume=True)
     assert (tmp_path / "out" / "checkpoint-3").is_dir()
+
+
+def test_a_model_and_data_of_ones_own_take_the_place_of_the_originals(tmp_path):
+    """What a recipe from parts on the originals' data has beside its settings is left out."""
+    (tmp_path / "metadata.jsonl").touch()
+    recipe = load_recipe("lisa", ["model=org/lisa", f"data.path={tmp_path}"])
+    assert (recipe.model, recipe.parts, recipe.validation) == ("org/lisa", None, None)
+    assert recipe.data == DataRecipe(kind="image_folder", path=str(tmp_path))
+    recipe = load_recipe("lisa", ["data.path=data"])
+    assert recipe.parts["system"] == "lisa"
+    assert (recipe.data.kind, recipe.validation.dataset) == ("lisa_mixture", "reasonseg")
