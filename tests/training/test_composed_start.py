@@ -75,7 +75,7 @@ def test_a_composition_that_fails_is_made_again(recipe, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("model=x",), r"names a model \(x\) and `parts` of a new one; give one of them"),
+        (("model=x", "parts.seed=1"), r"names a model \(x\) and `parts` of a new one; give one of them"),
         (("parts.system=null",), None),
         (("parts={vlm: A}",), "parts.system is missing"),
         (("parts=[a]",), "parts must hold named fields"),

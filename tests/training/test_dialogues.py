@@ -294,7 +294,7 @@ def test_lora_with_its_own_rate_for_the_projector(stage_1, data, tmp_path, histo
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (("model=x",), "give one of them"),
+        (("model=x", "parts.template=llava_v1"), "give one of them"),
         (("data.path=",), "name the JSON file"),
         (("optimizer={}", "learning_rates={x: 1.0}"), "leave out `optimizer`"),
     ],
