@@ -104,9 +104,9 @@ class Benchmark:
             settings=self._settings(options),
         )
         options.require(*self.needs)
-        self._refuse_unused(options)
         if "model" in self.needs:
             _ = options.repository  # a model that cannot be used is refused before anything is read
+        self._refuse_unused(options)
         data = import_object(self.reader)(
             **{argument: getattr(options, name) for argument, name in self.reads.items()}
         )

@@ -105,6 +105,8 @@ class CommonModelTests(modeling.ModelTesterMixin, modeling.GenerationTesterMixin
         return patch.object(self.model_tester, "prepare_config_and_inputs_for_common", lambda: (config, inputs))
 
     def test_keep_in_fp32_modules_strict_also_hardcode_fp32(self):
+        if not hasattr(super(), "test_keep_in_fp32_modules_strict_also_hardcode_fp32"):
+            self.skipTest("transformers 5.23 has no such test.")
         with self.encoder_in_float32():
             super().test_keep_in_fp32_modules_strict_also_hardcode_fp32()
 

@@ -55,7 +55,8 @@ def test_options_are_found_under_the_names_of_their_arguments():
 
 
 def test_every_argument_that_a_conversion_names_is_an_option():
-    known = {name for callback in [*CONVERSIONS.values(), COMMANDS["publish"]] for name in option_names(callback)}
+    commands = [*CONVERSIONS.values(), COMMANDS["publish"], COMMANDS["compose"]]
+    known = {name for callback in commands for name in option_names(callback)}
     texts = [file.read_text(encoding="utf-8") for file in CONVERSION.glob("*.py")]
     named = {name for text in texts for name in re.findall(r"(?<![\w.(\[{])([a-z_]{3,})=(?=[ .,][^\"]*\")", text)}
     assert {"vision_tower", "base", "sam", "lora_alpha"} <= named
