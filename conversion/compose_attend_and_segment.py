@@ -6,11 +6,8 @@ import os
 from dataclasses import replace
 from typing import Unpack
 
-import torch
-
 from .components import add_llava_component, add_segmenter, add_vlm
-from .compose import CompositionOptions
-from .compose_reasoning_segmentation import VlmSources, new_projector_tensors
+from .compose_reasoning_segmentation import VlmOptions, VlmSources, new_projector_tensors
 from .composed_card import composed_values
 from .convert import ConversionReport, Parts, convert
 from .convert_attend_and_segment import attend_and_segment_parts
@@ -23,25 +20,16 @@ def compose_attend_and_segment(
     *,
     segmenter: Location,
     out: str | os.PathLike,
-    vlm: Location | None = None,
-    base: Location | None = None,
-    delta: Location | None = None,
-    vision_tower: Location | None = None,
-    projector: Location | None = None,
-    new_projector: bool = False,
-    template: str | None = None,
     heads: str | list[int] | None = None,
     phrase_extractor: str = "auto",
-    segmenter_dtype: torch.dtype | str | None = None,
     seed: int = 0,
-    **options: Unpack[CompositionOptions],
+    **options: Unpack[VlmOptions],
 ) -> ConversionReport:
     """Put a vision-language model and a segmenter into one repository, as [`convert_attend_and_segment`] does.
 
     Args:
         heads, phrase_extractor: See [`convert_attend_and_segment`].
-        segmenter, out, vlm, base, delta, vision_tower, projector, new_projector, template, segmenter_dtype, seed,
-        options: See [`compose_lisa`].
+        segmenter, out, seed, options: See [`compose_lisa`].
 
     Returns:
         `ConversionReport`: Where the tensors came from.
@@ -49,7 +37,7 @@ def compose_attend_and_segment(
     Raises:
         ConversionError: A part is missing, unreadable or does not fit; nothing is then left behind.
     """
-    sources = VlmSources(vlm, base, delta, vision_tower, projector, new_projector, template)
+    sources, written = VlmSources.split_off(options)
 
     def read_parts() -> Parts:
         inventory, folder = Inventory(), sources.folder()
@@ -57,26 +45,17 @@ def compose_attend_and_segment(
         if llava is None:
             component = add_vlm(inventory, folder)
         else:
-            component = add_llava_component(inventory, llava, template or "llava_v1")
+            component = add_llava_component(inventory, llava, sources.template or "llava_v1")
         drawer = add_segmenter(inventory, locate(segmenter))
         fields = {} if heads is None else {"heads": heads}
-        parts = attend_and_segment_parts(
-            inventory,
-            component,
-            drawer,
-            folder,
-            fields,
-            phrase_extractor,
-        )
+        parts = attend_and_segment_parts(inventory, component, drawer, folder, fields, phrase_extractor)
         return replace(
             parts,
             card=composed_values(ATTEND_AND_SEGMENT, {**sources.as_options, "segmenter": segmenter}),
-            new_tensors=new_projector_tensors(parts.model, component, seed) if new_projector else {},
+            new_tensors=new_projector_tensors(parts.model, component, seed) if sources.new_projector else {},
         )
 
-    return convert(
-        ATTEND_AND_SEGMENT, None, out, read_parts, template=template, segmenter_dtype=segmenter_dtype, **options
-    )
+    return convert(ATTEND_AND_SEGMENT, None, out, read_parts, template=sources.template, **written)
 
 
 __all__ = ["compose_attend_and_segment"]

@@ -7,8 +7,7 @@ other vision-language model keeps its own processor and chat template, and gets 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -53,18 +52,37 @@ _REMEDIES = {
 _WORDINGS = {LISA.name: LISA_WORDING, GSVA.name: GSVA_WORDING}
 
 
-@dataclass(frozen=True)
-class VlmSources:
-    """Which vision-language model is put in; the options of `reasonseg compose`.
+class VlmOptions(CompositionOptions, total=False):
+    """What the functions below take beside the segmenter, the folder and the seed. Names may be names on the Hub, also
+    with `@revision`.
 
     Args:
-        vlm (`str` or `os.PathLike`, *optional*): A model of transformers, or an original LLaVA.
-        base, delta (`str` or `os.PathLike`, *optional*): Instead of `vlm`: LLaMA, and the delta of LLaVA to it.
-        vision_tower (`str` or `os.PathLike`, *optional*): CLIP, for an original LLaVA.
-        projector (`str` or `os.PathLike`, *optional*): `mm_projector.bin` for an original LLaVA, instead of its own.
-        new_projector (`bool`): Whether an original LLaVA gets a new projector instead of its own.
-        template (`str`, *optional*): Prompt format of an original LLaVA, by default `"llava_v1"`.
+        vlm (`str` or `os.PathLike`, *optional*): Any image-text-to-text model of transformers, or an original LLaVA.
+        base, delta (`str` or `os.PathLike`, *optional*): Instead of `vlm`: LLaMA in the layout of transformers, and
+            the delta of LLaVA to it.
+        vision_tower (`str` or `os.PathLike`, *optional*): The CLIP model of an original LLaVA.
+        projector (`str` or `os.PathLike`, *optional*): `mm_projector.bin` of a pretraining, for an original LLaVA,
+            instead of its own.
+        new_projector (`bool`, *optional*, defaults to `False`): Whether an original LLaVA gets a new projector instead
+            of its own.
+        template (`str`, *optional*): Prompt format of an original LLaVA: `"llava_v1"`, the default, or
+            `"llava_llama_2"`.
+        segmenter_dtype (`torch.dtype` or `str`, *optional*): Type of the segmenter, by default float32.
     """
+
+    vlm: Location | None
+    base: Location | None
+    delta: Location | None
+    vision_tower: Location | None
+    projector: Location | None
+    new_projector: bool
+    template: str | None
+    segmenter_dtype: torch.dtype | str | None
+
+
+@dataclass(frozen=True)
+class VlmSources:
+    """Which vision-language model is put in: the fields that [`VlmOptions`] explains."""
 
     vlm: Location | None = None
     base: Location | None = None
@@ -73,6 +91,13 @@ class VlmSources:
     projector: Location | None = None
     new_projector: bool = False
     template: str | None = None
+
+    @classmethod
+    def split_off(cls, options: VlmOptions) -> tuple[VlmSources, dict[str, Any]]:
+        """The model, and the options that say how the repository is written."""
+        named = {own.name for own in fields(cls)}
+        others = {name: value for name, value in options.items() if name not in named}
+        return cls(**{name: value for name, value in options.items() if name in named}), others
 
     @property
     def as_options(self) -> dict[str, Any]:
@@ -140,16 +165,8 @@ def compose_lisa(
     *,
     segmenter: Location,
     out: str | os.PathLike,
-    vlm: Location | None = None,
-    base: Location | None = None,
-    delta: Location | None = None,
-    vision_tower: Location | None = None,
-    projector: Location | None = None,
-    new_projector: bool = False,
-    template: str | None = None,
-    segmenter_dtype: torch.dtype | str | None = None,
     seed: int = 0,
-    **options: Unpack[CompositionOptions],
+    **options: Unpack[VlmOptions],
 ) -> ConversionReport:
     """Put a LISA together that has learned nothing yet.
 
@@ -161,19 +178,8 @@ def compose_lisa(
     Args:
         segmenter (`str` or `os.PathLike`): SAM's own file, or a SAM, SAM-HQ, SAM 2 or SAM 3 tracker of transformers.
         out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
-        vlm (`str` or `os.PathLike`, *optional*): Any image-text-to-text model of transformers, or an original LLaVA.
-        base, delta (`str` or `os.PathLike`, *optional*): Instead of `vlm`: LLaMA in the layout of transformers, and
-            the delta of LLaVA to it.
-        vision_tower (`str` or `os.PathLike`, *optional*): The CLIP model of an original LLaVA.
-        projector (`str` or `os.PathLike`, *optional*): `mm_projector.bin` of a pretraining, for an original LLaVA.
-        new_projector (`bool`, *optional*, defaults to `False`): Whether an original LLaVA gets a new projector.
-        template (`str`, *optional*): Prompt format of an original LLaVA: `"llava_v1"`, the default, or
-            `"llava_llama_2"`.
-        segmenter_dtype (`torch.dtype` or `str`, *optional*): Type of the segmenter, by default float32.
         seed (`int`, *optional*, defaults to 0): Of all that is drawn.
-        options: See [`CompositionOptions`].
-
-    All of these may be names on the Hub, also with `@revision`.
+        options: See [`VlmOptions`] and [`CompositionOptions`].
 
     Returns:
         `ConversionReport`: Where the tensors came from; `"new"` are those that were drawn.
@@ -181,24 +187,15 @@ def compose_lisa(
     Raises:
         ConversionError: A part is missing, unreadable or does not fit; nothing is then left behind.
     """
-    sources = VlmSources(vlm, base, delta, vision_tower, projector, new_projector, template)
-    return _compose(LISA, (SEG_TOKEN,), sources, segmenter, out, segmenter_dtype, seed, options)
+    return _compose(LISA, (SEG_TOKEN,), segmenter, out, seed, options)
 
 
 def compose_gsva(
     *,
     segmenter: Location,
     out: str | os.PathLike,
-    vlm: Location | None = None,
-    base: Location | None = None,
-    delta: Location | None = None,
-    vision_tower: Location | None = None,
-    projector: Location | None = None,
-    new_projector: bool = False,
-    template: str | None = None,
-    segmenter_dtype: torch.dtype | str | None = None,
     seed: int = 0,
-    **options: Unpack[CompositionOptions],
+    **options: Unpack[VlmOptions],
 ) -> ConversionReport:
     """Put a GSVA together that has learned nothing yet: as [`compose_lisa`], with `[SEG]` and `[REJ]`.
 
@@ -206,28 +203,18 @@ def compose_gsva(
     LLaVA brings, and never trains it. Here LLaVA's own is kept; `new_projector=True` does as the original.
 
     Args:
-        segmenter, out, vlm, base, delta, vision_tower, projector, new_projector, template, segmenter_dtype, seed,
-        options: See [`compose_lisa`].
+        segmenter, out, seed, options: See [`compose_lisa`].
     """
-    sources = VlmSources(vlm, base, delta, vision_tower, projector, new_projector, template)
-    return _compose(GSVA, (SEG_TOKEN, REJ_TOKEN), sources, segmenter, out, segmenter_dtype, seed, options)
+    return _compose(GSVA, (SEG_TOKEN, REJ_TOKEN), segmenter, out, seed, options)
 
 
 def compose_reasoning_segmentation(
     *,
     segmenter: Location,
     out: str | os.PathLike,
-    vlm: Location | None = None,
-    base: Location | None = None,
-    delta: Location | None = None,
-    vision_tower: Location | None = None,
-    projector: Location | None = None,
-    new_projector: bool = False,
-    template: str | None = None,
     reject: bool = False,
-    segmenter_dtype: torch.dtype | str | None = None,
     seed: int = 0,
-    **options: Unpack[CompositionOptions],
+    **options: Unpack[VlmOptions],
 ) -> ConversionReport:
     """Put any vision-language model and any segmenter together, with `[SEG]`, and `[REJ]` where it is asked for.
 
@@ -235,24 +222,22 @@ def compose_reasoning_segmentation(
 
     Args:
         reject (`bool`, *optional*, defaults to `False`): Whether the model can say that a thing is not in the image.
-        segmenter, out, vlm, base, delta, vision_tower, projector, new_projector, template, segmenter_dtype, seed,
-        options: See [`compose_lisa`].
+        segmenter, out, seed, options: See [`compose_lisa`].
     """
-    sources = VlmSources(vlm, base, delta, vision_tower, projector, new_projector, template)
     tokens = (SEG_TOKEN, REJ_TOKEN) if reject else (SEG_TOKEN,)
-    return _compose(REASONING_SEGMENTATION, tokens, sources, segmenter, out, segmenter_dtype, seed, options)
+    return _compose(REASONING_SEGMENTATION, tokens, segmenter, out, seed, options)
 
 
 def _compose(
     system: PublishedSystem,
     slot_tokens: tuple[str, ...],
-    sources: VlmSources,
     segmenter: Location,
     out: str | os.PathLike,
-    segmenter_dtype: torch.dtype | str | None,
     seed: int,
-    options: Mapping[str, Any],
+    options: VlmOptions,
 ) -> ConversionReport:
+    sources, written = VlmSources.split_off(options)
+
     def read_parts() -> Parts:
         inventory, folder = Inventory(), sources.folder()
         llava = sources.original_llava(folder)
@@ -287,9 +272,7 @@ def _compose(
             },
         )
 
-    return convert(
-        system, None, out, read_parts, template=sources.template, segmenter_dtype=segmenter_dtype, **options
-    )
+    return convert(system, None, out, read_parts, template=sources.template, **written)
 
 
 # ---- the vision-language model -------------------------------------------------------------------------------------
@@ -451,6 +434,7 @@ def _wording(system: PublishedSystem) -> dict[str, Any] | None:
 
 
 __all__ = [
+    "VlmOptions",
     "VlmSources",
     "compose_gsva",
     "compose_lisa",

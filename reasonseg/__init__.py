@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .conversion.compose_attend_and_segment import compose_attend_and_segment as compose_attend_and_segment
     from .conversion.compose_difflmm import compose_difflmm as compose_difflmm
     from .conversion.compose_ivm import compose_ivm as compose_ivm
+    from .conversion.compose_reasoning_segmentation import VlmOptions as VlmOptions
     from .conversion.compose_reasoning_segmentation import compose_gsva as compose_gsva
     from .conversion.compose_reasoning_segmentation import compose_lisa as compose_lisa
     from .conversion.compose_reasoning_segmentation import (
@@ -111,6 +112,7 @@ _SHARED = {
     "draw_visual_prompts": "processing.visual_prompts",
     "CompositionOptions": "conversion.compose",
     "compose": "conversion.compose",
+    "VlmOptions": "conversion.compose_reasoning_segmentation",
     "ConversionError": "conversion.errors",
     "ConversionOptions": "conversion.convert",
     "ConversionReport": "conversion.convert",

@@ -1,5 +1,6 @@
 """What one entry in the table of systems brings about, and that the entries say what is so."""
 
+import dataclasses
 import inspect
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from reasonseg.conversion.compose import CompositionOptions
+from reasonseg.conversion.compose_reasoning_segmentation import VlmSources
 from reasonseg.conversion.convert import ConversionOptions
 from reasonseg.conversion.convert import convert as convert_system
 from reasonseg.conversion.convert_lisa import convert_lisa
@@ -134,9 +136,15 @@ def test_commands_offer_what_the_functions_take(name):
 @pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if system.composition is not None])
 def test_parts_are_what_the_functions_take(name):
     composition = SYSTEMS[name].composition
-    taken = inspect.signature(import_object(composition.compose)).parameters
+    function = import_object(composition.compose)
+    taken = dict(inspect.signature(function).parameters)
     assert all(parameter.kind in (parameter.KEYWORD_ONLY, parameter.VAR_KEYWORD) for parameter in taken.values())
     shared = get_type_hints(CompositionOptions).keys()
+    # What the functions that take any vision-language model share, with the defaults that they have there.
+    (unpacked,) = get_args(get_type_hints(function, include_extras=True)["options"])
+    defaults = {own.name: own.default for own in dataclasses.fields(VlmSources)} | {"segmenter_dtype": None}
+    for name in get_type_hints(unpacked).keys() - shared:
+        taken[name] = inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=defaults[name])
     assert {option.name for option in COMMON_PARTS} | {"progress"} == {*shared, "seed"}
     own = {option.name: option for option in composition.all_options if option.name not in shared}
     assert taken.keys() - {"out", "options"} == own.keys()
