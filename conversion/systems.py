@@ -454,6 +454,14 @@ VIP_LLAVA = PublishedSystem(
     converted_keys=(r"(^|\.)projector_layernorm\.",),
 )
 IMPLICIT_CAPTION = "implicit_caption"
+_DIFFUSION = Option(
+    "diffusion", "Stable Diffusion 1.5 in diffusers' layout: folder, or ORG/NAME[@REVISION].", required=True
+)
+_DIFFLMM_TOWER = Option(
+    "vision_tower",
+    "CLIP model: folder, or ORG/NAME[@REVISION] (openai/clip-vit-large-patch14-336).",
+    required=True,
+)
 _DIFFLMM_TEMPLATE = Option(
     "template",
     "Prompt template; the original was trained in vicuna_v1, and its scripts ask in llava_v1.",
@@ -479,16 +487,8 @@ DIFFLMM = PublishedSystem(
                 "Language model with its weights: folder, or ORG/NAME[@REVISION] (lmsys/vicuna-7b-v1.5).",
                 required=True,
             ),
-            Option(
-                "diffusion",
-                "Stable Diffusion 1.5 in diffusers' layout: folder, or ORG/NAME[@REVISION].",
-                required=True,
-            ),
-            Option(
-                "vision_tower",
-                "CLIP model: folder, or name on the Hub (openai/clip-vit-large-patch14-336).",
-                required=True,
-            ),
+            _DIFFUSION,
+            _DIFFLMM_TOWER,
             Option("dtype", "Store all weights so.  [default: as the base is]", _DTYPES),
             _DIFFLMM_TEMPLATE,
         ),
@@ -503,16 +503,8 @@ DIFFLMM = PublishedSystem(
                 "A LLaMA with its weights: folder, or ORG/NAME[@REVISION] (lmsys/vicuna-7b-v1.5).",
                 required=True,
             ),
-            Option(
-                "diffusion",
-                "Stable Diffusion 1.5 in diffusers' layout: folder, or ORG/NAME[@REVISION].",
-                required=True,
-            ),
-            Option(
-                "vision_tower",
-                "CLIP model: folder, or ORG/NAME[@REVISION] (openai/clip-vit-large-patch14-336).",
-                required=True,
-            ),
+            _DIFFUSION,
+            _DIFFLMM_TOWER,
             replace(_DIFFLMM_TEMPLATE, default="vicuna_v1"),
             Option(
                 "diffusion_text",

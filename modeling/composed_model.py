@@ -22,7 +22,7 @@ from transformers import (
 from .configuration_reasoning_segmentation import ComposedConfig
 from .key_value_cache import (
     ReadTokens,
-    can_go_on,
+    can_continue,
     read_prompts,
     with_cache_named_for,
 )
@@ -341,7 +341,7 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
 
         What the prompts about one image begin with is read once, and with `image_cache` not again by later calls (see
         [`ImageCache`]), unless `share_prefixes=False` is given. The answers are the same. Each prompt is read whole
-        where the vision-language model allows nothing else (`can_go_on`), and with `use_cache=False`, a given cache,
+        where the vision-language model allows nothing else (`can_continue`), with `use_cache=False`, a given cache,
         `cache_implementation`, an assistant, `prefill_chunk_size`, and attentions or hidden states in the output.
         """
         keep = image_cache is not None
@@ -405,10 +405,10 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         return is_whole and self._setting("use_cache", kwargs) is not False and self._can_share_prefixes(images)
 
     def _can_share_prefixes(self, images: ImageCache | None) -> bool:
-        """Whether prompts about `images` may go on from one another: in inference, with encoded images."""
+        """Whether prompts about `images` may continue one another: in inference, with encoded images."""
         is_traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
         is_inference = not self.training and not torch.is_grad_enabled() and not is_traced
-        return is_inference and images is not None and images.vlm_features is not None and can_go_on(self.vlm)
+        return is_inference and images is not None and images.vlm_features is not None and can_continue(self.vlm)
 
     def _position_ids(
         self, input_ids: torch.LongTensor, attention_mask: torch.Tensor, image_inputs: dict, kwargs: dict

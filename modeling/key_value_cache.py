@@ -1,4 +1,4 @@
-"""Key-value caches: the name under which a model takes one, and prompts that go on from what was read before."""
+"""Key-value caches: the name under which a model takes one, and prompts that continue what was read before."""
 
 import inspect
 from collections.abc import Callable
@@ -24,9 +24,9 @@ def with_cache_named_for(vlm: PreTrainedModel, kwargs: dict) -> dict:
     return {**others, **{name: given[0] for name in CACHE_NAMES if name in accepted}}
 
 
-def can_go_on(vlm: PreTrainedModel) -> bool:
+def can_continue(vlm: PreTrainedModel) -> bool:
     """
-    Whether a row of `vlm` may go on from what another row has read: encoded images and position ids are inputs, no
+    Whether a row of `vlm` may continue what another row has read: encoded images and position ids are inputs, no
     token looks at later ones (a model that does makes masks of its own), and every layer caches plain keys and values
     of all tokens: no sliding window, no recurrent state.
     """
@@ -143,7 +143,7 @@ def read_on(
             image tokens that were not read.
         known_rows (`torch.LongTensor` of shape `(rows,)`, *optional*): The row of `known` for each prompt.
         recorder ([`SlotStateRecorder`], *optional*): Watches the output embedding; without it no states are kept.
-        keep_layers (`bool`): Whether anything will go on from the prompts.
+        keep_layers (`bool`): Whether anything will continue the prompts.
 
     Returns:
         `prompts` with what was kept; the logits `(rows, new tokens, vocab_size)` of the tokens that were read now,
@@ -280,11 +280,11 @@ def read_prompts(
         images ([`ImageCache`]): Encoded images.
         image_index (`torch.LongTensor` of shape `(rows,)`): The image of each row.
         keep (`bool`):
-            Go on from what `images` hold of earlier prompts, and leave there, per image, what its prompts share: a
+            Continue what `images` hold of earlier prompts, and leave there, per image, what its prompts share: a
             single prompt whole.
         recorder ([`SlotStateRecorder`], *optional*): Watches the output embedding; without it no logits and states.
         read_again (`bool`):
-            Read this way where nothing is shared, too, and so that [`ReadPrompts.read_again`] can go on from it.
+            Read this way where nothing is shared, too, and so that [`ReadPrompts.read_again`] can continue it.
 
     Returns:
         [`ReadPrompts`], or `None` where nothing was read because nothing would be gained: no two rows share an image,
@@ -328,8 +328,8 @@ def read_prompts(
             held[image] = own.cut(shared[i : i + 1])
         images.prefixes = held
 
-    goes_on = read_again or recorder is None
-    options = {"known_rows": prefix_of, "recorder": recorder, "keep_layers": goes_on}
+    continues = read_again or recorder is None
+    options = {"known_rows": prefix_of, "recorder": recorder, "keep_layers": continues}
     rows, own_logits, _ = read_on(model, prefixes, prompts, **options)
     if recorder is None:
         return ReadPrompts(rows, pads)

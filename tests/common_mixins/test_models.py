@@ -13,6 +13,7 @@ from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
 from reasonseg.modeling.modeling_reasoning_segmentation import ComposedForReasoningSegmentation, rejected_by_argmax
 from reasonseg.registration import register
+from tests.common_mixins.segmenter_dtype import SegmenterDtypeTests
 from tests.common_mixins.transformers_mixins import modeling
 from tests.support import tiny
 
@@ -71,7 +72,7 @@ class TinyModelTester:
         return self.get_config(), {name: value.to(torch_device) for name, value in inputs.items()}
 
 
-class CommonModelTests(modeling.ModelTesterMixin, modeling.GenerationTesterMixin):
+class CommonModelTests(SegmenterDtypeTests, modeling.ModelTesterMixin, modeling.GenerationTesterMixin):
     _is_composite = True
     additional_model_inputs = ("pixel_values", "sam_pixel_values", "original_sizes", "reshaped_input_sizes")
     # Some parameters get none, see `UNUSED`; the test below names them, where the mixin's own wants every one.
@@ -98,25 +99,6 @@ class CommonModelTests(modeling.ModelTesterMixin, modeling.GenerationTesterMixin
             model(**self._prepare_for_class(inputs, model_class, return_labels=True)).loss.backward()
             without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
             assert without == {name for name, _ in model.named_parameters() if UNUSED.match(name)}
-
-    def encoder_in_float32(self):
-        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        config.segmenter_dtype = "float32"
-        return patch.object(self.model_tester, "prepare_config_and_inputs_for_common", lambda: (config, inputs))
-
-    def test_keep_in_fp32_modules_strict_also_hardcode_fp32(self):
-        if not hasattr(super(), "test_keep_in_fp32_modules_strict_also_hardcode_fp32"):
-            self.skipTest("transformers 5.23 has no such test.")
-        with self.encoder_in_float32():
-            super().test_keep_in_fp32_modules_strict_also_hardcode_fp32()
-
-    def test_keep_in_fp32_modules(self):
-        # The mixin wants every module in one list at most. Both name the segmenter on purpose: quantizers read only
-        # the first, loading in bfloat16 only the second. What is left to check is that the second alone is enough,
-        # where the image encoder does not follow the type that is loaded.
-        for model_class in self.all_model_classes:
-            with patch.object(model_class, "_keep_in_fp32_modules", None), self.encoder_in_float32():
-                super().test_keep_in_fp32_modules()
 
     def test_model_outputs_equivalence(self):
         # For its message the mixin subtracts even equal outputs, and `rejected` is bool, which has no subtraction.

@@ -2,7 +2,6 @@
 
 import re
 import unittest
-from unittest.mock import patch
 
 import torch
 from transformers.testing_utils import torch_device
@@ -10,6 +9,7 @@ from transformers.testing_utils import torch_device
 from reasonseg.modeling.modeling_ivm import IvmForVisualMasking
 from reasonseg.modeling.modeling_reasoning_segmentation import ComposedForReasoningSegmentation
 from reasonseg.registration import register
+from tests.common_mixins.segmenter_dtype import SegmenterDtypeTests
 from tests.common_mixins.transformers_mixins import modeling
 from tests.support import tiny
 
@@ -51,7 +51,7 @@ class TinyIvmTester:
         return self.get_config(), {name: value.to(torch_device) for name, value in inputs.items()}
 
 
-class IvmModelTest(modeling.ModelTesterMixin, unittest.TestCase):
+class IvmModelTest(SegmenterDtypeTests, modeling.ModelTesterMixin, unittest.TestCase):
     all_model_classes = (IvmForVisualMasking,)
     _is_composite = True
     additional_model_inputs = ("pixel_values", "sam_pixel_values", "original_sizes", "reshaped_input_sizes")
@@ -80,24 +80,6 @@ class IvmModelTest(modeling.ModelTesterMixin, unittest.TestCase):
         model(**self._prepare_for_class(inputs, IvmForVisualMasking, return_labels=True)).loss.backward()
         without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
         assert without == {name for name, _ in model.named_parameters() if UNUSED.match(name)}
-
-    def encoder_in_float32(self):
-        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
-        config.segmenter_dtype = "float32"
-        return patch.object(self.model_tester, "prepare_config_and_inputs_for_common", lambda: (config, inputs))
-
-    def test_keep_in_fp32_modules_strict_also_hardcode_fp32(self):
-        if not hasattr(super(), "test_keep_in_fp32_modules_strict_also_hardcode_fp32"):
-            self.skipTest("transformers 5.23 has no such test.")
-        with self.encoder_in_float32():
-            super().test_keep_in_fp32_modules_strict_also_hardcode_fp32()
-
-    def test_keep_in_fp32_modules(self):
-        # The mixin wants every module in one list at most. Both name the segmenter on purpose: quantizers read only
-        # the first, loading in bfloat16 only the second. What is left to check is that the second alone is enough,
-        # where the image encoder does not follow the type that is loaded.
-        with patch.object(IvmForVisualMasking, "_keep_in_fp32_modules", None), self.encoder_in_float32():
-            super().test_keep_in_fp32_modules()
 
     def test_generation_tester_mixin_inheritance(self):
         # Text comes from the vision-language model, in the way that is tested for LISA and GSVA.

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import GenerationConfig, LlamaConfig, MistralConfig, Qwen3VLConfig, SmolVLMConfig
 
-from reasonseg.modeling.key_value_cache import can_go_on
+from reasonseg.modeling.key_value_cache import can_continue
 from tests.modeling.test_families import llava_inputs, llava_next_inputs, qwen_inputs
 from tests.modeling.test_modeling_attend_and_segment import build, internvl_config, internvl_inputs
 from tests.support import tiny
@@ -25,22 +25,9 @@ def qwen3_vl_config() -> Qwen3VLConfig:
                 "mrope_interleaved": True,
             },
         },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 16,
-            "intermediate_size": 24,
-            "num_heads": 2,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "out_hidden_size": 32,
-            "num_position_embeddings": 16,
-            "deepstack_visual_indexes": [0, 1],
-        },
+        vision_config={**tiny.QWEN_VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
         image_token_id=tiny.IMAGE,
-        video_token_id=62,
-        vision_start_token_id=58,
-        vision_end_token_id=59,
+        **tiny.QWEN_TOKENS,
     )
 
 
@@ -311,12 +298,12 @@ def test_passes_that_read_their_rows_whole(llava):
 
 def test_models_whose_rows_cannot_go_on_from_one_another():
     window = tiny.gsva_model(tiny.llava_config()).vlm
-    assert can_go_on(window)
+    assert can_continue(window)
     sliding = MistralConfig(**tiny.TEXT, sliding_window=4)
     config = tiny.llava_config()
     config.text_config = sliding
     model = tiny.gsva_model(config, seed=2)
-    assert not can_go_on(model.vlm)
+    assert not can_continue(model.vlm)
     with torch.no_grad(), counted_tokens(model) as read:
         model(**questions(4), **tiny.images(2), image_index=IMAGE_INDEX)
     assert len(read) == 1

@@ -55,6 +55,17 @@ CLIP = {
     "image_size": 28,
     "patch_size": 14,
 }
+QWEN_VISION = {
+    "depth": 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_heads": 2,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "out_hidden_size": 32,
+}
+QWEN_TOKENS = {"video_token_id": 62, "vision_start_token_id": 58, "vision_end_token_id": 59}
 SAM_SIDE = 64
 
 
@@ -84,22 +95,9 @@ def qwen2_5_vl_config() -> Qwen2_5_VLConfig:
             **TEXT,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
         },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 16,
-            "intermediate_size": 24,
-            "num_heads": 2,
-            "patch_size": 14,
-            "spatial_merge_size": 2,
-            "temporal_patch_size": 2,
-            "out_hidden_size": 32,
-            "window_size": 56,
-            "fullatt_block_indexes": [1],
-        },
+        vision_config={**QWEN_VISION, "window_size": 56, "fullatt_block_indexes": [1]},
         image_token_id=IMAGE,
-        video_token_id=62,
-        vision_start_token_id=58,
-        vision_end_token_id=59,
+        **QWEN_TOKENS,
     )
 
 
