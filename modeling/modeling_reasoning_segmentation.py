@@ -302,7 +302,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
                 Read once what the rows of one image begin with, and with `image_cache` not again what it knows from
                 earlier calls; the second pass of `reeval` begins at the first `[REJ]`. The output is the same but for
                 `cache`, which is then `None`. Each row is read whole where gradients are computed, with labels,
-                `use_cache=True` or further inputs of the model, and where the model allows nothing else (`can_continue`).
+                `use_cache=True` or further inputs of the model, and where that allows nothing else (`can_continue`).
             return_dict (`bool`, *optional*): `False` returns a tuple of the fields that are set.
             kwargs: Further inputs of the vision-language model.
 
