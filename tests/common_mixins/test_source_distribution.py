@@ -59,15 +59,16 @@ def test_only_the_mixins_and_their_licence_are_kept(indexes, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "fragment", "reason"),
+    ("names", "fragment", "reason"),
     [
-        (archive(), "#sha256=" + "0" * 64, "has not the sha256 000"),
-        (archive(), "", "is not there with a sha256"),
-        (archive(names=["LICENSE"]), None, "has no tests/test_modeling_common.py"),
+        (WANTED, "#sha256=" + "0" * 64, "has not the sha256 000"),
+        (WANTED, "", "is not there with a sha256"),
+        (["LICENSE"], None, "has no tests/test_modeling_common.py"),
     ],
 )
-def test_what_cannot_be_trusted_leaves_nothing_behind(indexes, tmp_path, content, fragment, reason):
-    indexes.append(write_index(tmp_path, content, fragment))
+def test_what_cannot_be_trusted_leaves_nothing_behind(indexes, tmp_path, names, fragment, reason):
+    # Packed here: an archive holds the time, and as a parameter it would name the test anew in every process.
+    indexes.append(write_index(tmp_path, archive(names), fragment))
     with pytest.raises(SourcesUnavailableError, match=reason):
         mixin_folder()
     assert not list((tmp_path / "cache").rglob("*.py"))
