@@ -279,6 +279,27 @@ class TestRows:
         assert any(result["segments"] for result in results)
         assert sum(encoded) == 1
 
+    @pytest.mark.parametrize("batch_size", [1, 3])
+    @pytest.mark.parametrize("options", [{}, {"max_new_tokens": 2}], ids=["phrases", "text"])
+    def test_several_questions_about_one_image_read_it_once(self, pipe, model, options, batch_size):
+        """The image's tokens pass the language model once: in a batch, and from batch to batch."""
+        kind, rows = ("text", ["where", "which", "whose"]) if options else ("phrases", [["a"], ["b"], ["cde"]])
+        read = []
+        hook = model.vlm.get_decoder().register_forward_pre_hook(
+            lambda module, args, kwargs: read.append(kwargs["inputs_embeds"].shape[:2]), with_kwargs=True
+        )
+        expected = [pipe(IMAGES[0], **{kind: row}, **options) for row in rows]
+        apart, read[:] = [columns for _, columns in read if columns > 4], []
+        results = pipe(IMAGES[0], **{kind: rows}, batch_size=batch_size, **options)
+        hook.remove()
+        assert_same(results, expected)
+        assert len(apart) == 3
+        # BOS and four image tokens once; of a batch, its longest rest for each row.
+        (first_rows, first), *others = read
+        assert first_rows == 1
+        assert first >= 5
+        assert all(columns <= max(apart) - 5 for _, columns in others)
+
     def test_the_same_image_twice_in_a_batch_is_prepared_once(self, pipe, encoded, tmp_path):
         IMAGES[0].save(tmp_path / "a.png")
         path = str(tmp_path / "a.png")

@@ -122,6 +122,26 @@ def test_a_compiled_step_is_one_graph_and_gives_the_same():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@torch.no_grad()
+def test_a_compiled_image_encoder_is_one_graph_and_gives_the_same():
+    model, pixels = tiny.gsva_model(seed=2), tiny.images(1)["sam_pixel_values"]
+    adapter = segmenter_adapter(model.segmenter)
+    expected = adapter.encode(pixels)["image_embeddings"]
+    torch._dynamo.reset()
+    model.segmenter.vision_encoder.compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(adapter.encode(pixels)["image_embeddings"], expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_what_the_compiler_makes_gives_the_same():
+    model = tiny.gsva_model(seed=2)
+    tiny.favour_slots(model)
+    inputs = {**tiny.prompts([6]), **tiny.images(1), "max_new_tokens": 8, "pad_token_id": tiny.PAD}
+    expected = model.generate_with_masks(**inputs)
+    torch._dynamo.reset()
+    assert_same(compile_model(model).generate_with_masks(**inputs), expected)
+
+
 def test_what_compile_sets():
     model = compile_model(tiny.gsva_model(seed=2))
     assert model.segmenter.vision_encoder._compiled_call_impl is not None
