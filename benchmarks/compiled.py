@@ -2,8 +2,8 @@
 
     python -m benchmarks.compiled [--tokens 32] [--repeats 3]
 
-The step writes `--tokens` tokens about one image with a cache that grows, with one of fixed size, and compiled. Answers
-and encoded images are compared; what compiling takes once is a row of its own.
+The step writes `--tokens` tokens about one image with a cache that grows, with one of fixed size, and compiled.
+Answers and encoded images are compared; what compiling takes once is a row of its own.
 """
 
 import argparse

@@ -3,12 +3,13 @@
     python -m benchmarks.shared_image [--questions 20] [--tokens 8]
 
 The prompts are as long as LISA's: 30 tokens before the image, 256 for it and 25 after it, of which the last 22 differ.
-The answer is given, so that one pass draws the mask; then written, `--tokens` long with a `[SEG]` before its end, which
-the weights, being random, would not write by themselves. Results are compared.
+The answer is given, so that one pass draws the mask; then written, `--tokens` long with a `[SEG]` before its end,
+which the weights, being random, would not write by themselves. Results are compared.
 """
 
 import argparse
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from transformers import LogitsProcessor
