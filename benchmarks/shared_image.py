@@ -51,11 +51,9 @@ def measurements(questions: int = 20, tokens: int = 8, side: int = 1024) -> Iter
     for answers, ids, answer in (("answers given", forced, draw), ("answers written", asked, write)):
         with torch.no_grad():
             answer(ids[:1])  # first calls allocate
-        shared, together = seconds(lambda answer=answer, ids=ids: answer(ids))
-        whole, _ = seconds(lambda answer=answer, ids=ids: answer(ids, share_prefixes=False))
-        apart, single = seconds(
-            lambda answer=answer, ids=ids: [answer(ids[row : row + 1])[0] for row in range(questions)]
-        )
+        shared, together = seconds(partial(answer, ids))
+        whole, _ = seconds(partial(answer, ids, share_prefixes=False))
+        apart, single = seconds(lambda answer=answer, ids=ids: [answer(row)[0] for row in ids.split(1)])
         for ours, theirs in zip(together, single, strict=True):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
         what = f"{questions} questions to one image, {answers}"
