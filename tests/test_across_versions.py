@@ -91,7 +91,8 @@ json.dump(differences, open("differences.json", "w"))
 
 def run_child(folder: Path, repos: dict[str, str], save_to: str) -> None:
     folder.mkdir(parents=True)
-    run_without_the_package(RUN, folder, repos=repos, images=[str(path) for path in IMAGES], save_to=save_to)
+    images = [str(path) for path in IMAGES]
+    run_without_the_package(RUN, folder, from_nothing=not save_to, repos=repos, images=images, save_to=save_to)
 
 
 @pytest.fixture(scope="module")

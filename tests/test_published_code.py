@@ -1,10 +1,14 @@
 """A saved checkpoint loads and computes the same where this package does not exist."""
 
+import atexit
+import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,7 @@ from reasonseg.modeling.modeling_reasoning_segmentation import ComposedForReason
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
+from tests.support.forked_python import fork_server
 from tests.support.parity_data import PARITY
 from tests.support.parts import write_llava_next, write_sam2
 from tests.support.recorded_attention import converted_repo, recorded_sam
@@ -33,7 +38,7 @@ SYSTEMS = ("lisa", "gsva", "ivm", "reasoning_segmentation", "attend_and_segment"
 
 # Runs before everything else in the child: this package cannot be imported, and nothing can be reached.
 BLOCK = """
-import builtins, importlib.abc, socket, sys
+import builtins, importlib.abc, os, socket, sys
 
 class Blocked(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -55,6 +60,10 @@ except ImportError:
     pass
 else:
     raise SystemExit("reasonseg could be imported")
+
+# In a fork transformers has been imported already, with the environment of another folder.
+import transformers
+transformers.dynamic_module_utils.HF_MODULES_CACHE = os.path.join(os.environ["HF_HOME"], "modules")
 """
 
 LOAD_AND_RUN = """
@@ -73,6 +82,7 @@ model = AutoModel.from_pretrained(repo, **trust)
 processor = AutoProcessor.from_pretrained(repo, **trust)
 for thing in (config, model, processor):
     assert type(thing).__module__.startswith("transformers_modules."), type(thing).__module__
+    assert sys.modules[type(thing).__module__].__file__.startswith(os.environ["HF_HOME"])
 inputs = processor(images=images, phrases=arguments["phrases"], return_tensors="pt")
 with torch.inference_mode():
     output = model(**inputs)
@@ -118,21 +128,39 @@ assert not any(name.startswith("transformers_modules.") for name in sys.modules)
 """
 
 
-def run_without_the_package(code: str, folder: Path, **arguments) -> None:
-    """Run `code` in a new process in an empty folder, where this package is blocked and the network is off."""
+@functools.cache
+def bare_environment() -> dict[str, str]:
+    """This process's environment without what leads Python or the Hub's client anywhere, and with an empty HF_HOME."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_", "COV"))}
+    empty = tempfile.mkdtemp(prefix="hf-home-")
+    atexit.register(shutil.rmtree, empty, ignore_errors=True)
+    return {**kept, "HF_HOME": empty, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def run_without_the_package(code: str, folder: Path, from_nothing: bool = False, **arguments) -> None:
+    """Run `code` in a process of its own in an empty folder, where this package is blocked and the network is off.
+
+    Args:
+        code: what runs there; it finds `arguments` as JSON in `sys.argv[1]`.
+        folder: the folder, where copies of a repository's code are kept, too.
+        from_nothing: start a new Python instead of forking one that has imported transformers.
+    """
     script = folder / "child.py"
     script.write_text(BLOCK + code, encoding="utf-8")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_", "COV"))}
-    env = {**kept, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, str(script), json.dumps(arguments)],
-        cwd=folder,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    env = {**bare_environment(), "HF_HOME": str(folder / "hf")}
+    command = [str(script), json.dumps(arguments)]
+    if from_nothing:
+        run = subprocess.run(
+            [sys.executable, *command],
+            cwd=folder,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+    else:
+        run = fork_server(env=bare_environment()).run(*command, cwd=folder, env=env)
     assert run.returncode == 0, run.stdout + run.stderr
 
 

@@ -13,6 +13,7 @@ from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.verify import verify_repository
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
+from tests.support import forked_runs
 from tests.support.originals import LISA, weights
 
 
@@ -34,15 +35,10 @@ def test_a_killed_conversion_leaves_nothing_or_everything(tmp_path):
         folder = tmp_path / str(kill)
         folder.mkdir()
         out = folder / "repo"
-        child = os.fork()
-        if child == 0:
-            try:
-                convert(out)
-            finally:
-                os._exit(0)
+        child = forked_runs.start(lambda out=out: convert(out))
         time.sleep(duration * kill / (KILLS - 1))
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        forked_runs.end(child)
         complete = out.exists()
         if complete:
             assert verify_repository(out).ok

@@ -12,6 +12,8 @@ import pytest
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import MANIFEST, read_manifest, update_manifest
 from reasonseg.conversion.verify import add_manifest, verify_repository
+from tests.support.forked_python import fork_server
+from tests.support.installed import EXECUTABLE
 from tests.support.originals import change_json
 
 
@@ -151,14 +153,7 @@ def test_the_installed_command_does_not_ask(lisa_repo, tmp_path):
     repo = with_evil_code(
         shutil.copytree(lisa_repo, tmp_path / "repo"), *EVIL_CONFIGS["vision-language model"], folder=tmp_path
     )
-    run = subprocess.run(
-        [Path(sys.executable).parent / "reasonseg", "verify", repo],
-        input="y\n" * 9,
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = fork_server().run(EXECUTABLE, "verify", repo, input="y\n" * 9, cwd=tmp_path)
     assert run.returncode == 1
     assert "[y/N]" not in run.stdout + run.stderr
     assert "No model can be built" in run.stdout

@@ -15,6 +15,7 @@ from reasonseg.conversion.convert import convert as convert_system
 from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.systems import COMMON_OPTIONS, COMMON_PARTS, SOURCE_MODELS, SYSTEMS
 from reasonseg.loading import import_object
+from tests.support.forked_python import fork_server
 from tests.test_packaging import ROOT
 
 
@@ -43,7 +44,7 @@ SYSTEMS["seventh"] = PublishedSystem(
 
 
 def run_with_a_seventh(code: str) -> str:
-    run = subprocess.run([sys.executable, "-c", WITH_A_SEVENTH + code], cwd=ROOT, capture_output=True, text=True)
+    run = fork_server().run("-c", WITH_A_SEVENTH + code, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     return " ".join(run.stdout.split())
 

@@ -17,7 +17,7 @@ from reasonseg.evaluation.reasoning_segmentation import image_folder_questions
 from reasonseg.processing.image_loading import load_rgb_image
 from reasonseg.processing.mask_reading import read_mask
 from reasonseg.processing.segments import mask_to_rle
-from tests.support.installed import installed
+from tests.support.installed import forked
 
 
 SIZE = (20, 30)
@@ -260,7 +260,7 @@ def test_both_commands_refuse_bad_data_before_a_model_is_loaded(tmp_path, unload
         "train": ("lisa", "--set", f"model={unloadable}", "--set", f"data.path={folder}"),
         "evaluate": ("--model", unloadable, "--dataset", folder),
     }[command_name]
-    run = installed(command_name, *arguments, "--out", tmp_path / "out", code=1, ACCELERATE_USE_CPU="true")
+    run = forked(command_name, *arguments, "--out", tmp_path / "out", code=1, ACCELERATE_USE_CPU="true")
     said = " ".join(run.stderr.split())
     assert f"{folder}/metadata.jsonl, line 2: the line has no `requests`; it has file_name" in said
     assert str(unloadable) not in said

@@ -1,9 +1,6 @@
 """Scoring a model: slots against phrases, both protocols, one process against two."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +12,7 @@ from reasonseg.evaluation.reasoning_segmentation import Question, check_rejectio
 from reasonseg.evaluation.report import write_report
 from reasonseg.processing.image_loading import load_rgb_image
 from reasonseg.processing.segments import Segment, SegmentationResult, mask_to_rle
+from tests.support.forked_python import run_distributed
 
 
 SIZE = (8, 10)
@@ -146,24 +144,14 @@ if state.is_main_process:
 def test_two_processes_give_the_numbers_of_one(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT, encoding="utf-8")
-    root = Path(__file__).parents[2]
 
-    def run(*command: str) -> dict:
-        finished = subprocess.run(
-            [sys.executable, *command, str(script)],
-            capture_output=True,
-            text=True,
-            cwd=root,
-            timeout=300,
-            env={**__import__("os").environ, "PYTHONPATH": str(root), "ACCELERATE_USE_CPU": "true"},
-            check=False,
-        )
-        lines = [line for line in finished.stdout.splitlines() if line.startswith("RESULT")]
-        assert len(lines) == 1, finished.stderr[-2000:]
+    def run(processes: int) -> dict:
+        finished = run_distributed(script, processes=processes)
+        lines = [line for done in finished for line in done.stdout.splitlines() if line.startswith("RESULT")]
+        assert len(lines) == 1, [done.stderr[-2000:] for done in finished]
         return json.loads(lines[0].removeprefix("RESULT"))
 
-    one = run()
-    two = run("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29733")
+    one, two = run(1), run(2)
     assert one["overall"]["masks"] == two["overall"]["masks"] > 10
     assert one["cases"] == two["cases"]
     for name, value in one["overall"].items():

@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,7 @@ from typer.testing import CliRunner
 
 from reasonseg.cli import app
 from reasonseg.cli.segment import _report
+from tests.support.installed import forked
 from tests.support.parity_data import PARITY, gsva_vision_tower, load_case, load_meta, unpack_mask
 from tests.support.tabletop_folder import write_dataset
 from tests.support.tiny_training import write_tiny_recipe
@@ -216,19 +215,8 @@ def large(path: Path, width: int = 12000, height: int = 9000) -> Path:
 
 def test_an_image_over_the_limit_is_refused_in_one_message(tmp_path):
     """The command in a process of its own: Pillow's warning would stand beside the message."""
-    command = Path(sys.executable).parent / "reasonseg"
-    arguments = [
-        "segment",
-        large(tmp_path / "a.png"),
-        "--phrase",
-        "a cup",
-        "--model",
-        "embedded",
-        "--out",
-        tmp_path / "o",
-    ]
-    result = subprocess.run([command, *arguments], capture_output=True, text=True, check=False, timeout=200)
-    assert result.returncode == 1
+    options = ("--phrase", "a cup", "--model", "embedded", "--out", tmp_path / "o")
+    result = forked("segment", large(tmp_path / "a.png"), *options, code=1)
     assert "12000 x 9000 = 108000000 pixels, more than the 67108864 allowed" in one_line(result.stderr)
     assert "or raise --max-image-pixels" in one_line(result.stderr)
     assert "max_image_pixels" not in result.stderr

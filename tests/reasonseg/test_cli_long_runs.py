@@ -19,17 +19,12 @@ from reasonseg.cli import results, segment
 from reasonseg.cli.app import app
 from reasonseg.cli.progress import step_progress
 from reasonseg.folder_lock import FolderInUseError, FolderLock, alone_in
+from tests.support.forked_python import fork_server
+from tests.support.installed import EXECUTABLE, forked
 
 
-COMMAND = Path(sys.executable).parent / "reasonseg"
 ROOT = Path(__file__).parents[2]
 KILLS = 10
-
-
-def start(*arguments: object, **options) -> subprocess.Popen:
-    """The installed command in a process of its own."""
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([COMMAND, *arguments], **{**pipes, **options})
 
 
 def run(*arguments: object, code: int = 0):
@@ -94,12 +89,10 @@ def check_bad_ones_are_named(folder: Path, stderr: str) -> None:
 def test_segment_does_what_can_be_done_and_names_the_rest(folder, tmp_path):
     out = tmp_path / "out"
     command = ("segment", folder, "--phrase", "the red cup", "--model", "embedded", "--out", out, "--json")
-    process = start(*command)
-    stdout, stderr = process.communicate(timeout=200)
-    assert process.returncode == 1
-    check_bad_ones_are_named(folder, stderr)
-    assert "6 of 11 images failed" in " ".join(stderr.split())
-    assert [json.loads(line) for line in stdout.split("\n")[:-1]] == records(out)
+    done = forked(*command, code=1)
+    check_bad_ones_are_named(folder, done.stderr)
+    assert "6 of 11 images failed" in " ".join(done.stderr.split())
+    assert [json.loads(line) for line in done.stdout.split("\n")[:-1]] == records(out)
     by_stem = {Path(record["image"]).stem: record for record in records(out)}
     assert set(by_stem) == {"a", "b", r"caf\xe9", "long" * 62, "long" * 61 + "more"}
     names = [record["name"] for record in by_stem.values()]
@@ -159,7 +152,7 @@ def test_two_processes_on_one_folder_write_every_line_once(tmp_path):
     out = tmp_path / "out"
     command = ("segment", tmp_path / "in", "--phrase", "the red cup", "--reject-threshold", "0", "--model", "embedded")
     command = (*command, "--out", out)
-    processes = [start(*command) for _ in range(2)]
+    processes = [fork_server().start(EXECUTABLE, *command) for _ in range(2)]
     for process in processes:
         _, stderr = process.communicate(timeout=300)
         assert process.returncode == 0, stderr
@@ -303,7 +296,9 @@ def test_progress_on_a_terminal_leaves_standard_output_alone(tmp_path):
     reader = threading.Thread(target=read_terminal, args=(terminal, seen))
     reader.start()
     command = ("segment", tmp_path / "in", "--phrase", "the red cup", "--model", "embedded", "--out", tmp_path / "out")
-    process = start(*command, "--json", stderr=other_end, env={**os.environ, "TERM": "xterm", "COLUMNS": "100"})
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": other_end, "text": True}
+    process = subprocess.Popen([EXECUTABLE, *command, "--json"], env=env, **pipes)
     stdout, _ = process.communicate(timeout=200)
     os.close(other_end)
     reader.join(timeout=20)
@@ -363,9 +358,6 @@ def test_one_run_at_a_time(tmp_path):
 
 def test_two_evaluations_do_not_share_a_folder(tmp_path):
     with FolderLock(tmp_path / "out").held():
-        process = start(
-            *("evaluate", "--model", "embedded", "--dataset", "tabletop", "--scenes", "1", "--out", tmp_path / "out")
-        )
-        _, stderr = process.communicate(timeout=200)
-    assert process.returncode == 1
-    assert "Another process writes to" in stderr
+        options = ("--model", "embedded", "--dataset", "tabletop", "--scenes", "1", "--out", tmp_path / "out")
+        refused = forked("evaluate", *options, code=1)
+    assert "Another process writes to" in refused.stderr

@@ -5,10 +5,7 @@ import json
 import logging
 import os
 import shutil
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,6 +23,7 @@ from reasonseg.cli.printing import (
     write_out,
 )
 from reasonseg.conversion.manifest import update_manifest
+from tests.support.installed import forked
 from tests.support.parity_data import PARITY
 
 
@@ -162,13 +160,8 @@ def test_texts_in_configs(lisa_repo, tmp_path):
 @pytest.mark.skipif(os.name == "nt", reason="Windows allows no such names.")
 def test_the_installed_command(tmp_path):
     torch.save({NAME: torch.ones(2)}, tmp_path / NAME)
-    command = [Path(sys.executable).parent / "reasonseg", "inspect", NAME]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 0
-    assert_visible(done.stdout, 2)
-    done = subprocess.run([*command[:2], NAME * 2], cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    assert_visible(done.stderr)
+    assert_visible(forked("inspect", NAME, cwd=tmp_path).stdout, 2)
+    assert_visible(forked("inspect", NAME * 2, cwd=tmp_path, code=1).stderr)
 
 
 def test_a_library_that_gives_up_is_one_paragraph(monkeypatch):

@@ -1,8 +1,6 @@
 """A model of another kind is refused before its weights are read, by the name of the command that runs it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ import reasonseg
 from reasonseg.cli.app import app
 from reasonseg.conversion.systems import SYSTEMS
 from reasonseg.evaluation.reasoning_segmentation import Question, evaluate
+from tests.support.installed import forked
 from tests.support.tiny_vip_llava import write_repo
 
 
@@ -123,10 +122,7 @@ def test_demo(config_only, tmp_path):
 
 
 def test_the_installed_command(image, config_only, tmp_path):
-    command = Path(sys.executable).with_name("reasonseg")
-    arguments = [command, "segment", image, "Where?", "--model", config_only("difflmm"), "--out", tmp_path / "out"]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
-    assert done.returncode == 1
+    done = forked("segment", image, "Where?", "--model", config_only("difflmm"), "--out", tmp_path / "out", code=1)
     assert done.stderr.count("error:") == 1
     assert "`reasonseg ask --model" in done.stderr
 

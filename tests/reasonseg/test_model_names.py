@@ -1,8 +1,6 @@
 """What `--model` may name, on every command that has it."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,10 +11,10 @@ from typer.testing import CliRunner
 from reasonseg import EMBEDDED_MODEL
 from reasonseg.cli.app import app
 from reasonseg.model_names import UnknownModelError, resolve_model
+from tests.support.installed import forked
 from tests.support.tiny_training import write_tiny_recipe
 
 
-COMMAND = Path(sys.executable).parent / "reasonseg"
 # By the name of the command what it needs besides a model.
 COMMANDS = {
     "segment": ("segment", "a.png", "Where is the cup?", "--out", "out", "--model"),
@@ -68,10 +66,7 @@ def test_every_command_says_what_is_wrong_with_a_name(command, name, message):
 
 
 def test_the_installed_command_says_so_too():
-    process = subprocess.run(
-        [COMMAND, *given_as("segment", "./nosuch")], capture_output=True, text=True, check=False, timeout=200
-    )
-    assert process.returncode == 1
+    process = forked(*given_as("segment", "./nosuch"), code=1)
     assert process.stderr.startswith("error: --model './nosuch': there is no such folder.")
     assert process.stderr.count("\n") == 1
 

@@ -1,5 +1,6 @@
 """Runs in forks of one process that has imported everything, so that a run that is killed costs no imports."""
 
+import gc
 import os
 import signal
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 def start(run: Callable[[], object]) -> int:
     """Fork a process that calls `run`; it ends with 0, with the code of a SystemExit, or with 1."""
     sys.stdout.flush()
+    gc.freeze()  # no fork copies what it never changes, only to see whether it is garbage
     child = os.fork()
     if child:
         return child

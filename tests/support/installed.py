@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.support.forked_python import fork_server
+
 
 EXECUTABLE = Path(sys.executable).parent / "reasonseg"
 
@@ -31,6 +33,19 @@ def installed(*arguments: object, code: int = 0, cwd: Path | None = None, **envi
         text=True,
         timeout=300,
     )
+    return _checked(result, code)
+
+
+def forked(*arguments: object, code: int = 0, cwd: Path | None = None, **environment: str):
+    """Run the installed command as `installed` does, in a fork of a process that has imported torch and transformers.
+
+    It spares the seconds that this takes where one start from nothing has been tested already.
+    """
+    env = {**os.environ, **environment}
+    return _checked(fork_server(env=env).run(EXECUTABLE, *arguments, cwd=cwd, env=env), code)
+
+
+def _checked(result: subprocess.CompletedProcess, code: int) -> subprocess.CompletedProcess:
     assert result.returncode == code, result.stdout + result.stderr
     assert "custom code" not in result.stderr, "it asked whether to run a repository's code"
     return result

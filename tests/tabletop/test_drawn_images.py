@@ -1,10 +1,7 @@
 """The embedded model says when it is shown something else than a drawn tabletop, and only then."""
 
 import io
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +13,7 @@ from reasonseg import EMBEDDED_MODEL
 from reasonseg.cli.app import app
 from reasonseg.tabletop.drawn_images import MESSAGE, ForeignImageWarning, looks_like_a_tabletop
 from reasonseg.tabletop.scenes import SPLITS, draw_scene
+from tests.support.installed import forked
 from tests.support.parity_data import PARITY
 
 
@@ -142,11 +140,8 @@ def test_the_pipeline_without_a_model(photograph):
 
 
 def test_the_installed_command_says_it_once_in_a_line(tmp_path):
-    command = Path(sys.executable).with_name("reasonseg")
     images = PARITY / "lisa" / "images"
-    arguments = [command, "segment", images, "-p", "the cup", "--model", "embedded", "--out", tmp_path / "out"]
-    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL)
-    assert done.returncode == 0, done.stderr
+    done = forked("segment", images, "-p", "the cup", "--model", "embedded", "--out", tmp_path / "out")
     assert done.stderr.count("drawn tabletops") == 1
     assert f"note: {MESSAGE}\n" in done.stderr
     assert "Warning" not in done.stderr

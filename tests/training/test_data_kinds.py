@@ -1,7 +1,5 @@
 """Kinds of data and first stages of one's own, and that nothing is imported before a recipe asks for it."""
 
-import subprocess
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +14,7 @@ from reasonseg.training.collator import SegmentationCollator
 from reasonseg.training.data_kinds import DATA_KINDS, FIRST_STAGES, NEW_MODELS, DataKind, FirstStage
 from reasonseg.training.recipe import RecipeError, describe_recipe, load_recipe
 from reasonseg.training.run import run_recipe
+from tests.support.forked_python import fork_server
 from tests.support.tiny_training import write_tiny_recipe
 
 
@@ -107,5 +106,5 @@ def test_a_recipe_imports_only_what_it_names():
         "unwanted = ('training.regions', '.ivm_mix'); "
         "print([name for name in sys.modules if 'tabletop' in name or name.endswith(unwanted)])"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "[]"
+    run = fork_server().run("-c", code)
+    assert (run.returncode, run.stdout.strip()) == (0, "[]"), run.stderr

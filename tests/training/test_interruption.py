@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,11 +16,12 @@ from reasonseg.training import checkpoints
 from reasonseg.training.checkpoints import newest_complete, why_incomplete
 from reasonseg.training.recipe import RecipeError, load_recipe
 from reasonseg.training.run import run_recipe
+from tests.support.forked_python import fork_server
+from tests.support.installed import EXECUTABLE
 from tests.support.tiny_training import write_tiny_recipe
 
 
 ROOT = Path(__file__).parents[2]
-COMMAND = Path(sys.executable).parent / "reasonseg"
 KILLS = 20
 
 
@@ -38,10 +38,6 @@ def trained(recipe, tmp_path_factory):
     return out
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT)}
-
-
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Without fork every run would import torch again.")
 @pytest.mark.timeout(300)
 def test_twenty_kills_and_twenty_resumes(recipe, tmp_path):
@@ -51,7 +47,7 @@ def test_twenty_kills_and_twenty_resumes(recipe, tmp_path):
         [sys.executable, str(script), str(recipe), str(out), str(KILLS)],
         capture_output=True,
         text=True,
-        env=environment(),
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         check=False,
     )
     assert run.returncode == 0, run.stderr[-3000:]
@@ -84,30 +80,22 @@ def test_a_run_that_resumes_within_a_later_epoch_takes_the_examples_in_the_same_
 @pytest.mark.timeout(300)
 def test_the_command_resumes_from_the_newest_complete_checkpoint_and_says_so(recipe, tmp_path):
     out = tmp_path / "out"
-    command = [COMMAND, "train", recipe, "--out", out]
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
+    command = [EXECUTABLE, "train", recipe, "--out", out]
+    run = fork_server().start(*command)
     while not (out / "checkpoint-2").is_dir():
         assert run.poll() is None
         time.sleep(0.01)
-    refused = subprocess.run(
-        [*command, "--resume"], capture_output=True, text=True, env=environment(), check=False, timeout=200
-    )
+    refused = fork_server().run(*command, "--resume")
     assert refused.returncode == 1
     assert "Another process writes to" in refused.stderr
-    run.send_signal(signal.SIGKILL)
+    run.kill()
     run.wait()
     newest = checkpoints.list_checkpoints(out)[0]
     # As runs left it that gave a checkpoint its name first and filled it then.
     (newest / "trainer_state.json").unlink()
     before = checkpoints.list_checkpoints(out)[1]
     steps = int(newest.name.rpartition("-")[2])
-    resumed = subprocess.run(
-        [*command, "--resume", "--set", f"arguments.max_steps={steps}"],
-        capture_output=True,
-        text=True,
-        env=environment(),
-        check=False,
-    )
+    resumed = fork_server().run(*command, "--resume", "--set", f"arguments.max_steps={steps}")
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert f"{newest} is not complete (it has no trainer_state.json)" in resumed.stderr
     assert f"Resuming from {before}." in resumed.stderr
