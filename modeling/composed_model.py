@@ -2,6 +2,8 @@
 
 import copy
 import inspect
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,6 +22,7 @@ from transformers import (
 )
 
 from .configuration_reasoning_segmentation import ComposedConfig
+from .generation_stream import Beside, StreamStep, TorchModes, check_one_answer, stream_generation, takes_slots
 from .key_value_cache import (
     ReadTokens,
     can_continue,
@@ -72,6 +75,7 @@ class ImageCache:
             Per image the last prompt about it with its keys and values, answer included, or what its prompts shared
             where there were several: later calls that are handed this object read only what follows. About 0.5 MB per
             token for LLaMA-7B in 16 bit, freed with this object; set it to `None` to forget.
+        encoding ([`Beside`], *optional*): The segmenter's encoder, while it runs beside a generation.
     """
 
     vlm_features: object
@@ -84,6 +88,7 @@ class ImageCache:
     tile_counts: torch.LongTensor | None = None
     grids: dict[str, torch.Tensor] | None = None
     prefixes: list[ReadTokens | None] | None = None
+    encoding: Beside | None = None
 
     def size_of(self, image: int | torch.Tensor) -> tuple[int, int] | None:
         """(height, width) of an image in pixels, where it is known."""
@@ -94,108 +99,13 @@ class PlaceholderSuppressor(SuppressTokensLogitsProcessor):
     """A type of its own, so that it works beside the `suppress_tokens` of a generation config instead of for it."""
 
 
-class ComposedModel(PreTrainedModel, GenerationMixin):
-    r"""
-    Two stock modules, `segmenter` and `vlm`, and what they need to be used, trained and saved as one model. Subclasses
-    build them, and say how the one points and the other draws: `forward` reads an answer that is given,
-    `generate_with_masks` writes it. `model.vlm` stays a checkpoint of its own that loads in plain transformers.
-
-    The segmenter comes first: where memory is short, `device_map="auto"` then offloads layers of the language model,
-    which can be offloaded, rather than the segmenter, which cannot.
-
-    Args:
-        config ([`ComposedConfig`]): What to compose.
+class ImageReader:
+    """
+    Images that are encoded once for any number of questions, and prompts about them that continue one another, around
+    an image-text-to-text model `vlm`. Subclasses have its `config`, `device`, `training` and `generation_config`.
     """
 
-    config: ComposedConfig
-    config_class = ComposedConfig
-    base_model_prefix = ""
-    main_input_name = "input_ids"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    # The loss is a mean over this batch's tokens and masks; the Trainer must not rescale it.
-    accepts_loss_kwargs = False
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    _no_split_modules = ["SamModel", "SamHQModel", "Sam2Model", "Sam3TrackerModel"]
-    # Quantizers skip what the first names; loading in 16 bit keeps in float32 what the second names, but for the
-    # segmenter's image encoder.
-    _keep_in_fp32_modules = ["segmenter"]
-    _keep_in_fp32_modules_strict = ["segmenter"]
-
-    def _build_segmenter(self) -> PreTrainedModel:
-        config = prepare_segmenter_config(self.config.segmenter_config)
-        return self._with_encoder_dtype(AutoModel.from_config(config, trust_remote_code=False))
-
-    def _with_encoder_dtype(self, segmenter: PreTrainedModel) -> PreTrainedModel:
-        """In float32; the image encoder multiplies in `segmenter_dtype`, or in what the model is being made in."""
-        made_in = torch.get_default_dtype()  # of `from_pretrained`, its `dtype`
-        asked = self.config.encoder_dtype or (made_in if made_in.itemsize == 2 else torch.float32)
-        return with_encoder_in(asked, segmenter)
-
-    def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
-        """Loading leaves the segmenter in what it was built in."""
-        return {name: kept for name, kept in super()._get_dtype_plan(dtype).items() if name != "segmenter"}
-
-    def _build_vlm(self) -> PreTrainedModel:
-        return AutoModelForImageTextToText.from_config(self.config.vlm_config, trust_remote_code=False)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs) -> Self:
-        """As in every model of transformers; fields of the configuration may also be given beside a `config`."""
-        if isinstance(config, PreTrainedConfig):
-            config = copy.deepcopy(config)
-            for name in ("segmenter_dtype", "segmenter_batch_size"):
-                if name in kwargs:
-                    setattr(config, name, kwargs.pop(name))
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
-
-    # ---- one model to the outside -------------------------------------------------------------------------------
-
-    @property
-    def base_model(self) -> PreTrainedModel:
-        return self.vlm
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.vlm.dtype
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """What PEFT asks for; under this name transformers' own property warns that it has a new one."""
-        return self.is_activation_checkpointing
-
-    @property
-    def generation_config(self):
-        return self.vlm.generation_config
-
-    @generation_config.setter
-    def generation_config(self, value):
-        if "vlm" in self._modules:  # PreTrainedModel.__init__ assigns before the children exist
-            self.vlm.generation_config = value
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.vlm.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module):
-        self.vlm.set_input_embeddings(value)
-
-    def get_output_embeddings(self) -> nn.Module:
-        return self.vlm.get_output_embeddings()
-
-    def set_output_embeddings(self, value: nn.Module):
-        self.vlm.set_output_embeddings(value)
-
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs):
-        """As in every model of transformers; refuses what would train a segmenter with zero gradients."""
-        if (activation_checkpointing_kwargs or {}).get("use_reentrant") and self.segmenter.config.model_type != "sam":
-            raise ValueError(
-                f"Reentrant checkpointing loses the gradients of a {self.segmenter.config.model_type} segmenter; pass "
-                'activation_checkpointing_kwargs={"use_reentrant": False}.'
-            )
-        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+    vlm: PreTrainedModel
 
     # ---- images -------------------------------------------------------------------------------------------------
 
@@ -291,38 +201,6 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         if images.vlm_features is not None:
             inputs["mm_encoder_outputs"] = {"image": select_images(images.vlm_features, image_index)}
         return inputs
-
-    def _segmenter_features(self, images: ImageCache | None, slot_images: torch.LongTensor) -> dict[str, torch.Tensor]:
-        """Encoded segmenter views, one entry per slot; each image is encoded at its first use only."""
-        if images is None or images.sam_pixel_values is None:
-            raise ValueError(
-                f"{len(slot_images)} [SEG]/[REJ] slots need the segmenter's view of their images, but there is none; "
-                "pass `sam_pixel_values` as the processor returns them, or an `image_cache` made with them."
-            )
-
-        segmenter = segmenter_adapter(self.segmenter)
-
-        def encode(views):
-            return segmenter.encode(views.to(self.segmenter.device, segmenter.dtype))
-
-        if torch.compiler.is_exporting():  # which images have slots is not known then
-            return {name: value[slot_images] for name, value in encode(images.sam_pixel_values).items()}
-        if bool((slot_images < 0).any()):
-            raise ValueError(
-                "A row without an image holds a [SEG] or [REJ] slot; there is nothing to draw its mask in."
-            )
-        encoded = images.segmenter_features
-        missing = [image for image in sorted(set(slot_images.tolist())) if encoded[image] is None]
-        at_once = self.config.segmenter_batch_size or max(1, _PIXELS_AT_ONCE // images.sam_pixel_values[0, 0].numel())
-        if self.training:  # the processes of a training must call the encoder equally often
-            at_once = max(1, len(missing))
-        for start in range(0, len(missing), at_once):
-            part = missing[start : start + at_once]
-            features = encode(images.sam_pixel_values[part])
-            for i, image in enumerate(part):
-                encoded[image] = {name: value[i] for name, value in features.items()}
-        first = encoded[int(slot_images[0])]
-        return {name: torch.stack([encoded[image][name] for image in slot_images.tolist()]) for name in first}
 
     # ---- generation ---------------------------------------------------------------------------------------------
 
@@ -437,6 +315,200 @@ class ComposedModel(PreTrainedModel, GenerationMixin):
         kwargs["generation_config"] = copy.deepcopy(kwargs["generation_config"])
         kwargs["generation_config"].return_dict_in_generate = True
         return kwargs
+
+
+class ComposedModel(ImageReader, PreTrainedModel, GenerationMixin):
+    r"""
+    Two stock modules, `segmenter` and `vlm`, and what they need to be used, trained and saved as one model. Subclasses
+    build them, and say how the one points and the other draws: `forward` reads an answer that is given,
+    `generate_with_masks` writes it. `model.vlm` stays a checkpoint of its own that loads in plain transformers.
+
+    The segmenter comes first: where memory is short, `device_map="auto"` then offloads layers of the language model,
+    which can be offloaded, rather than the segmenter, which cannot.
+
+    Args:
+        config ([`ComposedConfig`]): What to compose.
+    """
+
+    config: ComposedConfig
+    config_class = ComposedConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    # The loss is a mean over this batch's tokens and masks; the Trainer must not rescale it.
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["SamModel", "SamHQModel", "Sam2Model", "Sam3TrackerModel"]
+    # Quantizers skip what the first names; loading in 16 bit keeps in float32 what the second names, but for the
+    # segmenter's image encoder.
+    _keep_in_fp32_modules = ["segmenter"]
+    _keep_in_fp32_modules_strict = ["segmenter"]
+
+    def _build_segmenter(self) -> PreTrainedModel:
+        config = prepare_segmenter_config(self.config.segmenter_config)
+        return self._with_encoder_dtype(AutoModel.from_config(config, trust_remote_code=False))
+
+    def _with_encoder_dtype(self, segmenter: PreTrainedModel) -> PreTrainedModel:
+        """In float32; the image encoder multiplies in `segmenter_dtype`, or in what the model is being made in."""
+        made_in = torch.get_default_dtype()  # of `from_pretrained`, its `dtype`
+        asked = self.config.encoder_dtype or (made_in if made_in.itemsize == 2 else torch.float32)
+        return with_encoder_in(asked, segmenter)
+
+    def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
+        """Loading leaves the segmenter in what it was built in."""
+        return {name: kept for name, kept in super()._get_dtype_plan(dtype).items() if name != "segmenter"}
+
+    def _build_vlm(self) -> PreTrainedModel:
+        return AutoModelForImageTextToText.from_config(self.config.vlm_config, trust_remote_code=False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs) -> Self:
+        """As in every model of transformers; fields of the configuration may also be given beside a `config`."""
+        if isinstance(config, PreTrainedConfig):
+            config = copy.deepcopy(config)
+            for name in ("segmenter_dtype", "segmenter_batch_size"):
+                if name in kwargs:
+                    setattr(config, name, kwargs.pop(name))
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
+    # ---- one model to the outside -------------------------------------------------------------------------------
+
+    @property
+    def base_model(self) -> PreTrainedModel:
+        return self.vlm
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.vlm.dtype
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """What PEFT asks for; under this name transformers' own property warns that it has a new one."""
+        return self.is_activation_checkpointing
+
+    @property
+    def generation_config(self):
+        return self.vlm.generation_config
+
+    @generation_config.setter
+    def generation_config(self, value):
+        if "vlm" in self._modules:  # PreTrainedModel.__init__ assigns before the children exist
+            self.vlm.generation_config = value
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vlm.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.vlm.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.vlm.get_output_embeddings()
+
+    def set_output_embeddings(self, value: nn.Module):
+        self.vlm.set_output_embeddings(value)
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs):
+        """As in every model of transformers; refuses what would train a segmenter with zero gradients."""
+        if (activation_checkpointing_kwargs or {}).get("use_reentrant") and self.segmenter.config.model_type != "sam":
+            raise ValueError(
+                f"Reentrant checkpointing loses the gradients of a {self.segmenter.config.model_type} segmenter; pass "
+                'activation_checkpointing_kwargs={"use_reentrant": False}.'
+            )
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+
+    # ---- the segmenter's view -----------------------------------------------------------------------------------
+
+    def _segmenter_features(self, images: ImageCache | None, slot_images: torch.LongTensor) -> dict[str, torch.Tensor]:
+        """Encoded segmenter views, one entry per slot; each image is encoded at its first use only."""
+        if images is None or images.sam_pixel_values is None:
+            raise ValueError(
+                f"{len(slot_images)} [SEG]/[REJ] slots need the segmenter's view of their images, but there is none; "
+                "pass `sam_pixel_values` as the processor returns them, or an `image_cache` made with them."
+            )
+        if torch.compiler.is_exporting():  # which images have slots is not known then
+            return {name: value[slot_images] for name, value in self._encode_views(images.sam_pixel_values).items()}
+        if bool((slot_images < 0).any()):
+            raise ValueError(
+                "A row without an image holds a [SEG] or [REJ] slot; there is nothing to draw its mask in."
+            )
+        if (encoding := images.encoding) is not None:
+            encoding.result()
+            encoding.hand_over()
+        self._encode_missing(images, slot_images)
+        encoded = images.segmenter_features
+        first = encoded[int(slot_images[0])]
+        return {name: torch.stack([encoded[image][name] for image in slot_images.tolist()]) for name in first}
+
+    def _encode_views(self, sam_pixel_values: torch.FloatTensor) -> dict[str, torch.Tensor]:
+        segmenter = segmenter_adapter(self.segmenter)
+        return segmenter.encode(sam_pixel_values.to(self.segmenter.device, segmenter.dtype))
+
+    def _encode_missing(self, images: ImageCache, image_index: torch.LongTensor) -> list[torch.Tensor]:
+        """Encodes those of the named images that are not yet, and returns what that gave."""
+        encoded, new = images.segmenter_features, []
+        missing = [image for image in sorted(set(image_index.tolist())) if image >= 0 and encoded[image] is None]
+        at_once = self.config.segmenter_batch_size or max(1, _PIXELS_AT_ONCE // images.sam_pixel_values[0, 0].numel())
+        if self.training:  # the processes of a training must call the encoder equally often
+            at_once = max(1, len(missing))
+        for start in range(0, len(missing), at_once):
+            part = missing[start : start + at_once]
+            features = self._encode_views(images.sam_pixel_values[part])
+            new += features.values()
+            for i, image in enumerate(part):
+                encoded[image] = {name: value[i] for name, value in features.items()}
+        return new
+
+    # ---- answers that are read while they are written -----------------------------------------------------------
+
+    def stream_with_masks(self, input_ids: torch.LongTensor, **kwargs) -> Generator[StreamStep, None, None]:
+        """
+        `generate_with_masks` of one row as an iterator: every token, every slot as soon as it is drawn, then the
+        output. See [`stream_generation`] for what closing it does.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(1, sequence_length)`): The prompt.
+            kwargs: As `generate_with_masks` takes them, but for `streamer`.
+
+        Raises:
+            ValueError: For several rows, answers or beams, and for a streamer.
+        """
+        if kwargs.get("streamer") is not None:
+            raise ValueError("This is a stream by itself and takes no streamer. Give one to `generate_with_masks`.")
+        self._check_streaming(input_ids, kwargs)
+
+        def generate(**streaming):
+            return self.generate_with_masks(input_ids, **{**kwargs, **streaming})
+
+        return stream_generation(generate, self.device, kwargs.get("stopping_criteria"))
+
+    def _check_streaming(self, input_ids: torch.LongTensor, kwargs: dict) -> None:
+        check_one_answer(
+            len(input_ids), *(self._setting(name, kwargs) for name in ("num_beams", "num_return_sequences"))
+        )
+
+    @contextmanager
+    def _encoding_beside(
+        self, images: ImageCache | None, image_index: torch.LongTensor | None, streamer: Any
+    ) -> Iterator[None]:
+        """
+        While open, the segmenter's encoder runs in a thread of its own where `streamer` takes masks; the first slot
+        waits for it. What no slot needs may fail there.
+        """
+        if not takes_slots(streamer) or images is None or images.sam_pixel_values is None:
+            yield
+            return
+        encoding = Beside(lambda: self._encode_missing(images, image_index), TorchModes(self.segmenter.device, True))
+        images.encoding = encoding
+        try:
+            yield
+        finally:
+            encoding.hand_over()
+            if images.encoding is encoding:
+                images.encoding = None
 
 
 # ---- what a vision-language model takes -----------------------------------------------------------------------------

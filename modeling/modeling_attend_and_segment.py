@@ -314,7 +314,7 @@ class AttendAndSegmentForReasoningSegmentation(ComposedModel):
         kwargs = self._recorded_generation(kwargs, collector)
         stop_ids = stop_ids_of(self._setting("eos_token_id", kwargs))
         kwargs["share_prefixes"] = False  # the attention of whole prompts is looked at
-        with reduce_attentions(collector):
+        with reduce_attentions(collector), self._encoding_beside(images, image_index, kwargs.get("streamer")):
             generated = super().generate(input_ids, attention_mask, image_index, images, **kwargs)
 
         sequences, start = generated.sequences, input_ids.shape[1]

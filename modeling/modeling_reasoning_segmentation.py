@@ -11,6 +11,7 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 from .composed_model import ComposedModel, ImageCache
 from .configuration_reasoning_segmentation import ReasoningSegmentationConfig
+from .generation_stream import SlotStreamer, takes_slots
 from .key_value_cache import ReadPrompts, read_prompts
 from .outputs import (
     ReasoningSegmentationOutput,
@@ -476,21 +477,33 @@ class ComposedForReasoningSegmentation(ComposedModel):
                 Reject slots whose `slot_probs` is lower, instead of those for which `[REJ]` was generated.
             kwargs:
                 The images as in `forward`, and anything that [`~GenerationMixin.generate`] takes: `max_new_tokens`,
-                `num_beams`, `do_sample`, `num_return_sequences`, `streamer`, `generation_config`, ...; also
-                `share_prefixes`, see [`ComposedModel.generate`].
+                `num_beams`, `do_sample`, `num_return_sequences`, `generation_config`, ...; also `share_prefixes`, see
+                [`ComposedModel.generate`]. A `streamer` of one answer that has `put_slot` gets each slot after its
+                token, as an output of that slot alone; the segmenter's encoder then starts beside the decoding.
 
         Returns:
             [`ReasoningSegmentationOutput`] with `sequences` and the slot fields.
 
         Raises:
-            ValueError: For `guidance_scale`, whose second pass per step would replace the states.
+            ValueError: For `guidance_scale`, whose second pass per step would replace the states, and for several
+                rows, answers or beams with a streamer that takes slots.
         """
         if self.config.seg_token_id is None:
             raise ValueError("The configuration names no seg_token_id, so no mask can be asked for; use `generate`.")
         recorder, keep = SlotStateRecorder(), image_cache is not None
         kwargs = self._recorded_generation(kwargs, recorder)
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
-        with recorder.watching(self.vlm):
+        streamer, drawing = kwargs.get("streamer"), None
+        if takes_slots(streamer):
+            self._check_streaming(input_ids, kwargs)
+
+            def draw(position: int, token_id: int) -> ReasoningSegmentationOutput:
+                slot = Slots(*torch.tensor([[0], [position], [token_id]], device=self.device), num_rows=1)
+                fields = self._written_slots(slot, slot.rows, recorder, images, image_index, reject_threshold)
+                return ReasoningSegmentationOutput(**fields)
+
+            drawing = kwargs["streamer"] = SlotStreamer(streamer, self.config.slot_token_ids, draw)
+        with recorder.watching(self.vlm), self._encoding_beside(images, image_index, streamer):
             generated = self._generate(input_ids, attention_mask, image_index, images, keep, **kwargs)
 
         sequences, prompt_length = generated.sequences, input_ids.shape[1]
@@ -498,22 +511,40 @@ class ComposedForReasoningSegmentation(ComposedModel):
         running_rows = slots.rows
         if (beam_indices := generated.get("beam_indices")) is not None:
             running_rows = beam_indices.to(slots.rows.device)[slots.rows, slots.positions - prompt_length]
-        slot_states = torch.zeros(0, self.config.get_text_config().hidden_size, device=self.device)
-        if len(slots):
-            slot_states = recorder.states_at(running_rows, slots.positions)
-        head = self.vlm.get_output_embeddings()
-        slot_logits = head(slot_states.to(head.weight.dtype))
-        # What was written is the decision, also where sampling or beams passed over the most probable token.
-        rejected = slots.token_ids != self.config.seg_token_id
         if image_index is not None:
             image_index = image_index.repeat_interleave(len(sequences) // len(input_ids))
+        if drawing is not None and drawing.slots:
+            names = drawing.slots[0].keys()
+            fields = {name: [torch.cat([slot[name][0] for slot in drawing.slots])] for name in names}
+        else:
+            fields = self._written_slots(slots, running_rows, recorder, images, image_index, reject_threshold)
         output = ReasoningSegmentationOutput(
             sequences=sequences,
             sequences_scores=generated.get("sequences_scores"),
             cache=find_cache(generated),
-            **self._slot_outputs(slots, slot_states, slot_logits, rejected, images, image_index, reject_threshold),
+            **fields,
         )
         return output if return_dict else output.to_tuple()
+
+    def _written_slots(
+        self,
+        slots: Slots,
+        running_rows: torch.LongTensor,
+        recorder: SlotStateRecorder,
+        images: ImageCache | None,
+        image_index: torch.LongTensor | None,
+        reject_threshold: float | None,
+    ) -> dict[str, list[torch.Tensor]]:
+        """What the output says about slots that were generated in `running_rows` of the batch."""
+        slot_states = torch.zeros(0, self.config.get_text_config().hidden_size, device=self.device)
+        if len(slots):
+            slot_states = recorder.states_at(running_rows, slots.positions)
+        head = self.vlm.get_output_embeddings()
+        with SlotStateRecorder().watching(self.vlm):  # this input of the head predicts nothing
+            slot_logits = head(slot_states.to(head.weight.dtype))
+        # What was written is the decision, also where sampling or beams passed over the most probable token.
+        rejected = slots.token_ids != self.config.seg_token_id
+        return self._slot_outputs(slots, slot_states, slot_logits, rejected, images, image_index, reject_threshold)
 
 
 __all__ = ["ComposedForReasoningSegmentation"]

@@ -117,6 +117,9 @@ class ChatProcessor(ProcessorMixin):
     apply_template = None
     # Whether a message may come without an image.
     answers_without_images = False
+    # Images that one prompt may hold, and whether it may hold earlier questions and answers.
+    max_images_per_prompt = 1
+    reads_history = True
 
     @property
     def max_image_pixels(self) -> int:
@@ -194,6 +197,10 @@ class ChatProcessor(ProcessorMixin):
             # What the template wrote is a whole prompt, also where it holds no image.
             kwargs["processor_kwargs"] = {"apply_template": False, **(kwargs.get("processor_kwargs") or {})}
         return super().apply_chat_template(conversation, chat_template, **kwargs)
+
+    def question_of(self, phrases: Sequence[str]) -> str:
+        """The message with which the checkpoint is asked for `phrases`."""
+        return self._word_phrases(list(phrases))[0]
 
     def _options(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         return {**self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs), "given": kwargs}
@@ -441,6 +448,22 @@ class LlavaChatProcessor(ChatProcessor):
         self.template = template
         chat_template = choose_chat_template(template, chat_template, self.template_image)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def apply_chat_template(self, conversation, chat_template=None, **kwargs):
+        """As [`ChatProcessor.apply_chat_template`]."""
+        if not kwargs.get("tokenize"):
+            return super().apply_chat_template(conversation, chat_template, **kwargs)
+        returns_inputs, given = kwargs.pop("return_dict", False), kwargs.get("processor_kwargs") or {}
+        inputs = super().apply_chat_template(conversation, chat_template, **kwargs, return_dict=True)
+        texts, bos = [row.conversation for row in inputs.rows], self.tokenizer.bos_token
+        # Where the prompt opens with the token that the tokenizer puts there, transformers leaves one of both out;
+        # models with such a template were trained with both.
+        if bos and texts[0].startswith(bos) and "add_special_tokens" not in given:
+            images = iter(inputs.images or ())
+            images = [next(images) if self.image_token in text else None for text in texts]
+            options = {"apply_template": False, "return_tensors": kwargs.get("return_tensors"), **given}
+            inputs = self(images=images if inputs.images else None, text=texts, **options)
+        return inputs if returns_inputs else inputs["input_ids"]
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         """The image token as often as the image has features."""

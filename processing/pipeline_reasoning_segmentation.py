@@ -1,7 +1,7 @@
 """`pipeline("reasoning-segmentation")`: images and questions in, text and segments out."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import GenerationConfig, Pipeline
 from transformers.utils import ModelOutput
 
+from .answer_stream import AnswerEvent, read_answer
 from .chat import read_phrases
 from .image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
 
@@ -132,6 +133,44 @@ class ReasoningSegmentationPipeline(Pipeline):
         batches = list(_batches(rows, batch_size, _SharedImage() if is_shared else None))
         results = [result for batch in super().__call__(batches, **options) for result in batch]
         return results if is_list or is_shared else results[0]
+
+    def stream(self, image: Any, text: str, **kwargs) -> Generator[AnswerEvent, None, None]:
+        r"""Answer one question about one image while the answer is written.
+
+        Args:
+            image: Path of a local file, Pillow image, array or tensor, see `load_rgb_image`.
+            text (`str`): The question.
+            kwargs: As in calls: `mask_threshold`, `reject_threshold`, `processor_kwargs` and options of generation.
+
+        Returns:
+            `Generator[AnswerEvent]`: [`TextPiece`], [`SegmentDrawn`] right after its `[SEG]` or `[REJ]`, and at last
+            [`AnswerEnd`] with the [`SegmentationResult`]. Systems that point by attention, whose phrases are known at
+            the end, and IVM, which writes no text, draw right before the end. Close it to stop early.
+
+        Raises:
+            ValueError: For several questions, answers or beams, and as calls do.
+        """
+        if not isinstance(text, str):
+            raise ValueError(
+                f"text is of type {type(text).__name__}; one question is streamed at a time: give a string."
+            )
+        if "mask_format" in kwargs:
+            raise ValueError("mask_format is an option of calls; the segments of a stream hold arrays.")
+        steps = self._sanitize_parameters(**kwargs)
+        defaults = (self._preprocess_params, self._forward_params, self._postprocess_params)
+        prepare, forward, finish = ({**params, **given} for params, given in zip(defaults, steps, strict=True))
+        finish.pop("mask_format", None)
+        generation = self._prepare_generate_kwargs(forward.pop("generate_kwargs", None) or {})
+        model_inputs = self.preprocess({"rows": [{"image": image, "text": text}], "shared": None}, **prepare)
+        inputs = model_inputs["batch"].inputs
+        with self.device_placement(), self.get_inference_context()():
+            tensors = self.ensure_tensor_on_device(**model_inputs["inputs"])
+            streamed = self.model.stream_with_masks(**tensors, **forward, **generation)
+
+        def result(output: Any) -> Any:
+            return self.processor.post_process_segmentation(output, inputs, **finish)[0]
+
+        return read_answer(streamed, self.processor, inputs, result, **finish)
 
     def _sanitize_parameters(
         self,

@@ -117,7 +117,7 @@ class AttendAndSegmentProcessor(ComposedProcessor):
 
     def find_phrases(self, token_ids: list[int]) -> list[AnswerPhrase]:
         """The phrases of an answer given as ids, with their tokens."""
-        return PhraseFinder(self._decode_answer, self.extract_phrases)(token_ids)
+        return PhraseFinder(self.decode_answer, self.extract_phrases)(token_ids)
 
     def __call__(
         self,
@@ -153,7 +153,7 @@ class AttendAndSegmentProcessor(ComposedProcessor):
             del inputs["labels"]
         asked = tuple(self._asked(row) for row in inputs.rows)
         inputs["phrase_finder"] = PhraseFinder(
-            self._decode_answer, self.extract_phrases, asked, tuple(self._lead(phrases) for phrases in asked)
+            self.decode_answer, self.extract_phrases, asked, tuple(self._lead(phrases) for phrases in asked)
         )
         return inputs
 
@@ -189,7 +189,7 @@ class AttendAndSegmentProcessor(ComposedProcessor):
             inputs = {name: torch.tensor(values) for name, values in inputs.items()}
         return {**views, **inputs}
 
-    def _decode_answer(self, ids: list[int]) -> str:
+    def decode_answer(self, ids: list[int]) -> str:
         """Decodes without special tokens and without tidying up, so that text grows with every token."""
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
@@ -260,7 +260,7 @@ class AttendAndSegmentProcessor(ComposedProcessor):
         results = []
         for row in range(num_rows):
             ids = self._answer_ids(outputs, inputs, row, source[row])
-            whole, spans = token_spans(self._decode_answer, ids)
+            whole, spans = token_spans(self.decode_answer, ids)
             lead = len(whole) - len(whole.lstrip())
             segments = self._phrase_segments(outputs, row, sizes[row], mask_threshold, candidates, reject_threshold)
             if categories is not None:

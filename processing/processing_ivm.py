@@ -89,6 +89,8 @@ class IvmProcessor(LlavaChatProcessor):
         ```
     """
 
+    reads_history = False
+
     def __init__(
         self,
         image_processor=None,
@@ -174,6 +176,10 @@ class IvmProcessor(LlavaChatProcessor):
             InstructionRow(row.conversation, row.phrases, row.answer_start, request, label)
             for row, (request, label) in zip(rows, asked, strict=True)
         ]
+
+    def question_of(self, phrases: Sequence[str]) -> str:
+        """The instructions; each is asked by itself."""
+        return "; ".join(super(IvmProcessor, self).question_of([phrase]) for phrase in phrases)
 
     def _word_phrases(self, phrases: list[str]) -> tuple[str, None]:
         (phrase,) = phrases

@@ -109,6 +109,31 @@ class SlotProcessor(ChatProcessor):
             results.append(SegmentationResult(text, segments, sizes[row].original, image))
         return results
 
+    def post_process_slot(
+        self,
+        output: Mapping[str, Any],
+        answer_ids: list[int],
+        inputs: Mapping[str, Any],
+        mask_threshold: float = 0.0,
+    ) -> Segment:
+        r"""
+        The segment of the slot with which an answer ends so far.
+
+        Args:
+            output ([`ReasoningSegmentationOutput`]): What a streamer of `generate_with_masks` got for that slot alone.
+            answer_ids (`list[int]`): Ids of the answer up to the slot.
+            inputs ([`ChatInputs`]): What the processor returned, one row.
+            mask_threshold (`float`, *optional*, defaults to 0.0): As in `post_process_segmentation`.
+
+        Returns:
+            [`Segment`]: Its `span` lies in the text of `answer_ids`.
+        """
+        answer = self._written_answer(answer_ids, self._prompt(inputs, getattr(inputs, "rows", None), 0))
+        labels = slot_labels(answer.text, answer.spans, answer.question if len(answer.spans) == 1 else None)
+        sizes = read_mask_sizes(inputs, None, [0], self._segmenter_view)[0]
+        slot = answer._replace(spans=answer.spans[-1:])
+        return self._segments(slot, tuple(labels[-1:]), output, 0, mask_threshold, None, sizes)[0]
+
     @property
     def slot_tokens(self) -> dict[int, str]:
         """The tokens that open a slot, by id: `[SEG]` and, where the model has it, `[REJ]`; a ValueError for one that
@@ -137,7 +162,7 @@ class SlotProcessor(ChatProcessor):
     def _segments(
         self,
         answer: ReadAnswer,
-        phrases: tuple[str, ...] | None,
+        phrases: tuple[str | None, ...] | None,
         outputs: Mapping[str, Any],
         row: int,
         mask_threshold: float,
@@ -188,19 +213,22 @@ class SlotProcessor(ChatProcessor):
         if "input_ids" not in inputs:
             # Where the answer begins is then a question of the words before it.
             return [self._last_answer(PromptRow(self._decode_all(ids))) for ids in as_list(sequences)]
+        prompt_length = len(inputs["input_ids"][0])
+        return [
+            self._written_answer(ids[prompt_length:], self._prompt(inputs, rows, row))
+            for ids, row in zip(as_list(sequences), source, strict=True)
+        ]
+
+    def decode_answer(self, ids: list[int]) -> str:
+        """Decodes the ids of an answer."""
         # Special tokens are no part of an answer, but slots are, should they be special too.
         special = {token_id for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
         hidden = (special | set(self.tokenizer.all_special_ids)) - self.slot_tokens.keys()
+        return self.tokenizer.decode([token_id for token_id in ids if token_id not in hidden])
 
-        def decode(ids: list[int]) -> str:
-            return self.tokenizer.decode([token_id for token_id in ids if token_id not in hidden])
-
-        prompt_length = len(inputs["input_ids"][0])
-        answers = []
-        for ids, row in zip(as_list(sequences), source, strict=True):
-            text, spans = decode_with_spans(decode, ids[prompt_length:], self.slot_tokens)
-            answers.append(ReadAnswer(text, spans, self._prompt(inputs, rows, row).conversation))
-        return answers
+    def _written_answer(self, ids: list[int], row: PromptRow) -> ReadAnswer:
+        text, spans = decode_with_spans(self.decode_answer, ids, self.slot_tokens)
+        return ReadAnswer(text, spans, row.conversation)
 
     def _prompt(self, inputs: Mapping[str, Any], rows: Sequence[PromptRow] | None, row: int) -> PromptRow:
         """The whole prompt of an input row, as it was or, where that is not known, decoded."""

@@ -60,6 +60,9 @@ if TYPE_CHECKING:
         ComposedForReasoningSegmentation as ComposedForReasoningSegmentation,
     )
     from .modeling.modeling_vip_llava import VipLlavaForConditionalGeneration as VipLlavaForConditionalGeneration
+    from .processing.answer_stream import AnswerEnd as AnswerEnd
+    from .processing.answer_stream import SegmentDrawn as SegmentDrawn
+    from .processing.answer_stream import TextPiece as TextPiece
     from .processing.image_processing_reasoning_segmentation import (
         ReasoningSegmentationImageProcessor as ReasoningSegmentationImageProcessor,
     )
@@ -86,6 +89,8 @@ if TYPE_CHECKING:
     from .processing.segments import SegmentationResult as SegmentationResult
     from .processing.visual_prompts import VisualPrompt as VisualPrompt
     from .processing.visual_prompts import draw_visual_prompts as draw_visual_prompts
+    from .serving.conversation import Conversation as Conversation
+    from .serving.conversation import Turn as Turn
 
 
 _ROOT = Path(__file__).resolve().parent
@@ -102,6 +107,11 @@ _SHARED = {
     "SegmentationResult": "processing.segments",
     "PhraseSegment": "processing.phrase_segments",
     "PhraseSegmentationResult": "processing.phrase_segments",
+    "TextPiece": "processing.answer_stream",
+    "SegmentDrawn": "processing.answer_stream",
+    "AnswerEnd": "processing.answer_stream",
+    "Conversation": "serving.conversation",
+    "Turn": "serving.conversation",
     "MaskedImage": "processing.masked_images",
     "mask_image": "processing.masked_images",
     "MaskedAnswer": "evaluation.masked_input",

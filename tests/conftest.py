@@ -28,7 +28,8 @@ def no_class_exists_twice():
     """`modeling` imported beside `reasonseg.modeling` would define every class a second time."""
     yield
     leaked = sorted(
-        {"modeling", "processing", "conversion", "data", "training", "evaluation", "tabletop"} & sys.modules.keys()
+        {"modeling", "processing", "conversion", "data", "training", "evaluation", "tabletop", "serving"}
+        & sys.modules.keys()
     )
     assert not leaked, f"Imported by a bare name: {leaked}. Write `from reasonseg.{leaked[0]} import ...`."
 

@@ -231,6 +231,13 @@ class TestLlama3:
         assert processor.tokenizer.decode(ids[last:]) == (
             "\nWho\u00e9?<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
         )
+        message = {"role": "user", "content": [{"type": "image", "image": recorded_image(0)}]}
+        message["content"].append({"type": "text", "text": "Who\u00e9?"})
+        options = {"add_generation_prompt": True, "tokenize": True}
+        assert processor.apply_chat_template([message], **options) == [ids]
+        from_messages = processor.apply_chat_template([message], **options, return_dict=True, return_tensors="pt")
+        assert from_messages["input_ids"].tolist() == [ids]
+        assert from_messages["pixel_values"].shape[0] == 1
 
     def test_it_answers(self, llama_3):
         report, _ = llama_3

@@ -232,7 +232,7 @@ def test_token_groups_of_sentences(processor, place):
     """Words of several pieces, characters of several bytes, line breaks, a space in front."""
     recorded = META["token_groups_sentences"][place]
     processor.phrase_extractor = lambda text: recorded_chunks(recorded["noun_chunks"])
-    assert processor._decode_answer(recorded["tokens"]) == recorded["decoded_fast"]
+    assert processor.decode_answer(recorded["tokens"]) == recorded["decoded_fast"]
     found = processor.find_phrases(recorded["tokens"])
     assert [list(phrase.tokens) for phrase in found] == [group["tokens"] for group in recorded["groups_fast"]]
 

@@ -12,10 +12,13 @@ from transformers import AutoModel, AutoProcessor, pipeline
 
 from reasonseg.processing import segments
 from reasonseg.processing.answer_rendering import draw_answer, draw_attention, to_html
+from reasonseg.processing.answer_stream import AnswerEnd, SegmentDrawn, TextPiece
 from reasonseg.processing.phrase_segments import PhraseSegment, match_categories, without_overlaps
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from reasonseg.processing.segments import mask_to_rle
+from reasonseg.serving.conversation import Conversation
 from tests.processing.test_processing_reasoning_segmentation import llava_next_processor, llava_processor
+from tests.support.counting import counted
 from tests.support.recorded_attention import IMAGES, RECORDED, converted_repo
 
 
@@ -205,7 +208,7 @@ class TestResults:
         for row, expected in enumerate([["image"], ["a photo", "a dog"]]):
             start, stop = inputs["answer_ranges"][row].tolist()
             ids = inputs["input_ids"][row, start:stop].tolist()
-            text = own._decode_answer(ids).strip()
+            text = own.decode_answer(ids).strip()
             phrases = inputs["phrase_finder"](ids, row)
             assert [phrase.text for phrase in phrases] == expected
             assert phrases[0].span[0] == text.rindex(expected[0]), "not what the answer says before its phrases"
@@ -333,3 +336,23 @@ def test_rows_survive_copies(processor, answered):
     plain = dict(inputs)
     found = processor.post_process_segmentation(output, plain, rows=[replace(row) for row in inputs.rows])
     assert [segment.label for segment in found[0].segments] == PHRASES
+
+
+class TestConversation:
+    def test_phrases_come_at_the_end(self, model, processor):
+        """Text as it is written, then the masks; the images are encoded once for all questions."""
+        streamed, asked = (Conversation(model, processor, IMAGES[0], max_new_tokens=10) for _ in range(2))
+        with counted(model) as counts:
+            for question in ("What is here?", "And the dog?"):
+                events, result = list(streamed.stream(question)), asked.ask(question)
+                kinds = [type(event) for event in events]
+                assert kinds == sorted(kinds, key=[TextPiece, SegmentDrawn, AnswerEnd].index)
+                assert "".join(event.text for event in events if isinstance(event, TextPiece)) == result.text
+                drawn = [event.segment for event in events if isinstance(event, SegmentDrawn)]
+                assert [segment.label for segment in drawn] == [segment.label for segment in result.segments]
+                assert all(
+                    np.array_equal(one.mask, other.mask) for one, other in zip(drawn, result.segments, strict=True)
+                )
+        assert counts["vlm"] == 2, "once in each conversation"
+        given = streamed.segment(PHRASES)
+        assert [segment.label for segment in given.segments] == PHRASES

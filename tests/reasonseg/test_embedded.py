@@ -12,6 +12,7 @@ import reasonseg
 from reasonseg.cli.app import app
 from reasonseg.evaluation.reasoning_segmentation import evaluate
 from reasonseg.model_names import EMBEDDED_MODEL
+from reasonseg.processing.answer_stream import AnswerEnd, SegmentDrawn, TextPiece
 from reasonseg.tabletop.questions import tabletop_questions
 from reasonseg.tabletop.requests import make_requests
 from reasonseg.tabletop.scenes import draw_scene
@@ -52,6 +53,25 @@ def test_phrases_read_as_was_decided(pipe):
     assert found["generated_text"] == "the yellow cup [SEG], an elephant [REJ]."
     assert [found["generated_text"][slice(*segment["span"])] for segment in found["segments"]] == ["[SEG]", "[REJ]"]
     assert all(0 <= segment["score"] <= 1 for segment in found["segments"])
+
+
+def test_the_pipeline_streams_what_it_returns(pipe):
+    scene = draw_scene("test", 4)
+    question, options = "Where are the yellow cup and the elephant?", {"reject_threshold": 0.5, "max_new_tokens": 20}
+    found = pipe(scene.image, text=question, **options)
+    events = list(pipe.stream(scene.image, question, **options))
+    assert "".join(event.text for event in events if isinstance(event, TextPiece)) == found["generated_text"]
+    drawn = [event.segment for event in events if isinstance(event, SegmentDrawn)]
+    for segment, expected in zip(drawn, found["segments"], strict=True):
+        assert (segment.label, segment.span, segment.rejected) == tuple(
+            expected[name] for name in ("label", "span", "rejected")
+        )
+        assert segment.rejected or np.array_equal(segment.mask, np.asarray(expected["mask"]) > 0)
+    assert isinstance(events[-1], AnswerEnd)
+    assert events.index(next(event for event in events if isinstance(event, SegmentDrawn))) < len(events) - 3
+    for arguments, message in (((["a", "b"],), "one question is streamed"), (("a",), "mask_format is an option")):
+        with pytest.raises(ValueError, match=message):
+            pipe.stream(scene.image, *arguments, mask_format="rle")
 
 
 def test_a_few_scenes_that_training_never_drew():

@@ -1,0 +1,1 @@
+"""Conversations about images, and answers that are read while they are written."""

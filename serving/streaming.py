@@ -1,0 +1,168 @@
+"""Answers of any model of this package or of transformers' image-text-to-text kind, whole or while written."""
+
+import inspect
+from collections.abc import Callable, Generator, Mapping
+from typing import Any
+
+import torch
+
+from ..modeling.composed_model import ImageCache, ImageReader
+from ..modeling.generation_stream import StreamStep, check_one_answer, stream_generation
+from ..processing.answer_stream import AnswerEvent, read_answer
+from ..processing.chat import as_list
+from ..processing.chat_processor import image_of_row
+from ..processing.image_loading import load_rgb_image
+from ..processing.segments import SegmentationResult
+
+
+class CachingVlm(ImageReader):
+    """
+    An image-text-to-text model that draws nothing, with an [`ImageCache`] as the models have that do: the images of
+    one prompt are encoded once, and later prompts about them are read from where they differ.
+
+    Args:
+        vlm (`PreTrainedModel`): The model.
+    """
+
+    def __init__(self, vlm: Any):
+        self.vlm = vlm
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "vlm":  # while this is being made
+            raise AttributeError(name)
+        return getattr(self.vlm, name)
+
+    def encode_image(self, pixel_values: torch.FloatTensor, **kwargs) -> ImageCache:
+        """Encodes all images of one prompt; see [`ImageReader.encode_image`]."""
+        images = super().encode_image(pixel_values, **kwargs)
+        # One prompt looks at all of them, as at the tiles of one image.
+        images.tile_counts, images.num_images = torch.tensor([images.num_images]), 1
+        return images
+
+
+def with_image_cache(model: Any) -> Any:
+    """The model itself where it has `encode_image`; one around it where it can take encoded images; else `None`."""
+    if hasattr(model, "encode_image"):
+        return model
+    takes = inspect.signature(model.forward).parameters
+    has_token = getattr(model.config, "image_token_id", None) is not None
+    return CachingVlm(model) if has_token and "mm_encoder_outputs" in takes else None
+
+
+def stream_segmentation(
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, Any],
+    mask_threshold: float = 0.0,
+    reject_threshold: float | None = None,
+    image_cache: ImageCache | None = None,
+    image: Any = None,
+    **generation_options,
+) -> Generator[AnswerEvent, None, None]:
+    """
+    Answers one prompt, and says what is written while it is.
+
+    Args:
+        model: A model of this package, or any of transformers' image-text-to-text kind, which writes text alone.
+        processor: Its processor.
+        inputs (`Mapping`): What the processor returned, one row, on the model's device.
+        mask_threshold (`float`): Pixels with a larger mask logit belong to a segment.
+        reject_threshold (`float`, *optional*): Reject slots whose `slot_probs` is lower.
+        image_cache ([`ImageCache`], *optional*): What `with_image_cache(model).encode_image(**inputs)` returned.
+        image (*optional*): For the result, where `inputs` do not hold their image.
+        generation_options: As `generate` takes them.
+
+    Returns:
+        `Generator[AnswerEvent]`: [`TextPiece`] as they become certain; [`SegmentDrawn`] right after its `[SEG]` or
+        `[REJ]`, or before the end where the model writes none; [`AnswerEnd`]. The model works in a thread of its own,
+        whose errors are raised here. Closing the iterator stops it after the token that is being written.
+
+    Raises:
+        ValueError: For several rows, answers or beams, now and not when the first event is asked for.
+    """
+    draws = _draws(model, processor)
+    options = _options_of(draws, reject_threshold, image_cache, generation_options)
+    with torch.inference_mode():
+        if draws:
+            steps = model.stream_with_masks(**inputs, **options)
+        else:
+            steps = _stream_text(model, inputs, image_cache, options)
+    finish = _finish(processor, inputs, mask_threshold, image, draws)
+    return read_answer(steps, processor, inputs, finish, mask_threshold)
+
+
+def segment_answer(
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, Any],
+    mask_threshold: float = 0.0,
+    reject_threshold: float | None = None,
+    image_cache: ImageCache | None = None,
+    image: Any = None,
+    **generation_options,
+) -> SegmentationResult:
+    """The result of [`stream_segmentation`], not streamed, so that beams are allowed."""
+    draws = _draws(model, processor)
+    options = _options_of(draws, reject_threshold, image_cache, generation_options)
+    with torch.inference_mode():
+        if draws:
+            output = model.generate_with_masks(**inputs, **options)
+        else:
+            output = _writer(model, image_cache)(**inputs, **options)
+    return _finish(processor, inputs, mask_threshold, image, draws)(output)
+
+
+def _draws(model: Any, processor: Any) -> bool:
+    return hasattr(model, "generate_with_masks") and hasattr(processor, "post_process_segmentation")
+
+
+def _options_of(draws: bool, reject_threshold: float | None, image_cache: Any, generation_options: dict) -> dict:
+    """Keyword arguments of a generation."""
+    if reject_threshold is not None and not draws:
+        raise ValueError("reject_threshold is for models that draw masks; this one writes text alone. Leave it out.")
+    given = {"reject_threshold": reject_threshold, "image_cache": image_cache}
+    return {**{name: value for name, value in given.items() if value is not None}, **generation_options}
+
+
+def _writer(model: Any, image_cache: ImageCache | None) -> Callable[..., Any]:
+    return model.generate if image_cache is None else with_image_cache(model).generate
+
+
+def _stream_text(
+    model: Any, inputs: Mapping[str, Any], image_cache: ImageCache | None, options: dict
+) -> Generator[StreamStep, None, None]:
+    """The steps of a model that writes text alone."""
+    config = options.get("generation_config") or model.generation_config
+    settings = (options.get(name, getattr(config, name, None)) for name in ("num_beams", "num_return_sequences"))
+    check_one_answer(len(inputs["input_ids"]), *settings)
+    generate = _writer(model, image_cache)
+
+    def run(**streaming):
+        return generate(**inputs, **{**options, **streaming})
+
+    return stream_generation(run, model.device, options.get("stopping_criteria"))
+
+
+def _finish(
+    processor: Any, inputs: Mapping[str, Any], mask_threshold: float, image: Any, draws: bool
+) -> Callable[[Any], SegmentationResult]:
+    """What makes the result of an output."""
+
+    def result(output: Any) -> SegmentationResult:
+        if draws:
+            return processor.post_process_segmentation(output, inputs, mask_threshold=mask_threshold)[0]
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
+        answer = as_list(sequences[0, inputs["input_ids"].shape[1] :])
+        shown = image if image is not None else image_of_row(inputs, 0)
+        size = (0, 0)
+        if shown is not None:
+            shown = load_rgb_image(shown)
+            size = (shown.height, shown.width)
+        return SegmentationResult(
+            processor.tokenizer.decode(answer, skip_special_tokens=True).strip(), [], size, shown
+        )
+
+    return result
+
+
+__all__ = ["CachingVlm", "segment_answer", "stream_segmentation", "with_image_cache"]
