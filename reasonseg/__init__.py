@@ -89,6 +89,7 @@ if TYPE_CHECKING:
     from .processing.segments import SegmentationResult as SegmentationResult
     from .processing.visual_prompts import VisualPrompt as VisualPrompt
     from .processing.visual_prompts import draw_visual_prompts as draw_visual_prompts
+    from .serving.client import RemotePipeline as RemotePipeline
     from .serving.conversation import Conversation as Conversation
     from .serving.conversation import Turn as Turn
 
@@ -110,6 +111,7 @@ _SHARED = {
     "TextPiece": "processing.answer_stream",
     "SegmentDrawn": "processing.answer_stream",
     "AnswerEnd": "processing.answer_stream",
+    "RemotePipeline": "serving.client",
     "Conversation": "serving.conversation",
     "Turn": "serving.conversation",
     "MaskedImage": "processing.masked_images",

@@ -1,1 +1,1 @@
-"""Conversations about images, and answers that are read while they are written."""
+"""Conversations about images, answers that are read while they are written, and the HTTP server."""

@@ -20,6 +20,7 @@ from . import (
     reasonseg_masks,
     restore,
     segment,
+    serve,
     train,
     verify,
 )
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 app.command("segment")(readable_failures(segment.segment))
 app.command("ask")(readable_failures(ask.ask))
+app.command("serve")(readable_failures(serve.serve))
 app.command("mask")(readable_failures(mask.mask))
 app.add_typer(convert.app, name="convert")
 app.command("compose")(readable_failures(compose.compose_command()))

@@ -13,6 +13,7 @@ from ..precision import Precision
 from .failures import path_text, stderr_console
 from .inputs import find_images, split_text
 from .printing import printable_json, printable_name, write_out
+from .remote import ApiKey, RemoteSegmenter, Server, connect
 from .result_lines import ANSWER_FIELDS
 from .results import ResultFolder, file_sha256, hashed_stem
 from .running import (
@@ -59,10 +60,18 @@ def segment(
             show_default=False,
         ),
     ],
-    model: Annotated[
-        str, typer.Option("--model", "-m", help=f"Folder or Hub name of a converted checkpoint; {EMBEDDED_HELP}.")
-    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks, overlays and results.jsonl.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            "-m",
+            help=f"Folder or Hub name of a converted checkpoint; {EMBEDDED_HELP}. Needed without --server.",
+            show_default=False,
+        ),
+    ] = None,
+    server: Server = None,
+    api_key: ApiKey = None,
     text: Annotated[str | None, typer.Option("--text", "-t", help="The question, if not the last argument.")] = None,
     phrase: Annotated[
         list[str] | None,
@@ -102,6 +111,14 @@ def segment(
     arguments, text = split_text(arguments, text, phrase or [])
     found = find_images(arguments, leave_out=out)
     precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
+    remote = None
+    if server is not None:
+        model_options = {"--device": device, "--revision": revision, "--trust-remote-code": trust_remote_code}
+        model_options |= {"--dtype": dtype, "--segmenter-dtype": segmenter_dtype, "--quantization": quantization}
+        remote = connect(server, model, api_key, {**model_options, "--compile": compiled})
+        model = remote.model
+    elif model is None:
+        raise typer.BadParameter("Missing option '--model' / '-m', or '--server' with the address of one that runs.")
     settings = Settings(
         model, revision, text, phrase or [], max_new_tokens, mask_threshold, reject_threshold, dtype.value
     )
@@ -115,8 +132,11 @@ def segment(
         if done:
             console.print(f"{done} of {len(images)} images are done already.")
         if pending:
-            with console.status(f"Loading {escape(model)} ..."):
-                segmenter = _Segmenter(settings, precision, device, trust_remote_code)
+            if remote is not None:
+                segmenter = RemoteSegmenter(remote, settings)
+            else:
+                with console.status(f"Loading {escape(model)} ..."):
+                    segmenter = _Segmenter(settings, precision, device, trust_remote_code)
 
             def save(image: Path, pixels: "Image.Image", result: Any) -> dict[str, Any]:
                 return _save(results, image, names[image], pixels, result, needed)

@@ -1,0 +1,72 @@
+"""Commands that have a running server do the work of a model."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .failures import CommandError
+
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..serving.client import RemotePipeline
+
+
+Server = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Have a running `reasonseg serve` do the work, as http://127.0.0.1:8000; --model is then a name of its.",
+        show_default=False,
+    ),
+]
+ApiKey = Annotated[str | None, typer.Option(envvar="REASONSEG_API_KEY", help="Of the server, where it asks for one.")]
+
+
+def connect(server: str, model: str | None, api_key: str | None, model_options: dict[str, Any]) -> "RemotePipeline":
+    """The pipeline of a server.
+
+    Args:
+        server: its address.
+        model: one of its models; the first by default.
+        api_key: what it asks for.
+        model_options: the values of options that say how a model is loaded, by their spelling; none may be given.
+
+    Raises:
+        CommandError: one is given.
+        ServerError: no such server, or it has no such model.
+    """
+    if given := [name for name, value in model_options.items() if value not in (None, False, "auto")]:
+        raise CommandError(
+            f"{', '.join(given)} says how a model is loaded, but those of {server} are loaded already. Give it to "
+            "`reasonseg serve`, or leave --server out."
+        )
+    from ..serving.client import RemotePipeline
+
+    return RemotePipeline(server, model, api_key)
+
+
+class RemoteSegmenter:
+    """Asks a server the same about any image."""
+
+    def __init__(self, pipeline: "RemotePipeline", settings: Any):
+        self.pipeline, self.settings = pipeline, settings
+
+    def load(self, image: Path) -> "Image.Image":
+        from ..processing.image_loading import load_rgb_image
+
+        return load_rgb_image(image)
+
+    def __call__(self, images: list["Image.Image"]) -> list[Any]:
+        """Return one `SegmentationResult` per image."""
+        settings = self.settings
+        return self.pipeline.segment(
+            images,
+            text=None if settings.phrases else settings.text,
+            phrases=settings.phrases or None,
+            max_new_tokens=settings.max_new_tokens,
+            mask_threshold=settings.mask_threshold,
+            reject_threshold=settings.reject_threshold,
+        )

@@ -1,0 +1,355 @@
+"""Questions of many clients are put into batches as they come: a queue and a thread for each model."""
+
+import concurrent.futures
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import StoppingCriteria
+
+from ..processing.segments import SegmentationResult
+from .limits import RETRY_AFTER, Limits, RefusedError
+from .metrics import Metrics
+from .questions import Question
+
+
+log = logging.getLogger(__name__)
+
+
+class ClientLeftError(Exception):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """
+    Args:
+        result ([`SegmentationResult`]): Text and segments.
+        prompt_tokens, new_tokens (`int`): Of the prompt with its images, and of the answer, which is 0 for phrases.
+        is_cut (`bool`): Whether the answer ended at `max_new_tokens`.
+    """
+
+    result: SegmentationResult
+    prompt_tokens: int = 0
+    new_tokens: int = 0
+    is_cut: bool = False
+
+
+@dataclass(eq=False)
+class Job:
+    """
+    A question on its way through the queue.
+
+    Args:
+        question ([`Question`]): What is asked.
+        on_event (`Callable`, *optional*): Gets the events of a streamed answer, in the model's thread; what it raises
+            ends the answer.
+    """
+
+    question: Question
+    on_event: Callable[[Any], None] | None = None
+    answer: "concurrent.futures.Future[Answer]" = field(default_factory=concurrent.futures.Future)
+    is_cancelled: bool = False
+    arrived: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self):
+        self.answer.set_running_or_notify_cancel()  # so that nobody but the model's thread ends it
+
+    def cancel(self) -> None:
+        """Do not answer any more: the client is gone."""
+        self.is_cancelled = True
+
+    def fail(self, error: BaseException) -> None:
+        """End with an error, unless there is an answer."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class ModelWorker:
+    """
+    Answers questions with one model, in a thread of its own, in the order in which they come; those that come close
+    to each other share a batch.
+
+    Args:
+        name (`str`): What the model is called in requests.
+        model: Has `forward` and, where it writes text, `generate_with_masks`; in evaluation mode.
+        processor: Its processor.
+        limits ([`Limits`]): `max_waiting` and `max_waiting_pixels` of it.
+        metrics ([`Metrics`]): Where it counts.
+        max_batch_size (`int`): Questions of one batch.
+        max_wait (`float`): Seconds that the first question of a batch waits for others.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: Any,
+        processor: Any,
+        limits: Limits,
+        metrics: Metrics,
+        max_batch_size: int = 8,
+        max_wait: float = 0.01,
+    ):
+        self.name, self.model, self.processor = name, model, processor
+        self.limits, self.metrics = limits, metrics
+        self.max_batch_size, self.max_wait = max_batch_size, max_wait
+        self.created = int(time.time())
+        self._waiting: deque[Job] = deque()
+        self._changed = threading.Condition()
+        self._is_closed = False
+        metrics.waiting.labels(name).set_function(lambda: len(self._waiting))
+        self._thread = threading.Thread(target=self._work, name=f"model {name}", daemon=True)
+        self._thread.start()
+
+    def submit(self, job: Job) -> None:
+        """Put a question into the queue.
+
+        Raises:
+            RefusedError: As many as are allowed wait already (429), or the worker is closed (503).
+        """
+        with self._changed:
+            if self._is_closed:
+                raise RefusedError(503, f"The model {self.name!r} is being put away.", RETRY_AFTER)
+            pixels = job.question.num_pixels + sum(waiting.question.num_pixels for waiting in self._waiting)
+            full = len(self._waiting) >= self.limits.max_waiting
+            if full or (self._waiting and pixels > self.limits.max_waiting_pixels):
+                raise RefusedError(
+                    429,
+                    f"{len(self._waiting)} requests wait for {self.name!r}, as many as are allowed. Try again later.",
+                    RETRY_AFTER,
+                )
+            self._waiting.append(job)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread once it has answered what it has begun; what waits is refused."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    # ---- the thread ---------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        while batch := self._next_batch():
+            started = time.monotonic()
+            self.metrics.batch_size.labels(self.name).observe(len(batch))
+            self._answer(batch)
+            self.metrics.model_seconds.labels(self.name).observe(time.monotonic() - started)
+        for job in self._waiting:
+            job.fail(RefusedError(503, "The server has stopped.", RETRY_AFTER))
+
+    def _next_batch(self) -> list[Job] | None:
+        """The next questions that may share a batch, once it is full or the first has waited enough; `None` at the
+        end."""
+        with self._changed:
+            while not self._is_closed:
+                self._drop_cancelled()
+                if not self._waiting:
+                    self._changed.wait()
+                    continue
+                first = self._waiting[0]
+                key = first.question.batch_key
+                batch = [job for job in self._waiting if key is not None and job.question.batch_key == key]
+                batch = batch[: self.max_batch_size] or [first]
+                left = first.arrived + self.max_wait - time.monotonic()
+                if key is None or len(batch) == self.max_batch_size or left <= 0:
+                    for job in batch:
+                        self._waiting.remove(job)
+                    return batch
+                self._changed.wait(left)
+        return None
+
+    def _drop_cancelled(self) -> None:
+        """A client that is gone costs nothing any more."""
+        for job in [job for job in self._waiting if job.is_cancelled]:
+            self._waiting.remove(job)
+            job.fail(ClientLeftError())
+
+    def _answer(self, jobs: list[Job]) -> None:
+        """Answer a batch; where that fails, each alone, as one of them may be at fault."""
+        try:
+            with torch.inference_mode():
+                answers = [self._converse(jobs[0])] if jobs[0].question.batch_key is None else self._run(jobs)
+        except Exception as error:
+            if len(jobs) > 1:
+                for job in jobs:
+                    self._answer([job])
+            else:
+                jobs[0].fail(self._refusal(error))
+            return
+        for job, answer in zip(jobs, answers, strict=True):
+            self.metrics.written_tokens.labels(self.name).inc(answer.new_tokens)
+            job.answer.set_result(answer)
+
+    def _refusal(self, error: Exception) -> BaseException:
+        """An exception of a model or processor as the answer to a client."""
+        if isinstance(error, (RefusedError, ClientLeftError)):
+            return error
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            log.error("%s: out of memory", self.name)
+            return RefusedError(
+                503, f"{self.name!r} has not enough memory for this request. Send a smaller one.", RETRY_AFTER
+            )
+        if isinstance(error, ValueError):  # worded for users throughout this package
+            return RefusedError(422, str(error))
+        log.error("%s failed", self.name, exc_info=error)
+        return RefusedError(
+            500, f"{self.name!r} failed on this request ({type(error).__name__}); the server's log says how."
+        )
+
+    # ---- answers ------------------------------------------------------------------------------------------------
+
+    def _converse(self, job: Job) -> Answer:
+        """Answer a question that shares no batch: within a conversation, by sampling, or while it is written."""
+        from .conversation import Conversation
+        from .streaming import segment_answer, stream_segmentation
+
+        question = job.question
+        row = _OnlyRow(self, job)
+        thresholds = {"mask_threshold": question.mask_threshold, "reject_threshold": question.reject_threshold}
+        options: dict[str, Any] = {"max_new_tokens": question.max_new_tokens, "stopping_criteria": [row]}
+        options |= question.sampling or {"do_sample": False}
+        with _sampling(question):
+            if question.messages is not None:
+                conversation, text = Conversation.of_messages(
+                    self.model, self.processor, list(question.messages), **thresholds
+                )
+                answer, stream, asked = conversation.ask, conversation.stream, (text,)
+            else:
+                images = [question.images[0].pixels]
+                inputs = self.processor(images=images, text=[question.text], return_tensors="pt")
+                asked = (self.model, self.processor, inputs.to(self.model.device))
+                answer, stream, options = segment_answer, stream_segmentation, options | thresholds
+            result = answer(*asked, **options) if job.on_event is None else None
+            if job.on_event is not None:
+                events = stream(*asked, **options)
+                try:
+                    for event in events:
+                        job.on_event(event)
+                        result = getattr(event, "result", result)
+                finally:
+                    events.close()
+        if job.is_cancelled:
+            raise ClientLeftError
+        return Answer(result, row.prompt_tokens, *count_tokens(row.written, row.room, self._end_tokens()))
+
+    def _run(self, jobs: Sequence[Job]) -> list[Answer]:
+        """Answer questions of one kind about one image each in one batch."""
+        questions = [job.question for job in jobs]
+        images = {question.images[0].key: question.images[0].pixels for question in questions}
+        arguments: dict[str, Any] = {"images": list(images.values())}
+        if len(images) < len(questions):
+            places = {key: place for place, key in enumerate(images)}
+            arguments["image_index"] = [places[question.images[0].key] for question in questions]
+        kind = "text" if questions[0].phrases is None else "phrases"
+        arguments[kind] = [question.text if kind == "text" else list(question.phrases) for question in questions]
+        inputs = self.processor(**arguments, return_tensors="pt").to(self.model.device)
+        lengths = inputs["attention_mask"].sum(-1).tolist()
+        writes = kind == "text" and hasattr(self.model, "generate_with_masks")
+        room = [self.room(length, question) for length, question in zip(lengths, questions, strict=True)]
+        options = {}
+        if questions[0].reject_threshold is not None:
+            options["reject_threshold"] = questions[0].reject_threshold
+        prompt_length = inputs["input_ids"].shape[1]
+        if writes:
+            # Each row ends at its own length, so that its answer is what it would be alone.
+            output = self.model.generate_with_masks(
+                **inputs,
+                max_new_tokens=max(room),
+                do_sample=False,
+                stopping_criteria=[_EndOfRows(jobs, room, prompt_length)],
+                **options,
+            )
+        else:
+            output = self.model(**inputs, **options)
+        results = self.processor.post_process_segmentation(output, inputs, mask_threshold=questions[0].mask_threshold)
+        written = [(0, False)] * len(questions)
+        if writes:
+            rows = output["sequences"][:, prompt_length:].tolist()
+            written = [count_tokens(row, longest, self._end_tokens()) for row, longest in zip(rows, room, strict=True)]
+        return [
+            Answer(result, length, *counted) for result, length, counted in zip(results, lengths, written, strict=True)
+        ]
+
+    def room(self, prompt_tokens: int, question: Question) -> int:
+        """How many tokens the answer may have: as many as were asked for, or for which the model has positions.
+
+        Raises:
+            RefusedError: The prompt leaves none (422).
+        """
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if positions is None:
+            return question.max_new_tokens
+        if prompt_tokens >= positions:
+            raise RefusedError(
+                422,
+                f"The prompt has {prompt_tokens} tokens with its images, and {self.name!r} can read {positions} with "
+                "the answer. Shorten the text.",
+            )
+        return min(question.max_new_tokens, positions - prompt_tokens)
+
+    def _end_tokens(self) -> set[int]:
+        given = getattr(self.model.generation_config, "eos_token_id", None)
+        return set() if given is None else {given} if isinstance(given, int) else set(given)
+
+
+class _EndOfRows(StoppingCriteria):
+    """Ends the row of each job at its own length, or when its client is gone."""
+
+    def __init__(self, jobs: Sequence[Job], lengths: Sequence[int], prompt_length: int):
+        self.jobs, self.lengths, self.prompt_length = jobs, lengths, prompt_length
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs) -> torch.BoolTensor:
+        written = input_ids.shape[1] - self.prompt_length
+        ended = [job.is_cancelled or written >= length for job, length in zip(self.jobs, self.lengths, strict=True)]
+        return torch.tensor(ended, device=input_ids.device)
+
+
+class _OnlyRow(StoppingCriteria):
+    """Sees the only row of a generation; ends it when its client is gone."""
+
+    def __init__(self, worker: ModelWorker, job: Job):
+        self.worker, self.job = worker, job
+        self.prompt_tokens, self.room = 0, job.question.max_new_tokens
+        self.written: list[int] = []
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs) -> torch.BoolTensor:
+        if not self.written:
+            self.prompt_tokens = input_ids.shape[1] - 1
+            self.room = self.worker.room(self.prompt_tokens, self.job.question)
+        self.written = input_ids[0, self.prompt_tokens :].tolist()
+        is_ended = self.job.is_cancelled or len(self.written) >= self.room
+        return torch.tensor([is_ended], device=input_ids.device)
+
+
+# torch draws for all threads from one place, so that one model at a time samples.
+_SAMPLING = threading.Lock()
+
+
+@contextmanager
+def _sampling(question: Question) -> Iterator[None]:
+    """Draw from the question's seed, where it samples."""
+    if not question.sampling:
+        yield
+        return
+    with _SAMPLING:
+        if question.seed is not None:
+            torch.manual_seed(question.seed)
+        yield
+
+
+def count_tokens(ids: Sequence[int], limit: int, end_tokens: set[int]) -> tuple[int, bool]:
+    """Tokens of an answer whose row may be padded, its end included, and whether it was cut off at `limit`."""
+    own = ids[:limit]
+    end = next((place for place, token in enumerate(own) if token in end_tokens), None)
+    return (len(own), len(own) == limit) if end is None else (end + 1, False)
+
+
+__all__ = ["Answer", "ClientLeftError", "Job", "ModelWorker", "count_tokens"]

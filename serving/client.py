@@ -1,0 +1,207 @@
+"""The pipeline's call, answered by a server that runs elsewhere or keeps a model in memory."""
+
+import base64
+import http.client
+import io
+import json
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import Image
+
+from ..processing.image_loading import load_rgb_image
+from ..processing.phrase_segments import PhraseSegmentationResult
+from ..processing.regions import read_rle
+from ..processing.segments import Segment, SegmentationResult
+
+
+# How long requests are sent again that a server has no place for.
+_PATIENCE = 300.0
+_TIMEOUT = 3600.0  # of one answer: a queue may lie before it
+
+
+class ServerError(ValueError):
+    """A server cannot be reached, or does not answer as it was meant. The message says which and what to do."""
+
+
+class RemotePipeline:
+    """
+    Segments images on a server of `reasonseg serve`, called as [`ReasoningSegmentationPipeline`] is.
+
+    Args:
+        url (`str`): Such as `http://127.0.0.1:8000`.
+        model (`str`, *optional*): One of the server's models; its first by default.
+        api_key (`str`, *optional*): Where the server asks for one.
+
+    Raises:
+        ServerError: No server answers there, or it has no such model.
+    """
+
+    def __init__(self, url: str, model: str | None = None, api_key: str | None = None):
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ServerError(f"The server {url!r} is no address such as http://127.0.0.1:8000.")
+        self.url, self._parts, self._api_key = url.rstrip("/"), parts, api_key
+        names = [entry["id"] for entry in self._ask("GET", "/v1/models")["data"]]
+        if model is not None and model not in names:
+            raise ServerError(f"The server {self.url} has no model {model!r}. It has {', '.join(names)}.")
+        self.model = model or names[0]
+
+    def __call__(
+        self,
+        images: Any,
+        text: str | None = None,
+        phrases: list[str] | None = None,
+        batch_size: int | None = None,
+        mask_format: str = "pil",
+        **options: Any,
+    ) -> Any:
+        """As the pipeline's call, for one image or a list of them with one question or one list of phrases.
+
+        Args:
+            images: One image of any kind that `load_rgb_image` reads, or a list.
+            text (`str`, *optional*): The question.
+            phrases (`list[str]`, *optional*): What to segment instead.
+            batch_size (`int`, *optional*, defaults to 1): Requests at the same time, which the server puts together.
+            mask_format (`str`): `"pil"` or `"rle"`.
+            options: `max_new_tokens`, `mask_threshold`, `reject_threshold`.
+
+        Returns:
+            `dict` or a `list` of them: `generated_text` and `segments`, as the pipeline's.
+        """
+        if mask_format not in ("pil", "rle"):
+            raise ValueError(f"mask_format is {mask_format!r}. Allowed are 'pil' and 'rle'.")
+        given = images if isinstance(images, (list, tuple)) else [images]
+        results = [
+            _pipeline_row(result, mask_format)
+            for result in self.segment(given, text, phrases, batch_size=batch_size or 1, **options)
+        ]
+        return results if isinstance(images, (list, tuple)) else results[0]
+
+    def segment(
+        self,
+        images: Sequence[Any],
+        text: str | None = None,
+        phrases: Sequence[str] | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> list[SegmentationResult]:
+        """One result per image, as the processor's `post_process_segmentation` gives it.
+
+        Args:
+            images, text, phrases, options: As in a call.
+            batch_size (`int`, *optional*): Requests at the same time; all by default.
+
+        Raises:
+            ServerError: The server refuses or cannot be reached; with its words.
+        """
+        asked = {name: value for name, value in options.items() if value is not None}
+        asked |= {"text": text} if phrases is None else {"phrases": list(phrases)}
+        with ThreadPoolExecutor(max(batch_size or len(images), 1)) as threads:
+            return list(threads.map(lambda image: self._segment(load_rgb_image(image), asked), images))
+
+    def _segment(self, image: Image.Image, asked: dict[str, Any]) -> SegmentationResult:
+        file = io.BytesIO()
+        image.save(file, format="PNG", compress_level=1)
+        body = {"model": self.model, "image": base64.b64encode(file.getvalue()).decode("ascii"), **asked}
+        return read_answer(self._ask("POST", "/v1/segment", json.dumps(body).encode()), image)
+
+    def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
+        """The server's answer; waits while it has no place for the request."""
+        last_moment = time.monotonic() + _PATIENCE
+        while True:
+            status, wait, answer = self._send(method, path, body)
+            if status == 200:
+                return answer
+            if status == 429 and time.monotonic() < last_moment:
+                time.sleep(wait)
+                continue
+            raise ServerError(f"The server {self.url} says: {_message(answer, status)}")
+
+    def _send(self, method: str, path: str, body: bytes | None) -> tuple[int, float, Any]:
+        """Status code, seconds to wait before trying again, and the JSON of one request."""
+        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        headers = {"content-type": "application/json"}
+        if self._api_key is not None:
+            headers["authorization"] = f"Bearer {self._api_key}"
+        connection = kind(self._parts.hostname, self._parts.port, timeout=_TIMEOUT)
+        try:
+            connection.request(method, self._parts.path.rstrip("/") + path, body, headers)
+            response = connection.getresponse()
+            content, wait = response.read(), response.getheader("retry-after", "1")
+        except (OSError, http.client.HTTPException) as error:
+            reason = str(error) or type(error).__name__
+            raise ServerError(
+                f"The server {self.url} cannot be reached ({reason}). Start one with `reasonseg serve --model REPO`."
+            ) from None
+        finally:
+            connection.close()
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            raise ServerError(
+                f"{self.url} does not answer as `reasonseg serve` does (status {response.status}). Check the address."
+            ) from None
+        return response.status, float(wait) if wait.isdecimal() else 1.0, answer
+
+
+def read_answer(answer: dict[str, Any], image: Image.Image) -> SegmentationResult:
+    """The result that an answer of `/v1/segment` with run lengths says.
+
+    Args:
+        answer (`dict`): The JSON.
+        image (`PIL.Image.Image`): The image that was sent.
+
+    Raises:
+        ValueError: A mask is damaged or of another size.
+    """
+    size = (image.height, image.width)
+    segments = [
+        Segment(
+            label=one["label"],
+            span=None if one["span"] is None else tuple(one["span"]),
+            mask=None if one["mask"] is None else read_rle(one["mask"], size, "A mask of the server"),
+            score=one["score"],
+            slot_prob=one["slot_prob"],
+            rejected=one["rejected"],
+        )
+        for one in answer["segments"]
+    ]
+    if (extractor := answer.get("phrase_extractor")) is not None:
+        return PhraseSegmentationResult(answer["text"], segments, size, image, phrase_extractor=extractor)
+    return SegmentationResult(answer["text"], segments, size, image)
+
+
+def _message(answer: Any, status: int) -> str:
+    try:
+        return answer["error"]["message"]
+    except (KeyError, TypeError):
+        return f"status {status}."
+
+
+def _pipeline_row(result: SegmentationResult, mask_format: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"generated_text": result.text, "segments": []}
+    if (extractor := getattr(result, "phrase_extractor", None)) is not None:
+        row["phrase_extractor"] = extractor
+    for segment in result.segments:
+        mask = segment.mask
+        if mask is not None:
+            mask = segment.rle if mask_format == "rle" else Image.fromarray(mask.astype(np.uint8) * 255)
+        row["segments"].append(
+            {
+                "label": segment.label,
+                "score": float(segment.score),
+                "rejected": bool(segment.rejected),
+                "span": segment.span,
+                "box_xyxy": None if segment.box_xyxy is None else list(segment.box_xyxy),
+                "mask": mask,
+            }
+        )
+    return row
+
+
+__all__ = ["RemotePipeline", "ServerError", "read_answer"]

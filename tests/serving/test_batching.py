@@ -1,0 +1,188 @@
+"""Questions in batches: who shares one, who is dropped, and what a bad neighbour does to the others."""
+
+import asyncio
+import time
+
+import pytest
+import torch
+
+from reasonseg.serving.app import Unread
+from reasonseg.serving.batching import ClientLeftError, Job, ModelWorker, count_tokens
+from reasonseg.serving.limits import Gate, Limits, RefusedError
+from reasonseg.serving.metrics import Metrics
+from reasonseg.serving.questions import Question, ReadImage
+
+
+QUESTIONS = ("What can I drink from?", "Find all plates.")
+
+
+@pytest.fixture
+def worker_of(embedded):
+    """Makes workers of the embedded model, which end with the test."""
+    workers = []
+
+    def make(model=embedded[0], processor=embedded[1], limits=Limits(), max_batch_size=8, max_wait=10.0):  # noqa: B008
+        workers.append(ModelWorker("m", model, processor, limits, Metrics(), max_batch_size, max_wait))
+        return workers[-1]
+
+    yield make
+    for worker in workers:
+        worker.close()
+
+
+def asked(image, number=0, **question) -> Job:
+    return Job(Question(images=(ReadImage(image, str(number)),), **question))
+
+
+def batches(worker: ModelWorker) -> tuple[float, float]:
+    """How many batches there were, and how many questions in them."""
+    registry = worker.metrics.registry
+    counts = (registry.get_sample_value(f"reasonseg_batch_size_{what}", {"model": "m"}) for what in ("count", "sum"))
+    return tuple(count or 0.0 for count in counts)
+
+
+def same(found, expected) -> None:
+    assert found.result.text == expected.result.text
+    assert (found.new_tokens, found.is_cut) == (expected.new_tokens, expected.is_cut)
+    for one, other in zip(found.result.segments, expected.result.segments, strict=True):
+        assert (one.label, one.span, one.rejected) == (other.label, other.span, other.rejected)
+        assert (one.mask is None) == (other.mask is None)
+        assert one.mask is None or (one.mask == other.mask).all()
+
+
+def test_answers_of_different_lengths_share_a_batch_and_are_what_they_are_alone(worker_of, scenes):
+    rows = [
+        {"number": number, "image": scenes[number], "text": QUESTIONS[number % 2], "max_new_tokens": length}
+        for number, length in enumerate((24, 2, 5))
+    ]
+    rows.append({**rows[0], "text": QUESTIONS[1]})  # a second question about an image, which is encoded once
+    one_by_one = worker_of(max_batch_size=1)
+    alone = [asked(**row) for row in rows]
+    for job in alone:
+        one_by_one.submit(job)
+    together = worker_of(max_batch_size=len(rows))
+    jobs = [asked(**row) for row in rows]
+    for job in jobs:
+        together.submit(job)
+    for job, expected in zip(jobs, alone, strict=True):
+        same(job.answer.result(60), expected.answer.result(60))
+    assert batches(together) == (1, 4)
+    assert batches(one_by_one) == (4, 4)
+    assert [job.answer.result().is_cut for job in jobs[:2]] == [False, True]
+
+
+def test_only_questions_of_one_kind_share_a_batch_and_clients_that_left_cost_nothing(worker_of, scenes):
+    worker = worker_of(max_batch_size=2)
+    phrases, words, gone, more = (
+        asked(scenes[0], phrases=("the cup",)),
+        asked(scenes[1], 1, text=QUESTIONS[0]),
+        asked(scenes[1], 1, text=QUESTIONS[1]),
+        asked(scenes[1], 1, phrases=("a plate", "an elephant")),
+    )
+    gone.cancel()
+    other_threshold = asked(scenes[0], phrases=("the cup",), mask_threshold=1.0)
+    for job in (phrases, words, gone, other_threshold, more):
+        worker.submit(job)
+    assert [len(job.answer.result(60).result.segments) for job in (phrases, more)] == [1, 2]
+    with pytest.raises(ClientLeftError):
+        gone.answer.result(60)
+    assert batches(worker) == (1, 2)
+    assert not words.answer.done()
+    assert not other_threshold.answer.done()
+    worker.close()
+    for job in (words, other_threshold):
+        with pytest.raises(RefusedError, match="has stopped"):
+            job.answer.result(60)
+    with pytest.raises(RefusedError, match="put away"):
+        worker.submit(words)
+
+
+def test_a_question_that_fails_leaves_the_others_of_its_batch_alone(worker_of, scenes):
+    worker = worker_of(max_batch_size=3)
+    jobs = [asked(scenes[0], text=text) for text in (QUESTIONS[0], "cup " * 600, QUESTIONS[1])]
+    for job in jobs:
+        worker.submit(job)
+    assert jobs[0].answer.result(60).result.segments
+    assert jobs[2].answer.result(60).result.segments
+    with pytest.raises(RefusedError, match="'m' can read 512 with"):
+        jobs[1].answer.result(60)
+
+
+def test_a_queue_that_is_full_takes_no_more(worker_of, scenes):
+    worker = worker_of(limits=Limits(max_waiting=2))
+    for _ in range(2):
+        worker.submit(asked(scenes[0], text=QUESTIONS[0]))
+    with pytest.raises(RefusedError, match="2 requests wait") as refused:
+        worker.submit(asked(scenes[0], text=QUESTIONS[0]))
+    assert refused.value.status == 429
+    large = worker_of(limits=Limits(max_waiting_pixels=1))
+    large.submit(asked(scenes[0], text=QUESTIONS[0]))
+    with pytest.raises(RefusedError, match="1 requests wait"):
+        large.submit(asked(scenes[0], text=QUESTIONS[0]))
+
+
+def test_an_answer_that_nobody_reads_ends_and_the_worker_goes_on(worker_of, scenes):
+    worker, events = worker_of(max_wait=0.0), []
+
+    def take(event) -> None:
+        events.append(event)
+        raise RefusedError(408, "too slow")
+
+    slow = Job(Question(images=(ReadImage(scenes[0], "0"),), text=QUESTIONS[0], stream=True), take)
+    worker.submit(slow)
+    after = asked(scenes[0], text=QUESTIONS[0])
+    worker.submit(after)
+    with pytest.raises(RefusedError, match="too slow"):
+        slow.answer.result(60)
+    assert len(events) == 1
+    assert after.answer.result(60).result.segments
+
+
+def test_models_that_write_no_text_are_served(worker_of, small_ivm, scenes):
+    from transformers import AutoModel, AutoProcessor
+
+    model, processor = AutoModel.from_pretrained(small_ivm).eval(), AutoProcessor.from_pretrained(small_ivm)
+    worker = worker_of(model, processor, max_batch_size=2)
+    jobs = [asked(scene, number, text="the cup") for number, scene in enumerate(scenes[:2])]
+    for job in jobs:
+        worker.submit(job)
+    inputs = processor(images=scenes[:2], text=["the cup"] * 2, return_tensors="pt")
+    with torch.inference_mode():
+        expected = processor.post_process_segmentation(model.generate_with_masks(**inputs), inputs)
+    for job, result in zip(jobs, expected, strict=True):
+        assert (job.answer.result(60).result.segments[0].mask == result.segments[0].mask).all()
+
+
+def test_chunks_wait_within_bounds_and_nobody_waits_for_them():
+    async def read() -> list[bytes]:
+        unread = Unread(asyncio.get_running_loop(), 10)
+        unread.put(b"a" * 20)
+        with pytest.raises(RefusedError, match="have not been read"):
+            unread.put(b"b")
+        unread.end()
+        return [chunk async for chunk in unread]
+
+    assert asyncio.run(read()) == [b"a" * 20]
+
+
+def test_a_client_that_does_not_read_is_given_up():
+    ended = []
+
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def never_sent(message) -> None:
+        await asyncio.sleep(60)
+
+    gate = Gate(app, Limits(stalled_seconds=0.05), None, lambda *seen: ended.append(seen))
+    started = time.monotonic()
+    asyncio.run(gate({"type": "http", "path": "/v1/models", "headers": [], "method": "GET"}, None, never_sent))
+    assert time.monotonic() - started < 30
+    assert (ended[0][:2], gate.open_requests) == (("/v1/models", 499), 0)
+
+
+def test_tokens_of_a_padded_row_are_counted_to_its_end():
+    assert count_tokens([5, 6, 2, 0, 0], 9, {2}) == (3, False)
+    assert count_tokens([5, 6, 7, 0, 0], 3, {2}) == (3, True)
+    assert count_tokens([5, 6, 7, 2, 2], 3, {2}) == (3, True)
+    assert count_tokens([], 3, {2}) == (0, False)
