@@ -17,8 +17,8 @@ _MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 # than is allowed (the recorded LISA's mean IoU with float32 falls to 0.991). These two thirds of the matrices may be.
 _FEED_FORWARD = "mlp"
 _SLOW_FLOAT16 = (
-    "The segmenter's image encoder computes in float16, in which processors are slower than in float32. Load the model "
-    'with segmenter_dtype="float32" or "bfloat16".'
+    "The segmenter's image encoder computes in float16, in which processors are slower than in float32. Load the "
+    'model with segmenter_dtype="float32" or "bfloat16".'
 )
 
 # LISA/model/LISA.py: dice sums are divided by this scale before the smoothing term is added, and the mean over masks
