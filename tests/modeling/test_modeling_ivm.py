@@ -166,7 +166,7 @@ def test_it_is_saved_and_loaded(model, batch, tmp_path):
     assert all(map(torch.equal, again(**batch).pred_masks, model(**batch).pred_masks))
     half = AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16)
     assert half.dtype == torch.bfloat16
-    assert half.segmenter.vision_encoder.layers[0].attn.qkv.weight.dtype == torch.bfloat16
+    assert half.segmenter.vision_encoder.layers[0].mlp.lin1.weight.dtype == torch.bfloat16
     drawer = [*half.segmenter.mask_decoder.parameters(), *half.seg_projector.parameters()]
     assert {value.dtype for value in drawer} == {torch.float32}
     masks = half(**{name: value.bfloat16() if name == "pixel_values" else value for name, value in batch.items()})

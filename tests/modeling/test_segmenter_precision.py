@@ -28,6 +28,10 @@ def repo(tmp_path_factory):
     return folder
 
 
+def is_matrix(name: str) -> bool:
+    return not any(part in name for part in ("norm", "pos_embed", "position", "rel_pos"))
+
+
 def encoder_dtype(model) -> torch.dtype:
     return segmenter_adapter(model.segmenter).encoder_dtype
 
@@ -45,15 +49,16 @@ def test_only_the_matrices_of_the_encoder_are_in_16_bit(family, tmp_path):
         assert (model.dtype, segmenter.encoder_dtype, segmenter.dtype) == (dtype, dtype, torch.float32)
         for name, value in model.named_parameters():
             is_of_encoder = name.startswith("segmenter.vision_encoder.")
-            if not name.startswith("vlm.") and (not is_of_encoder or "norm" in name):
-                assert value.dtype == torch.float32, name
+            if not name.startswith("vlm."):
+                in_16_bit = is_of_encoder and (".mlp." in name or (dtype == torch.float16 and is_matrix(name)))
+                assert value.dtype == (dtype if in_16_bit else torch.float32), name
         with torch.no_grad():
             features = segmenter.encode(pixels)
             assert {value.dtype for value in features.values()} == {torch.float32}
             drawn[dtype] = segmenter.decode(features, prompts)[0]
             expected = segmenter_adapter(exact.segmenter).encode(pixels)
         spread = {name: value.std() for name, value in expected.items()}
-        bound = {torch.bfloat16: 0.1, torch.float16: 0.02, torch.float32: 0.0}[dtype]
+        bound = {torch.bfloat16: 0.05, torch.float16: 0.02, torch.float32: 0.0}[dtype]
         assert all((features[name] - expected[name]).abs().max() <= bound * spread[name] for name in expected)
     assert all((drawn[dtype] - drawn[torch.float32]).std() < 0.05 * drawn[torch.float32].std() for dtype in HALF)
 
