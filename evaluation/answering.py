@@ -13,6 +13,7 @@ from accelerate import PartialState
 
 from ..atomic_files import remove_drafts, write_whole
 from ..data.data_files import read_json_lines
+from ..data.reading_ahead import read_ahead
 from ..processing.chat import user_message
 from ..processing.visual_prompts import ANCHOR
 from .registry import EvaluationOptions
@@ -199,10 +200,15 @@ def _answer_pending(
     with part.open("a", encoding="utf-8") as file:
         if file.tell() and not part.read_bytes().endswith(b"\n"):
             file.write("\n")  # after a line that was cut off
-        for start in range(0, len(pending), answering.batch_size):
-            numbers = pending[start : start + answering.batch_size]
+        done, size = total - len(pending), answering.batch_size
+
+        def prepare(numbers: list[int]) -> tuple[list[int], list[ImageQuestion], Any]:
             batch = [questions[number] for number in numbers]
-            texts = _generate(model, processor, batch, answering, numbers[0])
+            return numbers, batch, _prepare(processor, batch)
+
+        batches = (pending[start : start + size] for start in range(0, len(pending), size))
+        for numbers, batch, inputs in read_ahead(prepare, batches):
+            texts = _generate(model, processor, inputs.to(model.device), answering, numbers[0])
             for number, question, text in zip(numbers, batch, texts, strict=True):
                 line = {
                     "question_id": question.id,
@@ -215,7 +221,8 @@ def _answer_pending(
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
             file.flush()
             if progress is not None:
-                progress(total - len(pending) + start + len(numbers), total)
+                done += len(numbers)
+                progress(done, total)
 
 
 def _merge(folder: Path, lines: list[dict[str, Any]]) -> None:
@@ -224,17 +231,20 @@ def _merge(folder: Path, lines: list[dict[str, Any]]) -> None:
         part.unlink()
 
 
-def _generate(model, processor, batch: list[ImageQuestion], answering: Answering, number: int) -> list[str]:
+def _prepare(processor, batch: list[ImageQuestion]) -> Any:
     prompts = [
         processor.apply_chat_template([user_message(question.text)], add_generation_prompt=True) for question in batch
     ]
-    inputs = processor(
+    return processor(
         images=[question.image for question in batch],
         text=prompts,
         padding=True,
         padding_side="left",
         return_tensors="pt",
-    ).to(model.device)
+    )
+
+
+def _generate(model, processor, inputs, answering: Answering, number: int) -> list[str]:
     options: dict[str, Any] = {"do_sample": False}
     if answering.temperature > 0:
         options = {"do_sample": True, "temperature": answering.temperature}

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
@@ -11,7 +12,7 @@ from transformers import AutoModel, AutoProcessor
 from ..loading import load_pretrained
 from ..processing.answer_rendering import answer_html
 from ..processing.image_loading import MAX_IMAGE_PIXELS, ImageSource, load_rgb_image
-from ..processing.masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage
+from ..processing.masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage, mask_image
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,23 @@ class Masker:
             images: RGB images of any sizes.
             instructions: one for each.
         """
-        options = self.options
-        inputs = self.processor(images=list(images), text=list(instructions), return_tensors="pt")
+        heatmaps = self.rate(self.prepare(images, instructions))
+        return [self.paint(image, heatmap) for image, heatmap in zip(images, heatmaps, strict=True)]
+
+    def prepare(self, images: Sequence[Image.Image], instructions: Sequence[str]) -> Any:
+        """Return the model's inputs for these images, each with its own instruction."""
+        return self.processor(images=list(images), text=list(instructions), return_tensors="pt")
+
+    def rate(self, inputs: Any) -> list[np.ndarray]:
+        """Return the heat-map of each image of such inputs: float32 in 0..1, `(height, width)`."""
         with torch.inference_mode():
             output = self.model(**inputs.to(self.model.device))
-        return self.processor.post_process_masking(
-            output,
-            inputs,
-            list(images),
-            threshold=options.threshold,
-            overlay_color=options.overlay_color,
-            dilate=options.dilate,
-            blur=options.blur,
-            min_kept_ratio=options.min_kept_ratio,
-        )
+        return self.processor.post_process_heatmaps(output, inputs)
+
+    def paint(self, image: Image.Image, heatmap: np.ndarray) -> MaskedImage:
+        """Mask one image by its heat-map."""
+        options = {name: value for name, value in vars(self.options).items() if name != "crop"}
+        return mask_image(image, heatmap, **options)
 
     def load(self, image: ImageSource) -> Image.Image:
         """Read one image, no larger than the processor allows (`processor.image_processor.max_image_pixels`).

@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from rich.table import Table
 
+from ..data.reading_ahead import read_ahead
 from ..data.request_folder import REJECTION, read_request_folder
 from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from ..processing.mask_reading import read_mask
@@ -147,10 +148,9 @@ def evaluate(
     mine = list(questions)[state.process_index :: state.num_processes]
     missing, decisions, cases = 0, [], []
     model.eval()
-    for done, batch in _batches(mine, batch_size):
-        images, index = _shared_images(batch, max_pixels)
+    for done, batch, images, index, inputs in _prepared(processor, mine, protocol, batch_size, max_pixels):
         with torch.no_grad():
-            answers = _ANSWERED_BY[protocol](model, processor, batch, images, index, max_new_tokens)
+            answers = _ANSWERED_BY[protocol](model, processor, batch, inputs.to(model.device), max_new_tokens)
         for question, image, (masks, rejected, written) in zip(batch, index, answers, strict=True):
             targets = _targets(question, masks.shape[-2:])
             ious = metrics.update(masks, targets, rejected, question.types)
@@ -192,6 +192,28 @@ def _batches(questions: Sequence[Question], size: int) -> Iterator[tuple[int, li
         yield start + len(batch), batch
 
 
+def _prepared(
+    processor, questions: Sequence[Question], protocol: str, size: int, max_pixels: int
+) -> Iterator[tuple[int, list[Question], list[np.ndarray], list[int], Any]]:
+    """Batches, read and prepared ahead: the number of questions up to the end of each, its questions, what
+    `_shared_images` says of them, and the model's inputs, with the right answers where the protocol gives them."""
+
+    def prepare(numbered: tuple[int, list[Question]]) -> tuple[int, list[Question], list[np.ndarray], list[int], Any]:
+        done, batch = numbered
+        images, index = _shared_images(batch, max_pixels)
+        given = {"answer": [question.answer for question in batch]} if protocol == "paper" else {}
+        texts = [question.text for question in batch]
+        return (
+            done,
+            batch,
+            images,
+            index,
+            processor(images=images, text=texts, image_index=index, return_tensors="pt", **given),
+        )
+
+    return read_ahead(prepare, _batches(questions, size))
+
+
 def _shared_images(batch: Iterable[Question], max_pixels: int) -> tuple[list[np.ndarray], list[int]]:
     """The different images of a batch, RGB and upright, and the image of each question: each is encoded once."""
     images, index, seen = [], [], {}
@@ -218,26 +240,12 @@ def _is_path(image: Any) -> bool:
 Answer = tuple[torch.BoolTensor, list[bool], int]
 
 
-def _answer_freely(
-    model, processor, batch: list[Question], images: list[np.ndarray], index: list[int], max_new_tokens: int
-) -> list[Answer]:
-    inputs = processor(
-        images=images, text=[question.text for question in batch], image_index=index, return_tensors="pt"
-    ).to(model.device)
+def _answer_freely(model, processor, batch: list[Question], inputs, max_new_tokens: int) -> list[Answer]:
     output = model.generate_with_masks(**inputs, max_new_tokens=max_new_tokens)
     return _read_slots(processor, batch, output, inputs)
 
 
-def _answer_as_given(
-    model, processor, batch: list[Question], images: list[np.ndarray], index: list[int], max_new_tokens: int
-) -> list[Answer]:
-    inputs = processor(
-        images=images,
-        text=[question.text for question in batch],
-        answer=[question.answer for question in batch],
-        image_index=index,
-        return_tensors="pt",
-    ).to(model.device)
+def _answer_as_given(model, processor, batch: list[Question], inputs, max_new_tokens: int) -> list[Answer]:
     options = {"reeval": True} if model.config.rej_token_id is not None else {}
     output = model(**inputs, **options)
     decisions = output.rejected

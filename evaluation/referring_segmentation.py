@@ -14,6 +14,7 @@ import torch
 from accelerate import PartialState
 from rich.table import Table
 
+from ..data.reading_ahead import read_ahead
 from ..processing.segments import mask_to_rle
 from .bootstrap import bootstrap_intervals
 from .image_results import NO_SLOT, REJECTED, SEGMENTED, ExpressionResult, ImageResult, ImageResults
@@ -113,7 +114,13 @@ class ReferringResult:
 
 
 def answer_images(
-    model, processor, batch: Sequence[LoadedImage], rules: Rules, batch_size: int, max_new_tokens: int = 128
+    model,
+    processor,
+    batch: Sequence[LoadedImage],
+    rules: Rules,
+    batch_size: int,
+    max_new_tokens: int = 128,
+    prepared: Any = None,
 ) -> list[list[Answer]]:
     """
     Asks a model about some images; each is encoded once, by each of its encoders.
@@ -125,24 +132,18 @@ def answer_images(
         rules ([`Rules`]): Whether answers are given, and how masks are drawn then.
         batch_size (`int`): Conversations per step.
         max_new_tokens (`int`): Length of free answers.
+        prepared (*optional*): What `prepare_images` returned, if it was called before.
 
     Returns:
         `list[list[Answer]]`: Per image the answers about its expressions.
     """
-    rows = [(index, one) for index, loaded in enumerate(batch) for one in loaded.conversations]
-    images = [np.asarray(loaded.image) for loaded in batch]
+    rows = _rows_of(batch)
     answers: list[list[Answer]] = [[Answer(None, NO_SLOT)] * len(loaded.asked.texts) for loaded in batch]
     cache = None
     for start in range(0, len(rows), batch_size):
         chunk = rows[start : start + batch_size]
-        given = {} if rules.protocol == "free" else {"answer": [conversation.answer for _, conversation in chunk]}
-        inputs = processor(
-            images=images,
-            text=[conversation.question for _, conversation in chunk],
-            image_index=[index for index, _ in chunk],
-            return_tensors="pt",
-            **given,
-        ).to(model.device)
+        is_prepared = prepared is not None and start == 0
+        inputs = (prepared if is_prepared else _prepare(processor, batch, chunk, rules)).to(model.device)
         if len(rows) > batch_size and cache is None:
             cache = model.encode_image(**inputs)
         shared = {} if cache is None else {"image_cache": cache}
@@ -154,6 +155,27 @@ def answer_images(
             for expression, answer in zip(conversation.expressions, slots, strict=False):
                 answers[index][expression] = answer
     return answers
+
+
+def prepare_images(processor, batch: Sequence[LoadedImage], rules: Rules, batch_size: int) -> Any:
+    """The processor's inputs for the first step of `answer_images`; can be made in another thread."""
+    return _prepare(processor, batch, _rows_of(batch)[:batch_size], rules)
+
+
+def _rows_of(batch: Sequence[LoadedImage]) -> list[tuple[int, Conversation]]:
+    """All conversations, each with the index of its image."""
+    return [(index, one) for index, loaded in enumerate(batch) for one in loaded.conversations]
+
+
+def _prepare(processor, batch: Sequence[LoadedImage], rows: Sequence[tuple[int, Conversation]], rules: Rules) -> Any:
+    given = {} if rules.protocol == "free" else {"answer": [conversation.answer for _, conversation in rows]}
+    return processor(
+        images=[np.asarray(loaded.image) for loaded in batch],
+        text=[conversation.question for _, conversation in rows],
+        image_index=[index for index, _ in rows],
+        return_tensors="pt",
+        **given,
+    )
 
 
 @torch.no_grad()
@@ -186,8 +208,7 @@ def _answer_rows(model, processor, inputs, rules: Rules, max_new_tokens: int, sh
 def _batches(images: AskedImages, numbers: Sequence[int], batch_size: int) -> Iterator[list[LoadedImage]]:
     """Images one after the other, as many as have `batch_size` conversations together; one may have more."""
     batch: list[LoadedImage] = []
-    for number in numbers:
-        loaded = LoadedImage.load(number, images[number])
+    for loaded in read_ahead(lambda number: LoadedImage.load(number, images[number]), numbers):
         if batch and sum(len(one.conversations) for one in (*batch, loaded)) > batch_size:
             yield batch
             batch = []
@@ -479,14 +500,17 @@ def _answered(
 ) -> Iterator[tuple[list[LoadedImage], list[list[Answer]]]]:
     """The images with their answers, some at a time."""
     if predictions is not None:
-        for number in numbers:
-            loaded = LoadedImage.load(number, images[number])
+        for loaded in read_ahead(lambda number: LoadedImage.load(number, images[number]), numbers):
             yield [loaded], [predicted_answers(loaded, predictions, rules)]
         return
-    model = options.load_model()
-    for batch in _batches(images, numbers, options.batch_size):
-        length = options.max_new_tokens or 128
-        yield batch, answer_images(model, processor, batch, rules, options.batch_size, length)
+    model, size, length = options.load_model(), options.batch_size, options.max_new_tokens or 128
+
+    def prepare(batch: list[LoadedImage]) -> tuple[list[LoadedImage], Any]:
+        # An image without a conversation, should a data set have one, is not prepared.
+        return batch, prepare_images(processor, batch, rules, size) if _rows_of(batch) else None
+
+    for batch, prepared in read_ahead(prepare, _batches(images, numbers, size)):
+        yield batch, answer_images(model, processor, batch, rules, size, length, prepared)
 
 
 def _deciding(options: EvaluationOptions, rules: Rules) -> dict[str, Any]:

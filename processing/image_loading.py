@@ -19,9 +19,6 @@ from transformers.image_utils import ChannelDimension, infer_channel_dimension_f
 MAX_IMAGE_PIXELS = 2**26
 # Where this is set in the environment, it takes the place of every limit of files and images, stored ones included.
 PIXELS_VARIABLE = "REASONSEG_MAX_IMAGE_PIXELS"
-# Pillow has one limit for all threads.
-_PILLOW = threading.Lock()
-
 Box = tuple[int, int, int, int]
 ImageSource = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
 
@@ -114,7 +111,7 @@ def open_image(path: str | os.PathLike | bytes, max_image_pixels: int = MAX_IMAG
     max_image_pixels = _allowed_pixels(max_image_pixels)
     Image.init()
     try:
-        with _pillow_allows(max_image_pixels):
+        with _PILLOW.allows(max_image_pixels):
             image = Image.open(source, formats=[kind for kind in IMAGE_FORMATS if kind in Image.OPEN])
     except Image.DecompressionBombError as error:
         count = re.search(r"\d+", str(error))
@@ -224,20 +221,40 @@ def _allowed_pixels(max_image_pixels: int) -> int:
     return int(given)
 
 
-@contextmanager
-def _pillow_allows(max_image_pixels: int) -> Iterator[None]:
-    """Let Pillow open what is allowed here, and leave it to `check_pixel_count` to refuse the rest."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        if Image.MAX_IMAGE_PIXELS is None or max_image_pixels <= Image.MAX_IMAGE_PIXELS:
+class _Pillow:
+    """Lets Pillow open what is allowed here, and leaves it to `check_pixel_count` to refuse the rest.
+
+    Its limit and Python's list of warnings are of the whole process, so that all threads that decode share a change
+    from the first one's begin to the last one's end.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._limits = threading.Lock(), []
+
+    @contextmanager
+    def allows(self, max_image_pixels: int) -> Iterator[None]:
+        with self._lock:
+            if not self._limits:
+                self._before, self._warnings = Image.MAX_IMAGE_PIXELS, warnings.catch_warnings()
+                self._warnings.__enter__()
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            self._limits.append(max_image_pixels)
+            self._set_limit()
+        try:
             yield
-            return
-        with _PILLOW:
-            before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_image_pixels
-            try:
-                yield
-            finally:
-                Image.MAX_IMAGE_PIXELS = before
+        finally:
+            with self._lock:
+                self._limits.remove(max_image_pixels)
+                self._set_limit()
+                if not self._limits:
+                    self._warnings.__exit__(None, None, None)
+
+    def _set_limit(self) -> None:
+        if self._before is not None:
+            Image.MAX_IMAGE_PIXELS = max(self._before, *self._limits) if self._limits else self._before
+
+
+_PILLOW = _Pillow()
 
 
 def _shown(path: str | os.PathLike) -> str:
@@ -276,7 +293,7 @@ def _load(image: Image.Image, what: str, max_image_pixels: int) -> int:
         )
     check_pixel_count(image.height, image.width, what, max_image_pixels)
     _check_tiles(image, what, max_image_pixels)
-    with _decoding(what), _pillow_allows(max_image_pixels):
+    with _decoding(what), _PILLOW.allows(max_image_pixels):
         image.load()
     return exif_orientation(image)
 

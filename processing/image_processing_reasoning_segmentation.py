@@ -211,7 +211,7 @@ class SegmenterImageProcessor(UprightImageBackend):
     ) -> BatchFeature:
         images = self.read_images(images, kwargs["max_image_pixels"], input_data_format=kwargs["input_data_format"])
         data = segmenter_view(images, kwargs["size"], kwargs["resample"], kwargs["image_mean"], kwargs["image_std"])
-        return BatchFeature(data, tensor_type=return_tensors)
+        return _batch_feature(data, return_tensors)
 
 
 class ReasoningSegmentationImageProcessor(UprightImageBackend):
@@ -312,7 +312,13 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
         rgb_images = [np.repeat(image, 3, axis=0) if image.shape[0] == 1 else image[:3] for image in images]
         options = [kwargs[f"segmenter_{name}"] for name in ("size", "resample", "image_mean", "image_std")]
         data |= {**segmenter_view(rgb_images, *options), "original_sizes": original_sizes}
-        return BatchFeature(data, tensor_type=return_tensors)
+        return _batch_feature(data, return_tensors)
+
+
+def _batch_feature(data: dict[str, Any], return_tensors: str | TensorType | None) -> BatchFeature:
+    if return_tensors is None:
+        data["sam_pixel_values"] = list(data["sam_pixel_values"])
+    return BatchFeature(data, tensor_type=return_tensors)
 
 
 def _target_size(size: dict[str, int] | SizeDict) -> tuple[int, int]:
@@ -351,8 +357,9 @@ def segmenter_view(
     resample: PILImageResampling | int,
     mean: float | tuple[float, ...],
     std: float | tuple[float, ...],
-) -> dict[str, list]:
-    """Resize, normalise and pad uint8 images `(3, height, width)`: what [`SegmenterImageProcessor`] returns, as lists.
+) -> dict[str, Any]:
+    """Resize, normalise and pad uint8 images `(3, height, width)`: what [`SegmenterImageProcessor`] returns, as one
+    array and lists of sizes.
 
     As in the original SAM, values are normalised in units of 0..255 and padded with zeros afterwards, so the padding
     is the mean colour.
@@ -361,18 +368,20 @@ def segmenter_view(
     # float64 until here: 0.485 * 255 then rounds to the same float32 as the original's 123.675
     mean = (np.broadcast_to(np.asarray(mean, dtype=np.float64), (3,)) * 255.0).astype(np.float32)[:, None, None]
     std = (np.broadcast_to(np.asarray(std, dtype=np.float64), (3,)) * 255.0).astype(np.float32)[:, None, None]
-    data = {name: [] for name in SegmenterImageProcessor.model_input_names}
-    for image in images:
-        height, width = image.shape[-2:]
-        new_height, new_width = _resized_size(height, width, size)
+    # One array for all: stacking large ones costs as much as filling them.
+    views = np.zeros((len(images), 3, target_height, target_width), dtype=np.float32)
+    sizes, resized_sizes = [list(image.shape[-2:]) for image in images], []
+    for image, canvas in zip(images, views, strict=True):
+        new_height, new_width = _resized_size(*image.shape[-2:], size)
+        resized_sizes.append([new_height, new_width])
         resized = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
-        resized = np.asarray(resized.resize((new_width, new_height), resample=resample))
-        canvas = np.zeros((3, target_height, target_width), dtype=np.float32)
-        canvas[:, :new_height, :new_width] = (np.moveaxis(resized, -1, 0).astype(np.float32) - mean) / std
-        data["sam_pixel_values"].append(canvas)
-        data["original_sizes"].append([height, width])
-        data["reshaped_input_sizes"].append([new_height, new_width])
-    return data
+        channels = resized.resize((new_width, new_height), resample=resample).split()
+        # Channel by channel and in place, which is several times as fast as all three at once.
+        for channel, view, channel_mean, channel_std in zip(channels, canvas, mean, std, strict=True):
+            view = view[:new_height, :new_width]
+            np.subtract(np.asarray(channel), channel_mean, out=view, dtype=np.float32)
+            np.divide(view, channel_std, out=view)
+    return {"sam_pixel_values": views, "original_sizes": sizes, "reshaped_input_sizes": resized_sizes}
 
 
 def _is_floating_point(image: Any) -> bool:

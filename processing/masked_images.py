@@ -118,7 +118,7 @@ def mask_image(
     heatmap = np.asarray(heatmap, dtype=np.float32)
     # the image was accepted before, when the heat-map was made
     image = load_rgb_image(image, max_image_pixels=max(MAX_IMAGE_PIXELS, heatmap.size))
-    pixels = np.asarray(image).astype(np.float32)
+    pixels = np.asarray(image, dtype=np.float32)
     if heatmap.shape != pixels.shape[:2]:
         raise ValueError(
             f"The heat-map has the shape {heatmap.shape}, the image {pixels.shape[:2]} (height, width). Pass the "
@@ -130,8 +130,11 @@ def mask_image(
         return MaskedImage(heatmap, mask, np.ones_like(heatmap), pixels, found, float(threshold))
     height = len(mask)
     weights = blur_mask(dilate_mask(mask, int(height * dilate)), int(height * blur))
-    # in float32 and in this order, so that the values are the original's to the last bit
-    painted = pixels * weights[..., None] + color * (np.float32(1) - weights)[..., None]
+    # In float32 and in this order, so that the values are the original's to the last bit; channel by channel, which is
+    # faster than all three at once.
+    painted, hidden = np.empty_like(pixels), np.float32(1) - weights
+    for channel, shade in enumerate(color):
+        np.add(pixels[..., channel] * weights, shade * hidden, out=painted[..., channel])
     return MaskedImage(heatmap, mask, weights, painted, found, float(threshold))
 
 

@@ -18,7 +18,7 @@ from .phrase_segments import (
     match_categories,
     without_overlaps,
 )
-from .segments import MaskSizes, input_of_rows, post_process_masks, read_mask_sizes
+from .segments import MaskSizes, input_of_rows, masks_to_numpy, post_process_masks, read_mask_sizes
 from .token_spans import token_spans
 
 
@@ -300,7 +300,8 @@ class AttendAndSegmentProcessor(ComposedProcessor):
         else:
             masks, scores = outputs["pred_masks"][row][:, None], outputs["mask_scores"][row][:, None]
         drawn = post_process_masks(masks.flatten(0, 1), *sizes, mask_threshold)
-        drawn, scores = drawn.cpu().numpy().reshape(*masks.shape[:2], *sizes.original), scores.float().tolist()
+        drawn = masks_to_numpy(drawn).reshape(*masks.shape[:2], *sizes.original)
+        scores = scores.float().tolist()
         found = outputs["slot_probs"][row].tolist()
         if reject_threshold is not None:
             rejected = [[score < reject_threshold for score in row_scores] for row_scores in scores]

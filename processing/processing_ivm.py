@@ -12,7 +12,7 @@ from transformers.processing_utils import Unpack
 from .chat import IMAGE_TOKEN, PromptRow, check_phrase, read_image_index, read_images, read_phrases
 from .chat_processor import ChatInputs, ChatProcessorKwargs, LlavaChatProcessor, image_of_row
 from .masked_images import DEFAULT_COLOR, DEFAULT_SPREAD, DEFAULT_THRESHOLD, MaskedImage, mask_image
-from .segments import Segment, SegmentationResult, post_process_masks, read_mask_sizes
+from .segments import Segment, SegmentationResult, masks_to_numpy, post_process_masks, read_mask_sizes
 
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ class IvmProcessor(LlavaChatProcessor):
             mask = values > mask_threshold if heatmap_threshold is None else heatmap > heatmap_threshold
             segment = Segment(
                 label=row.label,
-                mask=mask.cpu().numpy(),
+                mask=masks_to_numpy(mask),
                 score=float(heatmap.max()),
                 heatmap=heatmap.cpu().numpy(),
             )

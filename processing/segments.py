@@ -204,12 +204,12 @@ class SegmentationResult:
             raise ValueError("The result does not hold its image. Pass the one that was segmented: overlay(image).")
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"alpha is {alpha}. It is the share of the colour and must lie in 0..1.")
-        pixels = np.array(self.read_image(image))
+        overlay = self.read_image(image).copy()
         drawn = [(index, segment) for index, segment in enumerate(self.segments) if segment.mask is not None]
         for index, segment in drawn:
-            colored = pixels[segment.mask] * (1.0 - alpha) + np.array(segment_color(index)) * alpha
-            pixels[segment.mask] = np.rint(colored).astype(np.uint8)
-        overlay = Image.fromarray(pixels)
+            colors = np.add.outer(np.array(segment_color(index)) * alpha, np.arange(256) * (1.0 - alpha))
+            colored = overlay.point(np.rint(colors).astype(int).ravel().tolist())
+            overlay.paste(colored, mask=Image.fromarray(segment.mask))
         canvas = ImageDraw.Draw(overlay)
         font = ImageFont.load_default(size=max(10, min(self.image_size) // 32))
         for index, segment in drawn:
@@ -324,6 +324,21 @@ def post_process_masks(
         logits = F.interpolate(logits, original, mode="bilinear", align_corners=False)[:, 0]
         result[start : start + chunk] = logits if mask_threshold is None else logits > mask_threshold
     return result
+
+
+def masks_to_numpy(masks: torch.Tensor) -> np.ndarray:
+    """Copy bool masks of any shape to NumPy; from an accelerator as bits, an eighth of the bytes."""
+    if masks.device.type == "cpu":
+        return masks.numpy()
+    bits = pack_bits(masks).cpu().numpy()
+    return np.unpackbits(bits, count=masks.numel()).view(bool).reshape(masks.shape)
+
+
+def pack_bits(masks: torch.Tensor) -> torch.Tensor:
+    """Pack a bool tensor where it lies, eight values into a byte, in the order of `np.packbits`; uint8, flat."""
+    bits = F.pad(masks.flatten().view(torch.uint8), (0, -masks.numel() % 8)).view(-1, 8)
+    weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=masks.device)
+    return (bits * weights).sum(dim=1, dtype=torch.uint8)
 
 
 class MaskSizes(NamedTuple):

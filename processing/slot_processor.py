@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .chat import GENERIC_WORDING, PromptRow, answer_text, as_list, ask_and_answer, complete_wording
 from .chat_processor import ChatProcessor, image_of_row
-from .segments import MaskSizes, Segment, SegmentationResult, input_of_rows, post_process_masks, read_mask_sizes
+from .segments import (
+    MaskSizes,
+    Segment,
+    SegmentationResult,
+    input_of_rows,
+    masks_to_numpy,
+    post_process_masks,
+    read_mask_sizes,
+)
 
 
 if TYPE_CHECKING:
@@ -182,7 +190,7 @@ class SlotProcessor(ChatProcessor):
             labels = [None if span is None else next(found) for span in answer.spans]
         kept = [slot for slot, is_rejected in enumerate(rejected) if not is_rejected]
         masks = post_process_masks(outputs["pred_masks"][row][kept], *sizes, mask_threshold)
-        masks = dict(zip(kept, masks.cpu().numpy(), strict=True))
+        masks = dict(zip(kept, masks_to_numpy(masks), strict=True))
         slots = zip(labels, answer.spans, values("mask_scores", 0.0), probabilities, rejected, strict=True)
         return [
             Segment(label, span, masks.get(slot), float(score), float(probability), bool(is_rejected))

@@ -22,10 +22,10 @@ class CommandError(Exception):
     """A command cannot continue. The message is one paragraph: what was given, what is allowed, what to do next."""
 
 
-def stderr_console() -> SafeConsole:
-    """Return a console for messages and progress; results go to stdout."""
+def stderr_console(is_shown: bool = True) -> SafeConsole:
+    """Return a console for messages and progress, which says nothing unless it is shown; results go to stdout."""
     # without markup: a path may hold [what would be a style]
-    return SafeConsole(stderr=True, highlight=False, markup=False)
+    return SafeConsole(stderr=True, highlight=False, markup=False, quiet=not is_shown)
 
 
 def print_error(message: str) -> None:

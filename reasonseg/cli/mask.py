@@ -1,5 +1,6 @@
 """`reasonseg mask`: hide what a question does not need in many images, before another model is asked."""
 
+import io
 import json
 import os
 from dataclasses import dataclass
@@ -10,10 +11,13 @@ import typer
 from rich.markup import escape
 
 from ..atomic_files import LONGEST_NAME, write_whole
-from ..precision import Precision
+from ..data.reading_ahead import DEFAULT_WORKERS
+from .batches import save_all
 from .failures import CommandError, path_text, stderr_console
 from .inputs import find_images, names_something, split_text
+from .png import encode_rgb_png
 from .printing import printable_json, printable_name, write_out
+from .processes import launched_processes
 from .result_lines import RESULTS_NAME, json_line
 from .results import ResultFolder, file_sha256, hashed_stem
 from .running import (
@@ -26,16 +30,17 @@ from .running import (
     Revision,
     SegmenterDtype,
     TrustRemoteCode,
+    Workers,
     end_with_failures,
     load_checkpoint,
     precision_of,
-    save_all,
 )
 
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from ..evaluation.masked_input import Masker, MaskingOptions
     from .image_search import FoundImages
 
 
@@ -100,6 +105,7 @@ def mask(
         float, typer.Option(min=0.0, max=1.0, help="Leave images whole of which a smaller share would be kept.")
     ] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 1,
+    workers: Workers = DEFAULT_WORKERS,
     device: Device = "auto",
     dtype: KeptDtype = Dtype.auto,
     segmenter_dtype: SegmenterDtype = Dtype.auto,
@@ -118,60 +124,78 @@ def mask(
     Masked images keep their names and sub-folders in --out; results.jsonl says what was kept of each. With --jsonl
     the file is written there too, its images replaced, so that a benchmark runs on --out as it would on the
     original. An image with several questions becomes one masked image per question. A run that was stopped resumes
-    where it stopped. Ends with 0 if every image succeeded.
+    where it stopped. With `torchrun` or `accelerate launch` (`-m reasonseg mask ...`) the images are shared among
+    processes. Ends with 0 if every image succeeded.
     """
-    found = None
-    if jsonl is None:
-        if image_folder is not None:
-            raise CommandError("--image-folder belongs to --jsonl; name the folder as IMAGE instead.")
-        rows, (found, tasks) = None, _image_tasks(arguments or [], text, out)
-    else:
-        if arguments or text is not None:
-            raise CommandError("--jsonl names images and questions; leave IMAGE and TEXT out.")
-        if jsonl.name == RESULTS_NAME:
-            raise CommandError(f"{RESULTS_NAME} is what this command writes itself; give --jsonl another name.")
-        rows = _read_rows(jsonl, image_folder or jsonl.parent, image_key, question_key, first_line)
-        tasks = [task for _, task in rows]
     precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
-    settings = {
-        "model": model,
-        "revision": revision,
-        "text": None if jsonl or not tasks else tasks[0].text,
-        "threshold": threshold,
-        "crop": crop,
-        "overlay_color": _color(overlay_color),
-        "dilate": dilate,
-        "blur": blur,
-        "min_kept": min_kept,
-        "dtype": dtype.value,
-        **precision.settings(),
-    }
-    tasks, console = list({task.key: task for task in tasks}.values()), stderr_console()
-    with ResultFolder(out, settings, overwrite, command="mask") as results:
-        pending = [task for task in tasks if not results.is_done(task.image, task.key)]
-        targets = _Targets(results, tasks, jsonl)
-        if found is not None:
-            found.report(console)
-        results.tidy(*targets.folders)
-        done = {task.key for task in tasks} - {task.key for task in pending}
-        if done:
-            console.print(f"{len(done)} of {len(tasks)} images are done already.")
-        if pending:
-            with console.status(f"Loading {escape(model)} ..."):
-                masker = _Masker(settings, precision, device, trust_remote_code)
+    with launched_processes() as processes:
+        found, rows, tasks = None, None, []
+        if processes.is_first and jsonl is None:
+            if image_folder is not None:
+                raise CommandError("--image-folder belongs to --jsonl; name the folder as IMAGE instead.")
+            found, tasks = _image_tasks(arguments or [], text, out)
+        elif processes.is_first:
+            if arguments or text is not None:
+                raise CommandError("--jsonl names images and questions; leave IMAGE and TEXT out.")
+            if jsonl.name == RESULTS_NAME:
+                raise CommandError(f"{RESULTS_NAME} is what this command writes itself; give --jsonl another name.")
+            rows = _read_rows(jsonl, image_folder or jsonl.parent, image_key, question_key, first_line)
+            tasks = [task for _, task in rows]
+        settings = {
+            "model": model,
+            "revision": revision,
+            "text": processes.agree(lambda: None if jsonl or not tasks else tasks[0].text),
+            "threshold": threshold,
+            "crop": crop,
+            "overlay_color": _color(overlay_color),
+            "dilate": dilate,
+            "blur": blur,
+            "min_kept": min_kept,
+            "dtype": dtype.value,
+            **precision.settings(),
+        }
+        tasks, console = list({task.key: task for task in tasks}.values()), stderr_console(processes.is_first)
+        with ResultFolder(out, settings, overwrite, command="mask") as results:
 
-            def save(task: Task, _: Any, masked: Any) -> dict[str, Any]:
-                return _save(results, task, targets, masker.shown(masked), masked)
+            def plan() -> list[tuple[str, ...]]:
+                pending = [task for task in tasks if not results.is_done(task.image, task.key)]
+                targets = Targets(results, tasks, jsonl)
+                if found is not None:
+                    found.report(console)
+                results.tidy(*targets.folders)
+                if len(pending) < len(tasks):
+                    console.print(f"{len(tasks) - len(pending)} of {len(tasks)} images are done already.")
+                return [(str(task.image), task.text, str(targets.of(task)), task.key) for task in pending]
 
-            for task, record in save_all(masker, pending, save, batch_size, "Masking"):
-                done.add(task.key)
-                _report(record, out, json_lines)
-        if rows is not None:
-            with results.writing():
-                _write_rows(out / jsonl.name, [row for row in rows if row[1].key in done], results, image_key)
-    total = len(tasks) + (0 if found is None else len(found.problems))
+            pending = [
+                Task(Path(image), asked, PurePosixPath(target), key)
+                for image, asked, target, key in processes.agree(plan)
+            ]
+            failed: list[int] = []
+            if pending:
+                from ..evaluation.masked_input import Masker
+
+                options = _masking_options(settings)
+                with console.status(f"Loading {escape(model)} ..."):
+                    loaded = load_checkpoint(model, revision, precision, device, trust_remote_code, "mask")
+                targets = Targets(results, pending, jsonl, originals=tasks)
+                work = Masking(Masker(*loaded, options), results, targets)
+
+                def show(task: Task, record: dict[str, Any]) -> None:
+                    _report(record, out, json_lines)
+
+                failed = save_all(work, pending, show, batch_size, "Masking", workers, processes)
+            if not processes.is_first:
+                return
+            results.arrange([task.key for task in tasks])
+            if rows is not None:
+                left_out = {pending[index].key for index in failed}
+                with results.writing():
+                    done = [row for row in rows if row[1].key not in left_out]
+                    _write_rows(out / jsonl.name, done, results, image_key)
+    problems = 0 if found is None else len(found.problems)
     left_out = "" if rows is None else f"Their lines are left out of {path_text(out / jsonl.name)}."
-    end_with_failures(total - len(done), total, out, left_out)
+    end_with_failures(len(failed) + problems, len(tasks) + problems, out, left_out)
 
 
 def _image_tasks(arguments: list[str], text: str | None, out: Path) -> tuple["FoundImages", list[Task]]:
@@ -233,21 +257,25 @@ def _can_name_a_file(name: str) -> bool:
         return False
 
 
-class _Targets:
+class Targets:
     """Where each masked image goes: its own name, with a number where another image or question has that name.
 
     Args:
         results: what there is already.
         tasks: what is to be done.
         jsonl: the file of questions, if there is one.
+        originals (*optional*): all tasks of the command, whose images must stay; by default `tasks`.
 
     Raises:
         CommandError: what is written would replace an image that is read, or the file of questions.
     """
 
-    def __init__(self, results: ResultFolder, tasks: list[Task], jsonl: Path | None):
+    def __init__(
+        self, results: ResultFolder, tasks: list[Task], jsonl: Path | None, originals: list[Task] | None = None
+    ):
         self.results = results
-        originals = {os.path.abspath(path) for path in [task.image for task in tasks] + ([jsonl] if jsonl else [])}
+        read = [task.image for task in [*tasks, *(originals or [])]] + ([jsonl] if jsonl else [])
+        originals = {os.path.abspath(path) for path in read}
         # Writing replaces a link itself, not the file that it leads to.
         self._originals = {entry for path in originals for entry in (os.path.realpath(path), _entry(path))}
         self._taken = {record["name"].lower() for record in results.records.values()} | {RESULTS_NAME}
@@ -319,61 +347,86 @@ def _color(text: str) -> list[int] | str:
         return text  # refused with what is allowed when the first image is masked
 
 
-class _Masker:
-    """A loaded IVM checkpoint that masks tasks."""
+def _masking_options(settings: dict[str, Any]) -> "MaskingOptions":
+    from ..evaluation.masked_input import MaskingOptions
+    from ..processing.colors import read_color
 
-    def __init__(self, settings: dict[str, Any], precision: Precision, device: str, trust_remote_code: bool):
-        from ..evaluation.masked_input import Masker, MaskingOptions
-        from ..processing.colors import read_color
+    return MaskingOptions(
+        threshold=settings["threshold"],
+        crop=settings["crop"],
+        overlay_color=read_color(settings["overlay_color"], whole=False),
+        dilate=settings["dilate"],
+        blur=settings["blur"],
+        min_kept_ratio=settings["min_kept"],
+    )
 
-        options = MaskingOptions(
-            threshold=settings["threshold"],
-            crop=settings["crop"],
-            overlay_color=read_color(settings["overlay_color"], whole=False),
-            dilate=settings["dilate"],
-            blur=settings["blur"],
-            min_kept_ratio=settings["min_kept"],
-        )
-        network, processor = load_checkpoint(
-            settings["model"], settings["revision"], precision, device, trust_remote_code, "mask"
-        )
-        self.masker = Masker(network, processor, options)
+
+class Masking:
+    """Masks images into a folder: what `save_all` runs.
+
+    Args:
+        masker: the model.
+        results: the folder.
+        targets: where each masked image goes.
+    """
+
+    def __init__(self, masker: "Masker", results: ResultFolder, targets: Targets):
+        self.masker, self.results, self.targets = masker, results, targets
 
     def load(self, task: Task) -> tuple["Image.Image", str]:
         return self.masker.load(task.image), task.text
 
-    def __call__(self, loaded: list[tuple["Image.Image", str]]) -> list[Any]:
-        return self.masker([image for image, _ in loaded], [text for _, text in loaded])
+    def prepare(self, loaded: list[tuple["Image.Image", str]]) -> Any:
+        return self.masker.prepare([image for image, _ in loaded], [text for _, text in loaded])
 
-    def shown(self, masked: Any) -> "Image.Image":
-        return self.masker.shown(masked)
+    def compute(self, inputs: Any) -> list[Any]:
+        """Return one heat-map per image."""
+        return self.masker.rate(inputs)
 
-
-def _save(results: ResultFolder, task: Task, targets: _Targets, image: "Image.Image", masked: Any) -> dict[str, Any]:
-    """Write one masked image, then its line, unless another process has done so by now."""
-    with results.writing():
-        if results.is_done(task.image, task.key):
-            return results.records[task.key]
-        target = targets.of(task)
-        options = SAVE_OPTIONS.get(target.suffix.lower(), {})
-        name = results.save_file(str(target), lambda path: image.save(path, **options))
+    def draw(self, task: Task, loaded: Any, heatmap: Any) -> tuple[dict[str, Any], bytes]:
+        """Return the task's line without its file, and the content of this."""
+        masked = self.masker.paint(loaded[0], heatmap)
+        image = self.masker.shown(masked)
         record = {
             "image": path_text(task.image),
             "question": task.text,
             "key": task.key,
             "sha256": file_sha256(task.image),
-            "name": name,
-            "files": [name],
+            "name": "",
+            "files": [],
             "height": image.height,
             "width": image.width,
             "found": masked.found,
             "kept_ratio": round(masked.kept_ratio, 6),
             "box_xyxy": list(masked.box_xyxy) if masked.box_xyxy is not None else None,
-            "crop_box_xyxy": list(masked.crop_box_xyxy) if results.request["crop"] else None,
-            "request": results.request,
+            "crop_box_xyxy": list(masked.crop_box_xyxy) if self.results.request["crop"] else None,
+            "request": self.results.request,
         }
-        results.add(record)
-    return record
+        return record, _encoded(image, task.target.suffix.lower())
+
+    def write(self, task: Task, drawn: tuple[dict[str, Any], bytes]) -> dict[str, Any]:
+        """Write one masked image, then its line, unless another process has done so by now."""
+        record, content = drawn
+        with self.results.writing():
+            if self.results.is_done(task.image, task.key):
+                return self.results.records[task.key]
+            target = str(self.targets.of(task))
+            record["name"] = self.results.save_file(target, lambda path: path.write_bytes(content))
+            record["files"] = [record["name"]]
+            self.results.add(record)
+        return record
+
+
+def _encoded(image: "Image.Image", suffix: str) -> bytes:
+    """The content of an image file with this ending."""
+    from PIL import Image
+
+    if suffix == ".png":
+        return encode_rgb_png(image)
+    Image.init()
+    file = io.BytesIO()
+    image.save(file, format=Image.registered_extensions()[suffix], **SAVE_OPTIONS.get(suffix, {}))
+    return file.getvalue()
 
 
 def _write_rows(path: Path, rows: list[tuple[dict[str, Any], Task]], results: ResultFolder, image_key: str) -> None:

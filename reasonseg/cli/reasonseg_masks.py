@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
+from .batches import save_all
 from .failures import path_text, stderr_console
 from .printing import write_out
 from .results import ResultFolder, file_sha256
-from .running import MaxImagePixels, end_with_failures, save_all
+from .running import MaxImagePixels, end_with_failures
 
 
 _JPEG_QUALITY = 95
@@ -38,27 +39,37 @@ def reasonseg_masks(
         results.tidy()
         if len(pending) < len(found):
             console.print(f"{len(found) - len(pending)} of {len(found)} annotations are done already.")
-        names, failed = results.output_names(found), len(pending)
-
-        def save(path: Path, _: Any, masks: Any) -> dict[str, Any]:
-            return _save(results, path, names[path], masks)
-
-        for _, record in save_all(_Painter(), pending, save, batch_size=1, step="Painting"):
-            failed -= 1
-            write_out(f"{record['image']}: {record['target']:.1%} target, {record['ignored']:.1%} ignored\n")
-    end_with_failures(failed, len(found), out)
+        painting = _Painting(results, results.output_names(found))
+        failed = save_all(painting, pending, _report, batch_size=1, step="Painting")
+    end_with_failures(len(failed), len(found), out)
 
 
-class _Painter:
+def _report(_: Path, record: dict[str, Any]) -> None:
+    write_out(f"{record['image']}: {record['target']:.1%} target, {record['ignored']:.1%} ignored\n")
+
+
+class _Painting:
     """What `save_all` runs: an annotation is read and painted at once."""
 
-    def load(self, path: Path) -> Path:
-        return path
+    def __init__(self, results: ResultFolder, names: dict[Path, str]):
+        self.results, self.names = results, names
 
-    def __call__(self, paths: list[Path]) -> list[Any]:
+    def load(self, path: Path) -> Any:
         from ..data.reason_seg_masks import read_masks
 
-        return [read_masks(path) for path in paths]
+        return read_masks(path)
+
+    def prepare(self, loaded: list[Any]) -> list[Any]:
+        return loaded
+
+    def compute(self, loaded: list[Any]) -> list[Any]:
+        return loaded
+
+    def draw(self, path: Path, loaded: Any, masks: Any) -> Any:
+        return masks
+
+    def write(self, path: Path, masks: Any) -> dict[str, Any]:
+        return _save(self.results, path, self.names[path], masks)
 
 
 def _is_done(results: ResultFolder, path: Path) -> bool:

@@ -59,7 +59,11 @@ class RemoteSegmenter:
 
         return load_rgb_image(image)
 
-    def __call__(self, images: list["Image.Image"]) -> list[Any]:
+    def prepare(self, images: list["Image.Image"]) -> list["Image.Image"]:
+        """Return a batch as the server takes it."""
+        return images
+
+    def compute(self, images: list["Image.Image"]) -> list[Any]:
         """Return one `SegmentationResult` per image."""
         settings = self.settings
         return self.pipeline.segment(

@@ -1,9 +1,13 @@
-"""`results.jsonl`: one line per image, each complete or absent, even if a writer was killed."""
+"""`results.jsonl`: one line per image, each complete or absent, even if a writer was killed.
+
+An image that is done again gets a new line at the end. The older one is removed later, at the latest when a run ends
+or another one begins; until then the last line of an image counts.
+"""
 
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +49,8 @@ class ResultLines:
         self._size = 0  # of the lines that were read
         self._last = b""
         self._count = 0
-        self._needs_repair = False
+        self._outdated = 0  # lines that later ones replace
+        self._is_cut_off = False
 
     def owner(self, name: str) -> str | None:
         """Return the key of the line whose files have this name, whatever its case."""
@@ -81,12 +86,11 @@ class ResultLines:
                     f"Line {self._count} of {str(self.path)!r} is not a result of `reasonseg {self.command}`. "
                     "Use another --out folder, or remove the file."
                 ) from None
-            self._needs_repair |= record_key(record) in self.records
             self._keep(record)
             self._last = line + b"\n"
         self._size += len(complete) + len(end)
         if rest:
-            self._needs_repair = True
+            self._is_cut_off = True
             with suppress(ValueError, KeyError, TypeError):  # only its line end may be missing
                 self._keep(_parse(rest))
 
@@ -98,12 +102,33 @@ class ResultLines:
         return file.read(len(self._last)) == self._last
 
     def repair(self) -> None:
-        """Remove what a killed run did not finish, and duplicate lines."""
-        if self._needs_repair:
+        """Remove what a killed run did not finish."""
+        if self._is_cut_off:
             self._rewrite()
 
+    def compact(self) -> None:
+        """Remove lines that later ones replace, as well."""
+        if self._is_cut_off or self._outdated:
+            self._rewrite()
+
+    def is_settled(self, keys: Sequence[str]) -> bool:
+        """Return whether `compact` and `arrange` would change nothing, as far as the file was read."""
+        is_clean = not self._is_cut_off and not self._outdated
+        return is_clean and list(self._arranged(keys)) == list(self.records)
+
+    def arrange(self, keys: Sequence[str]) -> None:
+        """Bring the lines with these keys into this order, among themselves; the others stay where they are."""
+        if list(self._arranged(keys)) != list(self.records):
+            self.records = {key: self.records[key] for key in self._arranged(keys)}
+            self._rewrite()
+
+    def _arranged(self, keys: Sequence[str]) -> Iterator[str]:
+        moved = set(keys)
+        ordered = (key for key in dict.fromkeys(keys) if key in self.records)
+        return (next(ordered) if key in moved else key for key in self.records)
+
     def append(self, record: dict[str, Any]) -> None:
-        """Add a line at the end; if that fails the file stays as it was."""
+        """Add a line at the end, also in place of the image's older one; if that fails the file stays as it was."""
         content = json_line(record).encode("utf-8")
         with self.path.open("ab", buffering=0) as file:
             info = os.fstat(file.fileno())
@@ -118,16 +143,15 @@ class ResultLines:
         self._file = (info.st_dev, info.st_ino)
         self._keep(record)
         self._count, self._size, self._last = self._count + 1, info.st_size + len(content), content
-
-    def replace(self, record: dict[str, Any]) -> None:
-        """Put a line in place of the older one with its key."""
-        self._keep(record)
-        self._rewrite()
+        # Not every time: then doing a folder again would take the square of its images.
+        if 2 * self._outdated >= len(self.records):
+            self.compact()
 
     def _keep(self, record: dict[str, Any]) -> None:
         key = record_key(record)
         if key in self.records:
             self._owners.pop(self.records[key]["name"].lower(), None)
+            self._outdated += 1
         self.records[key] = record
         self._owners[record["name"].lower()] = key
 

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -141,6 +141,7 @@ class ResultFolder:
         if not self.folder.is_dir():
             return
         with suppress(OSError), self.writing():  # what cannot be written here is reported with the results
+            self._lines.compact()
             for folder in {self.folder, *folders}:
                 remove_drafts(folder)
 
@@ -157,12 +158,22 @@ class ResultFolder:
         """Add the line of an image whose files are written, or put it in place of the image's older line."""
         with self.writing():
             replaced = self.records.get(record_key(record))
-            if replaced is None:
-                self._lines.append(record)
-                return
-            self._lines.replace(record)
-            for name in set(record_files(replaced)) - set(record_files(record)):
+            self._lines.append(record)
+            for name in set(record_files(replaced or record)) - set(record_files(record)):
                 (self.folder / name).unlink(missing_ok=True)
+
+    def arrange(self, keys: Sequence[str]) -> None:
+        """Bring the lines with these keys, those of one command, into its order, and remove outdated ones.
+
+        Others, of other images, stay where they are. Which run or process has done an image, and when, is then not to
+        be seen in the file.
+        """
+        self._lines.read()
+        if self._lines.is_settled(keys):
+            return
+        with self.writing():
+            self._lines.compact()
+            self._lines.arrange(keys)
 
 
 __all__ = ["ANSWER_FIELDS", "RESULTS_NAME", "ResultFolder", "file_sha256", "hashed_stem", "is_usable_stem"]

@@ -1,25 +1,20 @@
 """What the commands that run a checkpoint over images share: loading, batches, saving."""
 
-import errno
 import os
-from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from ..folder_lock import FolderInUseError
 from ..model_names import resolve_model
 from ..precision import Precision, load_model
-from .failures import CommandError, describe, path_text, print_error, stderr_console
-from .progress import with_progress
+from .failures import CommandError, path_text, print_error, stderr_console
+from .processes import local_index
 
 
 # `processing/image_loading.py` reads it.
 _PIXELS_VARIABLE = "REASONSEG_MAX_IMAGE_PIXELS"
-# A full or a read-only disk.
-_NOTHING_CAN_BE_WRITTEN = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def _allow_pixels(context: typer.Context, limit: int | None) -> int | None:
@@ -51,6 +46,9 @@ MaxImagePixels = Annotated[
 
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1 ...; auto: an accelerator if there is one.")]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Threads that read and prepare images, and as many that draw results; 0: none.")
+]
 Revision = Annotated[str | None, typer.Option(help="Commit hash, tag or branch of a Hub checkpoint.")]
 TrustRemoteCode = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the checkpoint.")
@@ -104,11 +102,6 @@ def print_written(*paths: Path) -> None:
     stderr_console().print(f"Written: {' and '.join(map(path_text, paths))}", soft_wrap=True)
 
 
-def is_main_process() -> bool:
-    """Return whether this is the one of the processes started by `torchrun` that writes what all share."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def load_checkpoint(
     name: str,
     revision: str | None,
@@ -151,82 +144,6 @@ def load_checkpoint(
     return load_model(auto_class, name, precision, torch_device(device), **source), processor
 
 
-def run_in_batches(
-    run: Callable[[list[Any]], list[Any]], items: Sequence[Any], load: Callable[[Any], Any], batch_size: int
-) -> Iterator[tuple[Any, Any]]:
-    """Yield each item with `(loaded, result)`, or with the exception that kept it from being done.
-
-    Args:
-        run: takes a batch of loaded items and returns one result for each.
-        items: what is to be done.
-        load: makes what `run` takes; what it raises is this item's failure alone.
-        batch_size: items per call of `run`.
-    """
-    for start in range(0, len(items), batch_size):
-        batch = []
-        for item in items[start : start + batch_size]:
-            try:
-                batch.append((item, load(item)))
-            except Exception as error:
-                yield item, error
-        try:
-            results = run([loaded for _, loaded in batch]) if batch else []
-        except Exception as error:
-            # One image of the batch may be at fault: the others still get their result.
-            if len(batch) == 1:
-                yield batch[0][0], error
-                continue
-            for item, _ in batch:
-                yield from run_in_batches(run, [item], load, 1)
-            continue
-        for (item, loaded), result in zip(batch, results, strict=True):
-            yield item, (loaded, result)
-
-
-def save_each(outcomes: Iterator[tuple[Any, Any]], save: Callable[..., Any]) -> Iterator[tuple[Any, Any]]:
-    """Save what `run_in_batches` yields; yield each item with what `save` returned, or with its exception.
-
-    Args:
-        outcomes: each item with `(loaded, result)` or an exception.
-        save: takes an item, what was loaded and the result.
-
-    Raises:
-        OSError: nothing more can be written, whatever the item.
-    """
-    for item, outcome in outcomes:
-        if not isinstance(outcome, Exception):
-            try:
-                outcome = save(item, *outcome)
-            except Exception as error:
-                if isinstance(error, FolderInUseError) or getattr(error, "errno", None) in _NOTHING_CAN_BE_WRITTEN:
-                    raise
-                outcome = error
-        yield item, outcome
-
-
-def save_all(
-    run: Any, pending: Sequence[Any], save: Callable[..., dict[str, Any]], batch_size: int, step: str
-) -> Iterator[tuple[Any, dict[str, Any]]]:
-    """Do and save what is pending, show how far that is, and tell every failure on stderr.
-
-    Args:
-        run: takes a batch of loaded items and returns one result for each; `run.load` makes what it takes of an item.
-        pending: paths of images, or what has such a path as `image`.
-        save: takes an item, what was loaded and the result; returns its record.
-        batch_size: items per call of `run`.
-        step: what is done, for the progress bar.
-
-    Yields:
-        Each item that did not fail, with its record, as soon as it is saved.
-    """
-    outcomes = save_each(run_in_batches(run, pending, run.load, batch_size), save)
-    for item, outcome in with_progress(outcomes, len(pending), stderr_console(), step):
-        if isinstance(outcome, Exception):
-            print_error(f"{path_text(getattr(item, 'image', item))}: {describe(outcome)}")
-        else:
-            yield item, outcome
-
-
 def end_with_failures(failed: int, total: int, out: Path, more: str = "") -> None:
     """End the command with 1 and a summary if some images failed.
 
@@ -246,18 +163,35 @@ def end_with_failures(failed: int, total: int, out: Path, more: str = "") -> Non
 def torch_device(name: str) -> Any:
     """Turn `--device` into a torch device that works here.
 
+    Of several processes that a launcher has started on this machine each gets an accelerator of its own, unless one
+    is named by its number.
+
     Raises:
         CommandError: it does not.
     """
     import torch
 
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator(check_available=True)
-        return accelerator or torch.device("cpu")
+    index, hint = local_index(), "Use auto or cpu."
     try:
-        device = torch.device(name)
+        device = _best_device() if name == "auto" else torch.device(name)
+        if index is not None and device.type != "cpu" and device.index is None:
+            hint = "Start no more processes than there are devices, or name one of them for all."
+            device = torch.device(device.type, index)
+            torch.empty(0, device=device)
+            torch.accelerator.set_device_index(index)  # for libraries that ask for the current one
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CommandError(f"--device {name!r} cannot be used here ({reason}). Use auto or cpu.") from None
+        raise CommandError(f"--device {name!r} cannot be used here ({reason}). {hint}") from None
     return device
+
+
+def _best_device() -> Any:
+    import torch
+
+    if "ACCELERATE_USE_CPU" in os.environ:  # by `accelerate launch --cpu`
+        from accelerate.utils import parse_flag_from_env
+
+        if parse_flag_from_env("ACCELERATE_USE_CPU"):
+            return torch.device("cpu")
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")

@@ -1,18 +1,25 @@
 """`reasonseg segment`: images and a question in, masks out."""
 
+import io
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from ..data.reading_ahead import DEFAULT_WORKERS
 from ..model_names import EMBEDDED_HELP
-from ..precision import Precision
+from .batches import save_all
 from .failures import path_text, stderr_console
+from .image_search import FoundImages
 from .inputs import find_images, split_text
+from .png import encode_rgb_png
 from .printing import printable_json, printable_name, write_out
+from .processes import launched_processes
 from .remote import ApiKey, RemoteSegmenter, Server, connect
 from .result_lines import ANSWER_FIELDS
 from .results import ResultFolder, file_sha256, hashed_stem
@@ -26,10 +33,10 @@ from .running import (
     Revision,
     SegmenterDtype,
     TrustRemoteCode,
+    Workers,
     end_with_failures,
     load_checkpoint,
     precision_of,
-    save_all,
 )
 
 
@@ -86,6 +93,7 @@ def segment(
             min=0.0, max=1.0, help="Reject a slot below this [SEG] probability.  [default: the model's own decision]"
         ),
     ] = None,
+    workers: Workers = DEFAULT_WORKERS,
     device: Device = "auto",
     dtype: KeptDtype = Dtype.auto,
     segmenter_dtype: SegmenterDtype = Dtype.auto,
@@ -106,71 +114,84 @@ def segment(
 
     Writes to --out: one PNG per mask (255 = object), one overlay per image and one line per image in results.jsonl. A
     run that was stopped resumes where it stopped; images that are done are skipped, and so are hidden files and what
-    earlier runs have written. Ends with 0 if every image succeeded.
+    earlier runs have written. With `torchrun` or `accelerate launch` (`-m reasonseg segment ...`) the images are
+    shared among processes. Ends with 0 if every image succeeded.
     """
-    arguments, text = split_text(arguments, text, phrase or [])
-    found = find_images(arguments, leave_out=out)
-    precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
-    remote = None
-    if server is not None:
-        model_options = {"--device": device, "--revision": revision, "--trust-remote-code": trust_remote_code}
-        model_options |= {"--dtype": dtype, "--segmenter-dtype": segmenter_dtype, "--quantization": quantization}
-        remote = connect(server, model, api_key, {**model_options, "--compile": compiled})
-        model = remote.model
-    elif model is None:
-        raise typer.BadParameter("Missing option '--model' / '-m', or '--server' with the address of one that runs.")
-    settings = Settings(
-        model, revision, text, phrase or [], max_new_tokens, mask_threshold, reject_threshold, dtype.value
-    )
     needed = ANSWER_FIELDS if answers else ()
-    images, total, console = list(found), len(found) + len(found.problems), stderr_console()
-    with ResultFolder(out, vars(settings) | precision.settings(), overwrite) as results:
-        pending, names = results.pending(images, needed), results.output_names(images)
-        found.report(console)
-        results.tidy()
-        done = len(images) - len(pending)
-        if done:
-            console.print(f"{done} of {len(images)} images are done already.")
-        if pending:
-            if remote is not None:
-                segmenter = RemoteSegmenter(remote, settings)
-            else:
-                with console.status(f"Loading {escape(model)} ..."):
-                    segmenter = _Segmenter(settings, precision, device, trust_remote_code)
+    precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
+    with launched_processes() as processes:
+        arguments, text = split_text(arguments, text, phrase or [])
+        remote = None
+        if server is not None:
+            model_options = {"--device": device, "--revision": revision, "--trust-remote-code": trust_remote_code}
+            model_options |= {"--dtype": dtype, "--segmenter-dtype": segmenter_dtype, "--quantization": quantization}
+            remote = connect(server, model, api_key, {**model_options, "--compile": compiled})
+            model = remote.model
+        elif model is None:
+            raise typer.BadParameter(
+                "Missing option '--model' / '-m', or '--server' with the address of one that runs."
+            )
+        settings = Settings(
+            model, revision, text, phrase or [], max_new_tokens, mask_threshold, reject_threshold, dtype.value
+        )
+        found = find_images(arguments, leave_out=out) if processes.is_first else FoundImages()
+        images, total, console = list(found), len(found) + len(found.problems), stderr_console(processes.is_first)
+        with ResultFolder(out, vars(settings) | precision.settings(), overwrite) as results:
 
-            def save(image: Path, pixels: "Image.Image", result: Any) -> dict[str, Any]:
-                return _save(results, image, names[image], pixels, result, needed)
+            def plan() -> list[tuple[str, str]]:
+                pending, names = results.pending(images, needed), results.output_names(images)
+                found.report(console)
+                results.tidy()
+                if len(pending) < len(images):
+                    console.print(f"{len(images) - len(pending)} of {len(images)} images are done already.")
+                return [(str(image), names[image]) for image in pending]
 
-            for _, record in save_all(segmenter, pending, save, batch_size, "Segmenting"):
-                done += 1
-                _report(record, out, json_lines)
-    end_with_failures(total - done, total, out)
+            names = {Path(image): name for image, name in processes.agree(plan)}
+            failed: list[int] = []
+            if names:
+                if remote is not None:
+                    segmenter = RemoteSegmenter(remote, settings)
+                else:
+                    with console.status(f"Loading {escape(model)} ..."):
+                        loaded = load_checkpoint(model, revision, precision, device, trust_remote_code, "segment")
+                    segmenter = Segmenter(settings, *loaded)
+                work = Segmenting(segmenter, results, names, needed)
+
+                def show(image: Path, record: dict[str, Any]) -> None:
+                    _report(record, out, json_lines)
+
+                failed = save_all(work, list(names), show, batch_size, "Segmenting", workers, processes)
+            if processes.is_first:
+                results.arrange([path_text(image) for image in images])
+    if processes.is_first:
+        end_with_failures(len(failed) + len(found.problems), total, out)
 
 
-class _Segmenter:
+class Segmenter:
     """A loaded checkpoint that answers one request about any image."""
 
-    def __init__(self, settings: Settings, precision: Precision, device: str, trust_remote_code: bool):
-        self.settings = settings
-        self.model, self.processor = load_checkpoint(
-            settings.model, settings.revision, precision, device, trust_remote_code, "segment"
-        )
+    def __init__(self, settings: Settings, model: Any, processor: Any):
+        self.settings, self.model, self.processor = settings, model, processor
 
     def load(self, image: Path) -> "Image.Image":
         from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 
         return load_rgb_image(image, getattr(self.processor, "max_image_pixels", MAX_IMAGE_PIXELS))
 
-    def __call__(self, images: list["Image.Image"]) -> list[Any]:
-        """Return one `SegmentationResult` per image."""
-        import torch
-
+    def prepare(self, images: list["Image.Image"]) -> Any:
+        """Return the model's inputs for a batch of images."""
         settings = self.settings
         if settings.phrases:
             question = {"phrases": [settings.phrases] * len(images)}
         else:
             question = {"text": [settings.text] * len(images)}
-        inputs = self.processor(images=images, return_tensors="pt", **question).to(self.model.device)
+        return self.processor(images=images, return_tensors="pt", **question)
+
+    def compute(self, inputs: Any) -> list[Any]:
+        """Return one `SegmentationResult` per image."""
+        import torch
+
+        settings, inputs = self.settings, inputs.to(self.model.device)
         options = {} if settings.reject_threshold is None else {"reject_threshold": settings.reject_threshold}
         with torch.inference_mode():
             if settings.phrases:
@@ -180,63 +201,95 @@ class _Segmenter:
         return self.processor.post_process_segmentation(output, inputs, mask_threshold=settings.mask_threshold)
 
 
-def _save(
-    results: ResultFolder, image: Path, name: str, pixels: "Image.Image", result: Any, needed: tuple[str, ...]
-) -> dict[str, Any]:
-    """Write the files of one image, then its line, unless another process has done so by now."""
-    with results.writing():
-        if results.is_done(image, needed=needed):
-            return results.records[path_text(image)]
-        if not results.is_free(name, path_text(image)):
-            name = hashed_stem(image.stem, os.path.realpath(image))
+class Segmenting:
+    """Segments images into a folder: what `save_all` runs.
+
+    Args:
+        segmenter: the model.
+        results: the folder.
+        names: how the files of each image begin, unless another process has taken that by now.
+        needed: the fields of a line that not every run writes.
+    """
+
+    def __init__(
+        self,
+        segmenter: Segmenter | RemoteSegmenter,
+        results: ResultFolder,
+        names: Mapping[Path, str],
+        needed: tuple[str, ...] = (),
+    ):
+        self.load, self.prepare, self.compute = segmenter.load, segmenter.prepare, segmenter.compute
+        self.results, self.names, self.needed = results, names, needed
+
+    def draw(self, image: Path, pixels: "Image.Image", result: Any) -> tuple[dict[str, Any], dict[str, bytes]]:
+        """Return the image's line without its files, and the content of these by the ending of their names."""
+        files, segments = {}, []
+        for index, found in enumerate(result.segments):
+            if found.mask is not None:
+                files[f"mask_{index}.png"] = _mask_png(found.mask)
+            segments.append(
+                {
+                    "label": found.label,
+                    "span": list(found.span) if found.span is not None else None,
+                    "score": found.score,
+                    "slot_prob": found.slot_prob,
+                    "rejected": found.rejected,
+                    "box_xyxy": list(found.box_xyxy) if found.box_xyxy is not None else None,
+                    "area": found.area,
+                    "mask": None,
+                }
+            )
+        files["overlay.png"] = encode_rgb_png(result.overlay(pixels))
         record = {
             "image": path_text(image),
             "sha256": file_sha256(image),
-            "name": name,
+            "name": self.names[image],
             "height": pixels.height,
             "width": pixels.width,
             "text": result.text,
-            "segments": _save_masks(results, name, result),
-            "overlay": results.save_file(f"{name}_overlay.png", result.overlay(pixels).save),
-            "request": results.request,
+            "segments": segments,
+            "overlay": None,
+            "request": self.results.request,
         }
         if extractor := getattr(result, "phrase_extractor", None):
             record["phrase_extractor"] = extractor
-        if needed:
+        if self.needed:
             from ..processing.answer_rendering import draw_answer, to_html
 
-            page = to_html(result, pixels)
-            record["answer_png"] = results.save_file(f"{name}_answer.png", draw_answer(result, pixels).save)
-            record["answer_html"] = results.save_file(
-                f"{name}_answer.html", lambda path: path.write_text(page, encoding="utf-8")
-            )
-        results.add(record)
-    return record
+            files["answer.png"] = encode_rgb_png(draw_answer(result, pixels))
+            files["answer.html"] = to_html(result, pixels).encode("utf-8")
+        return record, files
+
+    def write(self, image: Path, drawn: tuple[dict[str, Any], dict[str, bytes]]) -> dict[str, Any]:
+        """Write the files of one image, then its line, unless another process has done so by now."""
+        record, files = drawn
+        with self.results.writing():
+            if self.results.is_done(image, needed=self.needed):
+                return self.results.records[record["image"]]
+            if not self.results.is_free(record["name"], record["image"]):
+                record["name"] = hashed_stem(image.stem, os.path.realpath(image))
+            saved = {
+                ending: self.results.save_file(f"{record['name']}_{ending}", partial(_write, content))
+                for ending, content in files.items()
+            }
+            for index, segment in enumerate(record["segments"]):
+                segment["mask"] = saved.get(f"mask_{index}.png")
+            record["overlay"] = saved["overlay.png"]
+            record |= {field: saved[field.replace("_", ".")] for field in self.needed}
+            self.results.add(record)
+        return record
 
 
-def _save_masks(results: ResultFolder, name: str, result: Any) -> list[dict[str, Any]]:
-    """Write the masks of one image and return what its line says about the segments."""
+def _write(content: bytes, path: Path) -> None:
+    path.write_bytes(content)
+
+
+def _mask_png(mask: Any) -> bytes:
     from PIL import Image
 
-    segments = []
-    for index, found in enumerate(result.segments):
-        mask_name = None
-        if found.mask is not None:
-            mask = Image.fromarray(found.mask).convert("L")
-            mask_name = results.save_file(f"{name}_mask_{index}.png", mask.save)
-        segments.append(
-            {
-                "label": found.label,
-                "span": list(found.span) if found.span is not None else None,
-                "score": found.score,
-                "slot_prob": found.slot_prob,
-                "rejected": found.rejected,
-                "box_xyxy": list(found.box_xyxy) if found.box_xyxy is not None else None,
-                "area": found.area,
-                "mask": mask_name,
-            }
-        )
-    return segments
+    file = io.BytesIO()
+    Image.fromarray(mask).convert("L").save(file, format="PNG")
+    return file.getvalue()
 
 
 def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:

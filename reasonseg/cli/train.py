@@ -10,7 +10,8 @@ import typer
 from ..folder_lock import alone_in
 from ..model_names import resolve_model
 from .failures import shown_log, stderr_console
-from .running import MaxImagePixels, is_main_process
+from .processes import is_main_process
+from .running import MaxImagePixels
 
 
 def train(

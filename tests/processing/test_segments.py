@@ -19,6 +19,8 @@ from reasonseg.processing.segments import (
     SegmentationResult,
     mask_to_polygons,
     mask_to_rle,
+    masks_to_numpy,
+    pack_bits,
     post_process_masks,
     segment_color,
 )
@@ -379,3 +381,38 @@ class TestOverlay:
         colors = [segment_color(index) for index in range(20)]
         assert colors[:3] == [(255, 51, 51), (51, 111, 255), (170, 255, 51)]
         assert min(np.abs(np.subtract(a, b)).sum() for i, a in enumerate(colors) for b in colors[:i]) > 20
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 5), (1, 1, 1), (2, 7, 9), (3, 8, 16)])
+def test_masks_are_packed_as_numpy_packs_them(shape):
+    masks = torch.from_numpy(np.random.default_rng(0).random(shape) < 0.5)
+    packed = pack_bits(masks)
+    assert packed.dtype == torch.uint8
+    assert (packed.numpy() == np.packbits(masks.numpy())).all()
+
+
+def test_masks_of_an_accelerator_come_as_bits(monkeypatch):
+    """What is no tensor plays one that lies on an accelerator: it can be packed, and nothing else."""
+    masks = torch.from_numpy(np.random.default_rng(0).random((2, 5, 7)) < 0.5)
+    assert np.shares_memory(masks_to_numpy(masks), masks.numpy())
+    packed = pack_bits(masks)
+    assert packed.numel() == 9
+    monkeypatch.setattr(segments_module, "pack_bits", lambda given: packed)
+    elsewhere = SimpleNamespace(device=torch.device("cuda"), shape=masks.shape, numel=masks.numel)
+    copied = masks_to_numpy(elsewhere)
+    assert copied.dtype == np.bool_
+    assert (copied == masks.numpy()).all()
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 0.5, 1.0])
+def test_an_overlay_mixes_every_pixel_in_float_and_rounds_it(alpha):
+    rng = np.random.default_rng(0)
+    pixels, masks = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8), rng.random((3, 40, 50)) < 0.5
+    masks[:, :12] = masks[:, :, :30] = False  # beside the labels
+    result = SegmentationResult("", [Segment(mask=mask) for mask in masks], (40, 50))
+    expected = pixels.copy()
+    for index, mask in enumerate(masks):
+        mixed = expected[mask] * (1.0 - alpha) + np.array(segment_color(index)) * alpha
+        expected[mask] = np.rint(mixed).astype(np.uint8)
+    drawn = np.asarray(result.overlay(Image.fromarray(pixels), alpha))
+    assert (drawn[-12:] == expected[-12:]).all()

@@ -240,14 +240,14 @@ def test_a_name_that_another_process_has_taken_meanwhile(tmp_path, monkeypatch):
     draw(tmp_path / "two" / "a.png", seed=1)
     out = tmp_path / "out"
     common = ("--phrase", "the red cup", "--model", "embedded", "--out", out)
-    load = segment._Segmenter.load
+    load = segment.Segmenter.load
 
     def other_process_first(self, image):
-        monkeypatch.setattr(segment._Segmenter, "load", load)
+        monkeypatch.setattr(segment.Segmenter, "load", load)
         run("segment", tmp_path / "two", *common)
         return load(self, image)
 
-    monkeypatch.setattr(segment._Segmenter, "load", other_process_first)
+    monkeypatch.setattr(segment.Segmenter, "load", other_process_first)
     run("segment", tmp_path / "one", *common)
     two, one = records(out)
     assert two["name"] == "a"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from reasonseg.cli import result_lines
 from reasonseg.cli.failures import CommandError, path_text
 from reasonseg.cli.results import ANSWER_FIELDS, RESULTS_NAME, ResultFolder, file_sha256
 from reasonseg.folder_lock import LOCK_NAME
@@ -283,3 +284,37 @@ def test_a_results_file_that_is_none(tmp_path):
     os.mkfifo(tmp_path / RESULTS_NAME)
     with pytest.raises(CommandError, match="is not a file"):
         ResultFolder(tmp_path, REQUEST)
+
+
+def test_doing_a_folder_again_does_not_rewrite_every_line_for_each_image(tmp_path, images, monkeypatch):
+    images = [images[0].with_name(f"{number:02}.png") for number in range(40)]
+    for image in images:
+        image.write_bytes(image.name.encode())
+    for image in images:
+        finish(ResultFolder(tmp_path / "out", REQUEST), image)
+    written, rewrite = [], result_lines.write_whole
+    monkeypatch.setattr(result_lines, "write_whole", lambda *given: written.append(given) or rewrite(*given))
+    results = ResultFolder(tmp_path / "out", REQUEST | {"threshold": 0.6}, overwrite=True)
+    for image in images[:30]:
+        finish(results, image)
+    assert len(written) <= 2
+    assert len(lines_of(tmp_path / "out")) > 40, "some were done again"
+    late = ResultFolder(tmp_path / "out", results.request, overwrite=True)
+    assert late.records == results.records, "the last line of an image counts"
+    late.arrange([str(image) for image in images])
+    assert [record["image"] for record in lines_of(tmp_path / "out")] == [str(image) for image in images]
+    assert [record["request"]["threshold"] for record in lines_of(tmp_path / "out")] == [0.6] * 30 + [0.5] * 10
+    before = len(written)
+    late.arrange([str(image) for image in images])
+    assert len(written) == before, "there was nothing to change"
+
+
+def test_lines_are_brought_into_the_order_of_the_images(tmp_path, images):
+    """Those of other images stay where they are, and what another process has written since is known."""
+    other, results = (ResultFolder(tmp_path / "out", REQUEST) for _ in range(2))
+    results.arrange([str(image) for image in images])
+    assert not (tmp_path / "out").exists()
+    for image in (images[2], images[1], images[0]):
+        finish(other, image)
+    results.arrange([str(images[0]), str(images[2]), "not done.png"])
+    assert [Path(record["image"]).name for record in lines_of(tmp_path / "out")] == ["a.png", "b.png", "c.png"]

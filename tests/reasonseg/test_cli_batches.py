@@ -1,0 +1,106 @@
+"""Reading ahead and writing behind: whose failure is whose, in which order, and how a run ends early."""
+
+import errno
+import threading
+import time
+
+import pytest
+
+from reasonseg.cli.batches import save_all
+
+
+class Squares:
+    """Work on numbers. What is named fails: `load`, `prepare`, `compute`, `draw` or `write`, at a number."""
+
+    def __init__(self, **fails: int):
+        self.fails, self.batches, self.written, self.error = fails, [], [], ValueError("bad")
+
+    def _check(self, step: str, *numbers: int) -> None:
+        if self.fails.get(step) in numbers:
+            raise self.error
+
+    def load(self, number):
+        self._check("load", number)
+        time.sleep(0.002 * (number % 3))
+        return number
+
+    def prepare(self, loaded):
+        self._check("prepare", *loaded)
+        return list(loaded)
+
+    def compute(self, prepared):
+        assert threading.current_thread() is threading.main_thread()
+        self._check("compute", *prepared)
+        self.batches.append(prepared)
+        return [number**2 for number in prepared]
+
+    def draw(self, number, loaded, result):
+        self._check("draw", number)
+        time.sleep(0.002 * (number % 2))
+        return result
+
+    def write(self, number, drawn):
+        self._check("write", number)
+        self.written.append(number)
+        return {"square": drawn}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("step", ["load", "prepare", "compute", "draw", "write"])
+def test_a_failure_is_that_of_one_item(workers, step, capsys):
+    work, shown = Squares(**{step: 4}), []
+    failed = save_all(work, range(9), lambda *given: shown.append(given), 3, "Squaring", workers)
+    others = [number for number in range(9) if number != 4]
+    assert failed == [4]
+    assert shown == [(number, {"square": number**2}) for number in others]
+    assert work.written == others
+    error = capsys.readouterr().err
+    assert error.count("error: ") == error.count("error: 4: bad") == 1
+    assert "Squaring: 9/9" in error
+    if step == "load":
+        assert work.batches == [[0, 1, 2], [3, 5], [6, 7, 8]]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_full_disk_ends_the_run(workers):
+    work, shown = Squares(write=3), []
+    work.error = OSError(errno.ENOSPC, "No space left on device")
+    with pytest.raises(OSError, match="No space left"):
+        save_all(work, range(40), lambda *given: shown.append(given), 1, "Squaring", workers)
+    assert [number for number, _ in shown] == [0, 1, 2]
+    assert len(work.batches) < 15
+    check_no_thread_is_left()
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stop_keeps_what_is_computed(workers):
+    work, compute = Squares(), Squares.compute
+
+    def stop(prepared):
+        if prepared == [5]:
+            raise KeyboardInterrupt
+        return compute(work, prepared)
+
+    work.compute = stop
+    with pytest.raises(KeyboardInterrupt):
+        save_all(work, range(50), lambda *given: None, 1, "Squaring", workers)
+    assert work.written == [0, 1, 2, 3, 4]
+    check_no_thread_is_left()
+
+
+def test_an_item_is_shown_before_the_next_one_where_a_model_is_slow():
+    work, compute, shown = Squares(), Squares.compute, []
+
+    def slow(prepared):
+        assert [number for number, _ in shown] == list(range(prepared[0]))
+        time.sleep(0.3)
+        return compute(work, prepared)
+
+    work.compute = slow
+    assert save_all(work, range(3), lambda *given: shown.append(given), 1, "Squaring", 2) == []
+    assert len(shown) == 3
+
+
+def check_no_thread_is_left() -> None:
+    names = ("read_ahead", "draw", "write")
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(names)]

@@ -1,0 +1,20 @@
+"""PNG files of this package's own writing, as Pillow reads them."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reasonseg.cli.png import encode_rgb_png
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 1), (33, 17)])
+def test_pixels_are_kept(size):
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    content = encode_rgb_png(Image.fromarray(pixels))
+    read = Image.open(io.BytesIO(content))
+    read.verify()  # checksums
+    read = Image.open(io.BytesIO(content))
+    assert (read.format, read.mode) == ("PNG", "RGB")
+    assert (np.asarray(read) == pixels).all()
