@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import gc
 import sys
 
 import pytest
@@ -21,6 +22,18 @@ from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.convert_vip_llava import convert_vip_llava
 from tests.support.parity_data import PARITY, difflmm_sources, gsva_vision_tower
 from tests.support.tabletop_masking import masking_model, masking_processor
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """The longest test that is alone in its module comes first of those: no process waits for another's at the end."""
+    items.sort(key=lambda item: item.path.name != "test_across_versions.py")
+
+
+def pytest_collection_finish():
+    """What was imported stays: looking for garbage in it, again and again, takes longer than many tests."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

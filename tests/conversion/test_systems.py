@@ -15,7 +15,7 @@ from reasonseg.conversion.convert import convert as convert_system
 from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.systems import COMMON_OPTIONS, COMMON_PARTS, SOURCE_MODELS, SYSTEMS
 from reasonseg.loading import import_object
-from tests.support.forked_python import fork_server
+from tests.support.forked_python import TORCH, fork_server
 from tests.test_packaging import ROOT
 
 
@@ -44,7 +44,8 @@ SYSTEMS["seventh"] = PublishedSystem(
 
 
 def run_with_a_seventh(code: str) -> str:
-    run = fork_server().run("-c", WITH_A_SEVENTH + code, cwd=ROOT)
+    # Without transformers: it registers what the table has when this package is imported.
+    run = fork_server(TORCH).run("-c", WITH_A_SEVENTH + code, cwd=ROOT)
     assert run.returncode == 0, run.stderr
     return " ".join(run.stdout.split())
 

@@ -1,8 +1,8 @@
 """Processes of Python that start in a moment: forks of one that has imported torch, and nothing of this package.
 
 Importing torch and transformers takes several seconds, whatever is done then. A fork of a process that has done so
-runs a program as `python PROGRAM` would, with arguments, folder, environment, input and output of its own; neither what
-tests have imported nor what other programs have done is in it.
+runs a program as `python PROGRAM` would, with arguments, folder, environment, input and output of its own; neither
+what tests have imported nor what other programs have done is in it.
 
 As a program, `forked_python.py CHANNEL MODULES...` is the process that is forked.
 """
