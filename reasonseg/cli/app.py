@@ -10,6 +10,7 @@ from .. import __version__
 from . import (
     ask,
     card,
+    chat,
     compose,
     convert,
     demo,
@@ -37,6 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("segment")(readable_failures(segment.segment))
+app.command("chat")(readable_failures(chat.chat))
 app.command("ask")(readable_failures(ask.ask))
 app.command("mask")(readable_failures(mask.mask))
 app.add_typer(convert.app, name="convert")
