@@ -50,7 +50,7 @@ def check_model_fits(
 ) -> ModelKind | None:
     """
     Args:
-        command (`str`): `segment`, `mask` or `ask`: what to do with the model.
+        command (`str`): `segment`, `mask`, `ask` or `chat`: what to do with the model.
         model, revision, trust_remote_code: As `from_pretrained` takes them.
         asked (`str`, *optional*): What asks for it in the words of the user; `reasonseg` and the command by default.
 
@@ -61,7 +61,7 @@ def check_model_fits(
         WrongModelError: Such models cannot do that.
     """
     kind = model_kind(model, revision, trust_remote_code)
-    if kind is None or command in kind.commands:
+    if kind is None or command in kind.commands or (command == "chat" and kind.commands):
         return kind
     fitting = " and ".join(f"`reasonseg {one} --model {model}`" for one in kind.commands)
     raise WrongModelError(
@@ -79,6 +79,7 @@ def _where_from(command: str) -> str:
         "segment": f"Models that draw masks come from `reasonseg convert`: {names}. Of these, "
         f"{ATTEND_AND_SEGMENT.command_name} makes one of any vision-language model.",
         "mask": f"Masking takes an {titles} checkpoint; `reasonseg convert {names} --help` shows how to make one.",
+        "chat": "Any model of this package or of transformers' image-text-to-text kind can be talked with.",
         "ask": "Any model of transformers' image-text-to-text kind can be asked.",
     }[command]
 

@@ -10,6 +10,7 @@ from .. import __version__
 from . import (
     ask,
     card,
+    chat,
     compose,
     convert,
     demo,
@@ -38,6 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("segment")(readable_failures(segment.segment))
+app.command("chat")(readable_failures(chat.chat))
 app.command("ask")(readable_failures(ask.ask))
 app.command("serve")(readable_failures(serve.serve))
 app.command("mask")(readable_failures(mask.mask))

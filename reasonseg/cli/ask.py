@@ -1,17 +1,14 @@
 """`reasonseg ask`: talk with a vision-language model about an image and its regions, by visual prompts."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from ..atomic_files import remove_drafts, written_whole
 from ..model_names import EMBEDDED_HELP
 from .failures import CommandError, stderr_console
 from .inputs import check_question
-from .printing import printable_json, write_out
 from .running import (
     Compiled,
     Device,
@@ -24,14 +21,12 @@ from .running import (
     TrustRemoteCode,
     load_checkpoint,
     precision_of,
-    print_written,
 )
+from .talking import Talk, generation_options, read_numbers
 
 
 if TYPE_CHECKING:
     from ..processing.visual_prompts import VisualPrompt
-
-RESET, LEAVE = "/reset", ("/exit", "/quit")
 
 
 def ask(
@@ -101,7 +96,8 @@ def ask(
     """Ask about IMAGE, with visual prompts as ViP-LLaVA knows them; the answer appears while it is written.
 
     Works with every model of transformers' image-text-to-text kind. The image with its visual prompts is written to
-    --out. Between questions, /reset forgets what was said and /exit (or the end of the input) leaves.
+    --out. Between questions, /reset forgets what was said, /exit (or the end of the input) leaves, and /help says what
+    else there is.
     """
     if not image.is_file():
         raise CommandError(f"There is no image {str(image)!r}.")
@@ -111,7 +107,7 @@ def ask(
     prompts = make_prompts(regions, shape or [], color or [], alpha)
 
     from ..processing.image_loading import load_rgb_image
-    from ..processing.visual_prompts import assign_colors, describe, draw_visual_prompts, fill_placeholders
+    from ..processing.visual_prompts import assign_colors, fill_placeholders
 
     # What cannot be drawn or worded is refused before anything is loaded.
     console, shown, prompts = stderr_console(), load_rgb_image(image), assign_colors(prompts)
@@ -121,38 +117,15 @@ def ask(
     with console.status(f"Loading {escape(model)} ..."):
         precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
         network, processor = load_checkpoint(model, revision, precision, device, trust_remote_code, "ask")
-        from ..evaluation.answering import input_side
-        from .image_chat import ImageChat
-    if prompts:
-        scaled = scale_prompts(prompts, (shown.height, shown.width), input_side(processor), width)
-        shown = draw_visual_prompts(shown, scaled)
-        remove_drafts(out.parent, out.name)
-        with written_whole(out, suffix=out.suffix) as draft:
-            shown.save(draft)
-        for number, prompt in enumerate(prompts):
-            console.print(f"<bbox{number}>: {describe(prompt)}")
-        print_written(out)
-    questions = iter(()) if text is None else iter((text,))
-    chat = ImageChat(network, processor, shown, max_new_tokens, temperature, top_p)
+        from ..serving.conversation import Conversation
+    options = generation_options(max_new_tokens, temperature, top_p)
+    talk = Talk(Conversation(network, processor, **options), None, out, as_json)
+    talk.look_at(image, shown, prompts, width)
     if seed is not None:
         import torch
 
         torch.manual_seed(seed)
-    asks_further = interactive or text is None
-    while (question := next(questions, None) or (_read_question(console) if asks_further else None)) is not None:
-        if question == RESET:
-            chat.reset()
-            console.print("Forgotten.")
-            continue
-        try:
-            question = fill_placeholders(question, prompts)
-        except ValueError as error:
-            console.print(str(error), style="red")
-            continue
-        answer = chat.ask(question, None if as_json else write_out)
-        if as_json:
-            write_out(printable_json({"image": str(image), "question": question, "answer": answer}))
-        write_out("\n")
+    talk.run(text, interactive or text is None)
 
 
 def read_regions(boxes: list[str], polygons: list[str], masks: list[Path], rles: list[Path]) -> list[dict[str, Any]]:
@@ -161,10 +134,10 @@ def read_regions(boxes: list[str], polygons: list[str], masks: list[Path], rles:
     Raises:
         CommandError: an option is not a list of numbers, or a file cannot be read.
     """
-    regions: list[dict[str, Any]] = [{"box_xyxy": _numbers("--box", given, 4)} for given in boxes]
+    regions: list[dict[str, Any]] = [{"box_xyxy": read_numbers("--box", given, 4)} for given in boxes]
     for given in polygons:
         parts = [part for part in given.split(";") if part.strip()]
-        regions.append({"polygons": [_numbers("--polygon", part) for part in parts]})
+        regions.append({"polygons": [read_numbers("--polygon", part) for part in parts]})
     from ..data.data_files import read_json
     from ..processing.mask_reading import read_mask
 
@@ -204,38 +177,3 @@ def make_prompts(
         VisualPrompt(shape, color=color, alpha=alpha, **region)
         for shape, color, region in zip(shapes, colors, regions, strict=True)
     ]
-
-
-def scale_prompts(
-    prompts: list["VisualPrompt"], image_size: tuple[int, int], anchor: int, width: int | None
-) -> list["VisualPrompt"]:
-    """The visual prompts as large as a model with inputs of `anchor` pixels knows them (ViP-LLaVA's cli_vip)."""
-    from dataclasses import replace
-
-    from ..processing.visual_prompts import scale_length
-
-    lines = {} if width is None else {"width": max(scale_length(width, image_size, anchor), 1)}
-    return [replace(prompt, anchor=anchor, **lines) for prompt in prompts]
-
-
-def _numbers(name: str, given: str, count: int | None = None) -> list[float]:
-    try:
-        numbers = [float(part) for part in given.replace(" ", ",").split(",") if part]
-    except ValueError:
-        numbers = []
-    if not numbers or (count is not None and len(numbers) != count) or len(numbers) % 2:
-        wanted = f"{count} numbers" if count is not None else "pairs of numbers"
-        raise CommandError(f"{name} {given!r} must be {wanted} in pixels, with commas between.")
-    # Pillow draws integers and floats differently; a number given as an integer stays one.
-    return [int(number) if number.is_integer() else number for number in numbers]
-
-
-def _read_question(console: Any) -> str | None:
-    """The next line that says something; `None` at the end."""
-    while True:
-        console.print("> ", end="")
-        line = sys.stdin.readline()
-        if not line or line.strip() in LEAVE:
-            return None
-        if line.strip():
-            return line.strip()

@@ -57,6 +57,11 @@ class SafeConsole(Console):
             yield segment if segment.control else Segment(printable(segment.text), segment.style)
 
 
+def stdout_console() -> SafeConsole:
+    """Return a console for answers that are coloured on a terminal."""
+    return SafeConsole(highlight=False, markup=False)
+
+
 def guard_messages() -> None:
     """Let the log and the warnings of libraries, which name files and fields, pass through `printable` as well."""
     original = warnings.formatwarning

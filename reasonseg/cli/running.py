@@ -132,7 +132,7 @@ def load_checkpoint(
 
     logging.disable_progress_bar()  # the commands have their own
     kind = check_model_fits(command, name, revision, trust_remote_code, asked)
-    if kind is not None and command != kind.commands[0]:
+    if kind is not None and command not in ("chat", kind.commands[0]):
         note = (
             f"{str(name)!r} is of the kind {kind.name}: such models {kind.does}. The command for that is "
             f"`reasonseg {kind.commands[0]}`."
@@ -140,7 +140,8 @@ def load_checkpoint(
         stderr_console().print(note, soft_wrap=True, markup=False)
     source = {"revision": revision, "trust_remote_code": trust_remote_code}
     processor = load_pretrained(AutoProcessor, name, **source)
-    auto_class = transformers.AutoModelForImageTextToText if command == "ask" else transformers.AutoModel
+    writes_text = command == "ask" or (command == "chat" and kind is not None and "ask" in kind.commands)
+    auto_class = transformers.AutoModelForImageTextToText if writes_text else transformers.AutoModel
     return load_model(auto_class, name, precision, torch_device(device), **source), processor
 
 

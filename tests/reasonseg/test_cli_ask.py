@@ -10,8 +10,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
-from reasonseg.cli.image_chat import ImageChat
+from reasonseg.processing.answer_stream import TextPiece
 from reasonseg.processing.visual_prompts import VisualPrompt, draw_visual_prompts
+from reasonseg.serving.conversation import Conversation
+from tests.support.counting import counted
 from tests.support.parity_data import PARITY, load_meta
 from tests.support.recorded_vip_llava import tensors
 from tests.support.tiny_vip_llava import SIDE, write_repo
@@ -52,9 +54,11 @@ def test_one_question(repo, image, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == ["drawn.png"]
 
     model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
-    pieces = []
-    answer = ImageChat(model, processor, drawn, 6).ask("What is pointed to by the red arrow?", pieces.append)
-    assert "".join(pieces).strip() == answer == result.stdout.strip()
+    conversation = Conversation(model, processor, drawn, max_new_tokens=6)
+    events = conversation.stream("What is pointed to by the red arrow?")
+    pieces = [event.text for event in events if isinstance(event, TextPiece)]
+    answer = conversation.turns[-1].result.text
+    assert "".join(pieces) == answer == result.stdout.strip()
     assert len(pieces) > 1
 
     again = run(image, "What is <bbox0>?", *common, "--box", "5 5 30 30", "--color", "#00ff00", "--json")
@@ -117,13 +121,34 @@ def test_a_conversation(repo, image, tmp_path):
     assert "holds <bbox7>, and 1 visual prompts were given" in " ".join(result.stderr.split())
 
     model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
-    chat = ImageChat(model, processor, Image.open(tmp_path / "o.png"), 4)
-    answers = [chat.ask(line["question"]) for line in lines[:2]]
+    chat = Conversation(model, processor, Image.open(tmp_path / "o.png"), max_new_tokens=4)
+    answers = [chat.ask(line["question"]).text for line in lines[:2]]
     assert [message["role"] for message in chat.messages] == ["user", "assistant"] * 2
     assert [part["type"] for message in chat.messages for part in message["content"]].count("image") == 1
     chat.reset()
-    answers.append(chat.ask("And why?"))
+    answers.append(chat.ask("And why?").text)
     assert answers == [line["answer"] for line in lines]
+
+
+def test_further_questions_read_only_what_is_new(repo, image):
+    model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
+    conversation = Conversation(model, processor, image, max_new_tokens=6)
+    with counted(model) as counts:
+        first = conversation.ask("What is this?")
+        read, counts["tokens"] = max(counts["tokens"]), []
+        second = list(conversation.stream("And why?"))[-1].result
+    assert counts["vlm"] == 1
+    assert max(counts["tokens"]) < read
+    assert (second.segments, second.image_size) == ([], (60, 80))
+    prompt = processor.apply_chat_template(conversation.messages[:3], add_generation_prompt=True)
+    inputs = processor(Image.open(image), prompt, return_tensors="pt")
+    written = model.generate(**inputs, max_new_tokens=6)[0, inputs["input_ids"].shape[1] :]
+    assert second.text == processor.decode(written, skip_special_tokens=True).strip()
+    assert conversation.turns[0].result is first
+    with pytest.raises(ValueError, match="draws no masks"):
+        conversation.segment("a cup")
+    with pytest.raises(ValueError, match="for models that draw masks"):
+        conversation.ask("Why?", reject_threshold=0.5)
 
 
 def test_sampling_is_repeatable(repo, image):
@@ -135,7 +160,7 @@ def test_sampling_is_repeatable(repo, image):
 def test_a_blank_question_is_none_in_python_either(repo, image):
     model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
     with pytest.raises(ValueError, match="The question is empty"):
-        ImageChat(model, processor, Image.open(image), 4).ask(" ")
+        Conversation(model, processor, Image.open(image)).ask(" ")
 
 
 @pytest.mark.parametrize(
