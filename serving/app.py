@@ -242,6 +242,8 @@ class Service:
         except RefusedError as refusal:
             yield server_event(refusal.body())
             return
+        except ClientLeftError:
+            return
         for chunk in said.last_chunks(answer):
             yield chunk
 

@@ -16,6 +16,8 @@ from .segment_requests import MaskFormat, segment_answer, segment_fields
 
 
 _DEFAULT_NEW_TOKENS = 256
+# Far above what limits of tokens allow.
+_MOST_MESSAGES = 2000
 
 
 class _Fields(BaseModel):
@@ -55,7 +57,7 @@ class ChatRequest(_Fields):
     one is refused rather than passed over."""
 
     model: str
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: list[ChatMessage] = Field(min_length=1, max_length=_MOST_MESSAGES)
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)

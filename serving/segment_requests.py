@@ -19,7 +19,7 @@ from .questions import Question, check_new_tokens, check_phrases, check_texts, i
 
 MaskFormat = Literal["rle", "png"]
 # Far above what limits of phrases allow, so that these have the word.
-_MAX_FORM_FIELDS = 20_000
+_MAX_FIELDS = 20_000
 
 
 class SegmentRequest(BaseModel):
@@ -29,7 +29,9 @@ class SegmentRequest(BaseModel):
 
     image: str | bytes = Field(description="A file such as a PNG or JPEG as base64, or as a data: URL.")
     text: str | None = Field(None, description="The question; the model writes its answer.")
-    phrases: list[str] | None = Field(None, description="What to segment instead, one segment for each.")
+    phrases: list[str] | None = Field(
+        None, max_length=_MAX_FIELDS, description="What to segment instead, one segment for each."
+    )
     model: str | None = Field(None, description="A name of /v1/models; the first by default.")
     max_new_tokens: int = Field(256, ge=1, description="Longest answer, in tokens.")
     mask_threshold: float = Field(0.0, description="Pixels with a larger mask logit belong to a segment.")
@@ -67,7 +69,7 @@ async def parse_form(request: Request, body: bytes, limits: Limits) -> SegmentRe
     whole = Request(request.scope, receive)
     try:
         async with whole.form(
-            max_files=limits.max_images, max_fields=_MAX_FORM_FIELDS, max_part_size=limits.max_body_bytes
+            max_files=limits.max_images, max_fields=_MAX_FIELDS, max_part_size=limits.max_body_bytes
         ) as form:
             fields: dict[str, Any] = {}
             for name in form:

@@ -4,5 +4,6 @@ from benchmarks.serving import measurements
 
 
 def test_every_answer_is_the_pipelines_while_clients_leave():
-    (row,) = measurements(requests=28, clients=4, batch_size=4)
-    assert row.ours > 0 < row.baseline
+    rows = list(measurements(requests=9, clients=3, batch_size=3))
+    assert len(rows) == 2
+    assert all(row.ours > 0 < row.baseline for row in rows)

@@ -138,6 +138,27 @@ def test_an_answer_that_nobody_reads_ends_and_the_worker_goes_on(worker_of, scen
     assert after.answer.result(60).result.segments
 
 
+def test_an_answer_whose_client_leaves_is_not_written_to_its_end(worker_of, scenes):
+    worker = worker_of(max_wait=0.0)
+
+    def events(leaves: bool) -> tuple[BaseException | None, int]:
+        """How it ended, and how many events there were, of a client that may leave with the first."""
+        seen = []
+
+        def take(event) -> None:
+            seen.append(event)
+            job.is_cancelled = leaves
+
+        job = Job(Question(images=(ReadImage(scenes[0], "0"),), text=QUESTIONS[0], stream=True), take)
+        worker.submit(job)
+        return job.answer.exception(60), len(seen)
+
+    (failure, whole), (left, part) = events(False), events(True)
+    assert failure is None
+    assert isinstance(left, ClientLeftError)
+    assert 0 < part < whole
+
+
 def test_models_that_write_no_text_are_served(worker_of, small_ivm, scenes):
     from transformers import AutoModel, AutoProcessor
 
