@@ -138,7 +138,7 @@ class ImageReader:
         vlm_inputs = {name: value for name, value in inputs.items() if name in names and value is not None}
         features, num_images = None, len(pixel_values)
         if "mm_encoder_outputs" in inspect.signature(self.vlm.forward).parameters:  # it takes encoded images
-            features = self.vlm.base_model.get_image_features(**vlm_inputs, return_dict=True)
+            features = self._vlm_features(vlm_inputs)
             num_images = len(features.pooler_output)
             del vlm_inputs["pixel_values"]
         if tile_counts is not None:
@@ -153,6 +153,23 @@ class ImageReader:
             )
         views = (sam_pixel_values, original_sizes, reshaped_input_sizes, [None] * num_images, tile_counts)
         return ImageCache(features, vlm_inputs, num_images, *views)
+
+    def _vlm_features(self, inputs: dict[str, torch.Tensor]):
+        """
+        Output of the vision-language model's `get_image_features`. Where the images are one tensor of views it gets a
+        few at a time, and only the features are kept, not what each layer of the encoder returned.
+        """
+        encode, views = self.vlm.base_model.get_image_features, inputs["pixel_values"]
+        at_once = max(1, _PIXELS_AT_ONCE // views[0, 0].numel())
+        is_one_tensor = set(inputs) == {"pixel_values"} and views.ndim == 4 and not torch.compiler.is_exporting()
+        if self.training or not is_one_tensor or len(views) <= at_once:
+            return encode(**inputs, return_dict=True)
+        entries = []
+        for part in views.split(at_once):
+            output = encode(part, return_dict=True)
+            entries += output.pooler_output
+        joined = torch.stack(entries) if isinstance(output.pooler_output, torch.Tensor) else entries
+        return type(output)(pooler_output=joined)
 
     def _image_input_names(self) -> set[str]:
         """Keyword arguments that `encode_image` takes."""

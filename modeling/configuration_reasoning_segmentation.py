@@ -58,11 +58,13 @@ class ComposedConfig(PreTrainedConfig):
         segmenter_config (`dict` or `PreTrainedConfig`, *optional*):
             Configuration of the segmenter (`sam`, `sam_hq`, `sam2`, `sam3_tracker`); SAM ViT-H by default.
         segmenter_dtype (`str` or `torch.dtype`, *optional*):
-            What the segmenter's image encoder multiplies in: `float32`, `bfloat16` or `float16`. By default what the
-            model is loaded in. All else of the segmenter computes in float32.
+            What the segmenter's image encoder computes in: `float32`, `float16`, or `bfloat16`, which takes its
+            feed-forward blocks alone, since attention rounded to bfloat16 moves masks. By default what the model is
+            loaded in. All else of the segmenter computes in float32.
         segmenter_batch_size (`int`, *optional*):
             Images that the segmenter's encoder takes at once outside of training, which bounds its memory. By default
-            as many as have the pixels of four views of SAM (4 of 1024 x 1024).
+            as many as have the pixels of four views of SAM (4 of 1024 x 1024), as for the vision-language model's own
+            encoder. What is kept of every image grows with their number (SAM: 4 MB).
     """
 
     # Files and class names that a published checkpoint names in its auto_map.

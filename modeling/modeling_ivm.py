@@ -29,6 +29,7 @@ from .composed_model import ComposedModel, ImageCache
 from .configuration_ivm import IvmConfig
 from .outputs import ReasoningSegmentationOutput, language_fields, output_or_tuple
 from .segmenters import (
+    DRAWN_AT_ONCE,
     bce_per_mask,
     check_targets,
     dice_per_mask,
@@ -236,11 +237,7 @@ class IvmForVisualMasking(ComposedModel):
         states = states[torch.arange(len(input_ids), device=states.device), positions]
         weight = self.seg_projector.linear_1.weight
         prompts = self.seg_projector(states.to(weight.device, weight.dtype))
-        masks = self.segmenter.mask_decoder(
-            self._segmenter_features(images, image_index)["image_embeddings"],
-            self.segmenter.get_image_wide_positional_embeddings(),
-            prompts.to(self.segmenter.device, segmenter_adapter(self.segmenter).dtype),
-        )
+        masks = self._draw(images, image_index, prompts)
         output = ReasoningSegmentationOutput(
             pred_masks=list(masks.split(1)),
             slot_probs=list(masks.new_ones(len(masks)).split(1)),
@@ -256,6 +253,18 @@ class IvmForVisualMasking(ComposedModel):
         elif sample_weights is not None:
             raise ValueError("sample_weights weigh the losses, which need `mask_labels`.")
         return output_or_tuple(output, return_dict, self.config)
+
+    def _draw(
+        self, images: ImageCache, image_index: torch.LongTensor, prompts: torch.FloatTensor
+    ) -> torch.FloatTensor:
+        """Heat-maps `(rows, height, width)` of logits; outside of training a few rows at a time."""
+        features = self._segmenter_features(images, image_index)["image_embeddings"]
+        positions = self.segmenter.get_image_wide_positional_embeddings()
+        prompts = prompts.to(self.segmenter.device, segmenter_adapter(self.segmenter).dtype)
+        if self.training or torch.compiler.is_exporting():
+            return self.segmenter.mask_decoder(features, positions, prompts)
+        parts = zip(features.split(DRAWN_AT_ONCE), prompts.split(DRAWN_AT_ONCE), strict=True)
+        return torch.cat([self.segmenter.mask_decoder(some, positions, their) for some, their in parts])
 
     def _mask_losses(
         self,

@@ -27,7 +27,7 @@ DICE_SCALE = 1000.0
 SMOOTHING = 1e-6
 COUNT_EPS = 1e-8
 # Prompts that are decoded at once outside of training (SAM: about 50 MB each).
-_DRAWN_AT_ONCE = 16
+DRAWN_AT_ONCE = 16
 # How far outside [0, 1] targets may lie: resizing rounds.
 ROUNDING = 1e-4
 
@@ -79,10 +79,10 @@ class SamAdapter:
         Mask logits `(num_prompts, height, width)` and the predicted IoU `(num_prompts,)` of embeddings `(num_prompts,
         prompt_dim)` that take the place of points and boxes; `features` of `encode` has one entry for each.
         """
-        if not torch.compiler.is_exporting() and not self.segmenter.training and len(prompts) > _DRAWN_AT_ONCE:
+        if not torch.compiler.is_exporting() and not self.segmenter.training and len(prompts) > DRAWN_AT_ONCE:
             parts = [
                 self.decode({name: value[part] for name, value in features.items()}, prompts[part])
-                for part in torch.arange(len(prompts)).split(_DRAWN_AT_ONCE)
+                for part in torch.arange(len(prompts)).split(DRAWN_AT_ONCE)
             ]
             return tuple(map(torch.cat, zip(*parts, strict=True)))
         _, dense = self.segmenter.prompt_encoder(

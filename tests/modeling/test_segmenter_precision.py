@@ -5,10 +5,12 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoProcessor, pipeline
 
 from reasonseg.model_names import EMBEDDED_MODEL
+from reasonseg.modeling import composed_model, modeling_ivm
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.segmenters import segmenter_adapter
 from reasonseg.tabletop.questions import tabletop_questions
 from tests.support import tiny
+from tests.support.recorded_cases import recorded_image
 
 
 HALF = (torch.bfloat16, torch.float16)
@@ -99,6 +101,30 @@ def test_a_config_and_the_pipeline_take_it_too(repo):
 
 
 @torch.no_grad()
+def test_masks_of_the_recorded_lisa_stay(lisa_repo):
+    processor, exact = AutoProcessor.from_pretrained(lisa_repo), AutoModel.from_pretrained(lisa_repo, dtype="float32")
+    half = AutoModel.from_pretrained(lisa_repo, dtype="float32", segmenter_dtype="bfloat16")
+    phrases = ["the dog", "a cup", "the sky", "something to sit on", "what could hold water", "a hat"]
+    inputs = processor(images=recorded_image("lisa", "img0"), phrases=[phrases], return_tensors="pt")
+    output, drawn = exact.eval()(**inputs), []
+    assert not output.rejected[0].any()
+    for segmenter in (exact.segmenter, half.eval().segmenter):
+        adapter = segmenter_adapter(segmenter)
+        features = adapter.encode(inputs["sam_pixel_values"])
+        features = {name: value.expand(len(phrases), *value.shape[1:]) for name, value in features.items()}
+        drawn.append((adapter.decode(features, output.prompt_embeddings[0])[0] > 0).flatten(1))
+    overlap, union = (drawn[0] & drawn[1]).sum(1), (drawn[0] | drawn[1]).sum(1)
+    assert union.min() > 1000
+    assert (overlap / union).mean() >= 0.995
+
+
+def test_float16_on_a_processor_says_that_it_is_slow(repo):
+    segmenter = segmenter_adapter(AutoModel.from_pretrained(repo, segmenter_dtype="float16").segmenter)
+    with pytest.warns(UserWarning, match='Load the model with segmenter_dtype="float32" or "bfloat16"'):
+        segmenter.encode(torch.randn(1, 3, tiny.SAM_SIDE, tiny.SAM_SIDE))
+
+
+@torch.no_grad()
 def test_masks_of_the_embedded_model_stay():
     """The whole measurement is `python -m benchmarks.segmenter_precision`."""
     processor = AutoProcessor.from_pretrained(EMBEDDED_MODEL)
@@ -148,3 +174,30 @@ def test_many_prompts_are_decoded_in_parts_with_the_same_result():
         mask, score = segmenter.decode(features, prompts[row : row + 1])
         torch.testing.assert_close(masks[row], mask[0], atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(scores[row], score[0], atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_the_language_model_s_images_are_encoded_a_few_at_a_time(repo, monkeypatch):
+    model, seen = AutoModel.from_pretrained(repo).eval(), []
+    images, ids = tiny.images(5), tiny.with_answers(tiny.prompts([6] * 5), [[10, tiny.SEG]] * 5)
+    whole = model(**ids, **images)
+    model.vlm.model.vision_tower.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    monkeypatch.setattr(composed_model, "_PIXELS_AT_ONCE", 2 * images["pixel_values"][0, 0].numel())
+    cache = model.encode_image(**images)
+    assert seen == [2, 2, 1]
+    parted = model(**ids, image_cache=cache)
+    torch.testing.assert_close(parted.logits, whole.logits, atol=1e-5, rtol=1e-5)
+    model.train()(**ids, **images)
+    assert seen[3:] == [5]
+
+
+@torch.no_grad()
+def test_many_heat_maps_are_drawn_a_few_at_a_time(monkeypatch):
+    model, seen = tiny.ivm_model().eval(), []
+    batch = {**tiny.prompts([5, 9, 7]), **tiny.images(3)}
+    whole = model(**batch)
+    model.segmenter.mask_decoder.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    monkeypatch.setattr(modeling_ivm, "DRAWN_AT_ONCE", 2)
+    parted = model(**batch)
+    assert seen == [2, 1]
+    torch.testing.assert_close(torch.cat(parted.pred_masks), torch.cat(whole.pred_masks), atol=1e-5, rtol=1e-5)
