@@ -34,7 +34,7 @@ from reasonseg.processing.processing_ivm import IvmProcessor
 from reasonseg.processing.processing_lisa import LisaProcessor
 
 
-SMALL = {"images": 48}
+SMALL = {"images": 32}
 PHRASES = ["the red cup", "a dog"]
 # Images per second that a pair of cores should do.
 WANTED = 100.0
@@ -105,11 +105,14 @@ class Ready:
         return self.work.draw(item, loaded, result)
 
 
-def seconds(run: Callable[[], Any]) -> float:
-    """How long a call takes."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+def seconds(run: Callable[[int], Any]) -> float:
+    """How long a call takes, at best of three: other programs take turns on the same cores."""
+    best = float("inf")
+    for number in range(3):
+        start = time.perf_counter()
+        run(number)
+        best = min(best, time.perf_counter() - start)
+    return best
 
 
 def save(work: Any, items: list[Any], workers: int) -> None:
@@ -157,23 +160,28 @@ def _measured(folder: Path, count: int, workers: int, size: tuple[int, int], sid
         loaded = segmenter.load(path)
         return loaded, segmenter.prepare([loaded])
 
-    def row(what: str, run: Callable[[], Any]) -> Measurement:
+    def row(what: str, run: Callable[[int], Any]) -> Measurement:
         what = f"{what}, {workers} threads, against what is wanted"
         return Measurement(what, count / seconds(run), WANTED, "images/s", more_is_better=True)
 
     loaded, prepared = read(paths[0])  # first calls are slower
     (result,) = segmenter.compute(prepared)
-    yield row("images read and prepared", lambda: [None for _ in read_ahead(read, paths, workers)])
-    ready = Ready(segmenting("drawn"), loaded, result)
-    yield row("masks and overlays drawn and written", lambda: save(ready, paths, workers))
-    masking, tasks = _masking(folder / "masked", paths, segmenter.processor)
+    yield row("images read and prepared", lambda number: [None for _ in read_ahead(read, paths, workers)])
+    yield row(
+        "masks and overlays drawn and written",
+        lambda number: save(Ready(segmenting(f"drawn {number}"), loaded, result), paths, workers),
+    )
     distance = np.hypot(*np.mgrid[-1 : 1 : size[1] * 1j, -1 : 1 : size[0] * 1j])
-    hidden = Ready(masking, (loaded, "where?"), np.exp(-4 * distance**2).astype(np.float32))
-    yield row("masked images painted and written", lambda: save(hidden, tasks, workers))
+    heatmap = np.exp(-4 * distance**2).astype(np.float32)
 
-    apart = seconds(lambda: save(segmenting("apart"), paths, 0))
-    together = seconds(lambda: save(segmenting("together"), paths, workers))
-    assert content(folder / "apart") == content(folder / "together"), "threads change what is written"
+    def mask(number: int) -> None:
+        masking, tasks = _masking(folder / f"masked {number}", paths, segmenter.processor)
+        save(Ready(masking, (loaded, "where?"), heatmap), tasks, workers)
+
+    yield row("masked images painted and written", mask)
+    apart = seconds(lambda number: save(segmenting(f"apart {number}"), paths, 0))
+    together = seconds(lambda number: save(segmenting(f"together {number}"), paths, workers))
+    assert content(folder / "apart 0") == content(folder / "together 0"), "threads change what is written"
     what = "a folder segmented with a stand-in model, against one step after the other"
     yield Measurement(what, count / together, count / apart, "images/s", more_is_better=True)
 

@@ -9,13 +9,9 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-# Two decode and prepare images for two cores; more only pay where reading waits for a disk or a network.
-DEFAULT_WORKERS = 2
 
 
-def read_ahead(
-    read: Callable[[Item], Result], items: Iterable[Item], workers: int = DEFAULT_WORKERS
-) -> Iterator[Result]:
+def read_ahead(read: Callable[[Item], Result], items: Iterable[Item], workers: int = 2) -> Iterator[Result]:
     """Yield `read(item)` for every item, in order, while threads are at work on the next ones.
 
     Decoding, resizing, tokenising and the like leave Python's lock free, so that they go on beside each other and
@@ -25,7 +21,8 @@ def read_ahead(
         read (`Callable`): Called in several threads at once, but for the first item. What it raises is raised here,
             in the item's turn.
         items (`Iterable`): Taken one by one, `workers` of them ahead: so many results wait in memory.
-        workers (`int`): Threads; with 0 everything happens here, and nothing ahead.
+        workers (`int`): Threads; two keep two cores busy, and more pay where reading waits for a disk or a network.
+            With 0 everything happens here, and nothing ahead.
     """
     if not workers:
         yield from map(read, items)
@@ -45,4 +42,4 @@ def read_ahead(
         threads.shutdown(cancel_futures=True)
 
 
-__all__ = ["DEFAULT_WORKERS", "read_ahead"]
+__all__ = ["read_ahead"]

@@ -9,7 +9,6 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ..data.reading_ahead import read_ahead
 from ..folder_lock import FolderInUseError
 from .failures import describe, path_text, print_error, stderr_console
 from .processes import Processes
@@ -155,6 +154,8 @@ def _saved(work: FolderWork, batches: Iterator[Any], workers: int, most: int) ->
         batches: items with their numbers, taken as they are needed.
         most: items that may wait for being drawn and written.
     """
+    from ..data.reading_ahead import read_ahead
+
     waiting: deque[tuple[Any, Any]] = deque()
     ahead = read_ahead(lambda items: _read(work, items), batches, workers)
     with closing(ahead), _Writers(work, workers) as writers:

@@ -11,7 +11,6 @@ import typer
 from rich.markup import escape
 
 from ..atomic_files import LONGEST_NAME, write_whole
-from ..data.reading_ahead import DEFAULT_WORKERS
 from .batches import save_all
 from .failures import CommandError, path_text, stderr_console
 from .inputs import find_images, names_something, split_text
@@ -105,7 +104,7 @@ def mask(
         float, typer.Option(min=0.0, max=1.0, help="Leave images whole of which a smaller share would be kept.")
     ] = 0.0,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 1,
-    workers: Workers = DEFAULT_WORKERS,
+    workers: Workers = 2,
     device: Device = "auto",
     dtype: KeptDtype = Dtype.auto,
     segmenter_dtype: SegmenterDtype = Dtype.auto,

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from ..data.reading_ahead import DEFAULT_WORKERS
 from ..model_names import EMBEDDED_HELP
 from .batches import save_all
 from .failures import path_text, stderr_console
@@ -93,7 +92,7 @@ def segment(
             min=0.0, max=1.0, help="Reject a slot below this [SEG] probability.  [default: the model's own decision]"
         ),
     ] = None,
-    workers: Workers = DEFAULT_WORKERS,
+    workers: Workers = 2,
     device: Device = "auto",
     dtype: KeptDtype = Dtype.auto,
     segmenter_dtype: SegmenterDtype = Dtype.auto,

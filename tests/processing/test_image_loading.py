@@ -5,6 +5,7 @@ import os
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -367,3 +368,18 @@ def test_a_limit_in_the_environment_that_is_none(monkeypatch, given):
     monkeypatch.setenv("REASONSEG_MAX_IMAGE_PIXELS", given)
     with pytest.raises(ValueError, match=r"REASONSEG_MAX_IMAGE_PIXELS is .* a number of pixels, at least 1"):
         load_rgb_image(Image.new("RGB", (2, 2)))
+
+
+def test_threads_that_decode_leave_the_settings_of_the_process_as_they_were(tmp_path, monkeypatch):
+    paths = [tmp_path / f"{number}.png" for number in range(24)]
+    for path in paths:
+        IMAGE.resize((30, 20)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)  # a warning for each, were it not for the limit here
+    before = list(warnings.filters)
+    with warnings.catch_warnings(record=True) as caught, ThreadPoolExecutor(4) as threads:
+        limits = [10**6 + number % 3 for number in range(24)]
+        read = list(threads.map(load_rgb_image, paths, limits))
+    assert all((np.asarray(image) == np.asarray(read[0])).all() for image in read)
+    assert not caught
+    assert Image.MAX_IMAGE_PIXELS == 50
+    assert warnings.filters == before
