@@ -4,7 +4,15 @@ import time
 from collections.abc import Callable
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, SamConfig, SamMaskDecoderConfig, SamVisionConfig
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    SamConfig,
+    SamMaskDecoderConfig,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+)
 
 from reasonseg.modeling.configuration_lisa import LisaConfig
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
@@ -14,8 +22,8 @@ VOCAB_SIZE, SEG, IMAGE = 32_004, 32_000, 32_003
 PATCHES = 256
 
 
-def midsize_model() -> LisaForReasoningSegmentation:
-    """LLaMA of 12 layers x 768, CLIP ViT-L/14 at 224 px, SAM ViT-B at 1024 px, float32."""
+def midsize_model(side: int = 1024) -> LisaForReasoningSegmentation:
+    """LLaMA of 12 layers x 768, CLIP ViT-L/14 at 224 px, SAM ViT-B at `side` px, float32."""
     torch.manual_seed(0)
     vlm = LlavaConfig(
         text_config=LlamaConfig(
@@ -39,7 +47,8 @@ def midsize_model() -> LisaForReasoningSegmentation:
     )
     # transformers' SAM starts from weights of 1e-10; these make masks that differ from one another.
     segmenter = SamConfig(
-        vision_config=SamVisionConfig(initializer_range=0.02),
+        vision_config=SamVisionConfig(initializer_range=0.02, image_size=side),
+        prompt_encoder_config=SamPromptEncoderConfig(image_size=side),
         mask_decoder_config=SamMaskDecoderConfig(layer_norm_eps=1e-5),
     )
     return LisaForReasoningSegmentation(
@@ -51,19 +60,19 @@ def question_ids(rows: int, text_tokens: int = 60, shared_tokens: int = 1) -> to
     """Prompts of `text_tokens` random words around one image; the first `shared_tokens` are those of all rows."""
     words = torch.randint(3, 31_000, (rows, text_tokens), generator=torch.Generator().manual_seed(1))
     words[:, 0] = 1
-    words[:, :shared_tokens] = words[0, :shared_tokens]
+    words[1:, :shared_tokens] = words[0, :shared_tokens]
     image = torch.full((rows, PATCHES), IMAGE)
     return torch.cat([words[:, :30], image, words[:, 30:]], dim=1)
 
 
-def one_image() -> dict[str, torch.Tensor]:
-    """Both views of one random image."""
+def one_image(side: int = 1024) -> dict[str, torch.Tensor]:
+    """Both views of one random image, the segmenter's of `side` pixels."""
     generator = torch.Generator().manual_seed(2)
     return {
         "pixel_values": torch.randn(1, 3, 224, 224, generator=generator),
-        "sam_pixel_values": torch.randn(1, 3, 1024, 1024, generator=generator),
-        "original_sizes": torch.tensor([[768, 1024]]),
-        "reshaped_input_sizes": torch.tensor([[768, 1024]]),
+        "sam_pixel_values": torch.randn(1, 3, side, side, generator=generator),
+        "original_sizes": torch.tensor([[side * 3 // 4, side]]),
+        "reshaped_input_sizes": torch.tensor([[side * 3 // 4, side]]),
     }
 
 
