@@ -11,6 +11,7 @@ import ast
 import datetime
 import os
 import platform
+import signal
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -98,6 +99,7 @@ def main(words: list[str] | None = None) -> int:
     if unknown := sorted(set(arguments.names) - set(available)):
         parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(available)}.")
     names = arguments.names or available
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the benchmark that runs is ended, too
     outcome = run_benchmarks([f"benchmarks.{name}" for name in names], arguments.timeout, Console(stderr=True))
     print(machine())
     print_table(outcome.rows)
