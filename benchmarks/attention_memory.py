@@ -7,15 +7,18 @@ LLaVA-1.5-7B has 32 layers of 32 heads, 16 times the default here.
 """
 
 import argparse
+from collections.abc import Iterator
 
 import torch
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
+from benchmarks.measurement import Measurement, print_table
 from benchmarks.midsize import seconds
 from reasonseg.modeling.attention_maps import AttentionMapCollector, ImageColumns, reduce_attentions
 
 
 CELLS, IMAGE = 576, 99
+SMALL = {"tokens": 48, "layers": 4}
 
 
 def small_llava(layers: int, heads: int):
@@ -37,13 +40,8 @@ def small_llava(layers: int, heads: int):
     return AutoModelForImageTextToText.from_config(config).eval()
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--heads", type=int, default=8)
-    arguments = parser.parse_args()
-    model = small_llava(arguments.layers, arguments.heads)
+def measurements(tokens: int = 512, layers: int = 8, heads: int = 8) -> Iterator[Measurement]:
+    model = small_llava(layers, heads)
     ids = torch.cat([torch.arange(3, 33), torch.full((CELLS,), IMAGE), torch.arange(3, 33)])[None]
     inputs = {
         "input_ids": ids,
@@ -51,7 +49,7 @@ def main() -> None:
     }
     # every answer has the full length, and never the placeholder
     options = {
-        "max_new_tokens": arguments.tokens,
+        "max_new_tokens": tokens,
         "do_sample": False,
         "eos_token_id": None,
         "suppress_tokens": [IMAGE],
@@ -69,15 +67,23 @@ def main() -> None:
         lambda: model.generate(**inputs, **options, output_attentions=True, return_dict_in_generate=True)
     )
     assert torch.equal(sequences, kept.sequences)
-    maps = collector.maps_of(torch.zeros(arguments.tokens, dtype=torch.long), ids.shape[1], 0)
+    maps = collector.maps_of(torch.zeros(tokens, dtype=torch.long), ids.shape[1], 0)
     image = slice(30, 30 + CELLS)
-    for step in (0, arguments.tokens - 1):
+    for step in (0, tokens - 1):
         expected = torch.stack([layer[0, -2, -1, image] for layer in kept.attentions[step]]).mean(0)
         torch.testing.assert_close(maps[step], expected, atol=1e-6, rtol=1e-4)
     kept_bytes = sum(layer.nbytes for step in kept.attentions for layer in step)
-    print(f"maps                {collector.num_bytes / 1e6:10.2f} MB   {map_time:6.1f} s")
-    print(f"all attentions      {kept_bytes / 1e6:10.2f} MB   {all_time:6.1f} s")
-    print(f"ratio               {kept_bytes / collector.num_bytes:10.0f} x")
+    what = f"attention of {tokens} tokens"
+    yield Measurement(f"{what}, against keeping all of it", collector.num_bytes / 1e6, kept_bytes / 1e6, "MB")
+    yield Measurement(f"{what}: the answer", map_time, all_time)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--heads", type=int, default=8)
+    print_table(measurements(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

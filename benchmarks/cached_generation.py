@@ -6,10 +6,15 @@ The baseline is what the original LISA does (`use_cache=False`): every token run
 """
 
 import argparse
+from collections.abc import Iterator
 
 import torch
 
+from benchmarks.measurement import Measurement, print_table
 from benchmarks.midsize import midsize_model, one_image, question_ids, seconds
+
+
+SMALL = {"tokens": 16}
 
 
 def answer_as_the_original(model, ids: torch.LongTensor, pixel_values: torch.Tensor, tokens: int) -> torch.LongTensor:
@@ -20,10 +25,7 @@ def answer_as_the_original(model, ids: torch.LongTensor, pixel_values: torch.Ten
     return ids
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=64)
-    tokens = parser.parse_args().tokens
+def measurements(tokens: int = 64) -> Iterator[Measurement]:
     model, ids, image = midsize_model(), question_ids(1), one_image()
     model.generate_with_masks(ids, **image, max_new_tokens=2)  # first calls allocate
 
@@ -34,9 +36,13 @@ def main() -> None:
     )
     uncached, expected = seconds(lambda: answer_as_the_original(model, ids, image["pixel_values"], tokens))
     assert torch.equal(output.sequences, expected), "both must write the same answer"
-    print(f"full pass per token  {uncached:8.2f} s")
-    print(f"cache                {cached:8.2f} s")
-    print(f"ratio                {uncached / cached:8.1f} x")
+    yield Measurement(f"answer of {tokens} tokens, against a full pass per token", cached, uncached)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=64)
+    print_table(measurements(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

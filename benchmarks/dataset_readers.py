@@ -1,8 +1,8 @@
 """How fast LISA's and GSVA's training data is read: items per second of one worker, beside decoding the image alone.
 
 Files of usual sizes are drawn into a temporary folder. An item is all that a worker does before the processor: the
-annotation is read, targets and wording are drawn, masks and the image are decoded. The last column is the time of the
-same items with every mask of an image decoded before three are drawn, over the time of those.
+annotation is read, targets and wording are drawn, masks and the image are decoded. Where an image has many masks, of
+which three are drawn, decoding all of them is the other baseline.
 
 python -m benchmarks.dataset_readers [--images 40] [--items 200] [--conversations 20000] [--annotations 60000]
     [--references 4000]
@@ -12,12 +12,13 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.measurement import Measurement, print_table
 from benchmarks.referring_expressions import write as write_expressions
 from reasonseg.data.instruction_wording import SeededCalls
 from reasonseg.data.lisa_mixture import LisaMixture
@@ -27,6 +28,7 @@ from reasonseg.processing.image_loading import load_rgb_image
 
 # (height, width) of the data sets' usual images.
 COCO, ADE, STREET, REASONING = (480, 640), (512, 683), (2448, 3264), (1440, 1920)
+SMALL = {"images": 8, "items": 40, "conversations": 2000, "annotations": 6000, "references": 400}
 
 
 def drawn_image(size: tuple[int, int], generator: np.random.Generator) -> Image.Image:
@@ -123,23 +125,23 @@ def seconds_of(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def measure(root: Path, name: str, items: int, **settings: object) -> str:
-    """One line: seconds to open the data set, items per second, and their time beside that of the image alone."""
+def read_items(root: Path, name: str, items: int, **settings: object) -> Iterator[Measurement]:
+    """Seconds to open a data set, and items per second."""
     opened: list[LisaMixture] = []
     opening = seconds_of(lambda: opened.append(LisaMixture(root, rates=[1], **settings)))
     mixture = opened[0]
     paths = [mixture.draw(SeededCalls(seed)).path for seed in range(items)]  # also warms the file cache
     reading = seconds_of(lambda: [mixture.draw(SeededCalls(seed)) for seed in range(items)])
     decoding = seconds_of(lambda: [load_rgb_image(path) for path in paths])
-    line = (
-        f"{name:22}{opening:10.2f} s{items / reading:12.1f} / s{items / decoding:12.1f} / s{reading / decoding:8.2f} x"
-    )
+    yield Measurement(f"{name} opened", opening)
+    per_second = {"unit": "items/s", "more_is_better": True}
+    yield Measurement(f"{name} read, against its images alone", items / reading, items / decoding, **per_second)
     (group,) = mixture.groups.values()
     if not hasattr(group, "data_sets"):
-        return line
+        return
     group.data_sets = [(name, AllMasks(data_set)) for name, data_set in group.data_sets]
     eager = seconds_of(lambda: [mixture.draw(SeededCalls(seed)) for seed in range(items)])
-    return f"{line}{eager / reading:8.2f} x"
+    yield Measurement(f"{name} read, against all masks decoded", items / reading, items / eager, **per_second)
 
 
 class AllMasks:
@@ -160,6 +162,30 @@ class AllMasks:
         return TargetImage(image.path, targets)
 
 
+def measurements(
+    images: int = 40,
+    items: int = 200,
+    conversations: int = 20_000,
+    annotations: int = 60_000,
+    references: int = 4000,
+) -> Iterator[Measurement]:
+    generator = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        write_label_maps(root, images, generator)
+        write_parts(root, images, annotations, generator)
+        write_conversations(root, images, conversations)
+        write_reasoning(root, images, generator)
+        write_expressions(root, references, protocol=2)
+        for name in ("ade20k", "cocostuff", "mapillary", "paco_lvis"):
+            # large images take longer
+            count = max(items // 10, 1) if name == "mapillary" else items
+            yield from read_items(root, name, count, groups="sem_seg", semantic=name)
+        yield from read_items(root, "refcoco", items, groups="refer_seg", referring="refcoco")
+        yield from read_items(root, "llava_instruct_150k", items, groups="vqa")
+        yield from read_items(root, "ReasonSeg", max(items // 4, 1), groups="reason_seg")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=40, help="images of each data set (large ones: fewer)")
@@ -167,23 +193,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=20_000)
     parser.add_argument("--annotations", type=int, default=60_000)
     parser.add_argument("--references", type=int, default=4000, help="references of RefCOCO, each with 3 expressions")
-    given = parser.parse_args()
-    generator = np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write_label_maps(root, given.images, generator)
-        write_parts(root, given.images, given.annotations, generator)
-        write_conversations(root, given.images, given.conversations)
-        write_reasoning(root, given.images, generator)
-        write_expressions(root, given.references, protocol=2)
-        print(f"{'data set':22}{'to open':>12}{'items':>16}{'images alone':>16}{'time':>10}{'all masks':>10}")
-        for name in ("ade20k", "cocostuff", "mapillary", "paco_lvis"):
-            # large images take longer
-            items = given.items // 10 if name == "mapillary" else given.items
-            print(measure(root, name, max(items, 1), groups="sem_seg", semantic=name))
-        print(measure(root, "refcoco", given.items, groups="refer_seg", referring="refcoco"))
-        print(measure(root, "llava_instruct_150k", given.items, groups="vqa"))
-        print(measure(root, "ReasonSeg", max(given.items // 4, 1), groups="reason_seg"))
+    print_table(measurements(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

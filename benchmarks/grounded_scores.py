@@ -4,10 +4,12 @@ python -m benchmarks.grounded_scores [--images 5]
 """
 
 import argparse
+from collections.abc import Iterator
 
 import numpy as np
 from pycocotools import mask as coco_mask
 
+from benchmarks.measurement import Measurement, print_table
 from benchmarks.midsize import seconds
 from reasonseg.data.coco import run_lengths
 from reasonseg.evaluation.coco_scores import iou_matrix
@@ -16,21 +18,17 @@ from reasonseg.processing.segments import mask_to_rle
 
 SIZE = (1500, 2250)  # of GranD-f's images
 MASKS = 8
+SMALL = {"images": 2}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=5)
-    count = parser.parse_args().images
-    images = [(ellipses(2 * seed), ellipses(2 * seed + 1)) for seed in range(count)]
-
-    fast, ours = seconds(lambda: [iou_matrix(*image) for image in images])
-    slow, theirs = seconds(lambda: [decoded_ious(*image) for image in images])
+def measurements(images: int = 5) -> Iterator[Measurement]:
+    pairs = [(ellipses(2 * seed), ellipses(2 * seed + 1)) for seed in range(images)]
+    fast, ours = seconds(lambda: [iou_matrix(*pair) for pair in pairs])
+    slow, theirs = seconds(lambda: [decoded_ious(*pair) for pair in pairs])
     for one, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(one, other)
-    print(f"decoded       {1000 * slow / count:8.1f} ms per image of {MASKS} x {MASKS} masks")
-    print(f"run lengths   {1000 * fast / count:8.1f} ms")
-    print(f"ratio         {slow / fast:8.1f} x")
+    what = f"overlaps of {MASKS} x {MASKS} run lengths, against decoding them"
+    yield Measurement(what, 1000 * fast / images, 1000 * slow / images, "ms")
 
 
 def ellipses(seed: int) -> list[dict]:
@@ -55,6 +53,12 @@ def decoded_ious(targets: list[dict], predictions: list[dict]) -> np.ndarray:
             union = np.logical_or(target, mask).sum()
             ious[row, column] = np.logical_and(target, mask).sum() / union if union else 0.0
     return ious
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=5)
+    print_table(measurements(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

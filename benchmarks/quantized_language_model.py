@@ -1,55 +1,93 @@
-"""A quantized language model against bfloat16: memory of the process, time of a prefill and of a decoding step.
+"""A quantized language model against bfloat16: memory of the process, time of loading, a prefill and a decoding step.
 
-python -m benchmarks.quantized_language_model [--ways bfloat16 4bit 8bit int8 int4]    (needs the extra `quantization`)
+python -m benchmarks.quantized_language_model [--ways 4bit 8bit int8 int4] [--repo FOLDER]
+
+Needs the extra `quantization`. The repository is a LISA's of any size, by default random weights of a tenth of
+LISA-7B's size; `benchmarks.full_size_inference --folder` leaves one of full size.
 """
 
 import argparse
-import subprocess
-import sys
 import tempfile
-from pathlib import Path
+from collections.abc import Iterator
+from importlib import import_module
 
-import psutil
 import torch
 from transformers import AutoModel
 
-from benchmarks.midsize import SEG, midsize_model, one_image, question_ids, seconds
+from benchmarks.full_size_inference import question_ids, random_view
+from benchmarks.measurement import Measurement, print_table
+from benchmarks.midsize import midsize_model, seconds
+from benchmarks.own_process import FunctionFailedError, resident_gb, run_alone
 from reasonseg.precision import QUANTIZATIONS, Precision, load_model
 
 
-STEPS = 16
+BASELINE = "bfloat16"
+TITLES = {
+    "now": ("memory", "GB"),
+    "peak": ("peak memory while loading", "GB"),
+    "load": ("loading", "s"),
+    "prefill": ("prefill", "s"),
+    "step": ("decoding step", "s"),
+}
+SMALL = {"steps": 4}
 
 
-def measure(repo: str, way: str) -> None:
-    """Load the model so, and print what it takes and how fast it is."""
-    quantization = None if way == "bfloat16" else way
+def measurements(ways: list[str] | None = None, repo: str | None = None, steps: int = 16) -> Iterator[Measurement]:
+    failed: dict[str, FunctionFailedError] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        if repo is None:
+            midsize_model().bfloat16().save_pretrained(folder)
+        taken = {}
+        for way in [BASELINE, *(ways or QUANTIZATIONS)]:
+            arguments = {"repo": repo or folder, "way": way, "steps": steps}
+            try:
+                taken[way] = run_alone("benchmarks.quantized_language_model:measure", **arguments).result
+            except FunctionFailedError as error:
+                failed[way] = error
+                continue
+            for name, (title, unit) in TITLES.items() if way != BASELINE else ():
+                baseline = taken.get(BASELINE, {}).get(name)
+                what = f"language model {way}, {title}, against {BASELINE}"
+                yield Measurement(what, taken[way][name], baseline, unit)
+    if failed:
+        missing = {error.missing for error in failed.values()}
+        if None not in missing:
+            raise ModuleNotFoundError("The extra `quantization` is not installed.", name=" and ".join(sorted(missing)))
+        raise RuntimeError("; ".join(f"{way}: {error}" for way, error in failed.items()))
+
+
+def measure(repo: str, way: str, steps: int) -> dict[str, float]:
+    """Load the model so, and say what it takes and how fast it is."""
+    quantization = None if way == BASELINE else way
+    if quantization is not None:
+        import_module(QUANTIZATIONS[quantization])  # loaded before memory is counted
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-    model = load_model(AutoModel, repo, Precision("bfloat16", quantization=quantization), device)
-    memory = psutil.Process().memory_info().rss if device.type == "cpu" else torch.accelerator.memory_allocated()
-    ids, image = question_ids(1).to(device), {name: value.to(device) for name, value in one_image().items()}
-    image["pixel_values"] = image["pixel_values"].to(torch.bfloat16)
-    cache = model.encode_image(**image)
+    precision = Precision("bfloat16", quantization=quantization)
+    taken: dict[str, float] = {}
+    taken["load"], model = seconds(lambda: load_model(AutoModel, repo, precision, device))
+    loaded = resident_gb()
+    view = {name: value.to(device) for name, value in random_view(model).items()}
+    view.pop("sam_pixel_values")  # the segmenter is the same in all
+    ids, cache = question_ids(model).to(device), model.encode_image(**view)
+    options = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0, "share_prefixes": False}
     with torch.no_grad():
-        model.vlm.generate(ids[:, :8], max_new_tokens=1, eos_token_id=SEG, do_sample=False)  # first calls allocate
-    prefill, _ = seconds(lambda: model.generate(ids, image_cache=cache, max_new_tokens=1, do_sample=False))
-    more = {"max_new_tokens": STEPS + 1, "min_new_tokens": STEPS + 1, "do_sample": False}
-    whole, _ = seconds(lambda: model.generate(ids, image_cache=cache, **more))
-    print(f"{way:10} {memory / 1e6:8.0f} MB   prefill {prefill:6.2f} s   step {(whole - prefill) / STEPS:7.4f} s")
+        model.generate(ids[:, :8], max_new_tokens=1, **options)  # first calls allocate
+    taken["prefill"], _ = seconds(lambda: model.generate(ids, image_cache=cache, max_new_tokens=1, **options))
+    whole, _ = seconds(lambda: model.generate(ids, image_cache=cache, max_new_tokens=steps + 1, **options))
+    taken["step"] = (whole - taken["prefill"]) / steps
+    if device.type == "cpu":
+        return {**taken, "peak": loaded["peak"], "now": resident_gb()["now"]}
+    accelerator = torch.accelerator
+    memory = {"peak": accelerator.max_memory_allocated(), "now": accelerator.memory_allocated()}
+    return {**taken, **{name: size / 1e9 for name, size in memory.items()}}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    ways = ["bfloat16", *QUANTIZATIONS]
-    parser.add_argument("--ways", nargs="+", choices=ways, default=ways)
-    parser.add_argument("--repo", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.repo:
-        return measure(arguments.repo, *arguments.ways)
-    with tempfile.TemporaryDirectory() as folder:
-        midsize_model().bfloat16().save_pretrained(Path(folder))
-        for way in arguments.ways:  # in a process of its own, so that its memory is its own
-            command = [sys.executable, "-m", "benchmarks.quantized_language_model", "--repo", folder, "--ways", way]
-            subprocess.run(command, check=False)
+    parser.add_argument("--ways", nargs="+", choices=list(QUANTIZATIONS), default=list(QUANTIZATIONS))
+    parser.add_argument("--repo", help="A converted LISA; by default random weights of a tenth of LISA-7B's size.")
+    parser.add_argument("--steps", type=int, default=16, help="Tokens to write.")
+    print_table(measurements(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

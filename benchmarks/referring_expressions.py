@@ -13,16 +13,19 @@ import random
 import resource
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.measurement import Measurement, print_table
 from reasonseg.data.plain_pickle import read_plain_pickle
 from reasonseg.data.referring_expressions import REFERRING_SETS, ReferringExpressions
 
 
 SIZE = (480, 640)
+SMALL = {"references": 5000, "items": 200}
 
 
 def write(folder: Path, num_references: int, protocol: int) -> int:
@@ -76,21 +79,16 @@ def timed(run) -> tuple[float, object]:
     return time.process_time() - start, result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--references", type=int, default=50_000)
-    parser.add_argument("--protocol", type=int, default=2)
-    parser.add_argument("--items", type=int, default=2000)
-    options = parser.parse_args()
+def measurements(references: int = 50_000, protocol: int = 2, items: int = 2000) -> Iterator[Measurement]:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         # in a process of its own, so that the peak below is that of reading
-        expressions = in_another_process(write, root, options.references, options.protocol)
+        expressions = in_another_process(write, root, references, protocol)
         path = root / "refer_seg" / "refcoco" / "refs(unc).p"
         seconds, data = timed(lambda: ReferringExpressions(root, "refcoco"))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         assert data.num_expressions == expressions
-        count = min(options.items, len(data))
+        count = min(items, len(data))
         masks, _ = timed(lambda: [data[index].masks() for index in range(count)])
         images, _ = timed(lambda: [data[index].load_image() for index in range(min(count, 200))])
         ours, read = timed(lambda: read_plain_pickle(path))
@@ -98,14 +96,20 @@ def main() -> None:
         assert read == expected
         parsed, _ = timed(lambda: json.loads((path.parent / "instances.json").read_text()))
         sizes = [file.stat().st_size / 2**20 for file in (path, path.parent / "instances.json")]
-    print(
-        f"{expressions} expressions, {sizes[0]:.0f} MB of references (protocol {options.protocol}), {sizes[1]:.0f} MB"
-    )
-    print(f"whole reader           {seconds:8.2f} s   {expressions / seconds:9.0f} expressions/s, peak {peak:.2f} GB")
-    print(f"pickle.load, json.load {theirs + parsed:8.2f} s   ratio {seconds / (theirs + parsed):.1f} x")
-    print(f"pickle: ours {ours:.2f} s, pickle.load {theirs:.2f} s   ratio {ours / theirs:.1f} x")
-    print(f"masks of an image      {1000 * masks / count:8.2f} ms   {count / masks:9.0f} images/s")
-    print(f"pixels of an image     {1000 * images / min(count, 200):8.2f} ms")
+    what = f"{expressions} expressions"
+    yield Measurement(f"{what} read and checked, against pickle.load and json.load", seconds, theirs + parsed)
+    yield Measurement(f"{what}: the pickle alone, never run, against pickle.load", ours, theirs)
+    yield Measurement(f"{what}: peak memory, against the files' size", peak, sum(sizes) / 2**10, "GB")
+    painted, opened = 1000 * masks / count, 1000 * images / min(count, 200)
+    yield Measurement(f"{what}: masks of an image, against its pixels", painted, opened, "ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--references", type=int, default=50_000)
+    parser.add_argument("--protocol", type=int, default=2)
+    parser.add_argument("--items", type=int, default=2000)
+    print_table(measurements(**vars(parser.parse_args())))
 
 
 def in_another_process(function, *arguments) -> int:

@@ -6,12 +6,14 @@ python -m benchmarks.region_answers [--questions 32] [--batch-size 8]
 import argparse
 import json
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from benchmarks.measurement import Measurement, print_table
 from benchmarks.midsize import seconds
 from reasonseg.data.region_data import RegionFile
 from reasonseg.evaluation.answering import Answering, answer_questions
@@ -20,6 +22,7 @@ from tests.support.tiny_vip_llava import write_repo
 
 
 BOXES = [[20, 20, 200, 160], [220, 40, 420, 300], [60, 220, 260, 420], [300, 310, 600, 460]]
+SMALL = {"questions": 16}
 
 
 def write_questions(folder: Path, count: int) -> RegionFile:
@@ -32,29 +35,33 @@ def write_questions(folder: Path, count: int) -> RegionFile:
     return RegionFile(folder / "rows.json")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--questions", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=8)
-    options = parser.parse_args()
+def measurements(questions: int = 32, batch_size: int = 8) -> Iterator[Measurement]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         repo = write_repo(folder)
         model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
-        questions = RegionQuestions(write_questions(folder, options.questions), side=28)
+        asked = RegionQuestions(write_questions(folder, questions), side=28)
 
-        def answer(batch_size: int) -> list[str]:
-            answering = Answering(batch_size=batch_size, max_new_tokens=16)
-            lines = answer_questions(model, processor, questions, folder / str(batch_size), answering)
+        def answer(rows: int) -> list[str]:
+            answering = Answering(batch_size=rows, max_new_tokens=16)
+            lines = answer_questions(model, processor, asked, folder / str(rows), answering)
             return [line["text"] for line in lines]
 
         apart, single = seconds(lambda: answer(1))
-        together, batched = seconds(lambda: answer(options.batch_size))
-        draw, _ = seconds(lambda: [questions[number] for number in range(len(questions))])
-    print(f"one at a time      {apart:8.2f} s")
-    print(f"batches of {options.batch_size:<8d}{together:8.2f} s, of which drawing {draw:.2f} s")
-    print(f"ratio              {apart / together:8.1f} x")
-    print(f"equal answers      {np.mean([a == b for a, b in zip(single, batched, strict=True)]):8.1%}")
+        together, batched = seconds(lambda: answer(batch_size))
+        draw, _ = seconds(lambda: [asked[number] for number in range(len(asked))])
+    what = f"{questions} questions about regions, {batch_size} at once"
+    equal = 100 * float(np.mean([one == other for one, other in zip(single, batched, strict=True)]))
+    yield Measurement(f"{what}, against one at a time", together, apart)
+    yield Measurement(f"{what}: of which drawing", draw)
+    yield Measurement(f"{what}: equal answers", equal, unit="%", more_is_better=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--questions", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=8)
+    print_table(measurements(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -6,40 +6,42 @@ python -m benchmarks.shared_expressions [--images 2] [--expressions 5]
 """
 
 import argparse
+from collections.abc import Iterator
 
 import torch
 
+from benchmarks.measurement import Measurement, print_table
 from benchmarks.midsize import SEG, midsize_model, one_image, question_ids, seconds
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--expressions", type=int, default=5)
-    arguments = parser.parse_args()
-    model, view = midsize_model(), one_image()
-    rows = arguments.expressions
+SMALL = {"images": 1}
+
+
+def measurements(images: int = 2, expressions: int = 5) -> Iterator[Measurement]:
+    model, view, rows = midsize_model(), one_image(), expressions
     # the questions of RefCOCO are short
     ids = torch.cat([question_ids(rows, text_tokens=40), torch.full((rows, 1), SEG)], dim=1)
     with torch.no_grad():
         model(ids[:1], **view)  # first calls allocate
 
     def together():
-        return [model(ids, **view).pred_masks for _ in range(arguments.images)]
+        return [model(ids, **view).pred_masks for _ in range(images)]
 
     def apart():
-        return [
-            [model(ids[row : row + 1], **view).pred_masks[0] for row in range(rows)] for _ in range(arguments.images)
-        ]
+        return [[model(ids[row : row + 1], **view).pred_masks[0] for row in range(rows)] for _ in range(images)]
 
     shared, masks = seconds(together)
     single, expected = seconds(apart)
     for one, other in zip(masks, expected, strict=True):
         torch.testing.assert_close(torch.cat(list(one)), torch.cat(other), atol=1e-4, rtol=1e-4)
-    print(f"{arguments.images} images with {rows} expressions each")
-    print(f"one expression at a time   {single:8.2f} s")
-    print(f"each image encoded once    {shared:8.2f} s")
-    print(f"ratio                      {single / shared:8.1f} x")
+    yield Measurement(f"masks of {rows} expressions in each of {images} images, against one at a time", shared, single)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=2)
+    parser.add_argument("--expressions", type=int, default=5)
+    print_table(measurements(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

@@ -4,10 +4,12 @@ python -m benchmarks.visual_prompts [--repeat 5]
 """
 
 import argparse
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from benchmarks.measurement import Measurement, print_table
 from benchmarks.midsize import seconds
 from reasonseg.processing.colors import read_color
 from reasonseg.processing.visual_prompts import SHAPES, VisualPrompt, complete_prompt, draw_visual_prompts
@@ -15,6 +17,7 @@ from reasonseg.processing.visual_prompts import SHAPES, VisualPrompt, complete_p
 
 SIZE = (3000, 2000)
 BOX = (1200, 700, 1700, 1100)
+SMALL = {"repeat": 2}
 
 
 def prompts() -> list[VisualPrompt]:
@@ -42,10 +45,7 @@ def whole_layer(image: Image.Image, prompt: VisualPrompt) -> Image.Image:
     return Image.alpha_composite(image.convert("RGBA"), layer).convert("RGB")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeat", type=int, default=5)
-    repeat = parser.parse_args().repeat
+def measurements(repeat: int = 5) -> Iterator[Measurement]:
     pixels = np.random.default_rng(0).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     for prompt in prompts():
@@ -55,10 +55,14 @@ def main() -> None:
         usual, expected = seconds(lambda prompt=prompt: [whole_layer(image, prompt) for _ in range(repeat)][-1])
         different = (np.asarray(drawn) != np.asarray(expected)).any(-1).mean()
         assert different < 1e-6, f"{different:.2e} of the pixels differ"
-        print(
-            f"{prompt.shape:10} whole layer {usual / repeat * 1000:7.1f} ms, here {ours / repeat * 1000:7.1f} ms, "
-            f"ratio {usual / ours:5.2f} x"
-        )
+        what = f"{prompt.shape} drawn, against a layer of the image's size"
+        yield Measurement(what, 1000 * ours / repeat, 1000 * usual / repeat, "ms")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeat", type=int, default=5)
+    print_table(measurements(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

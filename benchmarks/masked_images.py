@@ -7,10 +7,15 @@ python -m benchmarks.masked_images [--height 3000] [--width 4000]
 
 import argparse
 import time
+from collections.abc import Iterator
 
 import numpy as np
 
+from benchmarks.measurement import Measurement, print_table
 from reasonseg.processing.masked_images import DEFAULT_SPREAD, gaussian_weights, mask_image
+
+
+SMALL = {"height": 1500, "width": 2000}
 
 
 def scipy_pixels(image: np.ndarray, heatmap: np.ndarray, threshold: float) -> np.ndarray:
@@ -35,12 +40,7 @@ def best_of(run, times: int = 3) -> tuple[float, object]:
     return min(durations), result
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--height", type=int, default=3000)
-    parser.add_argument("--width", type=int, default=4000)
-    size = parser.parse_args()
-    height, width = size.height, size.width
+def measurements(height: int = 3000, width: int = 4000) -> Iterator[Measurement]:
     image = np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
     rows, columns = np.mgrid[:height, :width]
     # an ellipse over a quarter of each side
@@ -51,9 +51,14 @@ def main() -> None:
     theirs, expected = best_of(lambda: scipy_pixels(image, heatmap, 0.3))
     difference = np.abs(masked.pixels - expected).max()
     assert difference < 1e-2, difference
-    print(f"scipy         {theirs:8.2f} s")
-    print(f"mask_image    {ours:8.2f} s")
-    print(f"ratio         {theirs / ours:8.1f} x   (largest difference {difference:.1e} of 255)")
+    yield Measurement(f"image of {width} x {height} masked, against scipy's filters", ours, theirs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--height", type=int, default=3000)
+    parser.add_argument("--width", type=int, default=4000)
+    print_table(measurements(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":
