@@ -57,9 +57,8 @@ def small_run(module: str) -> Iterator[Measurement]:
     yield from benchmark.measurements(**benchmark.SMALL)
 
 
-def run_benchmarks(modules: list[str], timeout: float, console: Console) -> Outcome:
-    """Run the small size of each module and tell on `console` how far it is."""
-    outcome = Outcome()
+def run_benchmarks(modules: list[str], timeout: float, console: Console, outcome: Outcome) -> None:
+    """Run the small size of each module, add what it finds to `outcome` and tell on `console` how far it is."""
     for number, module in enumerate(modules, start=1):
         name = module.rpartition(".")[2]
         with console.status(f"{number} of {len(modules)}: {name}"):
@@ -71,7 +70,6 @@ def run_benchmarks(modules: list[str], timeout: float, console: Console) -> Outc
                 (outcome.failed if error.missing is None else outcome.not_run)[name] = told
         outcome.rows += [Measurement(**row) for row in rows]
         console.print(f"{number} of {len(modules)}: {name}: {told}", markup=False, highlight=False, soft_wrap=True)
-    return outcome
 
 
 def machine() -> str:
@@ -100,13 +98,21 @@ def main(words: list[str] | None = None) -> int:
         parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(available)}.")
     names = arguments.names or available
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the benchmark that runs is ended, too
-    outcome = run_benchmarks([f"benchmarks.{name}" for name in names], arguments.timeout, Console(stderr=True))
+    outcome = Outcome()
+    try:
+        run_benchmarks([f"benchmarks.{name}" for name in names], arguments.timeout, Console(stderr=True), outcome)
+    finally:  # also what was measured before somebody ended it
+        show(outcome)
+    return 1 if outcome.failed else 0
+
+
+def show(outcome: Outcome) -> None:
+    """The table, and below it what is not in it."""
     print(machine())
     print_table(outcome.rows)
     for title, named in (("not run", outcome.not_run), ("failed", outcome.failed)):
         for name, why in named.items():
             print(f"{title}: {name}: {why}")
-    return 1 if outcome.failed else 0
 
 
 if __name__ == "__main__":

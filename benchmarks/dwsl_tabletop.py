@@ -53,7 +53,7 @@ from tests.support.tabletop_masking import masking_model_from, masking_processor
 SCENE_SIDE, MASK_SIDE = VLM_SIDE, 32
 WRONG_SHARE, HUMAN_SHARE = 0.3, 0.25
 BATCH_SIZE = 32
-SMALL = {"seeds": [0], "scenes": 60, "steps": 80, "discriminator_steps": 40}
+SMALL = {"seeds": [0], "scenes": 30, "held_out_scenes": 15, "steps": 20, "discriminator_steps": 10}
 
 
 def clean_examples(split: str, scenes: int) -> list[tuple[MaskingExample, np.ndarray]]:
@@ -213,6 +213,7 @@ def measurements(
     seeds: list[int] | None = None,
     arms: list[str] | None = None,
     scenes: int = 250,
+    held_out_scenes: int = 150,
     steps: int = 400,
     discriminator_steps: int = 200,
     learning_rate: float = 1e-3,
@@ -236,7 +237,7 @@ def measurements(
     processor = masking_processor(VLM_SIDE, VLM_PATCH)
     base = GsvaForReasoningSegmentation.from_pretrained(EMBEDDED_MODEL, attn_implementation="eager")
     examples = clean_examples("train", scenes)
-    held_out = [example for example, _ in clean_examples("test", 150)]
+    held_out = [example for example, _ in clean_examples("test", held_out_scenes)]
     held_out = encode(base, MaskingCollator(processor, MASK_SIDE)(held_out))
     rows = []
     with tempfile.TemporaryDirectory() as options.folder:
@@ -261,6 +262,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["plain", "dwsl"], choices=["plain", "dwsl", "clean"])
     parser.add_argument("--scenes", type=int, default=250, help="training scenes")
+    parser.add_argument("--held-out-scenes", type=int, default=150)
     parser.add_argument("--steps", type=int, default=400, help="of either arm")
     parser.add_argument("--discriminator-steps", type=int, default=200, help="few: it must not learn them by heart")
     parser.add_argument("--learning-rate", type=float, default=1e-3)

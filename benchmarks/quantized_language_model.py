@@ -29,7 +29,7 @@ TITLES = {
     "prefill": ("prefill", "s"),
     "step": ("decoding step", "s"),
 }
-SMALL = {"steps": 4}
+SMALL = {"ways": ["4bit", "int8"], "steps": 4}
 
 
 def measurements(ways: list[str] | None = None, repo: str | None = None, steps: int = 16) -> Iterator[Measurement]:

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import measurement
-from benchmarks.__main__ import benchmark_modules, main, run_benchmarks
+from benchmarks.__main__ import Outcome, benchmark_modules, main, run_benchmarks
 from benchmarks.measurement import Measurement, print_table
 from benchmarks.own_process import FunctionFailedError, run_alone
 
@@ -40,7 +40,8 @@ def test_every_benchmark_runs_whatever_becomes_of_the_others(written):
     modules = benchmark_modules(written)
     assert modules == ["written_bad", "written_good", "written_lacking"]
     told = io.StringIO()
-    outcome = run_benchmarks(modules, timeout=60, console=Console(file=told))
+    outcome = Outcome()
+    run_benchmarks(modules, timeout=60, console=Console(file=told), outcome=outcome)
     rows = [
         Measurement("a thing, against another", 3.0, 6.0),
         Measurement("things per second", 8.0, 2.0, "things/s", more_is_better=True),
