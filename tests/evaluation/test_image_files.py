@@ -90,7 +90,7 @@ def test_two_processes_share_the_images(tmp_path):
     script = tmp_path / "share.py"
     script.write_text(SHARED, encoding="utf-8")
     for done in run_distributed(script, tmp_path / "out", processes=2):
-        assert done.stdout == "MISSING 0\n", done.stderr[-2000:]
+        assert "MISSING 0" in done.stdout.splitlines(), done.stdout + done.stderr[-2000:]
     makers = [(tmp_path / "out" / f"{number}.txt").read_text(encoding="utf-8") for number in range(7)]
     assert makers == ["0", "1", "0", "1", "0", "1", "0"]
 

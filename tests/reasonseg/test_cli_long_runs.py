@@ -169,7 +169,19 @@ def test_kills_leave_whole_lines_and_no_drafts(tmp_path):
     for number in range(KILLS + 15):
         draw(tmp_path / "in" / f"{number:02}.png", (400, 300), seed=number)
     out = tmp_path / "out"
-    process = fork_server().run("-m", "tests.support.kill_and_segment", tmp_path / "in", out, KILLS, cwd=ROOT)
+    process = subprocess.run(
+        [
+            sys.executable,
+            str(Path(__file__).parents[1] / "support" / "kill_and_segment.py"),
+            tmp_path / "in",
+            out,
+            str(KILLS),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
     assert process.returncode == 0, process.stderr[-3000:]
     killed = [json.loads(line) for line in process.stdout.splitlines() if line.startswith('{"images"')]
     assert len(killed) == KILLS

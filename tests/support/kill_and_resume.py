@@ -1,4 +1,4 @@
-"""Starts a training run again and again and kills it: `python -m tests.support.kill_and_resume RECIPE OUT KILLS`.
+"""Starts a training run again and again and kills it: `python kill_and_resume.py RECIPE OUT KILLS`.
 
 The runs are killed at moments that are spread over the writing of a checkpoint. Prints one JSON object per killed run.
 The last run takes two more steps and ends by itself; so does another one that takes as many steps without a stop, in

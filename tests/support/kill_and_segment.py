@@ -1,4 +1,4 @@
-"""Starts `reasonseg segment` again and again and kills it: `python -m tests.support.kill_and_segment IMAGES OUT N`.
+"""Starts `reasonseg segment` again and again and kills it: `python kill_and_segment.py IMAGES OUT KILLS`.
 
 Prints one JSON object per killed run; the last run ends by itself.
 """

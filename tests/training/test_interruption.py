@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -40,7 +42,14 @@ def trained(recipe, tmp_path_factory):
 @pytest.mark.timeout(300)
 def test_twenty_kills_and_twenty_resumes(recipe, tmp_path):
     out = tmp_path / "out"
-    run = fork_server().run("-m", "tests.support.kill_and_resume", recipe, out, KILLS, cwd=ROOT)
+    script = Path(__file__).parents[1] / "support" / "kill_and_resume.py"
+    run = subprocess.run(
+        [sys.executable, str(script), str(recipe), str(out), str(KILLS)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     killed = [json.loads(line) for line in run.stdout.splitlines() if line.startswith('{"was_writing"')]
     assert len(killed) == KILLS
