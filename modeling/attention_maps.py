@@ -234,6 +234,16 @@ def reduce_attentions(reducer: AttentionReducer) -> Iterator[AttentionReducer]:
         _ACTIVE.reset(token)
 
 
+@contextmanager
+def no_attention_reduced() -> Iterator[None]:
+    """While open, no reducer sees what this thread computes: reading that predicts nothing."""
+    token = _ACTIVE.set(None)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)
+
+
 # ---- which steps wrote the tokens of an answer ----------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from transformers import (
 from .configuration_reasoning_segmentation import ComposedConfig
 from .generation_stream import Beside, StreamStep, TorchModes, check_one_answer, stream_generation, takes_slots
 from .key_value_cache import (
+    ReadPrompts,
     ReadTokens,
     can_continue,
     read_prompts,
@@ -268,7 +269,7 @@ class ImageReader:
         position_ids = self._position_ids(input_ids, attention_mask, image_inputs, kwargs)
         # The last token is left to `generate`, which must have one to begin with.
         start = (input_ids[:, :-1], attention_mask[:, :-1], position_ids[..., :-1])
-        read = read_prompts(self, *start, images, image_index, keep)
+        read = self._read_prompts(*start, images, image_index, keep)
         if read is None:
             return self.vlm.generate(**image_inputs, **kwargs)
         copies = max(self._setting("num_beams", kwargs) or 1, self._setting("num_return_sequences", kwargs) or 1)
@@ -284,6 +285,10 @@ class ImageReader:
             ):
                 images.prefixes[image] = row
         return generated
+
+    def _read_prompts(self, *prompts) -> ReadPrompts | None:
+        """[`read_prompts`], for a generation that goes on from what was read."""
+        return read_prompts(self, *prompts)
 
     def _can_generate_from_prefixes(self, images: ImageCache | None, kwargs: dict) -> bool:
         """Whether `generate` may be handed a cache of the prompts; see there."""

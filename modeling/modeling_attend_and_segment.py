@@ -11,12 +11,14 @@ from .attention_maps import (
     ImageColumns,
     answer_ids,
     check_ranges,
+    no_attention_reduced,
     predicting_positions,
     reduce_attentions,
     stop_ids_of,
 )
 from .composed_model import ComposedModel, ImageCache, resolve_image_index
 from .configuration_attend_and_segment import AttendAndSegmentConfig, check_pointing_option
+from .key_value_cache import ReadPrompts
 from .outputs import ReasoningSegmentationOutput, find_cache, language_fields, output_or_tuple
 from .phrase_drawing import Grids, TokenGroup, draw_phrases
 
@@ -313,9 +315,10 @@ class AttendAndSegmentForReasoningSegmentation(ComposedModel):
         collector = AttentionMapCollector(self.vlm, columns, options["heads"], options["attention_layers"])
         kwargs = self._recorded_generation(kwargs, collector)
         stop_ids = stop_ids_of(self._setting("eos_token_id", kwargs))
-        kwargs["share_prefixes"] = False  # the attention of whole prompts is looked at
         with reduce_attentions(collector), self._encoding_beside(images, image_index, kwargs.get("streamer")):
-            generated = super().generate(input_ids, attention_mask, image_index, images, **kwargs)
+            generated = self._generate(
+                input_ids, attention_mask, image_index, images, keep=image_cache is not None, **kwargs
+            )
 
         sequences, start = generated.sequences, input_ids.shape[1]
         per_input = len(sequences) // len(input_ids)
@@ -339,6 +342,10 @@ class AttendAndSegmentForReasoningSegmentation(ComposedModel):
             **drawn,
         )
         return output if return_dict else output.to_tuple()
+
+    def _read_prompts(self, *prompts) -> ReadPrompts | None:
+        with no_attention_reduced():  # the last token of a prompt, which predicts the first of its answer, comes later
+            return super()._read_prompts(*prompts)
 
     # ---- from maps to masks -------------------------------------------------------------------------------------
 

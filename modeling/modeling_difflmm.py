@@ -1,6 +1,7 @@
 """DiffLMM: a LLaVA that looks with Stable Diffusion's features beside CLIP's (arXiv 2410.08209, section 3.3)."""
 
 from dataclasses import dataclass
+from functools import wraps
 from typing import Any
 
 import torch
@@ -392,6 +393,7 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
         input_ids: torch.LongTensor | None = None,
         pixel_values: torch.FloatTensor | None = None,
         attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
         labels: torch.LongTensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         vae_noise: torch.FloatTensor | None = None,
@@ -410,6 +412,7 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
             pixel_values, vae_noise, latent_noise, noise_seed, generator: See [`DiffLmmModel.get_image_features`].
                 `generate` takes them too.
             attention_mask (`torch.Tensor` of shape `(batch_size, sequence_length)`, *optional*): 0 for padding.
+            position_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*): As in LLaVA.
             labels (`torch.LongTensor` of shape `(batch_size, sequence_length)`, *optional*):
                 Ids to predict, -100 where nothing is to be learned; placeholders are never learned. In training mode a
                 batch without images then looks at a black one with weight 0: every parameter that learns gets a
@@ -440,6 +443,7 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
             input_ids=input_ids,
             pixel_values=pixel_values,
             attention_mask=attention_mask,
+            position_ids=position_ids,
             logits_to_keep=logits_to_keep,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
@@ -450,6 +454,8 @@ class DiffLmmForConditionalGeneration(LlavaForConditionalGeneration):
             output.loss = output.loss + nothing
         return output_or_tuple(output, return_dict, self.config)
 
+    # What `generate` takes, and under which name the cache, is read off this.
+    @wraps(LlavaForConditionalGeneration.prepare_inputs_for_generation, assigned=())
     def prepare_inputs_for_generation(self, *args, image_index: torch.LongTensor | None = None, **kwargs) -> dict:
         """
         Raises:

@@ -40,9 +40,8 @@ class Conversation:
     Keeps what was said and drawn; every question is asked with all of it, in the checkpoint's chat template.
 
     The image is encoded once, and what was read stays in the key-value cache, so that a further question costs what it
-    adds. (Attend-and-segment reads the text again, as the attention to it is looked at, and so do vision-language
-    models that allow nothing else, see `can_continue`.) About 0.5 MB per token for LLaMA-7B in 16 bit; `reset` frees
-    what was said.
+    adds; vision-language models that allow nothing else (see `can_continue`) read the text again. About 0.5 MB per
+    token for LLaMA-7B in 16 bit; `reset` frees what was said.
 
     A prompt of this package's processors holds one image: a new image begins a new prompt, and what was said about
     earlier ones stays in `turns` alone. Other processors get all images. IVM reads no history: every instruction

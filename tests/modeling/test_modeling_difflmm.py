@@ -19,7 +19,9 @@ from reasonseg.modeling.modeling_difflmm import (
     diffusers_classes,
     draw_noise,
 )
+from reasonseg.serving.streaming import CachingVlm
 from reasonseg.training.trained_parameters import select_trained
+from tests.support.counting import counted as counted_tokens
 from tests.support.tiny import IMAGE, difflmm_config, difflmm_model, prompts, randomize
 
 
@@ -54,6 +56,23 @@ def test_padded_rows_answer_as_they_do_alone():
         assert (model(**alone).logits[0, -1] - logits[place]).abs().max() < 1e-4
         answer = model.generate(**alone, max_new_tokens=5, do_sample=False)[0, alone["input_ids"].shape[1] :]
         assert answer.tolist() == answers[place, : len(answer)].tolist()
+
+
+@needs_diffusers
+@torch.inference_mode()
+def test_a_prompt_goes_on_from_what_was_read():
+    model, inputs = difflmm_model(), batch([7])
+    caching = CachingVlm(model)
+    cache = caching.encode_image(**inputs)
+    answer = caching.generate(**inputs, image_cache=cache, max_new_tokens=5)
+    assert torch.equal(answer, model.generate(**inputs, max_new_tokens=5))
+    further = {"input_ids": torch.cat([answer, answer.new_tensor([[7, 9]])], 1)}
+    further["attention_mask"] = torch.ones_like(further["input_ids"])
+    expected = model.generate(**further, pixel_values=inputs["pixel_values"], max_new_tokens=5)
+    with counted_tokens(model) as counts:
+        assert torch.equal(caching.generate(**further, image_cache=cache, max_new_tokens=5), expected)
+    assert counts["vlm"] == 0
+    assert max(counts["tokens"]) < 5
 
 
 @needs_diffusers

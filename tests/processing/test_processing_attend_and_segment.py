@@ -354,5 +354,16 @@ class TestConversation:
                     np.array_equal(one.mask, other.mask) for one, other in zip(drawn, result.segments, strict=True)
                 )
         assert counts["vlm"] == 2, "once in each conversation"
+        assert sorted(counts["tokens"])[-3] < sorted(counts["tokens"])[-2] // 2, "the second prompts go on"
+        messages = asked.messages[:3]
+        options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        inputs = processor.apply_chat_template(messages, **options)
+        whole = model.generate_with_masks(**inputs, max_new_tokens=10, share_prefixes=False)
+        cache = model.encode_image(**inputs)
+        model.generate_with_masks(**inputs, max_new_tokens=4, image_cache=cache)
+        further = model.generate_with_masks(**inputs, max_new_tokens=10, image_cache=cache)
+        assert torch.equal(whole.sequences, further.sequences)
+        torch.testing.assert_close(whole.attention_maps[0], further.attention_maps[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(whole.pred_masks[0], further.pred_masks[0], atol=1e-4, rtol=1e-4)
         given = streamed.segment(PHRASES)
         assert [segment.label for segment in given.segments] == PHRASES
