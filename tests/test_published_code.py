@@ -118,16 +118,43 @@ assert not any(name.startswith("transformers_modules.") for name in sys.modules)
 """
 
 
-def run_without_the_package(code: str, folder: Path, **arguments) -> None:
-    """Run `code` in a new process in an empty folder, where this package is blocked and the network is off."""
-    script = folder / "child.py"
-    script.write_text(BLOCK + code, encoding="utf-8")
+# The same, but a Hub on this machine answers.
+ALLOW_THIS_MACHINE = """
+import socket
+_real = {name: getattr(socket, name) for name in ("create_connection", "getaddrinfo")}
+_real["connect"] = socket.socket.connect
+"""
+ONLY_THIS_MACHINE = """
+def connect(self, address):
+    return (_real["connect"] if address[0] == "127.0.0.1" else refuse)(self, address)
+
+def create_connection(address, *args, **kwargs):
+    return (_real["create_connection"] if address[0] == "127.0.0.1" else refuse)(address, *args, **kwargs)
+
+def getaddrinfo(host, *args, **kwargs):
+    return (_real["getaddrinfo"] if host == "127.0.0.1" else refuse)(host, *args, **kwargs)
+
+socket.socket.connect, socket.create_connection, socket.getaddrinfo = connect, create_connection, getaddrinfo
+"""
+
+
+def environment_without_the_package(folder: Path, hub=None) -> dict[str, str]:
+    """The environment of a process that finds this package nowhere, and no Hub but the given one."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "HF_", "COV"))}
     env = {**kept, "HF_HOME": str(folder / "hf"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return env if hub is None else env | hub.environment
+
+
+def run_without_the_package(code: str, folder: Path, hub=None, **arguments) -> None:
+    """Run `code` in a new process in an empty folder, where this package is blocked and the network is off, but for a
+    Hub on this machine where one is given."""
+    script = folder / "child.py"
+    block = BLOCK if hub is None else ALLOW_THIS_MACHINE + BLOCK + ONLY_THIS_MACHINE
+    script.write_text(block + code, encoding="utf-8")
     run = subprocess.run(
         [sys.executable, str(script), json.dumps(arguments)],
         cwd=folder,
-        env=env,
+        env=environment_without_the_package(folder, hub),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
