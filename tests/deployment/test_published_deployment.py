@@ -104,7 +104,7 @@ entered = {
     "vip_llava": [(image, "What is it?")],
 }
 for system in arguments["systems"]:
-    load(f"{arguments['clones']}/{system}-page/app.py", f"app_{system}")
+    load(f"{arguments['clones']}/{system}-page/app.py", f"app_{system}").MAX_NEW_TOKENS = 12
     (function, inputs, outputs) = gradio.WIRED.pop()
     shown = []
     for values in entered[system]:
@@ -334,7 +334,7 @@ def test_the_space_draws_while_the_answer_is_written(child, repos):
     assert [[area, label] for area, _, label in masks] == drawn(expected)
     assert text.startswith(expected["generated_text"])
     assert text.count("Not in the image") == any(segment["rejected"] for segment in expected["segments"])
-    expected = pipe(image, text=QUESTION, max_new_tokens=256)
+    expected = pipe(image, text=QUESTION, max_new_tokens=12)
     assert any(shown is None and text for shown, text in asked), "the text grows while the image stays"
     assert asked[-1][1].startswith(expected["generated_text"])
     assert len(asked[-1][0][1]) == len(drawn(expected))
