@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from huggingface_hub.utils.sha import git_hash
 
 from .card import card_values, known_bases, pin_card, publishing_permission, read_card, read_card_values
 from .errors import ConversionError
+from .hub_files import HANDLER, REQUIREMENTS, endpoint_files, is_own_handler, is_own_requirements, space_files
 from .manifest import MANIFEST, SIGNATURE, file_sha256, is_trained, read_manifest, repository_files, update_manifest
 from .progress import ProgressCallback
 from .signatures import MAX_SIGNATURE_BYTES, ManifestSigner
@@ -41,6 +43,9 @@ _MAIN = "main"
 # A loader that finds weights of an earlier upload beside the new ones could take those.
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
 _MAX_PROBLEMS = 3
+_MODEL, _SPACE = "model", "space"
+# Stands for the commit while a dry run cannot know it.
+_NO_COMMIT = "0" * 40
 _PASS_A_REPOSITORY = "Pass the folder that `reasonseg convert` or `reasonseg train` has written."
 
 
@@ -60,6 +65,23 @@ class Change:
 
 
 @dataclass(frozen=True)
+class SpaceReport:
+    """What was published as a Space.
+
+    Args:
+        repo_id (`str`): `"organisation/name"`.
+        url (`str`): Its address; empty for a dry run on a Space that does not exist.
+        private (`bool`): Whether only its owner sees it, as the checkpoint.
+        changes (`list[Change]`): Every file.
+    """
+
+    repo_id: str
+    url: str
+    private: bool
+    changes: list[Change]
+
+
+@dataclass(frozen=True)
 class PublishReport:
     """What was published.
 
@@ -69,12 +91,14 @@ class PublishReport:
         revision (`str`, *optional*): The commit to use: complete, and never changed again. `None` for a dry run with
             something to upload.
         changes (`list[Change]`): Every file.
+        space (`SpaceReport`, *optional*): The Space that runs it, where one was asked for.
     """
 
     repo_id: str
     url: str
     revision: str | None
     changes: list[Change]
+    space: SpaceReport | None = None
 
     @property
     def uploads(self) -> list[Change]:
@@ -135,6 +159,8 @@ def publish(
     progress: ProgressCallback | None = None,
     verify: Callable[[Path], None] | None = None,
     sign: str | Path | None = None,
+    handler: bool = False,
+    space: str | None = None,
 ) -> PublishReport:
     """Verify a repository and upload what the remote one lacks.
 
@@ -157,6 +183,11 @@ def publish(
             weights and code are checked.
         sign (`str` or `Path`, *optional*): A private key to sign the manifest with; the signature is published beside
             it.
+        handler (`bool`, *optional*, defaults to `False`): Add what an Inference Endpoint runs: `handler.py` and
+            `requirements.txt`, entered into the published manifest. The folder itself is not touched. Without it,
+            those of an earlier upload are removed.
+        space (`str`, *optional*): `"organisation/name"` of a Space to make or renew, which runs the published commit;
+            private where the checkpoint is.
 
     Raises:
         ConversionError: A licence forbids it, the repository is damaged, or the Hub refuses or cannot be reached.
@@ -168,6 +199,15 @@ def publish(
         raise ConversionError(
             "An export of trained tensors has no manifest to be signed.", path=folder, next_step="Leave --sign out."
         )
+    if trained and (handler or space is not None):
+        raise ConversionError(
+            "An export of trained tensors cannot be run without its base.",
+            path=folder,
+            next_step="Publish full weights, with --private where their licences ask for it.",
+        )
+    if space is not None:
+        _check_name(space)
+    additions = _additions(folder) if handler else {}
     signer = None if sign is None else ManifestSigner(Path(sign))
     if not trained:
         check_licence(folder, card, private)
@@ -179,28 +219,102 @@ def publish(
     else:
         _verify(folder, progress)
     remote = _Remote(HfApi(endpoint=endpoint, token=token), repo_id, branch)
-    local = _LocalFiles(folder, repo_id, signer)
+    local = _LocalFiles(folder, repo_id, signer, additions)
+    page = None if space is None else _Remote(remote.api, space, _MAIN, _SPACE)
     with _on_the_hub(remote, uploading=False):
         if not dry_run:
             remote.create(private, must_be_private)
+        is_private = page is not None and remote.is_private(private)
+    if page is not None:
+        with _on_the_hub(page, uploading=False):
+            _check_space(page, is_private)
+    with _on_the_hub(remote, uploading=False):
         # The head first: a commit of somebody else after it is noticed, because the upload names its parent.
         head, files = remote.head(), remote.files()
         if signer is not None and SIGNATURE in files and files[SIGNATURE].size <= MAX_SIGNATURE_BYTES:
             local.keep_signature(remote.read(SIGNATURE))
         pin = local.find_pin(files.get(CARD), remote.commits() if CARD in files else [])
-    changes = _compare(local, files, pin)
+        stale = _stale_additions(remote, files, local)
+    changes = _compare(local, files, pin, stale)
     if on_changes is not None:
         on_changes(changes)
     to_do = [change for change in changes if change.kind in (NEW, CHANGED, REMOVED)]
-    if dry_run:
-        return PublishReport(repo_id, remote.url(head), None if to_do else pin or head, changes)
-    with _on_the_hub(remote, uploading=True):
-        if to_do:
-            pin, head = None, remote.upload(local, to_do, head, progress)
-        if pin is None:
-            pin = head
-            remote.enter_pin(local, pin)
-    return PublishReport(repo_id, remote.url(pin), pin, changes)
+    revision = None if dry_run and to_do else pin or head
+    if not dry_run:
+        with _on_the_hub(remote, uploading=True):
+            if to_do:
+                pin, head = None, remote.upload(local, to_do, head, progress)
+            if pin is None:
+                pin = head
+                remote.enter_pin(local, pin)
+        head = revision = pin
+    report = PublishReport(repo_id, remote.url(head), revision, changes)
+    if page is None:
+        return report
+    contents = space_files(folder, repo_id, revision or _NO_COMMIT, private=is_private, card=card)
+    return replace(report, space=_publish_space(page, contents, is_private, dry_run))
+
+
+def _publish_space(page: _Remote, contents: dict[str, bytes], private: bool, dry_run: bool) -> SpaceReport:
+    """Upload what a Space lacks, in one commit; what others have added to it stays.
+
+    Args:
+        page (`_Remote`): The Space.
+        contents (`dict[str, bytes]`): Its files by name.
+        private (`bool`): Whether to make it private.
+        dry_run (`bool`): Only compare.
+    """
+    with _on_the_hub(page, uploading=not dry_run):
+        if not dry_run:
+            page.create(private, private)
+        head, files = page.head(), page.files()
+        changes = []
+        for name, content in contents.items():
+            kind = NEW if name not in files else CHANGED
+            if name in files and files[name].blob_id == git_hash(content):
+                kind = UNCHANGED
+            changes.append(Change(name, kind, len(content)))
+        changes += [Change(name, KEPT, files[name].size) for name in sorted(files.keys() - contents.keys())]
+        uploads = [change.path for change in changes if change.kind in (NEW, CHANGED)]
+        if uploads and not dry_run:
+            page.commit([CommitOperationAdd(name, contents[name]) for name in uploads], "Run the checkpoint", head)
+    return SpaceReport(page.repo_id, page.page_url() if head else "", private, changes)
+
+
+def _check_space(page: _Remote, private: bool) -> None:
+    """Refuse a public Space of a private checkpoint before anything is uploaded.
+
+    Raises:
+        ConversionError: It exists and is public.
+    """
+    if private and page.exists() and not page.is_private(False):
+        raise ConversionError(
+            f"The Space {page.repo_id} exists and is public, but would run a private checkpoint.",
+            next_step="Make it private in its settings, or choose another --space-id.",
+        )
+
+
+def _additions(folder: Path) -> dict[str, bytes]:
+    """The files of an endpoint, where they take the place of nobody's own.
+
+    Raises:
+        ConversionError: The folder has others of their names.
+    """
+    for name, is_own in ((HANDLER, is_own_handler), (REQUIREMENTS, is_own_requirements)):
+        if (folder / name).is_file() and not is_own((folder / name).read_bytes()):
+            raise ConversionError(
+                f"The repository has a {name} of its own, which --endpoint would replace.",
+                path=folder / name,
+                next_step="Remove or rename it, or publish without --endpoint: then it is uploaded as it is.",
+            )
+    return endpoint_files(folder)
+
+
+def _stale_additions(remote: _Remote, files: dict[str, RepoFile], local: _LocalFiles) -> set[str]:
+    """What an earlier upload has added for an endpoint and this one does not: the manifest would not know it."""
+    kinds = ((HANDLER, is_own_handler), (REQUIREMENTS, is_own_requirements))
+    there = [(name, is_own) for name, is_own in kinds if name in files and name not in local.names]
+    return {name for name, is_own in there if is_own(remote.read(name))}
 
 
 def publish_trained(
@@ -255,6 +369,11 @@ def _check_request(folder: Path, repo_id: str) -> None:
             path=folder,
             next_step=_PASS_A_REPOSITORY,
         )
+    _check_name(repo_id)
+
+
+def _check_name(repo_id: str) -> None:
+    """Refuse a name that the Hub does not allow."""
     try:
         validate_repo_id(repo_id)
         wrong = "" if "/" in repo_id else "It does not say whose repository it is."
@@ -295,14 +414,23 @@ class _LocalFiles:
         repo_id (`str`): What it will be called.
         signer (`ManifestSigner`, *optional*): Signs the manifest. A signature that lies in the folder belongs to where
             the folder comes from, and stays there.
+        additions (`dict[str, bytes]`, *optional*): Files that are published beside or in place of the folder's.
     """
 
-    def __init__(self, folder: Path, repo_id: str, signer: ManifestSigner | None = None):
-        self.folder, self.repo_id, self._signer = folder, repo_id, signer
+    def __init__(
+        self,
+        folder: Path,
+        repo_id: str,
+        signer: ManifestSigner | None = None,
+        additions: dict[str, bytes] | None = None,
+    ):
+        self.folder, self.repo_id, self._signer, self._additions = folder, repo_id, signer, additions or {}
         manifest = read_manifest(folder) if (folder / MANIFEST).is_file() else {"files": {}}
-        names = repository_files(folder, trained=is_trained(manifest))
-        self.names = [name for name in names if name != SIGNATURE] + ([] if signer is None else [SIGNATURE])
+        own = repository_files(folder, trained=is_trained(manifest))
+        names = sorted({*own, *self._additions} - {SIGNATURE})
+        self.names = names + ([] if signer is None else [SIGNATURE])
         self._digests = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        self._digests |= {name: hashlib.sha256(content).hexdigest() for name, content in self._additions.items()}
         self._signatures: list[bytes] = []
 
     def keep_signature(self, signature: bytes) -> None:
@@ -317,7 +445,8 @@ class _LocalFiles:
         return self._signatures[-1]
 
     def size(self, name: str) -> int:
-        return len(self.documents(None)[name]) if name == SIGNATURE else (self.folder / name).stat().st_size
+        content = self._made(name)
+        return (self.folder / name).stat().st_size if content is None else len(content)
 
     def sha256(self, name: str) -> str:
         """As verified, where the manifest says it, so that large files are not read again."""
@@ -329,15 +458,25 @@ class _LocalFiles:
         return found if self._signer is None else found | {SIGNATURE: self._signature(found[MANIFEST])}
 
     def _unsigned_documents(self, pin: str | None) -> dict[str, bytes]:
-        if pin is None or CARD not in self.names:
-            return {name: (self.folder / name).read_bytes() for name in (CARD, MANIFEST) if name in self.names}
+        card = {CARD: self._card(pin)} if CARD in self.names else {}
+        if MANIFEST not in self.names:
+            return card
+        changed = {**self._additions, **({} if pin is None else card)}
+        if not changed:
+            return {**card, MANIFEST: (self.folder / MANIFEST).read_bytes()}
         with tempfile.TemporaryDirectory() as scratch:
-            (Path(scratch) / CARD).write_bytes(self._card(pin))
-            if MANIFEST not in self.names:
-                return {CARD: self._card(pin)}
+            for name, content in changed.items():
+                (Path(scratch) / name).write_bytes(content)
             shutil.copy(self.folder / MANIFEST, scratch)
-            update_manifest(Path(scratch), [CARD])
-            return {name: (Path(scratch) / name).read_bytes() for name in (CARD, MANIFEST)}
+            update_manifest(Path(scratch), changed)
+            return {**card, MANIFEST: (Path(scratch) / MANIFEST).read_bytes()}
+
+    def _made(self, name: str) -> bytes | None:
+        """The content of a file that is not the folder's as it lies there."""
+        if name in self._additions:
+            return self._additions[name]
+        made = name == SIGNATURE or (name == MANIFEST and bool(self._additions))
+        return self.documents(None)[name] if made else None
 
     def find_pin(self, remote_card: RepoFile | None, commits: list[str]) -> str | None:
         """The commit that the remote card, if it is this one, is pinned to."""
@@ -347,14 +486,15 @@ class _LocalFiles:
 
     def equals(self, name: str, remote: RepoFile, documents: dict[str, bytes]) -> bool:
         """Whether a remote file holds the same bytes."""
-        content = documents.get(name)
+        content = documents.get(name, self._additions.get(name))
         if remote.lfs is None:
             return remote.blob_id == git_hash((self.folder / name).read_bytes() if content is None else content)
         return remote.lfs.sha256 == self.sha256(name)
 
     def operation(self, name: str) -> CommitOperationAdd:
-        if name == SIGNATURE:
-            return CommitOperationAdd(name, self.documents(None)[name])
+        content = self._made(name)
+        if content is not None:
+            return CommitOperationAdd(name, content)
         operation = CommitOperationAdd(name, str(self.folder / name))
         operation.upload_info.sha256 = bytes.fromhex(self.sha256(name))
         return operation
@@ -364,7 +504,7 @@ class _LocalFiles:
         return card if pin is None else pin_card(card.decode("utf-8"), self.repo_id, pin).encode("utf-8")
 
 
-def _compare(local: _LocalFiles, remote: dict[str, RepoFile], pin: str | None) -> list[Change]:
+def _compare(local: _LocalFiles, remote: dict[str, RepoFile], pin: str | None, gone: set[str]) -> list[Change]:
     documents = local.documents(pin)
     changes = []
     for name in local.names:
@@ -375,7 +515,8 @@ def _compare(local: _LocalFiles, remote: dict[str, RepoFile], pin: str | None) -
         changes.append(Change(name, kind, local.size(name)))
     renewed = any(change.path == MANIFEST and change.kind != UNCHANGED for change in changes)
     for name in sorted(remote.keys() - set(local.names)):
-        stale = any(fnmatch(name, pattern) for pattern in _WEIGHTS) or (name == SIGNATURE and renewed)
+        stale = name in gone or any(fnmatch(name, pattern) for pattern in _WEIGHTS)
+        stale = stale or (name == SIGNATURE and renewed)
         changes.append(Change(name, REMOVED if stale else KEPT, remote[name].size))
     return changes
 
@@ -387,10 +528,12 @@ class _Remote:
         api (`HfApi`): The client.
         repo_id (`str`): `"organisation/name"`.
         branch (`str`): The branch to publish on.
+        kind (`str`): `"model"` or `"space"`.
     """
 
-    def __init__(self, api: HfApi, repo_id: str, branch: str):
+    def __init__(self, api: HfApi, repo_id: str, branch: str, kind: str = _MODEL):
         self.api, self.repo_id, self.branch = api, repo_id, branch
+        self._kind = {"repo_type": kind}
 
     def create(self, private: bool, must_be_private: bool) -> None:
         """Make repository and branch where they do not exist.
@@ -399,8 +542,9 @@ class _Remote:
             ConversionError: It exists and is public, but must not be.
         """
         # None: an organisation's own setting decides, and an existing repository stays as it is.
-        self.api.create_repo(self.repo_id, private=True if private else None, exist_ok=True)
-        if must_be_private and not self.api.repo_info(self.repo_id).private:
+        sdk = {"space_sdk": "gradio"} if self._kind["repo_type"] == _SPACE else {}
+        self.api.create_repo(self.repo_id, private=True if private else None, exist_ok=True, **sdk, **self._kind)
+        if must_be_private and not self.is_private(private):
             raise ConversionError(
                 f"{self.repo_id} exists and is public, and these weights may only go to a private repository.",
                 next_step="Make it private in its settings, or choose another --repo-id.",
@@ -408,10 +552,20 @@ class _Remote:
         if self.branch != _MAIN:
             self.api.create_branch(self.repo_id, branch=self.branch, exist_ok=True)
 
+    def exists(self) -> bool:
+        return self.api.repo_exists(self.repo_id, **self._kind)
+
+    def is_private(self, otherwise: bool) -> bool:
+        """Whether only its owner sees it; `otherwise` where it does not exist yet."""
+        try:
+            return bool(self.api.repo_info(self.repo_id, **self._kind).private)
+        except RepositoryNotFoundError:
+            return otherwise
+
     def files(self) -> dict[str, RepoFile]:
         """What is there; nothing where the repository or the branch does not exist yet."""
         try:
-            entries = list(self.api.list_repo_tree(self.repo_id, recursive=True, revision=self.branch))
+            entries = list(self.api.list_repo_tree(self.repo_id, recursive=True, revision=self.branch, **self._kind))
         except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError):
             return {}
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
@@ -424,7 +578,7 @@ class _Remote:
 
     def head(self) -> str | None:
         try:
-            return self.api.repo_info(self.repo_id, revision=self.branch).sha
+            return self.api.repo_info(self.repo_id, revision=self.branch, **self._kind).sha
         except (RepositoryNotFoundError, RevisionNotFoundError):
             return None
 
@@ -451,11 +605,18 @@ class _Remote:
             if progress is not None:
                 progress("Uploading", done, total)
         operations += [CommitOperationDelete(change.path) for change in changes if change.kind == REMOVED]
-        message = "Upload the checkpoint"
-        commit = self.api.create_commit(
-            self.repo_id, operations, commit_message=message, revision=self.branch, parent_commit=head
-        )
-        return commit.oid
+        return self.commit(operations, "Upload the checkpoint", head)
+
+    def commit(self, operations: list, message: str, parent: str | None) -> str:
+        """Enter all operations in one commit after `parent`; returns its hash."""
+        return self.api.create_commit(
+            self.repo_id,
+            operations,
+            commit_message=message,
+            revision=self.branch,
+            parent_commit=parent,
+            **self._kind,
+        ).oid
 
     def enter_pin(self, local: _LocalFiles, pin: str) -> None:
         """Enter a commit's hash into the card; nothing where the card names no revision."""
@@ -463,13 +624,14 @@ class _Remote:
         if documents == local.documents(None):
             return
         operations = [CommitOperationAdd(name, content) for name, content in documents.items()]
-        message = f"Name {pin} as the revision to use"
-        self.api.create_commit(
-            self.repo_id, operations, commit_message=message, revision=self.branch, parent_commit=pin
-        )
+        self.commit(operations, f"Name {pin} as the revision to use", pin)
 
     def url(self, revision: str | None) -> str:
         return f"{self.api.endpoint}/{self.repo_id}/tree/{revision}" if revision else ""
+
+    def page_url(self) -> str:
+        """The address of a Space."""
+        return f"{self.api.endpoint}/spaces/{self.repo_id}"
 
 
 @contextmanager

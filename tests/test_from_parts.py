@@ -88,7 +88,7 @@ def test_parts_learn_are_scored_and_published(system, parts, tmp_path, monkeypat
 
     allow_only_this_machine(monkeypatch)
     with HubServer() as hub:
-        run("publish", "trained", "--repo-id", "org/new", "--private", "--endpoint", hub.endpoint)
+        run("publish", "trained", "--repo-id", "org/new", "--private", "--hub", hub.endpoint)
         downloaded = hub.download("org/new", tmp_path / "downloaded")
     outputs = []
     for repo in ("trained", downloaded):

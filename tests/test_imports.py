@@ -144,6 +144,20 @@ def test_published_files_cannot_reach_out(file):
             assert called != ("torch", "load"), f"{where}: checkpoints are safetensors."
 
 
+# What runs beside a checkpoint or in a Space, and what requirements.txt names for it.
+DEPLOYED = {"gradio", "huggingface_hub", "numpy", "PIL", "torch", "transformers"}
+
+
+@pytest.mark.parametrize("file", files_of("deployment"), ids=name)
+def test_what_is_deployed_needs_nothing_of_this_project(file):
+    for level, module, node in imports(parse(file)):
+        where = f"{name(file)}:{node.lineno}"
+        package = module.split(".")[0]
+        assert level == 0, f"{where}: the file lies alone where it runs."
+        assert package in DEPLOYED or package in sys.stdlib_module_names, f"{where}: {package!r} is not installed."
+        assert package not in FORBIDDEN_MODULES, f"{where}: {module!r} in what others run."
+
+
 def test_published_folders_are_flat_with_unique_names():
     for folder in PUBLISHED:
         nested = [file for file in (ROOT / folder).rglob("*.py") if file.parent != ROOT / folder]

@@ -128,6 +128,26 @@ assert not any(name.startswith("transformers_modules.") for name in sys.modules)
 """
 
 
+# The same, but a Hub on this machine answers.
+ALLOW_THIS_MACHINE = """
+import socket
+_real = {name: getattr(socket, name) for name in ("create_connection", "getaddrinfo")}
+_real["connect"] = socket.socket.connect
+"""
+ONLY_THIS_MACHINE = """
+def connect(self, address):
+    return (_real["connect"] if address[0] == "127.0.0.1" else refuse)(self, address)
+
+def create_connection(address, *args, **kwargs):
+    return (_real["create_connection"] if address[0] == "127.0.0.1" else refuse)(address, *args, **kwargs)
+
+def getaddrinfo(host, *args, **kwargs):
+    return (_real["getaddrinfo"] if host == "127.0.0.1" else refuse)(host, *args, **kwargs)
+
+socket.socket.connect, socket.create_connection, socket.getaddrinfo = connect, create_connection, getaddrinfo
+"""
+
+
 @functools.cache
 def bare_environment() -> dict[str, str]:
     """This process's environment without what leads Python or the Hub's client anywhere, and with an empty HF_HOME."""
@@ -137,19 +157,27 @@ def bare_environment() -> dict[str, str]:
     return {**kept, "HF_HOME": empty, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
-def run_without_the_package(code: str, folder: Path, from_nothing: bool = False, **arguments) -> None:
+def environment_without_the_package(folder: Path, hub=None) -> dict[str, str]:
+    """The environment of a process that finds this package nowhere, and no Hub but the given one."""
+    env = {**bare_environment(), "HF_HOME": str(folder / "hf")}
+    return env if hub is None else env | hub.environment
+
+
+def run_without_the_package(code: str, folder: Path, from_nothing: bool = False, hub=None, **arguments) -> None:
     """Run `code` in a process of its own in an empty folder, where this package is blocked and the network is off.
 
     Args:
         code: what runs there; it finds `arguments` as JSON in `sys.argv[1]`.
         folder: the folder, where copies of a repository's code are kept, too.
         from_nothing: start a new Python instead of forking one that has imported transformers.
+        hub: a Hub on this machine that it may ask; its address is read by imports, so that a new Python is started.
     """
     script = folder / "child.py"
-    script.write_text(BLOCK + code, encoding="utf-8")
-    env = {**bare_environment(), "HF_HOME": str(folder / "hf")}
+    block = BLOCK if hub is None else ALLOW_THIS_MACHINE + BLOCK + ONLY_THIS_MACHINE
+    script.write_text(block + code, encoding="utf-8")
+    env = environment_without_the_package(folder, hub)
     command = [str(script), json.dumps(arguments)]
-    if from_nothing:
+    if from_nothing or hub is not None:
         run = subprocess.run(
             [sys.executable, *command],
             cwd=folder,

@@ -42,8 +42,15 @@ def publish(
     sign: Annotated[
         Path | None, typer.Option(help="Sign the manifest with this private key (PEM); needs model-signing.")
     ] = None,
+    handler: Annotated[
+        bool, typer.Option("--endpoint", help="Add handler.py and requirements.txt, which Inference Endpoints run.")
+    ] = False,
+    space: Annotated[
+        bool, typer.Option("--space", help="Make or renew a Space that runs it; private where it is.")
+    ] = False,
+    space_id: Annotated[str | None, typer.Option(help="Name of that Space.  [default: --repo-id]")] = None,
     endpoint: Annotated[
-        str | None, typer.Option(help="Another Hub.  [default: HF_ENDPOINT, or the public one]")
+        str | None, typer.Option("--hub", help="Another Hub.  [default: HF_ENDPOINT, or the public one]")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ):
@@ -56,6 +63,10 @@ def publish(
         raise CommandError("--trained-only needs --base: the LLaVA folder the checkpoint was trained from.")
     if trained_only and sign is not None:
         raise CommandError("--sign signs the manifest of full weights, which --trained-only does not publish.")
+    if trained_only and (handler or space):
+        raise CommandError("--endpoint and --space run full weights, which --trained-only does not publish.")
+    if space_id is not None and not space:
+        raise CommandError("--space-id names the Space that --space makes. Pass --space, too, or leave it out.")
     if not trained_only and any((base, vision_tower, sam, export)):
         raise CommandError("--base, --vision-tower, --sam and --export belong to --trained-only. Pass it, or none.")
 
@@ -68,6 +79,8 @@ def publish(
     options = {"private": private, "revision": revision, "card": card, "dry_run": dry_run, "endpoint": endpoint}
     if sign is not None:
         options["sign"] = sign
+    if not trained_only:
+        options |= {"handler": handler, "space": space_id or repo_id if space else None}
     options["on_changes"] = lambda changes: console.print(_as_table(changes), markup=False, soft_wrap=True)
     with rich_progress(console) as progress:
         if trained_only:
@@ -75,6 +88,10 @@ def publish(
             report = publish_trained(repo, repo_id, **own, **options, progress=progress)
         else:
             report = publish_repository(repo, repo_id, **options, progress=progress)
+    if report.space is not None:
+        seen = "private" if report.space.private else "as visible as the checkpoint"
+        console.print(f"Space {report.space.repo_id}, {seen}:", markup=False)
+        console.print(_as_table(report.space.changes), markup=False, soft_wrap=True)
     write_out(json.dumps(asdict(report), indent=2) + "\n" if as_json else _as_text(report, dry_run))
 
 
@@ -94,7 +111,8 @@ def _as_text(report: "PublishReport", dry_run: bool) -> str:
     if dry_run:
         return f"{report.repo_id}: nothing was uploaded (dry run); {amount} would be\n"
     done = f"{amount} uploaded" if uploads else "nothing to upload"
-    return f'{report.repo_id}: {done}\n{report.url}\nrevision="{report.revision}"\n'
+    space = "" if report.space is None else f"{report.space.url}\n"
+    return f'{report.repo_id}: {done}\n{report.url}\n{space}revision="{report.revision}"\n'
 
 
 def _size(size: float) -> str:

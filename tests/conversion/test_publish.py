@@ -330,7 +330,7 @@ def run(*arguments, code=0):
 
 
 def test_the_command(llama_2, llama_1, hub, tmp_path):
-    options = ["--repo-id", "org/lisa", "--endpoint", hub.endpoint]
+    options = ["--repo-id", "org/lisa", "--hub", hub.endpoint]
     result = run("publish", llama_2, *options, "--dry-run")
     assert "nothing was uploaded (dry run)" in result.stdout
     assert "+ model.safetensors" in result.stderr

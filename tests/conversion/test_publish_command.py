@@ -91,4 +91,4 @@ def test_a_network_that_is_not_there(llama_1):
     nobody = f"http://127.0.0.1:{closed_port()}"
     said = one_line(installed(*arguments, code=1, HF_HUB_OFFLINE="0", HF_ENDPOINT=nobody).stderr)
     assert f"The Hub at {nobody} cannot be reached" in said
-    assert "Nothing was uploaded. Check the network and the address (--endpoint, or HF_ENDPOINT)" in said
+    assert "Nothing was uploaded. Check the network and the address (--hub, or HF_ENDPOINT)" in said

@@ -129,9 +129,7 @@ def test_no_command_runs_code_of_a_repository_or_asks_whether_to(lisa_repo, tmp_
     commands = []
     for repo in repos.values():
         commands += [["verify", repo], ["card", "lisa-7b-v1", "--repo", repo]]
-        commands += [
-            ["publish", repo, "--repo-id", "me/x", "--private", "--dry-run", "--endpoint", "http://127.0.0.1:9"]
-        ]
+        commands += [["publish", repo, "--repo-id", "me/x", "--private", "--dry-run", "--hub", "http://127.0.0.1:9"]]
         written = tmp_path / f"{repo.name}.yaml"
         written.write_text(recipe.format(repo))
         commands += [["train", written, "--out", tmp_path / f"trained-{repo.name}"]]

@@ -183,7 +183,7 @@ class TestPublishing:
 
     def test_the_commands(self, repo, keys, tmp_path):
         (private, public), (_, others) = keys
-        command = ["publish", repo, "--repo-id", "me/x", "--private", "--endpoint", self.hub.endpoint]
+        command = ["publish", repo, "--repo-id", "me/x", "--private", "--hub", self.hub.endpoint]
         done = CliRunner().invoke(app, [*map(str, command), "--sign", str(private)])
         assert done.exit_code == 0, done.output
         found = self.download(tmp_path / "main", "main")

@@ -56,7 +56,7 @@ class HubServer(ThreadingHTTPServer):
     """Use as a context manager; `endpoint` is its address.
 
     Attributes:
-        repos (`dict[str, Repo]`): What was published.
+        repos (`dict[str, Repo]`): What was published; of Spaces as "spaces/organisation/name".
         requests (`list[tuple[str, str]]`): Method and path of every request.
         stored (`dict[str, bytes]`): Large contents that have arrived, by sha256.
         refuse (`Callable[[str, str], int | None]`): Gives a status to refuse a request with.
@@ -190,6 +190,9 @@ class _Handler(BaseHTTPRequestHandler):
             case ["POST", "api", "repos", "create"]:
                 wanted = json.loads(body)
                 name = f"{wanted['organization']}/{wanted['name']}"
+                if wanted.get("type") == "space":
+                    assert wanted["sdk"] == "gradio"
+                    name = f"spaces/{name}"
                 if name in server.repos:
                     return self._send(409, {"url": f"{server.endpoint}/{name}", "error": "You already created it"})
                 private = wanted.get("private") or wanted.get("visibility") == "private"
@@ -206,11 +209,12 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(200)
             case ["POST", organisation, name, "info", "lfs", "objects", "batch"] if name.endswith(".git"):
                 return self._lfs_batch(f"{organisation}/{name.removesuffix('.git')}", json.loads(body))
-            case [_, "api", "models", organisation, name, *rest]:
-                repo = server.repos.get(f"{organisation}/{name}")
+            case [_, "api", "models" | "spaces" as kind, organisation, name, *rest]:
+                name = f"{organisation}/{name}" if kind == "models" else f"spaces/{organisation}/{name}"
+                repo = server.repos.get(name)
                 if repo is None:
                     return self._send(404, {"error": "Repository not found"}, [("X-Error-Code", "RepoNotFound")])
-                return self._repo(method, f"{organisation}/{name}", repo, rest, query, body)
+                return self._repo(method, name, repo, rest, query, body)
         return self._send(404, {"error": f"the test server does not know {method} {'/'.join(parts)}"})
 
     def _lfs_batch(self, name, wanted):
