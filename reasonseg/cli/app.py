@@ -22,6 +22,7 @@ from . import (
     segment,
     train,
     verify,
+    web_app,
 )
 from .failures import readable_failures, show_tracebacks
 from .printing import guard_messages, write_out
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.command("segment")(readable_failures(segment.segment))
 app.command("ask")(readable_failures(ask.ask))
 app.command("mask")(readable_failures(mask.mask))
+app.command("app")(readable_failures(web_app.app))
 app.add_typer(convert.app, name="convert")
 app.command("compose")(readable_failures(compose.compose_command()))
 app.command("inspect")(readable_failures(inspect.inspect))

@@ -1,6 +1,7 @@
 """The web app without its page: questions, masks drawn again without the model, phrases, regions, downloads."""
 
 import json
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+from typer.testing import CliRunner
 
 from reasonseg import EMBEDDED_MODEL
+from reasonseg.cli import app
 from reasonseg.processing.segments import Segment, SegmentationResult, segment_color
 from reasonseg.serving.app_downloads import coco_dataset, write_downloads
 from reasonseg.serving.app_html import answer_fragment, conversation_html, image_html
@@ -323,3 +326,10 @@ def test_downloads_are_masks_overlay_and_a_coco_data_set(tmp_path):
     assert np.array_equal(coco.annToMask(first).astype(bool), result.segments[0].mask)
     assert (first["bbox"], first["area"], first["score"]) == ([3, 2, 8, 7], 56, 0.75)
     assert second["category_id"] == 2
+
+
+def test_the_command_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    result = CliRunner().invoke(app, ["app"])
+    assert result.exit_code == 1
+    assert "pip install '.[app]'" in " ".join(result.output.split())
