@@ -1,5 +1,6 @@
 """The web app's page: layout and events, by gradio."""
 
+import html
 import os
 import tempfile
 import threading
@@ -180,7 +181,7 @@ def build_page(
         try:
             yield
         except AppError as error:
-            raise gr.Error(str(error), duration=20, print_exception=False) from None
+            raise gr.Error(html.escape(str(error)), duration=20, print_exception=False) from None
 
     def view_of(session: AppSession, tool: str) -> str:
         drawn = image_html(session.draw(), tool if session.model.takes_regions else None)

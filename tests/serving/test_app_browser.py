@@ -224,10 +224,10 @@ def test_one_phrase_alone_and_phrases_one_per_line(browser):
 
 def test_a_mistake_is_told_in_a_sentence(browser):
     next(button for button in all_of(browser, "button[role=tab]") if button.text == "Ask").click()
-    type_into(browser, "#question", "Where is the [SEG]?")
+    type_into(browser, "#question", "Where is the <image>?")
     one(browser, "#ask").click()
-    toast = wait_for(browser, lambda d: [e for e in all_of(d, ".toast-body") if "[SEG]" in e.text])[0]
-    assert "a token with which prompts are written" in toast.text
+    toast = wait_for(browser, lambda d: [e for e in all_of(d, ".toast-body") if "token" in e.text])[0]
+    assert "The question holds <image>, a token with which prompts are written. Leave it out." in toast.text
     assert "Traceback" not in toast.text
     assert len(all_of(browser, "#chat .answer")) == 1
 
