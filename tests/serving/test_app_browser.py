@@ -58,7 +58,9 @@ def address(tmp_path_factory, vip_llava_repo):
     threading.Thread(target=read, daemon=True).start()
     found.wait(WAIT)
     located = re.search(r"http://[\d.]+:\d+/", "".join(said))
-    assert located, "".join(said)
+    if not located:
+        process.kill()
+        pytest.fail(f"The app did not start: {''.join(said)}")
     yield located[0]
     process.terminate()
     process.wait(30)
