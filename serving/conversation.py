@@ -114,6 +114,10 @@ class Conversation:
             self._cache.prefixes = None
         self.images, self.turns, self._cached_images = self.images[-1:], [], [0] if self._cache is not None else []
 
+    def free(self) -> None:
+        """Frees the encoded images and what was read of them; the next question encodes and reads them again."""
+        self._cache, self._cached_images = None, []
+
     @property
     def messages(self) -> list[dict]:
         """

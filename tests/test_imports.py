@@ -18,7 +18,7 @@ BELOW = {
     "training": (*PUBLISHED, "data"),
     "evaluation": (*PUBLISHED, "data"),
     "tabletop": (*PUBLISHED, "data", "training", "evaluation"),
-    "serving": PUBLISHED,
+    "serving": (*PUBLISHED, "evaluation"),
 }
 TOOLS = tuple(BELOW)
 # Of `reasonseg/` the tools may import these, which import nothing when they are imported.

@@ -24,6 +24,7 @@ from . import (
     serve,
     train,
     verify,
+    web_app,
 )
 from .failures import readable_failures, show_tracebacks
 from .printing import guard_messages, write_out
@@ -43,6 +44,7 @@ app.command("chat")(readable_failures(chat.chat))
 app.command("ask")(readable_failures(ask.ask))
 app.command("serve")(readable_failures(serve.serve))
 app.command("mask")(readable_failures(mask.mask))
+app.command("app")(readable_failures(web_app.app))
 app.add_typer(convert.app, name="convert")
 app.command("compose")(readable_failures(compose.compose_command()))
 app.command("inspect")(readable_failures(inspect.inspect))

@@ -54,6 +54,6 @@ def test_every_shape_is_listed_as_it_is_typed():
     assert sorted(listed) == sorted(shape.replace(" ", "-") for shape in SHAPES)
 
 
-@pytest.mark.parametrize("name", ["segment", "mask", "ask", "evaluate", "train", "reasonseg-masks"])
+@pytest.mark.parametrize("name", ["segment", "mask", "ask", "evaluate", "train", "app", "reasonseg-masks"])
 def test_commands_that_read_images_let_larger_ones_in(name):
     assert "--max-image-pixels" in [option for parameter in COMMANDS[name,].params for option in parameter.opts]
