@@ -5,12 +5,14 @@ python -m benchmarks.segmenter_precision [--scenes 200] [--sam b|l|h] [--side 10
 
 import argparse
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, SamConfig, SamModel, SamVisionConfig
 
+from benchmarks.measurement import Measurement, print_table
 from benchmarks.midsize import seconds
 from reasonseg.conversion.convert_gsva import convert_gsva
 from reasonseg.conversion.convert_lisa import convert_lisa
@@ -41,6 +43,7 @@ WAYS_TO_ENCODE = (
     ("autocast bfloat16", torch.float32, True),
 )
 SAMS = {"b": (768, 12, 12, [2, 5, 8, 11]), "l": (1024, 24, 16, [5, 11, 17, 23]), "h": (1280, 32, 16, [7, 15, 23, 31])}
+SMALL = {"scenes": 4, "side": 512, "repeats": 1}
 
 
 def drawn(model, batches: list[dict]) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -57,7 +60,8 @@ def as_taken(model, name: str, value):
     return value.to(model.dtype) if name == "pixel_values" else value
 
 
-def compare(title: str, repo, batches: list[dict]) -> None:
+def compare(title: str, repo, batches: list[dict]) -> Iterator[Measurement]:
+    """Overlap of each way's masks with those of float32, and the share of equal decisions."""
     known = {}
     for way, (options, other_options) in WAYS.items():
         other = tuple(other_options.items())
@@ -67,12 +71,11 @@ def compare(title: str, repo, batches: list[dict]) -> None:
         masks, rejected = drawn(loaded(repo, options), batches)
         drawn_ones = (~decisions).nonzero()[:, 0].tolist()
         overlaps = torch.tensor([iou(masks[slot], expected[slot]) for slot in drawn_ones])
-        flipped = int((rejected != decisions).sum())
-        print(
-            f"{title:20} {way:18} {len(overlaps):5d} masks  mean IoU {overlaps.mean():.4f}  lowest "
-            f"{overlaps.min():.4f}  {flipped} of {len(decisions)} decisions differ",
-            flush=True,
-        )
+        equal = 100 * float((rejected == decisions).float().mean())
+        what, more = f"{title}, {way}, against float32", {"more_is_better": True}
+        yield Measurement(f"{what}: mean IoU of {len(overlaps)} masks", float(overlaps.mean()), unit="", **more)
+        yield Measurement(f"{what}: lowest IoU", float(overlaps.min()), unit="", **more)
+        yield Measurement(f"{what}: equal decisions", equal, unit="%", **more)
 
 
 def loaded(repo, options: dict):
@@ -106,7 +109,7 @@ def recorded(repo, system: str) -> list[dict]:
     return [dict(processor(images=images, phrases=[part] * 2, return_tensors="pt")) for part in PHRASES]
 
 
-def time_encoder(size: str, side: int, repeats: int) -> None:
+def time_encoder(size: str, side: int, repeats: int) -> Iterator[Measurement]:
     """One image of `side` x `side` pixels through SAM's image encoder, the best of a few."""
     width, layers, heads, global_layers = SAMS[size]
     vision = SamVisionConfig(
@@ -123,8 +126,25 @@ def time_encoder(size: str, side: int, repeats: int) -> None:
         adapter = segmenter_adapter(with_encoder_in(dtype, segmenter))
         with torch.autocast("cpu", torch.bfloat16, enabled=cast):
             taken = min(seconds(lambda: adapter.encode(pixels))[0] for _ in range(repeats))  # noqa: B023
+        if exact is not None:
+            yield Measurement(f"encoder of SAM ViT-{size.upper()}, {title}, against float32", taken, exact)
         exact = exact or taken
-        print(f"SAM ViT-{size.upper()} encoder, {title:18} {taken:7.2f} s  {exact / taken:5.2f} x", flush=True)
+
+
+@torch.no_grad()
+def measurements(scenes: int = 200, sam: str = "b", side: int = 1024, repeats: int = 3) -> Iterator[Measurement]:
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory() as folder:
+        if repeats:
+            yield from time_encoder(sam, side, repeats)
+        lisa, gsva = PARITY / "lisa", PARITY / "gsva"
+        convert_lisa(lisa / "checkpoint", vision_tower=lisa / "vision_tower", out=f"{folder}/lisa")
+        tower = gsva / "vision_tower"
+        convert_gsva(gsva / "gsva-tiny.bin", base=gsva / "base_llava", vision_tower=tower, out=f"{folder}/gsva")
+        for system in ("lisa", "gsva"):
+            yield from compare(f"recorded {system}", f"{folder}/{system}", recorded(f"{folder}/{system}", system))
+        if scenes:
+            yield from compare(f"tabletop, {scenes} scenes", EMBEDDED_MODEL, tabletop(scenes))
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -133,19 +153,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--sam", choices=SAMS, default="b")
     parser.add_argument("--side", type=int, default=1024, help="of the images that are timed, in pixels")
     parser.add_argument("--repeats", type=int, default=3, help="0 leaves the timing out")
-    options = parser.parse_args(arguments)
-    torch.manual_seed(0)
-    with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
-        if options.repeats:
-            time_encoder(options.sam, options.side, options.repeats)
-        lisa, gsva = PARITY / "lisa", PARITY / "gsva"
-        convert_lisa(lisa / "checkpoint", vision_tower=lisa / "vision_tower", out=f"{folder}/lisa")
-        tower = gsva / "vision_tower"
-        convert_gsva(gsva / "gsva-tiny.bin", base=gsva / "base_llava", vision_tower=tower, out=f"{folder}/gsva")
-        for system in ("lisa", "gsva"):
-            compare(f"recorded {system}", f"{folder}/{system}", recorded(f"{folder}/{system}", system))
-        if options.scenes:
-            compare(f"tabletop, {options.scenes} scenes", EMBEDDED_MODEL, tabletop(options.scenes))
+    print_table(measurements(**vars(parser.parse_args(arguments))))
 
 
 if __name__ == "__main__":
