@@ -12,6 +12,7 @@ import contextlib
 import io
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -156,17 +157,15 @@ def _measured(folder: Path, count: int, workers: int, size: tuple[int, int], sid
     def segmenting(out: str) -> Segmenting:
         return Segmenting(segmenter, ResultFolder(folder / out, vars(settings)), names)
 
-    def read(path: Path) -> tuple[Any, Any]:
-        loaded = segmenter.load(path)
-        return loaded, segmenter.prepare([loaded])
-
     def row(what: str, run: Callable[[int], Any]) -> Measurement:
         what = f"{what}, {workers} threads, against what is wanted"
         return Measurement(what, count / seconds(run), WANTED, "images/s", more_is_better=True)
 
-    loaded, prepared = read(paths[0])  # first calls are slower
-    (result,) = segmenter.compute(prepared)
-    yield row("images read and prepared", lambda number: [None for _ in read_ahead(read, paths, workers)])
+    loaded = segmenter.load(paths[0])
+    (result,) = segmenter.compute(segmenter.prepare([loaded]))  # first calls are slower
+    steps = {"read": segmenter.load, "prepared": lambda path: segmenter.prepare([loaded])}
+    for step, run in steps.items():
+        yield row(f"images {step}", lambda number, run=run: deque(read_ahead(run, paths, workers), maxlen=0))
     yield row(
         "masks and overlays drawn and written",
         lambda number: save(Ready(segmenting(f"drawn {number}"), loaded, result), paths, workers),

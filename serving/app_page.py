@@ -329,7 +329,7 @@ def build_page(
                 )
                 if examples:
                     gallery = gr.Gallery(
-                        [picture for picture, _ in examples],
+                        [shown for shown, _ in examples],
                         **{"label": "Examples", "columns": len(examples), "height": 110, "allow_preview": False},
                         **{"interactive": False, "elem_id": "examples", "buttons": [], "format": "png"},
                     )

@@ -246,8 +246,8 @@ class ModelWorker:
         images = {question.images[0].key: question.images[0].pixels for question in questions}
         arguments: dict[str, Any] = {"images": list(images.values())}
         if len(images) < len(questions):
-            places = {key: place for place, key in enumerate(images)}
-            arguments["image_index"] = [places[question.images[0].key] for question in questions]
+            index_of = {key: index for index, key in enumerate(images)}
+            arguments["image_index"] = [index_of[question.images[0].key] for question in questions]
         kind = "text" if questions[0].phrases is None else "phrases"
         arguments[kind] = [question.text if kind == "text" else list(question.phrases) for question in questions]
         inputs = self.processor(**arguments, return_tensors="pt").to(self.model.device)
@@ -348,7 +348,7 @@ def _sampling(question: Question) -> Iterator[None]:
 def count_tokens(ids: Sequence[int], limit: int, end_tokens: set[int]) -> tuple[int, bool]:
     """Tokens of an answer whose row may be padded, its end included, and whether it was cut off at `limit`."""
     own = ids[:limit]
-    end = next((place for place, token in enumerate(own) if token in end_tokens), None)
+    end = next((index for index, token in enumerate(own) if token in end_tokens), None)
     return (len(own), len(own) == limit) if end is None else (end + 1, False)
 
 
