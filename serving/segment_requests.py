@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -79,6 +80,8 @@ async def parse_form(request: Request, body: bytes, limits: Limits) -> SegmentRe
                 fields[name] = values if name == "phrases" else values[0]
     except HTTPException as error:
         raise RefusedError(400, f"The form cannot be read ({error.detail}).") from None
+    except FormParserError as error:  # starlette up to 0.49 lets it through
+        raise RefusedError(400, f"The form cannot be read ({error}).") from None
     # Forms have no null, so that clients leave a field blank.
     optional = ("text", "model", "reject_threshold")
     fields = {name: value for name, value in fields.items() if value != "" or name not in optional}

@@ -1,5 +1,6 @@
 """Commands that have a running server do the work of a model."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,15 @@ Server = Annotated[
         show_default=False,
     ),
 ]
-ApiKey = Annotated[str | None, typer.Option(envvar="REASONSEG_API_KEY", help="Of the server, where it asks for one.")]
+API_KEY_VARIABLE = "REASONSEG_API_KEY"
+ApiKey = Annotated[
+    str | None, typer.Option(help=f"Of the server, where it asks for one; better in {API_KEY_VARIABLE}.")
+]
+
+
+def key_or_variable(api_key: str | None) -> str | None:
+    """The key that was given as an option, or else in the environment: typer 0.26 does not look there by itself."""
+    return os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key
 
 
 def connect(server: str, model: str | None, api_key: str | None, model_options: dict[str, Any]) -> "RemotePipeline":
@@ -31,7 +40,7 @@ def connect(server: str, model: str | None, api_key: str | None, model_options: 
     Args:
         server: its address.
         model: one of its models; the first by default.
-        api_key: what it asks for.
+        api_key: what it asks for, unless the environment has it.
         model_options: the values of options that say how a model is loaded, by their spelling; none may be given.
 
     Raises:
@@ -45,7 +54,7 @@ def connect(server: str, model: str | None, api_key: str | None, model_options: 
         )
     from ..serving.client import RemotePipeline
 
-    return RemotePipeline(server, model, api_key)
+    return RemotePipeline(server, model, key_or_variable(api_key))
 
 
 class RemoteSegmenter:

@@ -13,6 +13,7 @@ from .._version import __version__
 from ..model_names import EMBEDDED_HELP
 from .failures import CommandError, shown_log, stderr_console
 from .printing import write_out
+from .remote import API_KEY_VARIABLE, key_or_variable
 from .running import (
     Compiled,
     Device,
@@ -48,9 +49,8 @@ def serve(
     api_key: Annotated[
         str | None,
         typer.Option(
-            envvar="REASONSEG_API_KEY",
             help="Ask every request for `Authorization: Bearer KEY`. As an option other users of the machine can see "
-            "it; better set the variable.",
+            f"it; better set the variable {API_KEY_VARIABLE}.",
         ),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests that a model answers together.")] = 8,
@@ -88,7 +88,7 @@ def serve(
         raise CommandError(
             f'This command needs {", ".join(missing)}. In a clone of this project: pip install ".[serve]"'
         )
-    names = model_names(model)
+    names, api_key = model_names(model), key_or_variable(api_key)
     if api_key is not None and not (api_key.strip() and api_key.isascii() and api_key.isprintable()):
         raise CommandError("The API key is empty or holds characters that no header may have. Use letters and digits.")
     from ..serving.batching import ModelWorker
@@ -119,7 +119,7 @@ def serve(
         workers[name] = ModelWorker(name, *loaded, limits, metrics, batch_size, max_wait_ms / 1000)
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         console.print(
-            f"Everybody who can reach {host} can use this server. REASONSEG_API_KEY sets a key.", style="yellow"
+            f"Everybody who can reach {host} can use this server. {API_KEY_VARIABLE} sets a key.", style="yellow"
         )
     from ..serving.app import Service
 

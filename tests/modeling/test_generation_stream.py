@@ -10,7 +10,8 @@ from tests.support import tiny
 
 
 TOLERANCE = 1e-4
-OPTIONS = {"max_new_tokens": 24, "do_sample": True}
+# About every third token is a slot, whatever is drawn.
+OPTIONS = {"max_new_tokens": 24, "do_sample": True, "sequence_bias": {(tiny.SEG,): 2.0, (tiny.REJ,): 1.0}}
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,8 @@ def test_closing_stops_it(model):
 
 
 def test_its_errors_are_raised_where_it_is_read(model, monkeypatch):
-    given = arguments()
+    always = {"sequence_bias": {(tiny.SEG,): 100.0}}
+    given = {**arguments(), **always}
     del given["sam_pixel_values"]
     steps = model.stream_with_masks(**given)
     with pytest.raises(ValueError, match="need the segmenter's view"):
@@ -104,7 +106,7 @@ def test_its_errors_are_raised_where_it_is_read(model, monkeypatch):
 
     monkeypatch.setattr(model, "_encode_views", broken)
     with pytest.raises(RuntimeError, match="no memory"):
-        list(model.stream_with_masks(**arguments()))
+        list(model.stream_with_masks(**{**arguments(), **always}))
     without_slots = {**arguments(), "suppress_tokens": [tiny.SEG, tiny.REJ]}
     assert not len(list(model.stream_with_masks(**without_slots))[-1].output.pred_masks[0])
 
