@@ -1,16 +1,19 @@
 """Questions in batches: who shares one, who is dropped, and what a bad neighbour does to the others."""
 
 import asyncio
+import threading
 import time
 
 import pytest
 import torch
 
-from reasonseg.serving.app import Unread
+from reasonseg.serving.app import Service, Unread
 from reasonseg.serving.batching import ClientLeftError, Job, ModelWorker, count_tokens
+from reasonseg.serving.client import RemotePipeline
 from reasonseg.serving.limits import Gate, Limits, RefusedError
 from reasonseg.serving.metrics import Metrics
 from reasonseg.serving.questions import Question, ReadImage
+from reasonseg.serving.server import Server, address_of, bind
 
 
 QUESTIONS = ("What can I drink from?", "Find all plates.")
@@ -119,6 +122,27 @@ def test_a_queue_that_is_full_takes_no_more(worker_of, scenes):
     large.submit(asked(scenes[0], text=QUESTIONS[0]))
     with pytest.raises(RefusedError, match="1 requests wait"):
         large.submit(asked(scenes[0], text=QUESTIONS[0]))
+
+
+def test_the_client_waits_for_a_server_whose_queue_is_full(embedded, scenes, pipe):
+    limits, metrics = Limits(max_waiting=1), Metrics()
+    service = Service({"m": ModelWorker("m", *embedded, limits, metrics, max_wait=0.5)}, limits, metrics)
+    listener, ready = bind("127.0.0.1", 0), threading.Event()
+    server = Server(service, 10, ready.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    assert ready.wait(60)
+    results = RemotePipeline(address_of(listener))(scenes[:2], phrases=["a plate"], batch_size=2, mask_format="rle")
+    server.stop()
+    thread.join(60)
+    service.close()
+    refused = {"path": "/v1/segment", "status": "429"}
+    assert metrics.registry.get_sample_value("reasonseg_requests_total", refused) > 0
+    for result, expected in zip(results, pipe(scenes[:2], phrases=["a plate"], mask_format="rle"), strict=True):
+        assert result["generated_text"] == expected["generated_text"]
+        (found,), (wanted,) = result["segments"], expected["segments"]
+        assert found.pop("score") == pytest.approx(wanted.pop("score"), abs=1e-4)
+        assert found == wanted
 
 
 def test_an_answer_that_nobody_reads_ends_and_the_worker_goes_on(worker_of, scenes):
