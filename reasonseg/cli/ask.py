@@ -22,7 +22,7 @@ from .running import (
     load_checkpoint,
     precision_of,
 )
-from .talking import Talk, generation_options, read_numbers
+from .talking import MaxNewTokens, Seed, Talk, Temperature, TopP, generation_options, read_numbers
 
 
 if TYPE_CHECKING:
@@ -77,12 +77,10 @@ def ask(
         bool,
         typer.Option("--interactive", "-i", help="Ask further questions; the default without TEXT."),
     ] = False,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
-    top_p: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="With a temperature: nucleus sampling.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="With a temperature: the same answer again.")] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = None,
+    seed: Seed = None,
     device: Device = "auto",
     dtype: KeptDtype = Dtype.auto,
     segmenter_dtype: SegmenterDtype = Dtype.auto,
@@ -121,11 +119,7 @@ def ask(
     options = generation_options(max_new_tokens, temperature, top_p)
     talk = Talk(Conversation(network, processor, **options), None, out, as_json)
     talk.look_at(image, shown, prompts, width)
-    if seed is not None:
-        import torch
-
-        torch.manual_seed(seed)
-    talk.run(text, interactive or text is None)
+    talk.run(text, interactive or text is None, seed)
 
 
 def read_regions(boxes: list[str], polygons: list[str], masks: list[Path], rles: list[Path]) -> list[dict[str, Any]]:

@@ -21,7 +21,7 @@ from .running import (
     load_checkpoint,
     precision_of,
 )
-from .talking import Talk, generation_options
+from .talking import MaxNewTokens, Seed, Talk, Temperature, TopP, generation_options
 
 
 def chat(
@@ -39,12 +39,10 @@ def chat(
         float | None,
         typer.Option(min=0.0, max=1.0, help="Reject what is less probably there; by default the model decides."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.0,
-    top_p: Annotated[
-        float | None, typer.Option(min=0.0, max=1.0, help="With a temperature: nucleus sampling.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="With a temperature: the same answers again.")] = None,
+    max_new_tokens: MaxNewTokens = 512,
+    temperature: Temperature = 0.0,
+    top_p: TopP = None,
+    seed: Seed = None,
     device: Device = "auto",
     dtype: KeptDtype = Dtype.auto,
     segmenter_dtype: SegmenterDtype = Dtype.auto,
@@ -74,8 +72,4 @@ def chat(
     talk = Talk(Conversation(network, processor, **thresholds, **options), out, out / "prompted.png")
     if image is not None:
         talk.look_at(image, pixels)
-    if seed is not None:
-        import torch
-
-        torch.manual_seed(seed)
-    talk.run(None, further=True)
+    talk.run(None, further=True, seed=seed)

@@ -5,7 +5,9 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 from ..atomic_files import remove_drafts, written_whole
 from .failures import CommandError, describe, stderr_console
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
     from ..serving.conversation import Conversation
 
 LEAVE = ("/exit", "/quit")
+
+# Of both commands.
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")]
+TopP = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="With a temperature: nucleus sampling.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="With a temperature: the same answers again.")]
 
 
 class Talk:
@@ -81,10 +89,15 @@ class Talk:
         self.conversation.add_image(shown)
         self.image, self.pixels, self.prompts = image, pixels, list(prompts)
 
-    def run(self, first: str | None, further: bool) -> None:
+    def run(self, first: str | None, further: bool, seed: int | None = None) -> None:
         """
         Answers `first` and, if `further`, every line that is typed. Then what fails is told, and the next line taken.
+        With a `seed`, what is sampled is the same in every run.
         """
+        if seed is not None:
+            import torch
+
+            torch.manual_seed(seed)
         if first is not None and not further:
             self.take(first)
             return
@@ -331,4 +344,16 @@ def generation_options(max_new_tokens: int, temperature: float, top_p: float | N
     return options
 
 
-__all__ = ["LEAVE", "AnswerLine", "Talk", "events_of", "generation_options", "read_numbers", "typed_lines"]
+__all__ = [
+    "LEAVE",
+    "AnswerLine",
+    "MaxNewTokens",
+    "Seed",
+    "Talk",
+    "Temperature",
+    "TopP",
+    "events_of",
+    "generation_options",
+    "read_numbers",
+    "typed_lines",
+]
