@@ -19,7 +19,7 @@ from reasonseg.conversion.manifest import read_manifest, update_manifest
 from reasonseg.conversion.publish import publish as publish_verified
 from reasonseg.conversion.repository_code import stray_files
 from reasonseg.conversion.verify import verify_repository
-from tests.support.hub_server import HubServer, Repo, allow_only_this_machine
+from tests.support.hub_server import Repo
 
 
 ROOT = Path(__file__).parents[2]
@@ -27,15 +27,7 @@ ROOT = Path(__file__).parents[2]
 publish = partial(publish_verified, verify=lambda folder: None)
 
 
-@pytest.fixture(autouse=True)
-def only_this_machine(monkeypatch):
-    allow_only_this_machine(monkeypatch)
-
-
-@pytest.fixture
-def hub():
-    with HubServer() as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("only_this_machine")
 
 
 @pytest.fixture

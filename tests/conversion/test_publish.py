@@ -17,19 +17,11 @@ from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.manifest import read_manifest, update_manifest
 from reasonseg.conversion.publish import publish, publish_trained
 from reasonseg.conversion.trained import restore
-from tests.support.hub_server import HubServer, Repo, allow_only_this_machine, pinned_revision
+from tests.support.hub_server import Repo, pinned_revision
 from tests.support.trained_base import write_base
 
 
-@pytest.fixture(autouse=True)
-def only_this_machine(monkeypatch):
-    allow_only_this_machine(monkeypatch)
-
-
-@pytest.fixture
-def hub():
-    with HubServer() as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("only_this_machine")
 
 
 def with_card(repo, folder, name):
