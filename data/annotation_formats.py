@@ -4,8 +4,9 @@ Commands, their help and their checks are made from this table. Everything is na
 it is used.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,41 @@ class WritingOptions:
     tolerance: float = 0.0
 
 
+@dataclass
+class Written:
+    """
+    What a writer has written.
+
+    Args:
+        images (`int`): Number of images.
+        masks (`int`): Number of masks.
+        rejected (`int`): Number of rejected phrases.
+        left_out (`Counter`): What the format has no place for, as a text that follows its number.
+        least_iou (`float`): Of polygons and their masks, over all that were written.
+    """
+
+    images: int = 0
+    masks: int = 0
+    rejected: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    least_iou: float = 1.0
+
+    def sentence(self) -> str:
+        """The same in words."""
+        counted = [(self.images, "image"), (self.masks, "mask"), (self.rejected, "rejected phrase")]
+        parts = [
+            f"{number} {name}{'s' if number != 1 else ''}"
+            for number, name in counted
+            if number or name != "rejected phrase"
+        ]
+        text = ", ".join(parts)
+        if self.least_iou < 1.0:
+            text += f"; polygons have an IoU of {self.least_iou:.3f} or more with their masks"
+        if self.left_out:
+            text += f"; left out: {', '.join(f'{number} {what}' for what, number in sorted(self.left_out.items()))}"
+        return text
+
+
 @dataclass(frozen=True)
 class AnnotationFormat:
     """
@@ -38,7 +74,7 @@ class AnnotationFormat:
         name (`str`): What `--format` calls it.
         summary (`str`): What it is, in one line for help and documentation.
         writer (`str`, *optional*): `module:name` of a function of `Iterable[LabelledImage]`, an empty folder (`Path`)
-            to fill, and [`WritingOptions`]; it returns what it has written and left out, by name, as numbers.
+            to fill, and [`WritingOptions`]; it returns [`Written`].
         reader (`str`, *optional*): `module:name` of a function of a path, which yields [`LabelledImage`].
         masks (`tuple[str, ...]`): Values of [`WritingOptions.masks`] that it takes, the default first.
         keeps (`tuple[str, ...]`): What comes back when it is read again: of `"pixels"` (each mask bit by bit),
@@ -57,8 +93,8 @@ class AnnotationFormat:
     extra: str | None = None
     other_names: tuple[str, ...] = ()
 
-    def write(self, images: Iterable[LabelledImage], folder: Path, options: WritingOptions) -> dict[str, float]:
-        """Fill an empty folder; return what was written and left out."""
+    def write(self, images: Iterable[LabelledImage], folder: Path, options: WritingOptions) -> Written:
+        """Fill an empty folder."""
         return self._imported(self.writer, "writes")(images, folder, options)
 
     def read(self, source: Path, **options: Any) -> Iterator[LabelledImage]:
@@ -138,4 +174,4 @@ def find_format(name: str) -> AnnotationFormat:
     raise ValueError(f"There is no format {name!r}; choose one of {', '.join(FORMATS)}.")
 
 
-__all__ = ["FORMATS", "AnnotationFormat", "WritingOptions", "find_format"]
+__all__ = ["FORMATS", "AnnotationFormat", "WritingOptions", "Written", "find_format"]
