@@ -7,11 +7,15 @@ it is used.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..loading import import_object
-from .labelled_images import LabelledImage
+
+
+if TYPE_CHECKING:
+    from .labelled_images import LabelledImage
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,16 @@ class Written:
     left_out: Counter[str] = field(default_factory=Counter)
     least_iou: float = 1.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON types."""
+        return {
+            "images": self.images,
+            "masks": self.masks,
+            "rejected": self.rejected,
+            "left_out": dict(self.left_out),
+            "least_iou": self.least_iou,
+        }
+
     def sentence(self) -> str:
         """The same in words."""
         counted = [(self.images, "image"), (self.masks, "mask"), (self.rejected, "rejected phrase")]
@@ -80,7 +94,8 @@ class AnnotationFormat:
         keeps (`tuple[str, ...]`): What comes back when it is read again: of `"pixels"` (each mask bit by bit),
             `"holes"`, `"parts"` (several areas of one object), `"overlaps"`, `"scores"`, `"rejected"`, `"text"`
             (questions and answers).
-        extra (`str`, *optional*): The extra of this package that holds what it needs.
+        needs (`tuple[str, ...]`): Packages that must be installed besides.
+        extra (`str`, *optional*): The extra of this package that holds them.
         other_names (`tuple[str, ...]`): What else `--format` calls it.
     """
 
@@ -90,16 +105,28 @@ class AnnotationFormat:
     reader: str | None = None
     masks: tuple[str, ...] = ("exact",)
     keeps: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     extra: str | None = None
     other_names: tuple[str, ...] = ()
 
-    def write(self, images: Iterable[LabelledImage], folder: Path, options: WritingOptions) -> Written:
+    def write(self, images: "Iterable[LabelledImage]", folder: Path, options: WritingOptions) -> Written:
         """Fill an empty folder."""
         return self._imported(self.writer, "writes")(images, folder, options)
 
-    def read(self, source: Path, **options: Any) -> Iterator[LabelledImage]:
+    def read(self, source: Path, **options: Any) -> "Iterator[LabelledImage]":
         """Yield the images of a file or a folder."""
         return self._imported(self.reader, "reads")(source, **options)
+
+    def check(self) -> None:
+        """
+        Raises:
+            ImportError: A package that it needs is not installed.
+        """
+        if missing := [name for name in self.needs if find_spec(name) is None]:
+            raise ImportError(
+                f"The format {self.name} needs the package {' and '.join(missing)}. Install it: "
+                f"pip install 'reasonseg[{self.extra}]'"
+            )
 
     def _imported(self, reference: str | None, does: str) -> Callable:
         if reference is None:
@@ -150,6 +177,7 @@ FORMATS: dict[str, AnnotationFormat] = {
             writer="reasonseg.data.format_datasets:write_datasets",
             reader="reasonseg.data.format_datasets:read_datasets",
             keeps=(*_EXACT, "scores", "rejected", "text"),
+            needs=("datasets",),
             extra="data",
         ),
         AnnotationFormat(
