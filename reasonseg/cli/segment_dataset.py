@@ -1,0 +1,377 @@
+"""`reasonseg segment --dataset`: rows of a data set in, the same rows with masks out, part by part."""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..data.labelled_images import LabelledObject
+from ..data.reading_ahead import read_ahead
+from ..data.streamed_tables import (
+    DataSetError,
+    StreamedTables,
+    TableReader,
+    check_columns,
+    image_column,
+    image_source,
+    with_contents,
+)
+from .batches import saved_in_order
+from .failures import CommandError, describe, print_error, stderr_console
+from .labelled_shards import FolderShards, part_name, request_digest
+from .processes import Processes
+from .progress import step_progress
+from .shards import Shard
+
+
+# What is added to the columns of a row.
+NEW_COLUMNS = ("objects", "answer", "model", "revision", "error")
+
+
+@dataclass(frozen=True)
+class DataSetOptions:
+    """
+    Args:
+        dataset: a folder or a name on the Hub.
+        split, config: which part of it; may be left out where there is only one.
+        image_column: of the images; may be left out where only one column holds images.
+        text_column: of a question for each row, in place of one for all.
+        phrases_column: of a phrase, or a list of them, for each row.
+        drop_columns: what is not copied to the output.
+        rows_per_shard: rows of a part; work that a kill can lose.
+    """
+
+    dataset: str
+    split: str | None = None
+    config: str | None = None
+    image_column: str | None = None
+    text_column: str | None = None
+    phrases_column: str | None = None
+    drop_columns: tuple[str, ...] = ()
+    rows_per_shard: int = 1000
+
+    @property
+    def asks_each_row(self) -> bool:
+        """Whether the rows themselves say what is asked."""
+        return self.text_column is not None or self.phrases_column is not None
+
+
+def make_request(options: DataSetOptions, tables: StreamedTables, settings: dict[str, Any]) -> dict[str, Any]:
+    """What decides the content of all parts; `settings` is what decides it for an image."""
+    return {
+        **settings,
+        "dataset": tables.name if tables.is_folder is False else Path(tables.name).resolve().name,
+        "dataset_is_folder": tables.is_folder,
+        "dataset_version": tables.version,
+        "config": options.config,
+        "split": tables.split,
+        "image_column": options.image_column,
+        "text_column": options.text_column,
+        "phrases_column": options.phrases_column,
+        "drop_columns": list(options.drop_columns),
+        "rows_per_shard": options.rows_per_shard,
+        "sources": tables.sources,
+    }
+
+
+@dataclass
+class Row:
+    """
+    One row of a part.
+
+    Args:
+        number: in the part, from 0.
+        where: how messages call it.
+        stored: what the column of images holds.
+        question: `{"text": ...}` or `{"phrases": [...]}`; `None` where all rows are asked the same.
+    """
+
+    number: int
+    where: str
+    stored: Any
+    question: dict[str, Any] | None
+
+    @property
+    def image(self) -> str:
+        """What failures are told of."""
+        return self.where
+
+
+class RowWork:
+    """Segments rows, as `saved_in_order` runs it.
+
+    Args:
+        segmenter: the model, or a server.
+        max_image_pixels: how large images may be.
+    """
+
+    def __init__(self, segmenter: Any):
+        self.segmenter, self.compute = segmenter, segmenter.compute
+
+    def load(self, row: Row) -> tuple[Any, dict[str, Any] | None]:
+        if row.question is not None:
+            _check_question(row.question)
+        source = image_source(row.stored)
+        if isinstance(source, str) and "://" in source:
+            raise ValueError(f"{source!r} is an address. Only images that are in the data set are read.")
+        return self.segmenter.load(source), row.question
+
+    def prepare(self, loaded: list[tuple[Any, dict[str, Any] | None]]) -> Any:
+        images, questions = zip(*loaded, strict=True)
+        return self.segmenter.prepare(list(images), None if questions[0] is None else list(questions))
+
+    def draw(self, row: Row, loaded: Any, result: Any) -> dict[str, Any]:
+        """Return the row's new columns."""
+        return {"answer": result.text, "objects": [_object(segment) for segment in result.segments], "error": None}
+
+    def write(self, row: Row, drawn: dict[str, Any]) -> dict[str, Any]:
+        """Rows are written many at a time, see [`PartWriter`]."""
+        return drawn
+
+
+def _check_question(question: dict[str, Any]) -> None:
+    if "text" in question:
+        if not isinstance(question["text"], str) or not question["text"].strip():
+            raise ValueError("It has no question.")
+    elif not question["phrases"] or any(not isinstance(one, str) or not one.strip() for one in question["phrases"]):
+        raise ValueError("It has no phrases, or an empty one.")
+
+
+def _object(segment: Any) -> dict[str, Any]:
+    found = LabelledObject(
+        segment.label or "", segment.rle, segment.score, segment.rejected, segment.span, 0, False, {}
+    )
+    return {
+        "label": found.label,
+        "rle": found.mask,
+        "score": found.score,
+        "span": None if found.span is None else list(found.span),
+        "rejected": found.rejected,
+        "box_xyxy": None if found.box_xyxy is None else list(found.box_xyxy),
+        "area": found.area,
+    }
+
+
+def output_features(table: Any, dropped: tuple[str, ...]) -> Any:
+    """Return the features of the rows that are written, from those that are read.
+
+    Raises:
+        DataSetError: a column has the name of a new one, or one that is to be dropped is not there.
+    """
+    from datasets import Features, List, Value
+
+    features = dict(Features.from_arrow_schema(table.schema))
+    if unknown := sorted(set(dropped) - set(features)):
+        raise DataSetError(f"There is no column {unknown[0]!r} to drop; there are {', '.join(features)}.")
+    features = {name: feature for name, feature in features.items() if name not in dropped}
+    if taken := [name for name in NEW_COLUMNS if name in features]:
+        raise DataSetError(
+            f"The data set has a column {taken[0]!r} already, which is the name of a new one. Leave it out with "
+            f"--drop-column {taken[0]}."
+        )
+    found = {
+        "label": Value("string"),
+        "rle": {"size": List(Value("int32")), "counts": Value("string")},
+        "score": Value("float64"),
+        "span": List(Value("int32")),
+        "rejected": Value("bool"),
+        "box_xyxy": List(Value("int32")),
+        "area": Value("int64"),
+    }
+    text = Value("string")
+    return Features({**features, "objects": List(found), "answer": text, "model": text, "revision": text, "error": text})
+
+
+class PartWriter:
+    """Writes a part table by table, as soon as all rows of one are done; so that memory holds no whole part.
+
+    Args:
+        path: of the file.
+        model, revision: what the columns of these names say.
+        dropped: columns that are not copied.
+    """
+
+    def __init__(self, path: Path, model: str, revision: str | None, dropped: tuple[str, ...]):
+        self.path, self.model, self.revision, self.dropped = path, model, revision, dropped
+        self.rows = self.failed = 0
+        self._waiting: deque[Any] = deque()
+        self._results: dict[int, dict[str, Any]] = {}
+        self._writer: Any = None
+        self._schema: Any = None
+
+    def expect(self, table: Any) -> None:
+        """Take the rows that come next."""
+        self._waiting.append(table)
+
+    def add(self, number: int, result: dict[str, Any]) -> None:
+        """Take what has become of a row of the part; in any order."""
+        self._results[number] = result
+        self.failed += result["error"] is not None
+        while self._waiting and all(
+            self.rows + offset in self._results for offset in range(self._waiting[0].num_rows)
+        ):
+            self._write(self._waiting.popleft())
+
+    def _write(self, table: Any) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        results = [self._results.pop(self.rows + offset) for offset in range(table.num_rows)]
+        if self._writer is None:
+            self._schema = output_features(table, self.dropped).arrow_schema
+            # Chosen by name, so that another default of a later release changes no file.
+            self._writer = pq.ParquetWriter(self.path, self._schema, compression="snappy", version="2.6")
+        for name in ("model", "revision"):
+            results = [{**result, name: getattr(self, name)} for result in results]
+        columns = [
+            pa.array([result[field.name] for result in results], field.type)
+            if field.name in NEW_COLUMNS
+            else table.column(field.name)
+            for field in self._schema
+        ]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=table.num_rows)
+        self.rows += table.num_rows
+
+    def close(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+
+
+@dataclass
+class Labelling:
+    """
+    What the parts of one command have in common.
+
+    Args:
+        options: of the command.
+        tables: the data set.
+        shards: where the parts go.
+        shard: which parts this process does.
+        request: see [`make_request`].
+        make_segmenter: loads the model; called when there is something to do.
+        batch_size, workers: as of `save_all`.
+        told: called with a part's file name and what is said of it.
+        counted: called with the number of rows that were done meanwhile.
+    """
+
+    options: DataSetOptions
+    tables: StreamedTables
+    shards: FolderShards
+    shard: Shard
+    request: dict[str, Any]
+    make_segmenter: Callable[[], Any]
+    batch_size: int
+    workers: int
+    told: Callable[[str, dict[str, Any]], None]
+    counted: Callable[[int], None]
+    _work: RowWork | None = field(default=None, init=False)
+
+    def run(self, overwrite: bool = False) -> None:
+        """Do all parts that are this process's and not done; those that another process has at work come last."""
+        self._done = {} if overwrite else self.shards.done()
+        self._overwrite = overwrite
+        busy: list[tuple[int, int]] = []
+        for source in range(self.tables.sources):
+            if any(self.shard.takes(source, part, self.tables.sources) for part in range(self.shard.count)):
+                busy += self._do_source(source)
+        for source, part in busy:
+            self._do_part(source, part, TableReader(self.tables.read(source)), patience=float("inf"))
+
+    def _do_source(self, source: int) -> list[tuple[int, int]]:
+        """Do the parts of a source; returns those that another process is at."""
+        busy, reader, part, rows = [], None, 0, self.options.rows_per_shard
+        while True:
+            name = part_name(source, part)
+            about = self._done.get(name)
+            is_last = about is not None and about["last"]
+            if about is None:
+                # Only now: what is done needs not be read.
+                reader = reader or TableReader(self.tables.read(source))
+                reader.skip_to(part * rows)
+                if part and not reader.has_more:
+                    break
+                if self.shard.takes(source, part, self.tables.sources):
+                    about = self._do_part(source, part, reader)
+                    if about is None:
+                        busy.append((source, part))
+                    else:
+                        is_last = about["last"]
+                if not is_last:
+                    reader.skip_to((part + 1) * rows)
+                    is_last = not reader.has_more
+            if is_last:
+                break
+            part += 1
+        return busy
+
+    def _do_part(self, source: int, part: int, reader: TableReader, patience: float = 0.0) -> dict[str, Any] | None:
+        """Do a part; `None` if another process is at it."""
+        name = part_name(source, part)
+        with self.shards.alone_with(name, patience) as is_alone:
+            if not is_alone:
+                return None
+            about = None if self._overwrite else self.shards.find(name)
+            if about is None:
+                reader.skip_to(part * self.options.rows_per_shard)
+                about = self.shards.save(name, lambda path: self._write(path, name, reader))
+                self.told(self.shards.file_name(name), about)
+            return about
+
+    def _write(self, path: Path, name: str, reader: TableReader) -> dict[str, Any]:
+        """Write the next rows of the reader as a part."""
+        file_name, failures = self.shards.file_name(name), []
+        writer = PartWriter(path, self.request["model"], self.request["revision"], self.options.drop_columns)
+        with closing(writer):
+            batches = _batches(self._rows(reader, writer, file_name), self.batch_size)
+            saved = saved_in_order(self.work, batches, self.workers, self.batch_size + self.workers)
+            with closing(saved):
+                for (number, row), outcome in saved:
+                    if isinstance(outcome, Exception):
+                        failures.append(f"{row.where}: {describe(outcome)}")
+                        print_error(failures[-1])
+                        outcome = {"objects": [], "answer": None, "error": describe(outcome)}
+                    writer.add(number, outcome)
+                    self.counted(1)
+        if len(failures) == writer.rows > 1:
+            raise CommandError(f"All {writer.rows} rows of {file_name} failed, so that it is not written; see above.")
+        return {"rows": writer.rows, "failed": writer.failed, "last": not reader.has_more}
+
+    @property
+    def work(self) -> RowWork:
+        if self._work is None:
+            self._work = RowWork(self.make_segmenter())
+        return self._work
+
+    def _rows(self, reader: TableReader, writer: PartWriter, file_name: str) -> Iterator[tuple[int, Row]]:
+        """Yield the rows of a part with their numbers, as they are needed; tables are read one ahead."""
+        options, number = self.options, 0
+        tables = reader.take(options.rows_per_shard)
+        for table in read_ahead(with_contents, tables, workers=min(1, self.workers)):
+            image = options.image_column or image_column(table)
+            writer.expect(table)
+            columns = {
+                name: table.column(name).to_pylist() if name is not None else [None] * table.num_rows
+                for name in (image, options.text_column, options.phrases_column)
+            }
+            for index in range(table.num_rows):
+                question = None
+                if options.text_column is not None:
+                    question = {"text": columns[options.text_column][index]}
+                elif options.phrases_column is not None:
+                    phrases = columns[options.phrases_column][index]
+                    question = {"phrases": [phrases] if isinstance(phrases, str) else phrases}
+                yield number, Row(number, f"{file_name}, row {number}", columns[image][index], question)
+                number += 1
+
+
+def _batches(rows: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    batch = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
