@@ -1,4 +1,4 @@
-"""Data sets of the library `datasets`, read as they stream: from the Hub, or from a folder, without a copy on the disk.
+"""Data sets of the library `datasets` as they stream, from the Hub or from a folder, without a copy on the disk.
 
 A folder may be one that `save_to_disk` wrote, or hold parquet files, images (`imagefolder`) or whatever else
 `load_dataset` reads. Rows come as pyarrow's tables, so that a column that nobody looks at passes as it is stored.
@@ -57,9 +57,13 @@ def read_name(given: str) -> DataSetName:
         return DataSetName(path, None, True)
     name, _, revision = given.removeprefix(HUB_PREFIX).partition("@")
     if os.path.lexists(path):
-        raise DataSetError(f"{given!r} is a file. Name the folder that it lies in, or ORG/NAME of a data set on the Hub.")
+        raise DataSetError(
+            f"{given!r} is a file. Name the folder that it lies in, or ORG/NAME of a data set on the Hub."
+        )
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", name):
-        raise DataSetError(f"{given!r} is neither a folder that exists nor ORG/NAME[@REVISION] of a data set on the Hub.")
+        raise DataSetError(
+            f"{given!r} is neither a folder that exists nor ORG/NAME[@REVISION] of a data set on the Hub."
+        )
     return DataSetName(name, revision or None, False)
 
 
@@ -75,6 +79,7 @@ class StreamedTables:
 
     Attributes:
         name (`str`): The folder or the name on the Hub.
+        is_folder (`bool`): Which of the two it is.
         split (`str`): Also where it was left out.
         version (`str`): The commit, or of a folder a hash over the names and sizes of its files.
         sources (`int`): How many parts can be read apart.
@@ -85,12 +90,10 @@ class StreamedTables:
         ImportError: `datasets` is not installed.
     """
 
-    def __init__(
-        self, given: str, split: str | None = None, config: str | None = None, revision: str | None = None
-    ):
+    def __init__(self, given: str, split: str | None = None, config: str | None = None, revision: str | None = None):
         datasets = _library()
         found = read_name(given)
-        self.name, self.config, self.rows = found.name, config, None
+        self.name, self.is_folder, self.rows = found.name, found.is_folder, None
         if found.is_folder:
             self.version = _folder_version(Path(found.name))
             saved = [name for name in (_SAVED, _SAVED_SPLITS) if os.path.isfile(os.path.join(found.name, name))]
@@ -202,7 +205,10 @@ def check_columns(table: Any, image: str, text: str | None, phrases: str | None)
     allowed = {
         image: ("images", lambda kind: _is_image(kind) or pa.types.is_binary(kind) or _is_text(kind)),
         text: ("texts", _is_text),
-        phrases: ("texts or lists of texts", lambda kind: _is_text(kind) or _is_list(kind) and _is_text(kind.value_type)),
+        phrases: (
+            "texts or lists of texts",
+            lambda kind: _is_text(kind) or (_is_list(kind) and _is_text(kind.value_type)),
+        ),
     }
     for column, (wanted, is_allowed) in allowed.items():
         if column is None:
@@ -269,9 +275,9 @@ def _library() -> Any:
     return datasets
 
 
-def _load(datasets: Any, given: str, name: str, **options: Any) -> Any:
+def _load(datasets: Any, given: str, path: str, **options: Any) -> Any:
     try:
-        return datasets.load_dataset(name, **options)
+        return datasets.load_dataset(path, **options)
     except (ValueError, FileNotFoundError) as error:  # also of an unknown configuration
         raise DataSetError(f"The data set {given!r} cannot be read: {' '.join(str(error).split())}") from None
 

@@ -77,10 +77,11 @@ class ReasoningSegmentationPipeline(Pipeline):
 
         Args:
             images:
-                One image (path of a local file, Pillow image, array or tensor, see `load_rgb_image`) or a list of
-                them. Instead a list of rows `{"image": ..., "text": ...}` or `{"image": ..., "phrases": [...]}`. Also
-                anything else with images or rows that can be iterated or indexed: a generator, a data set of torch or
-                `datasets` (further columns are ignored) or a column of one, which are read as they are needed.
+                One image (path of a local file or its content, Pillow image, array or tensor, see `load_rgb_image`)
+                or a list of them. Instead a list of rows `{"image": ..., "text": ...}` or `{"image": ..., "phrases":
+                [...]}`. Also anything else with images or rows that can be iterated or indexed: a generator, a data
+                set of torch or `datasets` (further columns are ignored) or a column of one, which are read as they
+                are needed.
             text (`str` or `list[str]`, *optional*):
                 One question for all images, one for each (a list, a column or another iterable), or several for the
                 one image, which is then encoded once. The model writes its answer, and every `[SEG]` in it gets a
@@ -330,14 +331,14 @@ def _rows(images: Any, text: Any, phrases: Any, more_columns: bool = False) -> I
 
 def _row(item: Any, text: Any, phrases: Any, more_columns: bool = False) -> dict[str, Any]:
     """Check one image with its question; `more_columns` of a data set are ignored."""
-    image = item
-    if isinstance(item, Mapping):
+    image = _stored(item)
+    if isinstance(image, Mapping):
         unknown = [] if more_columns else sorted(set(item) - {"image", "text", "phrases"})
         if unknown or "image" not in item:
             raise ValueError(
                 f"A row with the entries {sorted(item)} was given. It needs 'image' and one of 'text' and 'phrases'."
             )
-        image, text, phrases = item["image"], item.get("text", text), item.get("phrases", phrases)
+        image, text, phrases = _stored(item["image"]), item.get("text", text), item.get("phrases", phrases)
     if (text is None) == (phrases is None):
         given = "neither" if text is None else "both"
         raise ValueError(
@@ -354,6 +355,13 @@ def _row(item: Any, text: Any, phrases: Any, more_columns: bool = False) -> dict
             f"The phrases {phrases!r} were given for one row. It needs one phrase or one list of phrases."
         )
     return {"image": image, "phrases": own}
+
+
+def _stored(image: Any) -> Any:
+    """The content of a file, or its path, where `datasets` gives an image as it is stored; else what was given."""
+    if isinstance(image, Mapping) and image.keys() == {"bytes", "path"}:
+        return image["path"] if image["bytes"] is None else image["bytes"]
+    return image
 
 
 def _batches(

@@ -9,7 +9,6 @@ A part is there, or not at all; it has the same bytes whoever wrote it, and when
 write: so no process needs to know of another one.
 """
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -52,11 +51,6 @@ def open_shards(out: str, split: str, private: bool = False) -> "FolderShards":
 def part_name(source: int, part: int) -> str:
     """What a part is called; names sort as rows do."""
     return f"{source:05}-{part:05}"
-
-
-def request_digest(request: dict[str, Any]) -> str:
-    """What tells a request from others."""
-    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class FolderShards:
@@ -217,7 +211,9 @@ class HubShards(FolderShards):
                     self.repo_id, repo_type="dataset", private=True if self.private else None, exist_ok=True
                 )
         elif self.private and not self.api.repo_info(self.repo_id, repo_type="dataset").private:
-            raise CommandError(f"{str(self)!r} exists and is public. Make it private in its settings, or leave --private out.")
+            raise CommandError(
+                f"{str(self)!r} exists and is public. Make it private in its settings, or leave --private out."
+            )
         self._upload(f"Label {self.split}", self.state / _REQUEST)
 
     def save(self, name: str, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
@@ -282,9 +278,9 @@ def data_set_card(splits: dict[str, FolderShards]) -> str:
     lines = ["---", yaml.safe_dump(data, sort_keys=False).strip(), "---", "", "# Masks", ""]
     lines += [
         "Labelled with `reasonseg segment`: the columns of the original rows, and beside them `objects` (`label`, "
-        "`rle`, `score`, `span`, `rejected`, ...), `answer`, `model`, `revision`, and `error` where a row could not be "
-        "done. `rle` holds COCO's run lengths in the frame of the upright image: "
-        "`pycocotools.mask.decode(row[\"objects\"][0][\"rle\"])`.",
+        "`rle`, `score`, `span`, `rejected`, ...), `answer`, `model`, `revision`, and `error` where a row could not "
+        "be done. `rle` holds COCO's run lengths in the frame of the upright image: "
+        '`pycocotools.mask.decode(row["objects"][0]["rle"])`.',
         "",
         "| split | of | model | asked | rows | failed | complete |",
         "|---|---|---|---|---|---|---|",
@@ -293,7 +289,15 @@ def data_set_card(splits: dict[str, FolderShards]) -> str:
         request, done = requests[name], shards.done()
         asked = request["text"] or ", ".join(request["phrases"]) or request["text_column"] or request["phrases_column"]
         rows, failed = (sum(about[what] for about in done.values()) for what in ("rows", "failed"))
-        cells = (name, request["dataset"], request["model"], asked, rows, failed, "yes" if is_whole(done, request) else "no")
+        cells = (
+            name,
+            request["dataset"],
+            request["model"],
+            asked,
+            rows,
+            failed,
+            "yes" if is_whole(done, request) else "no",
+        )
         lines.append("| " + " | ".join(str(cell).replace("|", "\\|").replace("\n", " ") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -315,4 +319,13 @@ def missing_parts(done: dict[str, dict[str, Any]], request: dict[str, Any]) -> l
     return missing
 
 
-__all__ = ["STATE", "FolderShards", "HubShards", "data_set_card", "is_whole", "missing_parts", "open_shards", "part_name"]
+__all__ = [
+    "STATE",
+    "FolderShards",
+    "HubShards",
+    "data_set_card",
+    "is_whole",
+    "missing_parts",
+    "open_shards",
+    "part_name",
+]

@@ -77,7 +77,9 @@ class _Lines:
             return
         self._told = now
         if total is None:
-            self.console.print(f"{step}: {done}, {(done - done_before) / (now - start):.3g} per second", soft_wrap=True)
+            self.console.print(
+                f"{step}: {done}, {(done - done_before) / (now - start):.3g} per second", soft_wrap=True
+            )
             return
         if done < total:
             seconds, what = (now - start) / (done - done_before) * (total - done), "left"

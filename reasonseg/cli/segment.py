@@ -14,9 +14,9 @@ from rich.markup import escape
 
 from ..model_names import EMBEDDED_HELP
 from .batches import save_all
-from .failures import path_text, stderr_console
+from .failures import CommandError, path_text, stderr_console
 from .image_search import FoundImages
-from .inputs import find_images, split_text
+from .inputs import DataSetOptions, find_images, split_text
 from .png import encode_rgb_png
 from .printing import printable_json, printable_name, write_out
 from .processes import launched_processes
@@ -38,6 +38,7 @@ from .running import (
     load_checkpoint,
     precision_of,
 )
+from .shards import ShardOption, read_shard
 
 
 if TYPE_CHECKING:
@@ -158,9 +159,9 @@ def segment(
         dataset, split, config, image_column, text_column, phrases_column, tuple(drop_column or ()), rows_per_shard
     )
     if dataset is None:
-        options.check_unused(private)
-    else:
-        check_fits(answers)
+        options.check_unused()
+    elif answers:
+        raise CommandError("--answers writes files beside images, which a data set does not have. Leave it out.")
     needed = ANSWER_FIELDS if answers else ()
     precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
     part, out = read_shard(shard), Path(out_name)
@@ -192,6 +193,8 @@ def segment(
             return Segmenter(settings, *loaded, by_phrases=phrases_column is not None)
 
         if dataset is not None:
+            from .segment_dataset import label_data_set
+
             request = vars(settings) | precision.settings()
             label_data_set(
                 options,

@@ -1,5 +1,6 @@
 """`reasonseg segment --dataset`: rows of a data set in, the same rows with masks out, part by part."""
 
+import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -7,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import typer
+
+from ..data.format_datasets import make_features, object_row
 from ..data.labelled_images import LabelledObject
 from ..data.reading_ahead import read_ahead
 from ..data.streamed_tables import (
@@ -16,11 +20,14 @@ from ..data.streamed_tables import (
     check_columns,
     image_column,
     image_source,
+    read_name,
     with_contents,
 )
 from .batches import saved_in_order
 from .failures import CommandError, describe, print_error, stderr_console
-from .labelled_shards import FolderShards, part_name, request_digest
+from .inputs import DataSetOptions
+from .labelled_shards import FolderShards, is_whole, open_shards, part_name
+from .printing import write_out
 from .processes import Processes
 from .progress import step_progress
 from .shards import Shard
@@ -30,39 +37,110 @@ from .shards import Shard
 NEW_COLUMNS = ("objects", "answer", "model", "revision", "error")
 
 
-@dataclass(frozen=True)
-class DataSetOptions:
-    """
+def label_data_set(
+    options: DataSetOptions,
+    out: str,
+    settings: dict[str, Any],
+    make_segmenter: Callable[[], Any],
+    shard: Shard,
+    processes: Processes,
+    batch_size: int,
+    workers: int,
+    overwrite: bool,
+    private: bool,
+    as_json: bool,
+) -> None:
+    """Label a data set, or a shard of it, as `reasonseg segment --dataset` says.
+
     Args:
-        dataset: a folder or a name on the Hub.
-        split, config: which part of it; may be left out where there is only one.
-        image_column: of the images; may be left out where only one column holds images.
-        text_column: of a question for each row, in place of one for all.
-        phrases_column: of a phrase, or a list of them, for each row.
-        drop_columns: what is not copied to the output.
-        rows_per_shard: rows of a part; work that a kill can lose.
+        options: which rows, and what is asked.
+        out: a folder, or the address of a repository on the Hub.
+        settings: what decides the result of an image.
+        make_segmenter: loads the model; called when there is something to do.
+        shard: which of the parts.
+        processes: who shares that shard.
+        batch_size, workers: as of `save_all`.
+        overwrite, private, as_json: the options of these names.
+
+    Raises:
+        CommandError: the output holds results of another request, or nothing can be done.
+        Exit: some rows failed.
     """
+    console = stderr_console(processes.is_first)
+    revision = _kept_revision(options, out)
+    with console.status("Looking at the data set ..."):
+        tables = StreamedTables(options.dataset, options.split, options.config, revision)
+        _check_rows(tables, options)
+    shards = open_shards(out, tables.split, private)
+    request = make_request(options, tables, settings)
+    processes.agree(lambda: shards.begin(request, overwrite))
+    before = 0 if overwrite else sum(about["rows"] for about in shards.done().values())
+    if before:
+        console.print(f"{before} rows are done already.")
+    whole = tables.rows if shard.count == 1 else None  # how many a shard has is not known before they are read
 
-    dataset: str
-    split: str | None = None
-    config: str | None = None
-    image_column: str | None = None
-    text_column: str | None = None
-    phrases_column: str | None = None
-    drop_columns: tuple[str, ...] = ()
-    rows_per_shard: int = 1000
+    def tell(name: str, about: dict[str, Any]) -> None:
+        failed = f", {about['failed']} failed" if about["failed"] else ""
+        line = json.dumps({"file": name, **about}) if as_json else f"{name}: {about['rows']} rows{failed}"
+        write_out(line + "\n")
 
-    @property
-    def asks_each_row(self) -> bool:
-        """Whether the rows themselves say what is asked."""
-        return self.text_column is not None or self.phrases_column is not None
+    with step_progress(console, processes.is_first) as report:
+
+        def counted(more: int = 0) -> None:
+            report("Segmenting", before + processes.count_done(more), whole)
+
+        counted()
+        mine = shard.within(processes.index, processes.count)
+        Labelling(options, tables, shards, mine, request, make_segmenter, batch_size, workers, tell, counted).run(
+            overwrite
+        )
+        processes.gather([], while_waiting=counted)
+    if not processes.is_first:
+        return
+    shards.finish()
+    done = shards.done()
+    failed = sum(about["failed"] for about in done.values())
+    if is_whole(done, request):
+        console.print(f"All {sum(about['rows'] for about in done.values())} rows are in {shards}.", soft_wrap=True)
+    if failed:
+        print_error(
+            f"{failed} rows failed; their column `error` says why. The others are in {shards}; --overwrite does all "
+            "again."
+        )
+        raise typer.Exit(1)
+
+
+def _kept_revision(options: DataSetOptions, out: str) -> str | None:
+    """The commit of the data set that an earlier run of the same has read, so that a change on the Hub in between does
+    not matter; `None` where there is none."""
+    found = read_name(options.dataset)
+    if found.is_folder or found.revision is not None or options.split is None:
+        return None
+    earlier = open_shards(out, options.split).request()
+    same = earlier is not None and (earlier["dataset"], earlier["dataset_is_folder"]) == (found.name, False)
+    return earlier["dataset_version"] if same else None
+
+
+def _check_rows(tables: StreamedTables, options: DataSetOptions) -> None:
+    """
+    Raises:
+        DataSetError: the first rows lack a column, or one holds what its use does not allow.
+    """
+    first = next((table for table in tables.read(0)), None)
+    if first is None:
+        if tables.sources == 1:
+            raise DataSetError(f"The data set {options.dataset!r} has no rows.")
+        return
+    image = options.image_column or image_column(first)
+    check_columns(first, image, options.text_column, options.phrases_column)
+    output_features(first, options.drop_columns)
 
 
 def make_request(options: DataSetOptions, tables: StreamedTables, settings: dict[str, Any]) -> dict[str, Any]:
     """What decides the content of all parts; `settings` is what decides it for an image."""
     return {
         **settings,
-        "dataset": tables.name if tables.is_folder is False else Path(tables.name).resolve().name,
+        "dataset": Path(tables.name).resolve().name if tables.is_folder else tables.name,
         "dataset_is_folder": tables.is_folder,
         "dataset_version": tables.version,
         "config": options.config,
@@ -104,7 +182,6 @@ class RowWork:
 
     Args:
         segmenter: the model, or a server.
-        max_image_pixels: how large images may be.
     """
 
     def __init__(self, segmenter: Any):
@@ -112,7 +189,7 @@ class RowWork:
 
     def load(self, row: Row) -> tuple[Any, dict[str, Any] | None]:
         if row.question is not None:
-            _check_question(row.question)
+            _check_row(row.question)
         source = image_source(row.stored)
         if isinstance(source, str) and "://" in source:
             raise ValueError(f"{source!r} is an address. Only images that are in the data set are read.")
@@ -131,7 +208,7 @@ class RowWork:
         return drawn
 
 
-def _check_question(question: dict[str, Any]) -> None:
+def _check_row(question: dict[str, Any]) -> None:
     if "text" in question:
         if not isinstance(question["text"], str) or not question["text"].strip():
             raise ValueError("It has no question.")
@@ -140,18 +217,9 @@ def _check_question(question: dict[str, Any]) -> None:
 
 
 def _object(segment: Any) -> dict[str, Any]:
-    found = LabelledObject(
-        segment.label or "", segment.rle, segment.score, segment.rejected, segment.span, 0, False, {}
-    )
-    return {
-        "label": found.label,
-        "rle": found.mask,
-        "score": found.score,
-        "span": None if found.span is None else list(found.span),
-        "rejected": found.rejected,
-        "box_xyxy": None if found.box_xyxy is None else list(found.box_xyxy),
-        "area": found.area,
-    }
+    mask = {} if segment.rle is None else segment.rle
+    mask = {"size": list(mask["size"]), "counts": mask["counts"]} if mask else None
+    return object_row(LabelledObject(segment.label or "", mask, segment.score, segment.rejected, segment.span))
 
 
 def output_features(table: Any, dropped: tuple[str, ...]) -> Any:
@@ -160,7 +228,7 @@ def output_features(table: Any, dropped: tuple[str, ...]) -> Any:
     Raises:
         DataSetError: a column has the name of a new one, or one that is to be dropped is not there.
     """
-    from datasets import Features, List, Value
+    from datasets import Features, Value
 
     features = dict(Features.from_arrow_schema(table.schema))
     if unknown := sorted(set(dropped) - set(features)):
@@ -171,17 +239,9 @@ def output_features(table: Any, dropped: tuple[str, ...]) -> Any:
             f"The data set has a column {taken[0]!r} already, which is the name of a new one. Leave it out with "
             f"--drop-column {taken[0]}."
         )
-    found = {
-        "label": Value("string"),
-        "rle": {"size": List(Value("int32")), "counts": Value("string")},
-        "score": Value("float64"),
-        "span": List(Value("int32")),
-        "rejected": Value("bool"),
-        "box_xyxy": List(Value("int32")),
-        "area": Value("int64"),
-    }
     text = Value("string")
-    return Features({**features, "objects": List(found), "answer": text, "model": text, "revision": text, "error": text})
+    new = {"objects": make_features()["objects"], "answer": text, "model": text, "revision": text, "error": text}
+    return Features({**features, **new})
 
 
 class PartWriter:

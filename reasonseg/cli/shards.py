@@ -76,7 +76,9 @@ def read_shard(given: str | None) -> Shard:
         return Shard()
     found = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", given)
     if found is None or not 1 <= int(found[1]) <= int(found[2]) < 10**5:
-        raise CommandError(f"--shard {given!r} is not K/N with K from 1 to N, such as 3/64. Shards are counted from 1.")
+        raise CommandError(
+            f"--shard {given!r} is not K/N with K from 1 to N, such as 3/64. Shards are counted from 1."
+        )
     return Shard(int(found[1]) - 1, int(found[2]))
 
 
@@ -86,17 +88,15 @@ def ended_shards(folder: Path) -> dict[Path, Shard]:
     return {path: Shard(int(found[1]) - 1, int(found[2])) for path, found in sorted(marks.items()) if found}
 
 
-def mark_ended(folder: Path, shard: Shard) -> None:
-    """Leave the mark of a shard; when those of all shards are in one folder, they have nothing more to say and go.
+def mark_ended(folder: Path, shard: Shard, is_whole: bool) -> None:
+    """Leave the mark of a shard; when all shards have left theirs in one folder, or it is whole, they go.
 
     Only the holder of the folder's lock may do so.
     """
-    if shard.count == 1:
-        return
     folder.mkdir(parents=True, exist_ok=True)
     (folder / shard.mark).touch()
     marks = [path for path, ended in ended_shards(folder).items() if ended.count == shard.count]
-    if len(marks) == shard.count:
+    if is_whole or len(marks) == shard.count:
         for path in marks:
             path.unlink(missing_ok=True)
 
