@@ -17,6 +17,7 @@ from . import (
     evaluate,
     inspect,
     mask,
+    merge,
     publish,
     reasonseg_masks,
     restore,
@@ -41,6 +42,7 @@ app = typer.Typer(
 )
 app.command("segment")(readable_failures(segment.segment))
 app.command("chat")(readable_failures(chat.chat))
+app.command("merge")(readable_failures(merge.merge))
 app.command("ask")(readable_failures(ask.ask))
 app.command("serve")(readable_failures(serve.serve))
 app.command("mask")(readable_failures(mask.mask))

@@ -9,6 +9,7 @@ A part is there, or not at all; it has the same bytes whoever wrote it, and when
 write: so no process needs to know of another one.
 """
 
+import filecmp
 import json
 import shutil
 import tempfile
@@ -145,6 +146,23 @@ class FolderShards:
             (self.folder / self.file_name(name)).unlink()
         write_whole(self.state / f"{name}.json", _as_json(about))
         return about
+
+    def has_same(self, name: str, other: "FolderShards") -> bool:
+        """Whether a part has the same bytes in another folder."""
+        files = [shards.folder / shards.file_name(name) for shards in (self, other)]
+        is_there = [file.is_file() for file in files]
+        return filecmp.cmp(*files, shallow=False) if all(is_there) else not any(is_there)
+
+    def copy(self, name: str, other: "FolderShards") -> None:
+        """Take over a part from another folder."""
+        about = other.find(name)
+
+        def write(draft: Path) -> dict[str, Any]:
+            if about["rows"]:
+                shutil.copyfile(other.folder / other.file_name(name), draft)
+            return about
+
+        self.save(name, write)
 
     def finish(self) -> None:
         """Say in README.md what is here now."""

@@ -160,6 +160,8 @@ def segment(
     )
     if dataset is None:
         options.check_unused()
+        if private:
+            raise CommandError("--private is for --dataset with a repository on the Hub as --out.")
     elif answers:
         raise CommandError("--answers writes files beside images, which a data set does not have. Leave it out.")
     needed = ANSWER_FIELDS if answers else ()
