@@ -111,10 +111,10 @@ def in_order(folders: list[Path]) -> list[Path]:
     counts = {shard.count for shard in named}
     without = [folder for folder, found in shards.items() if not found]
     if len(counts) > 1 or without:
-        what = f"{path_text(without[0])!r} is no shard that has ended" if without else f"they are of {sorted(counts)}"
-        raise CommandError(
-            f"Only shards of one command can be merged, but {what}. Let each end, with failures or not."
-        )
+        what = f"they are parts of {' and of '.join(map(str, sorted(counts)))}"
+        if without:
+            what = f"{path_text(without[0])!r} is none, or has not ended"
+        raise CommandError(f"Only shards of one command can be merged, but {what}. Run what has not ended again.")
     (count,) = counts
     indices = [shard.index for shard in named]
     if missing := sorted(set(range(count)) - set(indices)):

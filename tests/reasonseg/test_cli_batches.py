@@ -110,3 +110,15 @@ def test_an_item_is_shown_before_the_next_one_where_a_model_is_slow(monkeypatch)
 def check_no_thread_is_left() -> None:
     names = ("read_ahead", "draw", "write")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(names)]
+
+
+@pytest.mark.parametrize("done", [(), (4,), (0, 1, 2), (3, 5, 8)])
+def test_batches_stay_the_same_when_a_part_is_done_already(done, capsys):
+    work, everything = Squares(load=7), NAMES[:9]
+    pending = [name for name in everything if int(name) not in done]
+    failed = save_all(work, pending, lambda *given: None, 3, "Squaring", 2, among=everything)
+    assert work.written == [int(name) for name in pending if name != "7"]
+    assert [pending[index] for index in failed] == ["7"]
+    whole = [[0, 1, 2], [3, 4, 5], [6, 8]]
+    assert work.batches == [batch for batch in whole if not set(batch) <= set(done)]
+    assert capsys.readouterr().err.count("error") == 1
