@@ -408,7 +408,7 @@ def test_a_data_set_of_the_hub_is_streamed(hub, parquet, alone, tmp_path):
     from tests.support.hub_server import Repo
 
     repo = hub.repos["datasets/anna/source"] = Repo(False)
-    files = {name: data for name, data in content(parquet).items()}
+    files = content(parquet)
     first = repo.commit("main", {**repo.tree(), **files}, "Upload")
     label("anna/source", tmp_path / "out", "--split", "train", "--rows-per-shard", 2, "--batch-size", 2)
     found = datasets.load_dataset(str(tmp_path / "out"), split="train")
