@@ -49,8 +49,9 @@ def main() -> None:
         names = [json.loads(line)["image"] for line in lines(out)]
         drafts = [path.name for path in out.iterdir() if ".partial" in path.name]
         print(json.dumps({"images": names, "drafts": drafts}), flush=True)
-    for command in (command, [*asked, f"{out}-alone"]):
-        assert forked_runs.end(forked_runs.start(lambda command=command: app(command, prog_name="reasonseg"))) == 0
+    for folder in (str(out), f"{out}-alone"):
+        whole = [*asked, folder]
+        assert forked_runs.end(forked_runs.start(lambda whole=whole: app(whole, prog_name="reasonseg"))) == 0
 
 
 if __name__ == "__main__":
