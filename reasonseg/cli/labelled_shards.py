@@ -15,7 +15,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,11 @@ from .failures import CommandError, path_text
 
 
 STATE = ".reasonseg"
-_REQUEST = "request.json"
+_REQUEST, _README = "request.json", "README.md"
 # What the Hub answers when others have written at the same time, or it has too much to do.
 _TRY_AGAIN = {409, 412, 429, 500, 502, 503, 504}
 _TRIES = 5
+_DOWNLOADS = 8
 
 
 def open_shards(out: str, split: str, private: bool = False) -> "FolderShards":
@@ -92,7 +94,7 @@ class FolderShards:
         Raises:
             CommandError: there are parts with another one, and `overwrite` is off.
         """
-        with FolderLock(self.folder).held():
+        with self._alone():
             for folder in (self.folder, self.data, self.state):
                 remove_drafts(folder)
             earlier = self.request()
@@ -166,13 +168,22 @@ class FolderShards:
 
     def finish(self) -> None:
         """Say in README.md what is here now."""
-        with FolderLock(self.folder).held():
+        with self._alone():
             splits = {path.parent.name: path.parent for path in sorted((self.folder / STATE).glob(f"*/{_REQUEST}"))}
             card = data_set_card({name: FolderShards(self.folder, name) for name in splits})
-            readme = self.folder / "README.md"
+            readme = self.folder / _README
             if not readme.is_file() or readme.read_text(encoding="utf-8") != card:
                 write_whole(readme, card)
-        FolderLock(self.folder).remove()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep the whole folder from other processes in a block."""
+        lock = FolderLock(self.folder)
+        try:
+            with lock.held():
+                yield
+        finally:
+            lock.remove()
 
 
 class HubShards(FolderShards):
@@ -203,15 +214,16 @@ class HubShards(FolderShards):
 
     def _fetch(self) -> None:
         """Bring what says how far the parts are; the parts themselves stay there."""
-        from huggingface_hub.errors import RepositoryNotFoundError
-
         from ..conversion.publish import on_the_hub
 
-        with on_the_hub(self, uploading=False), suppress(RepositoryNotFoundError):
-            self.api.snapshot_download(
-                self.repo_id, repo_type="dataset", local_dir=self.folder, allow_patterns=[f"{STATE}/*", "README.md"]
-            )
-            self._is_there = True
+        def fetch(name: str) -> None:
+            self.api.hf_hub_download(self.repo_id, name, repo_type="dataset", local_dir=self.folder)
+
+        with on_the_hub(self, uploading=False), ThreadPoolExecutor(_DOWNLOADS) as threads:
+            self._is_there = self.api.repo_exists(self.repo_id, repo_type="dataset")
+            if self._is_there:
+                names = self.api.list_repo_files(self.repo_id, repo_type="dataset")
+                list(threads.map(fetch, (name for name in names if name.startswith(f"{STATE}/") or name == _README)))
 
     def request(self) -> dict[str, Any] | None:
         self._fetch()
@@ -243,7 +255,7 @@ class HubShards(FolderShards):
 
     def finish(self) -> None:
         self._fetch()
-        readme = self.folder / "README.md"
+        readme = self.folder / _README
         before = readme.read_bytes() if readme.is_file() else None
         super().finish()
         if readme.read_bytes() != before:

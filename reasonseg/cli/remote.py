@@ -61,8 +61,10 @@ def connect(server: str, model: str | None, api_key: str | None, model_options: 
 class RemoteSegmenter:
     """Asks a server the same about any image."""
 
-    def __init__(self, pipeline: "RemotePipeline", settings: Any):
-        self.pipeline, self.settings = pipeline, settings
+    revision = None  # the server knows it
+
+    def __init__(self, pipeline: "RemotePipeline", settings: Any, by_phrases: bool = False):
+        self.pipeline, self.settings, self.by_phrases = pipeline, settings, by_phrases or bool(settings.phrases)
 
     def load(self, image: Path | str | bytes) -> "Image.Image":
         from ..processing.image_loading import load_rgb_image

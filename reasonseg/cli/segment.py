@@ -188,11 +188,12 @@ def segment(
         console = stderr_console(processes.is_first)
 
         def make_segmenter() -> Segmenter | RemoteSegmenter:
+            by_phrases = phrases_column is not None
             if remote is not None:
-                return RemoteSegmenter(remote, settings)
+                return RemoteSegmenter(remote, settings, by_phrases)
             with console.status(f"Loading {escape(model)} ..."):
                 loaded = load_checkpoint(model, revision, precision, device, trust_remote_code, "segment")
-            return Segmenter(settings, *loaded, by_phrases=phrases_column is not None)
+            return Segmenter(settings, *loaded, by_phrases)
 
         if dataset is not None:
             from .segment_dataset import label_data_set
@@ -250,9 +251,14 @@ def segment(
 class Segmenter:
     """A loaded checkpoint that answers one request about any image."""
 
-    def __init__(self, settings: Settings, model: Any, processor: Any, by_phrases: bool | None = None):
+    def __init__(self, settings: Settings, model: Any, processor: Any, by_phrases: bool = False):
         self.settings, self.model, self.processor = settings, model, processor
-        self.by_phrases = bool(settings.phrases) if by_phrases is None else by_phrases or bool(settings.phrases)
+        self.by_phrases = by_phrases or bool(settings.phrases)
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the Hub that the weights are of; what was asked for where they tell none."""
+        return getattr(self.model.config, "_commit_hash", None) or self.settings.revision
 
     def load(self, image: Path | str | bytes) -> "Image.Image":
         from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image

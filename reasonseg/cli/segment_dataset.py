@@ -160,16 +160,14 @@ class Row:
     One row of a part.
 
     Args:
-        number: in the part, from 0.
         where: how messages call it.
         stored: what the column of images holds.
-        question: `{"text": ...}` or `{"phrases": [...]}`; `None` where all rows are asked the same.
+        question: a text or a list of phrases, where each row has its own.
     """
 
-    number: int
     where: str
     stored: Any
-    question: dict[str, Any] | None
+    question: Any
 
     @property
     def image(self) -> str:
@@ -182,22 +180,23 @@ class RowWork:
 
     Args:
         segmenter: the model, or a server.
+        asks_each_row: whether each row has a question of its own.
     """
 
-    def __init__(self, segmenter: Any):
-        self.segmenter, self.compute = segmenter, segmenter.compute
+    def __init__(self, segmenter: Any, asks_each_row: bool):
+        self.segmenter, self.asks_each_row, self.compute = segmenter, asks_each_row, segmenter.compute
 
-    def load(self, row: Row) -> tuple[Any, dict[str, Any] | None]:
-        if row.question is not None:
-            _check_row(row.question)
+    def load(self, row: Row) -> tuple[Any, Any]:
+        if self.asks_each_row:
+            _check_question(row.question, self.segmenter.by_phrases)
         source = image_source(row.stored)
         if isinstance(source, str) and "://" in source:
             raise ValueError(f"{source!r} is an address. Only images that are in the data set are read.")
         return self.segmenter.load(source), row.question
 
-    def prepare(self, loaded: list[tuple[Any, dict[str, Any] | None]]) -> Any:
+    def prepare(self, loaded: list[tuple[Any, Any]]) -> Any:
         images, questions = zip(*loaded, strict=True)
-        return self.segmenter.prepare(list(images), None if questions[0] is None else list(questions))
+        return self.segmenter.prepare(list(images), list(questions) if self.asks_each_row else None)
 
     def draw(self, row: Row, loaded: Any, result: Any) -> dict[str, Any]:
         """Return the row's new columns."""
@@ -208,11 +207,10 @@ class RowWork:
         return drawn
 
 
-def _check_row(question: dict[str, Any]) -> None:
-    if "text" in question:
-        if not isinstance(question["text"], str) or not question["text"].strip():
-            raise ValueError("It has no question.")
-    elif not question["phrases"] or any(not isinstance(one, str) or not one.strip() for one in question["phrases"]):
+def _check_question(question: Any, by_phrases: bool) -> None:
+    if not by_phrases and (question is None or not question.strip()):
+        raise ValueError("It has no question.")
+    if by_phrases and (not question or any(phrase is None or not phrase.strip() for phrase in question)):
         raise ValueError("It has no phrases, or an empty one.")
 
 
@@ -382,7 +380,8 @@ class Labelling:
     def _write(self, path: Path, name: str, reader: TableReader) -> dict[str, Any]:
         """Write the next rows of the reader as a part."""
         file_name, failures = self.shards.file_name(name), []
-        writer = PartWriter(path, self.request["model"], self.request["revision"], self.options.drop_columns)
+        revision = self.work.segmenter.revision
+        writer = PartWriter(path, self.request["model"], revision, self.options.drop_columns)
         with closing(writer):
             batches = _batches(self._rows(reader, writer, file_name), self.batch_size)
             saved = saved_in_order(self.work, batches, self.workers, self.batch_size + self.workers)
@@ -401,7 +400,8 @@ class Labelling:
     @property
     def work(self) -> RowWork:
         if self._work is None:
-            self._work = RowWork(self.make_segmenter())
+            asks_each_row = (self.options.text_column or self.options.phrases_column) is not None
+            self._work = RowWork(self.make_segmenter(), asks_each_row)
         return self._work
 
     def _rows(self, reader: TableReader, writer: PartWriter, file_name: str) -> Iterator[tuple[int, Row]]:
@@ -416,13 +416,10 @@ class Labelling:
                 for name in (image, options.text_column, options.phrases_column)
             }
             for index in range(table.num_rows):
-                question = None
-                if options.text_column is not None:
-                    question = {"text": columns[options.text_column][index]}
-                elif options.phrases_column is not None:
-                    phrases = columns[options.phrases_column][index]
-                    question = {"phrases": [phrases] if isinstance(phrases, str) else phrases}
-                yield number, Row(number, f"{file_name}, row {number}", columns[image][index], question)
+                question = columns[options.text_column or options.phrases_column][index]
+                if options.phrases_column is not None and isinstance(question, str):
+                    question = [question]
+                yield number, Row(f"{file_name}, row {number}", columns[image][index], question)
                 number += 1
 
 

@@ -21,6 +21,7 @@ from tests.support.installed import EXECUTABLE
 
 
 datasets = pytest.importorskip("datasets", reason="The extra `data` (pip install datasets) is not installed.")
+pyarrow_parquet = pytest.importorskip("pyarrow.parquet")
 ROOT = Path(__file__).parents[2]
 ASKED = ("-p", "the red cup", "--reject-threshold", 0, "-m", "embedded", "--workers", 0)
 KILLS = 6
@@ -96,6 +97,14 @@ def alone(parquet, tmp_path_factory) -> Path:
     result = label(parquet, out, "--rows-per-shard", 2, "--batch-size", 2)
     assert "All 11 rows are in" in result.stderr
     return out
+
+
+def assert_same_objects(found, expected) -> None:
+    """Scores move in their last digits where batches are others."""
+    for row, other in zip(found["objects"], expected["objects"], strict=True):
+        for one, same in zip(row, other, strict=True):
+            assert {**one, "score": 0} == {**same, "score": 0}
+            assert one["score"] == pytest.approx(same["score"], abs=1e-5)
 
 
 def test_datasets_loads_the_rows_with_their_masks(rows, alone):
@@ -200,7 +209,7 @@ def test_other_folders_give_the_same_masks(rows, alone, tmp_path, make):
     label(make(rows, tmp_path / "in"), tmp_path / "out", "--split", "train", "--batch-size", 2)
     found = datasets.load_dataset(str(tmp_path / "out"), split="train")
     expected = datasets.load_dataset(str(alone), split="train")
-    assert found["objects"][:] == expected["objects"][:]
+    assert_same_objects(found, expected)
     pictures = found["image" if make is image_folder else "picture"]
     pictures = found.cast_column("picture", datasets.Image())["picture"] if make is undecoded else pictures
     shutil.rmtree(tmp_path / "in")  # the files hold the images themselves
@@ -232,7 +241,9 @@ def test_rows_that_fail_are_kept_and_say_why(tmp_path):
     pictures = [{"bytes": b"no image", "path": "a.png"}, image(0), None, {"bytes": None, "path": "gone.png"}, image(1)]
     features = datasets.Features({"picture": datasets.Image(), "question": datasets.Value("string")})
     data = datasets.Dataset.from_dict({"picture": pictures, "question": ["", "a", "b", "c", None]}, features=features)
-    data.to_parquet(tmp_path / "in" / "train.parquet")
+    pyarrow_parquet.write_table(
+        data.with_format("arrow")[:], tmp_path / "in" / "train.parquet"
+    )  # without reading gone.png
     result = label(tmp_path / "in", tmp_path / "out", code=1)
     loaded = datasets.load_dataset(str(tmp_path / "out"), split="train")
     errors = loaded["error"][:]
@@ -290,7 +301,7 @@ def test_names_that_are_taken_and_data_sets_that_are_none(alone, tmp_path):
     for name, message in (
         (tmp_path / "empty", "cannot be read"),
         (alone / "README.md", "is a file"),
-        (tmp_path / "none", "is neither a folder here nor ORG/NAME"),
+        (tmp_path / "none", "is neither a folder that exists nor ORG/NAME"),
     ):
         assert message in " ".join(label(name, tmp_path / "out", code=1).stderr.split())
     for more, message in ((("--split", "x"), "--split is for --dataset"), (("--private",), "--private is for --data")):
@@ -342,7 +353,7 @@ def test_processes_of_one_launch(parquet, alone, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Without fork every run would import torch again.")
 def test_kills_at_random_moments_change_no_byte(tmp_path):
-    rows = rows_of(40, (300, 200))
+    rows = rows_of(30)
     (tmp_path / "in").mkdir()
     rows.to_parquet(tmp_path / "in" / "train.parquet")
     arguments = command(tmp_path / "in", tmp_path / "out")
@@ -368,6 +379,8 @@ def hub(monkeypatch):
     allow_only_this_machine(monkeypatch)
     with HubServer() as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
+        monkeypatch.setattr("datasets.config.HF_ENDPOINT", server.endpoint)
+        monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
         for name, value in server.environment.items():
             monkeypatch.setenv(name, value)
         yield server
@@ -413,7 +426,7 @@ def test_a_data_set_of_the_hub_is_streamed(hub, parquet, alone, tmp_path):
     label("anna/source", tmp_path / "out", "--split", "train", "--rows-per-shard", 2, "--batch-size", 2)
     found = datasets.load_dataset(str(tmp_path / "out"), split="train")
     expected = datasets.load_dataset(str(alone), split="train")
-    assert found["objects"][:] == expected["objects"][:]
+    assert_same_objects(found, expected)
     request = FolderShards(tmp_path / "out", "train").request()
     assert (request["dataset"], request["dataset_version"]) == ("anna/source", first)
     # What changes there later does not matter for a run that goes on.

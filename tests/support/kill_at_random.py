@@ -1,13 +1,12 @@
 """Starts a command again and again and kills it at random moments: `python kill_at_random.py KILLS COMMAND...`.
 
-Moments are drawn over the time that a run takes which nobody kills. Prints one JSON object per killed run; the last
-run ends by itself.
+Each is killed a moment after it has written a few more files into the folder that follows `--out`. Prints one JSON
+object per killed run; the last run ends by itself.
 """
 
 import contextlib
 import json
 import random
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -31,20 +30,20 @@ def start(command: list[str]) -> int:
 def main() -> None:
     kills, command = int(sys.argv[1]), sys.argv[2:]
     out = Path(command[command.index("--out") + 1])
-    begun = time.monotonic()
-    assert forked_runs.end(start(command)) == 0
-    seconds = time.monotonic() - begun
-    shutil.rmtree(out)
     moments = random.Random(0)
-    for number in range(kills):
+
+    def written() -> int:
+        return sum(path.is_file() for path in out.rglob("*"))
+
+    for _ in range(kills):
+        known, more = written(), moments.randint(1, 5)
         child = start(command)
-        # Later kills meet what is left, which takes less.
-        time.sleep(seconds * (0.2 + 0.3 * moments.random()))
-        if number and forked_runs.has_ended(child):
-            print(json.dumps({"files": -number}), flush=True)
-            continue
+        while written() < known + more:
+            assert not forked_runs.has_ended(child), "the run ended by itself"
+            time.sleep(0.001)
+        time.sleep(0.1 * moments.random())
         forked_runs.kill(child)
-        print(json.dumps({"files": sum(path.is_file() for path in out.rglob("*"))}), flush=True)
+        print(json.dumps({"files": written()}), flush=True)
     assert forked_runs.end(start(command)) == 0
 
 
