@@ -177,9 +177,14 @@ class _Handler(BaseHTTPRequestHandler):
         data = repo.commits[oid][0].get(path) if oid else None
         if data is None:
             return self._send(404, {"error": "Entry not found"}, [("X-Error-Code", "EntryNotFound")])
-        self.send_response(200)
+        wanted, size = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")), len(data)
+        self.send_response(206 if wanted else 200)
         self.send_header("X-Repo-Commit", oid)
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        if wanted:
+            start, end = int(wanted[1]), min(int(wanted[2] or size - 1), size - 1)
+            data = data[start : end + 1]
+            self.send_header("Content-Range", f"bytes {start}-{end}/{size}")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if method == "GET":
@@ -253,6 +258,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, {"id": name, "sha": oid, "private": repo.private, "siblings": siblings, "tags": []})
         if kind == "tree":
             return self._send(200, [self._entry(path, data) for path, data in sorted(tree.items())])
+        if kind == "paths-info":
+            wanted = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
+            return self._send(200, [self._entry(path, tree[path]) for path in wanted if path in tree])
         if kind == "commits":
             log = [
                 {"id": commit, "title": repo.commits[commit][1], "message": "", "authors": []}
