@@ -7,11 +7,15 @@ it is used.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..loading import import_object
-from .labelled_images import LabelledImage
+
+
+if TYPE_CHECKING:
+    from .labelled_images import LabelledImage
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Written:
         images (`int`): Number of images.
         masks (`int`): Number of masks.
         rejected (`int`): Number of rejected phrases.
-        left_out (`Counter`): What the format has no place for, as a text that follows its number.
+        left_out (`Counter`): How much there was of what the format has no place for.
         least_iou (`float`): Of polygons and their masks, over all that were written.
     """
 
@@ -49,19 +53,25 @@ class Written:
     left_out: Counter[str] = field(default_factory=Counter)
     least_iou: float = 1.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON types."""
+        return {
+            "images": self.images,
+            "masks": self.masks,
+            "rejected": self.rejected,
+            "left_out": dict(self.left_out),
+            "least_iou": self.least_iou,
+        }
+
     def sentence(self) -> str:
         """The same in words."""
         counted = [(self.images, "image"), (self.masks, "mask"), (self.rejected, "rejected phrase")]
-        parts = [
-            f"{number} {name}{'s' if number != 1 else ''}"
-            for number, name in counted
-            if number or name != "rejected phrase"
-        ]
-        text = ", ".join(parts)
+        shown = [(number, name) for number, name in counted if number or name != "rejected phrase"]
+        text = ", ".join(f"{number} {name}{'' if number == 1 else 's'}" for number, name in shown)
         if self.least_iou < 1.0:
             text += f"; polygons have an IoU of {self.least_iou:.3f} or more with their masks"
         if self.left_out:
-            text += f"; left out: {', '.join(f'{number} {what}' for what, number in sorted(self.left_out.items()))}"
+            text += f"; left out: {', '.join(f'{what} ({number})' for what, number in sorted(self.left_out.items()))}"
         return text
 
 
@@ -80,7 +90,8 @@ class AnnotationFormat:
         keeps (`tuple[str, ...]`): What comes back when it is read again: of `"pixels"` (each mask bit by bit),
             `"holes"`, `"parts"` (several areas of one object), `"overlaps"`, `"scores"`, `"rejected"`, `"text"`
             (questions and answers).
-        extra (`str`, *optional*): The extra of this package that holds what it needs.
+        needs (`tuple[str, ...]`): Packages that must be installed besides.
+        extra (`str`, *optional*): The extra of this package that holds them.
         other_names (`tuple[str, ...]`): What else `--format` calls it.
     """
 
@@ -90,16 +101,28 @@ class AnnotationFormat:
     reader: str | None = None
     masks: tuple[str, ...] = ("exact",)
     keeps: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     extra: str | None = None
     other_names: tuple[str, ...] = ()
 
-    def write(self, images: Iterable[LabelledImage], folder: Path, options: WritingOptions) -> Written:
+    def write(self, images: "Iterable[LabelledImage]", folder: Path, options: WritingOptions) -> Written:
         """Fill an empty folder."""
         return self._imported(self.writer, "writes")(images, folder, options)
 
-    def read(self, source: Path, **options: Any) -> Iterator[LabelledImage]:
+    def read(self, source: Path, **options: Any) -> "Iterator[LabelledImage]":
         """Yield the images of a file or a folder."""
         return self._imported(self.reader, "reads")(source, **options)
+
+    def check(self) -> None:
+        """
+        Raises:
+            ImportError: A package that it needs is not installed.
+        """
+        if missing := [name for name in self.needs if find_spec(name) is None]:
+            raise ImportError(
+                f"The format {self.name} needs the package {' and '.join(missing)}. Install it: "
+                f"pip install 'reasonseg[{self.extra}]'"
+            )
 
     def _imported(self, reference: str | None, does: str) -> Callable:
         if reference is None:
@@ -150,6 +173,7 @@ FORMATS: dict[str, AnnotationFormat] = {
             writer="reasonseg.data.format_datasets:write_datasets",
             reader="reasonseg.data.format_datasets:read_datasets",
             keeps=(*_EXACT, "scores", "rejected", "text"),
+            needs=("datasets",),
             extra="data",
         ),
         AnnotationFormat(

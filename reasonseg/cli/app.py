@@ -15,6 +15,7 @@ from . import (
     convert,
     demo,
     evaluate,
+    export,
     inspect,
     mask,
     merge,
@@ -41,6 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("segment")(readable_failures(segment.segment))
+app.command("export")(readable_failures(export.export))
 app.command("chat")(readable_failures(chat.chat))
 app.command("merge")(readable_failures(merge.merge))
 app.command("ask")(readable_failures(ask.ask))

@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from ..model_names import EMBEDDED_HELP
 from .batches import save_all
+from .export import Formats, check_formats, export_results
 from .failures import CommandError, path_text, stderr_console
 from .image_search import FoundImages
 from .inputs import DataSetOptions, find_images, split_text
@@ -21,7 +22,7 @@ from .png import encode_rgb_png
 from .printing import printable_json, printable_name, write_out
 from .processes import launched_processes
 from .remote import ApiKey, RemoteSegmenter, Server, connect
-from .result_lines import ANSWER_FIELDS
+from .result_lines import ANSWER_FIELDS, EXPORT_FOLDER
 from .results import ResultFolder, file_sha256, hashed_stem
 from .running import (
     Compiled,
@@ -119,6 +120,7 @@ def segment(
     answers: Annotated[
         bool, typer.Option("--answers", help="Also write each answer in the colours of its masks, as PNG and HTML.")
     ] = False,
+    formats: Formats = None,
     shard: ShardOption = None,
     dataset: Annotated[
         str | None,
@@ -150,11 +152,13 @@ def segment(
     Writes to --out: one PNG per mask (255 = object), one overlay per image and one line per image in results.jsonl. A
     run that was stopped resumes where it stopped; images that are done are skipped, and so are hidden files and what
     earlier runs have written. With `torchrun` or `accelerate launch` (`-m reasonseg segment ...`) the images are
-    shared among processes; with --shard K/N machines that know nothing of each other do a part each. Ends with 0 if
-    every image succeeded.
+    shared among processes; with --shard K/N machines that know nothing of each other do a part each. With --format all
+    results of --out are then written for annotation tools, too, as `reasonseg export` does. Ends with 0 if every image
+    succeeded.
 
     With --dataset, whole rows of a data set are copied to --out with their masks in a new column; see the README.
     """
+    check_formats(formats or ())
     options = DataSetOptions(
         dataset, split, config, image_column, text_column, phrases_column, tuple(drop_column or ()), rows_per_shard
     )
@@ -162,8 +166,12 @@ def segment(
         options.check_unused()
         if private:
             raise CommandError("--private is for --dataset with a repository on the Hub as --out.")
-    elif answers:
-        raise CommandError("--answers writes files beside images, which a data set does not have. Leave it out.")
+    elif answers or formats:
+        raise CommandError(
+            f"{'--answers' if answers else '--format'} is for images; rows of a data set are written as parquet files."
+        )
+    if formats and shard is not None:
+        raise CommandError("--format needs all images. Merge the shards first, then run `reasonseg export`.")
     needed = ANSWER_FIELDS if answers else ()
     precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
     part, out = read_shard(shard), Path(out_name)
@@ -244,6 +252,9 @@ def segment(
             if processes.is_first:
                 results.arrange([path_text(image) for image in everything])
                 results.end_shard(part, [path_text(image) for image in everything])
+                if formats and results.records:
+                    sources = {path_text(image): image for image in images}
+                    export_results(out, formats, out / EXPORT_FOLDER, sources=sources, overwrite=overwrite)
     if processes.is_first:
         end_with_failures(len(failed) + len(found.problems), total, out)
 
