@@ -14,13 +14,19 @@ from pycocotools import mask as coco_mask
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
+from reasonseg.cli.inputs import DataSetOptions
 from reasonseg.cli.labelled_shards import FolderShards
+from reasonseg.cli.segment_dataset import Labelling, make_request
+from reasonseg.cli.shards import Shard
+from reasonseg.data.streamed_tables import StreamedTables
+from reasonseg.processing.segments import Segment, SegmentationResult
 from tests.support.forked_python import fork_server, run_distributed
 from tests.support.hub_server import HubServer, allow_only_this_machine
 from tests.support.installed import EXECUTABLE
 
 
 datasets = pytest.importorskip("datasets", reason="The extra `data` (pip install datasets) is not installed.")
+pyarrow = pytest.importorskip("pyarrow")
 pyarrow_parquet = pytest.importorskip("pyarrow.parquet")
 ROOT = Path(__file__).parents[2]
 ASKED = ("-p", "the red cup", "--reject-threshold", 0, "-m", "embedded", "--workers", 0)
@@ -308,6 +314,46 @@ def test_names_that_are_taken_and_data_sets_that_are_none(alone, tmp_path):
     for more, message in ((("--split", "x"), "--split is for --dataset"), (("--private",), "--private is for --data")):
         assert message in run("segment", ROOT, *ASKED, "-o", tmp_path / "out", *more, code=1).stderr
     assert not (tmp_path / "out").exists()
+
+
+class Answers:
+    """A model that has known all answers before, and looks at how much memory tables take."""
+
+    by_phrases, revision, most = True, "abc", 0
+
+    def load(self, source):
+        assert source.startswith(b"\x89PNG")
+        return source
+
+    def prepare(self, images, questions=None):
+        return images
+
+    def compute(self, images):
+        self.most = max(self.most, pyarrow.total_allocated_bytes())
+        mask = np.ones((4, 4), dtype=bool)
+        return [SegmentationResult("a cup [SEG].", [Segment("a cup", (6, 11), mask, 0.5)], (4, 4)) for _ in images]
+
+
+def test_memory_holds_a_few_rows_however_many_a_part_has(tmp_path):
+    (tmp_path / "in").mkdir()
+    content = b"\x89PNG" + np.random.default_rng(0).bytes(10_000)
+    rows = [{"image": {"bytes": content, "path": None}}] * 3000
+    features = datasets.Features({"image": datasets.Image()})
+    table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
+    pyarrow_parquet.write_table(table, tmp_path / "in" / "train.parquet", row_group_size=100)
+    whole, answers = table.nbytes, Answers()
+    del table
+    options = DataSetOptions(str(tmp_path / "in"), rows_per_shard=2000)
+    tables, shards = StreamedTables(options.dataset), FolderShards(tmp_path / "out", "train")
+    settings = {"model": "m", "revision": None, "text": None, "phrases": ["a cup"]}
+    request, before, told = make_request(options, tables, settings), pyarrow.total_allocated_bytes(), []
+    tell = lambda name, about: told.append(about)  # noqa: E731
+    counted = lambda more: None  # noqa: E731
+    shards.begin(request)
+    Labelling(options, tables, shards, Shard(), request, lambda: answers, 4, 2, tell, counted).run()
+    assert [about["rows"] for about in told] == [2000, 1000]
+    assert answers.most - before < whole / 4
+    assert set(pyarrow_parquet.read_table(tmp_path / "out" / "data")["revision"].to_pylist()) == {"abc"}
 
 
 # ---- many machines, kills, the Hub ----------------------------------------------------------------------------------
