@@ -188,7 +188,8 @@ class FolderShards:
 
 class HubShards(FolderShards):
     """
-    The parts of one split in a data-set repository on the Hub. On this machine there is one part at a time.
+    The parts of one split in a data-set repository on the Hub, as they are there when this is made. On this machine
+    there is one part at a time.
 
     Args:
         repo_id: `organisation/name`; made on the first write.
@@ -208,6 +209,7 @@ class HubShards(FolderShards):
         super().__init__(Path(self._scratch.name), split)
         self.repo_id, self.private, self.api = repo_id, private, HfApi()
         self._is_there = False
+        self._fetch()
 
     def __str__(self) -> str:
         return f"{HUB_PREFIX}{self.repo_id}"
@@ -224,10 +226,6 @@ class HubShards(FolderShards):
             if self._is_there:
                 names = self.api.list_repo_files(self.repo_id, repo_type="dataset")
                 list(threads.map(fetch, (name for name in names if name.startswith(f"{STATE}/") or name == _README)))
-
-    def request(self) -> dict[str, Any] | None:
-        self._fetch()
-        return super().request()
 
     def begin(self, request: dict[str, Any], overwrite: bool = False) -> None:
         from ..conversion.publish import on_the_hub

@@ -67,11 +67,12 @@ def label_data_set(
         Exit: some rows failed.
     """
     console = stderr_console(processes.is_first)
-    revision = _kept_revision(options, out)
+    shards = None if options.split is None else open_shards(out, options.split, private)
+    revision = None if shards is None else _kept_revision(options.dataset, shards)
     with console.status("Looking at the data set ..."):
         tables = StreamedTables(options.dataset, options.split, options.config, revision)
         _check_rows(tables, options)
-    shards = open_shards(out, tables.split, private)
+    shards = shards or open_shards(out, tables.split, private)
     request = make_request(options, tables, settings)
     processes.agree(lambda: shards.begin(request, overwrite))
     before = 0 if overwrite else sum(about["rows"] for about in shards.done().values())
@@ -110,15 +111,13 @@ def label_data_set(
         raise typer.Exit(1)
 
 
-def _kept_revision(options: DataSetOptions, out: str) -> str | None:
+def _kept_revision(dataset: str, shards: FolderShards) -> str | None:
     """The commit of the data set that an earlier run of the same has read, so that a change on the Hub in between does
     not matter; `None` where there is none."""
-    found = read_name(options.dataset)
-    if found.is_folder or found.revision is not None or options.split is None:
+    found, earlier = read_name(dataset), shards.request()
+    if earlier is None or found.is_folder or found.revision is not None:
         return None
-    earlier = open_shards(out, options.split).request()
-    same = earlier is not None and (earlier["dataset"], earlier["dataset_is_folder"]) == (found.name, False)
-    return earlier["dataset_version"] if same else None
+    return earlier["dataset_version"] if earlier["dataset"] == found.name else None
 
 
 def _check_rows(tables: StreamedTables, options: DataSetOptions) -> None:
@@ -168,11 +167,6 @@ class Row:
     where: str
     stored: Any
     question: Any
-
-    @property
-    def image(self) -> str:
-        """What failures are told of."""
-        return self.where
 
 
 class RowWork:
