@@ -221,14 +221,14 @@ def publish(
     remote = _Remote(HfApi(endpoint=endpoint, token=token), repo_id, branch)
     local = _LocalFiles(folder, repo_id, signer, additions)
     page = None if space is None else _Remote(remote.api, space, _MAIN, _SPACE)
-    with _on_the_hub(remote, uploading=False):
+    with on_the_hub(remote, uploading=False):
         if not dry_run:
             remote.create(private, must_be_private)
         is_private = page is not None and remote.is_private(private)
     if page is not None:
-        with _on_the_hub(page, uploading=False):
+        with on_the_hub(page, uploading=False):
             _check_space(page, is_private)
-    with _on_the_hub(remote, uploading=False):
+    with on_the_hub(remote, uploading=False):
         # The head first: a commit of somebody else after it is noticed, because the upload names its parent.
         head, files = remote.head(), remote.files()
         if signer is not None and SIGNATURE in files and files[SIGNATURE].size <= MAX_SIGNATURE_BYTES:
@@ -241,7 +241,7 @@ def publish(
     to_do = [change for change in changes if change.kind in (NEW, CHANGED, REMOVED)]
     revision = None if dry_run and to_do else pin or head
     if not dry_run:
-        with _on_the_hub(remote, uploading=True):
+        with on_the_hub(remote, uploading=True):
             if to_do:
                 pin, head = None, remote.upload(local, to_do, head, progress)
             if pin is None:
@@ -264,7 +264,7 @@ def _publish_space(page: _Remote, contents: dict[str, bytes], private: bool, dry
         private (`bool`): Whether to make it private.
         dry_run (`bool`): Only compare.
     """
-    with _on_the_hub(page, uploading=not dry_run):
+    with on_the_hub(page, uploading=not dry_run):
         if not dry_run:
             page.create(private, private)
         head, files = page.head(), page.files()
@@ -635,11 +635,11 @@ class _Remote:
 
 
 @contextmanager
-def _on_the_hub(remote: _Remote, *, uploading: bool) -> Iterator[None]:
+def on_the_hub(remote: Any, *, uploading: bool) -> Iterator[None]:
     """Word what the Hub or the way to it raises.
 
     Args:
-        remote (`_Remote`): The repository.
+        remote: What is to be changed there: has `repo_id` and `api`.
         uploading (`bool`): Whether something may have arrived already.
     """
     again = "What has arrived stays there; the same command resumes from it." if uploading else "Nothing was uploaded."

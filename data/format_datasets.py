@@ -104,7 +104,7 @@ def _row(image: LabelledImage, options: WritingOptions) -> tuple[dict[str, Any],
         "height": height,
         "width": width,
         "requests": [{"question": asked.question, "answer": asked.answer} for asked in image.requests],
-        "objects": [_object_row(found) for found in image.objects],
+        "objects": [object_row(found) for found in image.objects],
         "model": image.model,
         "revision": image.revision,
     }
@@ -118,7 +118,8 @@ def _row(image: LabelledImage, options: WritingOptions) -> tuple[dict[str, Any],
     return row, size
 
 
-def _object_row(found: LabelledObject) -> dict[str, Any]:
+def object_row(found: LabelledObject) -> dict[str, Any]:
+    """One entry of the column `objects`."""
     return {
         "label": found.label,
         "rle": found.mask,

@@ -20,7 +20,7 @@ MAX_IMAGE_PIXELS = 2**26
 # Where this is set in the environment, it takes the place of every limit of files and images, stored ones included.
 PIXELS_VARIABLE = "REASONSEG_MAX_IMAGE_PIXELS"
 Box = tuple[int, int, int, int]
-ImageSource = str | os.PathLike | Image.Image | np.ndarray | torch.Tensor
+ImageSource = str | os.PathLike | bytes | Image.Image | np.ndarray | torch.Tensor
 
 # What cameras, screens and data sets write. Pillow knows some forty more; one of them (EPS) starts another program,
 # and others (ICO, ICNS) hold an image of another size than they state. AVIF is read where Pillow was built with it.
@@ -61,10 +61,10 @@ def load_rgb_image(
     greyscale keeps its high byte. Of an animation the current (for a file: the first) frame is taken.
 
     Args:
-        image (`str`, `os.PathLike`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
-            The path of a local file, a Pillow image of any mode, or an array or tensor of shape `(height, width)`,
-            `(height, width, channels)` or `(channels, height, width)` with 1, 3 or 4 channels: uint8 in 0..255 or
-            floating point in 0..1.
+        image (`str`, `os.PathLike`, `bytes`, `PIL.Image.Image`, `np.ndarray` or `torch.Tensor`):
+            The path of a local file or its content, a Pillow image of any mode, or an array or tensor of shape
+            `(height, width)`, `(height, width, channels)` or `(channels, height, width)` with 1, 3 or 4 channels:
+            uint8 in 0..255 or floating point in 0..1.
         max_image_pixels (`int`, *optional*, defaults to 67108864):
             Largest allowed height x width; the environment variable REASONSEG_MAX_IMAGE_PIXELS takes its place.
         input_data_format (`str` or `ChannelDimension`, *optional*):
@@ -81,7 +81,7 @@ def load_rgb_image(
         (3, 2)
     """
     max_image_pixels = _allowed_pixels(max_image_pixels)
-    if isinstance(image, (str, os.PathLike)):
+    if isinstance(image, (str, os.PathLike, bytes)):
         with open_image(image, max_image_pixels) as opened:
             return _decode(opened, _shown(image), max_image_pixels, upright)
     if isinstance(image, Image.Image):
@@ -104,7 +104,7 @@ def open_image(path: str | os.PathLike | bytes, max_image_pixels: int = MAX_IMAG
         ValueError: The file is a URL, does not exist, is of another format, or claims too many pixels.
     """
     if isinstance(path, bytes):
-        source, shown = io.BytesIO(path), f"The image of {len(path)} bytes"
+        source, shown = io.BytesIO(path), _shown(path)
     else:
         source, shown = os.fspath(path), _shown(path)
         _check_file(source, shown)
@@ -257,8 +257,10 @@ class _Pillow:
 _PILLOW = _Pillow()
 
 
-def _shown(path: str | os.PathLike) -> str:
-    """A path as messages name it."""
+def _shown(path: str | os.PathLike | bytes) -> str:
+    """A path, or the content of a file, as messages name it."""
+    if isinstance(path, bytes):
+        return f"The image of {len(path)} bytes"
     name = os.fspath(path)
     return f"'{name if len(name) <= 200 else name[:200] + '...'}'"
 

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ _GENERATION_NAMES = {name for name in vars(GenerationConfig()) if not name.start
 # Large and of no use for masks and text; without them nothing large travels from the accelerator.
 _NOT_POST_PROCESSED = {"logits", "loss", "losses", "past_key_values", "hidden_states", "attentions"}
 _MASK_FORMATS = ("pil", "rle")
+_MISSING = object()
 
 
 class ReasoningSegmentationPipeline(Pipeline):
@@ -77,10 +79,11 @@ class ReasoningSegmentationPipeline(Pipeline):
 
         Args:
             images:
-                One image (path of a local file, Pillow image, array or tensor, see `load_rgb_image`) or a list of
-                them. Instead a list of rows `{"image": ..., "text": ...}` or `{"image": ..., "phrases": [...]}`. Also
-                anything else with images or rows that can be iterated or indexed: a generator, a data set of torch or
-                `datasets` (further columns are ignored) or a column of one, which are read as they are needed.
+                One image (path of a local file or its content, Pillow image, array or tensor, see `load_rgb_image`)
+                or a list of them. Instead a list of rows `{"image": ..., "text": ...}` or `{"image": ..., "phrases":
+                [...]}`. Also anything else with images or rows that can be iterated or indexed: a generator, a data
+                set of torch or `datasets` (further columns are ignored, as are labels in `(image, label)`) or a column
+                of one, which are read as they are needed.
             text (`str` or `list[str]`, *optional*):
                 One question for all images, one for each (a list, a column or another iterable), or several for the
                 one image, which is then encoded once. The model writes its answer, and every `[SEG]` in it gets a
@@ -116,11 +119,12 @@ class ReasoningSegmentationPipeline(Pipeline):
         """
         batch_size = batch_size or self._batch_size or 1
         options = {"num_workers": num_workers, "batch_size": 1, **kwargs}  # a batch is one input of the base class
-        text, phrases, images = _as_list(text), _as_list(phrases, wrapped=True), _split_array(images)
+        images = _split_array(images)
         if _is_iterable(images):
             rows = _rows(images, text, phrases, more_columns=True)
             batches = super().__call__(_batches(rows, batch_size), **options)
             return (result for batch in batches for result in batch)
+        text, phrases = _as_list(text), _as_list(phrases, wrapped=True)
         is_list, is_many = isinstance(images, (list, tuple)), _is_many(text, phrases)
         is_shared = is_many and not is_list
         if is_many and text is None:
@@ -300,10 +304,11 @@ class _Batch:
 
 
 def _is_many(text: Any, phrases: Any) -> bool:
-    """Whether questions for several rows are given."""
-    if text is not None:
-        return isinstance(text, (list, tuple))
-    return isinstance(phrases, (list, tuple)) and any(isinstance(one, (list, tuple)) for one in phrases)
+    """Whether questions for several rows are given: in a list, or in a column or another stream of them."""
+    asked = phrases if text is None else text
+    if asked is None or isinstance(asked, (list, tuple)):
+        return asked is not None and (text is not None or any(isinstance(one, (list, tuple)) for one in asked))
+    return _is_iterable(asked)
 
 
 def _rows(images: Any, text: Any, phrases: Any, more_columns: bool = False) -> Iterator[dict[str, Any]]:
@@ -312,32 +317,36 @@ def _rows(images: Any, text: Any, phrases: Any, more_columns: bool = False) -> I
         yield from (_row(image, text, phrases, more_columns) for image in _iterate(images))
         return
     asked = phrases if text is None else text
-    count = len(images) if hasattr(images, "__len__") else None
-    or_more = " (or more)" if more_columns else ""
-    if count in (None, len(asked)):
-        count = 0
-        for count, image in enumerate(_iterate(images), start=1):
-            if count > len(asked):
+    counts = [len(given) if hasattr(given, "__len__") else None for given in (images, asked)]
+    if None in counts or counts[0] == counts[1]:
+        asked = _questions(asked, wrapped=text is None)
+        for count, (image, own) in enumerate(zip_longest(_iterate(images), asked, fillvalue=_MISSING)):
+            if image is _MISSING or own is _MISSING:
+                known = (count + (image is not _MISSING), count + (own is not _MISSING))
+                counts = [number if number is not None else least for number, least in zip(counts, known, strict=True)]
                 break
-            own = asked[count - 1]
             yield _row(image, None, own, more_columns) if text is None else _row(image, own, phrases, more_columns)
-    if count != len(asked):
-        raise ValueError(
-            f"{count} images{or_more} and {len(asked)} {'texts' if phrases is None else 'lists of phrases'} were "
-            "given. Give one for each image, or a single one for all."
-        )
+        else:
+            return
+    or_more = " (or more)" if more_columns else ""
+    raise ValueError(
+        f"{counts[0]} images{or_more} and {counts[1]} {'texts' if phrases is None else 'lists of phrases'} were "
+        "given. Give one for each image, or a single one for all."
+    )
 
 
 def _row(item: Any, text: Any, phrases: Any, more_columns: bool = False) -> dict[str, Any]:
-    """Check one image with its question; `more_columns` of a data set are ignored."""
-    image = item
-    if isinstance(item, Mapping):
+    """Check one image with its question; `more_columns` of a data set, and labels beside an image, are ignored."""
+    if isinstance(item, tuple) and more_columns and item:
+        item = _named(*item, is_asked=text is not None or phrases is not None)
+    image = _stored(item)
+    if isinstance(image, Mapping):
         unknown = [] if more_columns else sorted(set(item) - {"image", "text", "phrases"})
         if unknown or "image" not in item:
             raise ValueError(
                 f"A row with the entries {sorted(item)} was given. It needs 'image' and one of 'text' and 'phrases'."
             )
-        image, text, phrases = item["image"], item.get("text", text), item.get("phrases", phrases)
+        image, text, phrases = _stored(item["image"]), item.get("text", text), item.get("phrases", phrases)
     if (text is None) == (phrases is None):
         given = "neither" if text is None else "both"
         raise ValueError(
@@ -354,6 +363,23 @@ def _row(item: Any, text: Any, phrases: Any, more_columns: bool = False) -> dict
             f"The phrases {phrases!r} were given for one row. It needs one phrase or one list of phrases."
         )
     return {"image": image, "phrases": own}
+
+
+def _named(image: Any, *others: Any, is_asked: bool) -> dict[str, Any]:
+    """The row of a tuple, as data sets of torch give it: an image, and a question or labels of any kind."""
+    for other in () if is_asked else others:
+        if isinstance(other, str):
+            return {"image": image, "text": other}
+        if isinstance(other, (list, tuple)) and other and all(isinstance(one, str) for one in other):
+            return {"image": image, "phrases": list(other)}
+    return {"image": image}
+
+
+def _stored(image: Any) -> Any:
+    """The content of a file, or its path, where `datasets` gives an image as it is stored; else what was given."""
+    if isinstance(image, Mapping) and image.keys() == {"bytes", "path"}:
+        return image["path"] if image["bytes"] is None else image["bytes"]
+    return image
 
 
 def _batches(
@@ -391,9 +417,15 @@ def _iterate(items: Any) -> Iterator[Any]:
 
 def _as_list(questions: Any, wrapped: bool = False) -> Any:
     """Columns of data sets and other iterables as a list with one entry for each row; the rest as it is."""
-    if questions is None or isinstance(questions, (str, list, tuple, Mapping)) or not _is_iterable(questions):
+    if questions is None or isinstance(questions, (list, tuple)) or not _is_iterable(questions):
         return questions
-    return [[one] if wrapped and isinstance(one, str) else one for one in _iterate(questions)]
+    return list(_questions(questions, wrapped))
+
+
+def _questions(asked: Any, wrapped: bool) -> Iterator[Any]:
+    """Go through the questions of rows; `wrapped`: a column of phrases has a list or a single one for each row."""
+    is_column = wrapped and not isinstance(asked, (list, tuple))
+    return ([one] if is_column and isinstance(one, str) else one for one in _iterate(asked))
 
 
 def _split_array(images: Any) -> Any:

@@ -20,13 +20,14 @@ class FolderLock:
 
     Args:
         folder (`Path`): Made when the lock is first taken.
+        name (`str`, *optional*): Of the lock's file, where it stands for something else than the whole folder.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, name: str = LOCK_NAME):
         from filelock import FileLock
 
         self.folder = folder
-        self.path = folder / LOCK_NAME
+        self.path = folder / name
         self._lock = FileLock(self.path)
 
     @contextmanager

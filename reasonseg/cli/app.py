@@ -18,6 +18,7 @@ from . import (
     export,
     inspect,
     mask,
+    merge,
     publish,
     reasonseg_masks,
     restore,
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.command("segment")(readable_failures(segment.segment))
 app.command("export")(readable_failures(export.export))
 app.command("chat")(readable_failures(chat.chat))
+app.command("merge")(readable_failures(merge.merge))
 app.command("ask")(readable_failures(ask.ask))
 app.command("serve")(readable_failures(serve.serve))
 app.command("mask")(readable_failures(mask.mask))

@@ -48,6 +48,7 @@ def save_all(
     step: str,
     workers: int = 0,
     processes: Processes | None = None,
+    among: Sequence[Any] | None = None,
 ) -> list[int]:
     """Do and save what is pending, show how far that is, and tell every failure on stderr.
 
@@ -59,6 +60,9 @@ def save_all(
         step: what is done, for the progress bar.
         workers: threads that read and prepare ahead, and as many that draw; with 0 one step follows the other.
         processes: who shares the work, each whole batches; they all call this with the same items.
+        among: all items of the command, the pending ones among them. A batch then holds the same items however often
+            the command was stopped, and so do results, to the last bit; those that are done are computed again where
+            their batch is, but not written.
 
     Returns:
         The indices of the items that failed; in the first process those of all, else none.
@@ -68,10 +72,9 @@ def save_all(
         CommandError: another process has failed.
     """
     processes = processes or Processes()
-    numbered = list(enumerate(pending))
-    batches = [numbered[start : start + batch_size] for start in range(0, len(numbered), batch_size)]
+    batches = _cut(pending, pending if among is None else among, batch_size)
     failed: list[int] = []
-    saved = _saved(work, processes.share(batches), workers, batch_size + workers)
+    saved = saved_in_order(work, processes.share(batches), workers, batch_size + workers)
     with step_progress(stderr_console(), processes.is_first) as report, closing(saved):
         report(step, 0, len(pending))
         told = 0
@@ -91,6 +94,17 @@ def save_all(
         failed = processes.gather(failed, while_waiting=tell)
         tell()
         return failed
+
+
+def _cut(pending: Sequence[Any], among: Sequence[Any], batch_size: int) -> list[list[tuple[int | None, Any]]]:
+    """Batches of items with their numbers among the pending ones; `None` for those that are done."""
+    if among is pending:
+        numbered: list[tuple[int | None, Any]] = list(enumerate(pending))
+    else:
+        numbers = {item: number for number, item in enumerate(pending)}
+        numbered = [(numbers.get(item), item) for item in among]
+    batches = [numbered[start : start + batch_size] for start in range(0, len(numbered), batch_size)]
+    return [batch for batch in batches if any(number is not None for number, _ in batch)]
 
 
 @dataclass
@@ -147,11 +161,13 @@ def _computed(work: FolderWork, batch: _Batch) -> Iterator[tuple[Any, Any, Any]]
     yield from zip(batch.items, batch.loaded, results, strict=True)
 
 
-def _saved(work: FolderWork, batches: Iterator[Any], workers: int, most: int) -> Iterator[tuple[Any, Any]]:
+def saved_in_order(work: FolderWork, batches: Iterator[Any], workers: int, most: int) -> Iterator[tuple[Any, Any]]:
     """Yield each item, in order, with its record or the exception that kept it from being done or saved.
 
     Args:
-        batches: items with their numbers, taken as they are needed.
+        work: how it is done.
+        batches: items with their numbers, taken as they are needed. One without a number is not saved, nor yielded.
+        workers: as of `save_all`.
         most: items that may wait for being drawn and written.
     """
     from ..data.reading_ahead import read_ahead
@@ -162,6 +178,8 @@ def _saved(work: FolderWork, batches: Iterator[Any], workers: int, most: int) ->
         for batch in ahead:
             begun = time.monotonic()
             for item, loaded, outcome in _computed(work, batch):
+                if item[0] is None:
+                    continue
                 failed = isinstance(outcome, Exception)
                 waiting.append((item, outcome if failed else writers.save(item[1], loaded, outcome)))
             # A result is shown when it is saved, and not one batch later, where a model is slow.
@@ -216,4 +234,4 @@ class _Writers:
             threads.shutdown(cancel_futures=is_hopeless)
 
 
-__all__ = ["FolderWork", "save_all"]
+__all__ = ["FolderWork", "save_all", "saved_in_order"]

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from .failures import CommandError, path_text
@@ -85,4 +86,67 @@ def find_images(arguments: Iterable[str], leave_out: Path | None = None) -> Foun
     return found
 
 
-__all__ = ["check_question", "find_images", "names_something", "split_text"]
+@dataclass(frozen=True)
+class DataSetOptions:
+    """
+    Which rows of a data set are labelled, and what is asked about each.
+
+    Args:
+        dataset: a folder or a name on the Hub; `None` where images are named instead.
+        split, config: which part of it; may be left out where there is only one.
+        image_column: of the images; may be left out where only one column holds images.
+        text_column: of a question for each row, in place of one for all.
+        phrases_column: of a phrase, or a list of them, for each row.
+        drop_columns: what is not copied to the output.
+        rows_per_shard: most rows of a part, which is what a kill can lose.
+    """
+
+    dataset: str | None
+    split: str | None = None
+    config: str | None = None
+    image_column: str | None = None
+    text_column: str | None = None
+    phrases_column: str | None = None
+    drop_columns: tuple[str, ...] = ()
+    rows_per_shard: int = 1000
+
+    def question(self, arguments: Sequence[str], text: str | None, phrases: Sequence[str]) -> str | None:
+        """Return the question of all rows, which is the last argument or `text`; `None` where something else says
+        what to look for.
+
+        Raises:
+            CommandError: not exactly one thing says it, or there are images besides.
+        """
+        if len(arguments) > 1 or (arguments and text is not None):
+            raise CommandError(
+                f"{arguments[0]!r} is too much: with --dataset the rows hold the images. Leave it out, or --dataset."
+            )
+        text = arguments[0] if arguments else text
+        given = {
+            "a question": text is not None,
+            "--phrase": bool(phrases),
+            "--text-column": self.text_column is not None,
+            "--phrases-column": self.phrases_column is not None,
+        }
+        chosen = [name for name, is_given in given.items() if is_given]
+        if len(chosen) != 1:
+            which = "none was given" if not chosen else f"{' and '.join(chosen)} were given"
+            raise CommandError(f"Exactly one of {', '.join(given)} says what to look for; {which}.")
+        if text is not None:
+            check_question(text)
+        if any(not phrase.strip() for phrase in phrases):
+            raise CommandError("A --phrase is empty. Say what to segment.")
+        return text
+
+    def check_unused(self) -> None:
+        """
+        Raises:
+            CommandError: an option was given that is for data sets alone.
+        """
+        for field in fields(self):
+            if getattr(self, field.name) != field.default and field.name != "dataset":
+                name = field.name.removesuffix("s").replace("_", "-")
+                raise CommandError(f"--{name} is for --dataset. Name a data set, or leave it out.")
+
+
+__all__ = ["DataSetOptions", "check_question", "find_images", "names_something", "split_text"]

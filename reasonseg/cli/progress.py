@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 
-# Called with a step's name, the number of finished items and of all.
-StepReport = Callable[[str, int, int], None]
+# Called with a step's name, the number of finished items and of all; `None` where nobody knows how many there are.
+StepReport = Callable[[str, int, int | None], None]
 
 # Seconds between two lines of a log.
 _LINE_EVERY = 30.0
@@ -53,7 +53,7 @@ def _bars(console: Any) -> Iterator[StepReport]:
     ) as bars:
         tasks: dict[str, Any] = {}
 
-        def report(step: str, done: int, total: int) -> None:
+        def report(step: str, done: int, total: int | None) -> None:
             if step not in tasks:
                 tasks[step] = bars.add_task(step, total=total, completed=done)
                 bars.advance(tasks[step], 0)  # speed is measured from here
@@ -70,12 +70,17 @@ class _Lines:
         self._begun: dict[str, tuple[float, int]] = {}
         self._told = time.monotonic()
 
-    def __call__(self, step: str, done: int, total: int) -> None:
+    def __call__(self, step: str, done: int, total: int | None) -> None:
         now = time.monotonic()
         start, done_before = self._begun.setdefault(step, (now, done))
-        if done == done_before or (done < total and now - self._told < _LINE_EVERY):
+        if done == done_before or ((total is None or done < total) and now - self._told < _LINE_EVERY):
             return
         self._told = now
+        if total is None:
+            self.console.print(
+                f"{step}: {done}, {(done - done_before) / (now - start):.3g} per second", soft_wrap=True
+            )
+            return
         if done < total:
             seconds, what = (now - start) / (done - done_before) * (total - done), "left"
         else:

@@ -1,6 +1,7 @@
 """Commands that have a running server do the work of a model."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -60,26 +61,35 @@ def connect(server: str, model: str | None, api_key: str | None, model_options: 
 class RemoteSegmenter:
     """Asks a server the same about any image."""
 
-    def __init__(self, pipeline: "RemotePipeline", settings: Any):
-        self.pipeline, self.settings = pipeline, settings
+    revision = None  # the server knows it
 
-    def load(self, image: Path) -> "Image.Image":
+    def __init__(self, pipeline: "RemotePipeline", settings: Any, by_phrases: bool = False):
+        self.pipeline, self.settings, self.by_phrases = pipeline, settings, by_phrases or bool(settings.phrases)
+
+    def load(self, image: Path | str | bytes) -> "Image.Image":
         from ..processing.image_loading import load_rgb_image
 
         return load_rgb_image(image)
 
-    def prepare(self, images: list["Image.Image"]) -> list["Image.Image"]:
-        """Return a batch as the server takes it."""
-        return images
-
-    def compute(self, images: list["Image.Image"]) -> list[Any]:
-        """Return one `SegmentationResult` per image."""
+    def prepare(self, images: list["Image.Image"], questions: list[Any] | None = None) -> list[Any]:
+        """Return a batch as the server takes it: images, each with what is asked; see [`Segmenter`]."""
         settings = self.settings
-        return self.pipeline.segment(
-            images,
-            text=None if settings.phrases else settings.text,
-            phrases=settings.phrases or None,
+        if questions is None:
+            questions = [settings.phrases or settings.text] * len(images)
+        return list(zip(images, questions, strict=True))
+
+    def compute(self, batch: list[Any]) -> list[Any]:
+        """Return one `SegmentationResult` per image."""
+        with ThreadPoolExecutor(len(batch)) as threads:
+            return list(threads.map(self._ask, *zip(*batch, strict=True)))
+
+    def _ask(self, image: "Image.Image", question: str | list[str]) -> Any:
+        settings = self.settings
+        (result,) = self.pipeline.segment(
+            [image],
+            **{"text" if isinstance(question, str) else "phrases": question},
             max_new_tokens=settings.max_new_tokens,
             mask_threshold=settings.mask_threshold,
             reject_threshold=settings.reject_threshold,
         )
+        return result

@@ -12,6 +12,7 @@ from ..atomic_files import remove_drafts, written_whole
 from ..folder_lock import FolderLock
 from .failures import CommandError, path_text
 from .result_lines import ANSWER_FIELDS, RESULTS_NAME, ResultLines, record_files, record_key
+from .shards import Shard, mark_ended
 
 
 # Bytes of a file name's start that leave room for the ending of any result.
@@ -161,6 +162,17 @@ class ResultFolder:
             self._lines.append(record)
             for name in set(record_files(replaced or record)) - set(record_files(record)):
                 (self.folder / name).unlink(missing_ok=True)
+
+    def end_shard(self, shard: Shard, keys: Sequence[str]) -> None:
+        """Leave a mark that a shard has done what it could; none where the folder holds all images of all shards.
+
+        Args:
+            shard: see [`mark_ended`].
+            keys: the lines of all shards.
+        """
+        if shard.count > 1:
+            with self.writing():
+                mark_ended(self.folder, shard, is_whole=all(key in self.records for key in keys))
 
     def arrange(self, keys: Sequence[str]) -> None:
         """Bring the lines with these keys, those of one command, into its order, and remove outdated ones.

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -14,9 +15,9 @@ from rich.markup import escape
 from ..model_names import EMBEDDED_HELP
 from .batches import save_all
 from .export import Formats, check_formats, export_results
-from .failures import path_text, stderr_console
+from .failures import CommandError, path_text, stderr_console
 from .image_search import FoundImages
-from .inputs import find_images, split_text
+from .inputs import DataSetOptions, find_images, split_text
 from .png import encode_rgb_png
 from .printing import printable_json, printable_name, write_out
 from .processes import launched_processes
@@ -38,6 +39,7 @@ from .running import (
     load_checkpoint,
     precision_of,
 )
+from .shards import ShardOption, read_shard
 
 
 if TYPE_CHECKING:
@@ -59,15 +61,24 @@ class Settings:
 
 
 def segment(
+    out_name: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FOLDER",
+            help="Folder for masks, overlays and results.jsonl; of a data set for parquet files, or the repository "
+            "hf://datasets/ORG/NAME for them.",
+        ),
+    ],
     arguments: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="IMAGE... [TEXT]",
             help="Files, folders or patterns, then the question in quotes.",
             show_default=False,
         ),
-    ],
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for masks, overlays and results.jsonl.")],
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
@@ -110,20 +121,65 @@ def segment(
         bool, typer.Option("--answers", help="Also write each answer in the colours of its masks, as PNG and HTML.")
     ] = False,
     formats: Formats = None,
+    shard: ShardOption = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(
+            help="Label the rows of a data set instead: a folder (parquet, images, save_to_disk ...) or "
+            "ORG/NAME[@REVISION] on the Hub, which is streamed.",
+            show_default=False,
+        ),
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Its split; needed where there are several.")] = None,
+    config: Annotated[str | None, typer.Option(help="Its configuration, where it has several.")] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Its column of images.  [default: the only one]", show_default=False)
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Its column with a question for each row.")] = None,
+    phrases_column: Annotated[
+        str | None, typer.Option(help="Its column with a phrase, or a list of them, for each row.")
+    ] = None,
+    drop_column: Annotated[
+        list[str] | None, typer.Option(help="Do not copy this column to the output; repeat for several.")
+    ] = None,
+    rows_per_shard: Annotated[
+        int, typer.Option(min=1, help="Most rows of a parquet file; a stopped run resumes after whole files.")
+    ] = 1000,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository of --out private.")] = False,
 ):
     """Answer a question about each IMAGE with text and masks.
 
     Writes to --out: one PNG per mask (255 = object), one overlay per image and one line per image in results.jsonl. A
     run that was stopped resumes where it stopped; images that are done are skipped, and so are hidden files and what
     earlier runs have written. With `torchrun` or `accelerate launch` (`-m reasonseg segment ...`) the images are
-    shared among processes. With --format all results of --out are then written for annotation tools, too, as
-    `reasonseg export` does. Ends with 0 if every image succeeded.
+    shared among processes; with --shard K/N machines that know nothing of each other do a part each. With --format all
+    results of --out are then written for annotation tools, too, as `reasonseg export` does. Ends with 0 if every image
+    succeeded.
+
+    With --dataset, whole rows of a data set are copied to --out with their masks in a new column; see the README.
     """
     check_formats(formats or ())
+    options = DataSetOptions(
+        dataset, split, config, image_column, text_column, phrases_column, tuple(drop_column or ()), rows_per_shard
+    )
+    if dataset is None:
+        options.check_unused()
+        if private:
+            raise CommandError("--private is for --dataset with a repository on the Hub as --out.")
+    elif answers or formats:
+        raise CommandError(
+            f"{'--answers' if answers else '--format'} is for images; rows of a data set are written as parquet files."
+        )
+    if formats and shard is not None:
+        raise CommandError("--format needs all images. Merge the shards first, then run `reasonseg export`.")
     needed = ANSWER_FIELDS if answers else ()
     precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
+    part, out = read_shard(shard), Path(out_name)
     with launched_processes() as processes:
-        arguments, text = split_text(arguments, text, phrase or [])
+        if dataset is None:
+            arguments, text = split_text(arguments or [], text, phrase or [])
+        else:
+            text = options.question(arguments or [], text, phrase or [])
         remote = None
         if server is not None:
             model_options = {"--device": device, "--revision": revision, "--trust-remote-code": trust_remote_code}
@@ -137,35 +193,65 @@ def segment(
         settings = Settings(
             model, revision, text, phrase or [], max_new_tokens, mask_threshold, reject_threshold, dtype.value
         )
+        console = stderr_console(processes.is_first)
+
+        def make_segmenter() -> Segmenter | RemoteSegmenter:
+            by_phrases = phrases_column is not None
+            if remote is not None:
+                return RemoteSegmenter(remote, settings, by_phrases)
+            with console.status(f"Loading {escape(model)} ..."):
+                loaded = load_checkpoint(model, revision, precision, device, trust_remote_code, "segment")
+            return Segmenter(settings, *loaded, by_phrases)
+
+        if dataset is not None:
+            from .segment_dataset import label_data_set
+
+            request = vars(settings) | precision.settings()
+            label_data_set(
+                options,
+                out_name,
+                request,
+                make_segmenter,
+                shard=part,
+                processes=processes,
+                batch_size=batch_size,
+                workers=workers,
+                overwrite=overwrite,
+                private=private,
+                as_json=json_lines,
+            )
+            return
         found = find_images(arguments, leave_out=out) if processes.is_first else FoundImages()
-        images, total, console = list(found), len(found) + len(found.problems), stderr_console(processes.is_first)
+        if part.index:  # the first one tells of them
+            found.problems, found.left_out = {}, Counter()
+        everything = list(found)
+        images = part.of_batches(everything, batch_size)
+        total = len(images) + len(found.problems)
         with ResultFolder(out, vars(settings) | precision.settings(), overwrite) as results:
 
             def plan() -> list[tuple[str, str]]:
-                pending, names = results.pending(images, needed), results.output_names(images)
+                pending, names = results.pending(images, needed), results.output_names(everything)
                 found.report(console)
                 results.tidy()
                 if len(pending) < len(images):
                     console.print(f"{len(images) - len(pending)} of {len(images)} images are done already.")
-                return [(str(image), names[image]) for image in pending]
+                pending = set(pending)
+                return [(str(image), names[image], image in pending) for image in images]
 
-            names = {Path(image): name for image, name in processes.agree(plan)}
+            planned = [(Path(image), name, is_pending) for image, name, is_pending in processes.agree(plan)]
+            pending = [image for image, _, is_pending in planned if is_pending]
             failed: list[int] = []
-            if names:
-                if remote is not None:
-                    segmenter = RemoteSegmenter(remote, settings)
-                else:
-                    with console.status(f"Loading {escape(model)} ..."):
-                        loaded = load_checkpoint(model, revision, precision, device, trust_remote_code, "segment")
-                    segmenter = Segmenter(settings, *loaded)
-                work = Segmenting(segmenter, results, names, needed)
+            if pending:
+                work = Segmenting(make_segmenter(), results, {image: name for image, name, _ in planned}, needed)
 
                 def show(image: Path, record: dict[str, Any]) -> None:
                     _report(record, out, json_lines)
 
-                failed = save_all(work, list(names), show, batch_size, "Segmenting", workers, processes)
+                among = [image for image, *_ in planned]
+                failed = save_all(work, pending, show, batch_size, "Segmenting", workers, processes, among)
             if processes.is_first:
-                results.arrange([path_text(image) for image in images])
+                results.arrange([path_text(image) for image in everything])
+                results.end_shard(part, [path_text(image) for image in everything])
                 if formats and results.records:
                     sources = {path_text(image): image for image in images}
                     export_results(out, formats, out / EXPORT_FOLDER, sources=sources, overwrite=overwrite)
@@ -176,22 +262,28 @@ def segment(
 class Segmenter:
     """A loaded checkpoint that answers one request about any image."""
 
-    def __init__(self, settings: Settings, model: Any, processor: Any):
+    def __init__(self, settings: Settings, model: Any, processor: Any, by_phrases: bool = False):
         self.settings, self.model, self.processor = settings, model, processor
+        self.by_phrases = by_phrases or bool(settings.phrases)
 
-    def load(self, image: Path) -> "Image.Image":
+    @property
+    def revision(self) -> str | None:
+        """The commit of the Hub that the weights are of; what was asked for where they tell none."""
+        return getattr(self.model.config, "_commit_hash", None) or self.settings.revision
+
+    def load(self, image: Path | str | bytes) -> "Image.Image":
         from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 
         return load_rgb_image(image, getattr(self.processor, "max_image_pixels", MAX_IMAGE_PIXELS))
 
-    def prepare(self, images: list["Image.Image"]) -> Any:
-        """Return the model's inputs for a batch of images."""
+    def prepare(self, images: list["Image.Image"], questions: list[Any] | None = None) -> Any:
+        """Return the model's inputs for a batch of images; `questions` are a text or a list of phrases for each, where
+        not all are asked the same."""
         settings = self.settings
-        if settings.phrases:
-            question = {"phrases": [settings.phrases] * len(images)}
-        else:
-            question = {"text": [settings.text] * len(images)}
-        return self.processor(images=images, return_tensors="pt", **question)
+        if questions is None:
+            questions = [settings.phrases if self.by_phrases else settings.text] * len(images)
+        asked = {"phrases" if self.by_phrases else "text": questions}
+        return self.processor(images=images, return_tensors="pt", **asked)
 
     def compute(self, inputs: Any) -> list[Any]:
         """Return one `SegmentationResult` per image."""
@@ -200,7 +292,7 @@ class Segmenter:
         settings, inputs = self.settings, inputs.to(self.model.device)
         options = {} if settings.reject_threshold is None else {"reject_threshold": settings.reject_threshold}
         with torch.inference_mode():
-            if settings.phrases:
+            if self.by_phrases:
                 output = self.model(**inputs, **options)
             else:
                 output = self.model.generate_with_masks(**inputs, max_new_tokens=settings.max_new_tokens, **options)

@@ -311,7 +311,8 @@ BAD_IMAGES = {
     "normalised": (torch.full((3, 4, 4), -1.5), "undo any normalisation"),
     "None": (None, "type NoneType"),
     "list": ([[1, 2], [3, 4]], "type list"),
-    "bytes": (b"\x89PNG", "type bytes"),
+    "bytes": (b"\x89PNG", "image of 4 bytes cannot be opened"),
+    "bytearray": (bytearray(b"\x89PNG"), "type bytearray"),
 }
 
 

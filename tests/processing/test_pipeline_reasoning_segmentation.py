@@ -1,7 +1,9 @@
 """The pipeline puts rows together, runs the model once per batch and gives plain results."""
 
+import io
 import json
 from collections import deque
+from itertools import count, cycle
 from types import SimpleNamespace
 
 import numpy as np
@@ -396,19 +398,38 @@ class TestRows:
         with pytest.raises(ValueError, match=r"\['label'\] was given. It needs 'image'"):
             list(pipe(Indexed([{"label": 1}]), phrases=["a"]))
 
-    def test_data_sets_and_columns_of_datasets(self, pipe, tmp_path):
-        datasets = pytest.importorskip("datasets", reason="`pip install datasets` to try its own classes.")
-        features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    def test_tuples_of_data_sets_of_torch(self, pipe):
+        """An image with labels of any kind, or with what is asked about it."""
+        expected = pipe(IMAGES, phrases=["a"])
+        assert_same(list(pipe(((image, 3) for image in IMAGES), phrases=["a"])), expected)
+        assert_same(list(pipe(((image, "other", ["x"]) for image in IMAGES), phrases=["a"])), expected)
+        assert_same(list(pipe(Indexed([(image, ["a"]) for image in IMAGES]), batch_size=2)), expected)
         texts = ["where", "what is it for", "the largest"]
-        rows = datasets.Dataset.from_dict({"image": IMAGES, "text": texts}, features=features)
-        rows = rows.add_column("label", [0, 1, 2])
-        expected = pipe(IMAGES, text=texts)
-        assert_same(list(pipe(rows)), expected)
-        assert_same(list(pipe(rows.to_iterable_dataset())), expected)
-        assert_same(list(pipe(rows["image"], text=rows["text"])), expected)
-        assert_same(list(pipe(rows["image"], text="where")), pipe(IMAGES, text="where"))
-        assert_same(pipe(rows[:]["image"], text=rows["text"]), expected)
-        assert_same(list(pipe(rows.remove_columns("text"), phrases=["a"])), pipe(IMAGES, phrases=["a"]))
+        pairs = zip(IMAGES, texts, strict=True)
+        assert_same(list(pipe(pairs, batch_size=2)), pipe(IMAGES, text=texts))
+        with pytest.raises(ValueError, match="neither was given"):
+            list(pipe((image, 3) for image in IMAGES))
+
+    def test_questions_are_read_as_needed(self, pipe):
+        taken = []
+
+        def questions():
+            for number in count():
+                taken.append(number)
+                yield f"question {number}"
+
+        results = pipe(cycle(IMAGES), text=questions(), batch_size=2)
+        assert next(results)["generated_text"].startswith("question 0")
+        assert len(taken) < 8
+
+    def test_files_in_memory_and_images_as_datasets_stores_them(self, pipe):
+        stored = io.BytesIO()
+        IMAGES[0].save(stored, "PNG")
+        expected = pipe(IMAGES[:1], phrases=["a"])
+        undecoded = {"bytes": stored.getvalue(), "path": "a.png"}
+        for image in (stored.getvalue(), undecoded, {"image": undecoded}, {"image": stored.getvalue()}):
+            assert_same([pipe(image, phrases=["a"])], expected)
+            assert_same(list(pipe(iter([image]), phrases=["a"])), expected)
 
     def test_images_may_be_paths_arrays_and_turned(self, pipe, tmp_path):
         exif = Image.Exif()

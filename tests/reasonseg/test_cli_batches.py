@@ -3,6 +3,7 @@
 import errno
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -110,3 +111,46 @@ def test_an_item_is_shown_before_the_next_one_where_a_model_is_slow(monkeypatch)
 def check_no_thread_is_left() -> None:
     names = ("read_ahead", "draw", "write")
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(names)]
+
+
+@pytest.mark.parametrize("done", [(), (4,), (0, 1, 2), (3, 5, 8)])
+def test_batches_stay_the_same_when_a_part_is_done_already(done, capsys):
+    work, everything = Squares(load=7), NAMES[:9]
+    pending = [name for name in everything if int(name) not in done]
+    failed = save_all(work, pending, lambda *given: None, 3, "Squaring", 2, among=everything)
+    assert work.written == [int(name) for name in pending if name != "7"]
+    assert [pending[index] for index in failed] == ["7"]
+    whole = [[0, 1, 2], [3, 4, 5], [6, 8]]
+    assert work.batches == [batch for batch in whole if not set(batch) <= set(done)]
+    assert capsys.readouterr().err.count("error") == 1
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_memory_holds_a_few_images_however_many_there_are(workers):
+    class Pixels(list):
+        """As an image, what can be referred to weakly."""
+
+    class Watched(Squares):
+        def __init__(self):
+            super().__init__()
+            self.alive, self.most = weakref.WeakSet(), 0
+
+        def load(self, name):
+            pixels = Pixels([int(name)])
+            self.alive.add(pixels)
+            return pixels
+
+        def prepare(self, loaded):
+            return [pixels[0] for pixels in loaded]
+
+        def draw(self, name, pixels, result):
+            return pixels[0], result
+
+        def write(self, name, drawn):
+            self.most = max(self.most, len(self.alive))
+            return {"square": drawn}
+
+    work = Watched()
+    Pixels.__hash__ = object.__hash__
+    assert save_all(work, [str(number) for number in range(600)], lambda *given: None, 4, "Squaring", workers) == []
+    assert 4 <= work.most <= 40

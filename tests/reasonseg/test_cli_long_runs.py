@@ -189,10 +189,13 @@ def test_kills_leave_whole_lines_and_no_drafts(tmp_path):
     for record in killed:
         assert len(set(record["images"])) == len(record["images"])
     names = [Path(record["image"]).name for record in records(out)]
-    assert sorted(names) == [f"{number:02}.png" for number in range(KILLS + 15)]
-    assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+    assert names == [f"{number:02}.png" for number in range(KILLS + 15)]
     for record in records(out):
         Image.open(out / record["overlay"]).load()
+    content, alone = (
+        {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (out, tmp_path / "out-alone")
+    )
+    assert content == alone, "kills change no byte"
 
 
 def test_results_are_no_inputs(folder, tmp_path):

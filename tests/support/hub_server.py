@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, unquote, urlparse
 import huggingface_hub
 
 
-LARGE_SUFFIXES = (".safetensors", ".bin", ".model")
+LARGE_SUFFIXES = (".safetensors", ".bin", ".model", ".parquet")
 
 
 def pinned_revision(card):
@@ -56,7 +56,8 @@ class HubServer(ThreadingHTTPServer):
     """Use as a context manager; `endpoint` is its address.
 
     Attributes:
-        repos (`dict[str, Repo]`): What was published; of Spaces as "spaces/organisation/name".
+        repos (`dict[str, Repo]`): What was published; of Spaces as "spaces/organisation/name",
+            of data sets as "datasets/organisation/name".
         requests (`list[tuple[str, str]]`): Method and path of every request.
         stored (`dict[str, bytes]`): Large contents that have arrived, by sha256.
         refuse (`Callable[[str, str], int | None]`): Gives a status to refuse a request with.
@@ -176,9 +177,14 @@ class _Handler(BaseHTTPRequestHandler):
         data = repo.commits[oid][0].get(path) if oid else None
         if data is None:
             return self._send(404, {"error": "Entry not found"}, [("X-Error-Code", "EntryNotFound")])
-        self.send_response(200)
+        wanted, size = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")), len(data)
+        self.send_response(206 if wanted else 200)
         self.send_header("X-Repo-Commit", oid)
         self.send_header("ETag", f'"{hashlib.sha256(data).hexdigest()}"')
+        if wanted:
+            start, end = int(wanted[1]), min(int(wanted[2] or size - 1), size - 1)
+            data = data[start : end + 1]
+            self.send_header("Content-Range", f"bytes {start}-{end}/{size}")
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         if method == "GET":
@@ -193,6 +199,8 @@ class _Handler(BaseHTTPRequestHandler):
                 if wanted.get("type") == "space":
                     assert wanted["sdk"] == "gradio"
                     name = f"spaces/{name}"
+                elif wanted.get("type") == "dataset":
+                    name = f"datasets/{name}"
                 if name in server.repos:
                     return self._send(409, {"url": f"{server.endpoint}/{name}", "error": "You already created it"})
                 private = wanted.get("private") or wanted.get("visibility") == "private"
@@ -200,6 +208,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(200, {"url": f"{server.endpoint}/{name}", "name": name})
             case ["GET" | "HEAD", organisation, name, "resolve", revision, *path]:
                 return self._send_file(method, server.repos[f"{organisation}/{name}"], revision, "/".join(path))
+            case ["GET" | "HEAD", "datasets", organisation, name, "resolve", revision, *path]:
+                repo = server.repos[f"datasets/{organisation}/{name}"]
+                return self._send_file(method, repo, revision, "/".join(path))
             case ["POST", "api", "validate-yaml"]:
                 return self._send(200, {"errors": [], "warnings": []})
             case ["PUT", "lfs", oid]:
@@ -209,8 +220,10 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._send(200)
             case ["POST", organisation, name, "info", "lfs", "objects", "batch"] if name.endswith(".git"):
                 return self._lfs_batch(f"{organisation}/{name.removesuffix('.git')}", json.loads(body))
-            case [_, "api", "models" | "spaces" as kind, organisation, name, *rest]:
-                name = f"{organisation}/{name}" if kind == "models" else f"spaces/{organisation}/{name}"
+            case ["POST", "datasets", organisation, name, "info", "lfs", "objects", "batch"] if name.endswith(".git"):
+                return self._lfs_batch(f"datasets/{organisation}/{name.removesuffix('.git')}", json.loads(body))
+            case [_, "api", "models" | "spaces" | "datasets" as kind, organisation, name, *rest]:
+                name = f"{organisation}/{name}" if kind == "models" else f"{kind}/{organisation}/{name}"
                 repo = server.repos.get(name)
                 if repo is None:
                     return self._send(404, {"error": "Repository not found"}, [("X-Error-Code", "RepoNotFound")])
@@ -245,6 +258,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(200, {"id": name, "sha": oid, "private": repo.private, "siblings": siblings, "tags": []})
         if kind == "tree":
             return self._send(200, [self._entry(path, data) for path, data in sorted(tree.items())])
+        if kind == "paths-info":
+            wanted = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
+            return self._send(200, [self._entry(path, tree[path]) for path in wanted if path in tree])
         if kind == "commits":
             log = [
                 {"id": commit, "title": repo.commits[commit][1], "message": "", "authors": []}

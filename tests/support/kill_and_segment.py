@@ -1,6 +1,6 @@
 """Starts `reasonseg segment` again and again and kills it: `python kill_and_segment.py IMAGES OUT KILLS`.
 
-Prints one JSON object per killed run; the last run ends by itself.
+Prints one JSON object per killed run; the last run ends by itself. OUT-alone is what a run writes that nobody kills.
 """
 
 import json
@@ -32,7 +32,8 @@ def die_while_writing(command: list[str]) -> None:
 
 def main() -> None:
     images, out, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    command = ["segment", images, "--phrase", "the red cup", "--model", "embedded", "--out", str(out)]
+    asked = ["segment", images, "--phrase", "the red cup", "--model", "embedded", "--batch-size", "3", "--out"]
+    command = [*asked, str(out)]
     for number in range(kills):
         if number == 0:  # so that one kill meets a file that is being written, however fast the machine is
             child = forked_runs.start(lambda: die_while_writing(command))
@@ -48,7 +49,9 @@ def main() -> None:
         names = [json.loads(line)["image"] for line in lines(out)]
         drafts = [path.name for path in out.iterdir() if ".partial" in path.name]
         print(json.dumps({"images": names, "drafts": drafts}), flush=True)
-    assert forked_runs.end(forked_runs.start(lambda: app(command, prog_name="reasonseg"))) == 0
+    for folder in (str(out), f"{out}-alone"):
+        whole = [*asked, folder]
+        assert forked_runs.end(forked_runs.start(lambda whole=whole: app(whole, prog_name="reasonseg"))) == 0
 
 
 if __name__ == "__main__":
