@@ -8,7 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..loading import import_object
 from ..processing.image_loading import MAX_IMAGE_PIXELS
@@ -30,6 +29,41 @@ class WritingOptions:
     masks: str = "exact"
     images: str = "copy"
     tolerance: float = 0.0
+
+
+@dataclass
+class Written:
+    """
+    What a writer has written.
+
+    Args:
+        images (`int`): Number of images.
+        masks (`int`): Number of masks.
+        rejected (`int`): Number of rejected phrases.
+        left_out (`Counter`): What the format has no place for, as a text that follows its number.
+        least_iou (`float`): Of polygons and their masks, over all that were written.
+    """
+
+    images: int = 0
+    masks: int = 0
+    rejected: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    least_iou: float = 1.0
+
+    def sentence(self) -> str:
+        """The same in words."""
+        counted = [(self.images, "image"), (self.masks, "mask"), (self.rejected, "rejected phrase")]
+        parts = [
+            f"{number} {name}{'s' if number != 1 else ''}"
+            for number, name in counted
+            if number or name != "rejected phrase"
+        ]
+        text = ", ".join(parts)
+        if self.least_iou < 1.0:
+            text += f"; polygons have an IoU of {self.least_iou:.3f} or more with their masks"
+        if self.left_out:
+            text += f"; left out: {', '.join(f'{number} {what}' for what, number in sorted(self.left_out.items()))}"
+        return text
 
 
 @dataclass(frozen=True)
@@ -90,7 +124,7 @@ class AnnotationFormat:
         name (`str`): What `--format` calls it.
         summary (`str`): What it is, in one line for help and documentation.
         writer (`str`, *optional*): `module:name` of a function of `Iterable[LabelledImage]`, an empty folder (`Path`)
-            to fill, and [`WritingOptions`]; it returns what it has written and left out, by name, as numbers.
+            to fill, and [`WritingOptions`]; it returns [`Written`].
         reader (`str`, *optional*): `module:name` of a function of a path and [`ReadingOptions`], which yields
             [`LabelledImage`].
         recognised_by (`str`, *optional*): `module:name` of a function that says whether a path looks like it.
@@ -114,8 +148,8 @@ class AnnotationFormat:
     extra: str | None = None
     other_names: tuple[str, ...] = ()
 
-    def write(self, images: Iterable[LabelledImage], folder: Path, options: WritingOptions) -> dict[str, float]:
-        """Fill an empty folder; return what was written and left out."""
+    def write(self, images: Iterable[LabelledImage], folder: Path, options: WritingOptions) -> Written:
+        """Fill an empty folder."""
         return self._imported(self.writer, "writes")(images, folder, options)
 
     def read(self, source: str | Path, options: ReadingOptions | None = None) -> Iterator[LabelledImage]:
@@ -240,6 +274,7 @@ __all__ = [
     "AnnotationFormat",
     "ReadingOptions",
     "WritingOptions",
+    "Written",
     "find_format",
     "guess_format",
 ]

@@ -1,8 +1,9 @@
-"""What the readers of all annotation formats share: the frame of masks, objects without one, and how faults are told."""
+"""What the readers of annotations share: the frame of masks, objects without one, and how faults are told."""
 
 import reprlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -120,7 +121,7 @@ class ImageMasks:
         label: str,
         segmentation: Any,
         what: str,
-        box_xyxy: Sequence[float] | None = None,
+        box_xyxy: Sequence[float] | Callable[[tuple[int, int]], Sequence[float]] | None = None,
         parts_are_united: bool = False,
         **others: Any,
     ) -> LabelledObject | None:
@@ -132,7 +133,8 @@ class ImageMasks:
             segmentation: Polygons, run lengths, or an array or image; `None` where there is only a box, or nothing;
                 or a function of (height, width) that gives one of these.
             what (`str`): The object, as messages name it.
-            box_xyxy (`Sequence[float]`, *optional*): x1, y1, x2, y2 in pixels.
+            box_xyxy (`Sequence[float]`, *optional*): x1, y1, x2, y2 in pixels, or a function of (height, width) that
+                gives them.
             parts_are_united (`bool`): Whether polygons inside others belong to the object, too, in this format.
 
         Returns:
@@ -149,7 +151,7 @@ class ImageMasks:
             mask = self._run_lengths(segmentation, what, parts_are_united)
         except EmptyMaskError as error:
             if self.options.without_mask == "box" and box_xyxy is not None:
-                mask = self._run_lengths([_corners(box_xyxy, what)], what, parts_are_united)
+                mask = self._run_lengths(partial(_corners, box_xyxy, what), what, parts_are_united)
             elif self.options.without_mask == "refuse":
                 ways = "without_mask='skip' leaves such objects out"
                 ways += ", without_mask='box' fills their boxes." if box_xyxy is not None else "."
@@ -185,9 +187,7 @@ class ImageMasks:
             raise EmptyMaskError(f"{what} has a mask without any pixel.")
         return mask_to_rle(upright_mask(mask, self.head.orientation) if frame == "stored" else mask)
 
-    def _filled(
-        self, polygons: Sequence[Any], size: tuple[int, int], what: str, parts_are_united: bool
-    ) -> np.ndarray:
+    def _filled(self, polygons: Sequence[Any], size: tuple[int, int], what: str, parts_are_united: bool) -> np.ndarray:
         # `[[]]` stands for nothing in public files
         parts = read_polygons(polygons, what) if _has_numbers(polygons) else []
         with_area = [part for part in parts if len(part[0]) >= 3]
@@ -220,12 +220,13 @@ class ImageMasks:
         return self._tool_frame
 
 
-def _corners(box_xyxy: Sequence[float], what: str) -> list[float]:
+def _corners(box_xyxy: Any, what: str, size: tuple[int, int]) -> list[list[float]]:
+    """A box as polygons."""
     try:
-        x1, y1, x2, y2 = map(float, box_xyxy)
+        x1, y1, x2, y2 = map(float, box_xyxy(size) if callable(box_xyxy) else box_xyxy)
     except (TypeError, ValueError):
         raise ValueError(f"{what} has the box {reprlib.repr(box_xyxy)}; it must be four numbers.") from None
-    return [x1, y1, x2, y1, x2, y2, x1, y2]
+    return [[x1, y1, x2, y1, x2, y2, x1, y2]]
 
 
 def _has_numbers(value: Any) -> bool:
@@ -246,4 +247,13 @@ def image_named(folder: Path, stem: str, what: str) -> Path:
     return found[0]
 
 
-__all__ = ["FRAMES", "IMAGE_SUFFIXES", "ImageHead", "ImageMasks", "image_named", "problems_text", "read_each", "read_head"]
+__all__ = [
+    "FRAMES",
+    "IMAGE_SUFFIXES",
+    "ImageHead",
+    "ImageMasks",
+    "image_named",
+    "problems_text",
+    "read_each",
+    "read_head",
+]

@@ -146,7 +146,9 @@ class AnnotationPlaces:
         """
         category = annotation.get("category_id")
         if not _is_whole(category) or (self.categories is not None and category not in self.categories):
-            known = "be a whole number" if self.categories is None else f"be one of {reprlib.repr(list(self.categories))}"
+            known = (
+                "be a whole number" if self.categories is None else f"be one of {reprlib.repr(list(self.categories))}"
+            )
             raise DataFileError(f"{what}: its `category_id` is {reprlib.repr(category)}; it must {known}.")
 
 

@@ -1,0 +1,116 @@
+"""Masks as polygons of annotation tools: one outline for each part, holes joined to it, and what that costs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..processing.mask_reading import fill_rings
+from ..processing.regions import read_rle
+from ..processing.segments import mask_to_polygons
+
+
+@dataclass(frozen=True)
+class Outlines:
+    """
+    Args:
+        rings (`list[np.ndarray]`): An outline per part, float64 of shape `(corners, 2)` with rows (x, y) in pixels. A
+            hole is joined to it by a bridge without an area: filled by the even-odd rule, the rings give the mask.
+        iou (`float`): Of what pycocotools fills them with and the mask; 1 for outlines that follow every pixel.
+    """
+
+    rings: list[np.ndarray]
+    iou: float
+
+
+def trace_outlines(mask: dict[str, Any], tolerance: float = 0.0, joined: bool = False) -> Outlines:
+    """
+    Trace a mask.
+
+    Args:
+        mask (`dict`): COCO's run lengths, compressed or not.
+        tolerance (`float`): How far, in pixels, a polygon may leave the outline; 0 follows the edges of the pixels.
+        joined (`bool`): Whether all parts become one ring, for formats that have one polygon per object.
+
+    Returns:
+        [`Outlines`]: without rings for an empty mask.
+    """
+    pixels = read_rle(mask)
+    parts = [[_simplified(ring, tolerance) for ring in part] for part in _parts(mask_to_polygons(pixels))]
+    if joined:
+        parts = [[ring for part in parts for ring in part]] if parts else []
+    rings = [_joined(part).astype(np.float64) for part in parts]
+    if tolerance <= 0 or not rings:
+        return Outlines(rings, 1.0)
+    filled = fill_rings(rings, pixels.shape)
+    return Outlines(rings, float((filled & pixels).sum() / max(1, (filled | pixels).sum())))
+
+
+def _parts(rings: list[np.ndarray]) -> list[list[np.ndarray]]:
+    """Outlines with their holes: a hole belongs to the smallest outline around the pixel above its first corner."""
+    areas = [_signed_area(ring) for ring in rings]
+    outer = [index for index, area in enumerate(areas) if area > 0]
+    parts = {index: [rings[index]] for index in outer}
+    for index, area in enumerate(areas):
+        if area < 0:
+            x, y = rings[index][0]
+            around = [other for other in outer if _is_inside(rings[other], x + 0.5, y - 0.5)]
+            parts[min(around, key=lambda other: areas[other])].append(rings[index])
+    return list(parts.values())
+
+
+def _joined(rings: list[np.ndarray]) -> np.ndarray:
+    """One ring that goes to each of the others and comes back the same way."""
+    ring = rings[0]
+    for other in rings[1:]:
+        nearest = int(((ring - other[0]) ** 2).sum(axis=1).argmin())
+        ring = np.concatenate([ring[: nearest + 1], other, other[:1], ring[nearest:]])
+    return ring
+
+
+def _simplified(ring: np.ndarray, tolerance: float) -> np.ndarray:
+    """Ramer, Douglas and Peucker's choice of the corners of a ring; what would lose its area stays as it is."""
+    if tolerance <= 0 or len(ring) < 4:
+        return ring
+    # both ends of the two lines that are simplified stay: the first corner and the one that is furthest from it
+    middle = int(((ring - ring[0]) ** 2).sum(axis=1).argmax())
+    closed = np.concatenate([ring, ring[:1]]).astype(np.float64)
+    kept = np.zeros(len(closed), dtype=bool)
+    kept[[0, middle, -1]] = True
+    waiting = [(0, middle), (middle, len(closed) - 1)]
+    while waiting:
+        first, last = waiting.pop()
+        if last - first < 2:
+            continue
+        distances = _distances(closed[first + 1 : last], closed[first], closed[last])
+        furthest = int(distances.argmax())
+        if distances[furthest] > tolerance:
+            split = first + 1 + furthest
+            kept[split] = True
+            waiting += [(first, split), (split, last)]
+    chosen = closed[:-1][kept[:-1]]
+    return chosen if len(chosen) >= 3 and _signed_area(chosen) != 0 else ring
+
+
+def _distances(points: np.ndarray, start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """Distances of points to the line between two others."""
+    along = end - start
+    length = float(along @ along)
+    share = np.clip((points - start) @ along / length, 0.0, 1.0) if length else np.zeros(len(points))
+    return np.sqrt(((points - start - share[:, None] * along) ** 2).sum(axis=1))
+
+
+def _signed_area(ring: np.ndarray) -> float:
+    """Positive for a ring that runs clockwise as seen on the screen."""
+    x, y = ring[:, 0], ring[:, 1]
+    return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y)) / 2
+
+
+def _is_inside(ring: np.ndarray, x: float, y: float) -> bool:
+    """Whether a point lies in a ring of horizontal and vertical edges; only vertical ones to its right count."""
+    start, end = ring, np.roll(ring, -1, axis=0)
+    crossed = ((start[:, 1] > y) != (end[:, 1] > y)) & (start[:, 0] > x)
+    return bool(np.count_nonzero(crossed) % 2)
+
+
+__all__ = ["Outlines", "trace_outlines"]
