@@ -134,8 +134,8 @@ class AnnotationPlaces:
         listed = self._by_text.get(str(image_id))
         if not isinstance(image_id, (str, int)) or (listed is not None and listed != image_id):
             raise DataFileError(
-                f"{what}: its `image_id` is {image_id!r}, the image's `id` {listed!r}. Both must be the same number or "
-                "text."
+                f"{what}: its `image_id` is {image_id!r}, the image's `id` {listed!r}. Both must be the same number "
+                "or text."
             )
         return None if listed is None else what
 

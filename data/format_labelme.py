@@ -46,8 +46,8 @@ def read_labelme(source: str | Path, options: ReadingOptions) -> Iterator[Labell
     """
     Read LabelMe's files.
 
-    Polygons become masks as COCO's are painted. All shapes of one `group_id` and label are one object; a polygon that
-    lies inside another of its group belongs to the object, as LabelMe counts it, unless `inner` says that it is a hole.
+    Polygons become masks as COCO's are painted. All shapes of one `group_id` and label are one object; a polygon
+    inside another of its group belongs to the object, as LabelMe counts it, unless `inner` says that it is a hole.
 
     Args:
         source (`str` or `Path`): One file, or a folder with all of them, in itself or in folders of it.
@@ -103,9 +103,10 @@ def _image(content: dict[str, Any], path: Path, root: Path, options: ReadingOpti
         if embedded is None:
             raise DataFileError(f"{path}: {error} The folder of the images is chosen with images=FOLDER.") from None
         file = None
-    if file is not None and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file():
-        if embedded is None or read_head(file).upright == read_head(embedded).upright:
-            return file, _name_below(root if options.images is None else folder, file)
+    is_there = file is not None and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    # the file as it was taken, in place of the copy that LabelMe has made of it
+    if is_there and (embedded is None or read_head(file).upright == read_head(embedded).upright):
+        return file, _name_below(root if options.images is None else folder, file)
     if embedded is None:
         raise DataFileError(
             f"{path}: its image {file} does not exist, and the file does not hold it. The folder of the images is "
@@ -238,7 +239,7 @@ def _pasted(mask: Any, points: np.ndarray, what: str, size: tuple[int, int]) -> 
     (x1, y1), (x2, y2) = points.astype(np.int64).tolist()
     if not (0 <= x1 <= x2 < size[1] and 0 <= y1 <= y2 < size[0]):
         raise ValueError(
-            f"{what} has a mask from pixel {x1, y1} to {x2, y2}, which is no box in the image of {size[1]} x {size[0]}."
+            f"{what} has a mask from pixel {x1, y1} to {x2, y2}, no box of the image of {size[1]} x {size[0]} pixels."
         )
     with open_image(_decode(mask, f"{what}: its `mask`")) as opened:
         part = read_mask(opened, (y2 - y1 + 1, x2 - x1 + 1), f"{what}: its `mask`")

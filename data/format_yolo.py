@@ -10,7 +10,8 @@ begins, and between two parts the outline goes and comes back the same way.
 
 import math
 import reprlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -53,10 +54,10 @@ def read_yolo(source: str | Path, options: ReadingOptions) -> Iterator[LabelledI
     content = _read_yaml(file)
     names = _class_names(content.get("names"), file)
     if "kpt_shape" in content:
-        raise DataFileError(
-            f"{file} describes keypoints (kpt_shape), which are no masks; give a data set of segments."
-        )
-    split, images = _images_of(_split_folders(content, file), options.split, file)
+        raise DataFileError(f"{file} describes keypoints (kpt_shape), which are no masks; give segments.")
+    folders = _split_folders(content, file)
+    split, images = _images_of(folders, options.split, file)
+    root = folders[split][0] if len(folders[split]) == 1 and folders[split][0].is_dir() else file.parent
 
     def read(image: Path) -> LabelledImage:
         labels = _label_file(image, file.parent)
@@ -78,7 +79,7 @@ def read_yolo(source: str | Path, options: ReadingOptions) -> Iterator[LabelledI
     return read_each(images, read)
 
 
-# ---- the YAML file ---------------------------------------------------------------------------------------------------
+# ---- the YAML file --------------------------------------------------------------------------------------------------
 
 
 def _yaml_file(path: Path) -> Path:
@@ -139,8 +140,8 @@ def _found(name: Any, base: Any, path: Path) -> Path:
         if found.exists():
             return found
     raise DataFileError(
-        f"{path} names the images {name!r}, which are not below {path.parent}. Put the YAML file into the folder of the "
-        "data set, and name folders relative to it."
+        f"{path} names the images {name!r}, which are not below {path.parent}. Put the YAML file into the folder of "
+        "the data set, and name folders relative to it."
     )
 
 
@@ -177,7 +178,7 @@ def _listed_images(path: Path, root: Path) -> list[Path]:
     return images
 
 
-# ---- labels ----------------------------------------------------------------------------------------------------------
+# ---- labels ---------------------------------------------------------------------------------------------------------
 
 
 def _label_file(image: Path, root: Path) -> Path:
