@@ -7,12 +7,16 @@ it is used.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..loading import import_object
-from ..processing.image_loading import MAX_IMAGE_PIXELS
 from .data_files import DataFileError
-from .labelled_images import LabelledImage
+
+
+if TYPE_CHECKING:
+    from .labelled_images import LabelledImage
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,16 @@ class Written:
     left_out: Counter[str] = field(default_factory=Counter)
     least_iou: float = 1.0
 
+    def to_dict(self) -> dict[str, Any]:
+        """The same as JSON types."""
+        return {
+            "images": self.images,
+            "masks": self.masks,
+            "rejected": self.rejected,
+            "left_out": dict(self.left_out),
+            "least_iou": self.least_iou,
+        }
+
     def sentence(self) -> str:
         """The same in words."""
         counted = [(self.images, "image"), (self.masks, "mask"), (self.rejected, "rejected phrase")]
@@ -83,7 +97,7 @@ class ReadingOptions:
         without_mask (`str`): What becomes of an object that has none, such as a box or a line: an error (`"refuse"`),
             left out (`"skip"`), or its filled box, where it has one (`"box"`).
         skip_labels (`tuple[str, ...]`): Labels of objects that are left out.
-        max_image_pixels (`int`): Largest allowed height x width of an image.
+        max_image_pixels (`int`, *optional*): Largest allowed height x width of an image; 67108864 by default.
         left_out (`Counter`): Takes what is left out, by its name in words.
     """
 
@@ -95,7 +109,7 @@ class ReadingOptions:
     inner: str = "refuse"
     without_mask: str = "refuse"
     skip_labels: tuple[str, ...] = ()
-    max_image_pixels: int = MAX_IMAGE_PIXELS
+    max_image_pixels: int | None = None
     left_out: Counter = field(default_factory=Counter)
 
     def __post_init__(self):
@@ -133,7 +147,8 @@ class AnnotationFormat:
         keeps (`tuple[str, ...]`): What comes back when it is read again: of `"pixels"` (each mask bit by bit),
             `"holes"`, `"parts"` (several areas of one object), `"overlaps"`, `"scores"`, `"rejected"`, `"text"`
             (questions and answers).
-        extra (`str`, *optional*): The extra of this package that holds what it needs.
+        needs (`tuple[str, ...]`): Packages that must be installed besides.
+        extra (`str`, *optional*): The extra of this package that holds them.
         other_names (`tuple[str, ...]`): What else `--format` calls it.
     """
 
@@ -145,14 +160,15 @@ class AnnotationFormat:
     heeds: tuple[str, ...] = ()
     masks: tuple[str, ...] = ("exact",)
     keeps: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     extra: str | None = None
     other_names: tuple[str, ...] = ()
 
-    def write(self, images: Iterable[LabelledImage], folder: Path, options: WritingOptions) -> Written:
+    def write(self, images: "Iterable[LabelledImage]", folder: Path, options: WritingOptions) -> Written:
         """Fill an empty folder."""
         return self._imported(self.writer, "writes")(images, folder, options)
 
-    def read(self, source: str | Path, options: ReadingOptions | None = None) -> Iterator[LabelledImage]:
+    def read(self, source: str | Path, options: ReadingOptions | None = None) -> "Iterator[LabelledImage]":
         """
         Yield the images of a file or a folder, or of a data set of the Hub where the format knows such.
 
@@ -166,6 +182,17 @@ class AnnotationFormat:
         if ignored := [name for name in changed if name not in heeded]:
             raise ValueError(f"The format {self.name!r} does not heed {', '.join(ignored)}; leave it out.")
         return self._imported(self.reader, "reads")(source, options)
+
+    def check(self) -> None:
+        """
+        Raises:
+            ImportError: A package that it needs is not installed.
+        """
+        if missing := [name for name in self.needs if find_spec(name) is None]:
+            raise ImportError(
+                f"The format {self.name} needs the package {' and '.join(missing)}. Install it: "
+                f"pip install 'reasonseg[{self.extra}]'"
+            )
 
     def _imported(self, reference: str | None, does: str) -> Callable:
         if reference is None:
@@ -226,6 +253,7 @@ FORMATS: dict[str, AnnotationFormat] = {
             recognised_by="reasonseg.data.format_datasets:is_datasets",
             heeds=("images", "split", "revision", "columns", "mask_frame", "inner", "without_mask", "skip_labels"),
             keeps=(*_EXACT, "scores", "rejected", "text"),
+            needs=("datasets",),
             extra="data",
         ),
         AnnotationFormat(

@@ -39,13 +39,13 @@ class ImageHead:
         return self.stored[::-1] if self.orientation >= 5 else self.stored
 
 
-def read_head(source: str | Path | bytes, max_image_pixels: int = MAX_IMAGE_PIXELS) -> ImageHead:
+def read_head(source: str | Path | bytes, max_image_pixels: int | None = None) -> ImageHead:
     """The head of an image's file, or of its content.
 
     Raises:
         ValueError: It is no image that is read here, or claims too many pixels.
     """
-    with open_image(source, max_image_pixels) as image:
+    with open_image(source, max_image_pixels or MAX_IMAGE_PIXELS) as image:
         return ImageHead((image.height, image.width), exif_orientation(image))
 
 

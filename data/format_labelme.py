@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..processing.image_loading import open_image
+from ..processing.image_loading import MAX_IMAGE_PIXELS, open_image
 from ..processing.mask_reading import EmptyMaskError, read_mask
 from .annotation_formats import ReadingOptions, WritingOptions, Written
 from .annotation_reading import IMAGE_SUFFIXES, ImageMasks, read_each, read_head
@@ -94,7 +94,7 @@ def _image(content: dict[str, Any], path: Path, root: Path, options: ReadingOpti
     if not isinstance(named, str) or not named:
         raise DataFileError(f"{path}: its `imagePath` is {reprlib.repr(named)}; it must name the image.")
     named, embedded = named.replace("\\", "/"), _embedded_image(content.get("imageData"), path)
-    folder = path.parent if options.images is None else options.images
+    folder, limit = options.images or path.parent, options.max_image_pixels
     if options.images is not None:
         named = PurePosixPath(named).name
     try:
@@ -105,14 +105,14 @@ def _image(content: dict[str, Any], path: Path, root: Path, options: ReadingOpti
         file = None
     is_there = file is not None and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
     # the file as it was taken, in place of the copy that LabelMe has made of it
-    if is_there and (embedded is None or read_head(file).upright == read_head(embedded).upright):
+    if is_there and (embedded is None or read_head(file, limit).upright == read_head(embedded, limit).upright):
         return file, _name_below(root if options.images is None else folder, file)
     if embedded is None:
         raise DataFileError(
             f"{path}: its image {file} does not exist, and the file does not hold it. The folder of the images is "
             "chosen with images=FOLDER."
         )
-    with open_image(embedded, options.max_image_pixels) as opened:
+    with open_image(embedded, options.max_image_pixels or MAX_IMAGE_PIXELS) as opened:
         ending = {"JPEG": ".jpg", "MPO": ".jpg"}.get(str(opened.format), f".{str(opened.format).lower()}")
     return embedded, _name_below(root, path.with_suffix(ending))
 

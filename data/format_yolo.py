@@ -61,12 +61,11 @@ def read_yolo(source: str | Path, options: ReadingOptions) -> Iterator[LabelledI
 
     def read(image: Path) -> LabelledImage:
         labels = _label_file(image, file.parent)
-        masks = ImageMasks(
-            read_head(image, options.max_image_pixels), None, options, str(labels), tool_frame="upright"
-        )
+        head = read_head(image, options.max_image_pixels)
+        masks = ImageMasks(head, None, options, str(labels), tool_frame="upright")
         return LabelledImage(
-            file_name=image.relative_to(file.parent).as_posix(),
-            size=masks.head.upright,
+            file_name=image.relative_to(root).as_posix(),
+            size=head.upright,
             source=image,
             objects=tuple(_read_lines(labels, names, masks)),
             split=split,

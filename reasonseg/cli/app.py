@@ -15,6 +15,7 @@ from . import (
     convert,
     demo,
     evaluate,
+    export,
     inspect,
     mask,
     publish,
@@ -40,6 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("segment")(readable_failures(segment.segment))
+app.command("export")(readable_failures(export.export))
 app.command("chat")(readable_failures(chat.chat))
 app.command("ask")(readable_failures(ask.ask))
 app.command("serve")(readable_failures(serve.serve))

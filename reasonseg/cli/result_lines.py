@@ -18,6 +18,8 @@ from .failures import CommandError
 
 
 RESULTS_NAME = "results.jsonl"
+# Below a folder of results: the same in the formats of annotation tools.
+EXPORT_FOLDER = "export"
 # Fields of a line with the files that `segment --answers` writes.
 ANSWER_FIELDS = ("answer_png", "answer_html")
 _LONGEST_LINE = 2**24
@@ -180,7 +182,8 @@ class EarlierResults:
         """Return whether a path below the folder is one of its results."""
         name = path.relative_to(self.folder)
         is_named_so = not self.of_mask and name.parent == Path() and _RESULT_NAME.fullmatch(name.name) is not None
-        return is_named_so or name.as_posix() in self.files
+        is_exported = not self.of_mask and name.parts[0] == EXPORT_FOLDER
+        return is_named_so or is_exported or name.as_posix() in self.files
 
 
 def find_earlier_results(folder: Path) -> EarlierResults | None:
@@ -204,6 +207,35 @@ def _readable(content: bytes) -> Iterator[dict[str, Any]]:
     for line in content.split(b"\n"):
         with suppress(ValueError, KeyError, TypeError):
             yield _parse(line)
+
+
+def find_lines(path: Path) -> list[tuple[int, int]]:
+    """Return where the lines of a file of results begin and how many bytes they have, in the order of the images.
+
+    Of an image that was done again the last line counts, and half a line does not. Nothing else is kept of them.
+
+    Raises:
+        CommandError: it is no file of results of `reasonseg segment`.
+    """
+    hint = "Name a folder that `reasonseg segment` has filled."
+    if not path.is_file():
+        raise CommandError(f"{str(path.parent)!r} has no {RESULTS_NAME}. {hint}")
+    found: dict[str, tuple[int, int]] = {}
+    start = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = _parse(line)
+                has_masks = "segments" in record
+            except (ValueError, KeyError, TypeError):
+                if not line.endswith(b"\n"):  # a killed run did not finish it
+                    break
+                raise CommandError(f"Line {number} of {str(path)!r} is not a result. {hint}") from None
+            if not has_masks:
+                raise CommandError(f"{str(path.parent)!r} holds results without masks, of another command. {hint}")
+            found[record_key(record)] = (start, len(line))
+            start += len(line)
+    return list(found.values())
 
 
 def record_key(record: dict[str, Any]) -> str:
@@ -242,10 +274,12 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 __all__ = [
     "ANSWER_FIELDS",
+    "EXPORT_FOLDER",
     "RESULTS_NAME",
     "EarlierResults",
     "ResultLines",
     "find_earlier_results",
+    "find_lines",
     "json_line",
     "record_files",
     "record_key",

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from ..model_names import EMBEDDED_HELP
 from .batches import save_all
+from .export import Formats, check_formats, export_results
 from .failures import path_text, stderr_console
 from .image_search import FoundImages
 from .inputs import find_images, split_text
@@ -20,7 +21,7 @@ from .png import encode_rgb_png
 from .printing import printable_json, printable_name, write_out
 from .processes import launched_processes
 from .remote import ApiKey, RemoteSegmenter, Server, connect
-from .result_lines import ANSWER_FIELDS
+from .result_lines import ANSWER_FIELDS, EXPORT_FOLDER
 from .results import ResultFolder, file_sha256, hashed_stem
 from .running import (
     Compiled,
@@ -108,14 +109,17 @@ def segment(
     answers: Annotated[
         bool, typer.Option("--answers", help="Also write each answer in the colours of its masks, as PNG and HTML.")
     ] = False,
+    formats: Formats = None,
 ):
     """Answer a question about each IMAGE with text and masks.
 
     Writes to --out: one PNG per mask (255 = object), one overlay per image and one line per image in results.jsonl. A
     run that was stopped resumes where it stopped; images that are done are skipped, and so are hidden files and what
     earlier runs have written. With `torchrun` or `accelerate launch` (`-m reasonseg segment ...`) the images are
-    shared among processes. Ends with 0 if every image succeeded.
+    shared among processes. With --format all results of --out are then written for annotation tools, too, as
+    `reasonseg export` does. Ends with 0 if every image succeeded.
     """
+    check_formats(formats or ())
     needed = ANSWER_FIELDS if answers else ()
     precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
     with launched_processes() as processes:
@@ -162,6 +166,9 @@ def segment(
                 failed = save_all(work, list(names), show, batch_size, "Segmenting", workers, processes)
             if processes.is_first:
                 results.arrange([path_text(image) for image in images])
+                if formats and results.records:
+                    sources = {path_text(image): image for image in images}
+                    export_results(out, formats, out / EXPORT_FOLDER, sources=sources, overwrite=overwrite)
     if processes.is_first:
         end_with_failures(len(failed) + len(found.problems), total, out)
 
