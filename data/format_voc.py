@@ -196,8 +196,8 @@ def _read_masks(
     for position, (number, kind) in enumerate(pairs):
         if number and position and pairs[position - 1][0] == number:
             raise DataFileError(
-                f"{numbered}: object {number} has the classes {names[pairs[position - 1][1]]!r} and {names[kind]!r} in "
-                f"{path.name} of the classes; an object has one."
+                f"{numbered}: object {number} has the classes {names[pairs[position - 1][1]]!r} and {names[kind]!r}; "
+                f"an object has one."
             )
         found = masks.object(names[kind], (kinds == kind) & (numbers == number), f"object {number or names[kind]}")
         if found is not None:
