@@ -128,11 +128,12 @@ class ImageFolderExamples(Dataset):
 
     Args:
         folder (`str` or `Path`): As for `read_request_folder`, which says what is raised, too.
+        images (`list[RequestImage]`, *optional*): Its images, where they were read already, from another format.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, images: list[RequestImage] | None = None):
         self.folder = Path(folder)
-        self.images = read_request_folder(self.folder)
+        self.images = read_request_folder(self.folder) if images is None else images
 
     def __len__(self) -> int:
         return len(self.images)

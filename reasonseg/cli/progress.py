@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 
-# Called with a step's name, the number of finished items and of all.
-StepReport = Callable[[str, int, int], None]
+# Called with a step's name, the number of finished items and of all, where that is known.
+StepReport = Callable[[str, int, int | None], None]
 
 # Seconds between two lines of a log.
 _LINE_EVERY = 30.0
@@ -29,13 +29,15 @@ def step_progress(console: Any, is_shown: bool = True) -> Iterator[StepReport]:
         yield _Lines(console)
 
 
-def with_progress(items: Iterator, total: int, console: Any, step: str) -> Iterator:
-    """Pass `items` on and show how many of them are done."""
+def with_progress(items: Iterator, total: int | None, console: Any, step: str) -> Iterator:
+    """Pass `items` on and show how many of them are done; `total` may be unknown until they are."""
+    done = 0
     with step_progress(console) as report:
         report(step, 0, total)
         for done, item in enumerate(items, start=1):
             yield item
             report(step, done, total)
+        report(step, done, done)
 
 
 @contextmanager
@@ -53,7 +55,7 @@ def _bars(console: Any) -> Iterator[StepReport]:
     ) as bars:
         tasks: dict[str, Any] = {}
 
-        def report(step: str, done: int, total: int) -> None:
+        def report(step: str, done: int, total: int | None) -> None:
             if step not in tasks:
                 tasks[step] = bars.add_task(step, total=total, completed=done)
                 bars.advance(tasks[step], 0)  # speed is measured from here
@@ -70,13 +72,17 @@ class _Lines:
         self._begun: dict[str, tuple[float, int]] = {}
         self._told = time.monotonic()
 
-    def __call__(self, step: str, done: int, total: int) -> None:
+    def __call__(self, step: str, done: int, total: int | None) -> None:
         now = time.monotonic()
         start, done_before = self._begun.setdefault(step, (now, done))
-        if done == done_before or (done < total and now - self._told < _LINE_EVERY):
+        is_last = done == total
+        if done == done_before or (not is_last and now - self._told < _LINE_EVERY):
             return
         self._told = now
-        if done < total:
+        if total is None:
+            self.console.print(f"{step}: {done}, {timedelta(seconds=round(now - start))} until now", soft_wrap=True)
+            return
+        if not is_last:
             seconds, what = (now - start) / (done - done_before) * (total - done), "left"
         else:
             seconds, what = now - start, "in all"
