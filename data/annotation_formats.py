@@ -44,7 +44,7 @@ class Written:
         images (`int`): Number of images.
         masks (`int`): Number of masks.
         rejected (`int`): Number of rejected phrases.
-        left_out (`Counter`): What the format has no place for, as a text that follows its number.
+        left_out (`Counter`): How much there was of what the format has no place for.
         least_iou (`float`): Of polygons and their masks, over all that were written.
     """
 
@@ -67,16 +67,12 @@ class Written:
     def sentence(self) -> str:
         """The same in words."""
         counted = [(self.images, "image"), (self.masks, "mask"), (self.rejected, "rejected phrase")]
-        parts = [
-            f"{number} {name}{'s' if number != 1 else ''}"
-            for number, name in counted
-            if number or name != "rejected phrase"
-        ]
-        text = ", ".join(parts)
+        shown = [(number, name) for number, name in counted if number or name != "rejected phrase"]
+        text = ", ".join(f"{number} {name}{'' if number == 1 else 's'}" for number, name in shown)
         if self.least_iou < 1.0:
             text += f"; polygons have an IoU of {self.least_iou:.3f} or more with their masks"
         if self.left_out:
-            text += f"; left out: {', '.join(f'{number} {what}' for what, number in sorted(self.left_out.items()))}"
+            text += f"; left out: {', '.join(f'{what} ({number})' for what, number in sorted(self.left_out.items()))}"
         return text
 
 

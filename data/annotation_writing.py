@@ -22,7 +22,7 @@ from .labelled_images import LabelledImage
 
 
 # In a folder that was written here: what it was made of. Without it nothing is replaced.
-EXPORT_NAME = ".export.json"
+EXPORT_NAME = ".reasonseg-export"
 # What an object is called to which no phrase belongs.
 UNNAMED = "object"
 # Formats that can be written as they were read; cameras' MPO holds JPEG.
@@ -49,7 +49,7 @@ def write_annotations(
         images (`Iterable[LabelledImage]`): What to write; taken one at a time.
         target (`Path`): The folder; one that was written here before is replaced.
         options ([`WritingOptions`]): As chosen.
-        made_of (`dict`, *optional*): What the folder is made of, as JSON types, to be found in its `.export.json`.
+        made_of (`dict`, *optional*): What the folder is made of, as JSON types, to be found in its `.reasonseg-export`.
 
     Raises:
         ExistingFolderError: The target holds something else.

@@ -249,7 +249,7 @@ def test_commands_write_through_printing(file):
 
 
 # Tables from which commands derive their options; tests of their own say that these import nothing.
-LIGHT = ("reasonseg.evaluation.registry", SYSTEMS_TABLE)
+LIGHT = ("reasonseg.evaluation.registry", "reasonseg.data.annotation_formats", SYSTEMS_TABLE)
 
 
 @pytest.mark.parametrize("file", files_of("reasonseg/cli"), ids=name)
