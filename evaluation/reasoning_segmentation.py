@@ -12,8 +12,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from rich.table import Table
 
-from ..data.reading_ahead import read_ahead
 from ..data.label_requests import read_labelled_requests
+from ..data.reading_ahead import read_ahead
 from ..data.request_folder import REJECTION, read_request_folder
 from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from ..processing.mask_reading import read_mask

@@ -4,7 +4,7 @@ from typing import Any
 
 from ..data.data_files import DataFileError
 from ..data.label_requests import read_labelled_requests
-from ..data.request_folder import ImageFolderExamples, first_rejection
+from ..data.request_folder import METADATA_FILE, ImageFolderExamples, first_rejection
 from .collator import SegmentationCollator
 from .data_kinds import DataKind
 from .recipe import Recipe, RecipeError
@@ -34,9 +34,11 @@ class ImageFolder(DataKind):
             )
         rejected = first_rejection(dataset.images)
         if rejected is not None and getattr(processor, "rej_token", None) is None:
+            lines = dataset.folder / METADATA_FILE
+            where = f"{lines}, line {rejected.line}" if lines.is_file() else f"{dataset.folder}, {rejected.path.name}"
             raise DataFileError(
-                f"{dataset.folder}, image number {rejected.line} ({rejected.path.name}): an answer holds [REJ], which "
-                f"{model} does not know. Train a model with [REJ], such as GSVA, or leave such requests out."
+                f"{where}: an answer holds [REJ], which {model} does not know. Train a model with [REJ], such as GSVA, or "
+                "leave such requests out."
             )
 
     def collator(self, recipe: Recipe, processor: Any) -> SegmentationCollator:

@@ -28,8 +28,8 @@ class DataRecipe:
     Args:
         kind (`str`): `tabletop` (drawn on the fly), `image_folder`, `lisa_mixture` (what LISA and GSVA learnt from),
             `ivm_mix` (for IVM), `regions` (for ViP-LLaVA and DiffLMM), or another of `data_kinds.DATA_KINDS`.
-        path (`str`, *optional*): Folder of one split, or with `options` a file, for `image_folder`; the data root, for `lisa_mixture`; the JSON
-            file, for `regions`.
+        path (`str`, *optional*): Folder of one split, or with `options` a file, for `image_folder`; the data root, for
+            `lisa_mixture`; the JSON file, for `regions`.
         split (`str`): Split of `tabletop`.
         length (`int`): Scenes of `tabletop` in an epoch; every epoch draws new ones.
         requests_per_scene (`int`): Conversations about each scene.
