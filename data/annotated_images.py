@@ -77,16 +77,19 @@ def read_annotations(path: str | Path, needed: Sequence[str]) -> dict[str, Any]:
     return content
 
 
-def read_images(entries: Sequence[dict[str, Any]], source: str, suffix: str = ".jpg") -> list[AnnotatedImage]:
+def read_images(
+    entries: Sequence[dict[str, Any]], source: str, suffix: str = ".jpg", unique: Sequence[str] = ("id", "stem")
+) -> list[AnnotatedImage]:
     """
     Args:
         entries (`Sequence[dict]`): The list `images` of an annotation file.
         source (`str`): That file, for messages.
         suffix (`str`): Ending of the file of an image that has only an id.
+        unique (`Sequence[str]`): What no two images may share; the name without its ending where files are written by
+            it, which would overwrite each other.
 
     Raises:
-        ValueError: If an image has no id or no size, or two share an id or a name without its ending (their files
-            would overwrite each other).
+        ValueError: If an image has no id or no size, or two share what is unique.
     """
     for number, entry in enumerate(entries, start=1):
         if not isinstance(entry, dict) or not isinstance(entry.get("id"), (int, str)):
@@ -109,7 +112,7 @@ def read_images(entries: Sequence[dict[str, Any]], source: str, suffix: str = ".
         )
         for entry in entries
     ]
-    for name in ("id", "stem"):
+    for name in unique:
         values = [getattr(image, name) for image in images]
         if len(set(values)) < len(values):
             twice = next(value for value in values if values.count(value) > 1)

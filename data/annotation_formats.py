@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..loading import import_object
+from .data_files import DataFileError
 
 
 if TYPE_CHECKING:
@@ -76,6 +77,55 @@ class Written:
 
 
 @dataclass(frozen=True)
+class ReadingOptions:
+    """
+    What may be chosen when annotations are read. Each format heeds some of it.
+
+    Args:
+        images (`Path`, *optional*): The folder of the images, where it is not found beside the annotations.
+        split (`str`, *optional*): Part of the data set; needed where there are several.
+        revision (`str`, *optional*): Commit of a data set of the Hub.
+        columns (`dict[str, str]`): Names of columns of `datasets`: `image`, `mask`, `label`, `text`, `file_name`.
+        mask_frame (`str`, *optional*): `"upright"` or `"stored"`: what masks were drawn on, where an EXIF orientation
+            leaves that open.
+        inner (`str`): What a polygon inside another of the same object is: `"hole"`, `"fill"`, or, by default, an
+            error where that is not known.
+        without_mask (`str`): What becomes of an object that has none, such as a box or a line: an error (`"refuse"`),
+            left out (`"skip"`), or its filled box, where it has one (`"box"`).
+        skip_labels (`tuple[str, ...]`): Labels of objects that are left out.
+        max_image_pixels (`int`, *optional*): Largest allowed height x width of an image; 67108864 by default.
+        left_out (`Counter`): Takes what is left out, by its name in words.
+    """
+
+    images: Path | None = None
+    split: str | None = None
+    revision: str | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    mask_frame: str | None = None
+    inner: str = "refuse"
+    without_mask: str = "refuse"
+    skip_labels: tuple[str, ...] = ()
+    max_image_pixels: int | None = None
+    left_out: Counter = field(default_factory=Counter)
+
+    def __post_init__(self):
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+        if unknown := sorted(set(self.columns) - set(COLUMNS)):
+            raise ValueError(f"columns has {', '.join(map(repr, unknown))}; there are {', '.join(COLUMNS)}.")
+
+
+COLUMNS = ("image", "mask", "label", "text", "file_name")
+_CHOICES = {
+    "mask_frame": ("upright", "stored"),
+    "inner": ("refuse", "hole", "fill"),
+    "without_mask": ("refuse", "skip", "box"),
+}
+
+
+@dataclass(frozen=True)
 class AnnotationFormat:
     """
     One format.
@@ -85,7 +135,10 @@ class AnnotationFormat:
         summary (`str`): What it is, in one line for help and documentation.
         writer (`str`, *optional*): `module:name` of a function of `Iterable[LabelledImage]`, an empty folder (`Path`)
             to fill, and [`WritingOptions`]; it returns [`Written`].
-        reader (`str`, *optional*): `module:name` of a function of a path, which yields [`LabelledImage`].
+        reader (`str`, *optional*): `module:name` of a function of a path and [`ReadingOptions`], which yields
+            [`LabelledImage`].
+        recognised_by (`str`, *optional*): `module:name` of a function that says whether a path looks like it.
+        heeds (`tuple[str, ...]`): Which of [`ReadingOptions`] its reader heeds, beside those that all do.
         masks (`tuple[str, ...]`): Values of [`WritingOptions.masks`] that it takes, the default first.
         keeps (`tuple[str, ...]`): What comes back when it is read again: of `"pixels"` (each mask bit by bit),
             `"holes"`, `"parts"` (several areas of one object), `"overlaps"`, `"scores"`, `"rejected"`, `"text"`
@@ -99,6 +152,8 @@ class AnnotationFormat:
     summary: str
     writer: str | None = None
     reader: str | None = None
+    recognised_by: str | None = None
+    heeds: tuple[str, ...] = ()
     masks: tuple[str, ...] = ("exact",)
     keeps: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
@@ -109,9 +164,20 @@ class AnnotationFormat:
         """Fill an empty folder."""
         return self._imported(self.writer, "writes")(images, folder, options)
 
-    def read(self, source: Path, **options: Any) -> "Iterator[LabelledImage]":
-        """Yield the images of a file or a folder."""
-        return self._imported(self.reader, "reads")(source, **options)
+    def read(self, source: str | Path, options: ReadingOptions | None = None) -> "Iterator[LabelledImage]":
+        """
+        Yield the images of a file or a folder, or of a data set of the Hub where the format knows such.
+
+        Raises:
+            ValueError: An option would not be heeded, or the source cannot be used; with file and item, what was found
+                and what is allowed.
+        """
+        options = options or ReadingOptions()
+        default, heeded = ReadingOptions(), {"max_image_pixels", "left_out", *self.heeds}
+        changed = [name for name in vars(default) if getattr(options, name) != getattr(default, name)]
+        if ignored := [name for name in changed if name not in heeded]:
+            raise ValueError(f"The format {self.name!r} does not heed {', '.join(ignored)}; leave it out.")
+        return self._imported(self.reader, "reads")(source, options)
 
     def check(self) -> None:
         """
@@ -140,6 +206,8 @@ FORMATS: dict[str, AnnotationFormat] = {
             summary="COCO instances, with scores in a results file",
             writer="reasonseg.data.format_coco:write_coco",
             reader="reasonseg.data.format_coco:read_coco",
+            recognised_by="reasonseg.data.format_coco:is_coco",
+            heeds=("images", "mask_frame", "inner", "without_mask", "skip_labels"),
             masks=("exact", "polygons"),
             keeps=(*_EXACT, "scores", "rejected"),
         ),
@@ -148,6 +216,8 @@ FORMATS: dict[str, AnnotationFormat] = {
             summary="LabelMe, one JSON file per image",
             writer="reasonseg.data.format_labelme:write_labelme",
             reader="reasonseg.data.format_labelme:read_labelme",
+            recognised_by="reasonseg.data.format_labelme:is_labelme",
+            heeds=("images", "mask_frame", "inner", "without_mask", "skip_labels"),
             masks=("exact", "polygons"),
             keeps=(*_EXACT, "scores", "rejected"),
         ),
@@ -156,6 +226,8 @@ FORMATS: dict[str, AnnotationFormat] = {
             summary="YOLO segmentation, one text file of polygons per image",
             writer="reasonseg.data.format_yolo:write_yolo",
             reader="reasonseg.data.format_yolo:read_yolo",
+            recognised_by="reasonseg.data.format_yolo:is_yolo",
+            heeds=("split", "mask_frame", "without_mask", "skip_labels"),
             masks=("polygons",),
             keeps=("overlaps",),
         ),
@@ -164,6 +236,8 @@ FORMATS: dict[str, AnnotationFormat] = {
             summary="Pascal VOC: indexed PNGs of classes and of objects",
             writer="reasonseg.data.format_voc:write_voc",
             reader="reasonseg.data.format_voc:read_voc",
+            recognised_by="reasonseg.data.format_voc:is_voc",
+            heeds=("split", "mask_frame", "without_mask", "skip_labels"),
             keeps=("holes", "parts"),
             other_names=("png",),
         ),
@@ -172,6 +246,8 @@ FORMATS: dict[str, AnnotationFormat] = {
             summary="parquet files of the library datasets, images inside",
             writer="reasonseg.data.format_datasets:write_datasets",
             reader="reasonseg.data.format_datasets:read_datasets",
+            recognised_by="reasonseg.data.format_datasets:is_datasets",
+            heeds=("images", "split", "revision", "columns", "mask_frame", "inner", "without_mask", "skip_labels"),
             keeps=(*_EXACT, "scores", "rejected", "text"),
             needs=("datasets",),
             extra="data",
@@ -181,6 +257,7 @@ FORMATS: dict[str, AnnotationFormat] = {
             summary="the folder with metadata.jsonl that `train` and `evaluate` take",
             writer="reasonseg.data.format_reasonseg:write_reasonseg",
             reader="reasonseg.data.format_reasonseg:read_reasonseg",
+            recognised_by="reasonseg.data.format_reasonseg:is_reasonseg",
             keeps=(*_EXACT, "rejected", "text"),
         ),
     )
@@ -198,4 +275,30 @@ def find_format(name: str) -> AnnotationFormat:
     raise ValueError(f"There is no format {name!r}; choose one of {', '.join(FORMATS)}.")
 
 
-__all__ = ["FORMATS", "AnnotationFormat", "WritingOptions", "Written", "find_format"]
+def guess_format(source: str | Path) -> AnnotationFormat:
+    """
+    The format that a file or a folder looks like.
+
+    Raises:
+        DataFileError: It looks like none, or like several.
+    """
+    path = Path(source)
+    if not path.exists():
+        raise DataFileError(f"There is no file and no folder {str(source)!r}.")
+    found = [entry for entry in FORMATS.values() if entry.recognised_by and import_object(entry.recognised_by)(path)]
+    if len(found) != 1:
+        looks = " and ".join(entry.name for entry in found) or "none of the formats that are read"
+        raise DataFileError(f"{path} looks like {looks}; say format=NAME, one of {', '.join(FORMATS)}.")
+    return found[0]
+
+
+__all__ = [
+    "COLUMNS",
+    "FORMATS",
+    "AnnotationFormat",
+    "ReadingOptions",
+    "WritingOptions",
+    "Written",
+    "find_format",
+    "guess_format",
+]

@@ -90,30 +90,66 @@ def clean_annotations(
     Raises:
         DataFileError: If an annotation cannot be used; with the file, its id and its image.
     """
-    by_text = {str(image_id): image_id for image_id in sizes}
-    cleaned = []
+    placed, cleaned = AnnotationPlaces(sizes, source, categories), []
     for number, annotation in enumerate(annotations, start=1):
-        what = f"{source}, annotation number {number}"
-        if not isinstance(annotation, Mapping) or "image_id" not in annotation:
-            raise DataFileError(f"{what} is {reprlib.repr(annotation)}; it must be an object with `image_id`.")
-        image_id = annotation["image_id"]
-        what = f"{source}, annotation {annotation.get('id', f'number {number}')!r} of image {image_id!r}"
-        if not isinstance(image_id, (str, int)) or (image_id not in sizes and str(image_id) in by_text):
-            raise DataFileError(
-                f"{what}: its `image_id` is {image_id!r}, the image's `id` {by_text.get(str(image_id))!r}. Both must "
-                "be the same number or text."
-            )
-        if image_id not in sizes or (without_masks and annotation.get("segmentation") is None):
+        what = placed.find(number, annotation)
+        if what is None or (without_masks and annotation.get("segmentation") is None):
             continue
-        category = annotation.get("category_id")
-        if not _is_whole(category) or (categories is not None and category not in categories):
-            known = "be a whole number" if categories is None else f"be one of {reprlib.repr(list(categories))}"
-            raise DataFileError(f"{what}: its `category_id` is {reprlib.repr(category)}; it must {known}.")
+        placed.check_category(what, annotation)
         try:
-            cleaned.append({**annotation, **_cleaned_fields(annotation, sizes[image_id]), "id": len(cleaned) + 1})
+            fields = _cleaned_fields(annotation, sizes[annotation["image_id"]])
+            cleaned.append({**annotation, **fields, "id": len(cleaned) + 1})
         except ValueError as error:
             raise DataFileError(f"{what}: {error}") from None
     return cleaned
+
+
+class AnnotationPlaces:
+    """
+    Checks that annotations belong to an image and a category of their file.
+
+    Args:
+        image_ids (`Iterable`): Ids of the images.
+        source (`str`): The file, for messages.
+        categories (`Mapping`, *optional*): Names of the categories by their ids; others are an error.
+    """
+
+    def __init__(self, image_ids: Iterable[Any], source: str, categories: Mapping[Any, str] | None = None):
+        self.source, self.categories = source, categories
+        self._by_text = {str(image_id): image_id for image_id in image_ids}
+
+    def find(self, number: int, annotation: Any) -> str | None:
+        """
+        Returns:
+            `str`: The annotation, as messages name it; `None` where it belongs to an image that is not listed.
+
+        Raises:
+            DataFileError: If it names no image.
+        """
+        what = f"{self.source}, annotation number {number}"
+        if not isinstance(annotation, Mapping) or "image_id" not in annotation:
+            raise DataFileError(f"{what} is {reprlib.repr(annotation)}; it must be an object with `image_id`.")
+        image_id = annotation["image_id"]
+        what = f"{self.source}, annotation {annotation.get('id', f'number {number}')!r} of image {image_id!r}"
+        listed = self._by_text.get(str(image_id))
+        if not isinstance(image_id, (str, int)) or (listed is not None and listed != image_id):
+            raise DataFileError(
+                f"{what}: its `image_id` is {image_id!r}, the image's `id` {listed!r}. Both must be the same number "
+                "or text."
+            )
+        return None if listed is None else what
+
+    def check_category(self, what: str, annotation: Mapping[str, Any]) -> None:
+        """
+        Raises:
+            DataFileError: If its category is none of the file.
+        """
+        category = annotation.get("category_id")
+        if not _is_whole(category) or (self.categories is not None and category not in self.categories):
+            known = (
+                "be a whole number" if self.categories is None else f"be one of {reprlib.repr(list(self.categories))}"
+            )
+            raise DataFileError(f"{what}: its `category_id` is {reprlib.repr(category)}; it must {known}.")
 
 
 def check_categories(categories: Iterable[Any], source: str) -> dict[Any, str]:
@@ -162,4 +198,4 @@ def _has_numbers(value: Any) -> bool:
     return any(map(_has_numbers, value)) if isinstance(value, (list, tuple)) else True
 
 
-__all__ = ["check_categories", "clean_annotations", "clean_segmentation", "run_lengths"]
+__all__ = ["AnnotationPlaces", "check_categories", "clean_annotations", "clean_segmentation", "run_lengths"]

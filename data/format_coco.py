@@ -9,13 +9,18 @@ nothing in it fits: the rejected phrases.
 """
 
 import json
+import reprlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .annotation_formats import WritingOptions, Written
+from .annotated_images import AnnotatedImage, by_image, read_annotations, read_images
+from .annotation_formats import ReadingOptions, WritingOptions, Written
+from .annotation_reading import ImageMasks, read_each, read_head
 from .annotation_writing import Categories, place_image
+from .coco import AnnotationPlaces, check_categories
+from .data_files import DataFileError, file_in
 from .labelled_images import LabelledImage, LabelledObject
 from .mask_outlines import trace_outlines
 
@@ -23,6 +28,155 @@ from .mask_outlines import trace_outlines
 INSTANCES = "annotations/instances.json"
 RESULTS = "annotations/results.json"
 IMAGES = "images"
+
+
+def is_coco(path: Path) -> bool:
+    """Whether a path is a file in COCO's format, or a folder that holds one."""
+    return bool(_annotation_files(path))
+
+
+def read_coco(source: str | Path, options: ReadingOptions) -> Iterator[LabelledImage]:
+    """
+    Read COCO's instances.
+
+    Args:
+        source (`str` or `Path`): The file, or a folder with one such file, in itself or in its folder `annotations`.
+        options ([`ReadingOptions`]): As chosen; of two outlines that lie in each other the one that runs the other way
+            round is a hole.
+
+    Raises:
+        DataFileError: A file, an image or an annotation cannot be used.
+    """
+    path = _one_file(Path(source))
+    content = read_annotations(path, ("images", "annotations", "categories"))
+    images = read_images(content["images"], str(path), unique=("id", "file_name"))
+    categories = check_categories(content["categories"], str(path))
+    annotations = by_image(_named_annotations(content["annotations"], images, categories, str(path), options))
+    absent = {entry["id"]: entry.get("neg_category_ids") or [] for entry in content["images"]}
+    folder = options.images or _image_folder(path, images)
+
+    def read(image: AnnotatedImage) -> LabelledImage:
+        what = f"{path}, image {image.id!r}"
+        file = _image_file(folder, image.file_name, what)
+        masks = ImageMasks(read_head(file, options.max_image_pixels), image.size, options, what)
+        objects = [_read_object(masks, annotation, categories) for annotation in annotations.get(image.id, ())]
+        rejected = _rejected(absent[image.id], categories, what)
+        return LabelledImage(
+            # some tools write the separators of Windows
+            file_name=image.file_name.replace("\\", "/"),
+            size=masks.head.upright,
+            source=file,
+            objects=(*(found for found in objects if found is not None), *rejected),
+            image_id=image.id,
+        )
+
+    return read_each(images, read)
+
+
+def _named_annotations(
+    annotations: list[Any],
+    images: list[AnnotatedImage],
+    categories: dict[Any, str],
+    source: str,
+    options: ReadingOptions,
+) -> list[dict[str, Any]]:
+    """The annotations of images that are listed, checked, each with its name for messages."""
+    places, named = AnnotationPlaces([image.id for image in images], source, categories), []
+    for number, annotation in enumerate(annotations, start=1):
+        what = places.find(number, annotation)
+        if what is None:
+            options.left_out["annotations of images that the file does not list"] += 1
+            continue
+        places.check_category(what, annotation)
+        named.append({**annotation, "what": f"annotation {annotation.get('id', f'number {number}')!r}"})
+    return named
+
+
+def _read_object(masks: ImageMasks, annotation: dict[str, Any], categories: dict[Any, str]) -> LabelledObject | None:
+    crowd, score = annotation.get("iscrowd"), annotation.get("score")
+    if crowd not in (None, 0, 1):
+        raise DataFileError(f"{masks.what}, {annotation['what']}: its `iscrowd` is {crowd!r}; it must be 0 or 1.")
+    segmentation, box = annotation.get("segmentation"), annotation.get("bbox")
+    if not isinstance(segmentation, (dict, list, type(None))):
+        raise DataFileError(
+            f"{masks.what}, {annotation['what']}: its `segmentation` is {reprlib.repr(segmentation)}; it must be a "
+            "list of polygons or have `size` and `counts`."
+        )
+    if isinstance(box, list) and len(box) == 4 and all(isinstance(side, (int, float)) for side in box):
+        box = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+    is_score = isinstance(score, (int, float)) and not isinstance(score, bool) and 0 <= score <= 1
+    return masks.object(
+        categories[annotation["category_id"]],
+        segmentation,
+        annotation["what"],
+        box_xyxy=box or None,
+        score=float(score) if is_score else None,
+        is_crowd=bool(crowd),
+    )
+
+
+def _rejected(absent: Any, categories: dict[Any, str], what: str) -> list[LabelledObject]:
+    """The categories of LVIS's `neg_category_ids`."""
+    if not isinstance(absent, list) or not all(isinstance(each, int) and each in categories for each in absent):
+        raise DataFileError(f"{what}: its `neg_category_ids` are {reprlib.repr(absent)}; give ids of categories.")
+    return [LabelledObject(categories[category], None, rejected=True) for category in absent]
+
+
+# ---- files ----------------------------------------------------------------------------------------------------------
+
+
+def _one_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    found = _annotation_files(path)
+    if len(found) != 1:
+        listed = ", ".join(file.name for file in found[:5]) or "none"
+        raise DataFileError(f"{path} must hold one file in COCO's format, and holds {listed}; name the file itself.")
+    return found[0]
+
+
+def _annotation_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path] if path.suffix == ".json" and _looks_like_coco(path) else []
+    files = [*sorted(path.glob("*.json")), *sorted((path / "annotations").glob("*.json"))]
+    return [file for file in files if _looks_like_coco(file)]
+
+
+def _looks_like_coco(path: Path) -> bool:
+    """By words, as large files need long to be read whole."""
+    with path.open("rb") as file:
+        content = file.read()
+    return all(f'"{name}"'.encode() in content for name in ("images", "annotations", "categories"))
+
+
+def _image_folder(path: Path, images: list[AnnotatedImage]) -> Path:
+    """Where the first image lies: beside the file, in a folder `images`, or beside or above the folder of the file."""
+    near = [path.parent, path.parent / "images", path.parent.parent, path.parent.parent / "images"]
+    for folder in near:
+        if images and _image_path(folder, images[0].file_name).is_file():
+            return folder
+    name = images[0].file_name if images else ""
+    raise DataFileError(
+        f"{path}: the image {name!r} lies neither beside the file nor in a folder `images` there. Say images=FOLDER."
+    )
+
+
+def _image_path(folder: Path, name: str) -> Path:
+    path = file_in(folder, name)
+    return path if path.is_file() else file_in(folder, name.replace("\\", "/"))
+
+
+def _image_file(folder: Path, name: str, what: str) -> Path:
+    try:
+        path = _image_path(folder, name)
+    except ValueError as error:
+        raise DataFileError(f"{what}: {error}") from None
+    if not path.is_file():
+        raise DataFileError(f"{what}: {path} does not exist. The images' folder is chosen with images=FOLDER.")
+    return path
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
 
 
 def write_coco(images: Iterable[LabelledImage], folder: Path, options: WritingOptions) -> Written:

@@ -7,13 +7,23 @@ There is a row per image: `image` (an Image column, the file inside), `file_name
 nothing fits), `score`, `span`, `rejected`, `request`, `is_crowd`, `box_xyxy`, `area`.
 """
 
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from .annotation_formats import WritingOptions, Written
+import numpy as np
+
+from ..processing.image_loading import MAX_IMAGE_PIXELS, open_image
+from ..processing.mask_reading import read_mask
+from .annotation_formats import COLUMNS, ReadingOptions, WritingOptions, Written
+from .annotation_reading import ImageMasks, read_each, read_head
 from .annotation_writing import upright_content
-from .labelled_images import LabelledImage, LabelledObject
+from .data_files import DataFileError, file_in
+from .hub_datasets import ArrowRow
+from .labelled_images import LabelledImage, LabelledObject, LabelledRequest
+from .streamed_tables import StreamedTables, image_column
 
 
 DEFAULT_SPLIT = "train"
@@ -21,6 +31,188 @@ DEFAULT_SPLIT = "train"
 SHARD_BYTES = 500_000_000
 _GROUP_BYTES = 32_000_000
 _GROUP_ROWS = 256
+
+
+def is_datasets(path: Path) -> bool:
+    """Whether a path is a folder that `save_to_disk` wrote, or one with parquet files."""
+    saved = any((path / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    return saved or any(True for pattern in ("*.parquet", "data/*.parquet") for _ in path.glob(pattern))
+
+
+def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[LabelledImage]:
+    """
+    Read a data set of the library `datasets`, row by row as it streams.
+
+    Rows are those of [`write_datasets`], or have an image, a mask (run lengths, an image, polygons, rows of yes and
+    no; null where nothing fits; or a list of masks) and what it is called or what was asked: `columns` names them.
+
+    Args:
+        source (`str` or `Path`): A folder, or a name on the Hub.
+        options ([`ReadingOptions`]): As chosen.
+
+    Raises:
+        DataFileError: A row cannot be used.
+        ValueError: There is no such data set, split or column.
+        ImportError: `datasets` is not installed.
+    """
+    tables = StreamedTables(str(source), options.split, revision=options.revision)
+    folder = Path(tables.name) if tables.is_folder else None
+
+    rows = _rows(tables)
+    first = next(rows, None)
+    columns = {} if first is None else _columns_of(first[1], options.columns)
+
+    def read(numbered: tuple[int, Any]) -> LabelledImage:
+        number, table = numbered
+        what, row = f"{tables.name}, {tables.split}, row {number}", ArrowRow(table)
+        stored = row[columns["image"]]
+        content = _image_of(stored, folder, options, what)
+        head = read_head(content, options.max_image_pixels)
+        named = row[columns["file_name"]] if "file_name" in columns else None
+        if not isinstance(named, str) or not named:
+            named = f"{tables.split}-{number:08d}{_ending(content, options.max_image_pixels)}"
+        masks = ImageMasks(head, None, options, what)
+        if "mask" in columns:
+            objects, requests = _plain_row(row, columns, masks, _class_names(table, columns))
+        else:
+            objects, requests = _own_row(row, masks)
+        return LabelledImage(
+            file_name=named,
+            size=head.upright,
+            source=content,
+            objects=tuple(objects),
+            requests=tuple(requests),
+            split=tables.split,
+            **{name: row[name] for name in ("model", "revision") if name in row},
+        )
+
+    return read_each(rows if first is None else chain((first,), rows), read)
+
+
+def _rows(tables: StreamedTables) -> Iterator[tuple[int, Any]]:
+    """Each row by its number, as a table of its own."""
+    number = 0
+    for part in range(tables.sources):
+        for table in tables.read(part):
+            for row in range(table.num_rows):
+                yield number, table.slice(row, 1)
+                number += 1
+
+
+def _columns_of(table: Any, named: dict[str, str]) -> dict[str, str]:
+    """The columns that are read, by what they hold."""
+    present = table.column_names
+    if missing := [column for column in named.values() if column not in present]:
+        raise ValueError(f"There is no column {missing[0]!r}; there are {', '.join(present)}.")
+    columns = {name: name for name in COLUMNS if name in present} | named
+    columns.setdefault("image", "image" if "image" in present else "")
+    if not columns["image"]:
+        columns["image"] = image_column(table)
+    if "objects" in present and "mask" not in named:
+        columns.pop("mask", None)
+    elif "mask" not in columns:
+        raise ValueError(f"There is no column of masks among {', '.join(present)}; say which: mask=COLUMN.")
+    return columns
+
+
+def _class_names(table: Any, columns: dict[str, str]) -> list[str] | None:
+    """What the numbers of the column of labels are called, where `datasets` knows it."""
+    from datasets import Features
+
+    feature = Features.from_arrow_schema(table.schema).get(columns.get("label", ""))
+    return getattr(feature, "names", None)
+
+
+def _image_of(stored: Any, folder: Path | None, options: ReadingOptions, what: str) -> bytes | Path:
+    """The content of an image, or its file: only below the data set, or below the folder that was named for that."""
+    if isinstance(stored, Mapping) and stored.get("bytes") is not None:
+        return stored["bytes"]
+    path = stored.get("path") if isinstance(stored, Mapping) else stored
+    if not isinstance(path, str) or not path:
+        raise DataFileError(f"{what} has no image.")
+    allowed = options.images or folder
+    if allowed is not None and Path(path).resolve().is_relative_to(allowed.resolve()):
+        return Path(path)
+    if allowed is None or Path(path).is_absolute():
+        raise DataFileError(
+            f"{what} names the image {path!r} and does not hold it. Say where it may lie: images=FOLDER."
+        )
+    try:
+        return file_in(allowed, path)
+    except ValueError as error:
+        raise DataFileError(f"{what}: {error}") from None
+
+
+def _ending(content: bytes | Path, max_image_pixels: int | None) -> str:
+    with open_image(content, max_image_pixels or MAX_IMAGE_PIXELS) as opened:
+        kind = str(opened.format).lower()
+    return {"jpeg": ".jpg", "mpo": ".jpg"}.get(kind, f".{kind}")
+
+
+def _plain_row(
+    row: Mapping[str, Any], columns: dict[str, str], masks: ImageMasks, class_names: list[str] | None
+) -> tuple[list[LabelledObject], list[LabelledRequest]]:
+    """One mask, or a list of them, with what it is called and what was asked."""
+    given, labels = row[columns["mask"]], row[columns["label"]] if "label" in columns else ""
+    several = isinstance(given, list) and (not given or isinstance(given[0], (Mapping, type(None))))
+    if not several:
+        given, labels = [given], [labels]
+    if not isinstance(labels, list):
+        labels = [labels] * len(given)
+    if len(labels) != len(given):
+        raise DataFileError(f"{masks.what} has {len(given)} masks and {len(labels)} labels; give one for each.")
+    objects = []
+    for number, (mask, label) in enumerate(zip(given, labels, strict=True), start=1):
+        what = f"mask number {number}" if several else "its mask"
+        if class_names is not None and isinstance(label, int) and 0 <= label < len(class_names):
+            label = class_names[label]
+        if not isinstance(label, (str, type(None))):
+            raise DataFileError(f"{masks.what}, {what}: its label is {reprlib.repr(label)}; it must be a text.")
+        if mask is None:
+            objects.append(LabelledObject(label or "", None, rejected=True))
+            continue
+        found = masks.object(label or "", _mask_of(mask, masks), what)
+        if found is not None:
+            objects.append(found)
+    asked = row[columns["text"]] if "text" in columns else None
+    if not isinstance(asked, (str, type(None))):
+        raise DataFileError(f"{masks.what}: its question is {reprlib.repr(asked)}; it must be a text.")
+    return objects, [LabelledRequest(asked)] if asked else []
+
+
+def _mask_of(stored: Any, masks: ImageMasks) -> Any:
+    """A mask of any kind as [`ImageMasks`] takes it."""
+    if isinstance(stored, Mapping) and "counts" not in stored:
+        if stored.get("bytes") is None:
+            raise DataFileError(f"{masks.what}: its mask must have `bytes`, or `size` and `counts`.")
+        with open_image(stored["bytes"], masks.options.max_image_pixels or MAX_IMAGE_PIXELS) as opened:
+            return read_mask(opened, what=f"{masks.what}: its mask")
+    is_outline = isinstance(stored, np.ndarray) and stored.dtype != bool
+    if is_outline and stored.shape not in (masks.head.upright, masks.head.stored):
+        return stored.tolist()  # outlines that have as many corners each
+    return stored
+
+
+def _own_row(row: Mapping[str, Any], masks: ImageMasks) -> tuple[list[LabelledObject], list[LabelledRequest]]:
+    """What [`write_datasets`] has written."""
+    objects, asked = [], row.get("requests") or []
+    for number, each in enumerate(row["objects"] or [], start=1):
+        what = f"object number {number}"
+        if not isinstance(each, Mapping) or "rle" not in each:
+            raise DataFileError(f"{masks.what}, {what} is {reprlib.repr(each)}; it must have an `rle`.")
+        others = {name: each.get(name) for name in ("score", "span", "request", "is_crowd", "rejected")}
+        others["span"] = None if others["span"] is None else tuple(others["span"])
+        others = {name: value for name, value in others.items() if value is not None}
+        if each["rle"] is None:
+            objects.append(LabelledObject(each.get("label") or "", None, **others))
+            continue
+        found = masks.object(each.get("label") or "", dict(each["rle"]), what, **others)
+        if found is not None:
+            objects.append(found)
+    return objects, [LabelledRequest(each.get("question"), each.get("answer")) for each in asked]
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
 
 
 def write_datasets(

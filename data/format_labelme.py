@@ -5,15 +5,24 @@ phrase that nothing in it fits. A shape's `score` is a field of ours, which Labe
 """
 
 import base64
+import binascii
 import json
+import math
+import reprlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
-from .annotation_formats import WritingOptions, Written
+from ..processing.image_loading import MAX_IMAGE_PIXELS, open_image
+from ..processing.mask_reading import EmptyMaskError, read_mask
+from .annotation_formats import ReadingOptions, WritingOptions, Written
+from .annotation_reading import IMAGE_SUFFIXES, ImageMasks, read_each, read_head
 from .annotation_writing import UNNAMED, encode_png, new_file, place_image
+from .data_files import DataFileError, file_in, read_json
 from .labelled_images import LabelledImage, LabelledObject
 from .mask_outlines import trace_outlines
 
@@ -22,6 +31,224 @@ from .mask_outlines import trace_outlines
 VERSION = "5.5.0"
 REJECTED_FLAG = "rejected: "
 CROWD_FLAG = "iscrowd"
+# Shapes that LabelMe draws without an area.
+_LINES = ("line", "linestrip", "point", "points")
+_SHAPES = ("polygon", "rectangle", "oriented_rectangle", "circle", "mask")
+
+
+def is_labelme(path: Path) -> bool:
+    """Whether a path is a file of LabelMe, or the first JSON file below a folder is one."""
+    files = [path] if path.is_file() and path.suffix == ".json" else _json_files(path)
+    return bool(files) and all(word in files[0].read_bytes() for word in (b'"shapes"', b'"imagePath"'))
+
+
+def read_labelme(source: str | Path, options: ReadingOptions) -> Iterator[LabelledImage]:
+    """
+    Read LabelMe's files.
+
+    Polygons become masks as COCO's are painted. All shapes of one `group_id` and label are one object; a polygon
+    inside another of its group belongs to the object, as LabelMe counts it, unless `inner` says that it is a hole.
+
+    Args:
+        source (`str` or `Path`): One file, or a folder with all of them, in itself or in folders of it.
+        options ([`ReadingOptions`]): As chosen; LabelMe shows images upright, so that masks lie there where sizes do
+            not tell.
+
+    Raises:
+        DataFileError: A file, its image or a shape cannot be used.
+    """
+    source = Path(source)
+    files = [source] if source.is_file() else _json_files(source)
+    if not files:
+        raise DataFileError(f"{source} holds no JSON file; name the folder with LabelMe's files, or one of them.")
+    root = source.parent if source.is_file() else source
+
+    def read(path: Path) -> LabelledImage:
+        content = read_json(path)
+        if not isinstance(content, dict) or not isinstance(content.get("shapes"), list):
+            raise DataFileError(f"{path} is no file of LabelMe: it has no list `shapes`.")
+        image, name = _image(content, path, root, options)
+        head, stated = read_head(image, options.max_image_pixels), _stated_size(content, path)
+        masks = ImageMasks(head, stated, options, str(path), tool_frame="upright")
+        flags = content.get("flags") or {}
+        return LabelledImage(
+            file_name=name,
+            size=head.upright,
+            source=image,
+            objects=(*_objects(content["shapes"], masks), *_rejected(flags, path)),
+        )
+
+    return read_each(files, read)
+
+
+def _json_files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*.json") if not path.name.startswith("."))
+
+
+# ---- images ---------------------------------------------------------------------------------------------------------
+
+
+def _image(content: dict[str, Any], path: Path, root: Path, options: ReadingOptions) -> tuple[Path | bytes, str]:
+    """The image's file, or its content where the JSON file holds it alone, and its name in the data set."""
+    named = content.get("imagePath")
+    if not isinstance(named, str) or not named:
+        raise DataFileError(f"{path}: its `imagePath` is {reprlib.repr(named)}; it must name the image.")
+    named, embedded = named.replace("\\", "/"), _embedded_image(content.get("imageData"), path)
+    folder, limit = options.images or path.parent, options.max_image_pixels
+    if options.images is not None:
+        named = PurePosixPath(named).name
+    try:
+        file = file_in(folder, named)
+    except ValueError as error:
+        if embedded is None:
+            raise DataFileError(f"{path}: {error} The folder of the images is chosen with images=FOLDER.") from None
+        file = None
+    is_there = file is not None and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    # the file as it was taken, in place of the copy that LabelMe has made of it
+    if is_there and (embedded is None or read_head(file, limit).upright == read_head(embedded, limit).upright):
+        return file, _name_below(root if options.images is None else folder, file)
+    if embedded is None:
+        raise DataFileError(
+            f"{path}: its image {file} does not exist, and the file does not hold it. The folder of the images is "
+            "chosen with images=FOLDER."
+        )
+    with open_image(embedded, options.max_image_pixels or MAX_IMAGE_PIXELS) as opened:
+        ending = {"JPEG": ".jpg", "MPO": ".jpg"}.get(str(opened.format), f".{str(opened.format).lower()}")
+    return embedded, _name_below(root, path.with_suffix(ending))
+
+
+def _name_below(root: Path, file: Path) -> str:
+    return file.relative_to(root).as_posix()
+
+
+def _embedded_image(data: Any, path: Path) -> bytes | None:
+    if data is None or data == "":
+        return None
+    return _decode(data, f"{path}: its `imageData`")
+
+
+def _decode(text: Any, what: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, TypeError, ValueError):
+        raise DataFileError(f"{what} is {reprlib.repr(text)}, which is no base64.") from None
+
+
+def _stated_size(content: dict[str, Any], path: Path) -> tuple[int, int] | None:
+    sides = (content.get("imageHeight"), content.get("imageWidth"))
+    if None in sides:
+        return None
+    if not all(isinstance(side, int) for side in sides):
+        raise DataFileError(f"{path}: its `imageHeight` and `imageWidth` are {sides}; give pixels.")
+    return sides
+
+
+def _rejected(flags: Any, path: Path) -> list[LabelledObject]:
+    """The phrases that our own flags name."""
+    if not isinstance(flags, dict):
+        raise DataFileError(f"{path}: its `flags` are {reprlib.repr(flags)}; they must be true or false by name.")
+    return [
+        LabelledObject(name.removeprefix(REJECTED_FLAG), None, rejected=True)
+        for name, is_set in flags.items()
+        if name.startswith(REJECTED_FLAG) and is_set is True
+    ]
+
+
+# ---- shapes ---------------------------------------------------------------------------------------------------------
+
+
+def _objects(shapes: list[Any], masks: ImageMasks) -> list[LabelledObject]:
+    """Objects in the order of their first shapes."""
+    groups: dict[Any, list[tuple[str, dict[str, Any]]]] = {}
+    for number, shape in enumerate(shapes, start=1):
+        what = f"shape number {number}"
+        if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
+            raise DataFileError(f"{masks.what}, {what} is {reprlib.repr(shape)}; it must have a `label`.")
+        what += f" ({shape['label']!r})"
+        group = shape.get("group_id")
+        if group is not None and not isinstance(group, (int, str)):
+            raise DataFileError(f"{masks.what}, {what}: its `group_id` is {reprlib.repr(group)}; it must be a number.")
+        groups.setdefault((shape["label"], number if group is None else None, group), []).append((what, shape))
+    objects = []
+    for (label, _, _), members in groups.items():
+        what, first = members[0]
+        score, flags = first.get("score"), first.get("flags")
+        is_score = isinstance(score, (int, float)) and not isinstance(score, bool) and 0 <= score <= 1
+        others = {
+            "score": float(score) if is_score else None,
+            "is_crowd": isinstance(flags, dict) and flags.get(CROWD_FLAG) is True,
+        }
+        drawn = partial(_united, members, masks)
+        found = masks.object(label, drawn, what, parts_are_united=True, **others)
+        if found is not None:
+            objects.append(found)
+    return objects
+
+
+def _united(members: list[tuple[str, dict[str, Any]]], masks: ImageMasks, size: tuple[int, int]) -> Any:
+    """The shapes of one object: polygons where all are, else pixels `(height, width)`."""
+    drawn = [_drawn(shape, f"{masks.what}, {what}", size) for what, shape in members]
+    if all(isinstance(part, list) for part in drawn):
+        return drawn
+    united = np.zeros(size, dtype=bool)
+    for (what, _), part in zip(members, drawn, strict=True):
+        united |= read_mask([part], size, f"{masks.what}, {what}") if isinstance(part, list) else part
+    return united
+
+
+def _drawn(shape: dict[str, Any], what: str, size: tuple[int, int]) -> list[float] | np.ndarray:
+    """A polygon `[x1, y1, ...]`, or the pixels of what is none."""
+    kind, points = shape.get("shape_type") or "polygon", _points(shape.get("points"), what)
+    corners = {"rectangle": 2, "circle": 2, "mask": 2, "oriented_rectangle": 4}.get(kind)
+    if kind in _LINES:
+        raise EmptyMaskError(f"{what} is a {kind}, which has no area.")
+    if kind not in _SHAPES:
+        raise ValueError(f"{what} is of the type {kind!r}; {', '.join(_SHAPES)} are read.")
+    if corners is not None and len(points) != corners:
+        raise ValueError(f"{what} is a {kind} of {len(points)} points; it needs {corners}.")
+    if kind == "circle":
+        return _circle(points, size)
+    if kind == "mask":
+        return _pasted(shape.get("mask"), points, what, size)
+    if kind == "rectangle":
+        (x1, y1), (x2, y2) = points.tolist()
+        points = np.array([[x1, y1], [x2, y1], [x2, y2], [x1, y2]])
+    return points.ravel().tolist()
+
+
+def _points(points: Any, what: str) -> np.ndarray:
+    try:
+        read = np.asarray(points, dtype=np.float64)
+    except (TypeError, ValueError):
+        read = np.zeros(0)
+    if read.ndim != 2 or read.shape[1] != 2 or not np.isfinite(read).all():
+        raise ValueError(f"{what} has the points {reprlib.repr(points)}; give pairs of finite numbers.")
+    return read
+
+
+def _circle(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The pixels whose middles lie in a circle, given by its middle and a point on it."""
+    (x, y), edge = points[0], points[1]
+    radius = math.dist(points[0], edge)
+    rows, columns = np.ogrid[: size[0], : size[1]]
+    return (columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2 <= radius**2
+
+
+def _pasted(mask: Any, points: np.ndarray, what: str, size: tuple[int, int]) -> np.ndarray:
+    """The PNG of the box between two pixels, both inside, in the whole image."""
+    (x1, y1), (x2, y2) = points.astype(np.int64).tolist()
+    if not (0 <= x1 <= x2 < size[1] and 0 <= y1 <= y2 < size[0]):
+        raise ValueError(
+            f"{what} has a mask from pixel {x1, y1} to {x2, y2}, no box of the image of {size[1]} x {size[0]} pixels."
+        )
+    with open_image(_decode(mask, f"{what}: its `mask`")) as opened:
+        part = read_mask(opened, (y2 - y1 + 1, x2 - x1 + 1), f"{what}: its `mask`")
+    pasted = np.zeros(size, dtype=bool)
+    pasted[y1 : y2 + 1, x1 : x2 + 1] = part
+    return pasted
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
 
 
 def write_labelme(images: Iterable[LabelledImage], folder: Path, options: WritingOptions) -> Written:

@@ -5,19 +5,63 @@ each.
 """
 
 import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from .annotation_formats import WritingOptions, Written
-from .annotation_writing import UNNAMED, new_file, place_image
+from ..processing.image_loading import MAX_IMAGE_PIXELS
+from .annotation_formats import ReadingOptions, WritingOptions, Written
+from .annotation_reading import read_each, read_head
+from .annotation_writing import new_file, place_image
 from .data_files import DataFileError
-from .labelled_images import LabelledImage, LabelledObject
-from .request_folder import METADATA_FILE, REJECTION
+from .label_requests import AskingOptions, with_requests
+from .labelled_images import LabelledImage, LabelledObject, LabelledRequest
+from .request_folder import METADATA_FILE, RequestImage, read_request_folder
 
 
-_SLOT = re.compile(r"\[SEG\]|\[REJ\]")
+def is_reasonseg(path: Path) -> bool:
+    """Whether a path is a folder with `metadata.jsonl`."""
+    return (path / METADATA_FILE).is_file()
+
+
+def read_reasonseg(source: str | Path, options: ReadingOptions) -> Iterator[LabelledImage]:
+    """
+    Read a folder that `train` and `evaluate` take.
+
+    Args:
+        source (`str` or `Path`): The folder.
+        options ([`ReadingOptions`]): As chosen.
+
+    Raises:
+        FileNotFoundError: If there is no `metadata.jsonl`.
+        DataFileError: If it cannot be used; see [`read_request_folder`].
+    """
+    folder, limit = Path(source), options.max_image_pixels or MAX_IMAGE_PIXELS
+
+    def read(image: RequestImage) -> LabelledImage:
+        objects = [
+            LabelledObject(
+                phrase.text,
+                phrase.mask,
+                rejected=phrase.mask is None,
+                request=number,
+                attributes={} if phrase.type is None else {"type": phrase.type},
+            )
+            for number, request in enumerate(image.requests)
+            for phrase in request.phrases
+        ]
+        return LabelledImage(
+            file_name=image.path.relative_to(folder).as_posix(),
+            size=read_head(image.path, limit).upright,
+            source=image.path,
+            objects=tuple(objects),
+            requests=tuple(LabelledRequest(request.question, request.answer) for request in image.requests),
+        )
+
+    return read_each(read_request_folder(folder, limit), read)
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
 
 
 def write_reasonseg(images: Iterable[LabelledImage], folder: Path, options: WritingOptions) -> Written:
@@ -30,7 +74,7 @@ def write_reasonseg(images: Iterable[LabelledImage], folder: Path, options: Writ
     """
     written = Written()
     with new_file(folder, METADATA_FILE).open("w", encoding="utf-8") as file:
-        for image in images:
+        for image in with_requests(images, AskingOptions(slot="object")):
             requests = list(_requests(image))
             if not requests:
                 written.left_out["images about which nothing is asked"] += 1
@@ -47,32 +91,21 @@ def write_reasonseg(images: Iterable[LabelledImage], folder: Path, options: Writ
     return written
 
 
-def _requests(image: LabelledImage) -> Iterable[dict[str, Any]]:
+def _requests(image: LabelledImage) -> Iterator[dict[str, Any]]:
     """What was asked, and for objects that nobody has asked for one question by their labels."""
-    for number in range(max([len(image.requests), *(found.request + 1 for found in image.objects)], default=0)):
-        objects = [found for found in image.objects if found.request == number]
-        asked = image.requests[number] if number < len(image.requests) else None
-        question, answer = (asked.question, asked.answer) if asked is not None else (None, None)
-        slots = [REJECTION if found.mask is None else "[SEG]" for found in objects]
-        if answer is None or not answer.strip() or _SLOT.findall(answer) != slots:
-            answer = compose_answer(objects)
-        if question is None or not question.strip():
-            question = compose_question(objects)
-        if question and answer:
-            phrases = [{"text": found.label, "segmentation": found.mask} for found in objects]
-            yield {"question": question, "answer": answer, "phrases": phrases}
+    for number, asked in enumerate(image.requests):
+        phrases = [
+            {"text": found.label, **_type(found), "segmentation": found.mask}
+            for found in image.objects
+            if found.request == number
+        ]
+        if asked.question and asked.answer:
+            yield {"question": asked.question, "answer": asked.answer, "phrases": phrases}
 
 
-def compose_question(objects: Sequence[LabelledObject]) -> str:
-    """A question for what is called so; empty without objects."""
-    labels = list(dict.fromkeys(found.label or UNNAMED for found in objects))
-    return f"Please segment in this image: {', '.join(labels)}." if labels else ""
+def _type(found: LabelledObject) -> dict[str, str]:
+    """The group that a phrase is scored in, where it has one."""
+    return {"type": found.attributes["type"]} if "type" in found.attributes else {}
 
 
-def compose_answer(objects: Sequence[LabelledObject]) -> str:
-    """An answer with a slot for each object, in order; empty without objects."""
-    slots = (f"{found.label or UNNAMED} {REJECTION if found.mask is None else '[SEG]'}" for found in objects)
-    return f"{', '.join(slots)}." if objects else ""
-
-
-__all__ = ["compose_answer", "compose_question", "write_reasonseg"]
+__all__ = ["is_reasonseg", "read_reasonseg", "write_reasonseg"]

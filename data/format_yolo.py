@@ -8,15 +8,239 @@ A line is one outline. Several parts and holes are joined to it by bridges witho
 begins, and between two parts the outline goes and comes back the same way.
 """
 
-from collections.abc import Iterable
+import math
+import reprlib
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import yaml
 
-from .annotation_formats import WritingOptions, Written
+from .annotation_formats import ReadingOptions, WritingOptions, Written
+from .annotation_reading import IMAGE_SUFFIXES, ImageMasks, read_each, read_head
 from .annotation_writing import Categories, new_file, place_image
-from .labelled_images import LabelledImage
+from .data_files import DataFileError, file_in
+from .labelled_images import LabelledImage, LabelledObject
 from .mask_outlines import trace_outlines
+
+
+# How far outside 0..1 a corner may lie: tools overshoot a little, and it is cut off.
+OVERSHOOT = 0.05
+_SPLITS = ("train", "val", "test", "minival")
+
+
+def is_yolo(path: Path) -> bool:
+    """Whether a path is YOLO's YAML file, or a folder with one."""
+    try:
+        return "names" in _read_yaml(_yaml_file(path))
+    except ValueError:
+        return False
+
+
+def read_yolo(source: str | Path, options: ReadingOptions) -> Iterator[LabelledImage]:
+    """
+    Read YOLO's labels of one split. Outlines are filled by the even-odd rule; an image without a file has no objects.
+
+    Args:
+        source (`str` or `Path`): The data set's YAML file, or its folder.
+        options ([`ReadingOptions`]): As chosen; ultralytics shows images upright, so that outlines lie there unless
+            `mask_frame` says that they were drawn on stored pixels.
+
+    Raises:
+        DataFileError: The YAML file, an image or a line cannot be used.
+    """
+    file = _yaml_file(Path(source))
+    content = _read_yaml(file)
+    names = _class_names(content.get("names"), file)
+    if "kpt_shape" in content:
+        raise DataFileError(f"{file} describes keypoints (kpt_shape), which are no masks; give segments.")
+    folders = _split_folders(content, file)
+    split, images = _images_of(folders, options.split, file)
+    root = folders[split][0] if len(folders[split]) == 1 and folders[split][0].is_dir() else file.parent
+
+    def read(image: Path) -> LabelledImage:
+        labels = _label_file(image, file.parent)
+        head = read_head(image, options.max_image_pixels)
+        masks = ImageMasks(head, None, options, str(labels), tool_frame="upright")
+        return LabelledImage(
+            file_name=image.relative_to(root).as_posix(),
+            size=head.upright,
+            source=image,
+            objects=tuple(_read_lines(labels, names, masks)),
+            split=split,
+        )
+
+    if not any(_label_file(image, file.parent).is_file() for image in images):
+        raise DataFileError(
+            f"{file}: no image of {split!r} has a file of labels, such as {_label_file(images[0], file.parent)}."
+        )
+    return read_each(images, read)
+
+
+# ---- the YAML file --------------------------------------------------------------------------------------------------
+
+
+def _yaml_file(path: Path) -> Path:
+    if path.is_file() and path.suffix in (".yaml", ".yml"):
+        return path
+    found = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if path.is_dir() else []
+    if len(found) != 1:
+        listed = ", ".join(file.name for file in found) or "none"
+        raise DataFileError(f"{path} must hold one YAML file (data.yaml), and holds {listed}; name the file itself.")
+    return found[0]
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DataFileError(f"{path} is no YAML file in UTF-8: {' '.join(str(error).split())}.") from None
+    if not isinstance(content, dict):
+        raise DataFileError(f"{path} is {reprlib.repr(content)}; it must have `names` and folders of images.")
+    return content
+
+
+def _class_names(names: Any, path: Path) -> dict[int, str]:
+    """Names by their numbers, of a list or of a dict."""
+    listed = dict(enumerate(names)) if isinstance(names, list) else names
+    if not isinstance(listed, dict) or not listed or not all(isinstance(number, int) for number in listed):
+        raise DataFileError(f"{path}: its `names` are {reprlib.repr(names)}; give a list, or names by their numbers.")
+    return {number: str(name) for number, name in listed.items()}
+
+
+def _split_folders(content: dict[str, Any], path: Path) -> dict[str, list[Path]]:
+    """What each split consists of: folders of images, or lists of them."""
+    folders = {}
+    for split in _SPLITS:
+        named = content.get(split)
+        if named is not None:
+            each = named if isinstance(named, list) else [named]
+            folders[split] = [_found(name, content.get("path"), path) for name in each]
+    if not folders:
+        raise DataFileError(f"{path} names no folder of images; give it as `train`, `val` or `test`.")
+    return folders
+
+
+def _found(name: Any, base: Any, path: Path) -> Path:
+    """
+    A folder that the YAML file names, always below the file's own: from `path` on, from there on, or, as Roboflow
+    writes it, with a `../` that is not meant.
+    """
+    if not isinstance(name, str) or not name:
+        raise DataFileError(f"{path} names {reprlib.repr(name)} as images; give a folder.")
+    name = name.replace("\\", "/")
+    beginnings = [f"{base}/"] if isinstance(base, str) else []
+    for given in (*(f"{beginning}{name}" for beginning in beginnings), name, name.removeprefix("../")):
+        try:
+            found = file_in(path.parent, given)
+        except ValueError:
+            continue
+        if found.exists():
+            return found
+    raise DataFileError(
+        f"{path} names the images {name!r}, which are not below {path.parent}. Put the YAML file into the folder of "
+        "the data set, and name folders relative to it."
+    )
+
+
+def _images_of(folders: dict[str, list[Path]], split: str | None, path: Path) -> tuple[str, list[Path]]:
+    """The split that is wanted, or the only one, and its images."""
+    different = {tuple(found): name for name, found in reversed(folders.items())}
+    if split is None and len(different) > 1:
+        raise DataFileError(f"{path} has the splits {', '.join(folders)}; say which one with split=NAME.")
+    split = next(iter(folders)) if split is None else split
+    if split not in folders:
+        raise DataFileError(f"{path} has no split {split!r}; it has {', '.join(folders)}.")
+    images: list[Path] = []
+    for found in folders[split]:
+        images += _listed_images(found, path.parent) if found.is_file() else _images_below(found)
+    if not images:
+        raise DataFileError(f"{path}: the split {split!r} has no images.")
+    return split, images
+
+
+def _images_below(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+
+
+def _listed_images(path: Path, root: Path) -> list[Path]:
+    """A text file with an image per line."""
+    images = []
+    for number, line in enumerate(_lines(path), start=1):
+        try:
+            image = file_in(root, line.strip().replace("\\", "/")) if line.strip() else None
+        except ValueError as error:
+            raise DataFileError(f"{path}, line {number}: {error}") from None
+        if image is not None:
+            images.append(image)
+    return images
+
+
+# ---- labels ---------------------------------------------------------------------------------------------------------
+
+
+def _label_file(image: Path, root: Path) -> Path:
+    """The last folder `images` of a name becomes `labels`, as ultralytics has it."""
+    parts = list(image.relative_to(root).parts)
+    places = [place for place, part in enumerate(parts[:-1]) if part == "images"]
+    if places:
+        parts[places[-1]] = "labels"
+    return root.joinpath(*parts).with_suffix(".txt")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_bytes().decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataFileError(f"{path} is not in UTF-8: byte {error.start + 1} is none of it.") from None
+
+
+def _read_lines(path: Path, names: dict[int, str], masks: ImageMasks) -> Iterator[LabelledObject]:
+    """The objects of a file; none where there is no file."""
+    for number, line in enumerate(_lines(path) if path.is_file() else [], start=1):
+        if not line.strip():
+            continue
+        what = f"line {number}"
+        category, shares = _numbers(line, f"{path}, {what}", names)
+        box, outline = None, None
+        if len(shares) == 4:
+            x, y, width, height = shares
+            box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+        else:
+            outline = shares
+        drawn = None if outline is None else partial(_in_pixels, outline)
+        found = masks.object(names[category], drawn, what, None if box is None else partial(_in_pixels, box))
+        if found is not None:
+            yield found
+
+
+def _in_pixels(shares: Sequence[float], size: tuple[int, int]) -> list[float]:
+    """Shares of width and height, one after the other, in pixels of an image of (height, width)."""
+    return [share * size[1 - place % 2] for place, share in enumerate(shares)]
+
+
+def _numbers(line: str, what: str, names: dict[int, str]) -> tuple[int, list[float]]:
+    """The class of a line, and its shares of width and height."""
+    try:
+        category, *shares = map(float, line.split())
+    except ValueError:
+        raise DataFileError(f"{what} is {reprlib.repr(line)}; it must hold numbers alone.") from None
+    if category not in names:
+        known = f"{min(names)} to {max(names)}"
+        raise DataFileError(f"{what} is of the class {category:g}, and the YAML file names the classes {known}.")
+    if len(shares) < 4 or len(shares) % 2:
+        raise DataFileError(
+            f"{what} has {len(shares)} numbers after the class. It needs 4 for a box, or x and y of each corner of an "
+            "outline; a score at the end is for predictions."
+        )
+    outside = [share for share in shares if not (math.isfinite(share) and -OVERSHOOT <= share <= 1 + OVERSHOOT)]
+    if outside:
+        raise DataFileError(f"{what} has {outside[0]:g}; x and y are shares of width and height, from 0 to 1.")
+    return int(category), shares
+
+
+# ---- writing --------------------------------------------------------------------------------------------------------
 
 
 DEFAULT_SPLIT = "train"

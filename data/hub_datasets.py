@@ -237,7 +237,7 @@ class HubReasonSeg:
         return HubQuery(self._images[index])
 
 
-class _ArrowRow(Mapping[str, Any]):
+class ArrowRow(Mapping[str, Any]):
     """A row of a table, whose columns are read one by one."""
 
     def __init__(self, table: Any):
@@ -271,7 +271,7 @@ class _ArrowRows(Sequence[Row]):
         return len(self._data)
 
     def __getitem__(self, index: Any) -> Row:
-        return _ArrowRow(self._data[index])
+        return ArrowRow(self._data[index])
 
 
 def _load_rows(name: str, split: str, revision: str | None) -> Sequence[Row]:
@@ -288,4 +288,4 @@ def _load_rows(name: str, split: str, revision: str | None) -> Sequence[Row]:
     return _ArrowRows(loaded) if hasattr(loaded, "with_format") else loaded
 
 
-__all__ = ["HubImage", "HubImages", "HubQuery", "HubReasonSeg"]
+__all__ = ["ArrowRow", "HubImage", "HubImages", "HubQuery", "HubReasonSeg"]

@@ -22,10 +22,11 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from ..processing.image_loading import MAX_IMAGE_PIXELS, exif_orientation, open_image, upright_mask
+from ..processing.image_loading import MAX_IMAGE_PIXELS, upright_mask
 from ..processing.mask_reading import read_mask
 from ..processing.regions import check_mask_size, read_run_lengths
 from ..processing.segments import mask_to_rle
+from .annotation_reading import FRAMES, ImageHead, problems_text, read_head
 from .data_files import LINE_ADVICE, DataFileError, file_in, read_json_lines
 from .example import Example
 
@@ -33,9 +34,6 @@ from .example import Example
 METADATA_FILE = "metadata.jsonl"
 REJECTION = "[REJ]"
 _SLOTS = re.compile(r"\[SEG\]|\[REJ\]")
-_FRAMES = ("upright", "stored")
-# Lines that an error names one by one.
-_SHOWN_PROBLEMS = 5
 
 
 @dataclass(frozen=True)
@@ -117,10 +115,8 @@ def read_request_folder(folder: str | Path, max_image_pixels: int = MAX_IMAGE_PI
             problems[number] = str(error)
     problems |= {number: f"{reason}. {LINE_ADVICE}" for number, reason in not_json.items()}
     if problems:
-        lines = [f"{metadata}, line {number}: {text}" for number, text in sorted(problems.items())[:_SHOWN_PROBLEMS]]
-        if len(problems) > _SHOWN_PROBLEMS:
-            lines.append(f"In all {len(problems)} lines cannot be used.")
-        raise DataFileError("\n".join(lines))
+        told = [f"{metadata}, line {number}: {text}" for number, text in sorted(problems.items())]
+        raise DataFileError(problems_text(told, "lines"))
     if not images:
         raise DataFileError(f"{metadata} has no lines; give one per image, with `file_name` and `requests`.")
     return images
@@ -132,11 +128,12 @@ class ImageFolderExamples(Dataset):
 
     Args:
         folder (`str` or `Path`): As for `read_request_folder`, which says what is raised, too.
+        images (`list[RequestImage]`, *optional*): Its images, where they were read already, from another format.
     """
 
-    def __init__(self, folder: str | Path):
+    def __init__(self, folder: str | Path, images: list[RequestImage] | None = None):
         self.folder = Path(folder)
-        self.images = read_request_folder(self.folder)
+        self.images = read_request_folder(self.folder) if images is None else images
 
     def __len__(self) -> int:
         return len(self.images)
@@ -151,25 +148,13 @@ def first_rejection(images: list[RequestImage]) -> RequestImage | None:
     return next(answered, None)
 
 
-@dataclass(frozen=True)
-class _ImageHead:
-    """(height, width) of an image as it is stored, and its EXIF orientation."""
-
-    stored: tuple[int, int]
-    orientation: int
-
-    @property
-    def upright(self) -> tuple[int, int]:
-        return self.stored[::-1] if self.orientation >= 5 else self.stored
-
-
 class _LineReader:
     """Reads lines of a folder; every method raises ValueError with what was found and what is allowed."""
 
     def __init__(self, folder: Path, max_image_pixels: int):
         self.folder = folder
         self.max_image_pixels = max_image_pixels
-        self._heads: dict[Path, _ImageHead] = {}
+        self._heads: dict[Path, ImageHead] = {}
 
     def read(self, number: int, row: Any) -> RequestImage:
         _check_object(row, "the line", ("file_name", "requests"))
@@ -177,8 +162,8 @@ class _LineReader:
         head = self._head(path)
         _check_stated_size(row, head)
         frame = row.get("mask_frame")
-        if frame is not None and frame not in _FRAMES:
-            raise ValueError(f"`mask_frame` is {frame!r}; it is {' or '.join(map(repr, _FRAMES))}.")
+        if frame is not None and frame not in FRAMES:
+            raise ValueError(f"`mask_frame` is {frame!r}; it is {' or '.join(map(repr, FRAMES))}.")
         given = _check_list(row["requests"], "`requests`")
         if not given:
             raise ValueError("`requests` is empty; give at least one request per image.")
@@ -191,13 +176,12 @@ class _LineReader:
                 raise ValueError(f"{where}{error}") from None
         return RequestImage(number, path, tuple(requests))
 
-    def _head(self, path: Path) -> _ImageHead:
+    def _head(self, path: Path) -> ImageHead:
         if path not in self._heads:
-            with open_image(path, self.max_image_pixels) as image:
-                self._heads[path] = _ImageHead((image.height, image.width), exif_orientation(image))
+            self._heads[path] = read_head(path, self.max_image_pixels)
         return self._heads[path]
 
-    def _request(self, request: Any, head: _ImageHead, frame: str | None) -> Request:
+    def _request(self, request: Any, head: ImageHead, frame: str | None) -> Request:
         _check_object(request, "a request", ("question", "answer"))
         for name in ("question", "answer"):
             if not isinstance(request[name], str) or not request[name].strip():
@@ -217,7 +201,7 @@ class _LineReader:
             read.append(self._phrase(slot, phrase, f"phrase {number}", head, frame))
         return Request(question, answer, tuple(read))
 
-    def _phrase(self, slot: str, phrase: Any, where: str, head: _ImageHead, frame: str | None) -> Phrase:
+    def _phrase(self, slot: str, phrase: Any, where: str, head: ImageHead, frame: str | None) -> Phrase:
         _check_object(phrase, where, ("segmentation",))
         text, kind = phrase.get("text", ""), phrase.get("type")
         if not isinstance(text, str) or not isinstance(kind, (str, type(None))):
@@ -232,7 +216,7 @@ class _LineReader:
             return Phrase(text, kind, None)
         return Phrase(text, kind, self._mask(segmentation, f"the mask of {where}", head, frame))
 
-    def _mask(self, segmentation: Any, what: str, head: _ImageHead, frame: str | None) -> dict[str, Any]:
+    def _mask(self, segmentation: Any, what: str, head: ImageHead, frame: str | None) -> dict[str, Any]:
         """Compressed run lengths in the upright frame."""
         if not isinstance(segmentation, (Mapping, list, str)):
             raise ValueError(
@@ -272,7 +256,7 @@ def _check_list(value: Any, what: str) -> list[Any]:
     return value
 
 
-def _check_stated_size(row: dict[str, Any], head: _ImageHead) -> None:
+def _check_stated_size(row: dict[str, Any], head: ImageHead) -> None:
     stated = (row.get("height"), row.get("width"))
     if None not in stated and stated not in (head.upright, head.stored):
         raise ValueError(

@@ -1,7 +1,7 @@
 """Reasoning segmentation: a model answers questions whose masks are known, and its masks are scored."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from rich.table import Table
 
+from ..data.label_requests import read_labelled_requests
 from ..data.reading_ahead import read_ahead
 from ..data.request_folder import REJECTION, read_request_folder
 from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
@@ -47,14 +48,23 @@ class Question:
     types: list[str | None]
 
 
-def image_folder_questions(folder: str | Path) -> list[Question]:
+def image_folder_questions(
+    folder: str | Path, images: Path | None = None, settings: Mapping[str, Any] | None = None
+) -> list[Question]:
     """
     All requests of an image folder data set; see `reasonseg.data.request_folder` for its format.
+
+    Args:
+        folder (`str` or `Path`): The folder; with `images` or `settings` annotations in any other format.
+        images (`Path`, *optional*): The folder of their images.
+        settings (`Mapping`, *optional*): Options of [`read_labelled_requests`].
 
     Raises:
         FileNotFoundError: If there is no `metadata.jsonl`.
         DataFileError: If it cannot be used; with the lines, what was found there and what is allowed.
     """
+    options = {**(settings or {}), **({} if images is None else {"images": images})}
+    read = read_labelled_requests(folder, **options) if options else read_request_folder(folder)
     return [
         Question(
             image=str(image.path),
@@ -64,7 +74,7 @@ def image_folder_questions(folder: str | Path) -> list[Question]:
             masks=[phrase.mask for phrase in request.phrases],
             types=[phrase.type for phrase in request.phrases],
         )
-        for image in read_request_folder(folder)
+        for image in read
         for request in image.requests
     ]
 

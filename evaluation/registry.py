@@ -562,17 +562,32 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 """All benchmarks by name; [`register_benchmark`] adds one."""
 
-# A folder in place of a name.
+# A folder, or a file of annotations, in place of a name.
 _FOLDER = Benchmark(
     "",
     "the folder of one split",
     _SEGMENTING,
     reader="reasonseg.evaluation.reasoning_segmentation:image_folder_questions",
-    reads={"folder": "dataset"},
+    reads={"folder": "dataset", "images": "images", "settings": "settings"},
     run="reasonseg.evaluation.reasoning_segmentation:run_questions",
     protocols=_ANSWER_PROTOCOLS,
     metrics=_MASK_METRICS,
     needs=("model",),
+    settings={
+        "format": Setting("coco, labelme, yolo, voc ...: what the folder, or the file, holds; our own by default"),
+        "split": Setting("its part, where there are several"),
+        **{
+            name: Setting(f"the {name} of labels, as of `reasonseg import`") for name in ("question", "answer", "item")
+        },
+        "per": Setting("image or label: what gets a question of its own"),
+        "slot": Setting("label or object: what gets a mask of its own"),
+        "absent": Setting("how many labels are asked for that an image does not have", whole_number),
+        "seed": Setting("of the choice among these", whole_number),
+        "skip_labels": Setting("labels that are left out, with commas", lambda text: tuple(text.split(","))),
+        "without_mask": Setting("refuse, skip or box: what becomes of objects without a mask"),
+        "inner": Setting("refuse, hole or fill: what polygons inside others are"),
+        "mask_frame": Setting("upright or stored: what masks were drawn on"),
+    },
     uses=(*_ANSWERED_BY, "rule"),
 )
 
@@ -594,11 +609,11 @@ def register_benchmark(benchmark: Benchmark) -> Benchmark:
 def find_benchmark(dataset: str) -> Benchmark:
     """
     Raises:
-        UnknownBenchmarkError: If `dataset` is neither a name nor a folder.
+        UnknownBenchmarkError: If `dataset` is neither a name nor a folder or file.
     """
     if dataset in BENCHMARKS:
         return BENCHMARKS[dataset]
-    if Path(dataset).is_dir():
+    if Path(dataset).exists():
         return _FOLDER
     raise UnknownBenchmarkError(
         f"There is no data set {dataset!r}: give one of {', '.join(BENCHMARKS)}, or the folder of one split."

@@ -21,6 +21,10 @@ _LEAST_OVERSHOOT = 2.0
 Ring = np.ndarray
 
 
+class EmptyMaskError(ValueError):
+    """What was given has no area: no pixel of the image belongs to it."""
+
+
 def read_mask(mask: Any, image_size: tuple[int, int] | None = None, what: str = "The mask") -> np.ndarray:
     """As [`read_mask_pixels`], and also polygons in pixels of the image, `[[x1, y1, x2, y2, x3, y3, ...], ...]`, see
     [`fill_polygons`], which need `image_size`.
@@ -110,7 +114,9 @@ def read_polygons(polygons: Any, what: str = "The mask") -> list[list[Ring]]:
     )
 
 
-def fill_polygons(polygons: Any, image_size: tuple[int, int], what: str = "The mask") -> np.ndarray:
+def fill_polygons(
+    polygons: Any, image_size: tuple[int, int], what: str = "The mask", inner: str = "refuse"
+) -> np.ndarray:
     """Draw polygons as pycocotools does.
 
     Parts are united. A part that lies inside another and runs the other way round is a hole of it, as in what
@@ -120,24 +126,29 @@ def fill_polygons(polygons: Any, image_size: tuple[int, int], what: str = "The m
         polygons (`Sequence`): See [`read_polygons`]; x to the right, y downwards, in pixels of the image.
         image_size (`tuple[int, int]`): (height, width) of the image.
         what (`str`, *optional*): The mask, as the error message names it.
+        inner (`str`, *optional*, defaults to `"refuse"`):
+            What a part inside another is, where that is known: `"hole"` or `"fill"` (it belongs to the mask),
+            whichever way round it runs.
 
     Returns:
         `np.ndarray`: bool, of shape `(height, width)`, with at least one pixel set.
 
     Raises:
-        ValueError: They are no polygons with an area in this image, or may mean two things.
+        EmptyMaskError: They have no area in this image.
+        ValueError: They are no polygons of this image, or may mean two things.
         ImportError: pycocotools is not installed.
     """
     parts = read_polygons(polygons, what)
     for ring in (ring for part in parts for ring in part):
         if len(ring) < 3:
-            raise ValueError(
+            raise EmptyMaskError(
                 f"{what} has a polygon of {len(ring)} corners ({ring.ravel().tolist()}). One with an area has 3 or "
                 "more; a box is no mask."
             )
         check_bounds(ring, image_size, what)
     if all(len(part) == 1 for part in parts):
-        mask = _fill_nested([part[0] for part in parts], image_size, what)
+        outlines = [part[0] for part in parts]
+        mask = fill_rings(outlines, image_size) if inner == "fill" else _fill_nested(outlines, image_size, what, inner)
     else:
         mask = np.zeros(image_size, dtype=bool)
         for outline, *holes in parts:
@@ -146,7 +157,7 @@ def fill_polygons(polygons: Any, image_size: tuple[int, int], what: str = "The m
                 filled &= ~fill_rings([hole], image_size)
             mask |= filled
     if not mask.any():
-        raise ValueError(f"{what} has polygons that cover no pixel of the image.")
+        raise EmptyMaskError(f"{what} has polygons that cover no pixel of the image.")
     return mask
 
 
@@ -175,7 +186,7 @@ def fill_rings(rings: Sequence[Ring], image_size: tuple[int, int]) -> np.ndarray
     return coco_mask.decode(coco_mask.merge(encoded)).astype(bool)
 
 
-def _fill_nested(rings: Sequence[Ring], image_size: tuple[int, int], what: str) -> np.ndarray:
+def _fill_nested(rings: Sequence[Ring], image_size: tuple[int, int], what: str, inner_is: str) -> np.ndarray:
     """Unite outlines; those inside another and the other way round are holes, islands in these are filled again."""
     boxes = [(ring.min(axis=0), ring.max(axis=0)) for ring in rings]
     inside = [
@@ -199,7 +210,7 @@ def _fill_nested(rings: Sequence[Ring], image_size: tuple[int, int], what: str) 
         ]
         if around:
             nearest = around[-1]
-            if _runs_clockwise(rings[inner]) == _runs_clockwise(rings[nearest]):
+            if inner_is == "refuse" and _runs_clockwise(rings[inner]) == _runs_clockwise(rings[nearest]):
                 raise ValueError(
                     f"{what} has a polygon inside another (number {inner + 1} in number {nearest + 1}). If it is a "
                     "hole, write [[outline, hole]] in place of [outline, hole], or use RLE; if not, leave it out."
@@ -248,4 +259,13 @@ def _is_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim > 0)
 
 
-__all__ = ["check_bounds", "fill_polygons", "fill_rings", "read_mask", "read_polygons", "read_soft_mask", "soft_mask"]
+__all__ = [
+    "EmptyMaskError",
+    "check_bounds",
+    "fill_polygons",
+    "fill_rings",
+    "read_mask",
+    "read_polygons",
+    "read_soft_mask",
+    "soft_mask",
+]

@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..data.data_files import DataFileError
+from ..data.label_requests import read_labelled_requests
 from ..data.request_folder import METADATA_FILE, ImageFolderExamples, first_rejection
 from .collator import SegmentationCollator
 from .data_kinds import DataKind
@@ -10,14 +11,16 @@ from .recipe import Recipe, RecipeError
 
 
 class ImageFolder(DataKind):
-    """The folder of one split; see `reasonseg.data.request_folder` for its format."""
+    """The folder of one split; see `reasonseg.data.request_folder` for its format. With `data.options` annotations in
+    any other format, see [`read_labelled_requests`]."""
 
     def check(self, recipe: Recipe) -> None:
         if not recipe.data.path:
             raise RecipeError("data.path is missing: name the folder of one split (with its metadata.jsonl).")
 
     def dataset(self, recipe: Recipe) -> ImageFolderExamples:
-        return ImageFolderExamples(recipe.data.path)
+        path, options = recipe.data.path, recipe.data.options
+        return ImageFolderExamples(path, read_labelled_requests(path, **options) if options else None)
 
     def check_model(self, dataset: ImageFolderExamples, processor: Any, model: str) -> None:
         """
@@ -31,9 +34,11 @@ class ImageFolder(DataKind):
             )
         rejected = first_rejection(dataset.images)
         if rejected is not None and getattr(processor, "rej_token", None) is None:
+            lines = dataset.folder / METADATA_FILE
+            where = f"{lines}, line {rejected.line}" if lines.is_file() else f"{dataset.folder}, {rejected.path.name}"
             raise DataFileError(
-                f"{dataset.folder / METADATA_FILE}, line {rejected.line}: an answer holds [REJ], which {model} does "
-                "not know. Train a model with [REJ], such as GSVA, or leave such requests out."
+                f"{where}: an answer holds [REJ], which {model} does not know. Train a model with [REJ], such as GSVA, or "
+                "leave such requests out."
             )
 
     def collator(self, recipe: Recipe, processor: Any) -> SegmentationCollator:

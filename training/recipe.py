@@ -28,14 +28,15 @@ class DataRecipe:
     Args:
         kind (`str`): `tabletop` (drawn on the fly), `image_folder`, `lisa_mixture` (what LISA and GSVA learnt from),
             `ivm_mix` (for IVM), `regions` (for ViP-LLaVA and DiffLMM), or another of `data_kinds.DATA_KINDS`.
-        path (`str`, *optional*): Folder of one split, for `image_folder`; the data root, for `lisa_mixture`; the JSON
-            file, for `regions`.
+        path (`str`, *optional*): Folder of one split, or with `options` a file, for `image_folder`; the data root, for
+            `lisa_mixture`; the JSON file, for `regions`.
         split (`str`): Split of `tabletop`.
         length (`int`): Scenes of `tabletop` in an epoch; every epoch draws new ones.
         requests_per_scene (`int`): Conversations about each scene.
         curriculum (`list[dict]`): Arguments of `make_requests` for the first epochs, one entry each.
         options (`dict`): Arguments of `make_requests` for all epochs; for `lisa_mixture` of `LisaMixture`, for
-            `ivm_mix` of `IvmMixDataset`, for `regions` of `RegionDialogues`.
+            `ivm_mix` of `IvmMixDataset`, for `regions` of `RegionDialogues`, for `image_folder` of
+            `read_labelled_requests`, such as `format: coco`.
         collator (`dict`): For `lisa_mixture` arguments of `InstructionCollator`, for `regions` of `DialogueCollator`.
         group_by_modality_length (`bool`): For `regions`, batches of rows of about one length, with images or without,
             as [`ModalityLengthSampler`] orders them.

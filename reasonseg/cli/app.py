@@ -16,6 +16,7 @@ from . import (
     demo,
     evaluate,
     export,
+    import_annotations,
     inspect,
     mask,
     merge,
@@ -56,6 +57,7 @@ app.command("verify")(readable_failures(verify.verify))
 app.command("card")(readable_failures(card.card))
 app.command("publish")(readable_failures(publish.publish))
 app.command("restore")(readable_failures(restore.restore))
+app.command("import")(readable_failures(import_annotations.import_annotations))
 app.command("evaluate")(readable_failures(evaluate.evaluate))
 app.command("reasonseg-masks")(readable_failures(reasonseg_masks.reasonseg_masks))
 app.command("demo")(readable_failures(demo.demo))

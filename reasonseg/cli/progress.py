@@ -29,13 +29,15 @@ def step_progress(console: Any, is_shown: bool = True) -> Iterator[StepReport]:
         yield _Lines(console)
 
 
-def with_progress(items: Iterator, total: int, console: Any, step: str) -> Iterator:
-    """Pass `items` on and show how many of them are done."""
+def with_progress(items: Iterator, total: int | None, console: Any, step: str) -> Iterator:
+    """Pass `items` on and show how many of them are done; `total` may be unknown until they are."""
+    done = 0
     with step_progress(console) as report:
         report(step, 0, total)
         for done, item in enumerate(items, start=1):
             yield item
             report(step, done, total)
+        report(step, done, done)
 
 
 @contextmanager
