@@ -74,22 +74,42 @@ class SamAdapter:
         """What the decoder needs of the image encoder's output."""
         return {"image_embeddings": encoded.last_hidden_state}
 
-    def decode(self, features: ImageFeatures, prompts: torch.FloatTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(
+        self,
+        features: ImageFeatures,
+        prompts: torch.FloatTensor,
+        padding_points: int = 0,
+        multimask_output: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Mask logits `(num_prompts, height, width)` and the predicted IoU `(num_prompts,)` of embeddings `(num_prompts,
-        prompt_dim)` that take the place of points and boxes; `features` of `encode` has one entry for each.
+        prompt_dim)` that take the place of points and boxes; `features` of `encode` has one entry for each. Before
+        each stand as many points that are none as `padding_points` says. With `multimask_output` masks are those of
+        SAM's candidates whose predicted IoU is highest.
         """
         if not torch.compiler.is_exporting() and not self.segmenter.training and len(prompts) > DRAWN_AT_ONCE:
             parts = [
-                self.decode({name: value[part] for name, value in features.items()}, prompts[part])
+                self.decode(
+                    {name: value[part] for name, value in features.items()},
+                    prompts[part],
+                    padding_points,
+                    multimask_output,
+                )
                 for part in torch.arange(len(prompts)).split(DRAWN_AT_ONCE)
             ]
             return tuple(map(torch.cat, zip(*parts, strict=True)))
         _, dense = self.segmenter.prompt_encoder(
             input_points=None, input_labels=None, input_boxes=None, input_masks=None
         )
-        masks, iou_scores = self.decode_encoded(features, prompts[:, None, None], dense, multimask_output=False)
-        return masks[:, 0], iou_scores[:, 0]
+        sparse = prompts[:, None]
+        if padding_points:
+            no_point = self.segmenter.prompt_encoder.not_a_point_embed.weight
+            sparse = torch.cat([no_point.to(sparse).expand(len(sparse), padding_points, -1), sparse], 1)
+        masks, iou_scores = self.decode_encoded(features, sparse[:, None], dense, multimask_output)
+        if not multimask_output:
+            return masks[:, 0], iou_scores[:, 0]
+        chosen = torch.arange(len(masks), device=masks.device), iou_scores.argmax(1)
+        return masks[chosen], iou_scores[chosen]
 
     def decode_encoded(
         self, features: ImageFeatures, sparse: torch.Tensor | None, dense: torch.Tensor, multimask_output: bool
