@@ -83,8 +83,8 @@ def convert_sa2va(
     """Convert a Sa2VA checkpoint into a complete repository.
 
     Args:
-        source (`str` or `os.PathLike`): A published folder, or its name on the Hub (`ByteDance/Sa2VA-Qwen3-VL-4B`, also
-            with `@revision`), on Qwen3-VL, Qwen2.5-VL or LLaVA-1.5 and with SAM 2.
+        source (`str` or `os.PathLike`): A published folder, or its name on the Hub (`ByteDance/Sa2VA-Qwen3-VL-4B`,
+            also with `@revision`), on Qwen3-VL, Qwen2.5-VL or LLaVA-1.5 and with SAM 2.
         out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
         sam_options (`Mapping[str, Any]` or `str`, *optional*): `num_attention_heads`, `window_size_per_stage` and
             `global_attention_blocks` of an image encoder of none of SAM 2's published sizes, also as JSON.

@@ -33,8 +33,8 @@ def read_sam2_config(shapes: Shapes, options: Mapping[str, Any] | None = None) -
 
     Args:
         shapes (`Mapping[str, tuple[int, ...]]`): Shapes by `Sam2Model` parameter name.
-        options (`Mapping[str, Any]`, *optional*): `num_attention_heads` (of the first stage; each stage has twice those
-            of the one before), `window_size_per_stage` and `global_attention_blocks` of an image encoder of none of
+        options (`Mapping[str, Any]`, *optional*): `num_attention_heads` (of the first stage; each stage has twice
+            those of the one before), `window_size_per_stage` and `global_attention_blocks` of an image encoder of none of
             the published sizes, whose weights do not show them.
 
     Raises:
@@ -110,7 +110,7 @@ def _attention(
     if not all(type(number) is int for number in numbers) or len(windows) != _STAGES or width % max(heads, 1):
         raise ConversionError(
             f"SAM 2's image encoder cannot have {heads!r} heads, windows {windows!r} and global blocks "
-            f"{global_blocks!r}; give a whole number that divides {width}, {_STAGES} whole numbers, and a list of them."
+            f"{global_blocks!r}; give a whole number that divides {width}, {_STAGES} whole numbers, and a list."
         )
     return heads, tuple(windows), tuple(global_blocks)
 

@@ -320,7 +320,9 @@ LISA = PublishedSystem(
         parts=_PARTS,
         one_of=_VLM_WAYS,
     ),
-    original=Recognition((r"(^|\.)text_hidden_fcs\.0\.[02]\.",), "reasonseg.conversion.rules_lisa_gsva:recognise_llava_family"),
+    original=Recognition(
+        (r"(^|\.)text_hidden_fcs\.0\.[02]\.",), "reasonseg.conversion.rules_lisa_gsva:recognise_llava_family"
+    ),
 )
 GSVA = PublishedSystem(
     "gsva",

@@ -64,6 +64,7 @@ class Sa2VaConfig(ReasoningSegmentationConfig):
     published_model = "modeling_sa2va.Sa2VaForReasoningSegmentation"
     sub_configs_defaults = {"vlm_config": QWEN3_VL_4B_DEFAULTS, "segmenter_config": SAM2_HIERA_L_DEFAULTS}
 
+    mask_loss_points: int = 12544
     slot_state: Literal["before", "at"] = "at"
     slot_state_normalized: bool = False
     prompt_padding_points: int = 2

@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from transformers import LogitsProcessor, PreTrainedModel
+from transformers import LogitsProcessor
 
 from .composed_model import ComposedModel, ImageCache
 from .configuration_reasoning_segmentation import ReasoningSegmentationConfig
@@ -21,7 +22,17 @@ from .outputs import (
     output_or_tuple,
     without_placeholder,
 )
-from .segmenters import bce_per_mask, check_targets, dice_per_mask, mean_over_masks, segmenter_adapter, upsample_masks
+from .segmenters import (
+    bce_per_mask,
+    check_targets,
+    dice_per_mask,
+    mean_over_masks,
+    naive_dice_per_mask,
+    sample_points,
+    segmenter_adapter,
+    upsample_masks,
+    values_at,
+)
 
 
 # ---- where slots are, and what they say -----------------------------------------------------------------------------
@@ -460,6 +471,15 @@ class ComposedForReasoningSegmentation(ComposedModel):
                 low_res_masks, targets = low_res_masks[~is_rejection], targets[~is_rejection]
                 is_rejection = is_rejection[~is_rejection]
             if not len(low_res_masks):
+                continue
+            if self.config.mask_loss_points:
+                masks = low_res_masks.float().masked_fill(is_rejection[:, None, None], 0.0)
+                # The original's targets are squeezed to the masks by the nearest pixel.
+                targets = F.interpolate(targets.to(masks)[:, None], masks.shape[-2:], mode="nearest")[:, 0]
+                points = sample_points(masks, self.config.mask_loss_points)
+                masks, targets = values_at(masks, points), values_at(targets, points)
+                per_mask_bce.append(bce_per_mask(masks, targets))
+                per_mask_dice.append(naive_dice_per_mask(masks, targets))
                 continue
             masks = upsample_masks(
                 low_res_masks,

@@ -275,6 +275,36 @@ def dice_per_mask(logits: torch.FloatTensor, targets: torch.FloatTensor) -> torc
     return 1 - (overlap + SMOOTHING) / (total + SMOOTHING)
 
 
+def sample_points(
+    logits: torch.FloatTensor, count: int, oversampling: float = 3.0, uncertain_share: float = 0.75
+) -> torch.FloatTensor:
+    """
+    Points `(masks, count, 2)` (x, y), in [0, 1], of mask logits `(masks, height, width)`: `uncertain_share` of them
+    where a logit is closest to 0 among `oversampling` times as many drawn ones, the others anywhere (PointRend,
+    section 3.1, as Mask2Former and Sa2VA train). A point may be drawn more than once.
+    """
+    num_uncertain = int(uncertain_share * count)
+    with torch.no_grad():
+        drawn = torch.rand(len(logits), int(oversampling * count), 2, device=logits.device)
+        certainty = values_at(logits.float(), drawn).abs()
+        nearest = certainty.topk(num_uncertain, dim=1, largest=False).indices
+        uncertain = drawn.take_along_dim(nearest[..., None], 1)
+        anywhere = torch.rand(len(logits), count - num_uncertain, 2, device=logits.device)
+        return torch.cat([uncertain, anywhere], 1)
+
+
+def values_at(masks: torch.FloatTensor, points: torch.FloatTensor) -> torch.FloatTensor:
+    """`masks` `(masks, height, width)` at `points` `(masks, count, 2)` (x, y) in [0, 1], bilinear."""
+    grid = 2.0 * points[:, :, None] - 1.0
+    return F.grid_sample(masks[:, None], grid.to(masks), mode="bilinear", align_corners=False)[:, 0, :, 0]
+
+
+def naive_dice_per_mask(logits: torch.FloatTensor, targets: torch.FloatTensor) -> torch.FloatTensor:
+    """Dice loss of each mask `(masks,)` at points `(masks, count)`: 1 - (2 |p t| + 1) / (|p| + |t| + 1)."""
+    probabilities = logits.sigmoid()
+    return 1 - (2 * (probabilities * targets).sum(1) + 1) / (probabilities.sum(1) + targets.sum(1) + 1)
+
+
 def mean_over_masks(per_mask: list[torch.FloatTensor]) -> torch.FloatTensor:
     """Sum over all masks of the batch divided by their number plus 1e-8; 0 where there is none."""
     values = torch.cat(per_mask)

@@ -148,9 +148,7 @@ class Sa2VaProcessor(SlotProcessor, LlavaChatProcessor):
         options = self._merge_kwargs(**kwargs)["images_kwargs"]
         merged = options.get("merge_size") or self.image_processor.merge_size
         patches = [self.image_processor.get_number_of_image_patches(*size, options) for size in image_sizes]
-        return MultiModalData(
-            num_image_tokens=[number // merged**2 for number in patches], num_image_patches=patches
-        )
+        return MultiModalData(num_image_tokens=[number // merged**2 for number in patches], num_image_patches=patches)
 
     def _view_size(self, images_kwargs):
         size = images_kwargs.get("size") or self.image_processor.size

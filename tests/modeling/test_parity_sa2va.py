@@ -67,13 +67,14 @@ def test_a_given_answer(loaded, family, case):
     torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **CLOSE)
     torch.testing.assert_close(output.prompt_embeddings[0], recorded["prompts"], **CLOSE)
     best = torch.tensor(known["best"])
-    chosen = torch.arange(len(best)), best - 1
+    chosen = torch.arange(len(best)), best
     torch.testing.assert_close(output.mask_scores[0], recorded["iou"][chosen], **CLOSE)
     torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **CLOSE)
 
     result = system.processor.post_process_segmentation(output, inputs)[0]
     masks = np.stack([segment.mask for segment in result.segments])
-    assert (masks != recorded_masks(family, case, masks.shape[-1])).sum() <= 2
+    wrong = (masks != recorded_masks(family, case, masks.shape[-1])).sum((1, 2))
+    assert wrong.max() <= 3
 
 
 @pytest.mark.parametrize(("family", "case"), [("qwen3_vl", "img0_single"), ("llava", "img0_single")])
@@ -106,7 +107,7 @@ def test_torchvisions_second_resize_is_close(loaded, case):
     inputs, cache = inputs_and_cache(system, "qwen3_vl", case, known["answer"])
     output = system.model(**inputs, image_cache=cache)
     torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], atol=2e-3, rtol=0)
-    chosen = torch.arange(len(known["best"])), torch.tensor(known["best"]) - 1
+    chosen = torch.arange(len(known["best"])), torch.tensor(known["best"])
     torch.testing.assert_close(output.mask_scores[0], recorded["iou"][chosen], atol=1e-3, rtol=0)
     torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], atol=1e-2, rtol=0)
     result = system.processor.post_process_segmentation(output, inputs)[0]
@@ -134,7 +135,7 @@ def test_an_answer_of_its_own(writing):
     assert torch.equal(output.sequences[0], recorded["sequences"])
     assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"][:2]
     torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **CLOSE)
-    chosen = torch.arange(2), torch.tensor(known["best"]) - 1
+    chosen = torch.arange(2), torch.tensor(known["best"])
     torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **CLOSE)
     result = writing.processor.post_process_segmentation(output, inputs)[0]
     assert result.text == known["prediction"].strip()
@@ -158,7 +159,7 @@ def test_a_slot_of_the_question_has_a_mask_too_unless_it_is_not_wanted(loaded):
     assert torch.equal(output.sequences[0], recorded["sequences"])
     assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"]
     torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **CLOSE)
-    chosen = torch.arange(2), torch.tensor(known["best"]) - 1
+    chosen = torch.arange(2), torch.tensor(known["best"])
     torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **CLOSE)
     segments = system.processor.post_process_segmentation(output, inputs)[0].segments
     assert [segment.span is None for segment in segments] == [True, False]

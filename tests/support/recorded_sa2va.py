@@ -1,4 +1,4 @@
-"""The recorded Sa2VA checkpoints on Qwen3-VL and LLaVA, put together, converted, and what the original made of them."""
+"""The recorded Sa2VA checkpoints on Qwen3-VL and LLaVA, converted, and what the original made of them."""
 
 import atexit
 import json
