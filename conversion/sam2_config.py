@@ -33,8 +33,8 @@ def read_sam2_config(shapes: Shapes, options: Mapping[str, Any] | None = None) -
 
     Args:
         shapes (`Mapping[str, tuple[int, ...]]`): Shapes by `Sam2Model` parameter name.
-        options (`Mapping[str, Any]`, *optional*): `num_attention_heads` (of the first stage; each stage has twice
-            those of the one before), `window_size_per_stage` and `global_attention_blocks` of an image encoder of none of
+        options (`Mapping[str, Any]`, *optional*): `num_attention_heads` of the first stage (each has twice those
+            of the one before), `window_size_per_stage` and `global_attention_blocks` of an image encoder of none of
             the published sizes, whose weights do not show them.
 
     Raises:
