@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from .errors import ConversionError
-from .rules import LORA_A, LORA_B, WEIGHT, RuleTable
+from .rules import LORA_A, LORA_B, ROWS, WEIGHT, RuleTable
 from .sources import TensorInfo, TensorSource
 
 
@@ -104,6 +104,16 @@ class Inventory:
         for target in [target for target in self.pieces if unwanted(target)]:
             self.dropped += [Dropped(piece.origin, piece.key, reason) for piece in self.pieces.pop(target).values()]
 
+    def share(self, name: str, other: str) -> None:
+        """Fill a parameter with the same tensor as another, where the model has two for one of the source.
+
+        Args:
+            name (`str`): The parameter that was found.
+            other (`str`): The one that is to be the same.
+        """
+        if name in self.pieces:
+            self.pieces[other] = self.pieces[name]
+
     def keep(self, source: TensorSource) -> None:
         """Take a source whose tensors were added by hand, so that it is released with the others."""
         self._sources.append(source)
@@ -111,7 +121,7 @@ class Inventory:
     def shapes(self, prefix: str = "") -> dict[str, tuple[int, ...]]:
         """Shapes of the parameters whose name starts with `prefix`, by the rest of their name."""
         return {
-            target.removeprefix(prefix): parts[WEIGHT].info.shape
+            target.removeprefix(prefix): _joined_shape(parts)
             for target, parts in self.pieces.items()
             if target.startswith(prefix) and WEIGHT in parts
         }
@@ -139,6 +149,13 @@ class Inventory:
         """Let all sources give back what they have mapped."""
         for source in self._sources:
             source.release()
+
+
+def _joined_shape(parts: dict[str, Piece]) -> tuple[int, ...]:
+    """The shape of a parameter whose rows may be tensors of their own."""
+    rows, *others = parts[WEIGHT].info.shape or (1,)
+    further = sum(parts[part].info.shape[0] for part in ROWS if part in parts)
+    return (rows + further, *others) if further else parts[WEIGHT].info.shape
 
 
 def _weights(piece: Piece) -> Piece:

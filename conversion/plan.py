@@ -15,7 +15,7 @@ from ..loading import code_stays_off
 from .drawing import Drawing, seed_of
 from .errors import ConversionError
 from .inventory import Inventory, Piece
-from .rules import BASE, LORA_A, LORA_B, WEIGHT
+from .rules import BASE, LORA_A, LORA_B, ROWS, WEIGHT
 from .rules_lisa_gsva import MM_PROJECTOR, PROJECTOR, SEGMENTER, TEXT_MODEL, VISION_TOWER, VLM
 from .tensor_operations import (
     ADD_DELTA,
@@ -24,6 +24,7 @@ from .tensor_operations import (
     CAST,
     DRAW_ROWS,
     IDENTITY,
+    JOIN_ROWS,
     MEAN_ROWS,
     MERGE_LORA,
     ZEROS,
@@ -263,7 +264,7 @@ def _from_sources(
     rows: TensorOperations,
     appended: tuple[str, ...],
 ) -> PlannedTensor:
-    names = []
+    names = [JOIN_ROWS] if ROWS[0] in parts else []
     if LORA_A in parts:
         names.append(MERGE_LORA)
     if BASE in parts:

@@ -21,6 +21,8 @@ _FIELD = re.compile(r"\{(\w+)\}")
 # The part of a target that an ordinary tensor fills; LoRA factors, and the base of a delta, fill
 # the others and are merged into it.
 WEIGHT, LORA_A, LORA_B, BASE = "weight", "lora_A", "lora_B", "base"
+# Rows that follow those of the weight, where the original holds them as tensors of their own.
+ROWS = ("rows_1", "rows_2", "rows_3")
 
 
 def _compile(template: str) -> re.Pattern[str]:
@@ -42,7 +44,8 @@ class Rule:
     Args:
         source (`str`): Template of the original name.
         target (`str`, *optional*): Template of the published name with the same fields; `None` drops the tensor.
-        part (`str`): What the tensor contributes to its target: `"weight"`, `"lora_A"`, `"lora_B"` or `"base"`.
+        part (`str`): What the tensor contributes to its target: `"weight"`, `"lora_A"`, `"lora_B"`, `"base"`, or one
+            of `ROWS`.
         reason (`str`): Why the tensor is dropped; required exactly when `target` is `None`.
         optional (`bool`): Whether a complete checkpoint of this layout may lack every tensor of this rule.
     """

@@ -320,7 +320,9 @@ LISA = PublishedSystem(
         parts=_PARTS,
         one_of=_VLM_WAYS,
     ),
-    original=Recognition((r"(^|\.)text_hidden_fcs\.",), "reasonseg.conversion.rules_lisa_gsva:recognise_llava_family"),
+    original=Recognition(
+        (r"(^|\.)text_hidden_fcs\.0\.[02]\.",), "reasonseg.conversion.rules_lisa_gsva:recognise_llava_family"
+    ),
 )
 GSVA = PublishedSystem(
     "gsva",
@@ -352,6 +354,26 @@ GSVA = PublishedSystem(
         one_of=_VLM_WAYS,
     ),
     original=LISA.original,  # only the size of the vocabulary tells the two apart
+)
+SA2VA = PublishedSystem(
+    "sa2va",
+    "Sa2VA",
+    "reasonseg.modeling.configuration_sa2va:Sa2VaConfig",
+    "reasonseg.modeling.modeling_sa2va:Sa2VaForReasoningSegmentation",
+    "reasonseg.processing.processing_sa2va:Sa2VaProcessor",
+    does=REASONING_SEGMENTATION.does,
+    commands=REASONING_SEGMENTATION.commands,
+    image_processor="reasonseg.processing.image_processing_sa2va:Sa2VaImageProcessor",
+    conversion=Conversion(
+        "reasonseg.conversion.convert_sa2va:convert_sa2va",
+        "Convert a Sa2VA checkpoint with SAM 2, on Qwen3-VL, Qwen2.5-VL or LLaVA-1.5; runs none of its code.",
+        (
+            Option("sam_options", "Sizes of an image encoder that is none of SAM 2's published ones, as JSON."),
+            _SEGMENTER_DTYPE,
+        ),
+        source_help="Published folder, or ORG/NAME[@REVISION] on the Hub (ByteDance/Sa2VA-Qwen3-VL-4B).",
+    ),
+    original=Recognition((r"^grounding_encoder\.sam2_model\.",), "reasonseg.conversion.rules_sa2va:recognise_sa2va"),
 )
 IVM = PublishedSystem(
     "ivm",
@@ -565,7 +587,8 @@ ATTEND_AND_SEGMENT = PublishedSystem(
 )
 
 SYSTEMS: dict[str, PublishedSystem] = {
-    system.name: system for system in (REASONING_SEGMENTATION, LISA, GSVA, IVM, VIP_LLAVA, DIFFLMM, ATTEND_AND_SEGMENT)
+    system.name: system
+    for system in (REASONING_SEGMENTATION, LISA, GSVA, SA2VA, IVM, VIP_LLAVA, DIFFLMM, ATTEND_AND_SEGMENT)
 }
 
 

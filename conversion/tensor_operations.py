@@ -13,13 +13,14 @@ import torch
 
 from .drawing import Drawing
 from .errors import ConversionError
-from .rules import BASE, LORA_A, LORA_B, WEIGHT
+from .rules import BASE, LORA_A, LORA_B, ROWS, WEIGHT
 
 
 MERGE_LORA, ADD_DELTA, CAST = "merge_lora", "add_delta", "cast"
 APPEND_ZERO_ROW, APPEND_FIRST_ROW = "append_zero_row", "append_first_row"
 IDENTITY, ZEROS, ONES, DRAW = "identity", "zeros", "ones", "draw"
 DRAW_ROWS, MEAN_ROWS = "draw_rows", "mean_rows"
+JOIN_ROWS = "join_rows"
 _MOST_OPERATIONS = 64  # a few appended rows, and one of the others each
 _MOST_ROWS = 1 << 24  # far above every vocabulary
 
@@ -150,12 +151,13 @@ def set_rows(matrix: torch.Tensor, first: int, rows: torch.Tensor) -> torch.Tens
 _APPEND = {APPEND_ZERO_ROW: append_embedding_row, APPEND_FIRST_ROW: append_head_row}
 _FROM_NOTHING = (IDENTITY, ZEROS, ONES, DRAW)
 _NEW_ROWS = (DRAW_ROWS, MEAN_ROWS)
-_OPERATIONS = (MERGE_LORA, ADD_DELTA, CAST, *_NEW_ROWS, *_APPEND, *_FROM_NOTHING)
+_OPERATIONS = (JOIN_ROWS, MERGE_LORA, ADD_DELTA, CAST, *_NEW_ROWS, *_APPEND, *_FROM_NOTHING)
 
 
 @dataclass(frozen=True)
 class TensorOperations:
-    """What is done, in this order: merge the adapter or add the delta, cast, set rows of new tokens, append others.
+    """What is done, in this order: join rows, merge the adapter or add the delta, cast, set rows of new tokens, append
+    others.
 
     Args:
         names (`tuple[str, ...]`): Of the operations; none for a plain copy. `"identity"`, `"zeros"`, `"ones"` and
@@ -175,7 +177,8 @@ class TensorOperations:
         """Compute the tensor.
 
         Args:
-            load (`Callable[[str], torch.Tensor]`): Reads a part: `"weight"`, `"lora_A"`, `"lora_B"` or `"base"`.
+            load (`Callable[[str], torch.Tensor]`): Reads a part: `"weight"`, `"lora_A"`, `"lora_B"`, `"base"`, or one
+                of `ROWS`, of which as many are read as the shape asks for.
             shape (`tuple[int, ...]`): What the result must have.
             dtype (`torch.dtype`): Its type.
 
@@ -193,6 +196,10 @@ class TensorOperations:
         if DRAW in self.names:
             return self.drawing.draw(shape).to(dtype)
         value = load(WEIGHT)
+        if JOIN_ROWS in self.names:
+            parts = iter(ROWS)
+            while value.shape[0] < shape[0] and (part := next(parts, None)) is not None:
+                value = torch.cat([value, load(part)])
         if MERGE_LORA in self.names:
             value = merge_lora(value, load(LORA_A), load(LORA_B), self.alpha)
         if ADD_DELTA in self.names:

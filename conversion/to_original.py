@@ -20,9 +20,9 @@ from .errors import ConversionError
 from .manifest import read_manifest
 from .peft_adapter import ADAPTER_WEIGHTS
 from .progress import ProgressCallback, no_progress
-from .rules import WEIGHT
+from .rules import ROWS, WEIGHT
 from .sources import ShardedSource, TensorSource, open_source
-from .tensor_operations import MERGE_LORA, TensorOperations
+from .tensor_operations import JOIN_ROWS, MERGE_LORA, TensorOperations
 from .writer import staging_folder
 
 
@@ -39,14 +39,14 @@ class OriginalTensor:
         key (`str`): Its original name.
         name (`str`): The parameter it became.
         dtype (`torch.dtype`): Its original type.
-        appended_rows (`int`): Rows to take off at the end.
+        rows (`slice`): Those of the parameter's rows that it has.
         num_bytes (`int`): Its size.
     """
 
     key: str
     name: str
     dtype: torch.dtype
-    appended_rows: int
+    rows: slice
     num_bytes: int
 
 
@@ -98,28 +98,30 @@ def write_original(
     if (repo / ADAPTER_WEIGHTS).is_file():
         source = ShardedSource(repo, [source, open_source(repo / ADAPTER_WEIGHTS)])
     report, held = OriginalReport(Path(out)), frozenset(source.names())
-    tensors = [
-        tensor
+    # by their own name: one may have become several parameters
+    tensors = {
+        tensor.key: tensor
         for name, entry in manifest["tensors"].items()
-        if (tensor := _original(name, entry, source, held, report)) is not None
-    ]
+        for tensor in _originals(name, entry, source, held, report)
+    }
     if not tensors:
         raise ConversionError("No tensor of this repository comes from a checkpoint.", path=repo)
     report.tensors = len(tensors)
     report.dropped = sum(map(len, manifest["dropped"].get(_CHECKPOINT, {}).values()))
     with staging_folder(out) as folder:
-        _write(folder, {tensor.key: tensor for tensor in tensors}, source, max_shard_size, progress or no_progress)
+        _write(folder, tensors, source, max_shard_size, progress or no_progress)
     return report
 
 
-def _original(
+def _originals(
     name: str, entry: Mapping[str, Any], source: TensorSource, held: frozenset[str], report: OriginalReport
-) -> OriginalTensor | None:
+) -> list[OriginalTensor]:
+    """The tensor that a parameter was, or those whose rows it has."""
     piece = next((piece for piece in entry["from"] if piece["part"] == WEIGHT), None)
     if piece is None or piece["source"] != _CHECKPOINT:
         origin = "nothing (made by the conversion)" if piece is None else piece["source"]
         report.elsewhere[origin] = report.elsewhere.get(origin, 0) + 1
-        return None
+        return []
     if name not in held:
         raise ConversionError(f"The manifest names {name!r}, which no weight file holds.", path=source.path)
     try:
@@ -132,8 +134,15 @@ def _original(
     elif torch.promote_types(info.dtype, dtype) != info.dtype:
         report.rounded.append(piece["key"])
     rows = info.shape[0] - operations.appended_rows if info.shape else 1
-    count = rows * torch.Size(info.shape[1:]).numel()
-    return OriginalTensor(piece["key"], name, dtype, operations.appended_rows, count * dtype.itemsize)
+    pieces = [piece]
+    if JOIN_ROWS in operations.names:
+        by_part = {further["part"]: further for further in entry["from"]}
+        pieces += [by_part[part] for part in ROWS if part in by_part]
+    each, width = rows // len(pieces), torch.Size(info.shape[1:]).numel()
+    return [
+        OriginalTensor(own["key"], name, dtype, slice(i * each, (i + 1) * each), each * width * dtype.itemsize)
+        for i, own in enumerate(pieces)
+    ]
 
 
 def _write(
@@ -165,6 +174,6 @@ def _write(
 
 def _restore(tensor: OriginalTensor, source: TensorSource) -> torch.Tensor:
     value = source.load(tensor.name)
-    if tensor.appended_rows:
-        value = value[: -tensor.appended_rows].clone()  # torch.save would write all rows of a view
+    if value.ndim and tensor.rows != slice(0, len(value)):
+        value = value[tensor.rows].clone()  # torch.save would write all rows of a view
     return value.to(tensor.dtype)

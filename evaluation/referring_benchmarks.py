@@ -1,9 +1,10 @@
-"""What the benchmarks of LISA and GSVA ask about each image, by data set, protocol and system.
+"""What the benchmarks of LISA, GSVA and Sa2VA ask about each image, by data set, protocol and system.
 
 | protocol | question                                | answer    | targets and counting                            |
 |----------|-----------------------------------------|-----------|-------------------------------------------------|
 | `paper`  | LISA: one per expression; GSVA: one per | given     | as the system's own evaluation does, slips      |
 |          | image with all expressions              |           | included                                        |
+|          | Sa2VA: one per expression               | generated | all masks of an answer are one                  |
 | `fixed`  | the same                                | given     | the slips mended, see [`Rules.mends`]           |
 | `free`   | one per expression                      | generated | mended; a missing slot is wrong, a rejection    |
 |          |                                         |           | leaves no mask                                  |
@@ -33,7 +34,10 @@ from .metrics import COUNTING_RULES
 REASON_SEG = "reasonseg"
 DATA_SETS = (REASON_SEG, *REFERRING_SETS)
 PROTOCOLS = ("paper", "free", "fixed")
-ORIGINALS = ("lisa", "gsva")
+ORIGINALS = ("lisa", "gsva", "sa2va")
+# Sa2VA's evaluation, of these data sets alone. Its processor makes of the image token what its training did.
+SA2VA_SETS = ("refcoco", "refcoco+", "refcocog")
+SA2VA_QUESTION, SA2VA_ANSWER = "<image>\n Please segment {class_name} in this image.", "Sure, [SEG]."
 _IMAGE_LINE = "<image>\n"
 
 
@@ -45,7 +49,7 @@ class Rules:
     Args:
         data_set (`str`): One of `DATA_SETS`.
         protocol (`str`): One of `PROTOCOLS`.
-        original (`str`): `lisa` or `gsva`: whose questions and counting are followed.
+        original (`str`): One of `ORIGINALS`: whose questions and counting are followed.
     """
 
     data_set: str
@@ -54,8 +58,23 @@ class Rules:
 
     @property
     def as_original(self) -> bool:
-        """Its slips are followed."""
-        return self.protocol == "paper"
+        """Its slips are followed; of Sa2VA none are known."""
+        return self.protocol == "paper" and self.original != "sa2va"
+
+    @property
+    def writes_answers(self) -> bool:
+        """The model writes its answers, and is not given the right one."""
+        return self.protocol == "free" or (self.protocol == "paper" and self.original == "sa2va")
+
+    @property
+    def joins_masks(self) -> bool:
+        """All masks of an answer are one."""
+        return self.protocol == "paper" and self.original == "sa2va"
+
+    @property
+    def read_as(self) -> str:
+        """Whose reading of the data set is followed."""
+        return "gsva" if self.original == "gsva" else "lisa"
 
     @property
     def has_absent_targets(self) -> bool:
@@ -80,16 +99,18 @@ class Rules:
 
     def mends(self) -> list[str]:
         """What is counted otherwise than by the system's own evaluation; empty under `paper`."""
-        if self.as_original:
+        if self.protocol == "paper":
             return []
         mended = []
+        if self.original == "sa2va":
+            mended.append("an expression is scored by the first mask of its answer; Sa2VA joins all of them")
         if self.data_set == REASON_SEG:
             if self.original == "gsva":
                 mended.append("regions that ReasonSeg says to ignore count for nothing; GSVA counts them as targets")
             return mended
         if self.original == "lisa":
             mended.append("where parts of a target overlap a pixel is a target; LISA adds the parts up, and 2 is none")
-        else:
+        elif self.original == "gsva":
             if not self.has_absent_targets:
                 mended.append(
                     "every expression is scored by its own mask; GSVA drops those of absent targets and pairs the "
@@ -173,7 +194,7 @@ class AskedImages(Sequence):
             root,
             rules.data_set,
             split,
-            rules.original,
+            rules.read_as,
             purpose="validation",
             split_by=split_by,
             as_original=rules.as_original,
@@ -191,7 +212,7 @@ class AskedImages(Sequence):
     def _reasoning(self, item: ValidationItem) -> AskedImage:
         def ask(targets: np.ndarray) -> list[Conversation]:
             question = item.question().removeprefix(_IMAGE_LINE)
-            answer = None if self.rules.protocol == "free" else VALIDATION_ANSWERS[self.rules.original]
+            answer = None if self.rules.protocol == "free" else VALIDATION_ANSWERS[self.rules.read_as]
             return [Conversation(question, answer, (0,))]
 
         def paint(size: tuple[int, int]) -> np.ndarray:
@@ -255,6 +276,9 @@ def _reason_seg_root(root: str | Path) -> Path:
     return root.parent if is_below else root
 
 
+_WORDS = {"lisa": (LISA_QUESTION, LISA_ANSWER), "sa2va": (SA2VA_QUESTION, SA2VA_ANSWER)}
+
+
 def ask_about(item: ReferringItem, targets: np.ndarray, rules: Rules) -> list[Conversation]:
     """The conversations about an image with referring expressions; GSVA's answers depend on the targets."""
     every = range(len(item.targets))
@@ -265,11 +289,11 @@ def ask_about(item: ReferringItem, targets: np.ndarray, rules: Rules) -> list[Co
     names = [text.strip().lower() for text in item.sentences]
     if rules.original == "gsva":
         names = [name.strip(".") for name in names]
-    one = LISA_QUESTION if rules.original == "lisa" else GSVA_QUESTION
-    if rules.protocol == "free":
+    one, answer = _WORDS.get(rules.original, (GSVA_QUESTION, None))
+    if rules.writes_answers:
         return [Conversation(one.format(class_name=names[index]), None, (index,)) for index in every]
-    if rules.original == "lisa":
-        return [Conversation(one.format(class_name=names[index]), LISA_ANSWER, (index,)) for index in every]
+    if answer is not None:
+        return [Conversation(one.format(class_name=names[index]), answer, (index,)) for index in every]
     parts = [answer_part(GSVA_ANSWER, name, not mask.any(), True) for name, mask in zip(names, targets, strict=True)]
     return [Conversation(one.format(class_name=", ".join(names)), f"Sure,{', '.join(parts)}.", tuple(every))]
 

@@ -20,7 +20,15 @@ from .bootstrap import bootstrap_intervals
 from .image_results import NO_SLOT, REJECTED, SEGMENTED, ExpressionResult, ImageResult, ImageResults
 from .metrics import numbers_of
 from .published_results import METRICS, card_results, write_published_results
-from .referring_benchmarks import AskedImage, AskedImages, Conversation, DataSource, Rules, padded_counts
+from .referring_benchmarks import (
+    SA2VA_SETS,
+    AskedImage,
+    AskedImages,
+    Conversation,
+    DataSource,
+    Rules,
+    padded_counts,
+)
 from .referring_protocols import ReferringMetrics
 from .registry import EvaluationOptions, Outcome, UnknownBenchmarkError
 from .report import Case, select_cases
@@ -30,6 +38,7 @@ from .saved_predictions import SavedPredictions
 # With this threshold `logit > threshold` is `logit >= 0`: below the smallest number that float32 keeps exactly.
 _JUST_BELOW_ZERO = -(2.0**-126)
 _CASES_PER_GROUP = 4
+_TITLES = {"Lisa": "LISA", "Sa2Va": "Sa2VA"}
 _ALL = "all"
 
 
@@ -150,7 +159,7 @@ def answer_images(
         found = _answer_rows(model, processor, inputs, rules, max_new_tokens, shared)
         for (index, conversation), slots in zip(chunk, found, strict=True):
             # Should a question itself hold a slot, the answer's are the last.
-            if rules.protocol != "free":
+            if not rules.writes_answers:
                 slots = slots[len(slots) - len(conversation.expressions) :]
             for expression, answer in zip(conversation.expressions, slots, strict=False):
                 answers[index][expression] = answer
@@ -168,7 +177,7 @@ def _rows_of(batch: Sequence[LoadedImage]) -> list[tuple[int, Conversation]]:
 
 
 def _prepare(processor, batch: Sequence[LoadedImage], rows: Sequence[tuple[int, Conversation]], rules: Rules) -> Any:
-    given = {} if rules.protocol == "free" else {"answer": [conversation.answer for _, conversation in rows]}
+    given = {} if rules.writes_answers else {"answer": [conversation.answer for _, conversation in rows]}
     return processor(
         images=[np.asarray(loaded.image) for loaded in batch],
         text=[conversation.question for _, conversation in rows],
@@ -181,10 +190,13 @@ def _prepare(processor, batch: Sequence[LoadedImage], rows: Sequence[tuple[int, 
 @torch.no_grad()
 def _answer_rows(model, processor, inputs, rules: Rules, max_new_tokens: int, shared: dict) -> list[list[Answer]]:
     """Per row an answer for every slot in it."""
-    if rules.protocol == "free":
+    if rules.writes_answers:
         # the same answers after a stop
         output = model.generate_with_masks(**inputs, **shared, max_new_tokens=max_new_tokens, do_sample=False)
         results = processor.post_process_segmentation(output, inputs)
+        if rules.joins_masks:
+            masks = [[segment.mask for segment in result.segments] for result in results]
+            return [[Answer(np.any(drawn, axis=0), SEGMENTED)] if drawn else [] for drawn in masks]
         return [
             [Answer(segment.mask, REJECTED if segment.rejected else SEGMENTED) for segment in result.segments]
             for result in results
@@ -351,7 +363,7 @@ def kind_of(processor) -> str:
     A repository that brings its own code has another class of the same name, so names are compared.
     """
     names = [base.__name__ for base in type(processor).__mro__]
-    for name in ("GsvaProcessor", "LisaProcessor"):
+    for name in ("GsvaProcessor", "LisaProcessor", "Sa2VaProcessor"):
         if name in names:
             return name.removesuffix("Processor")
     return type(processor).__name__.removesuffix("Processor")
@@ -366,17 +378,23 @@ def rules_for(processor, data_set: str, protocol: str) -> Rules:
     """
     kind, has_slots = kind_of(processor), getattr(processor, "seg_token", None) is not None
     original = "gsva" if getattr(processor, "rej_token", None) is not None else "lisa"
+    if kind == "Sa2Va":
+        original = "sa2va"
     rules = Rules(data_set, protocol, original)
-    has_paper = kind in ("Lisa", "Gsva") and (original == "gsva" or not rules.has_absent_targets)
+    has_paper = {
+        "Lisa": original == "gsva" or not rules.has_absent_targets,
+        "Gsva": True,
+        "Sa2Va": data_set in SA2VA_SETS,
+    }.get(kind, False)
     possible = [*(["paper"] if has_paper else []), "free", *(["fixed"] if has_slots else [])]
     if protocol in possible:
         return rules
     if not has_slots:
         reason = "the answer is given to the model with [SEG] in it, which it does not know"
-    elif kind == "Lisa":
-        reason = f"LISA has no evaluation on {data_set}, which GSVA has"
+    elif kind in _TITLES:
+        reason = f"{_TITLES[kind]} has no evaluation on {data_set}, which GSVA has"
     else:
-        reason = "`paper` repeats the evaluations of LISA and GSVA, and it is neither"
+        reason = "`paper` repeats the evaluations of LISA, GSVA and Sa2VA, and it is none of them"
     raise UnknownBenchmarkError(
         f"A model of the kind {kind} cannot run --dataset {data_set} --protocol {protocol}: {reason}. It can run "
         f"--protocol {' or '.join(possible)}."
@@ -529,7 +547,7 @@ def _deciding(options: EvaluationOptions, rules: Rules) -> dict[str, Any]:
         read = {name: options.settings.get(name) for name in ("values", "missing")}
         return {**deciding, "predictions": str(options.predictions), **read}
     deciding |= options.precision.settings()
-    return deciding | ({"max_new_tokens": options.max_new_tokens or 128} if rules.protocol == "free" else {})
+    return deciding | ({"max_new_tokens": options.max_new_tokens or 128} if rules.writes_answers else {})
 
 
 def results_table(result: ReferringResult, about: Mapping[str, Any]) -> Table:

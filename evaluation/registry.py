@@ -405,7 +405,7 @@ _REFERRING_SETTINGS = {
     ),
 }
 _REFERRING_PROTOCOLS = {
-    "paper": "as LISA's or GSVA's own evaluation, by the model: the right answer is given, and slips are kept",
+    "paper": "as LISA's, GSVA's or Sa2VA's own evaluation, by the model: slips are kept; Sa2VA writes its answers",
     "free": "the model writes an answer about each expression; no slot is wrong",
     "fixed": "the right answer is given, and the slips of the evaluation are mended and named",
 }

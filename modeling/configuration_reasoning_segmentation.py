@@ -1,6 +1,6 @@
 """Configurations of a vision-language model that points and a segmenter that draws."""
 
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from huggingface_hub.dataclasses import strict
@@ -153,6 +153,23 @@ class ReasoningSegmentationConfig(ComposedConfig):
         count_rejected_masks (`bool`, *optional*, defaults to `True`):
             Whether a `[REJ]` slot counts as an all-zero mask prediction in the mask losses. GSVA's training code does
             so: each adds a constant (bce ln 2, dice about 1) without a gradient. `False` leaves them out of the mean.
+        mask_loss_points (`int`, *optional*, defaults to 0):
+            Points of each low-resolution mask at which the mask losses are taken, most of them where it is uncertain
+            (Sa2VA: 12544), and dice without LISA's scale. 0 takes every pixel at the size of the target.
+        slot_state (`str`, *optional*, defaults to `"before"`):
+            Where the state is read that becomes a prompt: `"before"` the slot, where it is predicted (LISA, GSVA), or
+            `"at"` the slot, where it is the input (Sa2VA).
+        slot_state_normalized (`bool`, *optional*, defaults to `True`):
+            Whether that state has gone through the language model's last norm. `False` reads it before (Sa2VA on
+            Qwen3-VL).
+        prompt_padding_points (`int`, *optional*, defaults to 0):
+            Points labelled "none" that the segmenter is given before each prompt, as SAM 2 pads prompts (Sa2VA: 2).
+        multimask_output (`bool`, *optional*, defaults to `False`):
+            Draw SAM's three candidates and keep the one with the highest estimate of its IoU (Sa2VA), instead of its
+            single mask.
+        prompt_slots (`bool`, *optional*, defaults to `False`):
+            Whether a generation draws slots of the prompt, too: see `generate_with_masks`. A given answer always has
+            all of them.
     """
 
     model_type = "reasoning_segmentation"
@@ -173,9 +190,23 @@ class ReasoningSegmentationConfig(ComposedConfig):
     bce_loss_weight: float = 2.0
     dice_loss_weight: float = 0.5
     count_rejected_masks: bool = True
+    mask_loss_points: int = 0
+    slot_state: Literal["before", "at"] = "before"
+    slot_state_normalized: bool = True
+    prompt_padding_points: int = 0
+    multimask_output: bool = False
+    prompt_slots: bool = False
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if self.slot_state == "at" and self.rej_token_id is not None:
+            raise ValueError(
+                'slot_state="at" reads states that do not predict their slots, so that nothing can be rejected by '
+                "them; leave rej_token_id out."
+            )
+        for name in ("prompt_padding_points", "mask_loss_points"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be 0 or more.")
         if self.seg_token_id is not None and self.seg_token_id == self.rej_token_id:
             raise ValueError(
                 f"seg_token_id and rej_token_id are both {self.seg_token_id}; they must be two different tokens."

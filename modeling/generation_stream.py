@@ -112,12 +112,14 @@ class SlotStreamer:
         streamer: Has `put` and `end`, as streamers of transformers, and `put_slot(output)`.
         slot_token_ids (`list[int]`): The tokens that open a slot.
         draw (`Callable[[int, int], ReasoningSegmentationOutput]`): (position, token) -> the output of that slot.
+        waits (`bool`): A slot can be drawn once the token after it is known; it is still handed on before that.
     """
 
-    def __init__(self, streamer: Any, slot_token_ids: list[int], draw: Callable[[int, int], Any]):
-        self.streamer, self.slot_token_ids, self.draw = streamer, set(slot_token_ids), draw
+    def __init__(self, streamer: Any, slot_token_ids: list[int], draw: Callable[[int, int], Any], waits: bool = False):
+        self.streamer, self.slot_token_ids, self.draw, self.waits = streamer, set(slot_token_ids), draw, waits
         self.slots: list[ReasoningSegmentationOutput] = []
         self._length: int | None = None
+        self._waiting: tuple[int, int] | None = None
 
     def put(self, value: torch.Tensor) -> None:
         if self._length is None:  # the prompt comes first
@@ -125,11 +127,19 @@ class SlotStreamer:
             self.streamer.put(value)
             return
         for token_id in value.flatten():  # decoding with an assistant hands over several at once
+            self._put_waiting()
             self.streamer.put(token_id[None])
             if int(token_id) in self.slot_token_ids:
-                self.slots.append(self.draw(self._length, int(token_id)))
-                self.streamer.put_slot(self.slots[-1])
+                self._waiting = (self._length, int(token_id))
+                if not self.waits:
+                    self._put_waiting()
             self._length += 1
+
+    def _put_waiting(self) -> None:
+        if self._waiting is not None:
+            self.slots.append(self.draw(*self._waiting))
+            self.streamer.put_slot(self.slots[-1])
+            self._waiting = None
 
     def end(self) -> None:
         self.streamer.end()

@@ -50,7 +50,7 @@ class ReadTokens:
         layers (`list[tuple[torch.Tensor, torch.Tensor]]`, *optional*):
             Keys and values of each layer, `(rows, heads, columns or more, head_dim)`.
         states (`torch.FloatTensor` of shape `(rows, columns or more, hidden_size)`, *optional*):
-            What entered the output embedding.
+            What entered the output embedding, or the norm before it: the model's `state_module`.
     """
 
     ids: torch.LongTensor
@@ -142,7 +142,7 @@ def read_on(
             The encoded images of rows as inputs of the language model. A row is read from its first token on if it has
             image tokens that were not read.
         known_rows (`torch.LongTensor` of shape `(rows,)`, *optional*): The row of `known` for each prompt.
-        recorder ([`SlotStateRecorder`], *optional*): Watches the output embedding; without it no states are kept.
+        recorder ([`SlotStateRecorder`], *optional*): Watches its `state_module`; without it no states are kept.
         keep_layers (`bool`): Whether anything will continue the prompts.
 
     Returns:
@@ -219,7 +219,7 @@ class ReadPrompts:
     logits: torch.FloatTensor | None = None
 
     def states_at(self, rows: torch.LongTensor, positions: torch.LongTensor) -> torch.FloatTensor:
-        """What entered the output embedding at `positions` of the batch."""
+        """The states at `positions` of the batch."""
         states = self.rows.states
         return states[rows.to(states.device), (positions - self.pads.to(positions.device)[rows]).to(states.device)]
 
@@ -282,7 +282,7 @@ def read_prompts(
         keep (`bool`):
             Continue what `images` hold of earlier prompts, and leave there, per image, what its prompts share: a
             single prompt whole.
-        recorder ([`SlotStateRecorder`], *optional*): Watches the output embedding; without it no logits and states.
+        recorder ([`SlotStateRecorder`], *optional*): Watches its `state_module`; without it no logits, no states.
         read_again (`bool`):
             Read this way where nothing is shared, too, and so that [`ReadPrompts.read_again`] can continue it.
 
@@ -349,6 +349,4 @@ def _all_logits(
     """Logits of all tokens; of those that were known only the states were kept, from which the head makes them."""
     if bool((starts == 0).all()):
         return without_placeholder(new_logits, model.config.image_token_id)
-    head = model.vlm.get_output_embeddings()
-    logits = head(read.states[:, : read.ids.shape[1]].to(head.weight.dtype))
-    return without_placeholder(logits, model.config.image_token_id)
+    return without_placeholder(model.logits_of(read.states[:, : read.ids.shape[1]]), model.config.image_token_id)

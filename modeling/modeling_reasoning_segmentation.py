@@ -6,8 +6,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import nn
-from transformers import LogitsProcessor, PreTrainedModel
+from transformers import LogitsProcessor
 
 from .composed_model import ComposedModel, ImageCache
 from .configuration_reasoning_segmentation import ReasoningSegmentationConfig
@@ -21,7 +22,17 @@ from .outputs import (
     output_or_tuple,
     without_placeholder,
 )
-from .segmenters import bce_per_mask, check_targets, dice_per_mask, mean_over_masks, segmenter_adapter, upsample_masks
+from .segmenters import (
+    bce_per_mask,
+    check_targets,
+    dice_per_mask,
+    mean_over_masks,
+    naive_dice_per_mask,
+    sample_points,
+    segmenter_adapter,
+    upsample_masks,
+    values_at,
+)
 
 
 # ---- where slots are, and what they say -----------------------------------------------------------------------------
@@ -89,21 +100,22 @@ def rejected_by_argmax(
 
 # ---- the states that predict slots ----------------------------------------------------------------------------------
 
-# Per thread the output embedding that is watched, and its last input. An assistant model of the same class has another
-# output embedding, so its states are not recorded. Of all that is one value per thread, this alone is traced by every
-# torch, so that compiled models have one graph; a stop to compute eagerly would come with every token.
+# Per thread the module that is watched, and its last input. An assistant model of the same class has another one, so
+# its states are not recorded. Of all that is one value per thread, this alone is traced by every torch, so that
+# compiled models have one graph; a stop to compute eagerly would come with every token.
 _WATCHED = threading.local()
 
 
-def _record_head_input(head: nn.Module, args: tuple) -> None:
-    if getattr(_WATCHED, "head", None) is head:
+def _record_input(module: nn.Module, args: tuple) -> None:
+    if getattr(_WATCHED, "module", None) is module:
         _WATCHED.states = args[0]
 
 
 class SlotStateRecorder(LogitsProcessor):
     """
     Reads the state that predicts each token where any model computes it: at the input of its output embedding, after
-    the last normalisation. `states` `(batch_size, positions, hidden_size)` are those of the last pass.
+    the last normalisation, or at the input of that. `states` `(batch_size, positions, hidden_size)` are those of the
+    last pass.
 
     As a logits processor of a generation it is called once per predicted position, with the ids so far; that aligns
     states with tokens whatever the decoding loop does in between (chunked prefill, several candidates at once,
@@ -116,25 +128,21 @@ class SlotStateRecorder(LogitsProcessor):
         self._chunk_start = 0
 
     @contextmanager
-    def watching(self, model: PreTrainedModel) -> Iterator[None]:
+    def watching(self, module: nn.Module) -> Iterator[None]:
         """
-        While open, sees every input of `model`'s output embedding that this thread computes.
+        While open, sees every input of `module` that this thread computes: a model's `state_module`.
 
-        The hook is registered once per output embedding and never removed, so that concurrent calls do not disturb
-        each other; the embedding is looked up per call because resizing and adapters replace it.
+        The hook is registered once per module and never removed, so that concurrent calls do not disturb each other.
         """
-        head = model.get_output_embeddings()
-        if head is None:
-            raise ValueError(f"{type(model).__name__} has no output embedding, so it cannot predict [SEG] tokens.")
-        if _record_head_input not in head._forward_pre_hooks.values():
-            head.register_forward_pre_hook(_record_head_input)
-        outer = getattr(_WATCHED, "head", None)
-        _WATCHED.head, _WATCHED.states = head, None
+        if _record_input not in module._forward_pre_hooks.values():
+            module.register_forward_pre_hook(_record_input)
+        outer = getattr(_WATCHED, "module", None)
+        _WATCHED.module, _WATCHED.states = module, None
         try:
             yield
         finally:
             self.take_states()
-            _WATCHED.head = outer
+            _WATCHED.module = outer
 
     def take_states(self) -> bool:
         """Takes over what the last pass left; whether there was one since the last time."""
@@ -164,7 +172,7 @@ class SlotStateRecorder(LogitsProcessor):
         if missing := sorted(set(positions.tolist()) - self._by_length.keys()):
             raise RuntimeError(
                 f"No state was seen for the tokens at positions {missing}: the vision-language model predicted them "
-                "without calling `get_output_embeddings()`, or with a decoding method that skips logits processors."
+                "without calling its `state_module`, or with a decoding method that skips logits processors."
             )
         pairs = zip(rows.tolist(), positions.tolist(), strict=True)
         return torch.stack([self._by_length[position][row] for row, position in pairs])
@@ -174,7 +182,7 @@ class SlotStateRecorder(LogitsProcessor):
 
 
 class SegProjector(nn.Module):
-    """Turns the state that predicts a slot into a segmenter prompt: Linear, ReLU, Linear (`text_hidden_fcs`)."""
+    """Turns the state of a slot into a segmenter prompt: Linear, ReLU, Linear (`text_hidden_fcs`)."""
 
     def __init__(self, hidden_size: int, prompt_dim: int):
         super().__init__()
@@ -208,6 +216,37 @@ class ComposedForReasoningSegmentation(ComposedModel):
         self.vlm = self._build_vlm()
         self.post_init()
 
+    # ---- states -------------------------------------------------------------------------------------------------
+
+    @property
+    def state_module(self) -> nn.Module:
+        """Whose input is the state of a token; looked up per call because resizing and adapters replace it."""
+        if not self.config.slot_state_normalized:
+            norm = getattr(self.vlm.get_decoder(), "norm", None)
+            if norm is None:
+                raise ValueError(
+                    f"{type(self.vlm).__name__} has no `norm` after its last layer, so that slot_state_normalized="
+                    "False has no meaning for it."
+                )
+            return norm
+        head = self.vlm.get_output_embeddings()
+        if head is None:
+            raise ValueError(f"{type(self.vlm).__name__} has no output embedding, so it cannot predict [SEG] tokens.")
+        return head
+
+    def logits_of(self, states: torch.FloatTensor) -> torch.FloatTensor:
+        """Language logits `(..., vocab_size)` of states `(..., hidden_size)`."""
+        head = self.vlm.get_output_embeddings()
+        with SlotStateRecorder().watching(self.state_module):  # what it sees here predicts nothing
+            if not self.config.slot_state_normalized:
+                states = self.state_module(states.to(self.vlm.dtype))
+            return head(states.to(head.weight.dtype))
+
+    @property
+    def _states_behind(self) -> int:
+        """How many positions after the one that predicts a slot its state is read."""
+        return 1 if self.config.slot_state == "at" else 0
+
     # ---- drawing ------------------------------------------------------------------------------------------------
 
     def _draw(
@@ -220,7 +259,10 @@ class ComposedForReasoningSegmentation(ComposedModel):
         prompts = prompts.to(self.segmenter.device, segmenter.dtype)
         if not torch.compiler.is_exporting() and not len(prompts):
             return prompts, prompts.new_zeros((0, *segmenter.mask_size)), prompts.new_zeros(0)
-        masks, scores = segmenter.decode(self._segmenter_features(images, slot_images), prompts)
+        features = self._segmenter_features(images, slot_images)
+        masks, scores = segmenter.decode(
+            features, prompts, self.config.prompt_padding_points, self.config.multimask_output
+        )
         return prompts, masks, scores
 
     def _slot_outputs(
@@ -275,8 +317,8 @@ class ComposedForReasoningSegmentation(ComposedModel):
         **kwargs,
     ) -> ReasoningSegmentationOutput:
         r"""
-        One pass over prompts that hold their answers. The state that predicts a slot (one position before it) becomes
-        the segmenter's prompt.
+        One pass over prompts that hold their answers. The state of a slot, by default that which predicts it (one
+        position before it), becomes the segmenter's prompt.
 
         Args:
             input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`):
@@ -323,7 +365,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
         views = (pixel_values, sam_pixel_values, original_sizes, reshaped_input_sizes)
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs, *views)
         recorder, read, language = SlotStateRecorder(), None, {}
-        with recorder.watching(self.vlm):
+        with recorder.watching(self.state_module):
             if share_prefixes and labels is None and mask_labels is None:
                 given = (input_ids, attention_mask, images, image_index, kwargs)
                 read = self._read_from_prefixes(*given, recorder, keep=image_cache is not None, read_again=reeval)
@@ -345,9 +387,10 @@ class ComposedForReasoningSegmentation(ComposedModel):
             slot_logits = logits[predictors]
             rejected = rejected_by_argmax(slot_logits, slots.token_ids, config.seg_token_id, config.rej_token_id)
             if read is not None and reeval:
-                with recorder.watching(self.vlm):
+                with recorder.watching(self.state_module):
                     read = read.read_again(self, self._without_rejections(input_ids), recorder)
-            slot_states = recorder.states[predictors] if read is None else read.states_at(*predictors)
+            where = (slots.rows, predictors[1] + self._states_behind)
+            slot_states = recorder.states[where] if read is None else read.states_at(*where)
             slot_outputs = self._slot_outputs(
                 slots, slot_states, slot_logits, rejected, images, image_index, reject_threshold
             )
@@ -429,6 +472,15 @@ class ComposedForReasoningSegmentation(ComposedModel):
                 is_rejection = is_rejection[~is_rejection]
             if not len(low_res_masks):
                 continue
+            if self.config.mask_loss_points:
+                masks = low_res_masks.float().masked_fill(is_rejection[:, None, None], 0.0)
+                # The original's targets are squeezed to the masks by the nearest pixel.
+                targets = F.interpolate(targets.to(masks)[:, None], masks.shape[-2:], mode="nearest")[:, 0]
+                points = sample_points(masks, self.config.mask_loss_points)
+                masks, targets = values_at(masks, points), values_at(targets, points)
+                per_mask_bce.append(bce_per_mask(masks, targets))
+                per_mask_dice.append(naive_dice_per_mask(masks, targets))
+                continue
             masks = upsample_masks(
                 low_res_masks,
                 side=images.sam_pixel_values.shape[-1],
@@ -461,20 +513,25 @@ class ComposedForReasoningSegmentation(ComposedModel):
         image_index: torch.LongTensor | None = None,
         image_cache: ImageCache | None = None,
         reject_threshold: float | None = None,
+        prompt_slots: bool | None = None,
         return_dict: bool = True,
         **kwargs,
     ) -> ReasoningSegmentationOutput:
         r"""
         Writes the answers, with the KV cache on, and draws a mask for every `[SEG]` and `[REJ]` in them.
 
-        A generated slot needs no second pass: the state that predicted it was an input of the output embedding.
-        `[SEG]` tokens of the prompt (earlier turns) get no mask.
+        A generated slot needs no second pass: the state that predicted it was seen on the way. Where it is read at the
+        slot itself (`slot_state="at"`), it exists once the next token is predicted: a slot that ends a generation that
+        was cut short has no mask, and is no slot of the output.
 
         Args:
             input_ids, attention_mask: As in `forward`, padded on the left.
             image_index, image_cache, return_dict: As in `forward`.
             reject_threshold (`float`, *optional*):
                 Reject slots whose `slot_probs` is lower, instead of those for which `[REJ]` was generated.
+            prompt_slots (`bool`, *optional*):
+                Draw slots of the prompt as well, before those of the answer, at the price of a second pass over
+                prompts that hold any. By default as the configuration says.
             kwargs:
                 The images as in `forward`, and anything that [`~GenerationMixin.generate`] takes: `max_new_tokens`,
                 `num_beams`, `do_sample`, `num_return_sequences`, `generation_config`, ...; also `share_prefixes`, see
@@ -502,15 +559,15 @@ class ComposedForReasoningSegmentation(ComposedModel):
                 fields = self._written_slots(slot, slot.rows, recorder, images, image_index, reject_threshold)
                 return ReasoningSegmentationOutput(**fields)
 
-            drawing = kwargs["streamer"] = SlotStreamer(streamer, self.config.slot_token_ids, draw)
-        with recorder.watching(self.vlm), self._encoding_beside(images, image_index, streamer):
+            drawing = kwargs["streamer"] = SlotStreamer(
+                streamer, self.config.slot_token_ids, draw, waits=bool(self._states_behind)
+            )
+        with recorder.watching(self.state_module), self._encoding_beside(images, image_index, streamer):
             generated = self._generate(input_ids, attention_mask, image_index, images, keep, **kwargs)
 
         sequences, prompt_length = generated.sequences, input_ids.shape[1]
-        slots = find_slots(sequences, self.config.slot_token_ids, start=prompt_length)
-        running_rows = slots.rows
-        if (beam_indices := generated.get("beam_indices")) is not None:
-            running_rows = beam_indices.to(slots.rows.device)[slots.rows, slots.positions - prompt_length]
+        slots, running_rows = self._drawable(sequences, prompt_length, generated.get("beam_indices"))
+        image_of_prompt = image_index
         if image_index is not None:
             image_index = image_index.repeat_interleave(len(sequences) // len(input_ids))
         if drawing is not None and drawing.slots:
@@ -518,6 +575,16 @@ class ComposedForReasoningSegmentation(ComposedModel):
             fields = {name: [torch.cat([slot[name][0] for slot in drawing.slots])] for name in names}
         else:
             fields = self._written_slots(slots, running_rows, recorder, images, image_index, reject_threshold)
+        prompt_slots = self.config.prompt_slots if prompt_slots is None else prompt_slots
+        if prompt_slots and len(find_slots(input_ids, self.config.slot_token_ids, attention_mask)):
+            given = {name: kwargs[name] for name in ("mm_token_type_ids",) if name in kwargs}
+            given |= {"image_index": image_of_prompt, "image_cache": images, "reject_threshold": reject_threshold}
+            asked = self.forward(input_ids, attention_mask, share_prefixes=False, return_dict=True, **given)
+            copies = len(sequences) // len(input_ids)
+            fields = {
+                name: [torch.cat([asked[name][row // copies], value]) for row, value in enumerate(values)]
+                for name, values in fields.items()
+            }
         output = ReasoningSegmentationOutput(
             sequences=sequences,
             sequences_scores=generated.get("sequences_scores"),
@@ -525,6 +592,21 @@ class ComposedForReasoningSegmentation(ComposedModel):
             **fields,
         )
         return output if return_dict else output.to_tuple()
+
+    def _drawable(
+        self, sequences: torch.LongTensor, prompt_length: int, beam_indices: torch.LongTensor | None
+    ) -> tuple[Slots, torch.LongTensor]:
+        """The slots that were written and whose state exists, and in which row of the running batch it was made."""
+        slots = find_slots(sequences, self.config.slot_token_ids, start=prompt_length)
+        read = slots.positions + self._states_behind
+        exists = read < sequences.shape[1]
+        running_rows = slots.rows
+        if beam_indices is not None:
+            steps = (read - prompt_length).clamp(max=beam_indices.shape[1] - 1)
+            running_rows = beam_indices.to(slots.rows.device)[slots.rows, steps]
+            exists &= running_rows >= 0
+        kept = (values[exists] for values in (slots.rows, slots.positions, slots.token_ids))
+        return Slots(*kept, num_rows=slots.num_rows), running_rows[exists]
 
     def _written_slots(
         self,
@@ -538,10 +620,9 @@ class ComposedForReasoningSegmentation(ComposedModel):
         """What the output says about slots that were generated in `running_rows` of the batch."""
         slot_states = torch.zeros(0, self.config.get_text_config().hidden_size, device=self.device)
         if len(slots):
-            slot_states = recorder.states_at(running_rows, slots.positions)
-        head = self.vlm.get_output_embeddings()
-        with SlotStateRecorder().watching(self.vlm):  # this input of the head predicts nothing
-            slot_logits = head(slot_states.to(head.weight.dtype))
+            slot_states = recorder.states_at(running_rows, slots.positions + self._states_behind)
+        # Where states are read at the slots, they do not predict them; such models never reject.
+        slot_logits = self.logits_of(slot_states)
         # What was written is the decision, also where sampling or beams passed over the most probable token.
         rejected = slots.token_ids != self.config.seg_token_id
         return self._slot_outputs(slots, slot_states, slot_logits, rejected, images, image_index, reject_threshold)

@@ -74,22 +74,42 @@ class SamAdapter:
         """What the decoder needs of the image encoder's output."""
         return {"image_embeddings": encoded.last_hidden_state}
 
-    def decode(self, features: ImageFeatures, prompts: torch.FloatTensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(
+        self,
+        features: ImageFeatures,
+        prompts: torch.FloatTensor,
+        padding_points: int = 0,
+        multimask_output: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Mask logits `(num_prompts, height, width)` and the predicted IoU `(num_prompts,)` of embeddings `(num_prompts,
-        prompt_dim)` that take the place of points and boxes; `features` of `encode` has one entry for each.
+        prompt_dim)` that take the place of points and boxes; `features` of `encode` has one entry for each. Before
+        each stand as many points that are none as `padding_points` says. With `multimask_output` masks are those of
+        SAM's candidates whose predicted IoU is highest.
         """
         if not torch.compiler.is_exporting() and not self.segmenter.training and len(prompts) > DRAWN_AT_ONCE:
             parts = [
-                self.decode({name: value[part] for name, value in features.items()}, prompts[part])
+                self.decode(
+                    {name: value[part] for name, value in features.items()},
+                    prompts[part],
+                    padding_points,
+                    multimask_output,
+                )
                 for part in torch.arange(len(prompts)).split(DRAWN_AT_ONCE)
             ]
             return tuple(map(torch.cat, zip(*parts, strict=True)))
         _, dense = self.segmenter.prompt_encoder(
             input_points=None, input_labels=None, input_boxes=None, input_masks=None
         )
-        masks, iou_scores = self.decode_encoded(features, prompts[:, None, None], dense, multimask_output=False)
-        return masks[:, 0], iou_scores[:, 0]
+        sparse = prompts[:, None]
+        if padding_points:
+            no_point = self.segmenter.prompt_encoder.not_a_point_embed.weight
+            sparse = torch.cat([no_point.to(sparse).expand(len(sparse), padding_points, -1), sparse], 1)
+        masks, iou_scores = self.decode_encoded(features, sparse[:, None], dense, multimask_output)
+        if not multimask_output:
+            return masks[:, 0], iou_scores[:, 0]
+        chosen = torch.arange(len(masks), device=masks.device), iou_scores.argmax(1)
+        return masks[chosen], iou_scores[chosen]
 
     def decode_encoded(
         self, features: ImageFeatures, sparse: torch.Tensor | None, dense: torch.Tensor, multimask_output: bool
@@ -253,6 +273,36 @@ def dice_per_mask(logits: torch.FloatTensor, targets: torch.FloatTensor) -> torc
     overlap = 2 * (probabilities / DICE_SCALE * targets).sum(-1)
     total = (probabilities / DICE_SCALE).sum(-1) + (targets / DICE_SCALE).sum(-1)
     return 1 - (overlap + SMOOTHING) / (total + SMOOTHING)
+
+
+def sample_points(
+    logits: torch.FloatTensor, count: int, oversampling: float = 3.0, uncertain_share: float = 0.75
+) -> torch.FloatTensor:
+    """
+    Points `(masks, count, 2)` (x, y), in [0, 1], of mask logits `(masks, height, width)`: `uncertain_share` of them
+    where a logit is closest to 0 among `oversampling` times as many drawn ones, the others anywhere (PointRend,
+    section 3.1, as Mask2Former and Sa2VA train). A point may be drawn more than once.
+    """
+    num_uncertain = int(uncertain_share * count)
+    with torch.no_grad():
+        drawn = torch.rand(len(logits), int(oversampling * count), 2, device=logits.device)
+        certainty = values_at(logits.float(), drawn).abs()
+        nearest = certainty.topk(num_uncertain, dim=1, largest=False).indices
+        uncertain = drawn.take_along_dim(nearest[..., None], 1)
+        anywhere = torch.rand(len(logits), count - num_uncertain, 2, device=logits.device)
+        return torch.cat([uncertain, anywhere], 1)
+
+
+def values_at(masks: torch.FloatTensor, points: torch.FloatTensor) -> torch.FloatTensor:
+    """`masks` `(masks, height, width)` at `points` `(masks, count, 2)` (x, y) in [0, 1], bilinear."""
+    grid = 2.0 * points[:, :, None] - 1.0
+    return F.grid_sample(masks[:, None], grid.to(masks), mode="bilinear", align_corners=False)[:, 0, :, 0]
+
+
+def naive_dice_per_mask(logits: torch.FloatTensor, targets: torch.FloatTensor) -> torch.FloatTensor:
+    """Dice loss of each mask `(masks,)` at points `(masks, count)`: 1 - (2 |p t| + 1) / (|p| + |t| + 1)."""
+    probabilities = logits.sigmoid()
+    return 1 - (2 * (probabilities * targets).sum(1) + 1) / (probabilities.sum(1) + targets.sum(1) + 1)
 
 
 def mean_over_masks(per_mask: list[torch.FloatTensor]) -> torch.FloatTensor:

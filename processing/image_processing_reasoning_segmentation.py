@@ -164,8 +164,8 @@ class UprightImageBackend(PilBackend):
         first, last = first - cut_first, last - cut_first
         cut = image[:, cut_first:cut_last] if height > width else image[..., cut_first:cut_last]
         if height > width:
-            return _resize_channels(cut, (width, kept), resample, (0, first, cut.shape[-1], last))
-        return _resize_channels(cut, (kept, height), resample, (first, 0, last, cut.shape[-2]))
+            return resize_channels(cut, (width, kept), resample, (0, first, cut.shape[-1], last))
+        return resize_channels(cut, (kept, height), resample, (first, 0, last, cut.shape[-2]))
 
 
 class SegmenterImageProcessor(UprightImageBackend):
@@ -306,7 +306,7 @@ class ReasoningSegmentationImageProcessor(UprightImageBackend):
                     "aspect ratio."
                 )
             squashed = (size.width, size.height)
-            images = [_resize_channels(image, squashed, kwargs["segmenter_resample"]) for image in images]
+            images = [resize_channels(image, squashed, kwargs["segmenter_resample"]) for image in images]
         trimmed = [self._resize_visible_part(image, max_image_pixels, **kwargs) for image in images]
         data = dict(self._preprocess(trimmed, return_tensors=None, **kwargs))
         rgb_images = [np.repeat(image, 3, axis=0) if image.shape[0] == 1 else image[:3] for image in images]
@@ -342,7 +342,7 @@ def _resized_size(height: int, width: int, size: dict[str, int] | SizeDict) -> t
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
-def _resize_channels(
+def resize_channels(
     image: np.ndarray, size: tuple[int, int], resample: PILImageResampling | int, box: tuple | None = None
 ) -> np.ndarray:
     """Resize `box` of an image `(channels, height, width)` to (width, height), one channel after the other, which

@@ -156,6 +156,11 @@ class SlotProcessor(ChatProcessor):
                 )
         return dict(zip(ids, tokens, strict=True))
 
+    @property
+    def shown_tokens(self) -> set[int]:
+        """Ids of special tokens, beside those of slots, that belong to the text of an answer."""
+        return set()
+
     def _word_phrases(self, phrases: list[str]) -> tuple[str, str]:
         reserved = [*self.slot_tokens.values(), self.image_token]
         return ask_and_answer(self.wording, phrases, self.seg_token, reserved)
@@ -222,16 +227,28 @@ class SlotProcessor(ChatProcessor):
             # Where the answer begins is then a question of the words before it.
             return [self._last_answer(PromptRow(self._decode_all(ids))) for ids in as_list(sequences)]
         prompt_length = len(inputs["input_ids"][0])
-        return [
+        answers = [
             self._written_answer(ids[prompt_length:], self._prompt(inputs, rows, row))
             for ids, row in zip(as_list(sequences), source, strict=True)
         ]
+        if outputs.get("slot_positions") is None:
+            return answers
+        drawn = [[position - prompt_length for position in as_list(row)] for row in outputs["slot_positions"]]
+        ids = [row[prompt_length:] for row in as_list(sequences)]
+        return [self._drawn_slots(*row) for row in zip(answers, ids, drawn, strict=True)]
+
+    def _drawn_slots(self, answer: ReadAnswer, ids: list[int], drawn: list[int]) -> ReadAnswer:
+        """The answer with the slots at the positions that were drawn: those of the prompt lie before its beginning,
+        and one that ends a generation that was cut short may have no mask."""
+        positions = [position for position, token_id in enumerate(ids) if token_id in self.slot_tokens]
+        placed = dict(zip(positions, answer.spans, strict=True))
+        return answer._replace(spans=[placed.get(position) for position in drawn])
 
     def decode_answer(self, ids: list[int]) -> str:
         """Decodes the ids of an answer."""
         # Special tokens are no part of an answer, but slots are, should they be special too.
         special = {token_id for token_id, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        hidden = (special | set(self.tokenizer.all_special_ids)) - self.slot_tokens.keys()
+        hidden = (special | set(self.tokenizer.all_special_ids)) - self.slot_tokens.keys() - self.shown_tokens
         return self.tokenizer.decode([token_id for token_id in ids if token_id not in hidden])
 
     def _written_answer(self, ids: list[int], row: PromptRow) -> ReadAnswer:
@@ -305,6 +322,8 @@ _NAMELESS = re.compile(
     r"|(?:the )?(?:segmentation )?(?:masks?|results?|segmentations?|answer|target)(?: results?)?)?$",
     re.IGNORECASE,
 )
+# "<p> A man </p> [SEG]" (GLaMM, Sa2VA)
+_MARKED_PHRASE = re.compile(r"<p>(.*?)</p>", re.DOTALL)
 _QUESTIONS = (
     re.compile(
         r"\b(?:can|could) you (?:please )?segment (?:the )?(.+?) in (?:this|the) (?:image|picture|photo)\b", re.I
@@ -372,7 +391,9 @@ def asked_phrase(question: str) -> str | None:
 
 
 def _phrase_before(context: str) -> str | None:
-    """The last phrase of the text before a slot."""
+    """The last phrase of the text before a slot, the last one that is marked as such where any is."""
+    if marked := _MARKED_PHRASE.findall(context):
+        return marked[-1].strip() or None
     phrase = _LEADING.sub("", context.strip())
     phrase = _OPENING.sub("", _TRAILING.sub("", phrase), count=1)
     # In a list the phrase follows the last separator; "Sure, the cup" has lost its comma with the opening.

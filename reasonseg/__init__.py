@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .conversion.convert_gsva import convert_gsva as convert_gsva
     from .conversion.convert_ivm import convert_ivm as convert_ivm
     from .conversion.convert_lisa import convert_lisa as convert_lisa
+    from .conversion.convert_sa2va import convert_sa2va as convert_sa2va
     from .conversion.convert_vip_llava import convert_vip_llava as convert_vip_llava
     from .conversion.errors import ConversionError as ConversionError
     from .evaluation.masked_input import MaskedAnswer as MaskedAnswer
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from .modeling.configuration_reasoning_segmentation import (
         ReasoningSegmentationConfig as ReasoningSegmentationConfig,
     )
+    from .modeling.configuration_sa2va import Sa2VaConfig as Sa2VaConfig
     from .modeling.modeling_attend_and_segment import (
         AttendAndSegmentForReasoningSegmentation as AttendAndSegmentForReasoningSegmentation,
     )
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
     from .modeling.modeling_reasoning_segmentation import (
         ComposedForReasoningSegmentation as ComposedForReasoningSegmentation,
     )
+    from .modeling.modeling_sa2va import Sa2VaForReasoningSegmentation as Sa2VaForReasoningSegmentation
     from .modeling.modeling_vip_llava import VipLlavaForConditionalGeneration as VipLlavaForConditionalGeneration
     from .processing.answer_stream import AnswerEnd as AnswerEnd
     from .processing.answer_stream import SegmentDrawn as SegmentDrawn
@@ -67,6 +70,7 @@ if TYPE_CHECKING:
         ReasoningSegmentationImageProcessor as ReasoningSegmentationImageProcessor,
     )
     from .processing.image_processing_reasoning_segmentation import SegmenterImageProcessor as SegmenterImageProcessor
+    from .processing.image_processing_sa2va import Sa2VaImageProcessor as Sa2VaImageProcessor
     from .processing.image_processing_vip_llava import DiffLmmImageProcessor as DiffLmmImageProcessor
     from .processing.image_processing_vip_llava import VipLlavaImageProcessor as VipLlavaImageProcessor
     from .processing.masked_images import MaskedImage as MaskedImage
@@ -84,6 +88,7 @@ if TYPE_CHECKING:
     from .processing.processing_reasoning_segmentation import (
         ReasoningSegmentationProcessor as ReasoningSegmentationProcessor,
     )
+    from .processing.processing_sa2va import Sa2VaProcessor as Sa2VaProcessor
     from .processing.processing_vip_llava import VipLlavaProcessor as VipLlavaProcessor
     from .processing.segments import Segment as Segment
     from .processing.segments import SegmentationResult as SegmentationResult

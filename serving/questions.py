@@ -144,6 +144,7 @@ def check_texts(processor: Any, asked: list[str], answered: list[str], limits: L
             ) from None
     tokenizer = processor.tokenizer
     slots = set(getattr(processor, "slot_tokens", {}).values())
+    slots |= set(tokenizer.convert_ids_to_tokens(sorted(getattr(processor, "shown_tokens", ()))))
     special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     special |= {*tokenizer.all_special_tokens, processor.image_token}
     for texts, reserved in ((asked, special | slots), (answered, special - slots)):

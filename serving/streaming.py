@@ -81,7 +81,7 @@ def stream_segmentation(
         ValueError: For several rows, answers or beams, now and not when the first event is asked for.
     """
     draws = _draws(model, processor)
-    options = _options_of(draws, reject_threshold, image_cache, generation_options)
+    options = _options_of(model, draws, reject_threshold, image_cache, generation_options)
     with torch.inference_mode():
         if draws:
             steps = model.stream_with_masks(**inputs, **options)
@@ -103,7 +103,7 @@ def segment_answer(
 ) -> SegmentationResult:
     """The result of [`stream_segmentation`], not streamed, so that beams are allowed."""
     draws = _draws(model, processor)
-    options = _options_of(draws, reject_threshold, image_cache, generation_options)
+    options = _options_of(model, draws, reject_threshold, image_cache, generation_options)
     with torch.inference_mode():
         if draws:
             output = model.generate_with_masks(**inputs, **options)
@@ -116,11 +116,15 @@ def _draws(model: Any, processor: Any) -> bool:
     return hasattr(model, "generate_with_masks") and hasattr(processor, "post_process_segmentation")
 
 
-def _options_of(draws: bool, reject_threshold: float | None, image_cache: Any, generation_options: dict) -> dict:
+def _options_of(
+    model: Any, draws: bool, reject_threshold: float | None, image_cache: Any, generation_options: dict
+) -> dict:
     """Keyword arguments of a generation."""
     if reject_threshold is not None and not draws:
         raise ValueError("reject_threshold is for models that draw masks; this one writes text alone. Leave it out.")
     given = {"reject_threshold": reject_threshold, "image_cache": image_cache}
+    if getattr(model.config, "prompt_slots", False):
+        given["prompt_slots"] = False  # what earlier answers of a conversation hold has been drawn
     return {**{name: value for name, value in given.items() if value is not None}, **generation_options}
 
 

@@ -25,6 +25,7 @@ from reasonseg.modeling.modeling_reasoning_segmentation import ComposedForReason
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
+from tests.support import recorded_sa2va
 from tests.support.forked_python import fork_server
 from tests.support.parity_data import PARITY
 from tests.support.parts import write_llava_next, write_sam2
@@ -34,7 +35,15 @@ from tests.support.recorded_attention import converted_repo, recorded_sam
 IMAGES = [PARITY / "lisa" / "images" / name for name in ("img0.png", "img1.png")]
 PHRASES = [["the dog", "a red cup"], ["the tree"]]
 TASK = "reasoning-segmentation"
-SYSTEMS = ("lisa", "gsva", "ivm", "reasoning_segmentation", "attend_and_segment", "attend_and_segment_with_difflmm")
+SYSTEMS = (
+    "lisa",
+    "gsva",
+    "sa2va",
+    "ivm",
+    "reasoning_segmentation",
+    "attend_and_segment",
+    "attend_and_segment_with_difflmm",
+)
 
 # Runs before everything else in the child: this package cannot be imported, and nothing can be reached.
 BLOCK = """
@@ -230,6 +239,8 @@ def repo(request, lisa_repo, gsva_repo, ivm_repo, difflmm_repo, tmp_path_factory
         return out
     if request.param == "attend_and_segment":
         return converted_repo()
+    if request.param == "sa2va":
+        return recorded_sa2va.converted_repo("llava")
     if request.param == "attend_and_segment_with_difflmm":
         out = tmp_path_factory.mktemp("with_difflmm") / "repo"
         convert_attend_and_segment(difflmm_repo, sam=recorded_sam(), out=out, phrase_extractor="rules")

@@ -1,4 +1,4 @@
-"""transformers' common model tests, on tiny LISA and GSVA models."""
+"""transformers' common model tests, on tiny LISA, GSVA and Sa2VA models."""
 
 import re
 import unittest
@@ -9,9 +9,11 @@ from transformers.testing_utils import torch_device
 
 from reasonseg.modeling.configuration_gsva import GsvaConfig
 from reasonseg.modeling.configuration_lisa import LisaConfig
+from reasonseg.modeling.configuration_sa2va import Sa2VaConfig
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
 from reasonseg.modeling.modeling_reasoning_segmentation import ComposedForReasoningSegmentation, rejected_by_argmax
+from reasonseg.modeling.modeling_sa2va import Sa2VaForReasoningSegmentation
 from reasonseg.registration import register
 from tests.common_mixins.segmenter_dtype import SegmenterDtypeTests
 from tests.common_mixins.transformers_mixins import modeling
@@ -43,10 +45,11 @@ class TinyModelTester:
     # BOS, image, question, answer with two slots, EOS
     seq_length = 1 + image_tokens + 6 + 5 + 1
 
-    def __init__(self, parent, config_class, answer: list[int]):
+    def __init__(self, parent, config_class, answer: list[int], **fields):
         self.parent = parent
         self.config_class = config_class
         self.answer = answer
+        self.fields = fields
 
     def get_config(self):
         vlm_config = tiny.llava_config()
@@ -61,6 +64,7 @@ class TinyModelTester:
             segmenter_config=segmenter_config,
             seg_token_id=SEG,
             rej_token_id=REJ if REJ in self.answer else None,
+            **self.fields,
         )
 
     def prepare_config_and_inputs_for_common(self):
@@ -77,6 +81,7 @@ class CommonModelTests(SegmenterDtypeTests, modeling.ModelTesterMixin, modeling.
     additional_model_inputs = ("pixel_values", "sam_pixel_values", "original_sizes", "reshaped_input_sizes")
     # Some parameters get none, see `UNUSED`; the test below names them, where the mixin's own wants every one.
     test_all_params_have_gradient = False
+    unused = UNUSED
 
     @classmethod
     def setUpClass(cls):
@@ -98,7 +103,7 @@ class CommonModelTests(SegmenterDtypeTests, modeling.ModelTesterMixin, modeling.
             model = model_class(config).to(torch_device).train()
             model(**self._prepare_for_class(inputs, model_class, return_labels=True)).loss.backward()
             without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-            assert without == {name for name, _ in model.named_parameters() if UNUSED.match(name)}
+            assert without == {name for name, _ in model.named_parameters() if self.unused.match(name)}
 
     def test_model_outputs_equivalence(self):
         # For its message the mixin subtracts even equal outputs, and `rejected` is bool, which has no subtraction.
@@ -114,6 +119,16 @@ class GsvaModelTest(CommonModelTests, unittest.TestCase):
 
     def setUp(self):
         self.model_tester = TinyModelTester(self, GsvaConfig, answer=[20, SEG, 21, REJ, 22])
+
+
+class Sa2VaModelTest(CommonModelTests, unittest.TestCase):
+    all_model_classes = (Sa2VaForReasoningSegmentation,)
+    # Its prompts are padded with points that are none.
+    unused = re.compile(UNUSED.pattern.replace("point_embed|not_a_point_embed", "point_embed"))
+
+    def setUp(self):
+        # Points are drawn anew in each call, and the mixins compare calls.
+        self.model_tester = TinyModelTester(self, Sa2VaConfig, answer=[20, SEG, 21, SEG, 22], mask_loss_points=0)
 
 
 class LisaModelTest(CommonModelTests, unittest.TestCase):

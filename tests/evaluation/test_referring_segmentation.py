@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from accelerate import PartialState
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor, SamModel
 
 from reasonseg.evaluation.image_results import ImageResult, ImageResults, ImageResultsError
@@ -21,7 +22,7 @@ from reasonseg.evaluation.referring_segmentation import LoadedImage, answer_imag
 from reasonseg.evaluation.registry import BENCHMARKS, EvaluationOptions, UnknownBenchmarkError
 from reasonseg.evaluation.report import write_report
 from reasonseg.processing.segments import mask_to_rle
-from tests.support import forked_runs
+from tests.support import forked_runs, recorded_sa2va
 from tests.support.recorded_data_sets import DATA_ROOT, recorded, recorded_arrays
 from tests.support.tiny import randomize
 
@@ -289,3 +290,33 @@ def test_predictions_of_expressions_are_numbered(tmp_path):
     numbers = BENCHMARKS["grefcoco"].evaluate(options).result.overall
     for name, expected in record["result"].items():
         assert numbers[name] == pytest.approx(expected, abs=2e-6, rel=0)
+
+
+def test_sa2va_writes_its_answers_and_all_of_their_masks_are_one():
+    repo = recorded_sa2va.converted_repo("qwen3_vl")
+    model, processor = AutoModel.from_pretrained(repo).eval(), AutoProcessor.from_pretrained(repo)
+    head = load_file(recorded_sa2va.SA2VA / "qwen3_vl" / "variant_segbias" / "lm_head.safetensors")
+    model.vlm.lm_head.weight.data.copy_(head["model.lm_head.weight"])
+    rules = rules_for(processor, "refcoco", "paper")
+    assert (rules.original, rules.mends()) == ("sa2va", [])
+    loaded = LoadedImage.load(0, AskedImages(DATA_ROOT, "val", rules)[0])
+    loaded.conversations = loaded.conversations[:1]
+    question = loaded.conversations[0].question
+    assert question == f"<image>\n Please segment {loaded.asked.texts[0].strip().lower()} in this image."
+    assert loaded.conversations[0].answer is None
+
+    image = np.asarray(loaded.image)
+    inputs = processor(images=[image], text=[question], return_tensors="pt")
+    assert "<|vision_end|>\n Please segment" in inputs.rows[0].conversation
+    output = model.generate_with_masks(**inputs, max_new_tokens=8, do_sample=False)
+    masks = [segment.mask for segment in processor.post_process_segmentation(output, inputs)[0].segments]
+    assert len(masks) > 1
+    free = rules_for(processor, "refcoco", "free")
+    assert "the first mask" in free.mends()[0]
+    for way, expected in ((rules, np.any(masks, axis=0)), (free, masks[0])):
+        answer = answer_images(model, processor, [loaded], way, 4, max_new_tokens=8)[0][0]
+        assert answer.decision == "segmented"
+        assert np.array_equal(answer.mask, expected)
+    for data_set in ("reasonseg", "grefcoco"):
+        with pytest.raises(UnknownBenchmarkError, match=f"Sa2VA has no evaluation on {data_set}.*free or fixed"):
+            rules_for(processor, data_set, "paper")

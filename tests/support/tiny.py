@@ -8,6 +8,7 @@ from transformers import (
     LlavaNextConfig,
     PreTrainedConfig,
     Qwen2_5_VLConfig,
+    Qwen3VLConfig,
     Sam2Config,
     Sam2HieraDetConfig,
     Sam2MaskDecoderConfig,
@@ -27,9 +28,11 @@ from transformers import (
 from reasonseg.modeling.configuration_difflmm import DiffLmmConfig
 from reasonseg.modeling.configuration_gsva import GsvaConfig
 from reasonseg.modeling.configuration_ivm import IvmConfig
+from reasonseg.modeling.configuration_sa2va import Sa2VaConfig
 from reasonseg.modeling.modeling_difflmm import DiffLmmForConditionalGeneration
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
 from reasonseg.modeling.modeling_ivm import IvmForVisualMasking
+from reasonseg.modeling.modeling_sa2va import Sa2VaForReasoningSegmentation
 
 
 VOCAB_SIZE = 64
@@ -96,6 +99,24 @@ def qwen2_5_vl_config() -> Qwen2_5_VLConfig:
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 1, 1]},
         },
         vision_config={**QWEN_VISION, "window_size": 56, "fullatt_block_indexes": [1]},
+        image_token_id=IMAGE,
+        **QWEN_TOKENS,
+    )
+
+
+def qwen3_vl_config() -> Qwen3VLConfig:
+    return Qwen3VLConfig(
+        text_config={
+            **TEXT,
+            "head_dim": 8,
+            "rope_parameters": {
+                "rope_type": "default",
+                "rope_theta": 10000.0,
+                "mrope_section": [2, 1, 1],
+                "mrope_interleaved": True,
+            },
+        },
+        vision_config={**QWEN_VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
         image_token_id=IMAGE,
         **QWEN_TOKENS,
     )
@@ -188,6 +209,19 @@ def gsva_config(vlm_config=None, segmenter_config=None, **fields) -> GsvaConfig:
             **fields,
         }
     )
+
+
+def sa2va_model(vlm_config=None, seed: int = 0, **fields) -> Sa2VaForReasoningSegmentation:
+    config = Sa2VaConfig(
+        **{
+            "vlm_config": vlm_config or qwen3_vl_config(),
+            "segmenter_config": sam2_config(),
+            "seg_token_id": SEG,
+            "mask_loss_points": 128,
+            **fields,
+        }
+    )
+    return randomize(Sa2VaForReasoningSegmentation(config), seed=seed)
 
 
 def difflmm_config(**fields) -> DiffLmmConfig:

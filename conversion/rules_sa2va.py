@@ -1,0 +1,176 @@
+"""Rename tables of Sa2VA's published folders: a vision-language model of transformers, SAM 2 and two Linears."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from .errors import ConversionError
+from .recognition import UNKNOWN_SIZE, Recognised, Shapes, described
+from .rules import ROWS, WEIGHT, Rule, RuleTable
+from .rules_lisa_gsva import PROJECTOR, SEGMENTER, VISION_TOWER, VLM
+
+
+GROUNDING = "grounding_encoder.sam2_model."
+# One matrix there serves points, boxes and the image grid; Sam2Model has two copies of it.
+POSITIONS = f"{SEGMENTER}shared_image_embedding.positional_embedding"
+POSITIONS_OF_POINTS = f"{SEGMENTER}prompt_encoder.shared_embedding.positional_embedding"
+_EMBEDDING = "model.model.language_model.embed_tokens.weight"
+_VIDEO = "only videos need it: it remembers earlier frames"
+_MEMORY = (
+    "memory_attention.{rest}",
+    "memory_encoder.{rest}",
+    "maskmem_tpos_enc",
+    "no_mem_pos_enc",
+    "no_obj_ptr",
+    "obj_ptr_proj.{rest}",
+    "mask_downsample.{leaf}",
+)
+# Hidden size and vocabulary rows of the published checkpoints.
+_PUBLISHED = {
+    (2048, 151674): "Sa2VA-Qwen3-VL-2B",
+    (2560, 151674): "Sa2VA-Qwen3-VL-4B",
+    (2048, 151670): "Sa2VA-Qwen2_5-VL-3B",
+    (3584, 151670): "Sa2VA-Qwen2_5-VL-7B",
+    (4096, 32007): "Sa2VA-LLaVA-1.5-7B",
+}
+
+
+def sam2_table(source: str = GROUNDING, target: str = SEGMENTER) -> RuleTable:
+    """SAM 2's own names (prefixed with `source`) to `Sam2Model`'s (prefixed with `target`)."""
+    trunk, backbone = "image_encoder.trunk.", "vision_encoder.backbone."
+    two_layers = ("proj_in", "proj_out")
+    three_layers = ("proj_in", "layers.0", "proj_out")
+    transformer = "transformer."
+    pairs = [
+        (f"{trunk}pos_embed", f"{backbone}pos_embed"),
+        (f"{trunk}pos_embed_window", f"{backbone}pos_embed_window"),
+        (f"{trunk}patch_embed.proj.{{leaf}}", f"{backbone}patch_embed.projection.{{leaf}}"),
+        (f"{trunk}blocks.{{n}}.norm{{m}}.{{leaf}}", f"{backbone}blocks.{{n}}.layer_norm{{m}}.{{leaf}}"),
+        *(
+            (f"{trunk}blocks.{{n}}.mlp.layers.{index}.{{leaf}}", f"{backbone}blocks.{{n}}.mlp.{layer}.{{leaf}}")
+            for index, layer in enumerate(two_layers)
+        ),
+        (f"{trunk}blocks.{{n}}.attn.{{rest}}", f"{backbone}blocks.{{n}}.attn.{{rest}}"),
+        (f"{trunk}blocks.{{n}}.proj.{{leaf}}", f"{backbone}blocks.{{n}}.proj.{{leaf}}"),
+        ("image_encoder.neck.convs.{n}.conv.{leaf}", "vision_encoder.neck.convs.{n}.{leaf}"),
+        ("no_mem_embed", "no_memory_embedding"),
+        (
+            "sam_prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+            "shared_image_embedding.positional_embedding",
+        ),
+        ("sam_prompt_encoder.not_a_point_embed.weight", "prompt_encoder.not_a_point_embed.weight"),
+        ("sam_prompt_encoder.no_mask_embed.weight", "prompt_encoder.no_mask_embed.weight"),
+        *(
+            (f"sam_prompt_encoder.mask_downscaling.{index}.{{leaf}}", f"prompt_encoder.mask_embed.{layer}.{{leaf}}")
+            for index, layer in ((0, "conv1"), (1, "layer_norm1"), (3, "conv2"), (4, "layer_norm2"), (6, "conv3"))
+        ),
+        *(
+            (f"sam_mask_decoder.{token}.weight", f"mask_decoder.{token}.weight")
+            for token in ("iou_token", "mask_tokens", "obj_score_token")
+        ),
+        *((f"sam_mask_decoder.{conv}.{{leaf}}", f"mask_decoder.{conv}.{{leaf}}") for conv in ("conv_s0", "conv_s1")),
+        *(
+            (f"sam_mask_decoder.output_upscaling.{index}.{{leaf}}", f"mask_decoder.upscale_{layer}.{{leaf}}")
+            for index, layer in ((0, "conv1"), (1, "layer_norm"), (3, "conv2"))
+        ),
+        *(
+            (f"sam_mask_decoder.{head}.layers.{index}.{{leaf}}", f"mask_decoder.{head}.{layer}.{{leaf}}")
+            for head in ("iou_prediction_head", "pred_obj_score_head", "output_hypernetworks_mlps.{n}")
+            for index, layer in enumerate(three_layers)
+        ),
+        *(
+            (
+                f"sam_mask_decoder.{transformer}layers.{{n}}.mlp.layers.{index}.{{leaf}}",
+                f"mask_decoder.{transformer}layers.{{n}}.mlp.{layer}.{{leaf}}",
+            )
+            for index, layer in enumerate(two_layers)
+        ),
+        (
+            f"sam_mask_decoder.{transformer}layers.{{n}}.norm{{m}}.{{leaf}}",
+            f"mask_decoder.{transformer}layers.{{n}}.layer_norm{{m}}.{{leaf}}",
+        ),
+        (
+            f"sam_mask_decoder.{transformer}norm_final_attn.{{leaf}}",
+            f"mask_decoder.{transformer}layer_norm_final_attn.{{leaf}}",
+        ),
+        *(
+            (
+                f"sam_mask_decoder.{transformer}{attention}.out_proj.{{leaf}}",
+                f"mask_decoder.{transformer}{attention}.o_proj.{{leaf}}",
+            )
+            for attention in _attentions()
+        ),
+        *(
+            (
+                f"sam_mask_decoder.{transformer}{attention}.{letter}_proj.{{leaf}}",
+                f"mask_decoder.{transformer}{attention}.{letter}_proj.{{leaf}}",
+            )
+            for attention in _attentions()
+            for letter in "qkv"
+        ),
+    ]
+    rules = [Rule(source + old, target + new) for old, new in pairs]
+    # One embedding per kind of point there, one matrix with a row for each here.
+    rules += [
+        Rule(f"{source}sam_prompt_encoder.point_embeddings.{row}.weight", f"{target}prompt_encoder.point_embed.weight",
+             part=part)
+        for row, part in enumerate((WEIGHT, *ROWS))
+    ]  # fmt: skip
+    rules += [Rule(source + name, None, reason=_VIDEO) for name in _MEMORY]
+    return RuleTable(rules, "SAM 2")
+
+
+def _attentions() -> list[str]:
+    in_layer = ("self_attn", "cross_attn_token_to_image", "cross_attn_image_to_token")
+    return [*(f"layers.{{n}}.{name}" for name in in_layer), "final_attn_token_to_image"]
+
+
+def sa2va_table(names: Collection[str]) -> RuleTable:
+    """All names of a published Sa2VA.
+
+    Raises:
+        ConversionError: The names are those of another kind of Sa2VA, or of something else.
+    """
+    check_kind(names)
+    rules = [
+        # transformers 5 has left the level of CLIP's tower out.
+        Rule("model.model.vision_tower.vision_model.{rest}", f"{VISION_TOWER}{{rest}}", optional=True),
+        Rule("model.{rest}", f"{VLM}{{rest}}"),
+        Rule("text_hidden_fcs.0.{leaf}", f"{PROJECTOR}linear_1.{{leaf}}"),
+        Rule("text_hidden_fcs.2.{leaf}", f"{PROJECTOR}linear_2.{{leaf}}"),
+        *sam2_table().rules,
+    ]
+    return RuleTable(rules, "Sa2VA")
+
+
+def check_kind(names: Collection[str]) -> None:
+    """Refuse what is no Sa2VA on Qwen-VL or LLaVA with SAM 2.
+
+    Raises:
+        ConversionError: See above.
+    """
+    has_projector = any(name.startswith("text_hidden_fcs.") for name in names)
+    if any(name.startswith(f"{GROUNDING}backbone.vision_backbone.") for name in names):
+        raise ConversionError(
+            "This is a Sa2VA with SAM 3, whose grounding encoder is not converted: there is nothing to check its "
+            "translation against yet.",
+            next_step="Convert one with SAM 2, such as ByteDance/Sa2VA-Qwen3-VL-4B.",
+        )
+    if has_projector and any(name.startswith(("vision_model.", "mlp1.")) for name in names):
+        raise ConversionError(
+            "This is a Sa2VA on InternVL, whose remote code differs from transformers' InternVL; it is not converted.",
+            next_step="Convert one on Qwen-VL or LLaVA, such as ByteDance/Sa2VA-Qwen3-VL-4B.",
+        )
+    if not has_projector or not any(name.startswith(GROUNDING) for name in names) or _EMBEDDING not in names:
+        raise ConversionError(
+            f"Not a Sa2VA checkpoint, which holds `{_EMBEDDING}`, `{GROUNDING}` and `text_hidden_fcs`.",
+            next_step="Pass the whole published folder.",
+        )
+
+
+def recognise_sa2va(shapes: Shapes) -> Recognised:
+    """Sa2VA, told from others by its SAM 2."""
+    table = sa2va_table(shapes)
+    rows, hidden_size = shapes[_EMBEDDING]
+    variant = _PUBLISHED.get((hidden_size, rows), f"{UNKNOWN_SIZE}: hidden size {hidden_size}, {rows} vocabulary rows")
+    return described("sa2va", variant, table, shapes)

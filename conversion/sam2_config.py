@@ -1,0 +1,139 @@
+"""The config of a SAM 2, read off the shapes of its parameters."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import Sam2Config
+
+from .errors import ConversionError
+
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+_OPTIONS = ("num_attention_heads", "window_size_per_stage", "global_attention_blocks")
+# What no weight shows of the published Hieras, by the width and the blocks of their stages: heads of the first stage,
+# windows, blocks that attend to everything.
+_PUBLISHED = {
+    (96, (1, 2, 7, 2)): (1, (8, 4, 14, 7), (5, 7, 9)),
+    (96, (1, 2, 11, 2)): (1, (8, 4, 14, 7), (7, 10, 13)),
+    (112, (2, 3, 16, 3)): (2, (8, 4, 14, 7), (12, 16, 20)),
+    (144, (2, 6, 36, 4)): (2, (8, 4, 16, 8), (23, 33, 43)),
+}
+_IMAGE_SIZE = 1024
+_PATCH_STRIDE, _STAGES = 4, 4
+_DECODER_HEADS = 8
+_BACKBONE, _DECODER = "vision_encoder.backbone", "mask_decoder"
+
+
+def read_sam2_config(shapes: Shapes, options: Mapping[str, Any] | None = None) -> Sam2Config:
+    """Build the config of a SAM 2 for images of 1024 x 1024 pixels from the shapes of its parameters.
+
+    Args:
+        shapes (`Mapping[str, tuple[int, ...]]`): Shapes by `Sam2Model` parameter name.
+        options (`Mapping[str, Any]`, *optional*): `num_attention_heads` of the first stage (each has twice those
+            of the one before), `window_size_per_stage` and `global_attention_blocks` of an image encoder of none of
+            the published sizes, whose weights do not show them.
+
+    Raises:
+        ConversionError: Parameters are missing, or leave a size open.
+    """
+    widths = _widths(shapes)
+    stages = list(dict.fromkeys(widths))
+    if len(stages) != _STAGES:
+        raise ConversionError(
+            f"SAM 2's image encoder has blocks of the widths {stages}; it has four stages of different widths.",
+            next_step="Pass a checkpoint that holds the whole SAM 2.",
+        )
+    blocks = tuple(widths.count(width) for width in stages)
+    heads, windows, global_blocks = _attention(stages[0], blocks, dict(options or {}))
+    hidden_size = _shape(shapes, f"{_DECODER}.iou_token.weight")[1]
+    transformer = f"{_DECODER}.transformer"
+    grids = [_IMAGE_SIZE // (_PATCH_STRIDE * 2**level) for level in range(_STAGES - 1)]
+    return Sam2Config(
+        vision_config={
+            "backbone_config": {
+                "model_type": "sam2_hiera_det_model",
+                "hidden_size": stages[0],
+                "num_attention_heads": heads,
+                "image_size": [_IMAGE_SIZE, _IMAGE_SIZE],
+                "blocks_per_stage": list(blocks),
+                "embed_dim_per_stage": stages,
+                "num_attention_heads_per_stage": [heads * 2**stage for stage in range(_STAGES)],
+                "window_size_per_stage": list(windows),
+                "window_positional_embedding_background_size": list(_shape(shapes, f"{_BACKBONE}.pos_embed")[-2:]),
+                "global_attention_blocks": list(global_blocks),
+            },
+            "backbone_channel_list": stages[::-1],
+            "backbone_feature_sizes": [[grid, grid] for grid in grids],
+            "fpn_hidden_size": _shape(shapes, "vision_encoder.neck.convs.0.weight")[0],
+        },
+        prompt_encoder_config={
+            "hidden_size": hidden_size,
+            "image_size": _IMAGE_SIZE,
+            "mask_input_channels": _shape(shapes, "prompt_encoder.mask_embed.conv2.weight")[0],
+            "num_point_embeddings": _shape(shapes, "prompt_encoder.point_embed.weight")[0],
+        },
+        mask_decoder_config={
+            "hidden_size": hidden_size,
+            "mlp_dim": _shape(shapes, f"{transformer}.layers.0.mlp.proj_in.weight")[0],
+            "num_hidden_layers": _count(shapes, rf"{transformer}\.layers\.(\d+)\.mlp\.proj_in\.weight"),
+            "num_attention_heads": _DECODER_HEADS,
+            "attention_downsample_rate": hidden_size
+            // _shape(shapes, f"{transformer}.final_attn_token_to_image.q_proj.weight")[0],
+            "num_multimask_outputs": _shape(shapes, f"{_DECODER}.mask_tokens.weight")[0] - 1,
+            "iou_head_depth": 2 + _count(shapes, rf"{_DECODER}\.iou_prediction_head\.layers\.(\d+)\.weight"),
+            "iou_head_hidden_dim": _shape(shapes, f"{_DECODER}.iou_prediction_head.proj_in.weight")[0],
+        },
+    )
+
+
+def _attention(
+    width: int, blocks: tuple[int, ...], options: dict[str, Any]
+) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """Heads of the first stage, windows by stage, blocks with global attention."""
+    if unknown := set(options) - set(_OPTIONS):
+        raise ConversionError(f"Unknown SAM 2 options {sorted(unknown)}; allowed are {', '.join(_OPTIONS)}.")
+    known = _PUBLISHED.get((width, blocks))
+    if known is None and (missing := [name for name in _OPTIONS if name not in options]):
+        raise ConversionError(
+            f"SAM 2's image encoder (width {width}, {list(blocks)} blocks) is none of the published ones, and its "
+            f"weights do not show {', '.join(missing)}.",
+            next_step='Pass sam_options={"num_attention_heads": 2, "window_size_per_stage": [8, 4, 16, 8], '
+            '"global_attention_blocks": [23, 33, 43]}, with the values it was built with.',
+        )
+    values = [options.get(name, usual) for name, usual in zip(_OPTIONS, known or (None,) * 3, strict=True)]
+    heads, windows, global_blocks = values
+    numbers = (heads, *windows, *global_blocks) if all(isinstance(v, list | tuple) for v in values[1:]) else (None,)
+    if not all(type(number) is int for number in numbers) or len(windows) != _STAGES or width % max(heads, 1):
+        raise ConversionError(
+            f"SAM 2's image encoder cannot have {heads!r} heads, windows {windows!r} and global blocks "
+            f"{global_blocks!r}; give a whole number that divides {width}, {_STAGES} whole numbers, and a list."
+        )
+    return heads, tuple(windows), tuple(global_blocks)
+
+
+def _widths(shapes: Shapes) -> list[int]:
+    """The width of each block's output."""
+    count = _count(shapes, rf"{_BACKBONE}\.blocks\.(\d+)\.attn\.qkv\.weight")
+    return [_shape(shapes, f"{_BACKBONE}.blocks.{block}.attn.qkv.weight")[0] // 3 for block in range(count)]
+
+
+def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
+    if name not in shapes:
+        raise ConversionError(
+            f"SAM 2's parameter {name!r} is missing.", next_step="Pass a checkpoint that holds the whole SAM 2."
+        )
+    return shapes[name]
+
+
+def _count(shapes: Shapes, pattern: str) -> int:
+    numbers = {int(match[1]) for name in shapes if (match := re.fullmatch(pattern, name))}
+    if len(numbers) != max(numbers, default=-1) + 1:
+        raise ConversionError(
+            f"SAM 2's layers are numbered up to {max(numbers)}, but there are {len(numbers)} ({pattern}).",
+            next_step="Pass a checkpoint that holds the whole SAM 2.",
+        )
+    return len(numbers)

@@ -1,0 +1,165 @@
+"""Sa2VA's processor: prompts of its three vision-language models, both views of the image, `[SEG]` and `<p>`."""
+
+from typing import TYPE_CHECKING, Any
+
+from transformers.processing_utils import MultiModalData
+
+from .chat import GENERIC_WORDING, IMAGE_TOKEN
+from .chat_processor import LlavaChatProcessor
+from .slot_processor import SEG_TOKEN, SlotProcessor
+
+
+if TYPE_CHECKING:
+    # So that it travels with a saved processor: files named in such lines are copied.
+    from .image_processing_sa2va import Sa2VaImageProcessor  # noqa: F401
+
+
+# The question of the authors' RefCOCO evaluation; the line break is what they leave of "<image>\n". Training has many
+# others, and as many answers.
+SA2VA_WORDING = {
+    **GENERIC_WORDING,
+    "question": "\n Please segment {phrases} in this image.",
+    "questions": "\n Please segment {phrases} in this image.",
+    "answer": "Sure, {seg}.",
+    "item": "{phrase} {seg}",
+}
+# The LLaVA variant's template writes the line break itself.
+SA2VA_LLAVA_WORDING = {**SA2VA_WORDING, **dict.fromkeys(("question", "questions"), SA2VA_WORDING["question"][1:])}
+
+PHRASE_TOKENS = ("<p>", "</p>")
+REGION_TOKENS = ("<vp>", "</vp>")
+ADDED_TOKENS = (SEG_TOKEN, *PHRASE_TOKENS, *REGION_TOKENS)
+"""What training adds to the tokenizer, in this order."""
+
+# LLaVA's turns without a system message, and without a space before the answer.
+SA2VA_LLAVA_TEMPLATE = """\
+{%- macro text_of(content) -%}
+  {%- if content is string -%}{{ content }}{%- else -%}
+    {%- for part in content -%}{%- if part['type'] == 'text' -%}{{ part['text'] }}{%- endif -%}{%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- for message in messages -%}
+  {%- set text = text_of(message['content']) -%}
+  {%- if message['role'] == 'user' -%}
+    {{- 'USER: ' -}}
+    {%- if message['content'] is not string -%}
+      {%- for part in message['content'] -%}
+        {%- if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endif -%}
+      {%- endfor -%}
+    {%- endif -%}
+    {{- text + ' ' -}}
+  {%- elif message['role'] == 'assistant' -%}
+    {{- 'ASSISTANT:' -}}
+    {%- generation -%}{{- text + '</s>' -}}{%- endgeneration -%}
+  {%- else -%}
+    {{- raise_exception('Roles are user and assistant; this model knows no system message.') -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"""
+
+
+class Sa2VaProcessor(SlotProcessor, LlavaChatProcessor):
+    r"""
+    Turns images and questions into inputs of [`Sa2VaForReasoningSegmentation`], and its outputs into segments.
+
+    A message may hold `<image>`, as the original's messages do. On Qwen-VL it is taken out; on LLaVA the image takes
+    its place. A text that holds the words of the chat template around it is a whole prompt.
+
+    Args:
+        image_processor:
+            [`Sa2VaImageProcessor`] for Qwen-VL, [`ReasoningSegmentationImageProcessor`] for LLaVA; makes both views.
+        tokenizer (`PreTrainedTokenizerBase`): Knows `image_token`, `seg_token`, `<p>` and `</p>`.
+        patch_size, vision_feature_select_strategy, num_additional_image_tokens:
+            Of LLaVA's image tokens; Qwen-VL's follow from the image processor.
+        chat_template (`str`, *optional*): Qwen-VL's own; LLaVA's without a system message by default.
+        image_token (`str`): What stands for an image in prompts.
+        seg_token (`str`): The token that asks for a mask.
+        wording (`dict`, *optional*): Fields of the checkpoint's wording of phrases that differ from `default_wording`.
+
+    Example:
+        ```python
+        inputs = processor(images=image, phrases=["the red cup"], return_tensors="pt")
+        result = processor.post_process_segmentation(model(**inputs), inputs)[0]
+        ```
+    """
+
+    default_wording = SA2VA_WORDING
+
+    def __init__(
+        self,
+        image_processor=None,
+        tokenizer=None,
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        chat_template=None,
+        image_token=IMAGE_TOKEN,
+        num_additional_image_tokens=1,
+        seg_token=SEG_TOKEN,
+        wording=None,
+        **kwargs,
+    ):
+        self._set_slots(seg_token, None, wording)
+        super().__init__(
+            image_processor,
+            tokenizer,
+            patch_size,
+            vision_feature_select_strategy,
+            SA2VA_LLAVA_TEMPLATE if chat_template is None else chat_template,
+            image_token,
+            num_additional_image_tokens,
+            template=None,
+        )
+        self.image_token_ids = [self.image_token_id]
+
+    @property
+    def _segmenter_view(self) -> Any:
+        return self.image_processor
+
+    @property
+    def _sees_patches(self) -> bool:
+        """Whether the vision-language model is a Qwen-VL."""
+        return hasattr(self.image_processor, "merge_size")
+
+    # ---- prompts ------------------------------------------------------------------------------------------------
+
+    def _options(self, kwargs):
+        options = super()._options(kwargs)
+        # By them Qwen-VL finds the positions of its tokens.
+        return {**options, "return_mm_token_type_ids": options["return_mm_token_type_ids"] or self._sees_patches}
+
+    def _prompt_row(self, message, answer, apply_template, has_images):
+        if apply_template is not False and IMAGE_TOKEN in message:
+            if self._sees_patches:
+                message = message.replace(IMAGE_TOKEN, "")
+            elif apply_template is None and (markers := self._markers()) and markers.before.strip() not in message:
+                message = self._render([{"role": "user", "content": message}], True)
+        return super()._prompt_row(message, answer, apply_template, has_images)
+
+    def replace_image_token(self, image_inputs, image_idx, **kwargs) -> str:
+        """The image token as often as the image has features."""
+        if "image_grid_thw" not in image_inputs:
+            return super().replace_image_token(image_inputs, image_idx, **kwargs)
+        merged = kwargs.get("merge_size") or self.image_processor.merge_size
+        return self.image_token * (int(image_inputs["image_grid_thw"][image_idx].prod()) // merged**2)
+
+    def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
+        if image_sizes is None or not self._sees_patches:
+            return super()._get_num_multimodal_tokens(image_sizes, **kwargs)
+        options = self._merge_kwargs(**kwargs)["images_kwargs"]
+        merged = options.get("merge_size") or self.image_processor.merge_size
+        patches = [self.image_processor.get_number_of_image_patches(*size, options) for size in image_sizes]
+        return MultiModalData(num_image_tokens=[number // merged**2 for number in patches], num_image_patches=patches)
+
+    def _view_size(self, images_kwargs):
+        size = images_kwargs.get("size") or self.image_processor.size
+        return size["height"], size["width"]
+
+    # ---- answers ------------------------------------------------------------------------------------------------
+
+    @property
+    def shown_tokens(self) -> set[int]:
+        """Ids of the special tokens that belong to an answer: those around phrases and regions."""
+        return set(self.tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS))) - {None, self.tokenizer.unk_token_id}
+
+
+__all__ = ["ADDED_TOKENS", "SA2VA_LLAVA_TEMPLATE", "SA2VA_LLAVA_WORDING", "SA2VA_WORDING", "Sa2VaProcessor"]

@@ -1,0 +1,172 @@
+"""The converted Sa2VA checkpoints against what the original code computed from the same weights."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from reasonseg.modeling.modeling_sa2va import Sa2VaForReasoningSegmentation
+from reasonseg.processing.processing_sa2va import Sa2VaProcessor
+from tests.support.recorded_sa2va import (
+    FAMILIES,
+    SA2VA,
+    converted_repo,
+    meta,
+    recorded_case,
+    recorded_image,
+    recorded_masks,
+)
+
+
+CASES = {
+    "qwen3_vl": ["img0_single", "img0_multi", "img1_single_pil", "quirk_seg_in_question"],
+    "llava": ["img0_single", "img1_multi", "img0_no_tag"],
+}
+GIVEN = [(family, case) for family in FAMILIES for case in CASES[family]]
+CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    """Model, processor and each image encoded once, by family."""
+    by_family = {}
+    for family in FAMILIES:
+        repo = converted_repo(family)
+        model = Sa2VaForReasoningSegmentation.from_pretrained(repo).eval()
+        by_family[family] = SimpleNamespace(model=model, processor=Sa2VaProcessor.from_pretrained(repo), caches={})
+    return by_family
+
+
+def inputs_and_cache(system, family, case, answer):
+    """What the processor makes of a case, and the encoded image, which cases share."""
+    inputs = system.processor(
+        images=[recorded_image(family, case)], text=meta(family)[case]["text"], answer=answer, return_tensors="pt"
+    )
+    number = case[:4] + ("torchvision" if case in ("img1_single", "img1_multi") else "")
+    if number not in system.caches:
+        with torch.no_grad():
+            system.caches[number] = system.model.encode_image(**inputs)
+    return inputs, system.caches[number]
+
+
+@pytest.mark.parametrize(("family", "case"), GIVEN)
+@torch.no_grad()
+def test_a_given_answer(loaded, family, case):
+    system, recorded, known = loaded[family], recorded_case(family, case), meta(family)[case]
+    inputs, cache = inputs_and_cache(system, family, case, known["answer"])
+    end = recorded["sequences"][-1]
+    # What the template writes after the end token is not generated.
+    ids = inputs["input_ids"][0, : len(recorded["sequences"])]
+    assert torch.equal(ids, recorded["sequences"])
+    assert inputs["input_ids"][0, len(ids) - 1] == end
+
+    output = system.model(**inputs, image_cache=cache)
+    assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"]
+    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **CLOSE)
+    torch.testing.assert_close(output.prompt_embeddings[0], recorded["prompts"], **CLOSE)
+    best = torch.tensor(known["best"])
+    chosen = torch.arange(len(best)), best
+    torch.testing.assert_close(output.mask_scores[0], recorded["iou"][chosen], **CLOSE)
+    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **CLOSE)
+
+    result = system.processor.post_process_segmentation(output, inputs)[0]
+    masks = np.stack([segment.mask for segment in result.segments])
+    wrong = (masks != recorded_masks(family, case, masks.shape[-1])).sum((1, 2))
+    assert wrong.max() <= 3
+
+
+@pytest.mark.parametrize(("family", "case"), [("qwen3_vl", "img0_single"), ("llava", "img0_single")])
+def test_both_views(loaded, family, case):
+    inputs = loaded[family].processor(images=[recorded_image(family, case)], return_tensors="pt")
+    recorded = recorded_case(family, case)
+    views = {"sam_pixel_values_s32": inputs["sam_pixel_values"][..., ::32, ::32]}
+    if family == "qwen3_vl":
+        views["pixel_values_r64c16"] = inputs["pixel_values"][::64, ::16]
+        assert torch.equal(inputs["image_grid_thw"], recorded["image_grid_thw"])
+    else:
+        views["pixel_values"] = inputs["pixel_values"]
+    for name, view in views.items():
+        torch.testing.assert_close(view, recorded[name], atol=1e-6, rtol=0)
+
+
+def test_the_second_resize_of_qwen_is_pillows(loaded):
+    processor = loaded["qwen3_vl"].processor
+    image = recorded_image("qwen3_vl", "img1_single")
+    for case, options in (("img1_single_pil", {}), ("single_resize_pil/img1", {"resize_twice": False})):
+        view = processor.image_processor([image], return_tensors="pt", **options)["pixel_values"][::64, ::16]
+        torch.testing.assert_close(view, recorded_case("qwen3_vl", case)["pixel_values_r64c16"], atol=1e-6, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", ["img1_single", "img1_multi"])
+def test_torchvisions_second_resize_is_close(loaded, case):
+    """The original's own resizing differs by one or two of 255 levels."""
+    system, recorded, known = loaded["qwen3_vl"], recorded_case("qwen3_vl", case), meta("qwen3_vl")[case]
+    inputs, cache = inputs_and_cache(system, "qwen3_vl", case, known["answer"])
+    output = system.model(**inputs, image_cache=cache)
+    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], atol=2e-3, rtol=0)
+    chosen = torch.arange(len(known["best"])), torch.tensor(known["best"])
+    torch.testing.assert_close(output.mask_scores[0], recorded["iou"][chosen], atol=1e-3, rtol=0)
+    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], atol=1e-2, rtol=0)
+    result = system.processor.post_process_segmentation(output, inputs)[0]
+    masks = np.stack([segment.mask for segment in result.segments])
+    assert (masks != recorded_masks("qwen3_vl", case, masks.shape[-1])).sum() <= 20 * len(masks)
+
+
+@pytest.fixture(scope="module")
+def writing(loaded):
+    """The Qwen that writes `[SEG]` by itself."""
+    system = loaded["qwen3_vl"]
+    head = load_file(SA2VA / "qwen3_vl" / "variant_segbias" / "lm_head.safetensors")["model.lm_head.weight"]
+    own = system.model.vlm.lm_head.weight.data.clone()
+    system.model.vlm.lm_head.weight.data.copy_(head)
+    yield system
+    system.model.vlm.lm_head.weight.data.copy_(own)
+
+
+def test_an_answer_of_its_own(writing):
+    """Three [SEG], the last of which ends the answer and has no state."""
+    recorded, known = recorded_case("qwen3_vl", "img0_free"), meta("qwen3_vl")["img0_free"]
+    inputs, cache = inputs_and_cache(writing, "qwen3_vl", "img0_free", None)
+    assert torch.equal(inputs["input_ids"], recorded["input_ids"])
+    output = writing.model.generate_with_masks(**inputs, image_cache=cache, max_new_tokens=10)
+    assert torch.equal(output.sequences[0], recorded["sequences"])
+    assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"][:2]
+    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **CLOSE)
+    chosen = torch.arange(2), torch.tensor(known["best"])
+    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **CLOSE)
+    result = writing.processor.post_process_segmentation(output, inputs)[0]
+    assert result.text == known["prediction"].strip()
+    assert [result.text[slice(*segment.span)] for segment in result.segments] == ["[SEG]", "[SEG]"]
+
+
+def test_a_slot_of_the_question_has_a_mask_too_unless_it_is_not_wanted(loaded):
+    system, case = loaded["qwen3_vl"], "quirk_seg_in_question"
+    recorded, known = recorded_case("qwen3_vl", case), meta("qwen3_vl")[case]
+    inputs, cache = inputs_and_cache(system, "qwen3_vl", case, None)
+    assert torch.equal(inputs["input_ids"], recorded["input_ids"])
+    answer = iter(known["answer_ids"])
+
+    def forced(_, scores):
+        token = next(answer)
+        return torch.full_like(scores, -1e9).index_fill(1, torch.tensor([token]), 0.0)
+
+    output = system.model.generate_with_masks(
+        **inputs, image_cache=cache, max_new_tokens=16, logits_processor=[forced]
+    )
+    assert torch.equal(output.sequences[0], recorded["sequences"])
+    assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"]
+    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **CLOSE)
+    chosen = torch.arange(2), torch.tensor(known["best"])
+    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **CLOSE)
+    segments = system.processor.post_process_segmentation(output, inputs)[0].segments
+    assert [segment.span is None for segment in segments] == [True, False]
+
+    answer = iter(known["answer_ids"])
+    output = system.model.generate_with_masks(
+        **inputs, image_cache=cache, max_new_tokens=16, logits_processor=[forced], prompt_slots=False
+    )
+    assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"][1:]
+    assert len(system.processor.post_process_segmentation(output, inputs)[0].segments) == 1

@@ -1,0 +1,83 @@
+"""The recorded Sa2VA checkpoints on Qwen3-VL and LLaVA, converted, and what the original made of them."""
+
+import atexit
+import json
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from reasonseg.conversion.convert_sa2va import convert_sa2va
+from tests.support.parity_data import PARITY
+
+
+SA2VA = PARITY / "sa2va"
+FAMILIES = ("qwen3_vl", "llava")
+
+
+@cache
+def meta(family: str) -> dict:
+    return json.loads((SA2VA / family / "meta.json").read_text(encoding="utf-8"))
+
+
+@cache
+def tensors(family: str) -> dict[str, torch.Tensor]:
+    """By `case/name`; shared, so do not write to them."""
+    return load_file(SA2VA / family / "tensors.safetensors")
+
+
+def recorded_case(family: str, case: str) -> dict[str, torch.Tensor]:
+    return {name[len(case) + 1 :]: value for name, value in tensors(family).items() if name.startswith(f"{case}/")}
+
+
+def recorded_image(family: str, case: str) -> Image.Image:
+    number = meta(family)[case].get("image_index", 0 if "img1" not in case else 1)
+    return Image.open(SA2VA / "images" / f"img{number}.png").convert("RGB")
+
+
+def recorded_masks(family: str, case: str, width: int) -> np.ndarray:
+    """Bool masks `(slots, height, width)`."""
+    packed = recorded_case(family, case)
+    masks = [packed[f"mask{slot}_packed"].numpy() for slot in range(sum("_packed" in name for name in packed))]
+    return np.stack([np.unpackbits(mask, axis=-1, count=width).astype(bool)[0] for mask in masks])
+
+
+def sam_options(family: str) -> dict:
+    """What the weights of a small SAM 2 do not show."""
+    sizes = meta(family)["config"]
+    return {
+        "num_attention_heads": sizes["heads"],
+        "window_size_per_stage": sizes["window"],
+        "global_attention_blocks": sizes["glob"],
+    }
+
+
+def write_checkpoint(folder: Path, family: str, head: Path | None = None) -> Path:
+    """The checkpoint with the memory for videos, which the recording leaves out, as zeros."""
+    shutil.copytree(SA2VA / family / "checkpoint", folder)
+    weights = load_file(folder / "model.safetensors")
+    weights |= {name: torch.zeros(shape) for name, shape in meta(family)["dropped"].items()}
+    if head is not None:
+        weights |= load_file(head)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@cache
+def checkpoint(family: str) -> Path:
+    folder = Path(tempfile.mkdtemp(prefix=f"sa2va-{family}-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return write_checkpoint(folder / "checkpoint", family)
+
+
+@cache
+def converted_repo(family: str) -> Path:
+    """Shared: do not change it."""
+    out = checkpoint(family).parent / "repo"
+    convert_sa2va(checkpoint(family), out=out, sam_options=sam_options(family))
+    return out
