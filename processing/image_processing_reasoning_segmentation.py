@@ -30,6 +30,7 @@ from .image_loading import MAX_IMAGE_PIXELS, check_pixel_count, image_to_uint8, 
 _MAX_RESIZED_PIXELS = 2**24
 # Half the width, in source pixels at scale 1, of Pillow's widest filter (Lanczos).
 _WIDEST_FILTER = 3
+_MASK_RESIZINGS = ("straight", "through_view")
 
 
 class SegmenterImageProcessorKwargs(TypedDict, total=False):
@@ -44,6 +45,10 @@ class SegmenterImageProcessorKwargs(TypedDict, total=False):
     input_data_format (`ChannelDimension` or `str`, *optional*):
         Where the channels of arrays and tensors are; inferred when omitted.
     return_tensors (`str` or `TensorType`, *optional*): `"pt"` or `"np"`; lists of arrays when omitted.
+    mask_resizing (`str`, *optional*):
+        How the segmenter's low-resolution masks come to the size of the image: `"through_view"` by way of the size of
+        this view, as SAM does and as systems of this package do by default; or `"straight"`, as SAM 2's own predictor
+        does, for a view that is not padded.
     """
 
     size: dict[str, int] | None
@@ -53,6 +58,7 @@ class SegmenterImageProcessorKwargs(TypedDict, total=False):
     max_image_pixels: int | None
     input_data_format: str | ChannelDimension | None
     return_tensors: str | TensorType | None
+    mask_resizing: str | None
 
 
 class ReasoningSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
@@ -184,6 +190,7 @@ class SegmenterImageProcessor(UprightImageBackend):
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
+    mask_resizing = None
     valid_kwargs = SegmenterImageProcessorKwargs
     model_input_names = ["sam_pixel_values", "original_sizes", "reshaped_input_sizes"]
 
@@ -198,6 +205,29 @@ class SegmenterImageProcessor(UprightImageBackend):
     def get_resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Return the entry of `reshaped_input_sizes`, (height, width), for an upright image of this size."""
         return _resized_size(height, width, self.size)
+
+    @property
+    def masks_go_through_view(self) -> bool:
+        """
+        `bool`: What `mask_resizing` says.
+
+        Raises:
+            ValueError: If it is no such word, or the view is padded, so that masks must be cut in it.
+        """
+        if self.mask_resizing not in (None, *_MASK_RESIZINGS):
+            allowed = " and ".join(map(repr, _MASK_RESIZINGS))
+            raise ValueError(f"mask_resizing is {self.mask_resizing!r}; allowed are {allowed}.")
+        if self.mask_resizing == "straight" and self.pads:
+            raise ValueError(
+                f"mask_resizing is 'straight', but a view of the size {dict(self.size)} is padded, and masks must be "
+                "cut in it. Use 'through_view', or a size with height and width."
+            )
+        return self.mask_resizing != "straight"
+
+    @property
+    def pads(self) -> bool:
+        """`bool`: Whether the image keeps its aspect ratio in the view."""
+        return "longest_edge" in dict(self.size)
 
     def _standardize_kwargs(self, size: dict[str, int] | SizeDict | None = None, **kwargs) -> dict[str, Any]:
         _target_size(size)
