@@ -136,7 +136,9 @@ def read_objects(
             problems += _problems_of_json(text[start:stop], "[" in around) if name == "json" else []
             break
     checked = [_numbers_of(one) for one in found]
-    numbers = [abs(number) for box, points, _ in checked for group in ([box] if box else []) + points for number in group]
+    numbers = [
+        abs(number) for box, points, _ in checked for group in ([box] if box else []) + points for number in group
+    ]
     *factor, remark = factors(numbers, sizes)
     objects = []
     for one, (box, points, repairs) in zip(found, checked, strict=True):
@@ -296,9 +298,7 @@ def _point_tags(text: str, start: int, stop: int) -> Iterator[_Found]:
                 yield _Found(tag.span(), points=[numbers], label=label)
 
 
-_PAIR = re.compile(
-    rf"\(\s*(\d{{1,3}}(?:\.\d+)?)\s*[,\s]\s*(\d{{1,3}}(?:\.\d+)?)\s*\)|(?:\d|p)\s?=\s?(\d{{3}})\s?,\s?(\d{{3}})"
-)
+_PAIR = re.compile(r"\(\s*(\d{1,3}(?:\.\d+)?)\s*[,\s]\s*(\d{1,3}(?:\.\d+)?)\s*\)|(?:\d|p)\s?=\s?(\d{3})\s?,\s?(\d{3})")
 
 
 def _point_pairs(text: str, start: int, stop: int) -> Iterator[_Found]:

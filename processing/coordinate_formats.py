@@ -2,18 +2,16 @@
 
 One entry of `COORDINATE_FORMATS` is all there is to know of a format. Its wording is that of the model's authors:
 
-| format            | models                                      | numbers                           | wording of                   |
-|-------------------|---------------------------------------------|-----------------------------------|------------------------------|
-| `qwen2_5_vl`      | Qwen2.5-VL                                  | pixels of what the model saw      | VisionReasoner's baseline;   |
-|                   |                                             |                                   | for phrases the cookbook     |
-| `qwen3_vl`        | Qwen3-VL                                    | thousandths of the sides          | the same                     |
-| `internvl`        | InternVL 2, 2.5 and 3                       | thousandths                       | the evaluation on RefCOCO    |
-| `molmo`           | Molmo                                       | percent; points alone             | its training                 |
-| `seg_zero`        | Seg-Zero (arXiv 2503.06520)                 | pixels of 840 x 840               | its inference script         |
-| `vision_reasoner` | VisionReasoner (arXiv 2505.12081)           | the same                          | its package                  |
-| `star`            | StAR-7B                                     | the same                          | its evaluation on ReasonSeg  |
-| `star_qwen3`      | StAR-8B and -32B                            | thousandths; the model sees       | the same                     |
-|                   |                                             | 840 x 840                         |                              |
+| format            | models                      | numbers                      | wording of                            |
+|-------------------|-----------------------------|------------------------------|---------------------------------------|
+| `qwen2_5_vl`      | Qwen2.5-VL                  | pixels of what the model saw | VisionReasoner's baseline, a cookbook |
+| `qwen3_vl`        | Qwen3-VL                    | thousandths of the sides     | the same                              |
+| `internvl`        | InternVL 2, 2.5 and 3       | thousandths                  | the evaluation on RefCOCO             |
+| `molmo`           | Molmo                       | percent, points alone        | its training                          |
+| `seg_zero`        | Seg-Zero (arXiv 2503.06520) | pixels of 840 x 840          | its inference script                  |
+| `vision_reasoner` | VisionReasoner (2505.12081) | pixels of 840 x 840          | its package                           |
+| `star`            | StAR-7B                     | pixels of 840 x 840          | its evaluation on ReasonSeg           |
+| `star_qwen3`      | StAR-8B and -32B            | thousandths of 840 x 840     | the same                              |
 """
 
 from collections.abc import Callable, Sequence
@@ -100,14 +98,16 @@ class CoordinateFormat:
         """What the numbers of an answer are multiplied by, (x, y), and what is to be said of it."""
         largest = max(numbers, default=0.0)
         height, width = sizes.image
-        if self.unit == "thousandths" and largest <= (LARGEST_FRACTION if self.guesses_unit else 1.0):
-            if self.guesses_unit or any(number % 1 for number in numbers):
-                return float(width), float(height), FRACTIONS
+        are_fractions = largest <= (LARGEST_FRACTION if self.guesses_unit else 1.0)
+        if self.unit == "thousandths" and are_fractions and any(number % 1 for number in numbers):
+            return float(width), float(height), FRACTIONS
         if self.guesses_unit and largest > LARGEST_THOUSANDTH:
             return 1.0, 1.0, AS_PIXELS
         return *self.scale(sizes), None
 
-    def read(self, text: str, sizes: ImageSizes, reading: str = FIXED, max_objects: int = MAX_OBJECTS) -> CoordinateAnswer:
+    def read(
+        self, text: str, sizes: ImageSizes, reading: str = FIXED, max_objects: int = MAX_OBJECTS
+    ) -> CoordinateAnswer:
         """
         Args:
             text (`str`): An answer.
@@ -167,7 +167,9 @@ def _objects_of(
             box_xyxy=tuple(boxes[at]) if boxes else None,
             points_xy=tuple(map(tuple, groups[at])) if groups else (),
             point_labels=(1,) * len(groups[at]) if groups else (),
-            label=(published.labels[at] or None) if len(published.labels) == count else (seen[at].label if same else None),
+            label=(published.labels[at] or None)
+            if len(published.labels) == count
+            else (seen[at].label if same else None),
             span=seen[at].span if same else None,
         )
         for at in range(count)
@@ -233,9 +235,7 @@ _STAR = replace(
 )
 COORDINATE_FORMATS: dict[str, CoordinateFormat] = {
     "qwen2_5_vl": _QWEN,
-    "qwen3_vl": replace(
-        _QWEN, unit="thousandths", published=("qwen3_cookbook", "qwen3_odinw", "qwen2_baseline")
-    ),
+    "qwen3_vl": replace(_QWEN, unit="thousandths", published=("qwen3_cookbook", "qwen3_odinw", "qwen2_baseline")),
     "internvl": CoordinateFormat(
         question=(
             "Please provide the bounding box coordinate of the region this sentence describes: <ref>{question}</ref>"

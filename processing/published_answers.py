@@ -15,6 +15,7 @@ import ast
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -117,12 +118,10 @@ def vision_reasoner_package(text: str, sizes: ImageSizes) -> PublishedAnswer:
     """The same, but what cannot be read is left out: one box leads to no boxes, one point to no points."""
     read = PublishedAnswer(thinking=_plain_thinking(text) or "")
     answer = _in_answer_tags(text)
-    try:
+    with suppress(*READING_ERRORS):
         objects = json.loads(answer or "")
         read.boxes = [_box(one, sizes) for one in objects]
         read.points = [_point(one, sizes) for one in objects]
-    except READING_ERRORS:
-        pass
     return read
 
 
@@ -334,10 +333,8 @@ def internvl_refcoco(text: str, sizes: ImageSizes) -> PublishedAnswer:
     """The first four numbers in brackets, thousandths, or fractions where their sum is below 4; else all zeros."""
     box = np.zeros(4, dtype=np.float32)
     if found := re.search(r"\[([^,\[\]]*),([^,]*?),([^,]*?),([^,]*?)\]", text):
-        try:
+        with suppress(ValueError):
             box = np.array([float(number) for number in found.groups()], dtype=np.float32)
-        except ValueError:
-            pass
     if box.sum() >= 4:
         box = box / np.float32(1000)
     box = box * np.array(sizes.image[::-1] * 2, dtype=np.float32)
