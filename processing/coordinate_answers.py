@@ -16,7 +16,7 @@ from .token_spans import Span
 
 
 # Of an answer; the rest is left out, and said to be. The longest published ones have 4,096 tokens.
-MAX_CHARACTERS = 100_000
+MAX_CHARACTERS = 50_000
 # A larger number is no coordinate of anything; JSON allows 1e300, NaN and Infinity.
 MAX_NUMBER = 1e6
 # A point that lies further outside, in parts of the side, points at nothing; a nearer one is moved to the edge.

@@ -17,7 +17,7 @@ One entry of `COORDINATE_FORMATS` is all there is to know of a format. Its wordi
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from .coordinate_answers import AS_PIXELS, FRACTIONS, CoordinateAnswer, CoordinateObject, read_objects
+from .coordinate_answers import AS_PIXELS, FRACTIONS, MAX_CHARACTERS, CoordinateAnswer, CoordinateObject, read_objects
 from .published_answers import (
     LARGEST_FRACTION,
     LARGEST_THOUSANDTH,
@@ -125,7 +125,8 @@ class CoordinateFormat:
         if reading == FIXED:
             return replace(fixed, objects=tuple(map(self._said_what_is_missing, fixed.objects)))
         try:
-            published = PUBLISHED_READERS[self.published[0] if reading == PAPER else reading](text, sizes)
+            name = self.published[0] if reading == PAPER else reading
+            published = PUBLISHED_READERS[name](fixed.text[:MAX_CHARACTERS], sizes)
         except READING_ERRORS as error:
             said = f"{type(error).__name__}: {error}"
             return replace(fixed, objects=(), problems=("the published code cannot read the answer",), error=said)
