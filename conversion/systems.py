@@ -585,10 +585,60 @@ ATTEND_AND_SEGMENT = PublishedSystem(
         needs_training=False,
     ),
 )
+COORDINATES = PublishedSystem(
+    "coordinates",
+    "coordinates as text",
+    "reasonseg.modeling.configuration_coordinates:CoordinatesConfig",
+    "reasonseg.modeling.modeling_coordinates:CoordinatesForReasoningSegmentation",
+    "reasonseg.processing.processing_coordinates:CoordinatesProcessor",
+    does="write boxes and points and draw a mask for every object that these name",
+    commands=("segment", "ask"),
+    composition=Composition(
+        "reasonseg.conversion.compose_coordinates:compose_coordinates",
+        "Any vision-language model that writes boxes or points, and any segmenter; nothing has to be trained.",
+        (
+            Option(
+                "vlm",
+                "Vision-language model: folder of transformers, or ORG/NAME[@REVISION] (Qwen3-VL, VisionReasoner).",
+                required=True,
+            ),
+            _SEGMENTER,
+            Option(
+                "coordinate_format",
+                "How the model writes coordinates.  [default: what its name or type says]",
+                Literal[
+                    "qwen2_5_vl",
+                    "qwen3_vl",
+                    "internvl",
+                    "molmo",
+                    "seg_zero",
+                    "vision_reasoner",
+                    "star",
+                    "star_qwen3",
+                ],
+            ),
+            Option("adapter", "LoRA of the model, which is merged into it (StAR): folder, file, or on the Hub."),
+            Option("lora_alpha", "Its alpha.  [default: what adapter_config.json says]", float),
+            _SEGMENTER_DTYPE,
+        ),
+        parts={"vlm": "vision-language model", "adapter": "adapter", "segmenter": "segmenter"},
+        needs_training=False,
+    ),
+)
 
 SYSTEMS: dict[str, PublishedSystem] = {
     system.name: system
-    for system in (REASONING_SEGMENTATION, LISA, GSVA, SA2VA, IVM, VIP_LLAVA, DIFFLMM, ATTEND_AND_SEGMENT)
+    for system in (
+        REASONING_SEGMENTATION,
+        LISA,
+        GSVA,
+        SA2VA,
+        IVM,
+        VIP_LLAVA,
+        DIFFLMM,
+        ATTEND_AND_SEGMENT,
+        COORDINATES,
+    )
 }
 
 

@@ -247,17 +247,6 @@ def no_attention_reduced() -> Iterator[None]:
 # ---- which steps wrote the tokens of an answer ----------------------------------------------------------------------
 
 
-def check_ranges(answer_ranges: torch.LongTensor, input_ids: torch.LongTensor) -> list[tuple[int, int]]:
-    """First position of each answer in `input_ids` `(rows, length)`, and after its last, as numbers."""
-    ranges = [(int(start), int(stop)) for start, stop in answer_ranges]
-    if len(ranges) != len(input_ids) or any(not 1 <= start <= stop <= input_ids.shape[1] for start, stop in ranges):
-        raise ValueError(
-            f"answer_ranges {ranges} must name one range per row ({len(input_ids)}) after its first position and "
-            f"within the {input_ids.shape[1]} of input_ids."
-        )
-    return ranges
-
-
 def predicting_positions(ranges: list[tuple[int, int]]) -> torch.LongTensor:
     """Positions that predict each answer's tokens, `(rows, longest answer)`; short rows are filled with 0."""
     longest = max(1, max(stop - start for start, stop in ranges))
@@ -267,36 +256,11 @@ def predicting_positions(ranges: list[tuple[int, int]]) -> torch.LongTensor:
     return positions
 
 
-def stop_ids_of(eos_token_id: int | Sequence[int] | torch.Tensor | None) -> set[int]:
-    """The end tokens of a generation, in whatever form it takes them."""
-    if eos_token_id is None:
-        return set()
-    if isinstance(eos_token_id, torch.Tensor):
-        eos_token_id = eos_token_id.tolist()
-    return {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
-
-
-def answer_ids(new_ids: list[int], stop_ids: set[int], pad_id: int | None) -> list[int]:
-    """
-    The ids a row has written, its end token included: that one has a map too, and takes part in the mean, as in the
-    released code. What fills the row up after it belongs to no step of this row.
-    """
-    for index, token_id in enumerate(new_ids):
-        if token_id in stop_ids:
-            return new_ids[: index + 1]
-    while new_ids and new_ids[-1] == pad_id:
-        new_ids = new_ids[:-1]
-    return new_ids
-
-
 __all__ = [
     "AttentionMapCollector",
     "AttentionReducer",
     "ImageColumns",
-    "answer_ids",
     "attention_modules",
-    "check_ranges",
     "predicting_positions",
     "reduce_attentions",
-    "stop_ids_of",
 ]

@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self
@@ -30,7 +30,13 @@ from .key_value_cache import (
     read_prompts,
     with_cache_named_for,
 )
-from .segmenters import prepare_segmenter_config, segmenter_adapter, with_encoder_in
+from .segmenters import (
+    DRAWN_AT_ONCE,
+    SegmenterPrompt,
+    prepare_segmenter_config,
+    segmenter_adapter,
+    with_encoder_in,
+)
 
 
 # Four views of SAM: more at once is no faster, and takes memory.
@@ -94,6 +100,23 @@ class ImageCache:
     def size_of(self, image: int | torch.Tensor) -> tuple[int, int] | None:
         """(height, width) of an image in pixels, where it is known."""
         return None if self.original_sizes is None else tuple(self.original_sizes[image].tolist())
+
+    def scale_of(self, image: int) -> tuple[float, float]:
+        """
+        By what x and y in pixels of an image become those of the segmenter's view. As in SAM's ResizeLongestSide:
+        rounding of the resized size included, no half pixel added.
+
+        Raises:
+            ValueError: If the sizes of the images are not known.
+        """
+        if self.original_sizes is None or self.reshaped_input_sizes is None:
+            raise ValueError(
+                "Pointing needs `original_sizes` and `reshaped_input_sizes` as the processor returns them."
+            )
+        (height, width), (resized_height, resized_width) = (
+            sizes[image].tolist() for sizes in (self.original_sizes, self.reshaped_input_sizes)
+        )
+        return resized_width / width, resized_height / height
 
 
 class PlaceholderSuppressor(SuppressTokensLogitsProcessor):
@@ -360,6 +383,8 @@ class ComposedModel(ImageReader, PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     # The loss is a mean over this batch's tokens and masks; the Trainer must not rescale it.
     accepts_loss_kwargs = False
+    # Whether phrases are segmented by an answer that the model writes, rather than one that is given.
+    generates_for_phrases = False
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True
@@ -483,6 +508,27 @@ class ComposedModel(ImageReader, PreTrainedModel, GenerationMixin):
             for i, image in enumerate(part):
                 encoded[image] = {name: value[i] for name, value in features.items()}
         return new
+
+    def _draw_prompts(
+        self, prompts: Sequence[SegmenterPrompt], images: ImageCache | None, prompt_images: torch.LongTensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Draws prompts of any kinds, each in its image: mask logits `(prompts, candidates, height, width)` and scores
+        `(prompts, candidates)`. Those of one kind are drawn together; points that only fill up would change masks.
+        """
+        segmenter = segmenter_adapter(self.segmenter)
+        shape = (len(prompts), segmenter.num_candidates)
+        scores = torch.zeros(shape, device=self.segmenter.device, dtype=segmenter.dtype)
+        masks = scores.new_zeros(*shape, *segmenter.mask_size)
+        by_kind: dict[tuple, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            by_kind.setdefault(prompt.kind, []).append(index)
+        for indices in by_kind.values():
+            for part in torch.tensor(indices).split(DRAWN_AT_ONCE):
+                features = self._segmenter_features(images, prompt_images.cpu()[part])
+                drawn = segmenter.draw(features, [prompts[index] for index in part.tolist()])
+                masks[part], scores[part] = drawn
+        return masks, scores
 
     # ---- answers that are read while they are written -----------------------------------------------------------
 

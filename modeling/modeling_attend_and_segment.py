@@ -9,17 +9,22 @@ from .attention_maps import (
     AttentionMapCollector,
     AttentionReducer,
     ImageColumns,
-    answer_ids,
-    check_ranges,
     no_attention_reduced,
     predicting_positions,
     reduce_attentions,
-    stop_ids_of,
 )
 from .composed_model import ComposedModel, ImageCache, resolve_image_index
 from .configuration_attend_and_segment import AttendAndSegmentConfig, check_pointing_option
 from .key_value_cache import ReadPrompts
-from .outputs import ReasoningSegmentationOutput, find_cache, language_fields, output_or_tuple
+from .outputs import (
+    ReasoningSegmentationOutput,
+    answer_ids,
+    check_ranges,
+    find_cache,
+    language_fields,
+    output_or_tuple,
+    stop_ids_of,
+)
 from .phrase_drawing import Grids, TokenGroup, draw_phrases
 
 
@@ -326,6 +331,7 @@ class AttendAndSegmentForReasoningSegmentation(ComposedModel):
         grids = found.of_rows(source.tolist())
         # Without an end token no row is filled up, and a padding token at its end was written.
         pad_id = self._setting("pad_token_id", kwargs) if stop_ids else None
+        # An end token has a map too, and takes part in the mean, as in the released code.
         answers = [answer_ids(row[start:].tolist(), stop_ids, pad_id) for row in sequences]
         beam_indices = generated.get("beam_indices")
         maps = []

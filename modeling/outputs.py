@@ -1,5 +1,6 @@
 """The one output type of all systems, and what is made of an output of the vision-language model."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -120,3 +121,36 @@ def judge_without_placeholder(
     output.logits = without_placeholder(output.logits, model.config.image_token_id)
     if labels is not None:
         output.loss = language_loss(model, output.logits, labels, **kwargs)
+
+
+# ---- where answers are ----------------------------------------------------------------------------------------------
+
+
+def check_ranges(answer_ranges: torch.LongTensor, input_ids: torch.LongTensor) -> list[tuple[int, int]]:
+    """First position of each answer in `input_ids` `(rows, length)`, and after its last, as numbers."""
+    ranges = [(int(start), int(stop)) for start, stop in answer_ranges]
+    if len(ranges) != len(input_ids) or any(not 1 <= start <= stop <= input_ids.shape[1] for start, stop in ranges):
+        raise ValueError(
+            f"answer_ranges {ranges} must name one range per row ({len(input_ids)}) after its first position and "
+            f"within the {input_ids.shape[1]} of input_ids."
+        )
+    return ranges
+
+
+def stop_ids_of(eos_token_id: int | Sequence[int] | torch.Tensor | None) -> set[int]:
+    """The end tokens of a generation, in whatever form it takes them."""
+    if eos_token_id is None:
+        return set()
+    if isinstance(eos_token_id, torch.Tensor):
+        eos_token_id = eos_token_id.tolist()
+    return {eos_token_id} if isinstance(eos_token_id, int) else set(eos_token_id)
+
+
+def answer_ids(new_ids: list[int], stop_ids: set[int], pad_id: int | None) -> list[int]:
+    """The ids that a row has written, its end token included, without what fills it up after that."""
+    for index, token_id in enumerate(new_ids):
+        if token_id in stop_ids:
+            return new_ids[: index + 1]
+    while new_ids and new_ids[-1] == pad_id:
+        new_ids = new_ids[:-1]
+    return new_ids

@@ -7,15 +7,11 @@ import torch
 import torch.nn.functional as F
 
 from .composed_model import ComposedModel, ImageCache
-from .segmenters import Sam2Adapter, SamAdapter, segmenter_adapter
+from .segmenters import SegmenterPrompt, segmenter_adapter
 
 
 # What the segmenter gets for each value of `prompt`.
 _NEEDS = {"point": ("points",), "box": ("boxes",), "mask": ("masks",), "mask_and_box": ("masks", "boxes")}
-# Phrases that are drawn at once; each needs a copy of its image's features (SAM: 4 MB).
-_DRAWN_AT_ONCE = 32
-# Masks that a segmenter of the SAM family offers for one prompt.
-_CANDIDATES = 3
 # Logit of every pixel of a phrase that is nowhere: certain background, finite in every floating type.
 _NOTHING = -100.0
 # What a soft mask is clipped to before its logit is taken (1e-3 from 0 and 1).
@@ -93,10 +89,11 @@ def draw_phrases(
         if len(row_scores):
             pointers += _point(row_scores, box, images, image, options, mask_size)
     # Without a prompt a phrase was found nowhere.
-    found = torch.tensor([bool(prompts) for _, prompts in pointers], dtype=torch.bool)
+    found = torch.tensor([prompt is not None for _, prompt in pointers], dtype=torch.bool)
     counts = [len(row) for row in phrases]
     slot_images = torch.repeat_interleave(image_index.cpu(), torch.tensor(counts))[found]
-    masks, iou_scores = _draw(model, [prompts for _, prompts in pointers if prompts], images, slot_images)
+    prompts = [prompt for _, prompt in pointers if prompt is not None]
+    masks, iou_scores = model._draw_prompts(prompts, images, slot_images)
     found = found.to(masks.device)
     masks, iou_scores = _spread(masks, found, _NOTHING), _spread(iou_scores, found, 0.0)
     chosen = torch.full((len(iou_scores),), iou_scores.shape[1] - 1, device=iou_scores.device)
@@ -130,23 +127,19 @@ def _point(
     image: int,
     options: dict,
     mask_size: tuple[int, int],
-) -> list[tuple[dict, dict]]:
+) -> list[tuple[dict, SegmenterPrompt | None]]:
     """Of each phrase its prompts in pixels of the image, as the output shows them, and in those of the segmenter."""
-    if images.original_sizes is None or images.reshaped_input_sizes is None:
-        raise ValueError("Pointing needs `original_sizes` and `reshaped_input_sizes` as the processor returns them.")
+    scale = images.scale_of(image)
     height, width = images.size_of(image)
-    resized_height, resized_width = images.reshaped_input_sizes[image].tolist()
-    # As in SAM's ResizeLongestSide: rounding of the resized size included, no half pixel added.
-    scale = (resized_width / width, resized_height / height)
     side = images.sam_pixel_values.shape[-2:] if images.sam_pixel_values is not None else (0, 0)
-    squashed = (resized_height, resized_width) == tuple(side) and height != width
+    squashed = tuple(images.reshaped_input_sizes[image].tolist()) == tuple(side) and height != width
     needs, pointers = _NEEDS[options["prompt"]], []
     for score in scores:  # one at a time: at full size they may be large
         full = upsample_map(score, grid_box, (height, width))
         shown, prompts = {}, {}
         if "points" in needs:
             x, y = shown["points"] = peak(full)
-            prompts["points"] = (x * scale[0], y * scale[1])
+            prompts |= {"points": [(x * scale[0], y * scale[1])], "point_labels": [1]}
         if "boxes" in needs or "masks" in needs:
             full = full / options["attention_temperature"]
         if "boxes" in needs:
@@ -154,58 +147,11 @@ def _point(
             # Beside a soft mask the released code gives SAM the empty box, too. As the only prompt it would ask for
             # whatever is in the corner of the image.
             if any(box) or "masks" in needs:
-                prompts["boxes"] = tuple(edge * scale[axis % 2] for axis, edge in enumerate(box))
+                prompts["box"] = tuple(edge * scale[axis % 2] for axis, edge in enumerate(box))
         if "masks" in needs:
-            prompts["masks"] = mask_prompt(full, mask_size, keeps_aspect=not squashed)
-        pointers.append((shown, prompts))
+            prompts["mask"] = mask_prompt(full, mask_size, keeps_aspect=not squashed)
+        pointers.append((shown, SegmenterPrompt(**prompts) if prompts else None))
     return pointers
-
-
-def _draw(
-    model: ComposedModel, prompts: list[dict], images: ImageCache, slot_images: torch.LongTensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mask logits `(phrases, candidates, h, w)` and scores `(phrases, candidates)` of all rows."""
-    segmenter = segmenter_adapter(model.segmenter)
-    like = {"device": model.segmenter.device, "dtype": segmenter.dtype}
-    if not prompts:
-        return torch.zeros(0, _CANDIDATES, *segmenter.mask_size, **like), torch.zeros(0, _CANDIDATES, **like)
-    drawn = []
-    for start in range(0, len(prompts), _DRAWN_AT_ONCE):
-        part = prompts[start : start + _DRAWN_AT_ONCE]
-        given = {name: torch.stack([torch.as_tensor(prompt[name], **like) for prompt in part]) for name in part[0]}
-        features = model._segmenter_features(images, slot_images[start : start + _DRAWN_AT_ONCE])
-        drawn.append(_draw_candidates(segmenter, features, **given))
-    masks, scores = zip(*drawn, strict=True)
-    return torch.cat(masks), torch.cat(scores)
-
-
-def _draw_candidates(
-    segmenter: SamAdapter,
-    features: dict[str, torch.Tensor],
-    points: torch.FloatTensor | None = None,
-    boxes: torch.FloatTensor | None = None,
-    masks: torch.FloatTensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """
-    Draws from the segmenter's own prompts, one of each given kind for each entry of `features`: a foreground point
-    (x, y) or a box (x1, y1, x2, y2) in pixels of the segmenter's view, or the logits of a soft mask.
-
-    SAM-HQ returns its candidates sorted by their scores, the others from the smallest part to the whole.
-    """
-    labels = None if points is None else torch.ones_like(points[:, None, :1], dtype=torch.long)
-    points = None if points is None else points[:, None, None]
-    if points is None and boxes is None and isinstance(segmenter, Sam2Adapter):
-        # A mask alone goes with one point that is none, as in the model's own forward.
-        points = torch.zeros(len(masks), 1, 1, 2, dtype=masks.dtype, device=masks.device)
-        labels = torch.full((len(masks), 1, 1), -1, dtype=torch.int32, device=masks.device)
-    # Dimensions: image, prompt of the image, and for points their number.
-    sparse, dense = segmenter.segmenter.prompt_encoder(
-        input_points=points,
-        input_labels=labels,
-        input_boxes=None if boxes is None else boxes[:, None],
-        input_masks=None if masks is None else masks[:, None],
-    )
-    return segmenter.decode_encoded(features, sparse, dense, multimask_output=True)
 
 
 def _spread(values: torch.Tensor, found: torch.BoolTensor, elsewhere: float) -> torch.Tensor:

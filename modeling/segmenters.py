@@ -1,6 +1,8 @@
 """Segmenters of the SAM family: one adapter for each, and what their masks cost beside targets."""
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,29 @@ DRAWN_AT_ONCE = 16
 ROUNDING = 1e-4
 
 
+@dataclass(frozen=True)
+class SegmenterPrompt:
+    """
+    What one mask is asked for with: points, a box or a soft mask, or several of these together.
+
+    Args:
+        points (`Sequence[tuple[float, float]]`): (x, y) in pixels of the segmenter's view; may lie outside.
+        point_labels (`Sequence[int]`): One per point: 1 on the thing itself, 0 on the background.
+        box (`Sequence[float]`, *optional*): (x1, y1, x2, y2) there.
+        mask (`torch.FloatTensor` of shape `(height, width)`, *optional*): Logits, of the adapter's `mask_size`.
+    """
+
+    points: Sequence[tuple[float, float]] = ()
+    point_labels: Sequence[int] = ()
+    box: Sequence[float] | None = None
+    mask: torch.FloatTensor | None = None
+
+    @property
+    def kind(self) -> tuple[int, bool, bool]:
+        """What prompts that are drawn together have in common."""
+        return len(self.points), self.box is not None, self.mask is not None
+
+
 class SamAdapter:
     """
     Encodes an image once and draws any number of masks in it with a stock `segmenter`. This is SAM's; the other
@@ -46,6 +71,11 @@ class SamAdapter:
         """(height, width) of the low-resolution masks: four times the grid of image embeddings."""
         height, width = self.segmenter.prompt_encoder.image_embedding_size
         return 4 * height, 4 * width
+
+    @property
+    def num_candidates(self) -> int:
+        """How many masks `draw` offers for a prompt."""
+        return self.segmenter.config.mask_decoder_config.num_multimask_outputs
 
     @property
     def dtype(self) -> torch.dtype:
@@ -111,6 +141,36 @@ class SamAdapter:
         chosen = torch.arange(len(masks), device=masks.device), iou_scores.argmax(1)
         return masks[chosen], iou_scores[chosen]
 
+    def draw(self, features: ImageFeatures, prompts: Sequence[SegmenterPrompt]) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Mask logits `(prompts, candidates, height, width)` and the predicted IoU `(prompts, candidates)` of prompts of
+        one kind; `features` of `encode` has one entry for each. SAM-HQ returns its candidates sorted by their scores,
+        the others from the smallest part to the whole.
+
+        A box is two points, of labels 2 and 3, to the prompt encoder, which adds one that is none where SAM has it.
+        """
+        num_points, has_box, has_mask = prompts[0].kind
+        like = {"device": self.segmenter.device, "dtype": self.dtype}
+        points = labels = boxes = masks = None
+        # Dimensions: image, prompt of the image, and for points their number.
+        if num_points:
+            points = torch.tensor([list(map(tuple, prompt.points)) for prompt in prompts], **like)[:, None]
+            labels = torch.tensor([list(prompt.point_labels) for prompt in prompts], device=like["device"])[:, None]
+        if has_box:
+            boxes = torch.tensor([list(prompt.box) for prompt in prompts], **like)[:, None]
+        if has_mask:
+            masks = torch.stack([prompt.mask.to(**like) for prompt in prompts])[:, None]
+        if not num_points and not has_box:
+            points, labels = self.no_points(len(prompts))
+        sparse, dense = self.segmenter.prompt_encoder(
+            input_points=points, input_labels=labels, input_boxes=boxes, input_masks=masks
+        )
+        return self.decode_encoded(features, sparse, dense, multimask_output=True)
+
+    def no_points(self, count: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Points `(count, 1, 1, 2)` and their labels that go beside nothing but a mask."""
+        return None, None
+
     def decode_encoded(
         self, features: ImageFeatures, sparse: torch.Tensor | None, dense: torch.Tensor, multimask_output: bool
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,6 +216,12 @@ class Sam2Adapter(SamAdapter):
             "high_resolution_0": decoder.conv_s0(fine_0),
             "high_resolution_1": decoder.conv_s1(fine_1),
         }
+
+    def no_points(self, count: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """One point that is none, as in the model's own forward."""
+        device = self.segmenter.device
+        points = torch.zeros(count, 1, 1, 2, dtype=self.dtype, device=device)
+        return points, torch.full((count, 1, 1), -1, dtype=torch.int32, device=device)
 
     def decoder_inputs(self, features: ImageFeatures) -> dict:
         fine = [features[f"high_resolution_{level}"] for level in range(len(features) - 1)]
@@ -204,6 +270,14 @@ def prepare_segmenter_config(config: PreTrainedConfig) -> PreTrainedConfig:
     if hasattr(config.mask_decoder_config, "dynamic_multimask_via_stability"):
         config.mask_decoder_config.dynamic_multimask_via_stability = False
     return config
+
+
+def best_candidates(scores: torch.FloatTensor) -> torch.LongTensor:
+    """
+    The index `(prompts,)` of the largest of the scores `(prompts, candidates)`; of equal ones the last, as where they
+    are sorted and read from the end (Seg-Zero, VisionReasoner, StAR).
+    """
+    return scores.shape[1] - 1 - scores.flip(1).argmax(dim=1)
 
 
 # ---- masks at the size of their targets, and the losses of LISA and GSVA, as their training code computes them ------

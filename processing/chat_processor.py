@@ -4,6 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+import torch
 from transformers import BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.image_utils import ImageInput, get_image_size, to_numpy_array
 from transformers.processing_utils import ImagesKwargs, MultiModalData, ProcessingKwargs, Unpack
@@ -13,6 +15,7 @@ from .chat import (
     NO_IMAGE,
     PromptRow,
     TurnMarkers,
+    as_list,
     assistant_message,
     check_image_tokens,
     choose_chat_template,
@@ -392,6 +395,31 @@ def label_answers(
                 raise ValueError("An answer stands between images, so it cannot be labelled. Give one image per row.")
             labels[position] = label
     return labels
+
+
+def answer_ranges(inputs: Mapping[str, Any]) -> Any:
+    """
+    Where the last answer of each row is among its ids.
+
+    Args:
+        inputs (`Mapping[str, Any]`): Has `input_ids`, and `labels` as [`label_answers`] makes them.
+
+    Returns:
+        Positions `(rows, 2)` from the first id to after the end token, of the kind of `input_ids`; empty ranges at the
+        end for rows without an answer.
+    """
+    ranges = []
+    for row in inputs["labels"]:
+        labels = as_list(row)
+        stop = max((index + 1 for index, label in enumerate(labels) if label != IGNORED_LABEL), default=len(labels))
+        start = stop
+        while start and labels[start - 1] != IGNORED_LABEL:
+            start -= 1
+        ranges.append([start, stop])
+    ids = inputs["input_ids"]
+    if isinstance(ids, torch.Tensor):
+        return torch.tensor(ranges, device=ids.device)
+    return np.array(ranges) if isinstance(ids, np.ndarray) else ranges
 
 
 class LlavaChatProcessor(ChatProcessor):

@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 from transformers import BatchFeature
 from transformers.image_processing_backends import PilBackend
 from transformers.image_transforms import get_resize_output_image_size
@@ -30,6 +31,7 @@ from .image_loading import MAX_IMAGE_PIXELS, check_pixel_count, image_to_uint8, 
 _MAX_RESIZED_PIXELS = 2**24
 # Half the width, in source pixels at scale 1, of Pillow's widest filter (Lanczos).
 _WIDEST_FILTER = 3
+_MASK_RESIZINGS = ("straight", "through_view")
 
 
 class SegmenterImageProcessorKwargs(TypedDict, total=False):
@@ -44,6 +46,12 @@ class SegmenterImageProcessorKwargs(TypedDict, total=False):
     input_data_format (`ChannelDimension` or `str`, *optional*):
         Where the channels of arrays and tensors are; inferred when omitted.
     return_tensors (`str` or `TensorType`, *optional*): `"pt"` or `"np"`; lists of arrays when omitted.
+    resize_in_float (`bool`, *optional*, defaults to `False`):
+        Resize floating-point values, as SAM 2's predictor does, and not to 8 bits, as SAM does.
+    mask_resizing (`str`, *optional*):
+        How the segmenter's low-resolution masks come to the size of the image: `"through_view"` by way of the size of
+        this view, as SAM does and as systems of this package do by default; or `"straight"`, as SAM 2's own predictor
+        does, for a view that is not padded.
     """
 
     size: dict[str, int] | None
@@ -53,6 +61,8 @@ class SegmenterImageProcessorKwargs(TypedDict, total=False):
     max_image_pixels: int | None
     input_data_format: str | ChannelDimension | None
     return_tensors: str | TensorType | None
+    resize_in_float: bool | None
+    mask_resizing: str | None
 
 
 class ReasoningSegmentationImageProcessorKwargs(ImagesKwargs, total=False):
@@ -173,7 +183,7 @@ class SegmenterImageProcessor(UprightImageBackend):
 
     Calling it returns a `BatchFeature` with
 
-    - `sam_pixel_values` `(images, 3, N, N)`, float32: resized on 8-bit values, normalised, then padded with zeros;
+    - `sam_pixel_values` `(images, 3, N, N)`, float32: resized, normalised, then padded with zeros;
     - `original_sizes` `(images, 2)`, int64: (height, width) of the upright image;
     - `reshaped_input_sizes` `(images, 2)`, int64: (height, width) of the resized image before padding.
 
@@ -184,6 +194,8 @@ class SegmenterImageProcessor(UprightImageBackend):
     resample = PILImageResampling.BILINEAR
     image_mean = IMAGENET_DEFAULT_MEAN
     image_std = IMAGENET_DEFAULT_STD
+    resize_in_float = False
+    mask_resizing = None
     valid_kwargs = SegmenterImageProcessorKwargs
     model_input_names = ["sam_pixel_values", "original_sizes", "reshaped_input_sizes"]
 
@@ -199,6 +211,29 @@ class SegmenterImageProcessor(UprightImageBackend):
         """Return the entry of `reshaped_input_sizes`, (height, width), for an upright image of this size."""
         return _resized_size(height, width, self.size)
 
+    @property
+    def masks_go_through_view(self) -> bool:
+        """
+        `bool`: What `mask_resizing` says.
+
+        Raises:
+            ValueError: If it is no such word, or the view is padded, so that masks must be cut in it.
+        """
+        if self.mask_resizing not in (None, *_MASK_RESIZINGS):
+            allowed = " and ".join(map(repr, _MASK_RESIZINGS))
+            raise ValueError(f"mask_resizing is {self.mask_resizing!r}; allowed are {allowed}.")
+        if self.mask_resizing == "straight" and self.pads:
+            raise ValueError(
+                f"mask_resizing is 'straight', but a view of the size {dict(self.size)} is padded, and masks must be "
+                "cut in it. Use 'through_view', or a size with height and width."
+            )
+        return self.mask_resizing != "straight"
+
+    @property
+    def pads(self) -> bool:
+        """`bool`: Whether the image keeps its aspect ratio in the view."""
+        return "longest_edge" in dict(self.size)
+
     def _standardize_kwargs(self, size: dict[str, int] | SizeDict | None = None, **kwargs) -> dict[str, Any]:
         _target_size(size)
         return super()._standardize_kwargs(size=SizeDict(**dict(size)), **kwargs)
@@ -210,7 +245,8 @@ class SegmenterImageProcessor(UprightImageBackend):
         self, images: ImageInput, return_tensors: str | TensorType | None = None, **kwargs
     ) -> BatchFeature:
         images = self.read_images(images, kwargs["max_image_pixels"], input_data_format=kwargs["input_data_format"])
-        data = segmenter_view(images, kwargs["size"], kwargs["resample"], kwargs["image_mean"], kwargs["image_std"])
+        options = [kwargs[name] for name in ("size", "resample", "image_mean", "image_std", "resize_in_float")]
+        data = segmenter_view(images, *options)
         return _batch_feature(data, return_tensors)
 
 
@@ -357,31 +393,45 @@ def segmenter_view(
     resample: PILImageResampling | int,
     mean: float | tuple[float, ...],
     std: float | tuple[float, ...],
+    in_float: bool | None = False,
 ) -> dict[str, Any]:
     """Resize, normalise and pad uint8 images `(3, height, width)`: what [`SegmenterImageProcessor`] returns, as one
     array and lists of sizes.
 
     As in the original SAM, values are normalised in units of 0..255 and padded with zeros afterwards, so the padding
-    is the mean colour.
+    is the mean colour; they are resized to 8 bits, too, unless `in_float` says otherwise.
     """
     target_height, target_width = _target_size(size)
     # float64 until here: 0.485 * 255 then rounds to the same float32 as the original's 123.675
-    mean = (np.broadcast_to(np.asarray(mean, dtype=np.float64), (3,)) * 255.0).astype(np.float32)[:, None, None]
-    std = (np.broadcast_to(np.asarray(std, dtype=np.float64), (3,)) * 255.0).astype(np.float32)[:, None, None]
+    mean, std = (np.broadcast_to(np.asarray(value, dtype=np.float64), (3,))[:, None, None] for value in (mean, std))
+    byte_mean, byte_std = ((value * 255.0).astype(np.float32) for value in (mean, std))
     # One array for all: stacking large ones costs as much as filling them.
     views = np.zeros((len(images), 3, target_height, target_width), dtype=np.float32)
     sizes, resized_sizes = [list(image.shape[-2:]) for image in images], []
     for image, canvas in zip(images, views, strict=True):
         new_height, new_width = _resized_size(*image.shape[-2:], size)
         resized_sizes.append([new_height, new_width])
-        resized = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
-        channels = resized.resize((new_width, new_height), resample=resample).split()
+        if in_float:
+            values = _resize_in_float(image, (new_height, new_width), resample)
+            canvas[:, :new_height, :new_width] = (values - mean.astype(np.float32)) / std.astype(np.float32)
+            continue
+        pixels = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
+        channels = pixels.resize((new_width, new_height), resample=resample).split()
         # Channel by channel and in place, which is several times as fast as all three at once.
-        for channel, view, channel_mean, channel_std in zip(channels, canvas, mean, std, strict=True):
+        for channel, view, channel_mean, channel_std in zip(channels, canvas, byte_mean, byte_std, strict=True):
             view = view[:new_height, :new_width]
             np.subtract(np.asarray(channel), channel_mean, out=view, dtype=np.float32)
             np.divide(view, channel_std, out=view)
     return {"sam_pixel_values": views, "original_sizes": sizes, "reshaped_input_sizes": resized_sizes}
+
+
+def _resize_in_float(image: np.ndarray, size: tuple[int, int], resample: PILImageResampling | int) -> np.ndarray:
+    """Resize a uint8 image `(channels, height, width)` to (height, width) as values in 0..1."""
+    modes = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
+    if resample not in modes:
+        raise ValueError(f"resample is {resample!r}; resize_in_float=True allows BILINEAR (2) and BICUBIC (3).")
+    values = torch.from_numpy(np.ascontiguousarray(image))[None].float().div(255)
+    return F.interpolate(values, size, mode=modes[resample], align_corners=False, antialias=True)[0].numpy()
 
 
 def _is_floating_point(image: Any) -> bool:

@@ -3,13 +3,12 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers.processing_utils import Unpack
 
 from .attention_grids import LEVELS, attention_grids, grid_inputs
 from .chat import GENERIC_WORDING, PromptRow, as_list, ask_and_answer, clean_phrase, complete_wording
-from .chat_processor import IGNORED_LABEL, ChatInputs, ChatProcessorKwargs, image_of_row
+from .chat_processor import ChatInputs, ChatProcessorKwargs, answer_ranges, image_of_row
 from .composed_processor import ComposedProcessor
 from .noun_phrases import AnswerPhrase, PhraseFinder, make_extractor
 from .phrase_segments import (
@@ -147,8 +146,7 @@ class AttendAndSegmentProcessor(ComposedProcessor):
         if inputs.rows is None:
             return inputs
         if has_answers:
-            ranges = [_last_answer(as_list(labels)) for labels in inputs["labels"]]
-            inputs["answer_ranges"] = _like(inputs["input_ids"], ranges)
+            inputs["answer_ranges"] = answer_ranges(inputs)
         if not wants_labels and "labels" in inputs:
             del inputs["labels"]
         asked = tuple(self._asked(row) for row in inputs.rows)
@@ -357,26 +355,8 @@ class AttendAndSegmentProcessor(ComposedProcessor):
         return super()._saved(name)
 
 
-def _last_answer(labels: list[int]) -> list[int]:
-    """Range of the last run of labelled positions; an empty one at the end where there is none."""
-    labelled = [index for index, label in enumerate(labels) if label != IGNORED_LABEL]
-    if not labelled:
-        return [len(labels), len(labels)]
-    start = labelled[-1]
-    while start and labels[start - 1] != IGNORED_LABEL:
-        start -= 1
-    return [start, labelled[-1] + 1]
-
-
 def _row_lists(values: Any, row: int) -> list | None:
     return None if values is None else as_list(values[row])
-
-
-def _like(other: Any, values: list) -> Any:
-    """A list in the form of `other`: tensor, array or list."""
-    if isinstance(other, torch.Tensor):
-        return torch.tensor(values, device=other.device)
-    return np.array(values) if isinstance(other, np.ndarray) else values
 
 
 __all__ = ["AttendAndSegmentProcessor"]

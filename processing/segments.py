@@ -281,20 +281,21 @@ def _shortened(text: str | None) -> str:
 def post_process_masks(
     masks: torch.Tensor,
     original_size: tuple[int, int] | torch.Tensor,
-    reshaped_input_size: tuple[int, int] | torch.Tensor,
-    pad_size: int | tuple[int, int] = (1024, 1024),
+    reshaped_input_size: tuple[int, int] | torch.Tensor | None,
+    pad_size: int | tuple[int, int] | None = (1024, 1024),
     mask_threshold: float | None = 0.0,
 ) -> torch.Tensor:
     """Bring low-resolution mask logits to the size of the image, as the original SAM does.
 
     In float32: bilinear (align_corners=False) to the segmenter's square, cut to the part that is not padding, bilinear
-    to the size of the image. Masks go through in chunks, so that memory for intermediate values stays near 256 MB (or
-    one mask, where that is more).
+    to the size of the image; or in one such step, as SAM 2's `SAM2ImagePredictor` does. Masks go through in chunks, so
+    that memory for intermediate values stays near 256 MB (or one mask, where that is more).
 
     Args:
         masks (`torch.Tensor`): Mask logits of shape `(masks, height, width)`.
         original_size, reshaped_input_size, pad_size:
-            (height, width) of the image, of the image within the segmenter's view, and of the whole view.
+            (height, width) of the image, of the image within the segmenter's view, and of the whole view. With
+            `reshaped_input_size=None`, for a view that is not padded, masks do not go through it.
         mask_threshold (`float`, *optional*): Pixels with a larger logit belong to the mask; None returns the logits.
 
     Returns:
@@ -304,8 +305,11 @@ def post_process_masks(
     Raises:
         ValueError: The masks are not three-dimensional or a size is impossible.
     """
-    pad_size = (pad_size, pad_size) if isinstance(pad_size, int) else pad_size
-    original, reshaped, padded = (tuple(map(int, size)) for size in (original_size, reshaped_input_size, pad_size))
+    original = tuple(map(int, original_size))
+    reshaped = padded = original
+    if reshaped_input_size is not None:
+        pad_size = (pad_size, pad_size) if isinstance(pad_size, int) else pad_size
+        reshaped, padded = (tuple(map(int, size)) for size in (reshaped_input_size, pad_size))
     if masks.ndim != 3:
         raise ValueError(f"Mask logits of shape {tuple(masks.shape)} were given; (masks, height, width) is needed.")
     if min(*original, *reshaped) < 1 or reshaped[0] > padded[0] or reshaped[1] > padded[1]:
@@ -319,8 +323,9 @@ def post_process_masks(
     chunk = max(1, _CHUNK_VALUES // max(padded[0] * padded[1], original[0] * original[1]))
     for start in range(0, len(masks), chunk):
         logits = masks[start : start + chunk, None].float()
-        logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
-        logits = logits[..., : reshaped[0], : reshaped[1]]
+        if reshaped_input_size is not None:
+            logits = F.interpolate(logits, padded, mode="bilinear", align_corners=False)
+            logits = logits[..., : reshaped[0], : reshaped[1]]
         logits = F.interpolate(logits, original, mode="bilinear", align_corners=False)[:, 0]
         result[start : start + chunk] = logits if mask_threshold is None else logits > mask_threshold
     return result
@@ -343,11 +348,11 @@ def pack_bits(masks: torch.Tensor) -> torch.Tensor:
 
 class MaskSizes(NamedTuple):
     """Sizes of one image, each (height, width), in the order in which `post_process_masks` takes them: the masks', the
-    image's within the segmenter's view, and the whole view's."""
+    image's within the segmenter's view, and the whole view's; these two are None where masks do not go through it."""
 
     original: tuple[int, int]
-    reshaped: tuple[int, int]
-    padded: tuple[int, int]
+    reshaped: tuple[int, int] | None
+    padded: tuple[int, int] | None
 
 
 def input_of_rows(num_rows: int, num_inputs: int) -> list[int]:
@@ -369,7 +374,8 @@ def read_mask_sizes(
         inputs (`Mapping[str, Any]`): What the processor returned; empty where that is not known.
         target_sizes (*optional*): Sizes of masks, one per image, one per row, or one for all; by default `inputs` say.
         source (`Sequence[int]`): See [`input_of_rows`].
-        segmenter_view: The image processor that made the segmenter's view; asked where the inputs do not tell.
+        segmenter_view: The image processor that made the segmenter's view; says whether masks go through it, and is
+            asked for sizes where the inputs do not tell.
 
     Raises:
         ValueError: If the sizes are unknown, or their number is none of these.
@@ -403,6 +409,8 @@ def read_mask_sizes(
         )
 
     pairs = zip(per_row(wanted), per_row(_size_pairs(reshaped)), strict=True)
+    if not getattr(segmenter_view, "masks_go_through_view", True):
+        return [MaskSizes(original, None, None) for original, _ in pairs]
     return [MaskSizes(original, resized, padded) for original, resized in pairs]
 
 

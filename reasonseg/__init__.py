@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .conversion.compose import CompositionOptions as CompositionOptions
     from .conversion.compose import compose as compose
     from .conversion.compose_attend_and_segment import compose_attend_and_segment as compose_attend_and_segment
+    from .conversion.compose_coordinates import compose_coordinates as compose_coordinates
     from .conversion.compose_difflmm import compose_difflmm as compose_difflmm
     from .conversion.compose_ivm import compose_ivm as compose_ivm
     from .conversion.compose_reasoning_segmentation import VlmOptions as VlmOptions
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from .evaluation.masked_input import MaskingOptions as MaskingOptions
     from .model_names import EMBEDDED_MODEL as EMBEDDED_MODEL
     from .modeling.configuration_attend_and_segment import AttendAndSegmentConfig as AttendAndSegmentConfig
+    from .modeling.configuration_coordinates import CoordinatesConfig as CoordinatesConfig
     from .modeling.configuration_difflmm import DiffLmmConfig as DiffLmmConfig
     from .modeling.configuration_gsva import GsvaConfig as GsvaConfig
     from .modeling.configuration_ivm import IvmConfig as IvmConfig
@@ -53,6 +55,9 @@ if TYPE_CHECKING:
     from .modeling.configuration_sa2va import Sa2VaConfig as Sa2VaConfig
     from .modeling.modeling_attend_and_segment import (
         AttendAndSegmentForReasoningSegmentation as AttendAndSegmentForReasoningSegmentation,
+    )
+    from .modeling.modeling_coordinates import (
+        CoordinatesForReasoningSegmentation as CoordinatesForReasoningSegmentation,
     )
     from .modeling.modeling_difflmm import DiffLmmForConditionalGeneration as DiffLmmForConditionalGeneration
     from .modeling.modeling_gsva import GsvaForReasoningSegmentation as GsvaForReasoningSegmentation
@@ -81,6 +86,7 @@ if TYPE_CHECKING:
         ReasoningSegmentationPipeline as ReasoningSegmentationPipeline,
     )
     from .processing.processing_attend_and_segment import AttendAndSegmentProcessor as AttendAndSegmentProcessor
+    from .processing.processing_coordinates import CoordinatesProcessor as CoordinatesProcessor
     from .processing.processing_difflmm import DiffLmmProcessor as DiffLmmProcessor
     from .processing.processing_gsva import GsvaProcessor as GsvaProcessor
     from .processing.processing_ivm import IvmProcessor as IvmProcessor

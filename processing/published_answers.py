@@ -1,0 +1,412 @@
+"""How published code reads boxes and points from answers, slips included: what an answer counts in their numbers.
+
+Every function takes a text and the [`ImageSizes`] and returns a [`PublishedAnswer`], or raises where the original
+does, one of `READING_ERRORS`; where that reads a variable which was never set, a `ValueError`. Sources:
+
+- Seg-Zero: its `inference_scripts/infer.py`; VisionReasoner: its evaluation script, which lives there as well and
+  raises, and its package, which returns nothing;
+- StAR: its inference and its evaluation, each for Qwen2.5-VL and Qwen3-VL;
+- Qwen: the cookbooks of Qwen2.5-VL and Qwen3-VL on grounding, their evaluation on ODinW, and the baseline of
+  VisionReasoner's package;
+- InternVL: the evaluation on RefCOCO, and the demo; Molmo: `extract_points` and `extract_bboxes`.
+"""
+
+import ast
+import json
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+READING_ERRORS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    SyntaxError,
+    RecursionError,
+    MemoryError,
+)
+# StAR on Qwen3-VL: the largest number of an answer up to which all are fractions, and thousandths.
+LARGEST_FRACTION, LARGEST_THOUSANDTH = 1.2, 1000.5
+
+
+class ImageSizes(NamedTuple):
+    """
+    Both (height, width).
+
+    Args:
+        image (`tuple[int, int]`): The upright image, in whose pixels results are.
+        seen (`tuple[int, int]`): What the vision-language model saw, in whose pixels some of them write.
+    """
+
+    image: tuple[int, int]
+    seen: tuple[int, int]
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Pixels of the image per pixel that was seen, (x, y)."""
+        return self.image[1] / self.seen[1], self.image[0] / self.seen[0]
+
+
+@dataclass
+class PublishedAnswer:
+    """
+    Args:
+        boxes (`list`): `[x1, y1, x2, y2]` each, in pixels of the image, which they may leave.
+        points (`list`): `[x, y]` each, there.
+        labels (`list[str]`): One per box, of code that reads them.
+        thinking (`str`): What the model wrote before its answer, where the code keeps it.
+        points_per_box (`int`): How many points belong to a box.
+    """
+
+    boxes: list[list[float]] = field(default_factory=list)
+    points: list[list[float]] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    thinking: str = ""
+    points_per_box: int = 1
+
+
+PublishedReader = Callable[[str, ImageSizes], PublishedAnswer]
+
+
+# ---- Seg-Zero and VisionReasoner ------------------------------------------------------------------------------------
+
+
+def half_up(value: float, factor: float) -> int:
+    """VisionReasoner's pixel: halves up, negative numbers towards zero."""
+    return int(value * factor + 0.5)
+
+
+def truncated_first(value: float, factor: float) -> int:
+    """Seg-Zero's pixel: the number truncated, the pixel rounded, halves to even."""
+    return round(int(value) * factor)
+
+
+def seg_zero(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """The first `{...}` without another `}`, wherever it stands: a box and two points."""
+    found = re.search(r"\{[^}]+\}", text)
+    data = json.loads(found[0]) if found else {}
+    boxes = [data[key] for key in data if "bbox" in key.lower()][:1]
+    points = [data[key] for key in data if "points" in key.lower()][:2]
+    box = [truncated_first(*pair) for pair in zip(boxes[0], sizes.scale * 2, strict=True)] if boxes else []
+    if not box or len(points) != 2:
+        raise ValueError("a box of four numbers and two points are needed")
+    points = [[truncated_first(point[axis], sizes.scale[axis]) for axis in (0, 1)] for point in points]
+    thinking = _plain_thinking(text)
+    if thinking is None:
+        raise ValueError("<think> is missing")
+    return PublishedAnswer([box], points, thinking=thinking, points_per_box=2)
+
+
+def vision_reasoner_script(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """A list of objects in `<answer>`, of which each has a box and a point."""
+    answer = _in_answer_tags(text)
+    if answer is None:
+        raise ValueError("<answer> is missing")
+    objects = json.loads(answer)
+    boxes, points = [_box(one, sizes) for one in objects], [_point(one, sizes) for one in objects]
+    return PublishedAnswer(boxes, points, thinking=_plain_thinking(text) or "")
+
+
+def vision_reasoner_package(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """The same, but what cannot be read is left out: one box leads to no boxes, one point to no points."""
+    read = PublishedAnswer(thinking=_plain_thinking(text) or "")
+    answer = _in_answer_tags(text)
+    with suppress(*READING_ERRORS):
+        objects = json.loads(answer or "")
+        read.boxes = [_box(one, sizes) for one in objects]
+        read.points = [_point(one, sizes) for one in objects]
+    return read
+
+
+def _in_answer_tags(text: str) -> str | None:
+    return _between(text, "<answer>", "</answer>")
+
+
+def _between(text: str, opening: str, closing: str) -> str | None:
+    """What stands between the first of each, without white space around it; by `find`, as expressions with `.*?` may
+    take a time that is quadratic in the length of the text."""
+    start = text.find(opening)
+    stop = text.find(closing, start + len(opening))
+    return None if start < 0 or stop < 0 else text[start + len(opening) : stop].strip()
+
+
+def _plain_thinking(text: str) -> str | None:
+    """What is in `<think>`, unless it holds a `<`."""
+    found = re.search("<think>([^<]+)</think>", text)
+    return None if found is None else found[1]
+
+
+def _box(found: Any, sizes: ImageSizes) -> list[int]:
+    return [half_up(found["bbox_2d"][edge], sizes.scale[edge % 2]) for edge in range(4)]
+
+
+def _point(found: Any, sizes: ImageSizes) -> list[int]:
+    return [half_up(found["point_2d"][axis], sizes.scale[axis]) for axis in range(2)]
+
+
+# ---- StAR -----------------------------------------------------------------------------------------------------------
+
+# In this order, where the text is not JSON.
+_STAR_REPAIRS = (
+    (r'("point_2d"\s*:\s*\[[^\]\}]*?)\}\}', r"\1]}"),
+    (r"(\[\s*-?[\d.]+\s*,\s*-?[\d.]+\s*)\}\s*\]", r"\1]}]"),
+    (r"\}\s*\}(?=\s*\])", "}"),
+    (r'("(?:bbox_2d|point_2d)"\s*:\s*\[)([^\]]*)(\])', lambda found: found[1] + found[2].replace('"', "") + found[3]),
+    (r'("(?:bbox_2d|point_2d)"\s*:\s*\[[^\]]*\])"', r"\1"),
+)
+
+
+def star_inference(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """StAR on Qwen2.5-VL: as VisionReasoner, with labels and repairs; nothing where even these fail."""
+    objects = _star_objects(text, lenient=True)
+    return _star_pixels(objects, sizes, [one.get("label", "") for one in objects], _thinking_before(text, False))
+
+
+def star_evaluation(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """The same in the evaluation, which raises instead and needs labels; `[{}]` is nothing there."""
+    objects = _star_objects(text, lenient=False)
+    return _star_pixels(objects, sizes, [one["label"] for one in objects], _thinking_before(text, False))
+
+
+def _star_pixels(objects: list, sizes: ImageSizes, labels: list[str], thinking: str) -> PublishedAnswer:
+    boxes, points = [_box(one, sizes) for one in objects], [_point(one, sizes) for one in objects]
+    return PublishedAnswer(boxes, points, labels, thinking)
+
+
+def star_inference_qwen3(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """StAR on Qwen3-VL: what is no object is left out, and so is a box or a point of another length."""
+    objects = _star_objects(text, lenient=True)
+    objects = [one for one in objects if isinstance(one, dict)] if isinstance(objects, list) else []
+    return _star_relative(objects, sizes, [one.get("label", "") for one in objects], _thinking_before(text, True))
+
+
+def star_evaluation_qwen3(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """The same in the evaluation, which needs labels, widens boxes of no extent, and adds points of zeros."""
+    objects = _star_objects(text, lenient=False)
+    read = _star_relative(objects, sizes, [one["label"] for one in objects], _thinking_before(text, True))
+    height, width = sizes.image
+    for box in read.boxes:
+        for low, high, size in ((0, 2, width), (1, 3, height)):
+            if box[high] <= box[low]:
+                box[high] = min(box[low] + 1, size - 1)
+    read.points += [[0, 0]] * (len(read.boxes) - len(read.points))
+    return read
+
+
+def _star_objects(text: str, lenient: bool) -> list:
+    """What is in the answer; `lenient` as in inference, where what no repair makes readable is nothing."""
+    answer = _in_answer_tags(text)
+    if answer is None:
+        return []
+    try:
+        objects = json.loads(answer)
+    except json.JSONDecodeError:
+        for pattern, better in _STAR_REPAIRS:
+            answer = re.sub(pattern, better, answer)
+        try:
+            objects = json.loads(answer)
+        except json.JSONDecodeError:
+            if not lenient:
+                raise
+            return []
+    if lenient:
+        return objects or []
+    return [] if objects in ([], [{}]) else objects
+
+
+def _star_relative(objects: list[dict], sizes: ImageSizes, labels: list[str], thinking: str) -> PublishedAnswer:
+    read = PublishedAnswer(labels=labels, thinking=thinking)
+    numbers = {name: [one[name] for one in objects if isinstance(one.get(name), list)] for name in _LENGTHS}
+    groups = {
+        name: [list(map(float, group)) for group in groups if len(group) == _LENGTHS[name]]
+        for name, groups in numbers.items()
+    }
+    largest = max((abs(value) for kind in groups.values() for group in kind for value in group), default=0.0)
+    for name, found in groups.items():
+        for group in found:
+            pixels = [relative_pixel(value, largest, sizes.image[1 - axis % 2]) for axis, value in enumerate(group)]
+            if name == "point_2d":
+                read.points.append(pixels)
+            else:
+                read.boxes.append([*map(min, pixels[:2], pixels[2:]), *map(max, pixels[:2], pixels[2:])])
+    return read
+
+
+_LENGTHS = {"bbox_2d": 4, "point_2d": 2}
+
+
+def relative_pixel(value: float, largest: float, size: int) -> int:
+    """StAR's pixel on Qwen3-VL, within the image; what the number means is said by the `largest` of its answer."""
+    pixel = value
+    if largest <= LARGEST_FRACTION:
+        pixel = value * (size - 1)
+    elif largest <= LARGEST_THOUSANDTH:
+        pixel = value * (size - 1) / 999
+    return min(max(round(pixel), 0), size - 1)
+
+
+def _thinking_before(text: str, without_tags: bool) -> str:
+    """Up to the first `</think>`; on Qwen3-VL, where there are no such tags, all that stands before the answer."""
+    thinking = _between(text, "<think>", "</think>")
+    if thinking is not None:
+        return thinking
+    before, answer, _ = text.partition("<answer>")
+    return before.strip() if without_tags and answer else ""
+
+
+# ---- Qwen -----------------------------------------------------------------------------------------------------------
+
+
+def qwen2_5_cookbook(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """A list in a fence that is opened by exactly the line "```json"; in pixels of what the model saw."""
+    return _cookbook(text, lambda value, axis: int(value / sizes.seen[1 - axis] * sizes.image[1 - axis]))
+
+
+def qwen3_cookbook(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """The same in thousandths of width and height."""
+    return _cookbook(text, lambda value, axis: int(value / 1000 * sizes.image[1 - axis]))
+
+
+def _cookbook(text: str, to_pixel: Callable[[float, int], int]) -> PublishedAnswer:
+    lines = text.splitlines()
+    if "```json" in lines:
+        text = "\n".join(lines[lines.index("```json") + 1 :]).split("```")[0]
+    try:
+        objects = ast.literal_eval(text)
+    except READING_ERRORS:
+        objects = ast.literal_eval(text[: text.rfind('"}') + 2] + "]")
+    read = PublishedAnswer()
+    for found in objects if isinstance(objects, list) else [objects]:
+        box = [to_pixel(found["bbox_2d"][edge], edge % 2) for edge in range(4)]
+        read.boxes.append([*map(min, box[:2], box[2:]), *map(max, box[:2], box[2:])])
+        read.labels.append(found.get("label", ""))
+    return read
+
+
+def qwen2_5_odinw(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """A list between fences of any kind; all is lost where anything is wrong, a missing label included."""
+    return _odinw(text, lambda value, axis: value / sizes.seen[1 - axis] * sizes.image[1 - axis])
+
+
+def qwen3_odinw(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """The same in thousandths."""
+    return _odinw(text, lambda value, axis: value / 1000 * sizes.image[1 - axis])
+
+
+def _odinw(text: str, to_pixel: Callable[[float, int], float]) -> PublishedAnswer:
+    try:
+        objects = ast.literal_eval(text.replace("```json", "").replace("```", ""))
+        boxes = [[to_pixel(value, edge % 2) for edge, value in enumerate(one["bbox_2d"])] for one in objects]
+        return PublishedAnswer(boxes, labels=[one["label"] for one in objects])
+    except READING_ERRORS:
+        return PublishedAnswer()
+
+
+def qwen2_5_baseline(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """VisionReasoner's baseline takes the numbers for pixels of the image itself, whatever the model saw."""
+    return _baseline(text, lambda value, axis: int(value))
+
+
+def qwen2_baseline(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """The same in thousandths."""
+    return _baseline(text, lambda value, axis: int(value * sizes.image[1 - axis] / 1000))
+
+
+def _baseline(text: str, to_pixel: Callable[[float, int], int]) -> PublishedAnswer:
+    fenced, bracketed = _between(text, "```json", "```"), _between(text, "[", "]")
+    bracketed = "[]" if bracketed is None else f"[{bracketed}]"
+    read = PublishedAnswer()
+    try:
+        objects = json.loads(bracketed if fenced is None else fenced)
+    except json.JSONDecodeError:
+        return read
+    for one in [] if fenced is not None and not isinstance(objects, list) else objects:
+        for name, kind in (("bbox_2d", read.boxes), ("point_2d", read.points)):
+            if name in one:
+                kind.append([to_pixel(value, axis % 2) for axis, value in enumerate(one[name])])
+    return read
+
+
+# ---- InternVL and Molmo ---------------------------------------------------------------------------------------------
+
+
+def internvl_refcoco(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """The first four numbers in brackets, thousandths, or fractions where their sum is below 4; else all zeros."""
+    box = np.zeros(4, dtype=np.float32)
+    if found := re.search(r"\[([^,\[\]]*),([^,]*?),([^,]*?),([^,]*?)\]", text):
+        with suppress(ValueError):
+            box = np.array([float(number) for number in found.groups()], dtype=np.float32)
+    if box.sum() >= 4:
+        box = box / np.float32(1000)
+    box = box * np.array(sizes.image[::-1] * 2, dtype=np.float32)
+    return PublishedAnswer([box.tolist()])
+
+
+def internvl_demo(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """All boxes of every `<ref>` with its `<box>`; thousandths."""
+    read = PublishedAnswer()
+    for label, boxes in re.findall(r"<ref>([^<]*)</ref>\s*<box>([^<]*)</box>", text):
+        for box in json.loads(boxes):
+            read.boxes.append([int(box[edge] / 1000 * sizes.image[1 - edge % 2]) for edge in range(4)])
+            read.labels.append(label.strip())
+    return read
+
+
+# Each is searched for by itself, so that a click is found twice; the last one holds tenths.
+_MOLMO_POINTS = (
+    (r"Click\((\d+\.\d), ?(\d+\.\d)\)", 1.0),
+    (r"\((\d+\.\d),? ?(\d+\.\d)\)", 1.0),
+    (r'x\d*="\s*(\d+(?:\.\d+)?)"\s+y\d*="\s*(\d+(?:\.\d+)?)"', 1.0),
+    (r"(?:\d+|p)\s*=\s*(\d{3})\s*,\s*(\d{3})", 10.0),
+)
+
+
+def molmo_points(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """Percent of width and height, four spellings; what is beyond 100 is left out."""
+    read = PublishedAnswer()
+    for pattern, unit in _MOLMO_POINTS:
+        for found in re.finditer(pattern, text):
+            x, y = (float(number) / unit for number in found.groups())
+            if max(x, y) <= 100:
+                read.points.append([x / 100 * sizes.image[1], y / 100 * sizes.image[0]])
+    return read
+
+
+def molmo_boxes(text: str, sizes: ImageSizes) -> PublishedAnswer:
+    """Of every two successive points the box between them, as they come."""
+    points = molmo_points(text, sizes).points
+    return PublishedAnswer([[*points[at], *points[at + 1]] for at in range(0, len(points) - 1, 2)])
+
+
+PUBLISHED_READERS: dict[str, PublishedReader] = {
+    reader.__name__: reader
+    for reader in (
+        seg_zero,
+        vision_reasoner_script,
+        vision_reasoner_package,
+        star_inference,
+        star_evaluation,
+        star_inference_qwen3,
+        star_evaluation_qwen3,
+        qwen2_5_cookbook,
+        qwen3_cookbook,
+        qwen2_5_odinw,
+        qwen3_odinw,
+        qwen2_5_baseline,
+        qwen2_baseline,
+        internvl_refcoco,
+        internvl_demo,
+        molmo_points,
+        molmo_boxes,
+    )
+}
+
+
+__all__ = ["PUBLISHED_READERS", "READING_ERRORS", "ImageSizes", "PublishedAnswer", "PublishedReader"]
