@@ -14,6 +14,7 @@ import torch
 from huggingface_hub import snapshot_download
 from PIL import Image, ImageOps
 from transformers import pipeline
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 
 TITLE = "reasonseg"
@@ -32,6 +33,7 @@ pipe = pipeline(
     trust_remote_code=True,
     device_map="auto" if torch.cuda.is_available() else None,
 )
+check_words = get_class_from_dynamic_module("chat.check_words", folder)
 # IVM hides what an instruction does not need, and writes no text.
 hides = hasattr(pipe.processor, "post_process_masking")
 
@@ -46,9 +48,11 @@ def check(image: Image.Image | None, question: str | None, phrases: str | None) 
         raise gr.Error("Ask a question, or name what to segment, one phrase per line: one of the two.")
     if len(named) > MAX_PHRASES:
         raise gr.Error(f"{len(named)} phrases are more than the {MAX_PHRASES} allowed.")
-    tokens = [*pipe.processor.tokenizer.all_special_tokens, getattr(pipe.processor, "image_token", None)]
-    if held := [token for token in tokens if token and token in question]:
-        raise gr.Error(f"The question holds {held[0]}, a token with which prompts are written. Leave it out.")
+    try:
+        for text in (question, *named):
+            check_words(pipe.processor, text, "The question" if question else "The phrase")
+    except ValueError as error:
+        raise gr.Error(str(error)) from error
     return ImageOps.exif_transpose(image).convert("RGB"), question, named
 
 

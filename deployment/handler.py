@@ -68,6 +68,7 @@ class EndpointHandler:
         self.hides = hasattr(self.pipe.processor, "post_process_masking")
         self.folder = str(folder)
         self.open_image = self._code("image_loading.open_image")
+        self.check_words = self._code("chat.check_words")
         self.load_rgb_image = self._code("image_loading.load_rgb_image")
         # An endpoint may call from several threads; two requests at once would share the accelerator's memory.
         self.lock = threading.Lock()
@@ -202,10 +203,7 @@ class EndpointHandler:
             raise ValueError(f"{what} is {'blank' if isinstance(text, str) else type(text).__name__}. Give a string.")
         if len(text) > MAX_TEXT_CHARACTERS:
             raise ValueError(f"{what} has {len(text)} characters, more than the {MAX_TEXT_CHARACTERS} allowed.")
-        processor = self.pipe.processor
-        tokens = [*processor.tokenizer.all_special_tokens, getattr(processor, "image_token", None)]
-        if held := [token for token in tokens if token and token in text]:
-            raise ValueError(f"{what} holds {held[0]}, a token with which prompts are written. Leave it out.")
+        self.check_words(self.pipe.processor, text, what)
 
     def _check_visual_prompts(self, prompts: Any) -> None:
         if "visual_prompts" not in inspect.signature(type(self.pipe.processor).__call__).parameters:

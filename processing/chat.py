@@ -319,6 +319,36 @@ def check_phrase(given: str, cleaned: str, reserved: Sequence[str]) -> None:
         raise ValueError(f"The phrase {given!r} {problem}. Give the name or description of something.")
 
 
+def check_words(processor: Any, text: str, what: str = "The question", is_answer: bool = False) -> None:
+    """
+    Refuses a text of a user that the model would not read as words. Wherever users speak to a model, this is the rule.
+
+    The originals pass such a text on: `[SEG]` in a question gets a mask of its own there, though no answer asks for
+    it, `</s>` ends the question, and `<image>` stands for an image that is not there.
+
+    Args:
+        processor: Has a tokenizer; `image_token` and `slot_tokens` where prompts hold them.
+        text (`str`): What was written.
+        what (`str`): What it is, for the error.
+        is_answer (`bool`): Whether it is an earlier answer, which may hold `[SEG]`, `[REJ]` and other tokens that are
+            shown.
+
+    Raises:
+        ValueError: The text holds a token with a meaning of its own.
+    """
+    tokenizer, slots = processor.tokenizer, set(getattr(processor, "slot_tokens", {}).values())
+    slots |= set(tokenizer.convert_ids_to_tokens(sorted(getattr(processor, "shown_tokens", ()))))
+    reserved = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    reserved |= {*tokenizer.all_special_tokens, getattr(processor, "image_token", None) or ""}
+    # A phrase may reach the prompt in lower case, where such tokens are what they were.
+    folded = text.casefold()
+    held = [token for token in (reserved - slots if is_answer else reserved | slots) if token.strip()]
+    if held := sorted(token for token in held if token.casefold() in folded):
+        raise ValueError(
+            f"{what} {text[:60]!r} holds {held[0]}, a token with which prompts are written. Leave it out."
+        )
+
+
 def ask_and_answer(
     wording: dict[str, Any], phrases: Sequence[str], seg_token: str, reserved: Sequence[str] = ()
 ) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from .batching import Answer, ClientLeftError, Job, ModelWorker
 from .chat_completions import ChatAnswer, ChatRequest, read_chat, server_event
 from .limits import Gate, Limits, RefusedError, read_body
 from .metrics import Metrics
-from .questions import Question
+from .questions import Question, draws_masks
 from .segment_requests import SegmentRequest, json_bytes, parse_form, parse_json, read_question, segment_answer
 
 
@@ -323,7 +323,8 @@ def _check_json(kind: str) -> None:
 
 
 def _model_entry(worker: ModelWorker) -> dict[str, Any]:
-    return {"id": worker.name, "object": "model", "created": worker.created, "owned_by": "reasonseg"}
+    entry = {"id": worker.name, "object": "model", "created": worker.created, "owned_by": "reasonseg"}
+    return {**entry, "draws_masks": draws_masks(worker.processor)}
 
 
 async def _http_failure(request: Request, error: Exception) -> Response:

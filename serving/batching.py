@@ -14,9 +14,11 @@ import torch
 from transformers import StoppingCriteria
 
 from ..processing.segments import SegmentationResult
+from .conversation import Conversation
 from .limits import RETRY_AFTER, Limits, RefusedError
 from .metrics import Metrics
-from .questions import Question
+from .questions import Question, draws_masks
+from .streaming import segment_answer, stream_segmentation, text_result
 
 
 log = logging.getLogger(__name__)
@@ -78,7 +80,8 @@ class ModelWorker:
 
     Args:
         name (`str`): What the model is called in requests.
-        model: Has `forward` and, where it writes text, `generate_with_masks`; in evaluation mode.
+        model: Draws masks, by `forward` and where it writes text by `generate_with_masks`, or writes text alone by
+            `generate`; in evaluation mode.
         processor: Its processor.
         limits ([`Limits`]): `max_waiting` and `max_waiting_pixels` of it.
         metrics ([`Metrics`]): Where it counts.
@@ -207,10 +210,7 @@ class ModelWorker:
     # ---- answers ------------------------------------------------------------------------------------------------
 
     def _converse(self, job: Job) -> Answer:
-        """Answer a question that shares no batch: within a conversation, by sampling, or while it is written."""
-        from .conversation import Conversation
-        from .streaming import segment_answer, stream_segmentation
-
+        """Answer a question that shares no batch: while it is written, from a seed, or with several images."""
         question = job.question
         row = _OnlyRow(self, job)
         thresholds = {"mask_threshold": question.mask_threshold, "reject_threshold": question.reject_threshold}
@@ -245,14 +245,17 @@ class ModelWorker:
         questions = [job.question for job in jobs]
         images = {question.images[0].key: question.images[0].pixels for question in questions}
         arguments: dict[str, Any] = {"images": list(images.values())}
-        if len(images) < len(questions):
+        draws = draws_masks(self.processor)
+        if not draws:  # transformers' models take one image per row
+            arguments["images"] = [question.images[0].pixels for question in questions]
+        elif len(images) < len(questions):
             index_of = {key: index for index, key in enumerate(images)}
             arguments["image_index"] = [index_of[question.images[0].key] for question in questions]
         kind = "text" if questions[0].phrases is None else "phrases"
         arguments[kind] = [question.text if kind == "text" else list(question.phrases) for question in questions]
         inputs = self.processor(**arguments, return_tensors="pt").to(self.model.device)
         lengths = inputs["attention_mask"].sum(-1).tolist()
-        writes = kind == "text" and hasattr(self.model, "generate_with_masks")
+        writes = kind == "text" and (not draws or hasattr(self.model, "generate_with_masks"))
         room = [self.room(length, question) for length, question in zip(lengths, questions, strict=True)]
         options = {}
         if questions[0].reject_threshold is not None:
@@ -260,20 +263,25 @@ class ModelWorker:
         prompt_length = inputs["input_ids"].shape[1]
         if writes:
             # Each row ends at its own length, so that its answer is what it would be alone.
-            output = self.model.generate_with_masks(
-                **inputs,
-                max_new_tokens=max(room),
-                do_sample=False,
-                stopping_criteria=[_EndOfRows(jobs, room, prompt_length)],
-                **options,
-            )
+            options |= {"max_new_tokens": max(room), "do_sample": False, **questions[0].sampling}
+            options["stopping_criteria"] = [_EndOfRows(jobs, room, prompt_length)]
+            generate = self.model.generate_with_masks if draws else self.model.generate
+            with _sampling(questions[0]):
+                output = generate(**inputs, **options)
         else:
             output = self.model(**inputs, **options)
-        results = self.processor.post_process_segmentation(output, inputs, mask_threshold=questions[0].mask_threshold)
-        written = [(0, False)] * len(questions)
+        rows, written = [], [(0, False)] * len(questions)
         if writes:
-            rows = output["sequences"][:, prompt_length:].tolist()
+            rows = (output["sequences"] if draws else output)[:, prompt_length:].tolist()
             written = [count_tokens(row, longest, self._end_tokens()) for row, longest in zip(rows, room, strict=True)]
+        if draws:
+            thresholds = {"mask_threshold": questions[0].mask_threshold}
+            results = self.processor.post_process_segmentation(output, inputs, **thresholds)
+        else:
+            results = [
+                text_result(self.processor, row[:count], question.images[0].pixels)
+                for row, (count, _), question in zip(rows, written, questions, strict=True)
+            ]
         return [
             Answer(result, length, *counted) for result, length, counted in zip(results, lengths, written, strict=True)
         ]

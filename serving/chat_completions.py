@@ -10,8 +10,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..processing.answer_stream import SegmentDrawn, TextPiece
 from .batching import Answer
+from .conversation import Conversation
 from .limits import Limits, RefusedError
-from .questions import Question, ReadImage, check_new_tokens, check_texts, image_bytes, pixel_limit, read_image
+from .questions import (
+    Question,
+    ReadImage,
+    check_new_tokens,
+    check_texts,
+    draws_masks,
+    image_bytes,
+    pixel_limit,
+    read_image,
+)
 from .segment_requests import MaskFormat, segment_answer, segment_fields
 
 
@@ -116,8 +126,9 @@ def read_chat(fields: ChatRequest, processor: Any, limits: Limits) -> Question:
         texts[message.role == "assistant"] += own
     check_texts(processor, texts[False], texts[True], limits)
     images = _read_images(fields, pixel_limit(processor, limits), limits)
+    if fields.reject_threshold is not None and not draws_masks(processor):
+        raise RefusedError(422, "`reject_threshold` is for models that draw masks. Leave it out.")
     common = {
-        "images": tuple(images),
         "max_new_tokens": new_tokens,
         "mask_threshold": fields.mask_threshold,
         "reject_threshold": fields.reject_threshold,
@@ -125,10 +136,18 @@ def read_chat(fields: ChatRequest, processor: Any, limits: Limits) -> Question:
         "seed": None if fields.seed is None else fields.seed % 2**63,
         "stream": bool(fields.stream),
     }
+    if getattr(processor, "max_images_per_prompt", None) != 1:
+        messages = tuple(_template_messages(fields.messages, images))
+        return Question(tuple(images), messages=messages, **common)
+    # Such questions share batches.
     if len(fields.messages) == 1 and len(images) == 1:
-        # A single question is asked as by /v1/segment, and shares batches with those.
-        return Question(text="".join(texts[False]), **common)
-    return Question(messages=tuple(_template_messages(fields.messages, images)), **common)
+        return Question(tuple(images), text="".join(texts[False]), **common)
+    try:
+        messages = list(_template_messages(fields.messages, images))
+        conversation, question = Conversation.of_messages(None, processor, messages)
+    except ValueError as error:
+        raise RefusedError(422, str(error)) from None
+    return Question((images[-1],), text=conversation.prompt(question), **common)
 
 
 def _sampling(fields: ChatRequest) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from ..processing.answer_stream import AnswerEnd, AnswerEvent
-from ..processing.chat import assistant_message, user_message
+from ..processing.chat import assistant_message, check_words, user_message
 from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from ..processing.segments import SegmentationResult
 from .saved_conversation import read_conversation, write_conversation
@@ -211,6 +211,8 @@ class Conversation:
                 f"{type(self.model).__name__} draws no masks, so it segments no phrases. Ask it a question."
             )
         phrases = (phrases,) if isinstance(phrases, str) else tuple(phrases)
+        for phrase in phrases:
+            check_words(self.processor, phrase, "The phrase")
         question = self.processor.question_of(phrases)
         threshold, rejection = (self.options[name] for name in ("mask_threshold", "reject_threshold"))
         with self._as_it_was_if_it_fails(image):
@@ -246,6 +248,15 @@ class Conversation:
                 del self.images[images:]
                 self._cache, self._cached_images = None, []
             raise
+
+    def prompt(self, question: str) -> str:
+        """
+        The text with which a question about the newest image is put, with all that was said before it: what
+        `apply_chat_template` makes of the messages, and for a model that reads no history the question itself.
+        """
+        if not getattr(self.processor, "reads_history", True):
+            return question
+        return self.processor.apply_chat_template(self._messages(question), add_generation_prompt=True)
 
     def _prompt(self, question: str) -> dict[str, Any]:
         """The arguments of an answer: inputs with the history, and their encoded images."""
@@ -290,7 +301,7 @@ class Conversation:
             `tuple[Conversation, str]`: What was said, with the image of the last question, and that question.
 
         Raises:
-            ValueError: If the messages are in no such order or form.
+            ValueError: If the messages are in no such order or form, or hold a token of the prompt format.
         """
         read = [_read_message(message, number) for number, message in enumerate(messages)]
         system = read.pop(0).text if read and read[0].role == "system" else None
@@ -300,6 +311,8 @@ class Conversation:
                 f"The messages have the roles {[message.role for message in read]}. Give questions (user) and answers "
                 "(assistant) in turn, the last one a question; a system message may stand before them."
             )
+        if system is not None:
+            check_words(processor, system, "The system message")
         conversation = cls(model, processor, system=system, **options)
         for question, answer in zip(read[::2], [*read[1::2], None], strict=True):
             if len(question.images) > 1 and conversation._takes_one_image:
@@ -311,6 +324,7 @@ class Conversation:
             for image in question.images:
                 conversation.add_image(image)
             if answer is not None:
+                check_words(processor, answer.text, "The answer", is_answer=True)
                 size = conversation.images[-1].size[::-1] if conversation.images else (0, 0)
                 conversation._keep(question.text, SegmentationResult(answer.text, [], size))
         return conversation, read[-1].text
@@ -347,9 +361,7 @@ def check_question(processor: Any, text: str) -> None:
     """A ValueError for a question that is blank, or holds a token with which prompts are written."""
     if not text.strip():
         raise ValueError("The question is empty. Ask something.")
-    tokens = [*processor.tokenizer.all_special_tokens, getattr(processor, "image_token", None)]
-    if held := [token for token in tokens if token and token in text]:
-        raise ValueError(f"The question holds {held[0]}, a token with which prompts are written. Leave it out.")
+    check_words(processor, text)
 
 
 class _Message(NamedTuple):

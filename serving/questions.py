@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from ..processing.chat import check_words
 from ..processing.image_loading import MAX_IMAGE_PIXELS, ImageTooLargeError, load_rgb_image, open_image
 from .limits import Limits, RefusedError
 
@@ -32,10 +33,12 @@ class Question:
     One request: exactly one of `text`, `phrases` and `messages`.
 
     Args:
-        images (`tuple[ReadImage, ...]`): One for `text` and `phrases`, one or more for `messages`.
-        text (`str`, *optional*): The model writes its answer.
+        images (`tuple[ReadImage, ...]`): One for `text` and `phrases`, any number for `messages`.
+        text (`str`, *optional*): A question, or a whole prompt with its image token; the model writes the answer.
         phrases (`tuple[str, ...]`, *optional*): The answer is forced, with one segment per phrase.
-        messages (`tuple[dict, ...]`, *optional*): A conversation as chat templates take it, the last message a user's.
+        messages (`tuple[dict, ...]`, *optional*):
+            A conversation as chat templates take it, the last message a user's, for processors that are not this
+            package's.
         max_new_tokens (`int`): Longest answer.
         mask_threshold (`float`): Pixels with a larger mask logit belong to a segment.
         reject_threshold (`float`, *optional*): Reject slots whose probability of being `[SEG]` is lower.
@@ -63,9 +66,11 @@ class Question:
     @property
     def batch_key(self) -> tuple | None:
         """What questions of one batch have in common; `None` for one that is answered on its own."""
-        if self.stream or self.sampling or self.messages is not None:
+        # What is drawn from a seed would depend on the neighbours.
+        if self.stream or self.messages is not None or (self.sampling and self.seed is not None):
             return None
-        return ("text" if self.phrases is None else "phrases", self.mask_threshold, self.reject_threshold)
+        kind, sampling = "text" if self.phrases is None else "phrases", tuple(sorted(self.sampling.items()))
+        return (kind, self.mask_threshold, self.reject_threshold, sampling)
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------
@@ -115,6 +120,11 @@ def read_image(content: bytes, max_image_pixels: int) -> ReadImage:
     return ReadImage(pixels, hashlib.sha256(content).hexdigest())
 
 
+def draws_masks(processor: Any) -> bool:
+    """Whether the processor's model answers with masks; others write text alone."""
+    return hasattr(processor, "post_process_segmentation")
+
+
 def pixel_limit(processor: Any, limits: Limits) -> int:
     """Largest height x width of an image for this processor."""
     return limits.max_image_pixels or getattr(processor, "max_image_pixels", MAX_IMAGE_PIXELS)
@@ -142,25 +152,17 @@ def check_texts(processor: Any, asked: list[str], answered: list[str], limits: L
             raise RefusedError(
                 422, "A text holds halves of characters (lone surrogates), so it is no Unicode. Send valid UTF-8."
             ) from None
-    tokenizer = processor.tokenizer
-    slots = set(getattr(processor, "slot_tokens", {}).values())
-    slots |= set(tokenizer.convert_ids_to_tokens(sorted(getattr(processor, "shown_tokens", ()))))
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    special |= {*tokenizer.all_special_tokens, processor.image_token}
-    for texts, reserved in ((asked, special | slots), (answered, special - slots)):
-        for text in texts:
-            # A phrase may reach the prompt in lower case, where such tokens are what they were.
-            if held := sorted(token for token in reserved if token and token.casefold() in text.casefold()):
-                raise RefusedError(
-                    422,
-                    f"The text {text[:60]!r} holds {held[0]}, which is no word but a token with a meaning of its own "
-                    "for this model. Leave it out; images are sent beside the text.",
-                )
+    try:
+        for texts, are_answers in ((asked, False), (answered, True)):
+            for text in texts:
+                check_words(processor, text, "The text", are_answers)
+    except ValueError as error:
+        raise RefusedError(422, f"{error} Images are sent beside the text.") from None
     # No text has more tokens than bytes, and counting tokens takes time.
     size = sum(len(text.encode()) for text in (*asked, *answered))
     if size > limits.max_text_tokens:
         largest = 64 * limits.max_text_tokens  # longer words than any language has
-        count = size if size > largest else sum(map(len, tokenizer([*asked, *answered])["input_ids"]))
+        count = size if size > largest else sum(map(len, processor.tokenizer([*asked, *answered])["input_ids"]))
         if count > limits.max_text_tokens:
             what = "bytes" if size > largest else "tokens"
             raise RefusedError(
@@ -198,6 +200,7 @@ __all__ = [
     "check_new_tokens",
     "check_phrases",
     "check_texts",
+    "draws_masks",
     "image_bytes",
     "pixel_limit",
     "read_image",

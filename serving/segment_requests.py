@@ -15,7 +15,16 @@ from starlette.requests import Request
 
 from ..processing.segments import Segment, SegmentationResult
 from .limits import Limits, RefusedError
-from .questions import Question, check_new_tokens, check_phrases, check_texts, image_bytes, pixel_limit, read_image
+from .questions import (
+    Question,
+    check_new_tokens,
+    check_phrases,
+    check_texts,
+    draws_masks,
+    image_bytes,
+    pixel_limit,
+    read_image,
+)
 
 
 MaskFormat = Literal["rle", "png"]
@@ -114,8 +123,11 @@ def read_question(fields: SegmentRequest, processor: Any, limits: Limits) -> Que
     """What a request asks; decodes its image.
 
     Raises:
-        RefusedError: It asks for nothing, for too much, or in words that the model reads otherwise.
+        RefusedError: It asks for nothing, for too much, or in words that the model reads otherwise; or the model draws
+            no masks.
     """
+    if not draws_masks(processor):
+        raise RefusedError(422, "This model answers in text and draws no masks. Ask it by POST /v1/chat/completions.")
     if (fields.text is None) == (fields.phrases is None):
         given = "neither was" if fields.text is None else "both were"
         raise RefusedError(

@@ -157,16 +157,17 @@ def _finish(
             return processor.post_process_segmentation(output, inputs, mask_threshold=mask_threshold)[0]
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         answer = as_list(sequences[0, inputs["input_ids"].shape[1] :])
-        shown = image if image is not None else image_of_row(inputs, 0)
-        size = (0, 0)
-        if shown is not None:
-            shown = load_rgb_image(shown)
-            size = (shown.height, shown.width)
-        return SegmentationResult(
-            processor.tokenizer.decode(answer, skip_special_tokens=True).strip(), [], size, shown
-        )
+        return text_result(processor, answer, image if image is not None else image_of_row(inputs, 0))
 
     return result
 
 
-__all__ = ["CachingVlm", "segment_answer", "stream_segmentation", "with_image_cache"]
+def text_result(processor: Any, answer_ids: list[int], image: Any = None) -> SegmentationResult:
+    """The result of an answer in text alone, about an image or none."""
+    shown = None if image is None else load_rgb_image(image)
+    size = (0, 0) if shown is None else (shown.height, shown.width)
+    text = processor.tokenizer.decode(answer_ids, skip_special_tokens=True).strip()
+    return SegmentationResult(text, [], size, shown)
+
+
+__all__ = ["CachingVlm", "segment_answer", "stream_segmentation", "text_result", "with_image_cache"]

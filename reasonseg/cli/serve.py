@@ -40,7 +40,7 @@ def serve(
             "--model",
             "-m",
             metavar="[NAME=]MODEL",
-            help=f"Folder or Hub name of a checkpoint that draws masks; {EMBEDDED_HELP}. Repeat for several. Requests "
+            help=f"Folder or Hub name of a checkpoint of any kind; {EMBEDDED_HELP}. Repeat for several. Requests "
             "call it NAME, or as it is called on the Hub, or as its folder.",
         ),
     ],
@@ -80,8 +80,9 @@ def serve(
     """Keep models in memory and answer requests over HTTP, in batches as they come.
 
     POST /v1/segment takes an image with a question or phrases, POST /v1/chat/completions conversations as OpenAI's
-    clients send them; GET /v1/models, /health and /metrics tell about the server. The address is printed once it
-    answers. No URL in a request is fetched. On SIGTERM or Ctrl-C running requests end, and new ones get a 503.
+    clients send them, also for models that answer in text alone; GET /v1/models, /health and /metrics tell about the
+    server. The address is printed once it answers. No URL in a request is fetched. On SIGTERM or Ctrl-C running
+    requests end, and new ones get a 503.
     """
     missing = [package or name for name, package in _NEEDED.items() if find_spec(name) is None]
     if missing:
@@ -113,9 +114,7 @@ def serve(
     precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
     for name, source in names.items():
         with console.status(f"Loading {escape(source)} ..."):
-            loaded = load_checkpoint(
-                source, revision, precision, device, trust_remote_code, "segment", "reasonseg serve"
-            )
+            loaded = load_checkpoint(source, revision, precision, device, trust_remote_code, "chat", "reasonseg serve")
         workers[name] = ModelWorker(name, *loaded, limits, metrics, batch_size, max_wait_ms / 1000)
     if api_key is None and host not in ("127.0.0.1", "localhost", "::1"):
         console.print(

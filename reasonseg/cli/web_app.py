@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from ..model_names import EMBEDDED, EMBEDDED_HELP, resolve_model
+from ..model_names import EMBEDDED, EMBEDDED_HELP
 from .failures import CommandError, stderr_console
 from .running import (
     Compiled,
@@ -73,8 +73,7 @@ def app(
     models = []
     for name in names:
         with console.status(f"Loading {escape(name)} ..."):
-            command = _command_for(name, revision, trust_remote_code)
-            loaded = load_checkpoint(name, revision, precision, device, trust_remote_code, command, "reasonseg app")
+            loaded = load_checkpoint(name, revision, precision, device, trust_remote_code, "chat", "reasonseg app")
         models.append(AppModel(name, *loaded))
     page = build_page(models, draw_examples() if EMBEDDED in names else [], max_new_tokens, concurrency)
     try:
@@ -106,11 +105,3 @@ def draw_examples() -> list[tuple[Any, list[str]]]:
         image = Image.fromarray(scene.image).resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
         examples.append((image, demo_questions(scene)))
     return examples
-
-
-def _command_for(name: str, revision: str | None, trust_remote_code: bool) -> str:
-    """The command that such a model is made for, by which it is loaded."""
-    from ..model_kinds import model_kind
-
-    kind = model_kind(resolve_model(name, revision), revision, trust_remote_code)
-    return kind.commands[0] if kind is not None and kind.commands else "segment"

@@ -3,6 +3,7 @@
 import socket
 
 import pytest
+from transformers import LlamaConfig
 from typer.testing import CliRunner
 
 from reasonseg.cli import app, serve
@@ -36,8 +37,9 @@ def test_what_the_server_needs_is_named(monkeypatch):
     assert 'needs fastapi, python-multipart. In a clone of this project: pip install ".[serve]"' in said("-m", "a")
 
 
-def test_only_models_that_draw_masks_are_served(vip_llava_repo):
-    assert "reasonseg serve cannot run" in said("--model", vip_llava_repo, "--port", 0)
+def test_only_models_that_look_at_images_are_served(tmp_path):
+    LlamaConfig().save_pretrained(tmp_path)
+    assert "reasonseg serve cannot run" in said("--model", tmp_path, "--port", 0)
 
 
 def test_a_key_that_no_header_can_hold_is_refused():

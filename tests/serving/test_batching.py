@@ -4,16 +4,23 @@ import asyncio
 import threading
 import time
 
+import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from reasonseg.processing.segments import SegmentationResult
 from reasonseg.serving.app import Service, Unread
 from reasonseg.serving.batching import ClientLeftError, Job, ModelWorker, count_tokens
+from reasonseg.serving.chat_completions import ChatRequest, read_chat
 from reasonseg.serving.client import RemotePipeline
+from reasonseg.serving.conversation import Conversation
 from reasonseg.serving.limits import Gate, Limits, RefusedError
 from reasonseg.serving.metrics import Metrics
 from reasonseg.serving.questions import Question, ReadImage
+from reasonseg.serving.segment_requests import SegmentRequest, read_question
 from reasonseg.serving.server import Server, address_of, bind
+from tests.support.http_requests import data_url, in_base64
 
 
 QUESTIONS = ("What can I drink from?", "Find all plates.")
@@ -98,6 +105,91 @@ def test_only_questions_of_one_kind_share_a_batch_and_clients_that_left_cost_not
             job.answer.result(60)
     with pytest.raises(RefusedError, match="put away"):
         worker.submit(words)
+
+
+def chat(processor, *messages, **options) -> Question:
+    """The question of a request to /v1/chat/completions; an image among the parts of a message is that of a user."""
+    rows = [
+        {"role": "assistant" if number % 2 else "user", "content": [part_of(part) for part in parts]}
+        for number, parts in enumerate(messages)
+    ]
+    return read_chat(ChatRequest(model="m", messages=rows, **options), processor, Limits())
+
+
+def part_of(part) -> dict:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image_url", "image_url": {"url": data_url(part)}}
+
+
+def test_conversations_share_a_batch_and_are_answered_as_by_conversations(worker_of, embedded, scenes):
+    said, answers = [], []
+    for number, questions in enumerate((QUESTIONS, (*QUESTIONS[::-1], QUESTIONS[0]), QUESTIONS[:1])):
+        conversation = Conversation(*embedded, scenes[number], max_new_tokens=12)
+        messages = []
+        for question in questions:
+            image = [] if messages else [scenes[number]]
+            messages += [[*image, question], [conversation.ask(question).text]]
+        said.append(chat(embedded[1], *messages[:-1], max_tokens=12))
+        answers.append(conversation.turns[-1].result)
+    # A new image begins a new prompt.
+    said.append(chat(embedded[1], [scenes[1], QUESTIONS[1]], ["No."], [scenes[0], QUESTIONS[0]], max_tokens=12))
+    answers.append(Conversation(*embedded, scenes[0], max_new_tokens=12).ask(QUESTIONS[0]))
+    worker = worker_of(max_batch_size=4)
+    jobs = [Job(question) for question in said]
+    for job in jobs:
+        worker.submit(job)
+    for job, expected in zip(jobs, answers, strict=True):
+        found = job.answer.result(60).result
+        assert found.text == expected.text
+        for one, other in zip(found.segments, expected.segments, strict=True):
+            assert np.array_equal(one.mask, other.mask)
+    assert batches(worker) == (1, 4)
+
+
+def test_what_is_sampled_shares_a_batch_unless_it_has_a_seed(worker_of, embedded, scenes):
+    worker = worker_of(max_batch_size=2, max_wait=0.5)
+    options = {"temperature": 1.2, "max_tokens": 4}
+    for seeds, count in (((None, None), 1), ((3, 3), 2)):
+        before = batches(worker)[0]
+        jobs = [Job(chat(embedded[1], [scenes[0], QUESTIONS[0]], **options, seed=seed)) for seed in seeds]
+        for job in jobs:
+            worker.submit(job)
+        texts = [job.answer.result(60).result.text for job in jobs]
+        assert batches(worker)[0] - before == count
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("repo", ["vip_llava_repo", "difflmm_repo"])
+def test_models_that_write_text_alone_are_asked_in_batches(worker_of, scenes, repo, request):
+    folder = request.getfixturevalue(repo)
+    model, processor = (
+        AutoModelForImageTextToText.from_pretrained(folder).eval(),
+        AutoProcessor.from_pretrained(folder),
+    )
+    asked = [([scenes[0], "What is it?"],), ([scenes[1], "A cup?"], ["Yes."], ["And where exactly is it now?"])]
+    worker = worker_of(model, processor, max_batch_size=2)
+    jobs = [Job(chat(processor, *messages, max_tokens=5)) for messages in asked]
+    for job in jobs:
+        worker.submit(job)
+    for job, image, (*said, question) in zip(jobs, scenes, asked, strict=False):
+        conversation = Conversation(model, processor, image, max_new_tokens=5)
+        if said:
+            conversation._keep(said[0][1], SegmentationResult(said[1][0], [], image.size[::-1]))
+        answer = job.answer.result(60)
+        assert answer.result.text == conversation.ask(question[-1]).text
+        assert (answer.new_tokens, answer.result.segments) == (5, [])
+        assert answer.result.image_size == image.size[::-1]
+    assert batches(worker) == (1, 2)
+    streamed = []
+    job = Job(chat(processor, *asked[1], max_tokens=5, stream=True), streamed.append)
+    worker.submit(job)
+    assert job.answer.result(60).result.text == jobs[1].answer.result().result.text
+    assert streamed[-1].result.text == "".join(event.text for event in streamed[:-1])
+    with pytest.raises(RefusedError, match="models that draw masks"):
+        chat(processor, [scenes[0], "What?"], reject_threshold=0.5)
+    with pytest.raises(RefusedError, match=r"draws no masks\. Ask it by POST /v1/chat"):
+        read_question(SegmentRequest(image=in_base64(scenes[0]), phrases=["a cup"]), processor, Limits())
 
 
 def test_a_question_that_fails_leaves_the_others_of_its_batch_alone(worker_of, scenes):
