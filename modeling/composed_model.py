@@ -36,6 +36,7 @@ from .segmenters import (
     prepare_segmenter_config,
     segmenter_adapter,
     with_encoder_in,
+    with_heads_in_parts,
 )
 
 
@@ -403,7 +404,7 @@ class ComposedModel(ImageReader, PreTrainedModel, GenerationMixin):
         """In float32; the image encoder multiplies in `segmenter_dtype`, or in what the model is being made in."""
         made_in = torch.get_default_dtype()  # of `from_pretrained`, its `dtype`
         asked = self.config.encoder_dtype or (made_in if made_in.itemsize == 2 else torch.float32)
-        return with_encoder_in(asked, segmenter)
+        return with_encoder_in(asked, with_heads_in_parts(segmenter))
 
     def _get_dtype_plan(self, dtype: torch.dtype) -> dict:
         """Loading leaves the segmenter in what it was built in."""

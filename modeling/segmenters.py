@@ -1,8 +1,11 @@
 """Segmenters of the SAM family: one adapter for each, and what their masks cost beside targets."""
 
+import copy
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +21,9 @@ _MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 # bfloat16 has eight significant bits: queries, keys, positions and neck rounded to it move the edges of masks more
 # than is allowed (the recorded LISA's mean IoU with float32 falls to 0.991). These two thirds of the matrices may be.
 _FEED_FORWARD = "mlp"
+# Numbers that say where a query lies beside a key: of all heads of an image in a global layer of SAM ViT-H, 1.1 GB. So
+# many are made at once in inference; two heads at a time are as fast.
+_POSITIONS_AT_ONCE = 2 * 4096**2
 _SLOW_FLOAT16 = (
     "The segmenter's image encoder computes in float16, in which processors are slower than in float32. Load the "
     'model with segmenter_dtype="float32" or "bfloat16".'
@@ -240,6 +246,52 @@ def with_encoder_in(dtype: torch.dtype, segmenter: PreTrainedModel) -> PreTraine
         if dtype == torch.bfloat16 and name.endswith(f".{_FEED_FORWARD}"):
             module.register_forward_pre_hook(_as_weights_are)
     return segmenter
+
+
+def with_heads_in_parts(segmenter: PreTrainedModel) -> PreTrainedModel:
+    """
+    The segmenter, whose image encoder attends globally with a few heads at a time where no gradients are wanted: what
+    SAM adds to attention for relative positions is otherwise its largest tensor by far. Masks are the same.
+    """
+    for module in segmenter.vision_encoder.modules():
+        if getattr(module, "use_rel_pos", False) and type(module).__name__.endswith("SdpaAttention"):
+            module.__class__ = _in_parts(type(module))
+    return segmenter
+
+
+class _HeadsInParts:
+    """Before an attention class of SAM, which then computes as it does, with some of its heads at a time."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+        rows, height, width, _ = hidden_states.shape
+        at_once = max(1, _POSITIONS_AT_ONCE // (rows * (height * width) ** 2))
+        is_traced = torch.compiler.is_compiling() or torch.compiler.is_exporting() or torch.jit.is_tracing()
+        if at_once >= self.num_attention_heads or torch.is_grad_enabled() or is_traced:
+            return super().forward(hidden_states, *args, **kwargs)
+        heads = self.qkv(hidden_states).unflatten(-1, (3, self.num_attention_heads, -1)).split(at_once, dim=-2)
+        attended = [self._with_heads(part, hidden_states, *args, **kwargs) for part in heads]
+        return self.proj(torch.cat(attended, dim=-1)), None
+
+    def _with_heads(self, heads: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """What some heads make of their queries, keys and values `(rows, height, width, 3, heads, channels)`."""
+        some = copy.copy(self)
+        # beside the modules of these names, which an attribute of the object goes before
+        taken = {"qkv": lambda _: heads.flatten(-3), "proj": nn.Identity(), "num_attention_heads": heads.shape[-2]}
+        vars(some).update(taken)
+        return super(_HeadsInParts, some).forward(*args, **kwargs)[0]
+
+    def __reduce__(self) -> tuple:
+        return _unmade, (type(self).__mro__[2],), vars(self).copy()
+
+
+@cache
+def _in_parts(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (_HeadsInParts, kind), {})
+
+
+def _unmade(kind: type[nn.Module]) -> nn.Module:
+    """For copies and pickles, which know no class that is made while the program runs."""
+    return _in_parts(kind).__new__(_in_parts(kind))
 
 
 def _as_weights_are(block: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:
