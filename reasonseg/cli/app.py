@@ -20,6 +20,7 @@ from . import (
     mask,
     publish,
     reasonseg_masks,
+    report,
     restore,
     segment,
     serve,
@@ -42,6 +43,7 @@ app = typer.Typer(
 )
 app.command("segment")(readable_failures(segment.segment))
 app.command("export")(readable_failures(export.export))
+app.command("report")(readable_failures(report.report))
 app.command("chat")(readable_failures(chat.chat))
 app.command("ask")(readable_failures(ask.ask))
 app.command("serve")(readable_failures(serve.serve))
