@@ -1,9 +1,11 @@
 """Where the labelled rows of a data set go: parquet files in a folder, or in a data-set repository on the Hub.
 
-    data/train-00003-00002.parquet           rows of source 3, part 2
-    .reasonseg/train/request.json            what was asked, of which data set
-    .reasonseg/train/00003-00002.json        that the part is whole, and whether more follow: written after it
-    README.md                                what `datasets` needs to load it, and people to know what it is
+    data/train-00003-of-00008-00002.parquet     rows of the fourth of 8 sources, third part
+    .reasonseg/train/request.json               what was asked, of which data set
+    .reasonseg/train/00003-of-00008-00002.json  that the part is whole, and whether more follow: written after it
+    README.md                                   what it is; see [`data_set_card`]
+
+`datasets` finds the splits by these names.
 
 A part is there, or not at all; it has the same bytes whoever wrote it, and when. Nobody writes into a part that others
 write: so no process needs to know of another one.
@@ -51,9 +53,9 @@ def open_shards(out: str, split: str, private: bool = False) -> "FolderShards":
     return FolderShards(Path(out), split)
 
 
-def part_name(source: int, part: int) -> str:
-    """What a part is called; names sort as rows do."""
-    return f"{source:05}-{part:05}"
+def part_name(source: int, sources: int, part: int) -> str:
+    """What a part of one of the sources is called; names sort as rows do."""
+    return f"{source:05}-of-{sources:05}-{part:05}"
 
 
 class FolderShards:
@@ -118,7 +120,7 @@ class FolderShards:
 
     def done(self) -> dict[str, dict[str, Any]]:
         """The parts that are whole: their `rows`, how many of these `failed`, and whether it is the `last`."""
-        names = sorted(path.stem for path in self.state.glob("*-*.json"))
+        names = sorted(path.stem for path in self.state.glob("*-of-*.json"))
         return {name: found for name in names if (found := self.find(name)) is not None}
 
     def find(self, name: str) -> dict[str, Any] | None:
@@ -286,18 +288,16 @@ def _as_json(values: dict[str, Any]) -> str:
 
 
 def data_set_card(splits: dict[str, FolderShards]) -> str:
-    """Return the README.md of a folder or repository with these splits."""
+    """Return the README.md of a folder or repository with these splits.
+
+    It lists no files for `datasets`: where a folder's README does, `datasets` takes what it has kept of another folder
+    of this name for it.
+    """
     import yaml
 
     requests = {name: shards.request() for name, shards in splits.items()}
     sources = sorted({request["dataset"] for request in requests.values() if not request["dataset_is_folder"]})
     data = {
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits],
-            }
-        ],
         "tags": ["reasonseg", "segmentation"],
         "task_categories": ["image-segmentation"],
     }
@@ -340,10 +340,10 @@ def missing_parts(done: dict[str, dict[str, Any]], request: dict[str, Any]) -> l
     missing = []
     for source in range(request["sources"]):
         part = 0
-        while (about := done.get(part_name(source, part))) is not None and not about["last"]:
+        while (about := done.get(part_name(source, request["sources"], part))) is not None and not about["last"]:
             part += 1
         if about is None:
-            missing.append(part_name(source, part))
+            missing.append(part_name(source, request["sources"], part))
     return missing
 
 

@@ -335,7 +335,7 @@ class Labelling:
         """Do the parts of a source; returns those that another process is at."""
         busy, reader, part, rows = [], None, 0, self.options.rows_per_shard
         while True:
-            name = part_name(source, part)
+            name = part_name(source, self.tables.sources, part)
             about = self._done.get(name)
             is_last = about is not None and about["last"]
             if about is None:
@@ -360,7 +360,7 @@ class Labelling:
 
     def _do_part(self, source: int, part: int, reader: TableReader, patience: float = 0.0) -> dict[str, Any] | None:
         """Do a part; `None` if another process is at it."""
-        name = part_name(source, part)
+        name = part_name(source, self.tables.sources, part)
         with self.shards.alone_with(name, patience) as is_alone:
             if not is_alone:
                 return None
