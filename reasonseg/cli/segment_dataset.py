@@ -237,7 +237,7 @@ def output_features(table: Any, dropped: tuple[str, ...]) -> Any:
 
 
 class PartWriter:
-    """Writes a part table by table, as soon as all rows of one are done; so that memory holds no whole part.
+    """Writes a part table by table, each as soon as its rows are done, so that memory holds no whole part.
 
     Args:
         path: of the file.
@@ -270,13 +270,12 @@ class PartWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        results = [self._results.pop(self.rows + offset) for offset in range(table.num_rows)]
+        common = {"model": self.model, "revision": self.revision}
+        results = [{**self._results.pop(self.rows + offset), **common} for offset in range(table.num_rows)]
         if self._writer is None:
             self._schema = output_features(table, self.dropped).arrow_schema
             # Chosen by name, so that another default of a later release changes no file.
             self._writer = pq.ParquetWriter(self.path, self._schema, compression="snappy", version="2.6")
-        for name in ("model", "revision"):
-            results = [{**result, name: getattr(self, name)} for result in results]
         columns = [
             pa.array([result[field.name] for result in results], field.type)
             if field.name in NEW_COLUMNS
@@ -339,7 +338,7 @@ class Labelling:
             about = self._done.get(name)
             is_last = about is not None and about["last"]
             if about is None:
-                # Only now: what is done needs not be read.
+                # Only now: what is done need not be read.
                 reader = reader or TableReader(self.tables.read(source))
                 reader.skip_to(part * rows)
                 if part and not reader.has_more:
