@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import remove_drafts, write_whole, written_whole
-from ..data.streamed_tables import HUB_PREFIX
 from ..folder_lock import FolderInUseError, FolderLock
 from .failures import CommandError, path_text
 
@@ -42,6 +41,8 @@ def open_shards(out: str, split: str, private: bool = False) -> "FolderShards":
     Raises:
         CommandError: it is neither a folder nor the address of a data-set repository.
     """
+    from ..data.streamed_tables import HUB_PREFIX
+
     if out.startswith(HUB_PREFIX):
         return HubShards(out.removeprefix(HUB_PREFIX).rstrip("/"), split, private)
     if private:
@@ -203,17 +204,19 @@ class HubShards(FolderShards):
         from huggingface_hub import HfApi
         from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+        self.repo_id, self.private, self.api = repo_id, private, HfApi()
         try:
             validate_repo_id(repo_id)
         except HFValidationError as error:
-            raise CommandError(f"--out {HUB_PREFIX}{repo_id} names no repository: {error}") from None
+            raise CommandError(f"--out {str(self)!r} names no repository: {error}") from None
         self._scratch = tempfile.TemporaryDirectory(prefix="reasonseg-")
         super().__init__(Path(self._scratch.name), split)
-        self.repo_id, self.private, self.api = repo_id, private, HfApi()
         self._is_there = False
         self._fetch()
 
     def __str__(self) -> str:
+        from ..data.streamed_tables import HUB_PREFIX
+
         return f"{HUB_PREFIX}{self.repo_id}"
 
     def _fetch(self) -> None:
