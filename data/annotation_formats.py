@@ -120,8 +120,8 @@ class AnnotationFormat:
         """
         if missing := [name for name in self.needs if find_spec(name) is None]:
             raise ImportError(
-                f"The format {self.name} needs the package {' and '.join(missing)}. Install it: "
-                f"pip install 'reasonseg[{self.extra}]'"
+                f"The format {self.name} needs the package {' and '.join(missing)}, of the extra {self.extra}. "
+                f"Install it: pip install {' '.join(missing)}"
             )
 
     def _imported(self, reference: str | None, does: str) -> Callable:

@@ -49,7 +49,7 @@ def write_annotations(
         images (`Iterable[LabelledImage]`): What to write; taken one at a time.
         target (`Path`): The folder; one that was written here before is replaced.
         options ([`WritingOptions`]): As chosen.
-        made_of (`dict`, *optional*): What the folder is made of, as JSON types, to be found in its `.reasonseg-export`.
+        made_of (`dict`, *optional*): What the folder is made of, as JSON types; kept in its `.reasonseg-export`.
 
     Raises:
         ExistingFolderError: The target holds something else.

@@ -67,9 +67,7 @@ def make_features(with_images: bool = True) -> Any:
     try:
         from datasets import Features, Image, List, Value
     except ImportError as error:
-        raise ImportError(
-            "Parquet files need the package datasets. Install it: pip install 'reasonseg[data]'"
-        ) from error
+        raise ImportError("Parquet files need the package datasets. Install it: pip install datasets") from error
     text, number = Value("string"), Value("int32")
     objects = {
         "label": text,

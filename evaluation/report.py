@@ -9,22 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from rich.table import Table
 
 from ..atomic_files import write_whole, written_whole
 from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from ..processing.regions import read_rle
 from ..processing.segments import mask_to_rle
+from .contact_sheet import Cell, check_tile, choose, draw_cells, fit
 
 
 GROUPS: tuple[str, ...] = ("best", "median", "worst")
 
 _TARGET_COLOUR = (40, 200, 90)
 _PREDICTION_COLOUR = (240, 70, 160)
-_PAPER, _INK, _FAINT = (250, 250, 248), (24, 24, 26), (120, 120, 124)
-_MARGIN = 8
-_LINE_HEIGHT = 14
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,12 +143,7 @@ def select_cases(cases: Sequence[Case], count: int) -> dict[str, list[Case]]:
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}.")
     visible = [case for case in cases if case.target is not None or case.prediction is not None]
-    ranked = sorted(visible or cases, key=lambda case: -case.iou)
-    best_end = min(count, (len(ranked) + 2) // 3)
-    worst_start = max(best_end, len(ranked) - min(count, (len(ranked) + 1) // 3))
-    between = ranked[best_end:worst_start]
-    start = max(0, (len(between) - count) // 2)
-    return {"best": ranked[:best_end], "median": between[start : start + count], "worst": ranked[worst_start:][::-1]}
+    return dict(zip(GROUPS, choose(visible or cases, count, lambda case: case.iou), strict=True))
 
 
 def draw_contact_sheet(
@@ -169,35 +162,14 @@ def draw_contact_sheet(
     """
     if not cases:
         raise ValueError("A contact sheet needs at least one case.")
-    if tile < 48:
-        raise ValueError(f"tile must be at least 48 pixels, got {tile}.")
-    groups = {name: group for name, group in select_cases(cases, count).items() if group}
-    font = ImageFont.load_default(size=11)
-    cell_width = 3 * tile + 2 * 2
-    cell_heights = {
-        name: max(_tile_height(case, tile) for case in group) + 2 * _LINE_HEIGHT for name, group in groups.items()
+    check_tile(tile)
+    groups = {
+        f"{name} of {total or len(cases)}: image | target | prediction": [
+            Cell(tuple(_draw_views(case, tile)), case.phrase, _verdict(case)) for case in group
+        ]
+        for name, group in select_cases(cases, count).items()
     }
-    columns = max(len(group) for group in groups.values())
-    width = _MARGIN + columns * (cell_width + _MARGIN)
-    height = _MARGIN + sum(_LINE_HEIGHT + 4 + cell + _MARGIN for cell in cell_heights.values())
-    sheet = Image.new("RGB", (width, height), _PAPER)
-    pen = ImageDraw.Draw(sheet)
-    top = _MARGIN
-    for name, group in groups.items():
-        pen.text(
-            (_MARGIN, top), f"{name} of {total or len(cases)}: image | target | prediction", fill=_FAINT, font=font
-        )
-        top += _LINE_HEIGHT + 4
-        for column, case in enumerate(group):
-            left = _MARGIN + column * (cell_width + _MARGIN)
-            bottom = top
-            for position, view in enumerate(_draw_views(case, tile)):
-                sheet.paste(view, (left + position * (tile + 2), top))
-                bottom = max(bottom, top + view.height)
-            pen.text((left, bottom + 1), _shorten(case.phrase, cell_width, pen, font), fill=_INK, font=font)
-            pen.text((left, bottom + 1 + _LINE_HEIGHT), _verdict(case), fill=_FAINT, font=font)
-        top += cell_heights[name] + _MARGIN
-    return sheet
+    return draw_cells(groups, tile)
 
 
 def save_contact_sheet(
@@ -214,18 +186,12 @@ def save_contact_sheet(
     return path
 
 
-def _tile_height(case: Case, tile: int) -> int:
-    height, width = case.image.shape[:2]
-    return max(1, round(tile * height / width))
-
-
 def _draw_views(case: Case, tile: int) -> list[Image.Image]:
     """The image, the target and the prediction, each `tile` pixels wide."""
     colours = {"target": _TARGET_COLOUR, "prediction": _PREDICTION_COLOUR}
     image = case.image
     images = [image, *(_paint(image, case.mask(name), colour) for name, colour in colours.items())]
-    size = (tile, _tile_height(case, tile))
-    return [Image.fromarray(image).resize(size, Image.Resampling.BILINEAR) for image in images]
+    return [fit(Image.fromarray(image), tile) for image in images]
 
 
 def _paint(image: np.ndarray, mask: np.ndarray | None, colour: tuple[int, int, int]) -> np.ndarray:
@@ -241,14 +207,6 @@ def _verdict(case: Case) -> str:
     target = "absent" if case.target is None else "present"
     answer = "no mask" if case.prediction is None else "segmented"
     return f"IoU {case.iou:.3f}, {target}, {answer}"
-
-
-def _shorten(text: str, width: int, pen: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> str:
-    if pen.textlength(text, font=font) <= width:
-        return text
-    while text and pen.textlength(text + "...", font=font) > width:
-        text = text[:-1]
-    return text + "..."
 
 
 __all__ = ["Case", "draw_contact_sheet", "numbers_table", "save_contact_sheet", "select_cases", "write_report"]

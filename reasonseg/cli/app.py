@@ -21,6 +21,7 @@ from . import (
     merge,
     publish,
     reasonseg_masks,
+    report,
     restore,
     segment,
     serve,
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.command("segment")(readable_failures(segment.segment))
 app.command("export")(readable_failures(export.export))
+app.command("report")(readable_failures(report.report))
 app.command("chat")(readable_failures(chat.chat))
 app.command("merge")(readable_failures(merge.merge))
 app.command("ask")(readable_failures(ask.ask))

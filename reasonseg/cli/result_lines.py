@@ -20,6 +20,8 @@ from .failures import CommandError
 RESULTS_NAME = "results.jsonl"
 # Below a folder of results: the same in the formats of annotation tools.
 EXPORT_FOLDER = "export"
+# What `reasonseg report` writes beside the results.
+REPORT_NAME, CONTACT_SHEET_NAME = "report.html", "contact_sheet.png"
 # Fields of a line with the files that `segment --answers` writes.
 ANSWER_FIELDS = ("answer_png", "answer_html")
 _LONGEST_LINE = 2**24
@@ -182,8 +184,8 @@ class EarlierResults:
         """Return whether a path below the folder is one of its results."""
         name = path.relative_to(self.folder)
         is_named_so = not self.of_mask and name.parent == Path() and _RESULT_NAME.fullmatch(name.name) is not None
-        is_exported = not self.of_mask and name.parts[0] == EXPORT_FOLDER
-        return is_named_so or is_exported or name.as_posix() in self.files
+        is_made_of_them = not self.of_mask and name.parts[0] in (EXPORT_FOLDER, CONTACT_SHEET_NAME)
+        return is_named_so or is_made_of_them or name.as_posix() in self.files
 
 
 def find_earlier_results(folder: Path) -> EarlierResults | None:
@@ -274,7 +276,9 @@ def _parse(line: bytes) -> dict[str, Any]:
 
 __all__ = [
     "ANSWER_FIELDS",
+    "CONTACT_SHEET_NAME",
     "EXPORT_FOLDER",
+    "REPORT_NAME",
     "RESULTS_NAME",
     "EarlierResults",
     "ResultLines",

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import re
 import signal
 from collections import Counter
 from dataclasses import replace
@@ -393,6 +394,13 @@ def test_formats_by_their_names():
         find_format("xml")
     for entry in FORMATS.values():
         assert set(entry.keeps) <= {"pixels", "holes", "parts", "overlaps", "scores", "rejected", "text"}
+
+
+def test_the_readme_lists_what_is_written():
+    text = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("| `--format` |") :].split("\n\n")[0].splitlines()[2:]
+    named = [tuple(re.findall(r"`(\w+)`", line.split("|")[1])) for line in table]
+    assert named == [(entry.name, *entry.other_names) for entry in FORMATS.values() if entry.writer]
 
 
 def test_a_record_knows_its_box_and_area():

@@ -18,8 +18,8 @@ from tests.data.test_annotation_writers import MEANT, check
 from tests.support.labelled import BOX, RING, SIZE, labelled_images
 
 
-def library(name: str, extra: str):
-    return pytest.importorskip(name, reason=f"{name} is not installed: pip install {extra}")
+def library(name: str):
+    return pytest.importorskip(name, reason=f"`pip install {name}` to have it read what is written.")
 
 
 def write(name: str, tmp_path: Path, splits=(None, None), **options) -> Path:
@@ -61,7 +61,7 @@ print(json.dumps(found))
 
 @pytest.mark.parametrize("masks", ["exact", "polygons"])
 def test_labelme_reads_what_is_written(tmp_path, masks):
-    library("labelme", "labelme")
+    library("labelme")
     out = write("labelme", tmp_path, masks=masks)
     files = sorted(map(str, out.glob("*.json")))
     process = subprocess.run(
@@ -100,7 +100,7 @@ def test_labelme_reads_what_is_written(tmp_path, masks):
 
 @pytest.fixture
 def datasets(tmp_path, monkeypatch):
-    datasets = library("datasets", "'reasonseg[data]'")
+    datasets = library("datasets")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr("datasets.config.HF_DATASETS_OFFLINE", True)
     return datasets
@@ -166,7 +166,7 @@ def test_images_by_their_paths_and_none(datasets, tmp_path):
 
 @pytest.fixture
 def supervision():
-    return library("supervision", "'reasonseg[viz]'")
+    return library("supervision")
 
 
 def masks_of(dataset, labels: list[str]) -> dict[str, list[tuple[str, np.ndarray]]]:
