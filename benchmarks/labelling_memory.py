@@ -2,8 +2,9 @@
 
     python -m benchmarks.labelling_memory [--images 10000] [--side 64]
 
-The embedded model segments noise. Each number is that of a process of its own, with everything in it: the difference
-is what more images cost. The rows of data sets need the package datasets.
+A stand-in answers for the model, as in `benchmarks/folder_throughput.py`: what is measured is all else that the
+command does. Each number is that of a process of its own, with everything in it, so that the difference is what more
+images cost. Rows of a data set need the package datasets.
 """
 
 import argparse
@@ -12,15 +13,17 @@ import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
+from benchmarks.folder_throughput import PHRASES, StandIn, lisa_processor
 from benchmarks.measurement import Measurement, print_table
 from benchmarks.own_process import resident_gb, run_alone
 
 
-SMALL = {"images": 60}
+SMALL = {"images": 200}
 
 
 def png(number: int, side: int) -> bytes:
@@ -52,10 +55,14 @@ def write_rows(folder: Path, count: int, side: int) -> None:
     rows.to_parquet(folder / "train.parquet")
 
 
-def peak_gb(command: list[str]) -> float:
+def peak_gb(command: list[str], side: int) -> float:
     """Memory of this process at most, while it runs a command."""
+    from reasonseg.cli import segment
     from reasonseg.cli.app import app
 
+    model = StandIn(side)
+    model.config = SimpleNamespace()
+    segment.load_checkpoint = lambda *given: (model, lisa_processor(side))
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit):
         app(command, prog_name="reasonseg")
     return resident_gb()["peak"]
@@ -67,7 +74,8 @@ def measurements(images: int = 10_000, side: int = 64) -> Iterator[Measurement]:
         images (`int`): How many images.
         side (`int`): Their width and height in pixels.
     """
-    asked = ["--phrase", "the red cup", "--model", "embedded", "--reject-threshold", "0"]
+    asked = [word for phrase in PHRASES for word in ("--phrase", phrase)]
+    asked += ["--model", "stand-in", "--batch-size", "4"]
     kinds = {"a folder": (write_images, []), "a data set": (write_rows, ["--dataset"])}
     for kind, (write, option) in kinds.items():
         peaks = []
@@ -76,7 +84,7 @@ def measurements(images: int = 10_000, side: int = 64) -> Iterator[Measurement]:
                 folder = Path(scratch)
                 write(folder / "in", count, side)
                 command = ["segment", *option, str(folder / "in"), *asked, "--out", str(folder / "out")]
-                peaks.append(run_alone("benchmarks.labelling_memory:peak_gb", command=command).result)
+                peaks.append(run_alone("benchmarks.labelling_memory:peak_gb", command=command, side=side).result)
                 done = folder / "out" / ("results.jsonl" if not option else "README.md")
                 assert done.is_file(), f"{kind} was not segmented"
         what = f"{images} images of {side} x {side} in {kind} segmented: peak memory, against {images // 10}"

@@ -124,6 +124,10 @@ class StreamedTables:
             stream = stream.shard(num_shards=self.sources, index=source, contiguous=True)
         return iter(stream.iter(batch_size=TABLE_ROWS))
 
+    def reader(self, source: int) -> "TableReader":
+        """Read the rows of a source from the first one on."""
+        return TableReader(self.read(source))
+
 
 class TableReader:
     """

@@ -120,7 +120,7 @@ def main() -> None:
     output, pipe = Output(args.out, args.private), None
     rows = iter(data)
     for number in range(10**5):
-        file_name = f"data/{args.split}-{number:05}.parquet"
+        file_name = f"data/{args.split}-00000-of-00001-{number:05}.parquet"  # by such names the split is found
         portion = list(islice(rows, args.rows_per_file))
         if not portion:
             break

@@ -45,7 +45,7 @@ def test_it_labels_a_folder_and_goes_on(tmp_path):
         assert done.returncode == 0, done.stderr
         return re.findall(r"(data/\S+), (\d+) rows", done.stdout)
 
-    files = [(f"data/train-{number:05}.parquet", rows) for number, rows in enumerate("221")]
+    files = [(f"data/train-00000-of-00001-{number:05}.parquet", rows) for number, rows in enumerate("221")]
     assert run() == files
     (out / files[1][0]).unlink()
     assert run() == files[1:2]

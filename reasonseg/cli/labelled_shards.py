@@ -1,9 +1,11 @@
 """Where the labelled rows of a data set go: parquet files in a folder, or in a data-set repository on the Hub.
 
-    data/train-00003-00002.parquet           rows of source 3, part 2
-    .reasonseg/train/request.json            what was asked, of which data set
-    .reasonseg/train/00003-00002.json        that the part is whole, and whether more follow: written after it
-    README.md                                what `datasets` needs to load it, and people to know what it is
+    data/train-00003-of-00008-00002.parquet     rows of the fourth of 8 sources, third part
+    .reasonseg/train/request.json               what was asked, of which data set
+    .reasonseg/train/00003-of-00008-00002.json  that the part is whole, and whether more follow: written after it
+    README.md                                   what it is; see [`data_set_card`]
+
+`datasets` finds the splits by these names.
 
 A part is there, or not at all; it has the same bytes whoever wrote it, and when. Nobody writes into a part that others
 write: so no process needs to know of another one.
@@ -21,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 from ..atomic_files import remove_drafts, write_whole, written_whole
-from ..data.streamed_tables import HUB_PREFIX
 from ..folder_lock import FolderInUseError, FolderLock
 from .failures import CommandError, path_text
 
@@ -40,6 +41,8 @@ def open_shards(out: str, split: str, private: bool = False) -> "FolderShards":
     Raises:
         CommandError: it is neither a folder nor the address of a data-set repository.
     """
+    from ..data.streamed_tables import HUB_PREFIX
+
     if out.startswith(HUB_PREFIX):
         return HubShards(out.removeprefix(HUB_PREFIX).rstrip("/"), split, private)
     if private:
@@ -51,9 +54,9 @@ def open_shards(out: str, split: str, private: bool = False) -> "FolderShards":
     return FolderShards(Path(out), split)
 
 
-def part_name(source: int, part: int) -> str:
-    """What a part is called; names sort as rows do."""
-    return f"{source:05}-{part:05}"
+def part_name(source: int, sources: int, part: int) -> str:
+    """What a part of one of the sources is called; names sort as rows do."""
+    return f"{source:05}-of-{sources:05}-{part:05}"
 
 
 class FolderShards:
@@ -118,7 +121,7 @@ class FolderShards:
 
     def done(self) -> dict[str, dict[str, Any]]:
         """The parts that are whole: their `rows`, how many of these `failed`, and whether it is the `last`."""
-        names = sorted(path.stem for path in self.state.glob("*-*.json"))
+        names = sorted(path.stem for path in self.state.glob("*-of-*.json"))
         return {name: found for name in names if (found := self.find(name)) is not None}
 
     def find(self, name: str) -> dict[str, Any] | None:
@@ -201,17 +204,19 @@ class HubShards(FolderShards):
         from huggingface_hub import HfApi
         from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+        self.repo_id, self.private, self.api = repo_id, private, HfApi()
         try:
             validate_repo_id(repo_id)
         except HFValidationError as error:
-            raise CommandError(f"--out {HUB_PREFIX}{repo_id} names no repository: {error}") from None
+            raise CommandError(f"--out {str(self)!r} names no repository: {error}") from None
         self._scratch = tempfile.TemporaryDirectory(prefix="reasonseg-")
         super().__init__(Path(self._scratch.name), split)
-        self.repo_id, self.private, self.api = repo_id, private, HfApi()
         self._is_there = False
         self._fetch()
 
     def __str__(self) -> str:
+        from ..data.streamed_tables import HUB_PREFIX
+
         return f"{HUB_PREFIX}{self.repo_id}"
 
     def _fetch(self) -> None:
@@ -286,18 +291,16 @@ def _as_json(values: dict[str, Any]) -> str:
 
 
 def data_set_card(splits: dict[str, FolderShards]) -> str:
-    """Return the README.md of a folder or repository with these splits."""
+    """Return the README.md of a folder or repository with these splits.
+
+    It lists no files for `datasets`: where a folder's README does, `datasets` takes what it has kept of another folder
+    of this name for it.
+    """
     import yaml
 
     requests = {name: shards.request() for name, shards in splits.items()}
     sources = sorted({request["dataset"] for request in requests.values() if not request["dataset_is_folder"]})
     data = {
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": name, "path": f"data/{name}-*.parquet"} for name in splits],
-            }
-        ],
         "tags": ["reasonseg", "segmentation"],
         "task_categories": ["image-segmentation"],
     }
@@ -340,10 +343,10 @@ def missing_parts(done: dict[str, dict[str, Any]], request: dict[str, Any]) -> l
     missing = []
     for source in range(request["sources"]):
         part = 0
-        while (about := done.get(part_name(source, part))) is not None and not about["last"]:
+        while (about := done.get(part_name(source, request["sources"], part))) is not None and not about["last"]:
             part += 1
         if about is None:
-            missing.append(part_name(source, part))
+            missing.append(part_name(source, request["sources"], part))
     return missing
 
 

@@ -1,28 +1,14 @@
 """`reasonseg segment --dataset`: rows of a data set in, the same rows with masks out, part by part."""
 
 import json
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from ..data.format_datasets import make_features, object_row
-from ..data.labelled_images import LabelledObject
-from ..data.reading_ahead import read_ahead
-from ..data.streamed_tables import (
-    DataSetError,
-    StreamedTables,
-    TableReader,
-    check_columns,
-    image_column,
-    image_source,
-    read_name,
-    with_contents,
-)
 from .batches import saved_in_order
 from .failures import CommandError, describe, print_error, stderr_console
 from .inputs import DataSetOptions
@@ -33,8 +19,9 @@ from .progress import step_progress
 from .shards import Shard
 
 
-# What is added to the columns of a row.
-NEW_COLUMNS = ("objects", "answer", "model", "revision", "error")
+if TYPE_CHECKING:
+    from ..data.labelled_rows import PartWriter
+    from ..data.streamed_tables import StreamedTables, TableReader
 
 
 def label_data_set(
@@ -66,6 +53,8 @@ def label_data_set(
         CommandError: the output holds results of another request, or nothing can be done.
         Exit: some rows failed.
     """
+    from ..data.streamed_tables import StreamedTables
+
     console = stderr_console(processes.is_first)
     shards = None if options.split is None else open_shards(out, options.split, private)
     revision = None if shards is None else _kept_revision(options.dataset, shards)
@@ -114,18 +103,23 @@ def label_data_set(
 def _kept_revision(dataset: str, shards: FolderShards) -> str | None:
     """The commit of the data set that an earlier run of the same has read, so that a change on the Hub in between does
     not matter; `None` where there is none."""
+    from ..data.streamed_tables import read_name
+
     found, earlier = read_name(dataset), shards.request()
     if earlier is None or found.is_folder or found.revision is not None:
         return None
     return earlier["dataset_version"] if earlier["dataset"] == found.name else None
 
 
-def _check_rows(tables: StreamedTables, options: DataSetOptions) -> None:
+def _check_rows(tables: "StreamedTables", options: DataSetOptions) -> None:
     """
     Raises:
         DataSetError: the first rows lack a column, or one holds what its use does not allow.
     """
-    first = next((table for table in tables.read(0)), None)
+    from ..data.labelled_rows import output_features
+    from ..data.streamed_tables import DataSetError, check_columns, image_column
+
+    first = next(tables.read(0), None)
     if first is None:
         if tables.sources == 1:
             raise DataSetError(f"The data set {options.dataset!r} has no rows.")
@@ -135,7 +129,7 @@ def _check_rows(tables: StreamedTables, options: DataSetOptions) -> None:
     output_features(first, options.drop_columns)
 
 
-def make_request(options: DataSetOptions, tables: StreamedTables, settings: dict[str, Any]) -> dict[str, Any]:
+def make_request(options: DataSetOptions, tables: "StreamedTables", settings: dict[str, Any]) -> dict[str, Any]:
     """What decides the content of all parts; `settings` is what decides it for an image."""
     return {
         **settings,
@@ -181,6 +175,8 @@ class RowWork:
         self.segmenter, self.asks_each_row, self.compute = segmenter, asks_each_row, segmenter.compute
 
     def load(self, row: Row) -> tuple[Any, Any]:
+        from ..data.streamed_tables import image_source
+
         if self.asks_each_row:
             _check_question(row.question, self.segmenter.by_phrases)
         source = image_source(row.stored)
@@ -194,7 +190,9 @@ class RowWork:
 
     def draw(self, row: Row, loaded: Any, result: Any) -> dict[str, Any]:
         """Return the row's new columns."""
-        return {"answer": result.text, "objects": [_object(segment) for segment in result.segments], "error": None}
+        from ..data.labelled_rows import result_columns
+
+        return result_columns(result)
 
     def write(self, row: Row, drawn: dict[str, Any]) -> dict[str, Any]:
         """Rows are written many at a time, see [`PartWriter`]."""
@@ -206,89 +204,6 @@ def _check_question(question: Any, by_phrases: bool) -> None:
         raise ValueError("It has no question.")
     if by_phrases and (not question or any(phrase is None or not phrase.strip() for phrase in question)):
         raise ValueError("It has no phrases, or an empty one.")
-
-
-def _object(segment: Any) -> dict[str, Any]:
-    mask = {} if segment.rle is None else segment.rle
-    mask = {"size": list(mask["size"]), "counts": mask["counts"]} if mask else None
-    return object_row(LabelledObject(segment.label or "", mask, segment.score, segment.rejected, segment.span))
-
-
-def output_features(table: Any, dropped: tuple[str, ...]) -> Any:
-    """Return the features of the rows that are written, from those that are read.
-
-    Raises:
-        DataSetError: a column has the name of a new one, or one that is to be dropped is not there.
-    """
-    from datasets import Features, Value
-
-    features = dict(Features.from_arrow_schema(table.schema))
-    if unknown := sorted(set(dropped) - set(features)):
-        raise DataSetError(f"There is no column {unknown[0]!r} to drop; there are {', '.join(features)}.")
-    features = {name: feature for name, feature in features.items() if name not in dropped}
-    if taken := [name for name in NEW_COLUMNS if name in features]:
-        raise DataSetError(
-            f"The data set has a column {taken[0]!r} already, which is the name of a new one. Leave it out with "
-            f"--drop-column {taken[0]}."
-        )
-    text = Value("string")
-    new = {"objects": make_features()["objects"], "answer": text, "model": text, "revision": text, "error": text}
-    return Features({**features, **new})
-
-
-class PartWriter:
-    """Writes a part table by table, as soon as all rows of one are done; so that memory holds no whole part.
-
-    Args:
-        path: of the file.
-        model, revision: what the columns of these names say.
-        dropped: columns that are not copied.
-    """
-
-    def __init__(self, path: Path, model: str, revision: str | None, dropped: tuple[str, ...]):
-        self.path, self.model, self.revision, self.dropped = path, model, revision, dropped
-        self.rows = self.failed = 0
-        self._waiting: deque[Any] = deque()
-        self._results: dict[int, dict[str, Any]] = {}
-        self._writer: Any = None
-        self._schema: Any = None
-
-    def expect(self, table: Any) -> None:
-        """Take the rows that come next."""
-        self._waiting.append(table)
-
-    def add(self, number: int, result: dict[str, Any]) -> None:
-        """Take what has become of a row of the part; in any order."""
-        self._results[number] = result
-        self.failed += result["error"] is not None
-        while self._waiting and all(
-            self.rows + offset in self._results for offset in range(self._waiting[0].num_rows)
-        ):
-            self._write(self._waiting.popleft())
-
-    def _write(self, table: Any) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        results = [self._results.pop(self.rows + offset) for offset in range(table.num_rows)]
-        if self._writer is None:
-            self._schema = output_features(table, self.dropped).arrow_schema
-            # Chosen by name, so that another default of a later release changes no file.
-            self._writer = pq.ParquetWriter(self.path, self._schema, compression="snappy", version="2.6")
-        for name in ("model", "revision"):
-            results = [{**result, name: getattr(self, name)} for result in results]
-        columns = [
-            pa.array([result[field.name] for result in results], field.type)
-            if field.name in NEW_COLUMNS
-            else table.column(field.name)
-            for field in self._schema
-        ]
-        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=table.num_rows)
-        self.rows += table.num_rows
-
-    def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
 
 
 @dataclass
@@ -309,7 +224,7 @@ class Labelling:
     """
 
     options: DataSetOptions
-    tables: StreamedTables
+    tables: "StreamedTables"
     shards: FolderShards
     shard: Shard
     request: dict[str, Any]
@@ -329,18 +244,18 @@ class Labelling:
             if any(self.shard.takes(source, part, self.tables.sources) for part in range(self.shard.count)):
                 busy += self._do_source(source)
         for source, part in busy:
-            self._do_part(source, part, TableReader(self.tables.read(source)), patience=float("inf"))
+            self._do_part(source, part, self.tables.reader(source), patience=float("inf"))
 
     def _do_source(self, source: int) -> list[tuple[int, int]]:
         """Do the parts of a source; returns those that another process is at."""
         busy, reader, part, rows = [], None, 0, self.options.rows_per_shard
         while True:
-            name = part_name(source, part)
+            name = part_name(source, self.tables.sources, part)
             about = self._done.get(name)
             is_last = about is not None and about["last"]
             if about is None:
-                # Only now: what is done needs not be read.
-                reader = reader or TableReader(self.tables.read(source))
+                # Only now: what is done need not be read.
+                reader = reader or self.tables.reader(source)
                 reader.skip_to(part * rows)
                 if part and not reader.has_more:
                     break
@@ -358,9 +273,9 @@ class Labelling:
             part += 1
         return busy
 
-    def _do_part(self, source: int, part: int, reader: TableReader, patience: float = 0.0) -> dict[str, Any] | None:
+    def _do_part(self, source: int, part: int, reader: "TableReader", patience: float = 0.0) -> dict[str, Any] | None:
         """Do a part; `None` if another process is at it."""
-        name = part_name(source, part)
+        name = part_name(source, self.tables.sources, part)
         with self.shards.alone_with(name, patience) as is_alone:
             if not is_alone:
                 return None
@@ -371,8 +286,10 @@ class Labelling:
                 self.told(self.shards.file_name(name), about)
             return about
 
-    def _write(self, path: Path, name: str, reader: TableReader) -> dict[str, Any]:
+    def _write(self, path: Path, name: str, reader: "TableReader") -> dict[str, Any]:
         """Write the next rows of the reader as a part."""
+        from ..data.labelled_rows import PartWriter, error_columns
+
         file_name, failures = self.shards.file_name(name), []
         revision = self.work.segmenter.revision
         writer = PartWriter(path, self.request["model"], revision, self.options.drop_columns)
@@ -384,7 +301,7 @@ class Labelling:
                     if isinstance(outcome, Exception):
                         failures.append(f"{row.where}: {describe(outcome)}")
                         print_error(failures[-1])
-                        outcome = {"objects": [], "answer": None, "error": describe(outcome)}
+                        outcome = error_columns(describe(outcome))
                     writer.add(number, outcome)
                     self.counted(1)
         if len(failures) == writer.rows > 1:
@@ -398,8 +315,11 @@ class Labelling:
             self._work = RowWork(self.make_segmenter(), asks_each_row)
         return self._work
 
-    def _rows(self, reader: TableReader, writer: PartWriter, file_name: str) -> Iterator[tuple[int, Row]]:
+    def _rows(self, reader: "TableReader", writer: "PartWriter", file_name: str) -> Iterator[tuple[int, Row]]:
         """Yield the rows of a part with their numbers, as they are needed; tables are read one ahead."""
+        from ..data.reading_ahead import read_ahead
+        from ..data.streamed_tables import image_column, with_contents
+
         options, number = self.options, 0
         tables = reader.take(options.rows_per_shard)
         for table in read_ahead(with_contents, tables, workers=min(1, self.workers)):

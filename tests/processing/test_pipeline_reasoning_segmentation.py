@@ -406,7 +406,7 @@ class TestRows:
         assert_same(list(pipe(Indexed([(image, ["a"]) for image in IMAGES]), batch_size=2)), expected)
         texts = ["where", "what is it for", "the largest"]
         pairs = zip(IMAGES, texts, strict=True)
-        assert_same(list(pipe(pairs, batch_size=2)), pipe(IMAGES, text=texts))
+        assert_same(list(pipe(pairs)), pipe(IMAGES, text=texts))
         with pytest.raises(ValueError, match="neither was given"):
             list(pipe((image, 3) for image in IMAGES))
 

@@ -1,5 +1,6 @@
 """`reasonseg segment --dataset` with the library `datasets`: what it reads, what `datasets` loads of it, and kills."""
 
+import io
 import json
 import os
 import shutil
@@ -45,6 +46,12 @@ def cache(tmp_path_factory):
 def image(number: int, size: tuple[int, int] = (60, 40)) -> Image.Image:
     pixels = np.random.default_rng(number).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+def png(number: int) -> bytes:
+    file = io.BytesIO()
+    image(number).save(file, "PNG")
+    return file.getvalue()
 
 
 def rows_of(count: int, size: tuple[int, int] = (60, 40)):
@@ -114,10 +121,9 @@ def assert_same_objects(found, expected) -> None:
 
 
 def test_datasets_loads_the_rows_with_their_masks(rows, alone):
-    assert [path.name for path in sorted((alone / "data").iterdir())] == [
-        *("train-00000-00000.parquet", "train-00000-00001.parquet", "train-00000-00002.parquet"),
-        *("train-00001-00000.parquet", "train-00001-00001.parquet", "train-00002-00000.parquet"),
-    ]
+    parts = ((0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (2, 0))
+    names = [f"train-{source:05}-of-00003-{part:05}.parquet" for source, part in parts]
+    assert sorted(path.name for path in (alone / "data").iterdir()) == names
     for loaded in (
         datasets.load_dataset(str(alone), split="train"),
         list(datasets.load_dataset(str(alone), split="train", streaming=True)),
@@ -165,14 +171,14 @@ def test_a_second_run_has_nothing_to_do(parquet, alone, tmp_path, monkeypatch):
 
 def test_what_is_missing_is_made_again(parquet, alone, tmp_path):
     out = Path(shutil.copytree(alone, tmp_path / "out"))
-    for name in ("00000-00001", "00002-00000"):
+    for name in ("00000-of-00003-00001", "00002-of-00003-00000"):
         (out / ".reasonseg/train" / f"{name}.json").unlink()
-    (out / "data/train-00000-00001.parquet").write_bytes(b"half")
-    (out / "data" / f".train-00000-00001.parquet.{2**22 + 1}.partial").write_bytes(b"left by a kill")
+    (out / "data/train-00000-of-00003-00001.parquet").write_bytes(b"half")
+    (out / "data" / f".train-00000-of-00003-00001.parquet.{2**22 + 1}.partial").write_bytes(b"left by a kill")
     result = label(parquet, out, "--rows-per-shard", 2, "--batch-size", 2)
     assert [line.split(":")[0] for line in result.stdout.splitlines()] == [
-        "data/train-00000-00001.parquet",
-        "data/train-00002-00000.parquet",
+        "data/train-00000-of-00003-00001.parquet",
+        "data/train-00002-of-00003-00000.parquet",
     ]
     assert content(out) == content(alone)
 
@@ -190,7 +196,7 @@ def saved_to_disk(rows, folder: Path) -> Path:
 
 
 def saved_with_splits(rows, folder: Path) -> Path:
-    datasets.DatasetDict({"train": rows, "test": rows.select([0])}).save_to_disk(folder)
+    datasets.DatasetDict({"kitchen": rows, "test": rows.select([0])}).save_to_disk(folder)
     return folder
 
 
@@ -212,8 +218,9 @@ def undecoded(rows, folder: Path) -> Path:
 
 @pytest.mark.parametrize("make", [saved_to_disk, saved_with_splits, image_folder, undecoded])
 def test_other_folders_give_the_same_masks(rows, alone, tmp_path, make):
-    label(make(rows, tmp_path / "in"), tmp_path / "out", "--split", "train", "--batch-size", 2)
-    found = datasets.load_dataset(str(tmp_path / "out"), split="train")
+    split = "kitchen" if make is saved_with_splits else "train"
+    label(make(rows, tmp_path / "in"), tmp_path / "out", "--split", split, "--batch-size", 2)
+    found = datasets.load_dataset(str(tmp_path / "out"), split=split)
     expected = datasets.load_dataset(str(alone), split="train")
     assert_same_objects(found, expected)
     pictures = found["image" if make is image_folder else "picture"]
@@ -244,19 +251,20 @@ def test_a_column_of_questions(parquet, tmp_path):
 
 def test_rows_that_fail_are_kept_and_say_why(tmp_path):
     (tmp_path / "in").mkdir()
-    pictures = [{"bytes": b"no image", "path": "a.png"}, image(0), None, {"bytes": None, "path": "gone.png"}, image(1)]
+    good = [{"bytes": png(number), "path": None} for number in range(2)]
+    pictures = [{"bytes": b"no image", "path": "a.png"}, good[0], None, {"bytes": None, "path": "gone.png"}, good[1]]
     features = datasets.Features({"picture": datasets.Image(), "question": datasets.Value("string")})
-    data = datasets.Dataset.from_dict({"picture": pictures, "question": ["", "a", "b", "c", None]}, features=features)
-    pyarrow_parquet.write_table(
-        data.with_format("arrow")[:], tmp_path / "in" / "train.parquet"
-    )  # without reading gone.png
+    questions = ["", "a", "b", "c", None]
+    rows = [{"picture": picture, "question": asked} for picture, asked in zip(pictures, questions, strict=True)]
+    data = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
+    pyarrow_parquet.write_table(data, tmp_path / "in" / "train.parquet")
     result = label(tmp_path / "in", tmp_path / "out", code=1)
     loaded = datasets.load_dataset(str(tmp_path / "out"), split="train")
     errors = loaded["error"][:]
     assert "cannot be opened as an image" in errors[0]
     assert errors[1:] == [None, "It has no image.", "The file 'gone.png' cannot be read.", None]
     assert [len(found) for found in loaded["objects"]] == [0, 1, 0, 0, 1]
-    assert "data/train-00000-00000.parquet, row 2: It has no image." in " ".join(result.stderr.split())
+    assert "data/train-00000-of-00001-00000.parquet, row 2: It has no image." in " ".join(result.stderr.split())
     assert "3 rows failed" in " ".join(result.stderr.split())
     again = label(tmp_path / "in", tmp_path / "out", code=1)
     assert "3 rows failed" in " ".join(again.stderr.split())
@@ -273,7 +281,7 @@ def test_a_model_that_fails_everywhere_writes_nothing(parquet, tmp_path, monkeyp
 
     monkeypatch.setattr("reasonseg.cli.segment.Segmenter.compute", fail)
     result = label(parquet, tmp_path / "out", code=1)
-    assert "All 5 rows of data/train-00000-00000.parquet failed" in " ".join(result.stderr.split())
+    assert "All 5 rows of data/train-00000-of-00003-00000.parquet failed" in " ".join(result.stderr.split())
     assert not list((tmp_path / "out").rglob("*.parquet"))
 
 
@@ -336,14 +344,14 @@ class Answers:
 
 def test_memory_holds_a_few_rows_however_many_a_part_has(tmp_path):
     (tmp_path / "in").mkdir()
-    content = b"\x89PNG" + np.random.default_rng(0).bytes(10_000)
-    rows = [{"image": {"bytes": content, "path": None}}] * 3000
+    content = b"\x89PNG" + np.random.default_rng(0).bytes(2_000)
+    rows = [{"image": {"bytes": content, "path": None}}] * 8000
     features = datasets.Features({"image": datasets.Image()})
     table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
     pyarrow_parquet.write_table(table, tmp_path / "in" / "train.parquet", row_group_size=100)
     whole, answers = table.nbytes, Answers()
     del table
-    options = DataSetOptions(str(tmp_path / "in"), rows_per_shard=2000)
+    options = DataSetOptions(str(tmp_path / "in"), rows_per_shard=5000)
     tables, shards = StreamedTables(options.dataset), FolderShards(tmp_path / "out", "train")
     settings = {"model": "m", "revision": None, "text": None, "phrases": ["a cup"]}
     request, before, told = make_request(options, tables, settings), pyarrow.total_allocated_bytes(), []
@@ -351,8 +359,8 @@ def test_memory_holds_a_few_rows_however_many_a_part_has(tmp_path):
     counted = lambda more: None  # noqa: E731
     shards.begin(request)
     Labelling(options, tables, shards, Shard(), request, lambda: answers, 4, 2, tell, counted).run()
-    assert [about["rows"] for about in told] == [2000, 1000]
-    assert answers.most - before < whole / 4
+    assert [about["rows"] for about in told] == [5000, 3000]
+    assert answers.most - before < whole / 2
     assert set(pyarrow_parquet.read_table(tmp_path / "out" / "data")["revision"].to_pylist()) == {"abc"}
 
 
@@ -426,6 +434,9 @@ def hub(monkeypatch):
     allow_only_this_machine(monkeypatch)
     with HubServer() as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.endpoint)
+        template = f"{server.endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.file_download.HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
         monkeypatch.setattr("datasets.config.HF_ENDPOINT", server.endpoint)
         monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
         for name, value in server.environment.items():
@@ -478,7 +489,7 @@ def test_a_data_set_of_the_hub_is_streamed(hub, parquet, alone, tmp_path):
     assert (request["dataset"], request["dataset_version"]) == ("anna/source", first)
     # What changes there later does not matter for a run that goes on.
     repo.commit("main", {}, "Remove everything")
-    (tmp_path / "out/.reasonseg/train/00001-00000.json").unlink()
+    (tmp_path / "out/.reasonseg/train/00001-of-00003-00000.json").unlink()
     label("anna/source", tmp_path / "out", "--split", "train", "--rows-per-shard", 2, "--batch-size", 2)
     assert len(FolderShards(tmp_path / "out", "train").done()) == 6
     gone = label("anna/nothing", tmp_path / "none", code=1)

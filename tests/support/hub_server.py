@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import PurePosixPath
 from urllib.parse import parse_qs, unquote, urlparse
 
 import huggingface_hub
@@ -257,7 +258,7 @@ class _Handler(BaseHTTPRequestHandler):
             siblings = [{"rfilename": path} for path in tree]
             return self._send(200, {"id": name, "sha": oid, "private": repo.private, "siblings": siblings, "tags": []})
         if kind == "tree":
-            return self._send(200, [self._entry(path, data) for path, data in sorted(tree.items())])
+            return self._send_tree(tree, "".join(f"{part}/" for part in rest[2:]), "recursive" in query)
         if kind == "paths-info":
             wanted = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
             return self._send(200, [self._entry(path, tree[path]) for path in wanted if path in tree])
@@ -282,6 +283,16 @@ class _Handler(BaseHTTPRequestHandler):
         if kind == "commit" and method == "POST":
             return self._commit(name, repo, revision, oid, body)
         return self._send(404, {"error": f"the test server does not know {method} {rest}"})
+
+    def _send_tree(self, tree, folder, is_recursive):
+        below = {path: data for path, data in sorted(tree.items()) if path.startswith(folder)}
+        if folder and not below:
+            return self._send(404, {"error": "Entry not found"}, [("X-Error-Code", "EntryNotFound")])
+        parents = {str(above) for path in below for above in PurePosixPath(path).parents} - {".", folder.rstrip("/")}
+        entries = [{"type": "directory", "path": path, "oid": git_sha1(path.encode()), "size": 0} for path in parents]
+        entries = sorted(entries, key=lambda entry: entry["path"]) + [self._entry(*item) for item in below.items()]
+        is_wanted = lambda path: is_recursive or "/" not in path.removeprefix(folder)  # noqa: E731
+        return self._send(200, [entry for entry in entries if is_wanted(entry["path"])])
 
     def _entry(self, path, data):
         entry = {"type": "file", "path": path, "size": len(data), "oid": git_sha1(data)}
