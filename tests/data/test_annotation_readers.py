@@ -68,7 +68,7 @@ def check_mask(images: list[LabelledImage], mask: np.ndarray, label: str = "cup"
 
 def refused(name: str, source: Path, *words: str, **options) -> None:
     """One error, one sentence or a few, that holds these words."""
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         read(name, source, **options)
     for word in words:
         assert word in str(error.value), str(error.value)
