@@ -29,7 +29,9 @@ def main(given: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--out", type=Path, required=True, help="folder for data, scores and the model")
     parser.add_argument("--recipe", default="lisa_image_folder", help="a recipe, or its YAML file")
     parser.add_argument("--set", action="append", default=[], help="a field of the recipe, such as lora.r=16")
-    parser.add_argument("--import-option", action="append", default=[], help="of `reasonseg import`, such as --per=label")
+    parser.add_argument(
+        "--import-option", action="append", default=[], help="of `reasonseg import`, such as --per=label"
+    )
     parser.add_argument("--publish", metavar="ORG/NAME", help="where to publish the model, private")
     options = parser.parse_args(given)
     out, model = options.out, options.out / "model"
@@ -44,7 +46,14 @@ def main(given: list[str] | None = None) -> dict[str, float]:
     changes = [f"data.path={out / 'train'}", *([f"model={options.model}"] if options.model else []), *options.set]
     if not (model / "config.json").is_file():
         goes_on = ["--resume"] if any(model.glob("checkpoint-*")) else []
-        run("train", options.recipe, "--out", model, *(part for change in changes for part in ("--set", change)), *goes_on)
+        run(
+            "train",
+            options.recipe,
+            "--out",
+            model,
+            *(part for change in changes for part in ("--set", change)),
+            *goes_on,
+        )
     evaluate(model, out / "test", out / "after")
 
     if options.publish:
