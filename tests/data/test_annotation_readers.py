@@ -559,7 +559,7 @@ def test_rows_that_are_refused(datasets, tmp_path):
     assert read("datasets", tmp_path / "data", images=tmp_path)[0].source == outside
     rows = [{"image": {"bytes": b"no image", "path": None}, "mask": mask_to_rle(MASK)}]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "train.parquet"))
-    refused("datasets", tmp_path / "data", "8 bytes", "image")
+    refused("datasets", tmp_path / "data", "row 0", "8 bytes")
     rows = [{"image": {"bytes": png(np.zeros((5, 5, 3), dtype=np.uint8)), "path": None}, "mask": mask_to_rle(MASK)}]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "train.parquet"))
     refused("datasets", tmp_path / "data", "row 0", "5 x 5")
