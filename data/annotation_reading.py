@@ -164,17 +164,17 @@ class ImageMasks:
     def _run_lengths(self, segmentation: Any, what: str, parts_are_united: bool) -> dict[str, Any]:
         if segmentation is None:
             raise EmptyMaskError(f"{what} has no mask.")
-        stated = self._stated
-        if stated is None and isinstance(segmentation, Mapping):
-            stated, _ = read_run_lengths(segmentation, what)
+        stated, counts = self._stated, None
+        if isinstance(segmentation, Mapping):
+            found, counts = read_run_lengths(segmentation, what)
+            stated = stated or found
         elif stated is None and isinstance(segmentation, np.ndarray):
             stated = segmentation.shape
         frame = self._frame(stated, what)
         size = self.head.stored if frame == "stored" else self.head.upright
         if callable(segmentation):
             segmentation = segmentation(size)
-        if isinstance(segmentation, Mapping) and frame == "upright" and isinstance(segmentation["counts"], str):
-            found, counts = read_run_lengths(segmentation, what)
+        if counts is not None and frame == "upright" and isinstance(segmentation["counts"], str):
             check_mask_size(found, size, what)
             if not counts[1::2].any():
                 raise EmptyMaskError(f"{what} has a mask without any pixel.")

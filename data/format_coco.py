@@ -28,6 +28,8 @@ from .mask_outlines import trace_outlines
 INSTANCES = "annotations/instances.json"
 RESULTS = "annotations/results.json"
 IMAGES = "images"
+# A folder with more JSON files holds one for each image, which is another format; they are not all read for that.
+_MOST_FILES = 50
 
 
 def is_coco(path: Path) -> bool:
@@ -139,7 +141,7 @@ def _annotation_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix == ".json" and _looks_like_coco(path) else []
     files = [*sorted(path.glob("*.json")), *sorted((path / "annotations").glob("*.json"))]
-    return [file for file in files if _looks_like_coco(file)]
+    return [file for file in files if _looks_like_coco(file)] if len(files) <= _MOST_FILES else []
 
 
 def _looks_like_coco(path: Path) -> bool:

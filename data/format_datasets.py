@@ -67,7 +67,10 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
         what, row = f"{tables.name}, {tables.split}, row {number}", ArrowRow(table)
         stored = row[columns["image"]]
         content = _image_of(stored, folder, options, what)
-        head = read_head(content, options.max_image_pixels)
+        try:
+            head = read_head(content, options.max_image_pixels)
+        except ValueError as error:
+            raise DataFileError(f"{what}: {error}") from None
         named = row[columns["file_name"]] if "file_name" in columns else None
         if not isinstance(named, str) or not named:
             named = f"{tables.split}-{number:08d}{_ending(content, options.max_image_pixels)}"

@@ -199,11 +199,11 @@ def _united(members: list[tuple[str, dict[str, Any]]], masks: ImageMasks, size: 
 def _drawn(shape: dict[str, Any], what: str, size: tuple[int, int]) -> list[float] | np.ndarray:
     """A polygon `[x1, y1, ...]`, or the pixels of what is none."""
     kind, points = shape.get("shape_type") or "polygon", _points(shape.get("points"), what)
-    corners = {"rectangle": 2, "circle": 2, "mask": 2, "oriented_rectangle": 4}.get(kind)
     if kind in _LINES:
         raise EmptyMaskError(f"{what} is a {kind}, which has no area.")
     if kind not in _SHAPES:
         raise ValueError(f"{what} is of the type {kind!r}; {', '.join(_SHAPES)} are read.")
+    corners = {"rectangle": 2, "circle": 2, "mask": 2, "oriented_rectangle": 4}.get(kind)
     if corners is not None and len(points) != corners:
         raise ValueError(f"{what} is a {kind} of {len(points)} points; it needs {corners}.")
     if kind == "circle":

@@ -24,7 +24,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGE_DIRS = PROJECT["tool"]["setuptools"]["package-dir"].values()
 PYTHON = [code for _, language, code in BLOCKS if language == "python"]
 COMMANDS = {name: code for name, language, code in BLOCKS if language == "bash" and name}
+PAGES = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
 SHELL = [code for name, language, code in BLOCKS if language == "bash" and not name]
+SHELL += [code for page in PAGES for code in re.findall(r"```bash\n(.*?)```", page, re.DOTALL)]
 
 
 def words(command: str) -> list[str]:

@@ -37,8 +37,8 @@ class ImageFolder(DataKind):
             lines = dataset.folder / METADATA_FILE
             where = f"{lines}, line {rejected.line}" if lines.is_file() else f"{dataset.folder}, {rejected.path.name}"
             raise DataFileError(
-                f"{where}: an answer holds [REJ], which {model} does not know. Train a model with [REJ], such as GSVA, or "
-                "leave such requests out."
+                f"{where}: an answer holds [REJ], which {model} does not know. Train a model with [REJ], such as "
+                "GSVA, or leave such requests out."
             )
 
     def collator(self, recipe: Recipe, processor: Any) -> SegmentationCollator:

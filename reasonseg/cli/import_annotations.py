@@ -66,7 +66,8 @@ def import_annotations(
     ] = 0,
     seed: Annotated[int, typer.Option(help="Of the choice among these.")] = 0,
     skip_label: Annotated[
-        list[str] | None, typer.Option(help="Leave out objects of this label, such as __ignore__; repeat for several.")
+        list[str] | None,
+        typer.Option(help="Leave out objects of this label, such as `__ignore__`; repeat for several."),
     ] = None,
     without_mask: Annotated[
         str,

@@ -37,7 +37,8 @@ def with_progress(items: Iterator, total: int | None, console: Any, step: str) -
         for done, item in enumerate(items, start=1):
             yield item
             report(step, done, total)
-        report(step, done, done)
+        if total is None:
+            report(step, done, done)
 
 
 @contextmanager

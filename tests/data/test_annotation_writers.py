@@ -256,10 +256,13 @@ def test_reasonseg_as_training_reads_it(images, tmp_path):
     assert asked == {
         "upright.png": [("What is round?", "the ring [SEG], a dog [REJ], [SEG].")],
         "turned.jpg": [
-            ("Please segment in this image: crème: brûlée, the ring.", "crème: brûlée [SEG], the ring [SEG].")
+            (
+                "Please segment crème: brûlée, the ring in this image.",
+                "Sure, crème: brûlée: [SEG], the ring: [SEG].",
+            )
         ],
-        "second split.png": [("Please segment in this image: a crowd.", "a crowd [SEG].")],
-        "nothing.png": [("Please segment in this image: a dog.", "a dog [REJ].")],
+        "second split.png": [("Please segment a crowd in this image.", "Sure, a crowd: [SEG].")],
+        "nothing.png": [("Please segment a dog in this image.", "a dog [REJ].")],
     }
 
 
