@@ -586,7 +586,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
         else:
             fields = self._written_slots(slots, running_rows, recorder, images, image_index, reject_threshold)
         prompt_slots = self.config.prompt_slots if prompt_slots is None else prompt_slots
-        if prompt_slots and len(find_slots(input_ids, self.config.slot_token_ids, attention_mask)):
+        if prompt_slots and images is not None and len(find_slots(input_ids, self.config.slot_token_ids, attention_mask)):
             given = {name: kwargs[name] for name in ("mm_token_type_ids",) if name in kwargs}
             given |= {"image_index": image_of_prompt, "image_cache": images, "reject_threshold": reject_threshold}
             asked = self.forward(input_ids, attention_mask, share_prefixes=False, return_dict=True, **given)
