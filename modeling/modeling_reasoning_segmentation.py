@@ -585,8 +585,8 @@ class ComposedForReasoningSegmentation(ComposedModel):
             fields = {name: [torch.cat([slot[name][0] for slot in drawing.slots])] for name in names}
         else:
             fields = self._written_slots(slots, running_rows, recorder, images, image_index, reject_threshold)
-        prompt_slots = self.config.prompt_slots if prompt_slots is None else prompt_slots
-        if prompt_slots and images is not None and len(find_slots(input_ids, self.config.slot_token_ids, attention_mask)):
+        wanted = images is not None and (self.config.prompt_slots if prompt_slots is None else prompt_slots)
+        if wanted and len(find_slots(input_ids, self.config.slot_token_ids, attention_mask)):
             given = {name: kwargs[name] for name in ("mm_token_type_ids",) if name in kwargs}
             given |= {"image_index": image_of_prompt, "image_cache": images, "reject_threshold": reject_threshold}
             asked = self.forward(input_ids, attention_mask, share_prefixes=False, return_dict=True, **given)
