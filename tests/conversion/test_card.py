@@ -160,7 +160,9 @@ def test_numbers_are_in_the_model_index_with_their_source():
 def test_llama_1_bases_may_not_be_published_whole(name):
     permission = publishing_permission(read_card_values(name))
     llama_1 = name.startswith(("lisa-7b", "gsva-7b", "gsva-13b"))
-    assert permission.allowed != llama_1
+    for_research = name == "sa2va-qwen2_5-vl-3b"
+    assert permission.allowed != (llama_1 or for_research)
+    assert ("Qwen Research Licence" in permission.reason) == for_research
     assert ("LLaMA 1's licence" in permission.reason) == llama_1
 
 
