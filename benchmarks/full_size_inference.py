@@ -276,7 +276,7 @@ class OriginalWay:
     def masks_of(self, ids: torch.LongTensor) -> torch.Tensor:
         """Mask logits of all `[SEG]` of one row."""
         recorder = SlotStateRecorder()
-        with recorder.watching(self.model.state_module):
+        with recorder.watching(*self.model.state_modules):
             self.read(ids)
             recorder.take_states()
         (positions,) = (ids[0] == self.model.config.seg_token_id).nonzero(as_tuple=True)

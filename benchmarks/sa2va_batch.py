@@ -18,8 +18,8 @@ from reasonseg.modeling.configuration_sa2va import Sa2VaConfig
 from reasonseg.modeling.modeling_sa2va import Sa2VaForReasoningSegmentation
 
 
-SMALL = {"images": 2, "tokens": 4, "segments": 1, "side": 512}
-VOCAB_SIZE, SEG, IMAGE, PATCH, GRID = 32_000, 31_990, 31_991, 16, (32, 44)
+SMALL = {"images": 2, "tokens": 4, "segments": 1, "side": 256, "columns": 8}
+VOCAB_SIZE, SEG, IMAGE, PATCH, ROWS = 32_000, 31_990, 31_991, 16, 32
 
 
 def sa2va_model(side: int) -> Sa2VaForReasoningSegmentation:
@@ -66,22 +66,22 @@ def sa2va_model(side: int) -> Sa2VaForReasoningSegmentation:
     return Sa2VaForReasoningSegmentation(config).eval()
 
 
-def inputs(images: int, side: int) -> dict[str, torch.Tensor]:
-    """Questions of different lengths, padded on the left, and both views of an image for each."""
+def inputs(images: int, side: int, columns: int) -> dict[str, torch.Tensor]:
+    """Questions of different lengths, padded on the left, and for each an image of 32 x `columns` patches."""
     generator = torch.Generator().manual_seed(1)
     rows = []
     for row in range(images):
         words = torch.randint(3, 31_000, (16 + 3 * row,), generator=generator)
-        rows.append(torch.cat([words[:4], torch.full((GRID[0] * GRID[1] // 4,), IMAGE), words[4:]]))
+        rows.append(torch.cat([words[:4], torch.full((ROWS * columns // 4,), IMAGE), words[4:]]))
     width = max(map(len, rows))
     ids = torch.stack([torch.nn.functional.pad(row, (width - len(row), 0)) for row in rows])
-    patches = images * GRID[0] * GRID[1]
+    patches = images * ROWS * columns
     return {
         "input_ids": ids,
         "attention_mask": (ids != 0).long(),
         "mm_token_type_ids": (ids == IMAGE).long(),
         "pixel_values": torch.randn(patches, 3 * 2 * PATCH**2, generator=generator),
-        "image_grid_thw": torch.tensor([[1, *GRID]] * images),
+        "image_grid_thw": torch.tensor([[1, ROWS, columns]] * images),
         "sam_pixel_values": torch.randn(images, 3, side, side, generator=generator),
         "original_sizes": torch.tensor([[480, 640]] * images),
         "reshaped_input_sizes": torch.tensor([[side, side]] * images),
@@ -100,8 +100,10 @@ def row_of(batch: dict[str, torch.Tensor], row: int, images: int) -> dict[str, t
     return alone
 
 
-def measurements(images: int = 8, tokens: int = 16, segments: int = 2, side: int = 1024) -> Iterator[Measurement]:
-    model, batch = sa2va_model(side), inputs(images, side)
+def measurements(
+    images: int = 8, tokens: int = 16, segments: int = 2, side: int = 1024, columns: int = 44
+) -> Iterator[Measurement]:
+    model, batch = sa2va_model(side), inputs(images, side, columns)
     options = {"max_new_tokens": tokens, "min_new_tokens": tokens, "pad_token_id": 0, "eos_token_id": None}
 
     def forced(start: int):

@@ -50,7 +50,7 @@ class ReadTokens:
         layers (`list[tuple[torch.Tensor, torch.Tensor]]`, *optional*):
             Keys and values of each layer, `(rows, heads, columns or more, head_dim)`.
         states (`torch.FloatTensor` of shape `(rows, columns or more, hidden_size)`, *optional*):
-            What entered the output embedding, or the norm before it: the model's `state_module`.
+            What entered the output embedding, or the norm before it.
     """
 
     ids: torch.LongTensor
@@ -142,7 +142,7 @@ def read_on(
             The encoded images of rows as inputs of the language model. A row is read from its first token on if it has
             image tokens that were not read.
         known_rows (`torch.LongTensor` of shape `(rows,)`, *optional*): The row of `known` for each prompt.
-        recorder ([`SlotStateRecorder`], *optional*): Watches its `state_module`; without it no states are kept.
+        recorder ([`SlotStateRecorder`], *optional*): Watches its output embedding; without it no states are kept.
         keep_layers (`bool`): Whether anything will continue the prompts.
 
     Returns:
@@ -282,7 +282,7 @@ def read_prompts(
         keep (`bool`):
             Continue what `images` hold of earlier prompts, and leave there, per image, what its prompts share: a
             single prompt whole.
-        recorder ([`SlotStateRecorder`], *optional*): Watches its `state_module`; without it no logits, no states.
+        recorder ([`SlotStateRecorder`], *optional*): Watches its output embedding; without it no logits, no states.
         read_again (`bool`):
             Read this way where nothing is shared, too, and so that [`ReadPrompts.read_again`] can continue it.
 

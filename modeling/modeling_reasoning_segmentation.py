@@ -100,22 +100,27 @@ def rejected_by_argmax(
 
 # ---- the states that predict slots ----------------------------------------------------------------------------------
 
-# Per thread the module that is watched, and its last input. An assistant model of the same class has another one, so
-# its states are not recorded. Of all that is one value per thread, this alone is traced by every torch, so that
-# compiled models have one graph; a stop to compute eagerly would come with every token.
+# Per thread the output embedding that is watched, and its last input. An assistant model of the same class has another
+# output embedding, so its states are not recorded. Of all that is one value per thread, this alone is traced by every
+# torch, so that compiled models have one graph; a stop to compute eagerly would come with every token.
 _WATCHED = threading.local()
 
 
-def _record_input(module: nn.Module, args: tuple) -> None:
-    if getattr(_WATCHED, "module", None) is module:
-        _WATCHED.states = args[0]
+def _record_head_input(head: nn.Module, args: tuple) -> None:
+    if getattr(_WATCHED, "head", None) is head:
+        # Of what the norm was given, the positions that the head is.
+        _WATCHED.states = args[0] if _WATCHED.norm is None else _WATCHED.before_norm[:, -args[0].shape[1] :]
+
+
+def _record_norm_input(norm: nn.Module, args: tuple) -> None:
+    if getattr(_WATCHED, "norm", None) is norm:
+        _WATCHED.before_norm = args[0]
 
 
 class SlotStateRecorder(LogitsProcessor):
     """
     Reads the state that predicts each token where any model computes it: at the input of its output embedding, after
-    the last normalisation, or at the input of that. `states` `(batch_size, positions, hidden_size)` are those of the
-    last pass.
+    the last norm, or as it entered that. `states` `(batch_size, positions, hidden_size)` are those of the last pass.
 
     As a logits processor of a generation it is called once per predicted position, with the ids so far; that aligns
     states with tokens whatever the decoding loop does in between (chunked prefill, several candidates at once,
@@ -128,21 +133,23 @@ class SlotStateRecorder(LogitsProcessor):
         self._chunk_start = 0
 
     @contextmanager
-    def watching(self, module: nn.Module) -> Iterator[None]:
+    def watching(self, head: nn.Module, norm: nn.Module | None = None) -> Iterator[None]:
         """
-        While open, sees every input of `module` that this thread computes: a model's `state_module`.
+        While open, sees every input that this thread computes of the output embedding `head`, or, where it is given,
+        of the `norm` before it at the same positions: of a model's `state_modules`.
 
-        The hook is registered once per module and never removed, so that concurrent calls do not disturb each other.
+        The hooks are registered once per module and never removed, so that concurrent calls do not disturb each other.
         """
-        if _record_input not in module._forward_pre_hooks.values():
-            module.register_forward_pre_hook(_record_input)
-        outer = getattr(_WATCHED, "module", None)
-        _WATCHED.module, _WATCHED.states = module, None
+        for module, hook in ((head, _record_head_input), (norm, _record_norm_input)):
+            if module is not None and hook not in module._forward_pre_hooks.values():
+                module.register_forward_pre_hook(hook)
+        outer = getattr(_WATCHED, "head", None), getattr(_WATCHED, "norm", None)
+        _WATCHED.head, _WATCHED.norm, _WATCHED.states, _WATCHED.before_norm = head, norm, None, None
         try:
             yield
         finally:
             self.take_states()
-            _WATCHED.module = outer
+            _WATCHED.head, _WATCHED.norm, _WATCHED.before_norm = *outer, None
 
     def take_states(self) -> bool:
         """Takes over what the last pass left; whether there was one since the last time."""
@@ -172,7 +179,7 @@ class SlotStateRecorder(LogitsProcessor):
         if missing := sorted(set(positions.tolist()) - self._by_length.keys()):
             raise RuntimeError(
                 f"No state was seen for the tokens at positions {missing}: the vision-language model predicted them "
-                "without calling its `state_module`, or with a decoding method that skips logits processors."
+                "without calling `get_output_embeddings()`, or with a decoding method that skips logits processors."
             )
         pairs = zip(rows.tolist(), positions.tolist(), strict=True)
         return torch.stack([self._by_length[position][row] for row, position in pairs])
@@ -219,27 +226,30 @@ class ComposedForReasoningSegmentation(ComposedModel):
     # ---- states -------------------------------------------------------------------------------------------------
 
     @property
-    def state_module(self) -> nn.Module:
-        """Whose input is the state of a token; looked up per call because resizing and adapters replace it."""
-        if not self.config.slot_state_normalized:
-            norm = getattr(self.vlm.get_decoder(), "norm", None)
-            if norm is None:
-                raise ValueError(
-                    f"{type(self.vlm).__name__} has no `norm` after its last layer, so that slot_state_normalized="
-                    "False has no meaning for it."
-                )
-            return norm
+    def state_modules(self) -> tuple[nn.Module, nn.Module | None]:
+        """
+        The output embedding, and the norm before it where states are read as they enter that; looked up per call
+        because resizing and adapters replace the embedding.
+        """
         head = self.vlm.get_output_embeddings()
         if head is None:
             raise ValueError(f"{type(self.vlm).__name__} has no output embedding, so it cannot predict [SEG] tokens.")
-        return head
+        if self.config.slot_state_normalized:
+            return head, None
+        norm = getattr(self.vlm.get_decoder(), "norm", None)
+        if norm is None:
+            raise ValueError(
+                f"{type(self.vlm).__name__} has no `norm` after its last layer, so that slot_state_normalized=False "
+                "has no meaning for it."
+            )
+        return head, norm
 
     def logits_of(self, states: torch.FloatTensor) -> torch.FloatTensor:
         """Language logits `(..., vocab_size)` of states `(..., hidden_size)`."""
-        head = self.vlm.get_output_embeddings()
-        with SlotStateRecorder().watching(self.state_module):  # what it sees here predicts nothing
-            if not self.config.slot_state_normalized:
-                states = self.state_module(states.to(self.vlm.dtype))
+        head, norm = self.state_modules
+        with SlotStateRecorder().watching(head, norm):  # what it sees here predicts nothing
+            if norm is not None:
+                states = norm(states.to(self.vlm.dtype))
             return head(states.to(head.weight.dtype))
 
     @property
@@ -365,7 +375,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
         views = (pixel_values, sam_pixel_values, original_sizes, reshaped_input_sizes)
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs, *views)
         recorder, read, language = SlotStateRecorder(), None, {}
-        with recorder.watching(self.state_module):
+        with recorder.watching(*self.state_modules):
             if share_prefixes and labels is None and mask_labels is None:
                 given = (input_ids, attention_mask, images, image_index, kwargs)
                 read = self._read_from_prefixes(*given, recorder, keep=image_cache is not None, read_again=reeval)
@@ -387,7 +397,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
             slot_logits = logits[predictors]
             rejected = rejected_by_argmax(slot_logits, slots.token_ids, config.seg_token_id, config.rej_token_id)
             if read is not None and reeval:
-                with recorder.watching(self.state_module):
+                with recorder.watching(*self.state_modules):
                     read = read.read_again(self, self._without_rejections(input_ids), recorder)
             where = (slots.rows, predictors[1] + self._states_behind)
             slot_states = recorder.states[where] if read is None else read.states_at(*where)
@@ -562,7 +572,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
             drawing = kwargs["streamer"] = SlotStreamer(
                 streamer, self.config.slot_token_ids, draw, waits=bool(self._states_behind)
             )
-        with recorder.watching(self.state_module), self._encoding_beside(images, image_index, streamer):
+        with recorder.watching(*self.state_modules), self._encoding_beside(images, image_index, streamer):
             generated = self._generate(input_ids, attention_mask, image_index, images, keep, **kwargs)
 
         sequences, prompt_length = generated.sequences, input_ids.shape[1]
@@ -575,8 +585,8 @@ class ComposedForReasoningSegmentation(ComposedModel):
             fields = {name: [torch.cat([slot[name][0] for slot in drawing.slots])] for name in names}
         else:
             fields = self._written_slots(slots, running_rows, recorder, images, image_index, reject_threshold)
-        prompt_slots = self.config.prompt_slots if prompt_slots is None else prompt_slots
-        if prompt_slots and len(find_slots(input_ids, self.config.slot_token_ids, attention_mask)):
+        wanted = images is not None and (self.config.prompt_slots if prompt_slots is None else prompt_slots)
+        if wanted and len(find_slots(input_ids, self.config.slot_token_ids, attention_mask)):
             given = {name: kwargs[name] for name in ("mm_token_type_ids",) if name in kwargs}
             given |= {"image_index": image_of_prompt, "image_cache": images, "reject_threshold": reject_threshold}
             asked = self.forward(input_ids, attention_mask, share_prefixes=False, return_dict=True, **given)

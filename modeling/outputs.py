@@ -37,7 +37,7 @@ class ReasoningSegmentationOutput(ModelOutput):
         slot_positions (`list[torch.LongTensor]` of shapes `(slots,)`):
             Position of each slot token in `input_ids` or `sequences`.
         slot_states (`list[torch.FloatTensor]` of shapes `(slots, hidden_size)`):
-            The language model's last hidden state that predicts each slot.
+            The language model's last hidden state that predicts each slot, or that at it (`slot_state`).
         prompt_embeddings (`list[torch.FloatTensor]` of shapes `(slots, prompt_dim)`):
             The same projected: what entered the mask decoder.
         cache (`Cache`, *optional*): The key-value cache. `past_key_values`, its older name, reads the same.

@@ -240,7 +240,7 @@ def repo(request, lisa_repo, gsva_repo, ivm_repo, difflmm_repo, tmp_path_factory
     if request.param == "attend_and_segment":
         return converted_repo()
     if request.param == "sa2va":
-        return recorded_sa2va.converted_repo("llava")
+        return recorded_sa2va.converted_repo("qwen3_vl")
     if request.param == "attend_and_segment_with_difflmm":
         out = tmp_path_factory.mktemp("with_difflmm") / "repo"
         convert_attend_and_segment(difflmm_repo, sam=recorded_sam(), out=out, phrase_extractor="rules")

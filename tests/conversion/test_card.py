@@ -44,9 +44,10 @@ PUBLISHED = {
     "ivm-v1.0",
     *(f"vip-llava-{name}" for name in ("7b", "13b", "llama-3-8b", "phi-3-mini-3.8b")),
     "difflmm-llava-v1.5-7b-lora",
+    *(f"sa2va-{name}" for name in ("qwen3-vl-2b", "qwen3-vl-4b", "qwen2_5-vl-3b", "qwen2_5-vl-7b", "llava-1.5-7b")),
 }
 OWN = "gsva-tabletop"  # nobody has published it before; it comes with the package
-SYSTEMS = ["lisa", "gsva", "ivm", "vip_llava", "difflmm", "attend_and_segment", "reasoning_segmentation"]
+SYSTEMS = ["lisa", "gsva", "sa2va", "ivm", "vip_llava", "difflmm", "attend_and_segment", "reasoning_segmentation"]
 TRAINING = {
     "base": "org/lisa",
     "data": "my photographs",
@@ -79,7 +80,7 @@ def test_cards_render(name, form):
     assert card.data.library_name == "transformers"
     assert card.data.pipeline_tag in {"image-segmentation", "image-text-to-text"}
     assert system.replace("_", "-") in card.data.tags
-    assert card.data.license in {"llama2", "llama3", "mit", "other"}
+    assert card.data.license in {"apache-2.0", "llama2", "llama3", "mit", "other"}
     assert (card.data.license == "other") == bool(card.data.license_name) or name not in PUBLISHED
     assert card_name(text) == (name if name in PUBLISHED else None)
     for part in ("32 layers of 4096", "256 image tokens", "bfloat16", "| language model |", "| original code |"):
@@ -159,7 +160,9 @@ def test_numbers_are_in_the_model_index_with_their_source():
 def test_llama_1_bases_may_not_be_published_whole(name):
     permission = publishing_permission(read_card_values(name))
     llama_1 = name.startswith(("lisa-7b", "gsva-7b", "gsva-13b"))
-    assert permission.allowed != llama_1
+    for_research = name == "sa2va-qwen2_5-vl-3b"
+    assert permission.allowed != (llama_1 or for_research)
+    assert ("Qwen Research Licence" in permission.reason) == for_research
     assert ("LLaMA 1's licence" in permission.reason) == llama_1
 
 

@@ -5,30 +5,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, MistralConfig, Qwen3VLConfig, SmolVLMConfig
+from transformers import GenerationConfig, LlamaConfig, MistralConfig, SmolVLMConfig
 
 from reasonseg.modeling.key_value_cache import can_continue
 from tests.modeling.test_families import llava_inputs, llava_next_inputs, qwen_inputs
 from tests.modeling.test_modeling_attend_and_segment import build, internvl_config, internvl_inputs
 from tests.support import tiny
-
-
-def qwen3_vl_config() -> Qwen3VLConfig:
-    return Qwen3VLConfig(
-        text_config={
-            **tiny.TEXT,
-            "head_dim": 8,
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10000.0,
-                "mrope_section": [2, 1, 1],
-                "mrope_interleaved": True,
-            },
-        },
-        vision_config={**tiny.QWEN_VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
-        image_token_id=tiny.IMAGE,
-        **tiny.QWEN_TOKENS,
-    )
 
 
 def smolvlm_config() -> SmolVLMConfig:
@@ -55,7 +37,7 @@ FAMILIES = {
     "llava": (tiny.llava_config, llava_inputs),
     "llava_next": (tiny.llava_next_config, llava_next_inputs),
     "qwen2_5_vl": (tiny.qwen2_5_vl_config, qwen_inputs),
-    "qwen3_vl": (qwen3_vl_config, qwen_inputs),
+    "qwen3_vl": (tiny.qwen3_vl_config, qwen_inputs),
     "smolvlm": (smolvlm_config, smolvlm_inputs),
     "internvl": (internvl_config, tiled_inputs),
 }

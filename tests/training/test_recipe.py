@@ -15,6 +15,9 @@ from reasonseg.training.recipe import (
     require_model,
 )
 from reasonseg.training.run import run_recipe
+from reasonseg.training.trained_parameters import add_lora, select_trained
+from tests.modeling.test_families import qwen_inputs
+from tests.support import tiny
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in RECIPES.glob("*.yaml")))
@@ -132,3 +135,29 @@ def test_a_model_and_data_of_ones_own_take_the_place_of_the_originals(tmp_path):
     recipe = load_recipe("lisa", ["data.path=data"])
     assert recipe.parts["system"] == "lisa"
     assert (recipe.data.kind, recipe.validation.dataset) == ("lisa_mixture", "reasonseg")
+
+
+def test_sa2vas_settings_fit_its_model():
+    recipe = load_recipe("sa2va_image_folder", ["model=x"])
+    model = tiny.sa2va_model().train()
+    add_lora(model, 2, recipe.lora.lora_alpha, recipe.lora.lora_dropout, recipe.lora.targets)
+    select_trained(model, recipe.trained)
+    adapted = {name.split(".lora_A")[0] for name, _ in model.named_parameters() if ".lora_A." in name}
+    assert len(adapted) == 7 * tiny.TEXT["num_hidden_layers"]
+    assert all(name.startswith("vlm.model.language_model.layers.") for name in adapted)
+    vlm_inputs, image_tokens = qwen_inputs(1)
+    batch = tiny.with_answers(tiny.prompts([6], image_tokens=image_tokens), [[tiny.SEG, 7, tiny.EOS]])
+    views = tiny.images(1)
+    output = model(
+        **batch,
+        **{**views, **vlm_inputs},
+        mm_token_type_ids=(batch["input_ids"] == tiny.IMAGE).long(),
+        labels=batch["input_ids"],
+        mask_labels=[torch.ones(1, *views["original_sizes"][0].tolist())],
+    )
+    output.loss.backward()
+    learned = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert {name for name, value in model.named_parameters() if value.requires_grad} - learned <= {
+        name for name in dict(model.named_parameters()) if "iou_prediction_head" in name or "pred_obj_score" in name
+    }
+    assert not any(name.startswith(("segmenter.vision_encoder", "vlm.model.visual")) for name in learned)
