@@ -16,7 +16,7 @@ from .token_spans import Span
 
 
 # Of an answer; the rest is left out, and said to be. The longest published ones have 4,096 tokens.
-MAX_CHARACTERS = 100_000
+MAX_CHARACTERS = 50_000
 # A larger number is no coordinate of anything; JSON allows 1e300, NaN and Infinity.
 MAX_NUMBER = 1e6
 # A point that lies further outside, in parts of the side, points at nothing; a nearer one is moved to the edge.
@@ -36,6 +36,7 @@ FRACTIONS = "numbers read as fractions of the sides"
 AS_PIXELS = "numbers read as pixels of the image"
 BARE_NUMBERS = "numbers read that stand by themselves"
 NO_TAGS = "the answer stands outside of <answer>"
+FENCED = "the answer stands in a code fence that does not belong there"
 NOT_WHOLE = "the answer as a whole is no valid JSON"
 NO_LIST = "the answer is no list of objects"
 NOTHING = "the answer holds no coordinates"
@@ -133,7 +134,7 @@ def read_objects(
                 break
             found.append(one)
         if found:
-            problems += _problems_of_json(text[start:stop], "[" in around) if name == "json" else []
+            problems += _problems_of_json(text[start:stop], around) if name == "json" else []
             break
     checked = [_numbers_of(one) for one in found]
     numbers = [
@@ -177,6 +178,8 @@ def _find_answer(text: str, in_tags: bool) -> tuple[int, int, str, list[str]]:
         start = end_of_thinking = len(text)
     if opened:
         start = opened.end()
+        if opened[0] != "<answer>":
+            problems.append(f"{opened[0]} was read as <answer>")
         closed = re.compile("</answer>", re.IGNORECASE).search(text, start)
         stop = closed.start() if closed else stop
         if not closed:
@@ -197,8 +200,8 @@ _CHUNK = re.compile(r"\{[^{}]*\}?")
 _ENTRY = re.compile(r"""["']?(\w{1,40})["']?\s*:\s*(?:(\[[\d\s.,eE+\-\[\]"']*)(\}?)|"([^"]*)"|'([^']*)')""")
 _NUMBER = r"-?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?"
 _LABEL_KEYS = ("label", "name", "category", "object", "text_content", "text")
-# Braces at which JSON is tried: each trial reads on to the first error.
-_MAX_TRIALS = 1000
+# Braces at which an object is looked for: each trial reads on to the first error, so that more would take long.
+_MAX_TRIALS = 500
 
 
 def _json_objects(text: str, start: int, stop: int) -> Iterator[_Found]:
@@ -222,14 +225,16 @@ def _json_objects(text: str, start: int, stop: int) -> Iterator[_Found]:
         yield found
 
 
-def _problems_of_json(answer: str, in_list: bool) -> list[str]:
+def _problems_of_json(answer: str, around: str) -> list[str]:
     """What is wrong with an answer as a whole, whose objects could be read by themselves."""
+    fence = "```json\n"
+    problems = [FENCED] if "```" in answer and not (fence in around and fence in answer) else []
     try:
         whole = json.loads(re.sub(r"```[ \t]*\w*", "", answer))
     except (ValueError, RecursionError):
-        return [NOT_WHOLE]
+        return [*problems, NOT_WHOLE]
     is_list = isinstance(whole, list) and all(isinstance(one, dict) for one in whole)
-    return [NO_LIST] if in_list and not is_list else []
+    return [*problems, NO_LIST] if "[" in around and not is_list else problems
 
 
 def _loose_object(chunk: str, is_last: bool) -> dict[str, Any]:

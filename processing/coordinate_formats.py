@@ -2,22 +2,22 @@
 
 One entry of `COORDINATE_FORMATS` is all there is to know of a format. Its wording is that of the model's authors:
 
-| format            | models                      | numbers                      | wording of                            |
-|-------------------|-----------------------------|------------------------------|---------------------------------------|
-| `qwen2_5_vl`      | Qwen2.5-VL                  | pixels of what the model saw | VisionReasoner's baseline, a cookbook |
-| `qwen3_vl`        | Qwen3-VL                    | thousandths of the sides     | the same                              |
-| `internvl`        | InternVL 2, 2.5 and 3       | thousandths                  | the evaluation on RefCOCO             |
-| `molmo`           | Molmo                       | percent, points alone        | its training                          |
-| `seg_zero`        | Seg-Zero (arXiv 2503.06520) | pixels of 840 x 840          | its inference script                  |
-| `vision_reasoner` | VisionReasoner (2505.12081) | pixels of 840 x 840          | its package                           |
-| `star`            | StAR-7B                     | pixels of 840 x 840          | its evaluation on ReasonSeg           |
-| `star_qwen3`      | StAR-8B and -32B            | thousandths of 840 x 840     | the same                              |
+| format            | models                | numbers                      | wording of                            |
+|-------------------|-----------------------|------------------------------|---------------------------------------|
+| `qwen2_5_vl`      | Qwen2.5-VL            | pixels of what the model saw | VisionReasoner's baseline, a cookbook |
+| `qwen3_vl`        | Qwen3-VL              | thousandths of the sides     | the same                              |
+| `internvl`        | InternVL 2, 2.5 and 3 | thousandths                  | the evaluation on RefCOCO             |
+| `molmo`           | Molmo                 | percent, points alone        | its training                          |
+| `seg_zero`        | Seg-Zero              | pixels of 840 x 840          | its inference script                  |
+| `vision_reasoner` | VisionReasoner        | pixels of 840 x 840          | its package                           |
+| `star`            | StAR-7B               | pixels of 840 x 840          | its evaluation on ReasonSeg           |
+| `star_qwen3`      | StAR-8B and -32B      | thousandths of 840 x 840     | the same                              |
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from .coordinate_answers import AS_PIXELS, FRACTIONS, CoordinateAnswer, CoordinateObject, read_objects
+from .coordinate_answers import AS_PIXELS, FRACTIONS, MAX_CHARACTERS, CoordinateAnswer, CoordinateObject, read_objects
 from .published_answers import (
     LARGEST_FRACTION,
     LARGEST_THOUSANDTH,
@@ -33,6 +33,7 @@ FIXED, PAPER = "fixed", "paper"
 # StAR's and VisionReasoner's rewards count as many at most.
 MAX_OBJECTS = 120
 _SQUASHED = (840, 840)
+BOX_ALONE, POINTS_ALONE = "drawn by its box alone", "drawn by its points alone"
 
 
 @dataclass(frozen=True)
@@ -122,14 +123,24 @@ class CoordinateFormat:
         """
         fixed = read_objects(text, self.syntaxes, self.factors, sizes, max_objects, self.around)
         if reading == FIXED:
-            return fixed
+            return replace(fixed, objects=tuple(map(self._said_what_is_missing, fixed.objects)))
         try:
-            published = PUBLISHED_READERS[self.published[0] if reading == PAPER else reading](text, sizes)
+            name = self.published[0] if reading == PAPER else reading
+            published = PUBLISHED_READERS[name](fixed.text[:MAX_CHARACTERS], sizes)
         except READING_ERRORS as error:
             said = f"{type(error).__name__}: {error}"
             return replace(fixed, objects=(), problems=("the published code cannot read the answer",), error=said)
-        objects, problems = _objects_of(published, fixed.objects)
+        needs_points = "{x}" in self.example and "{x1}" in self.example
+        objects, problems = _objects_of(published, needs_points, fixed.objects)
         return replace(fixed, objects=objects[:max_objects], problems=problems)
+
+    def _said_what_is_missing(self, found: CoordinateObject) -> CoordinateObject:
+        """A box prompts without points, and points without a box, which published code may not do."""
+        if found.box_xyxy is None and "{x1}" in self.example:
+            return replace(found, repairs=(*found.repairs, POINTS_ALONE))
+        if not found.points_xy and "{x}" in self.example:
+            return replace(found, repairs=(*found.repairs, BOX_ALONE))
+        return found
 
     def write(self, objects: Sequence[CoordinateObject], sizes: ImageSizes) -> str:
         """The answer that names these objects, in pixels of the image, as the model would write it."""
@@ -146,16 +157,16 @@ class CoordinateFormat:
 
 
 def _objects_of(
-    published: PublishedAnswer, seen: Sequence[CoordinateObject]
+    published: PublishedAnswer, needs_points: bool, seen: Sequence[CoordinateObject]
 ) -> tuple[tuple[CoordinateObject, ...], tuple[str, ...]]:
     """
     What published code prompts the segmenter with: a box with its points, or boxes alone, or points alone where there
-    are no boxes. Of boxes and points that do not come out even nothing is drawn. Spans are those of `seen`, where
-    there are as many objects.
+    are no boxes. Of boxes and points that do not come out even nothing is drawn, as by VisionReasoner's package. Spans
+    are those of `seen`, where there are as many objects.
     """
     boxes, points, each = published.boxes, published.points, published.points_per_box
     problems = ()
-    if boxes and points and len(points) != each * len(boxes):
+    if boxes and (points or needs_points) and len(points) != each * len(boxes):
         problems = (f"{len(boxes)} boxes and {len(points)} points belong to no common objects",)
         boxes, points = [], []
     boxes = [box for box in boxes if any(box)]  # InternVL's evaluation takes zeros for nothing
@@ -225,7 +236,7 @@ _VISION_REASONER = CoordinateFormat(
     syntaxes=("json", "bare"),
     published=("vision_reasoner_package", "vision_reasoner_script"),
     example='{{"bbox_2d": [{x1}, {y1}, {x2}, {y2}], "point_2d": [{x}, {y}]}}',
-    around="<think></think><answer>[{objects}]</answer>",
+    around="<think> thinking process here </think><answer>[{objects}]</answer>",
 )
 _STAR = replace(
     _VISION_REASONER,
@@ -265,7 +276,7 @@ COORDINATE_FORMATS: dict[str, CoordinateFormat] = {
         question_ends=".",
         published=("seg_zero",),
         example='{{"bbox": [{x1}, {y1}, {x2}, {y2}], "points_1": [{x}, {y}], "points_2": [{x_2}, {y_2}]}}',
-        around="<think></think><answer>{objects}</answer>",
+        around="<think> thinking process here </think><answer>{objects}</answer>",
     ),
     "vision_reasoner": _VISION_REASONER,
     "star": _STAR,

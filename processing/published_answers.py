@@ -126,8 +126,15 @@ def vision_reasoner_package(text: str, sizes: ImageSizes) -> PublishedAnswer:
 
 
 def _in_answer_tags(text: str) -> str | None:
-    found = re.search(r"<answer>\s*(.*?)\s*</answer>", text, re.DOTALL)
-    return None if found is None else found[1]
+    return _between(text, "<answer>", "</answer>")
+
+
+def _between(text: str, opening: str, closing: str) -> str | None:
+    """What stands between the first of each, without white space around it; by `find`, as expressions with `.*?` may
+    take a time that is quadratic in the length of the text."""
+    start = text.find(opening)
+    stop = text.find(closing, start + len(opening))
+    return None if start < 0 or stop < 0 else text[start + len(opening) : stop].strip()
 
 
 def _plain_thinking(text: str) -> str | None:
@@ -247,10 +254,11 @@ def relative_pixel(value: float, largest: float, size: int) -> int:
 
 def _thinking_before(text: str, without_tags: bool) -> str:
     """Up to the first `</think>`; on Qwen3-VL, where there are no such tags, all that stands before the answer."""
-    if found := re.search(r"<think>(.*?)</think>", text, re.DOTALL):
-        return found[1].strip()
-    found = re.search("<answer>", text)
-    return text[: found.start()].strip() if without_tags and found else ""
+    thinking = _between(text, "<think>", "</think>")
+    if thinking is not None:
+        return thinking
+    before, answer, _ = text.partition("<answer>")
+    return before.strip() if without_tags and answer else ""
 
 
 # ---- Qwen -----------------------------------------------------------------------------------------------------------
@@ -312,14 +320,14 @@ def qwen2_baseline(text: str, sizes: ImageSizes) -> PublishedAnswer:
 
 
 def _baseline(text: str, to_pixel: Callable[[float, int], int]) -> PublishedAnswer:
-    fenced = re.search(r"```json\s*(.*?)\s*```", text, re.DOTALL)
-    found = fenced or re.search(r"(\[.*?\])", text, re.DOTALL)
+    fenced, bracketed = _between(text, "```json", "```"), _between(text, "[", "]")
+    bracketed = "[]" if bracketed is None else f"[{bracketed}]"
     read = PublishedAnswer()
     try:
-        objects = json.loads(found[1]) if found else []
+        objects = json.loads(bracketed if fenced is None else fenced)
     except json.JSONDecodeError:
         return read
-    for one in [] if fenced and not isinstance(objects, list) else objects:
+    for one in [] if fenced is not None and not isinstance(objects, list) else objects:
         for name, kind in (("bbox_2d", read.boxes), ("point_2d", read.points)):
             if name in one:
                 kind.append([to_pixel(value, axis % 2) for axis, value in enumerate(one[name])])
@@ -344,7 +352,7 @@ def internvl_refcoco(text: str, sizes: ImageSizes) -> PublishedAnswer:
 def internvl_demo(text: str, sizes: ImageSizes) -> PublishedAnswer:
     """All boxes of every `<ref>` with its `<box>`; thousandths."""
     read = PublishedAnswer()
-    for label, boxes in re.findall(r"<ref>(.*?)</ref>\s*<box>(.*?)</box>", text, re.DOTALL):
+    for label, boxes in re.findall(r"<ref>([^<]*)</ref>\s*<box>([^<]*)</box>", text):
         for box in json.loads(boxes):
             read.boxes.append([int(box[edge] / 1000 * sizes.image[1 - edge % 2]) for edge in range(4)])
             read.labels.append(label.strip())
