@@ -260,7 +260,14 @@ _ANSWERED_BY = {"free": _answer_freely, "paper": _answer_as_given}
 def _read_slots(processor, batch: list[Question], output, inputs) -> list[Answer]:
     """Per question the masks of its phrases `(phrases, height, width)`, the rejections and the slots written."""
     answers = []
-    for question, result in zip(batch, processor.post_process_segmentation(output, inputs), strict=True):
+    results = processor.post_process_segmentation(output, inputs)
+    if getattr(processor, "answers_in_objects", False):  # all that was found is the answer to a single phrase
+        joined = processor.post_process_segmentation(output, inputs, union=True)
+        results = [
+            one if len(question.phrases) == 1 else each
+            for question, one, each in zip(batch, joined, results, strict=True)
+        ]
+    for question, result in zip(batch, results, strict=True):
         masks = torch.zeros(len(question.phrases), *result.image_size, dtype=torch.bool)
         # A phrase without a slot is wrong whichever way it is: an absent one was not rejected, a present one was.
         rejected = [mask is not None for mask in question.masks]

@@ -10,7 +10,9 @@
 
 Under `free` a model with `[REJ]`, too, is asked about one expression at a time, though it was trained to answer
 several: in a common answer the n-th slot could only be taken for the n-th expression, and one slot too few would move
-all others. Everything is asked in the words of the evaluations.
+all others. Everything is asked in the words of the evaluations, but for models that write coordinates: their
+processors word questions as their authors do. All objects of their answer together are the mask, and an answer
+without an object says that nothing is there.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,11 +48,14 @@ class Rules:
         data_set (`str`): One of `DATA_SETS`.
         protocol (`str`): One of `PROTOCOLS`.
         original (`str`): `lisa` or `gsva`: whose questions and counting are followed.
+        in_objects (`bool`): Whether answers name any number of objects and no slots; then the expression alone is
+            asked for.
     """
 
     data_set: str
     protocol: str
     original: str
+    in_objects: bool = False
 
     @property
     def as_original(self) -> bool:
@@ -190,7 +195,7 @@ class AskedImages(Sequence):
 
     def _reasoning(self, item: ValidationItem) -> AskedImage:
         def ask(targets: np.ndarray) -> list[Conversation]:
-            question = item.question().removeprefix(_IMAGE_LINE)
+            question = item.text if self.rules.in_objects else item.question().removeprefix(_IMAGE_LINE)
             answer = None if self.rules.protocol == "free" else VALIDATION_ANSWERS[self.rules.original]
             return [Conversation(question, answer, (0,))]
 
@@ -266,6 +271,8 @@ def ask_about(item: ReferringItem, targets: np.ndarray, rules: Rules) -> list[Co
     if rules.original == "gsva":
         names = [name.strip(".") for name in names]
     one = LISA_QUESTION if rules.original == "lisa" else GSVA_QUESTION
+    if rules.in_objects:
+        one = "{class_name}"
     if rules.protocol == "free":
         return [Conversation(one.format(class_name=names[index]), None, (index,)) for index in every]
     if rules.original == "lisa":

@@ -184,11 +184,13 @@ def _answer_rows(model, processor, inputs, rules: Rules, max_new_tokens: int, sh
     if rules.protocol == "free":
         # the same answers after a stop
         output = model.generate_with_masks(**inputs, **shared, max_new_tokens=max_new_tokens, do_sample=False)
-        results = processor.post_process_segmentation(output, inputs)
-        return [
+        union = {"union": True} if rules.in_objects else {}
+        results = processor.post_process_segmentation(output, inputs, **union)
+        answers = [
             [Answer(segment.mask, REJECTED if segment.rejected else SEGMENTED) for segment in result.segments]
             for result in results
         ]
+        return [slots or [Answer(None, REJECTED)] for slots in answers] if rules.in_objects else answers
     output = model(**inputs, **shared, **({"reeval": True} if rules.draws_all_slots else {}))
     decisions = output.rejected
     output.rejected = [torch.zeros_like(flags) for flags in decisions]  # rejected slots have masks, too
@@ -366,7 +368,7 @@ def rules_for(processor, data_set: str, protocol: str) -> Rules:
     """
     kind, has_slots = kind_of(processor), getattr(processor, "seg_token", None) is not None
     original = "gsva" if getattr(processor, "rej_token", None) is not None else "lisa"
-    rules = Rules(data_set, protocol, original)
+    rules = Rules(data_set, protocol, original, in_objects=getattr(processor, "answers_in_objects", False))
     has_paper = kind in ("Lisa", "Gsva") and (original == "gsva" or not rules.has_absent_targets)
     possible = [*(["paper"] if has_paper else []), "free", *(["fixed"] if has_slots else [])]
     if protocol in possible:
@@ -503,7 +505,7 @@ def _answered(
         for loaded in read_ahead(lambda number: LoadedImage.load(number, images[number]), numbers):
             yield [loaded], [predicted_answers(loaded, predictions, rules)]
         return
-    model, size, length = options.load_model(), options.batch_size, options.max_new_tokens or 128
+    model, size, length = options.load_model(), options.batch_size, _answer_length(options, rules)
 
     def prepare(batch: list[LoadedImage]) -> tuple[list[LoadedImage], Any]:
         # An image without a conversation, should a data set have one, is not prepared.
@@ -529,7 +531,12 @@ def _deciding(options: EvaluationOptions, rules: Rules) -> dict[str, Any]:
         read = {name: options.settings.get(name) for name in ("values", "missing")}
         return {**deciding, "predictions": str(options.predictions), **read}
     deciding |= options.precision.settings()
-    return deciding | ({"max_new_tokens": options.max_new_tokens or 128} if rules.protocol == "free" else {})
+    return deciding | ({"max_new_tokens": _answer_length(options, rules)} if rules.protocol == "free" else {})
+
+
+def _answer_length(options: EvaluationOptions, rules: Rules) -> int:
+    """Longest answer; coordinates come after a chain of thought (Seg-Zero, VisionReasoner, StAR: 1024)."""
+    return options.max_new_tokens or (1024 if rules.in_objects else 128)
 
 
 def results_table(result: ReferringResult, about: Mapping[str, Any]) -> Table:

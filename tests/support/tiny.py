@@ -7,6 +7,7 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaNextConfig,
+    LogitsProcessor,
     PreTrainedConfig,
     Qwen2_5_VLConfig,
     Qwen3VLConfig,
@@ -348,3 +349,17 @@ def with_answers(batch: dict[str, torch.Tensor], answers: list[list[int]]) -> di
         "input_ids": torch.cat([batch["input_ids"], ids], dim=1),
         "attention_mask": torch.cat([batch["attention_mask"], (ids != PAD).long()], dim=1),
     }
+
+
+class Dictation(LogitsProcessor):
+    """Has a model write these ids, one answer per row, and end each."""
+
+    def __init__(self, answers: list[list[int]], eos_token_id: int):
+        self.answers, self.eos_token_id, self.start = answers, eos_token_id, None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self.start = input_ids.shape[1] if self.start is None else self.start
+        step, dictated = input_ids.shape[1] - self.start, torch.full_like(scores, float("-inf"))
+        for row, answer in enumerate(self.answers):
+            dictated[row, answer[step] if step < len(answer) else self.eos_token_id] = 0.0
+        return dictated
