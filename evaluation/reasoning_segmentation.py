@@ -16,6 +16,7 @@ from ..data.reading_ahead import read_ahead
 from ..data.request_folder import REJECTION, read_request_folder
 from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from ..processing.mask_reading import read_mask
+from ..processing.segments import Segment
 from .metrics import SegmentationMetrics
 from .registry import EvaluationOptions, Outcome
 from .report import Case
@@ -261,17 +262,16 @@ def _read_slots(processor, batch: list[Question], output, inputs) -> list[Answer
     """Per question the masks of its phrases `(phrases, height, width)`, the rejections and the slots written."""
     answers = []
     results = processor.post_process_segmentation(output, inputs)
-    if getattr(processor, "answers_in_objects", False):  # all that was found is the answer to a single phrase
-        joined = processor.post_process_segmentation(output, inputs, union=True)
-        results = [
-            one if len(question.phrases) == 1 else each
-            for question, one, each in zip(batch, joined, results, strict=True)
-        ]
-    for question, result in zip(batch, results, strict=True):
+    in_objects = getattr(processor, "answers_in_objects", False)
+    # All objects that such a model names are its answer to a single phrase.
+    joined = processor.post_process_segmentation(output, inputs, union=True) if in_objects else results
+    for question, result, union in zip(batch, results, joined, strict=True):
         masks = torch.zeros(len(question.phrases), *result.image_size, dtype=torch.bool)
         # A phrase without a slot is wrong whichever way it is: an absent one was not rejected, a present one was.
         rejected = [mask is not None for mask in question.masks]
         segments = result.segments[: len(question.phrases)]
+        if in_objects and len(question.phrases) == 1:
+            segments = union.segments or [Segment(rejected=True)]
         for index, segment in enumerate(segments):
             rejected[index] = segment.rejected
             if segment.mask is not None:
