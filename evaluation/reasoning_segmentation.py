@@ -16,6 +16,7 @@ from ..data.reading_ahead import read_ahead
 from ..data.request_folder import REJECTION, read_request_folder
 from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from ..processing.mask_reading import read_mask
+from ..processing.segments import Segment
 from .metrics import SegmentationMetrics
 from .registry import EvaluationOptions, Outcome
 from .report import Case
@@ -271,6 +272,8 @@ def _read_slots(processor, batch: list[Question], output, inputs, **options) -> 
         # A phrase without a slot is wrong whichever way it is: an absent one was not rejected, a present one was.
         rejected = [mask is not None for mask in question.masks]
         segments = result.segments[: len(question.phrases)]
+        if options.get("union") and not segments:  # who names nothing says that nothing is there
+            segments = [Segment(rejected=True)]
         for index, segment in enumerate(segments):
             rejected[index] = segment.rejected
             if segment.mask is not None:
