@@ -9,6 +9,16 @@
 | `free`   | one per expression                      | generated | mended; a missing slot is wrong, a rejection    |
 |          |                                         |           | leaves no mask                                  |
 
+Models that write coordinates are asked for one expression at a time, and write their answer under every protocol:
+
+| protocol | answers are read                        | targets and counting                                      |
+|----------|-----------------------------------------|-----------------------------------------------------------|
+| `paper`  | as the published code does              | as VisionReasoner's or StAR's evaluation, slips included  |
+| `fixed`  | as far as they can be                   | the slips mended, see [`Rules.mends`]                     |
+| `free`   | as far as they can be                   | the same                                                  |
+
+The mask of an expression is the union of the objects of its answer; without any there is no mask.
+
 Under `free` a model with `[REJ]`, too, is asked about one expression at a time, though it was trained to answer
 several: in a common answer the n-th slot could only be taken for the n-th expression, and one slot too few would move
 all others. Everything is asked in the words of the evaluations.
@@ -38,6 +48,8 @@ ORIGINALS = ("lisa", "gsva", "sa2va")
 # Sa2VA's evaluation, of these data sets alone. Its processor makes of the image token what its training did.
 SA2VA_SETS = ("refcoco", "refcoco+", "refcocog")
 SA2VA_QUESTION, SA2VA_ANSWER = "<image>\n Please segment {class_name} in this image.", "Sure, [SEG]."
+# Whose evaluations count the answers of models that write coordinates.
+COORDINATE_ORIGINALS = ("vision_reasoner", "star")
 _IMAGE_LINE = "<image>\n"
 
 
@@ -49,7 +61,7 @@ class Rules:
     Args:
         data_set (`str`): One of `DATA_SETS`.
         protocol (`str`): One of `PROTOCOLS`.
-        original (`str`): One of `ORIGINALS`: whose questions and counting are followed.
+        original (`str`): Of `ORIGINALS` or `COORDINATE_ORIGINALS`: whose questions and counting are followed.
     """
 
     data_set: str
@@ -62,13 +74,8 @@ class Rules:
         return self.protocol == "paper" and self.original != "sa2va"
 
     @property
-    def writes_answers(self) -> bool:
-        """The model writes its answers, and is not given the right one."""
-        return self.protocol == "free" or (self.protocol == "paper" and self.original == "sa2va")
-
-    @property
     def joins_masks(self) -> bool:
-        """All masks of an answer are one."""
+        """All masks of an answer are one, as Sa2VA's evaluation counts what it wrote."""
         return self.protocol == "paper" and self.original == "sa2va"
 
     @property
@@ -77,14 +84,29 @@ class Rules:
         return "gsva" if self.original == "gsva" else "lisa"
 
     @property
+    def writes_coordinates(self) -> bool:
+        """The model writes its answers whatever the protocol, and their objects are one mask."""
+        return self.original in COORDINATE_ORIGINALS
+
+    @property
+    def gives_answers(self) -> bool:
+        """The right answer is given to the model, which otherwise writes its own."""
+        return not (self.protocol == "free" or self.writes_coordinates or self.joins_masks)
+
+    @property
+    def counting(self) -> str | None:
+        """A rule of `COUNTING_RULES` beside that of the data set."""
+        return self.original if self.writes_coordinates and self.as_original else None
+
+    @property
     def has_absent_targets(self) -> bool:
         """gRefCOCO and Ref-ZOM, which GSVA counts by `eval_gres`."""
         return self.data_set in COUNTING_RULES
 
     @property
     def ignored_is_target(self) -> bool:
-        """GSVA turns ReasonSeg's maps into yes and no, so that regions to ignore must be drawn."""
-        return self.data_set == REASON_SEG and self.original == "gsva" and self.as_original
+        """All but LISA turn ReasonSeg's maps into yes and no, so that regions to ignore must be drawn."""
+        return self.data_set == REASON_SEG and self.original != "lisa" and self.as_original
 
     @property
     def draws_all_slots(self) -> bool:
@@ -104,9 +126,15 @@ class Rules:
         mended = []
         if self.original == "sa2va":
             mended.append("an expression is scored by the first mask of its answer; Sa2VA joins all of them")
+        if self.writes_coordinates:
+            mended.append("answers are read as far as they can be; published code drops what it cannot read whole")
         if self.data_set == REASON_SEG:
-            if self.original == "gsva":
-                mended.append("regions that ReasonSeg says to ignore count for nothing; GSVA counts them as targets")
+            if name := {"gsva": "GSVA", "vision_reasoner": "VisionReasoner", "star": "StAR"}.get(self.original):
+                mended.append(
+                    f"regions that ReasonSeg says to ignore count for nothing; {name} counts them as targets"
+                )
+            return mended
+        if self.writes_coordinates:
             return mended
         if self.original == "lisa":
             mended.append("where parts of a target overlap a pixel is a target; LISA adds the parts up, and 2 is none")
@@ -197,7 +225,7 @@ class AskedImages(Sequence):
             rules.read_as,
             purpose="validation",
             split_by=split_by,
-            as_original=rules.as_original,
+            as_original=rules.as_original and not rules.writes_coordinates,
         )
         if not len(self._items):
             raise DataFileError(f"{self._items.references_file} has no expression in the split {split!r}.")
@@ -211,6 +239,8 @@ class AskedImages(Sequence):
 
     def _reasoning(self, item: ValidationItem) -> AskedImage:
         def ask(targets: np.ndarray) -> list[Conversation]:
+            if self.rules.writes_coordinates:
+                return [Conversation(item.text, None, (0,))]
             question = item.question().removeprefix(_IMAGE_LINE)
             answer = None if self.rules.protocol == "free" else VALIDATION_ANSWERS[self.rules.read_as]
             return [Conversation(question, answer, (0,))]
@@ -282,6 +312,8 @@ _WORDS = {"lisa": (LISA_QUESTION, LISA_ANSWER), "sa2va": (SA2VA_QUESTION, SA2VA_
 def ask_about(item: ReferringItem, targets: np.ndarray, rules: Rules) -> list[Conversation]:
     """The conversations about an image with referring expressions; GSVA's answers depend on the targets."""
     every = range(len(item.targets))
+    if rules.writes_coordinates:
+        return [Conversation(item.sentences[index], None, (index,)) for index in every]
     if rules.as_original:
         sample = validation_sample(item)
         slots = [(index,) for index in every] if rules.original == "lisa" else [tuple(every)]
@@ -290,7 +322,7 @@ def ask_about(item: ReferringItem, targets: np.ndarray, rules: Rules) -> list[Co
     if rules.original == "gsva":
         names = [name.strip(".") for name in names]
     one, answer = _WORDS.get(rules.original, (GSVA_QUESTION, None))
-    if rules.writes_answers:
+    if not rules.gives_answers:
         return [Conversation(one.format(class_name=names[index]), None, (index,)) for index in every]
     if answer is not None:
         return [Conversation(one.format(class_name=names[index]), answer, (index,)) for index in every]
@@ -315,6 +347,7 @@ def padded_counts(images: int, processes: int) -> np.ndarray:
 
 
 __all__ = [
+    "COORDINATE_ORIGINALS",
     "DATA_SETS",
     "ORIGINALS",
     "PROTOCOLS",

@@ -72,6 +72,11 @@ class CoordinateResult(SegmentationResult):
     reading: str = FIXED
 
     @property
+    def remarks(self) -> dict[str, Any]:
+        said = {"thinking": self.thinking, "problems": list(self.problems)}
+        return said if self.error is None else {**said, "error": self.error}
+
+    @property
     def answer(self) -> str:
         """`str`: The text without the chain of thought."""
         return self.text[slice(*self.answer_span)].strip()
@@ -190,6 +195,10 @@ class CoordinatesProcessor(ComposedProcessor):
             self.decode_answer, self._format, tuple(sizes[image] for image in index), self.reading, self.max_objects
         )
         return inputs
+
+    def word_expression(self, expression: str) -> str:
+        """The message for a referring expression, which means one thing that is in the image."""
+        return self._format.ask(expression, expression=True)
 
     def apply_chat_template(self, conversation, chat_template=None, **kwargs):
         """As [`ChatProcessor.apply_chat_template`]; what the user says is put in the words of the format."""

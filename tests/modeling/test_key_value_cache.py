@@ -9,7 +9,7 @@ from transformers import GenerationConfig, LlamaConfig, MistralConfig, SmolVLMCo
 
 from reasonseg.modeling.key_value_cache import can_continue
 from tests.modeling.test_families import llava_inputs, llava_next_inputs, qwen_inputs
-from tests.modeling.test_modeling_attend_and_segment import build, internvl_config, internvl_inputs
+from tests.modeling.test_modeling_attend_and_segment import build, internvl_inputs
 from tests.support import tiny
 
 
@@ -39,7 +39,7 @@ FAMILIES = {
     "qwen2_5_vl": (tiny.qwen2_5_vl_config, qwen_inputs),
     "qwen3_vl": (tiny.qwen3_vl_config, qwen_inputs),
     "smolvlm": (smolvlm_config, smolvlm_inputs),
-    "internvl": (internvl_config, tiled_inputs),
+    "internvl": (tiny.internvl_config, tiled_inputs),
 }
 LENGTHS, IMAGE_INDEX = [12, 9, 14, 10], torch.tensor([0, 1, 0, 1])
 # What the rows of image 0 begin with, and those of image 1, in words beside the image.

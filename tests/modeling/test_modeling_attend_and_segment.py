@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, GenerationConfig, InternVLConfig, LlamaConfig, LlavaConfig, MistralConfig
+from transformers import CLIPVisionConfig, GenerationConfig, LlavaConfig, MistralConfig
 
 from reasonseg.modeling.attention_maps import AttentionMapCollector, ImageColumns, reduce_attentions
 from reasonseg.modeling.configuration_attend_and_segment import AttendAndSegmentConfig
@@ -47,22 +47,6 @@ def qwen_inputs(count: int) -> tuple[dict, int, dict]:
     return views, 6, grid(count, 2, 3, range(6))
 
 
-def internvl_config() -> InternVLConfig:
-    return InternVLConfig(
-        vision_config={
-            "hidden_size": 24,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "image_size": [56, 56],
-            "patch_size": [14, 14],
-        },
-        text_config=LlamaConfig(**tiny.TEXT),
-        image_token_id=tiny.IMAGE,
-        image_seq_length=4,
-    )
-
-
 def internvl_inputs(count: int) -> tuple[dict, int, dict]:
     """Two tiles side by side and a thumbnail, 2 x 2 tokens each."""
     generator = torch.Generator().manual_seed(0)
@@ -83,7 +67,7 @@ PAIRS = {
     "llava and sam_hq": (tiny.llava_config, tiny.sam_hq_config, llava_inputs),
     "llava_next and sam2": (tiny.llava_next_config, tiny.sam2_config, llava_next_inputs),
     "qwen2_5_vl and sam2": (tiny.qwen2_5_vl_config, tiny.sam2_config, qwen_inputs),
-    "internvl and sam": (internvl_config, tiny.sam_config, internvl_inputs),
+    "internvl and sam": (tiny.internvl_config, tiny.sam_config, internvl_inputs),
 }
 
 

@@ -3,9 +3,11 @@
 import torch
 from transformers import (
     CLIPVisionConfig,
+    InternVLConfig,
     LlamaConfig,
     LlavaConfig,
     LlavaNextConfig,
+    LogitsProcessor,
     PreTrainedConfig,
     Qwen2_5_VLConfig,
     Qwen3VLConfig,
@@ -23,6 +25,7 @@ from transformers import (
     SamMaskDecoderConfig,
     SamPromptEncoderConfig,
     SamVisionConfig,
+    SmolVLMConfig,
 )
 
 from reasonseg.modeling.configuration_difflmm import DiffLmmConfig
@@ -119,6 +122,39 @@ def qwen3_vl_config() -> Qwen3VLConfig:
         vision_config={**QWEN_VISION, "num_position_embeddings": 16, "deepstack_visual_indexes": [0, 1]},
         image_token_id=IMAGE,
         **QWEN_TOKENS,
+    )
+
+
+def internvl_config() -> InternVLConfig:
+    return InternVLConfig(
+        vision_config={
+            "hidden_size": 24,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "image_size": [56, 56],
+            "patch_size": [14, 14],
+        },
+        text_config=LlamaConfig(**TEXT),
+        image_token_id=IMAGE,
+        image_seq_length=4,
+    )
+
+
+def smolvlm_config() -> SmolVLMConfig:
+    return SmolVLMConfig(
+        vision_config={
+            "hidden_size": 16,
+            "intermediate_size": 24,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 28,
+            "patch_size": 7,
+        },
+        text_config={"model_type": "llama", **TEXT},
+        scale_factor=2,
+        image_token_id=IMAGE,
+        pad_token_id=PAD,
     )
 
 
@@ -333,3 +369,17 @@ def with_answers(batch: dict[str, torch.Tensor], answers: list[list[int]]) -> di
         "input_ids": torch.cat([batch["input_ids"], ids], dim=1),
         "attention_mask": torch.cat([batch["attention_mask"], (ids != PAD).long()], dim=1),
     }
+
+
+class Dictation(LogitsProcessor):
+    """Has a model write these ids, one answer per row, and end each."""
+
+    def __init__(self, answers: list[list[int]], eos_token_id: int):
+        self.answers, self.eos_token_id, self.start = answers, eos_token_id, None
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self.start = input_ids.shape[1] if self.start is None else self.start
+        step, dictated = input_ids.shape[1] - self.start, torch.full_like(scores, float("-inf"))
+        for row, answer in enumerate(self.answers):
+            dictated[row, answer[step] if step < len(answer) else self.eos_token_id] = 0.0
+        return dictated

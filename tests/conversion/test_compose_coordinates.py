@@ -1,0 +1,202 @@
+"""Models that write coordinates from their parts: files, formats by name and type, adapters, and the whole way."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+
+from reasonseg.conversion.compose import check_parts, compose
+from reasonseg.conversion.compose_coordinates import _named_format
+from reasonseg.conversion.errors import ConversionError
+from reasonseg.conversion.systems import COORDINATES
+from reasonseg.conversion.verify import verify_repository
+from reasonseg.evaluation.reasoning_segmentation import Question, evaluate
+from reasonseg.evaluation.referring_segmentation import rules_for
+from reasonseg.processing.coordinate_formats import COORDINATE_FORMATS
+from reasonseg.serving.conversation import Conversation
+from tests.processing.test_processing_reasoning_segmentation import IMAGES
+from tests.support import tiny
+from tests.support.originals import weights
+from tests.support.parts import write_llava_next, write_sam, write_sam2
+
+
+ANSWER = '[{"bbox_2d": [90, 100, 600, 700], "label": "cup"}, {"bbox_2d": [400, 50, 900, 800], "label": "dog"}]'
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("parts")
+    return {"vlm": write_llava_next(folder / "next"), "segmenter": write_sam2(folder / "sam2")}
+
+
+@pytest.fixture(scope="module")
+def repo(parts, tmp_path_factory):
+    made = {"system": "coordinates", "coordinate_format": "qwen3_vl", **parts}
+    return compose(made, tmp_path_factory.mktemp("composed") / "repo").out
+
+
+@pytest.fixture(scope="module")
+def loaded(repo):
+    return AutoModel.from_pretrained(repo).eval(), AutoProcessor.from_pretrained(repo)
+
+
+def dictation(processor, *answers: str) -> tiny.Dictation:
+    ids = [processor.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
+    return tiny.Dictation(ids, eos_token_id=2)
+
+
+def test_the_repository_is_complete_and_its_parts_unchanged(repo, parts):
+    assert verify_repository(repo).problems == []
+    found, stock = weights(repo), AutoModelForImageTextToText.from_pretrained(parts["vlm"]).state_dict()
+    name = "model.language_model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(found[f"vlm.{name}"], stock[name])
+    generation = json.loads((repo / "generation_config.json").read_text(encoding="utf-8"))
+    assert (generation["do_sample"], generation["max_new_tokens"]) == (False, 1024)
+    view = json.loads((repo / "processor_config.json").read_text(encoding="utf-8"))["segmenter_image_processor"]
+    assert (view["mask_resizing"], view["resize_in_float"]) == ("straight", True)
+    card = (repo / "README.md").read_text(encoding="utf-8")
+    assert "next (vision-language model) and sam2 (segmenter)" in card
+    assert "learned nothing" not in card
+
+
+def test_a_padded_view_is_resized_as_sam_does(parts, tmp_path):
+    made = {"system": "coordinates", "coordinate_format": "internvl", "vlm": parts["vlm"]}
+    out = compose({**made, "segmenter": write_sam(tmp_path / "sam.pth")}, tmp_path / "repo").out
+    view = json.loads((out / "processor_config.json").read_text(encoding="utf-8"))["segmenter_image_processor"]
+    assert view["mask_resizing"] == "through_view"
+    assert not view.get("resize_in_float")
+
+
+@pytest.mark.parametrize(
+    ("vlm", "adapter", "model_type", "expected"),
+    [
+        ("Qwen/Qwen3-VL-2B-Instruct", None, "qwen3_vl", "qwen3_vl"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", None, "qwen2_5_vl", "qwen2_5_vl"),
+        ("Ricky06662/VisionReasoner-7B", None, "qwen2_5_vl", "vision_reasoner"),
+        ("/models/Seg-Zero-7B-Best-on-ReasonSegTest", None, "qwen2_5_vl", "seg_zero"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "sj9909/StAR-7B/huggingface/adapter.safetensors", "qwen2_5_vl", "star"),
+        ("Qwen/Qwen3-VL-8B-Instruct", "sj9909/StAR-8B", "qwen3_vl", "star_qwen3"),
+        ("OpenGVLab/InternVL3-1B-hf", None, "internvl", "internvl"),
+    ],
+)
+def test_how_a_model_writes_is_told_by_its_name_or_type(vlm, adapter, model_type, expected):
+    assert _named_format(None, adapter, vlm, model_type) == expected
+    assert _named_format("molmo", adapter, vlm, model_type) == "molmo"
+
+
+def test_a_model_of_which_nothing_is_known_needs_a_format(parts, tmp_path):
+    with pytest.raises(ConversionError, match="not known how models of type 'llava_next' write coordinates"):
+        compose({"system": "coordinates", **parts}, tmp_path / "repo")
+    assert not (tmp_path / "repo").exists()
+    with pytest.raises(ConversionError, match="coordinate_format is 'yaml'; allowed are"):
+        check_parts({"system": "coordinates", "coordinate_format": "yaml", **parts})
+    option = next(one for one in COORDINATES.composition.options if one.name == "coordinate_format")
+    assert list(option.kind.__args__) == list(COORDINATE_FORMATS)
+
+
+def write_adapter(folder, rank=2, **config):
+    """As PEFT saves one, in the spelling of checkpoints; StAR's file is such."""
+    generator = torch.Generator().manual_seed(5)
+    layer = "base_model.model.model.language_model.layers.1.self_attn.v_proj"
+    state = {
+        f"{layer}.lora_A.weight": torch.randn(rank, 32, generator=generator),
+        f"{layer}.lora_B.weight": torch.randn(16, rank, generator=generator),
+    }
+    folder.mkdir()
+    save_file(state, folder / "adapter_model.safetensors")
+    if config:
+        (folder / "adapter_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder, state.values()
+
+
+def test_an_adapter_is_merged(parts, repo, tmp_path):
+    folder, (lora_a, lora_b) = write_adapter(tmp_path / "StAR-7B", r=2, lora_alpha=8, peft_type="LORA")
+    made = {"system": "coordinates", **parts}
+    out = compose({**made, "adapter": folder}, tmp_path / "repo").out
+    assert json.loads((out / "config.json").read_text(encoding="utf-8"))["coordinate_format"] == "star"
+    name = "vlm.model.language_model.layers.1.self_attn.v_proj.weight"
+    merged, before = weights(out), weights(repo)
+    torch.testing.assert_close(merged[name], before[name] + 8 / 2 * (lora_b @ lora_a))
+    assert all(torch.equal(value, before[key]) for key, value in merged.items() if key != name)
+    # Given a file alone, somebody has to say alpha.
+    (folder / "adapter_config.json").unlink()
+    file = folder / "adapter_model.safetensors"
+    with pytest.raises(ConversionError, match=r"no adapter_config\.json beside the adapter"):
+        compose({**made, "adapter": file}, tmp_path / "other")
+    again = compose({**made, "adapter": file, "lora_alpha": 4}, tmp_path / "other").out
+    torch.testing.assert_close(weights(again)[name], before[name] + 4 / 2 * (lora_b @ lora_a))
+
+
+def test_adapters_that_do_not_fit(parts, tmp_path):
+    made = {"system": "coordinates", "coordinate_format": "star", **parts}
+    folder, _ = write_adapter(tmp_path / "other")
+    for names, message in (
+        ({"visual.blocks.0.weight": torch.ones(2, 2)}, "no matrices of LoRA"),
+        ({"base_model.model.model.nothing.lora_A.weight": torch.ones(2, 2)}, "no parameter"),
+    ):
+        save_file(names, folder / "adapter_model.safetensors")
+        with pytest.raises(ConversionError, match=message):
+            compose({**made, "adapter": folder, "lora_alpha": 4}, tmp_path / "repo")
+    with pytest.raises(ConversionError, match="lora_alpha= is given without adapter="):
+        compose({**made, "lora_alpha": 4}, tmp_path / "repo")
+
+
+def test_the_pipeline_answers_with_what_is_written(loaded):
+    model, processor = loaded
+    pipe = pipeline("reasoning-segmentation", model=model, processor=processor)
+    asked = {"logits_processor": [dictation(processor, ANSWER)]}
+    written = pipe(IMAGES[0], text="What is there?", **asked)
+    assert [segment["label"] for segment in written["segments"]] == ["cup", "dog"]
+    assert all(written["generated_text"][slice(*one["span"])].startswith("{") for one in written["segments"])
+    assert written["segments"][0]["mask"].size == IMAGES[0].size
+    # Both orders, in one batch and alone.
+    nothing = pipe(IMAGES[:2], phrases=["cup", "dog"], batch_size=2, max_new_tokens=3)
+    assert [[one["label"] for one in row["segments"]] for row in nothing] == [["cup", "dog"]] * 2
+    assert all(one["rejected"] for row in nothing for one in row["segments"])
+    assert all(row["problems"] == ["the answer holds no coordinates"] for row in nothing)
+    asked = {"logits_processor": [dictation(processor, ANSWER)]}
+    *_, last = pipe.stream(IMAGES[0], "What is there?", **asked)
+    assert [segment.label for segment in last.result.segments] == ["cup", "dog"]
+
+
+def test_a_conversation_is_worded_and_goes_on(loaded):
+    model, processor = loaded
+    conversation = Conversation(model, processor, IMAGES[0])
+    first = conversation.ask("What is there?", logits_processor=[dictation(processor, ANSWER)])
+    second = conversation.ask("And else?", logits_processor=[dictation(processor, "[]")])
+    assert (len(first.segments), len(second.segments)) == (2, 0)
+    assert [turn.question for turn in conversation.turns] == ["What is there?", "And else?"]
+    model.generation_config.max_new_tokens = 3
+    assert conversation.segment("cup").segments[0].label == "cup"
+    model.generation_config.max_new_tokens = 1024
+
+
+def test_evaluations_join_what_was_found(loaded, monkeypatch):
+    model, processor = loaded
+    write, seen = model.generate_with_masks, []
+
+    def dictated(**kwargs):
+        count = len(kwargs["input_ids"])
+        texts = processor.batch_decode(kwargs["input_ids"], skip_special_tokens=True)
+        seen.extend(texts)
+        answers = ["[]" if "nothing" in text else ANSWER for text in texts]
+        assert len(answers) == count
+        return write(**{**kwargs, "max_new_tokens": 1024}, logits_processor=[dictation(processor, *answers)])
+
+    monkeypatch.setattr(model, "generate_with_masks", dictated)
+    inputs = processor(images=IMAGES[0], text="all", return_tensors="pt")
+    (result,) = processor.post_process_segmentation(model.generate_with_masks(**inputs), inputs, union=True)
+    target = Image.fromarray(result.segments[0].mask)
+    questions = [
+        Question(IMAGES[0], "all", "", ["all"], [target], [None]),
+        Question(IMAGES[0], "nothing", "", ["nothing"], [target], [None]),
+    ]
+    scores = evaluate(model, processor, questions, batch_size=2)
+    assert scores.overall["giou"] == pytest.approx(0.5)
+    assert any("Locate" in text for text in seen)
+    rules = rules_for(processor, "refcoco", "free")
+    assert rules.writes_coordinates
+    assert rules_for(processor, "reasonseg", "free").writes_coordinates
