@@ -1,13 +1,15 @@
-"""gIoU, cIoU, N-acc, T-acc and Pr@X with exactly the sums of the original LISA and GSVA evaluations.
+"""gIoU, cIoU, N-acc, T-acc and Pr@X with exactly the sums of the original evaluations of LISA, GSVA and others.
 
 The originals differ in small things that move the third digit of a published number, so each is a rule here:
 
-| rule       | original                         | mask       | IoU of one mask | target without foreground     |
-|------------|----------------------------------|------------|-----------------|-------------------------------|
-| `reason`   | LISA `validate`, GSVA `validate` | logit > 0  | I / (U + 1e-5)  | IoU 1 if nothing is drawn     |
-| `grefcoco` | GSVA `eval_gres` on gRefCOCO     | logit >= 0 | I / (U + 1e-8)  | IoU 1 if rejected; if not, U  |
-|            |                                  |            |                 | adds to the unions of cIoU    |
-| `refzom`   | GSVA `eval_gres` on Ref-ZOM      | logit >= 0 | I / (U + 1e-8)  | IoU 1 if rejected; not in cIoU |
+| rule              | original                         | mask       | IoU of a mask  | target without foreground      |
+|-------------------|----------------------------------|------------|----------------|--------------------------------|
+| `reason`          | LISA `validate`, GSVA `validate` | logit > 0  | I / (U + 1e-5) | IoU 1 if nothing is drawn      |
+| `grefcoco`        | GSVA `eval_gres` on gRefCOCO     | logit >= 0 | I / (U + 1e-8) | IoU 1 if rejected; if not, U   |
+|                   |                                  |            |                | adds to the unions of cIoU     |
+| `refzom`          | GSVA `eval_gres` on Ref-ZOM      | logit >= 0 | I / (U + 1e-8) | IoU 1 if rejected; not in cIoU |
+| `vision_reasoner` | VisionReasoner, on ReasonSeg     | logit > 0  | I / U          | IoU 0                          |
+| `star`            | StAR, on ReasonSeg               | logit > 0  | I / U          | IoU 1 if nothing is drawn      |
 
 In all of them gIoU is the sum of the IoUs over (number of masks + 1e-5) and cIoU is the sum of the intersections over
 (sum of the unions + 1e-10). Pixels whose target is 255 count for nothing.
@@ -45,18 +47,24 @@ class CountingRule:
         zero_is_foreground: Whether a logit of exactly 0 belongs to the mask.
         uses_rejection: Whether an absent target is judged by the rejection (else by the mask being empty).
         absent_union: Whether what is drawn for an absent target adds to the denominator of cIoU.
+        empty_iou: IoU of an absent target for which nothing is drawn, where decisions are not used.
     """
 
     iou_eps: float
     zero_is_foreground: bool
     uses_rejection: bool
     absent_union: bool
+    empty_iou: float = 1.0
 
 
 COUNTING_RULES: dict[str, CountingRule] = {
     "reason": CountingRule(iou_eps=1e-5, zero_is_foreground=False, uses_rejection=False, absent_union=True),
     "grefcoco": CountingRule(iou_eps=1e-8, zero_is_foreground=True, uses_rejection=True, absent_union=True),
     "refzom": CountingRule(iou_eps=1e-8, zero_is_foreground=True, uses_rejection=True, absent_union=False),
+    "vision_reasoner": CountingRule(
+        0.0, zero_is_foreground=False, uses_rejection=False, absent_union=True, empty_iou=0.0
+    ),
+    "star": CountingRule(iou_eps=0.0, zero_is_foreground=False, uses_rejection=False, absent_union=True),
 }
 
 
@@ -163,7 +171,7 @@ class SegmentationMetrics:
             # A kept absent target is a false alarm: all that is drawn is wrong.
             counts_in_ciou = self.rule.absent_union and not rejected
         else:
-            iou = 1.0 if union == 0 else 0.0
+            iou = self.rule.empty_iou if union == 0 else 0.0
             counts_in_ciou = True
         added = {"masks": 1, "targets": int(present), "iou": iou}
         if counts_in_ciou:

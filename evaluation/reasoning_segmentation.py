@@ -202,15 +202,12 @@ def _prepared(
     def prepare(numbered: tuple[int, list[Question]]) -> tuple[int, list[Question], list[np.ndarray], list[int], Any]:
         done, batch = numbered
         images, index = _shared_images(batch, max_pixels)
-        given = {"answer": [question.answer for question in batch]} if protocol == "paper" else {}
-        texts = [question.text for question in batch]
-        return (
-            done,
-            batch,
-            images,
-            index,
-            processor(images=images, text=texts, image_index=index, return_tensors="pt", **given),
-        )
+        asked: dict[str, Any] = {"text": [question.text for question in batch]}
+        if protocol == "paper":
+            asked["answer"] = [question.answer for question in batch]
+        elif getattr(processor, "answers_in_objects", False) and not _asks_for_one_thing(batch):
+            asked = {"phrases": [question.phrases for question in batch]}
+        return done, batch, images, index, processor(images=images, image_index=index, return_tensors="pt", **asked)
 
     return read_ahead(prepare, _batches(questions, size))
 
@@ -241,9 +238,17 @@ def _is_path(image: Any) -> bool:
 Answer = tuple[torch.BoolTensor, list[bool], int]
 
 
+def _asks_for_one_thing(batch: Iterable[Question]) -> bool:
+    """Whether every question has one target. Only then its objects, in any number, are known to be that target's; of
+    several targets the objects are told apart by the phrases."""
+    return all(len(question.phrases) == 1 for question in batch)
+
+
 def _answer_freely(model, processor, batch: list[Question], inputs, max_new_tokens: int) -> list[Answer]:
     output = model.generate_with_masks(**inputs, max_new_tokens=max_new_tokens)
-    return _read_slots(processor, batch, output, inputs)
+    in_objects = getattr(processor, "answers_in_objects", False)
+    joined = {"union": True} if in_objects and _asks_for_one_thing(batch) else {}
+    return _read_slots(processor, batch, output, inputs, **joined)
 
 
 def _answer_as_given(model, processor, batch: list[Question], inputs, max_new_tokens: int) -> list[Answer]:
@@ -258,20 +263,17 @@ def _answer_as_given(model, processor, batch: list[Question], inputs, max_new_to
 _ANSWERED_BY = {"free": _answer_freely, "paper": _answer_as_given}
 
 
-def _read_slots(processor, batch: list[Question], output, inputs) -> list[Answer]:
+def _read_slots(processor, batch: list[Question], output, inputs, **options) -> list[Answer]:
     """Per question the masks of its phrases `(phrases, height, width)`, the rejections and the slots written."""
     answers = []
-    results = processor.post_process_segmentation(output, inputs)
-    in_objects = getattr(processor, "answers_in_objects", False)
-    # All objects that such a model names are its answer to a single phrase.
-    joined = processor.post_process_segmentation(output, inputs, union=True) if in_objects else results
-    for question, result, union in zip(batch, results, joined, strict=True):
+    results = processor.post_process_segmentation(output, inputs, **options)
+    for question, result in zip(batch, results, strict=True):
         masks = torch.zeros(len(question.phrases), *result.image_size, dtype=torch.bool)
         # A phrase without a slot is wrong whichever way it is: an absent one was not rejected, a present one was.
         rejected = [mask is not None for mask in question.masks]
         segments = result.segments[: len(question.phrases)]
-        if in_objects and len(question.phrases) == 1:
-            segments = union.segments or [Segment(rejected=True)]
+        if options.get("union") and not segments:  # who names nothing says that nothing is there
+            segments = [Segment(rejected=True)]
         for index, segment in enumerate(segments):
             rejected[index] = segment.rejected
             if segment.mask is not None:

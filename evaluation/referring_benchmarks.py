@@ -8,11 +8,19 @@
 | `free`   | one per expression                      | generated | mended; a missing slot is wrong, a rejection    |
 |          |                                         |           | leaves no mask                                  |
 
+Models that write coordinates are asked for one expression at a time, and write their answer under every protocol:
+
+| protocol | answers are read                        | targets and counting                                      |
+|----------|-----------------------------------------|-----------------------------------------------------------|
+| `paper`  | as the published code does              | as VisionReasoner's or StAR's evaluation, slips included  |
+| `fixed`  | as far as they can be                   | the slips mended, see [`Rules.mends`]                     |
+| `free`   | as far as they can be                   | the same                                                  |
+
+The mask of an expression is the union of the objects of its answer; without any there is no mask.
+
 Under `free` a model with `[REJ]`, too, is asked about one expression at a time, though it was trained to answer
 several: in a common answer the n-th slot could only be taken for the n-th expression, and one slot too few would move
-all others. Everything is asked in the words of the evaluations, but for models that write coordinates: their
-processors word questions as their authors do. All objects of their answer together are the mask, and an answer
-without an object says that nothing is there.
+all others. Everything is asked in the words of the evaluations.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,6 +44,8 @@ REASON_SEG = "reasonseg"
 DATA_SETS = (REASON_SEG, *REFERRING_SETS)
 PROTOCOLS = ("paper", "free", "fixed")
 ORIGINALS = ("lisa", "gsva")
+# Whose evaluations count the answers of models that write coordinates.
+COORDINATE_ORIGINALS = ("vision_reasoner", "star")
 _IMAGE_LINE = "<image>\n"
 
 
@@ -47,20 +57,32 @@ class Rules:
     Args:
         data_set (`str`): One of `DATA_SETS`.
         protocol (`str`): One of `PROTOCOLS`.
-        original (`str`): `lisa` or `gsva`: whose questions and counting are followed.
-        in_objects (`bool`): Whether answers name any number of objects and no slots; then the expression alone is
-            asked for.
+        original (`str`): Of `ORIGINALS` or `COORDINATE_ORIGINALS`: whose questions and counting are followed.
     """
 
     data_set: str
     protocol: str
     original: str
-    in_objects: bool = False
 
     @property
     def as_original(self) -> bool:
         """Its slips are followed."""
         return self.protocol == "paper"
+
+    @property
+    def writes_coordinates(self) -> bool:
+        """The model writes its answers whatever the protocol, and their objects are one mask."""
+        return self.original in COORDINATE_ORIGINALS
+
+    @property
+    def gives_answers(self) -> bool:
+        """The right answer is given to the model."""
+        return self.protocol != "free" and not self.writes_coordinates
+
+    @property
+    def counting(self) -> str | None:
+        """A rule of `COUNTING_RULES` beside that of the data set."""
+        return self.original if self.writes_coordinates and self.as_original else None
 
     @property
     def has_absent_targets(self) -> bool:
@@ -69,8 +91,8 @@ class Rules:
 
     @property
     def ignored_is_target(self) -> bool:
-        """GSVA turns ReasonSeg's maps into yes and no, so that regions to ignore must be drawn."""
-        return self.data_set == REASON_SEG and self.original == "gsva" and self.as_original
+        """All but LISA turn ReasonSeg's maps into yes and no, so that regions to ignore must be drawn."""
+        return self.data_set == REASON_SEG and self.original != "lisa" and self.as_original
 
     @property
     def draws_all_slots(self) -> bool:
@@ -88,9 +110,16 @@ class Rules:
         if self.as_original:
             return []
         mended = []
+        if self.writes_coordinates:
+            mended.append("answers are read as far as they can be; published code drops what it cannot read whole")
         if self.data_set == REASON_SEG:
-            if self.original == "gsva":
-                mended.append("regions that ReasonSeg says to ignore count for nothing; GSVA counts them as targets")
+            if self.original != "lisa":
+                name = {"gsva": "GSVA", "vision_reasoner": "VisionReasoner", "star": "StAR"}[self.original]
+                mended.append(
+                    f"regions that ReasonSeg says to ignore count for nothing; {name} counts them as targets"
+                )
+            return mended
+        if self.writes_coordinates:
             return mended
         if self.original == "lisa":
             mended.append("where parts of a target overlap a pixel is a target; LISA adds the parts up, and 2 is none")
@@ -178,10 +207,10 @@ class AskedImages(Sequence):
             root,
             rules.data_set,
             split,
-            rules.original,
+            "lisa" if rules.writes_coordinates else rules.original,
             purpose="validation",
             split_by=split_by,
-            as_original=rules.as_original,
+            as_original=rules.as_original and not rules.writes_coordinates,
         )
         if not len(self._items):
             raise DataFileError(f"{self._items.references_file} has no expression in the split {split!r}.")
@@ -195,7 +224,9 @@ class AskedImages(Sequence):
 
     def _reasoning(self, item: ValidationItem) -> AskedImage:
         def ask(targets: np.ndarray) -> list[Conversation]:
-            question = item.text if self.rules.in_objects else item.question().removeprefix(_IMAGE_LINE)
+            if self.rules.writes_coordinates:
+                return [Conversation(item.text, None, (0,))]
+            question = item.question().removeprefix(_IMAGE_LINE)
             answer = None if self.rules.protocol == "free" else VALIDATION_ANSWERS[self.rules.original]
             return [Conversation(question, answer, (0,))]
 
@@ -263,6 +294,8 @@ def _reason_seg_root(root: str | Path) -> Path:
 def ask_about(item: ReferringItem, targets: np.ndarray, rules: Rules) -> list[Conversation]:
     """The conversations about an image with referring expressions; GSVA's answers depend on the targets."""
     every = range(len(item.targets))
+    if rules.writes_coordinates:
+        return [Conversation(item.sentences[index], None, (index,)) for index in every]
     if rules.as_original:
         sample = validation_sample(item)
         slots = [(index,) for index in every] if rules.original == "lisa" else [tuple(every)]
@@ -271,8 +304,6 @@ def ask_about(item: ReferringItem, targets: np.ndarray, rules: Rules) -> list[Co
     if rules.original == "gsva":
         names = [name.strip(".") for name in names]
     one = LISA_QUESTION if rules.original == "lisa" else GSVA_QUESTION
-    if rules.in_objects:
-        one = "{class_name}"
     if rules.protocol == "free":
         return [Conversation(one.format(class_name=names[index]), None, (index,)) for index in every]
     if rules.original == "lisa":
@@ -298,6 +329,7 @@ def padded_counts(images: int, processes: int) -> np.ndarray:
 
 
 __all__ = [
+    "COORDINATE_ORIGINALS",
     "DATA_SETS",
     "ORIGINALS",
     "PROTOCOLS",

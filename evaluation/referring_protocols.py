@@ -26,10 +26,11 @@ class ReferringMetrics(SegmentationMetrics):
         data_set: Its name in `REFERRING_SETS`.
         as_original: Follow `validate` in the two peculiarities above. False counts every pixel above 0 of a target as
             foreground, and asks for a mask for every target.
+        rule: Another rule than that of the data set, see `COUNTING_RULES`.
     """
 
-    def __init__(self, data_set: str, as_original: bool = True):
-        super().__init__(data_set if data_set in COUNTING_RULES else "reason")
+    def __init__(self, data_set: str, as_original: bool = True, rule: str | None = None):
+        super().__init__(rule or (data_set if data_set in COUNTING_RULES else "reason"))
         self.follows_validate = as_original and not self.rule.uses_rejection
 
     def update(

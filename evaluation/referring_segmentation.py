@@ -20,7 +20,7 @@ from .bootstrap import bootstrap_intervals
 from .image_results import NO_SLOT, REJECTED, SEGMENTED, ExpressionResult, ImageResult, ImageResults
 from .metrics import numbers_of
 from .published_results import METRICS, card_results, write_published_results
-from .referring_benchmarks import AskedImage, AskedImages, Conversation, DataSource, Rules, padded_counts
+from .referring_benchmarks import REASON_SEG, AskedImage, AskedImages, Conversation, DataSource, Rules, padded_counts
 from .referring_protocols import ReferringMetrics
 from .registry import EvaluationOptions, Outcome, UnknownBenchmarkError
 from .report import Case, select_cases
@@ -150,7 +150,7 @@ def answer_images(
         found = _answer_rows(model, processor, inputs, rules, max_new_tokens, shared)
         for (index, conversation), slots in zip(chunk, found, strict=True):
             # Should a question itself hold a slot, the answer's are the last.
-            if rules.protocol != "free":
+            if rules.gives_answers:
                 slots = slots[len(slots) - len(conversation.expressions) :]
             for expression, answer in zip(conversation.expressions, slots, strict=False):
                 answers[index][expression] = answer
@@ -168,10 +168,13 @@ def _rows_of(batch: Sequence[LoadedImage]) -> list[tuple[int, Conversation]]:
 
 
 def _prepare(processor, batch: Sequence[LoadedImage], rows: Sequence[tuple[int, Conversation]], rules: Rules) -> Any:
-    given = {} if rules.protocol == "free" else {"answer": [conversation.answer for _, conversation in rows]}
+    given = {"answer": [conversation.answer for _, conversation in rows]} if rules.gives_answers else {}
+    questions = [conversation.question for _, conversation in rows]
+    if rules.writes_coordinates and rules.data_set != REASON_SEG:
+        questions = [processor.word_expression(question) for question in questions]
     return processor(
         images=[np.asarray(loaded.image) for loaded in batch],
-        text=[conversation.question for _, conversation in rows],
+        text=questions,
         image_index=[index for index, _ in rows],
         return_tensors="pt",
         **given,
@@ -181,16 +184,19 @@ def _prepare(processor, batch: Sequence[LoadedImage], rows: Sequence[tuple[int, 
 @torch.no_grad()
 def _answer_rows(model, processor, inputs, rules: Rules, max_new_tokens: int, shared: dict) -> list[list[Answer]]:
     """Per row an answer for every slot in it."""
-    if rules.protocol == "free":
+    if not rules.gives_answers:
         # the same answers after a stop
         output = model.generate_with_masks(**inputs, **shared, max_new_tokens=max_new_tokens, do_sample=False)
-        union = {"union": True} if rules.in_objects else {}
-        results = processor.post_process_segmentation(output, inputs, **union)
-        answers = [
+        if rules.writes_coordinates:
+            results = processor.post_process_segmentation(output, inputs, union=True)
+            # Who names nothing says that nothing is there, which only some data sets ask about.
+            nothing = [Answer(None, REJECTED)] if rules.has_absent_targets else []
+            return [[Answer(one.mask, SEGMENTED) for one in result.segments] or nothing for result in results]
+        results = processor.post_process_segmentation(output, inputs)
+        return [
             [Answer(segment.mask, REJECTED if segment.rejected else SEGMENTED) for segment in result.segments]
             for result in results
         ]
-        return [slots or [Answer(None, REJECTED)] for slots in answers] if rules.in_objects else answers
     output = model(**inputs, **shared, **({"reeval": True} if rules.draws_all_slots else {}))
     decisions = output.rejected
     output.rejected = [torch.zeros_like(flags) for flags in decisions]  # rejected slots have masks, too
@@ -264,8 +270,8 @@ def score_image(
 def _score(
     text: str, target: np.ndarray, mask: np.ndarray | None, decision: str, rules: Rules, keep_masks: bool
 ) -> ExpressionResult:
-    metrics = ReferringMetrics(rules.data_set, rules.as_original)
-    metrics.zero_rejected = rules.protocol == "free"
+    metrics = ReferringMetrics(rules.data_set, rules.as_original, rules.counting)
+    metrics.zero_rejected = not rules.gives_answers
     is_absent = not (target == 1).any()
     # GSVA's `validate` does not look at decisions. What is rightly rejected has nothing drawn.
     rightly_rejected = is_absent and decision == REJECTED and not rules.as_original
@@ -276,7 +282,7 @@ def _score(
     rejected = decision == REJECTED or (decision == NO_SLOT and not is_absent)
     (iou,) = metrics.update(scored[None], target[None], [rejected])
     sums = metrics.sum_of
-    if decision == NO_SLOT:
+    if decision == NO_SLOT and rules.counting is None:
         iou = 0.0  # also where nothing is there to be drawn: the model did not say so
     rle = None if mask is None or not keep_masks else mask_to_rle(mask)
     counts = (int(sums("intersection")), int(sums("union")))
@@ -367,8 +373,10 @@ def rules_for(processor, data_set: str, protocol: str) -> Rules:
         UnknownBenchmarkError: If such a model cannot run the protocol; names those that it can.
     """
     kind, has_slots = kind_of(processor), getattr(processor, "seg_token", None) is not None
+    if getattr(processor, "answers_in_objects", False):
+        return _rules_for_coordinates(processor, kind, data_set, protocol)
     original = "gsva" if getattr(processor, "rej_token", None) is not None else "lisa"
-    rules = Rules(data_set, protocol, original, in_objects=getattr(processor, "answers_in_objects", False))
+    rules = Rules(data_set, protocol, original)
     has_paper = kind in ("Lisa", "Gsva") and (original == "gsva" or not rules.has_absent_targets)
     possible = [*(["paper"] if has_paper else []), "free", *(["fixed"] if has_slots else [])]
     if protocol in possible:
@@ -383,6 +391,22 @@ def rules_for(processor, data_set: str, protocol: str) -> Rules:
         f"A model of the kind {kind} cannot run --dataset {data_set} --protocol {protocol}: {reason}. It can run "
         f"--protocol {' or '.join(possible)}."
     )
+
+
+def _rules_for_coordinates(processor, kind: str, data_set: str, protocol: str) -> Rules:
+    """The rules of a model that writes coordinates; its answers are read as the protocol says."""
+    original = "star" if processor.coordinate_format.startswith("star") else "vision_reasoner"
+    rules = Rules(data_set, protocol, original)
+    if rules.has_absent_targets and rules.as_original:
+        raise UnknownBenchmarkError(
+            f"A model of the kind {kind} cannot run --dataset {data_set} --protocol paper: VisionReasoner and StAR "
+            "have no evaluation on it. It can run --protocol free or fixed."
+        )
+    if rules.as_original and processor.reading == "fixed":
+        processor.reading = "paper"
+    elif not rules.as_original:
+        processor.reading = "fixed"
+    return rules
 
 
 def run_referring(options: EvaluationOptions, source: DataSource) -> Outcome:
@@ -531,12 +555,14 @@ def _deciding(options: EvaluationOptions, rules: Rules) -> dict[str, Any]:
         read = {name: options.settings.get(name) for name in ("values", "missing")}
         return {**deciding, "predictions": str(options.predictions), **read}
     deciding |= options.precision.settings()
-    return deciding | ({"max_new_tokens": _answer_length(options, rules)} if rules.protocol == "free" else {})
+    if rules.writes_coordinates:
+        deciding["reading"] = "paper" if rules.as_original else "fixed"
+    return deciding if rules.gives_answers else deciding | {"max_new_tokens": _answer_length(options, rules)}
 
 
 def _answer_length(options: EvaluationOptions, rules: Rules) -> int:
-    """Longest answer; coordinates come after a chain of thought (Seg-Zero, VisionReasoner, StAR: 1024)."""
-    return options.max_new_tokens or (1024 if rules.in_objects else 128)
+    """Chains of thought are long: the evaluations of VisionReasoner and StAR allow 1024 tokens."""
+    return options.max_new_tokens or (1024 if rules.writes_coordinates else 128)
 
 
 def results_table(result: ReferringResult, about: Mapping[str, Any]) -> Table:

@@ -405,9 +405,11 @@ _REFERRING_SETTINGS = {
     ),
 }
 _REFERRING_PROTOCOLS = {
-    "paper": "as LISA's or GSVA's own evaluation, by the model: the right answer is given, and slips are kept",
+    "paper": "as LISA's or GSVA's own evaluation, by the model: the right answer is given, and slips are kept; models "
+    "that write coordinates write, and are read and counted as VisionReasoner and StAR do",
     "free": "the model writes an answer about each expression; no slot is wrong",
-    "fixed": "the right answer is given, and the slips of the evaluation are mended and named",
+    "fixed": "the right answer is given (but to models that write coordinates), and the slips of the evaluation are "
+    "mended and named",
 }
 # What runs a model, and on how much.
 _ANSWERED_BY = ("model", "revision", "limit", "batch_size", "max_new_tokens")

@@ -46,6 +46,7 @@ class CoordinateFormat:
         unit (`str`): What numbers are: `pixels` (of what the model saw), `thousandths` or `percent` of the sides.
         syntaxes (`tuple[str, ...]`): How objects are written, by their names in `coordinate_answers`.
         published (`tuple[str, ...]`): Published code that reads these answers, that of `reading="paper"` first.
+        expression (`str`, *optional*): The message for a referring expression, where that is another.
         phrases (`str`, *optional*): The message for several `{phrases}` whose objects the answer tells apart.
         separator (`str`): Between them.
         question_ends (`str`, *optional*):
@@ -64,6 +65,7 @@ class CoordinateFormat:
     unit: str
     syntaxes: tuple[str, ...]
     published: tuple[str, ...]
+    expression: str | None = None
     phrases: str | None = None
     separator: str = ", "
     question_ends: str | None = None
@@ -75,13 +77,16 @@ class CoordinateFormat:
     decimals: int = 0
     guesses_unit: bool = False
 
-    def ask(self, question: str) -> str:
-        """The message for a question; one that is such a message already stays as it is."""
-        for wording, place in ((self.question, "{question}"), (self.phrases, "{phrases}")):
+    def ask(self, question: str, expression: bool = False) -> str:
+        """The message for a question, or for an `expression` that means one thing in the image; one that is such a
+        message already stays as it is."""
+        wordings = ((self.question, "{question}"), (self.expression, "{question}"), (self.phrases, "{phrases}"))
+        for wording, place in wordings:
             before, _, after = (wording or "").partition(place)
             if wording and question.startswith(before) and question.endswith(after.rpartition(place)[2]):
                 return question
-        return self.question.replace("{question}", self.clean(question))
+        wording = (self.expression or self.question) if expression else self.question
+        return wording.replace("{question}", self.clean(question))
 
     def clean(self, question: str) -> str:
         """A question as the message holds it."""
@@ -218,6 +223,13 @@ _STAR_QUESTION = (
     '<answer>[{"label": "chair", "bbox_2d": [10,100,200,210], "point_2d": [30,110]}, '
     '{"label": "train track", "bbox_2d": [225,296,706,786], "point_2d": [302,410]}]</answer>'
 )
+# On RefCOCO one thing is meant, and it is there: the third and the fourth sentence become another one, and nothing is
+# said of an empty list.
+_STAR_EXPRESSION = (
+    _STAR_QUESTION[: _STAR_QUESTION.index("First, understand")]
+    + "Compare the difference between object(s) and find the most closely matched object(s). "
+    + _STAR_QUESTION[_STAR_QUESTION.index("Return ALL") :]
+).replace("; if there are no matches, return an empty list (<answer>[]</answer>)", "")
 _QWEN = CoordinateFormat(
     question='Locate "{question}", report the bboxes coordinates in JSON format.',
     phrases=(
@@ -241,6 +253,7 @@ _VISION_REASONER = CoordinateFormat(
 _STAR = replace(
     _VISION_REASONER,
     question=_STAR_QUESTION,
+    expression=_STAR_EXPRESSION,
     published=("star_evaluation", "star_inference"),
     example='{{"label": "{label}", "bbox_2d": [{x1}, {y1}, {x2}, {y2}], "point_2d": [{x}, {y}]}}',
 )

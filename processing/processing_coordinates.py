@@ -191,6 +191,10 @@ class CoordinatesProcessor(ComposedProcessor):
         )
         return inputs
 
+    def word_expression(self, expression: str) -> str:
+        """The message for a referring expression, which means one thing that is in the image."""
+        return self._format.ask(expression, expression=True)
+
     def apply_chat_template(self, conversation, chat_template=None, **kwargs):
         """As [`ChatProcessor.apply_chat_template`]; what the user says is put in the words of the format."""
         return super().apply_chat_template(self._worded(conversation), chat_template, **kwargs)

@@ -199,5 +199,5 @@ def test_evaluations_join_what_was_found(loaded, monkeypatch):
     assert scores.overall["giou"] == pytest.approx(0.5)
     assert any("Locate" in text for text in seen)
     rules = rules_for(processor, "refcoco", "free")
-    assert rules.in_objects
-    assert rules_for(processor, "reasonseg", "free").in_objects
+    assert rules.writes_coordinates
+    assert rules_for(processor, "reasonseg", "free").writes_coordinates
