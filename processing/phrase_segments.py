@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -63,6 +64,10 @@ class PhraseSegmentationResult(SegmentationResult):
     token_spans: list[tuple[int, int]] = field(default_factory=list)
     attention_maps: np.ndarray | None = None
     grid_box: tuple[float, float, float, float] | None = None
+
+    @property
+    def remarks(self) -> dict[str, Any]:
+        return {"phrase_extractor": self.phrase_extractor}
 
 
 def match_categories(

@@ -108,7 +108,8 @@ class ReasoningSegmentationPipeline(Pipeline):
             "box_xyxy", "mask"}`. `score` rates the mask, 0 to 1, see [`Segment`]; `span` is `(start, end)` of its
             token in the text, which reads `[REJ]` where the segment is rejected; `box_xyxy` is `[x1, y1, x2, y2]` in
             pixels of the upright image, and `mask` has its size; both are None for rejected segments. Systems that
-            find phrases in the answer add `phrase_extractor`, what found them.
+            find phrases in the answer add `phrase_extractor`, what found them; those that write coordinates add
+            `thinking` and `problems`, what could not be read.
 
         Raises:
             ValueError: Images and questions do not match, or an option has no meaning here.
@@ -232,7 +233,8 @@ class ReasoningSegmentationPipeline(Pipeline):
             if batch.shared.cache is None:
                 batch.shared.cache = self.model.encode_image(**inputs)
             options["image_cache"] = batch.shared.cache
-        writes_text = batch.kind == "text" and hasattr(self.model, "generate_with_masks")
+        asks = batch.kind == "text" or getattr(self.model, "generates_for_phrases", False)
+        writes_text = asks and hasattr(self.model, "generate_with_masks")
         if writes_text:
             options.update(self._prepare_generate_kwargs(generate_kwargs or {}))
             if (self._get_set_generation_params(options).get("num_return_sequences") or 1) != 1:
@@ -256,9 +258,7 @@ class ReasoningSegmentationPipeline(Pipeline):
         inputs = model_outputs["batch"].inputs
         rows = []
         for result in self.processor.post_process_segmentation(model_outputs["output"], inputs, **options):
-            row = {"generated_text": result.text, "segments": []}
-            if (extractor := getattr(result, "phrase_extractor", None)) is not None:
-                row["phrase_extractor"] = extractor
+            row = {"generated_text": result.text, "segments": [], **result.remarks}
             for segment in result.segments:
                 box, mask = segment.box_xyxy, segment.mask
                 if mask is not None:

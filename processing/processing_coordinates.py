@@ -72,6 +72,11 @@ class CoordinateResult(SegmentationResult):
     reading: str = FIXED
 
     @property
+    def remarks(self) -> dict[str, Any]:
+        said = {"thinking": self.thinking, "problems": list(self.problems)}
+        return said if self.error is None else {**said, "error": self.error}
+
+    @property
     def answer(self) -> str:
         """`str`: The text without the chain of thought."""
         return self.text[slice(*self.answer_span)].strip()

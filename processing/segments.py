@@ -131,6 +131,11 @@ class SegmentationResult:
         return drawn
 
     @property
+    def remarks(self) -> dict[str, Any]:
+        """`dict`: What a system says of its answer beside text and segments, as plain JSON values."""
+        return {}
+
+    @property
     def heatmap(self) -> np.ndarray | None:
         """`np.ndarray`: heat-map of the first segment, of systems that rate every pixel; None for others."""
         return self.segments[0].heatmap if self.segments else None

@@ -252,7 +252,8 @@ class ModelWorker:
         arguments[kind] = [question.text if kind == "text" else list(question.phrases) for question in questions]
         inputs = self.processor(**arguments, return_tensors="pt").to(self.model.device)
         lengths = inputs["attention_mask"].sum(-1).tolist()
-        writes = kind == "text" and hasattr(self.model, "generate_with_masks")
+        asks = kind == "text" or getattr(self.model, "generates_for_phrases", False)
+        writes = asks and hasattr(self.model, "generate_with_masks")
         room = [self.room(length, question) for length, question in zip(lengths, questions, strict=True)]
         options = {}
         if questions[0].reject_threshold is not None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..processing.image_loading import load_rgb_image
 from ..processing.phrase_segments import PhraseSegmentationResult
+from ..processing.processing_coordinates import CoordinateResult
 from ..processing.regions import read_rle
 from ..processing.segments import Segment, SegmentationResult
 
@@ -173,6 +174,9 @@ def read_answer(answer: dict[str, Any], image: Image.Image) -> SegmentationResul
     ]
     if (extractor := answer.get("phrase_extractor")) is not None:
         return PhraseSegmentationResult(answer["text"], segments, size, image, phrase_extractor=extractor)
+    if (problems := answer.get("problems")) is not None:
+        said = {"thinking": answer["thinking"], "problems": tuple(problems), "error": answer.get("error")}
+        return CoordinateResult(answer["text"], segments, size, image, **said)
     return SegmentationResult(answer["text"], segments, size, image)
 
 
@@ -184,9 +188,7 @@ def _message(answer: Any, status: int) -> str:
 
 
 def _pipeline_row(result: SegmentationResult, mask_format: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"generated_text": result.text, "segments": []}
-    if (extractor := getattr(result, "phrase_extractor", None)) is not None:
-        row["phrase_extractor"] = extractor
+    row: dict[str, Any] = {"generated_text": result.text, "segments": [], **result.remarks}
     for segment in result.segments:
         mask = segment.mask
         if mask is not None:

@@ -143,14 +143,12 @@ def read_question(fields: SegmentRequest, processor: Any, limits: Limits) -> Que
 
 def segment_answer(result: SegmentationResult, mask_format: MaskFormat) -> dict[str, Any]:
     """A result as JSON: `text`, `image_size` (height, width), and `segments` as in `segment_fields`."""
-    answer = {
+    return {
         "text": result.text,
         "image_size": list(result.image_size),
         "segments": [segment_fields(index, one, mask_format) for index, one in enumerate(result.segments)],
+        **result.remarks,
     }
-    if (extractor := getattr(result, "phrase_extractor", None)) is not None:
-        answer["phrase_extractor"] = extractor
-    return answer
 
 
 def segment_fields(index: int, segment: Segment, mask_format: MaskFormat) -> dict[str, Any]:

@@ -249,9 +249,8 @@ class Segmenting:
             "segments": segments,
             "overlay": None,
             "request": self.results.request,
+            **result.remarks,
         }
-        if extractor := getattr(result, "phrase_extractor", None):
-            record["phrase_extractor"] = extractor
         if self.needed:
             from ..processing.answer_rendering import draw_answer, to_html
 

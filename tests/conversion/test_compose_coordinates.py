@@ -153,11 +153,10 @@ def test_the_pipeline_answers_with_what_is_written(loaded):
     assert all(written["generated_text"][slice(*one["span"])].startswith("{") for one in written["segments"])
     assert written["segments"][0]["mask"].size == IMAGES[0].size
     # Both orders, in one batch and alone.
-    model.generation_config.max_new_tokens = 3
-    nothing = pipe(IMAGES[:2], phrases=["cup", "dog"], batch_size=2)
+    nothing = pipe(IMAGES[:2], phrases=["cup", "dog"], batch_size=2, max_new_tokens=3)
     assert [[one["label"] for one in row["segments"]] for row in nothing] == [["cup", "dog"]] * 2
     assert all(one["rejected"] for row in nothing for one in row["segments"])
-    model.generation_config.max_new_tokens = 1024
+    assert all(row["problems"] == ["the answer holds no coordinates"] for row in nothing)
     asked = {"logits_processor": [dictation(processor, ANSWER)]}
     *_, last = pipe.stream(IMAGES[0], "What is there?", **asked)
     assert [segment.label for segment in last.result.segments] == ["cup", "dog"]
