@@ -20,7 +20,7 @@ from tests.support.parts import write_llava_next
 RECORDED = PARITY / "text_coordinates"
 CASES = json.loads((RECORDED / "sam2_prompts.json").read_text(encoding="utf-8"))
 SIDE = {"height": 128, "width": 128}
-# Of 195,004 pixels. With two threads all are equal; a sum in another order moves the border of a mask over one of them.
+# Of 195,004 pixels. With two threads all are equal; a sum in another order moves a border over one of them.
 ROUNDED = 2
 
 
