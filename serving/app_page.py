@@ -4,6 +4,7 @@ import html
 import os
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ _MOST_SESSIONS = 64
 _MOST_WAITING = 32
 _MAX_FILE_SIZE = "64mb"
 _SECONDS_OF_FILES = 3600
+_SECONDS_BETWEEN = 0.15  # of two updates of a text
 
 CSS = """
 #view .frame { position: relative; display: inline-block; max-width: 100%; touch-action: none; }
@@ -226,8 +228,12 @@ def build_page(
     def ask(question, tool, request: gr.Request):
         session = sessions.of(request)
         with told():
+            last = 0.0
             for changed in session.ask(question):
-                yield view_of(session, tool) if changed else gr.skip(), chat_of(session, is_writing=True), ""
+                # A browser that gets more than it can draw lags behind, and with it what the person does.
+                if changed or time.monotonic() - last > _SECONDS_BETWEEN:
+                    yield view_of(session, tool) if changed else gr.skip(), chat_of(session, is_writing=True), ""
+                    last = time.monotonic()
         yield view_of(session, tool), chat_of(session), ""
 
     def segment(phrases, tool, request: gr.Request):
