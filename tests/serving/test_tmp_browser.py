@@ -1,0 +1,347 @@
+"""The web app in a headless Chromium: a scene is asked, masks appear, sliders move them, files are handed out."""
+
+import base64
+import io
+import json
+import os
+import shutil
+import time
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from reasonseg.cli import app
+
+
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = [
+    pytest.mark.skipif(
+        find_spec("gradio") is None or find_spec("selenium") is None,
+        reason="The web app needs `pip install .[app]`, and its test selenium.",
+    ),
+    pytest.mark.skipif(
+        CHROMIUM is None or DRIVER is None, reason="No browser: `apt-get install chromium chromium-driver`."
+    ),
+]
+# Where the screenshot of the README is to be written; `APP_SCREENSHOT=examples/app.png python -m pytest tests/...`
+SCREENSHOT = os.environ.get("APP_SCREENSHOT")
+STARTING, WAIT = 240, 25  # seconds
+# Of the model that takes regions: its answers go on until they are stopped, long after WAIT.
+LONGEST = 20_000
+
+
+@pytest.fixture(scope="module")
+def address():
+    return "http://127.0.0.1:7999/"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory, address):
+    from selenium import webdriver
+    from selenium.webdriver.chrome.options import Options
+    from selenium.webdriver.chrome.service import Service
+
+    options = Options()
+    options.binary_location = CHROMIUM
+    for flag in (
+        *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--lang=en"),
+        *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
+        *(
+            "--disable-dev-shm-usage",
+            "--window-size=1180,1130",
+            f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
+        ),
+    ):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    driver = webdriver.Chrome(options, Service(DRIVER))
+    driver.get(address)
+    yield driver
+    driver.quit()
+
+
+def wait_for(driver, found, seconds=WAIT):
+    """What `found(driver)` returns once it is true."""
+    from selenium.common.exceptions import StaleElementReferenceException, WebDriverException
+
+    last, end = None, time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if last := found(driver):
+                return last
+        except (StaleElementReferenceException, WebDriverException, IndexError) as error:
+            last = error
+        time.sleep(0.1)
+    raise AssertionError(
+        f"waited in vain; last: {last!r}; page: {driver.find_element('tag name', 'body').text[:2000]}"
+    )
+
+
+def all_of(driver, selector):
+    return driver.find_elements("css selector", selector)
+
+
+def one(driver, selector):
+    return wait_for(driver, lambda d: all_of(d, selector)[0])
+
+
+def click(driver, selector, text=""):
+    """Clicks the first such element with this text, once nothing lies over it."""
+
+    def clicked(d):
+        found = [element for element in all_of(d, selector) if text in element.text]
+        found[0].click()
+        return True
+
+    wait_for(driver, clicked)
+
+
+def told(driver, word) -> str:
+    """The message with this word, which is closed then."""
+    text = wait_for(driver, lambda d: [e.text for e in all_of(d, ".toast-body") if word in e.text])[0]
+    assert "Traceback" not in text
+    click(driver, ".toast-close")
+    wait_for(driver, lambda d: not all_of(d, ".toast-body"))
+    return text
+
+
+def shown(driver) -> np.ndarray:
+    """The image of the page, as pixels."""
+    source = one(driver, "#view img").get_attribute("src")
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
+
+
+def changed(driver, before) -> np.ndarray:
+    return wait_for(
+        driver, lambda d: (image := shown(d)) is not None and not np.array_equal(image, before) and [image]
+    )[0]
+
+
+def colored(image, scene) -> int:
+    """Pixels that a mask covers."""
+    return int((np.abs(image.astype(int) - scene).max(axis=-1) > 12).sum())
+
+
+def type_into(driver, selector, text):
+    box = one(driver, f"{selector} textarea, {selector} input")
+    box.clear()
+    box.send_keys(text)
+
+
+def slide(driver, selector, value):
+    """Moves a slider as a person does who types its number."""
+    number = one(driver, f"{selector} input[type=number]")
+    number.send_keys("\ue009a\ue000", str(value), "\ue004")
+
+
+def answered(driver, count):
+    """The HTML of the last answer, once there are so many and it is complete."""
+
+    def found(d):
+        answers = all_of(d, "#chat .answer")
+        if len(answers) == count and answers[-1].get_attribute("data-complete") == "true":
+            return answers[-1]
+        return None
+
+    return wait_for(driver, found)
+
+
+def test_a_scene_is_asked_and_its_masks_follow_the_sliders(browser):
+    click(browser, "#examples button img, #examples .thumbnail-item")
+    scene = wait_for(browser, lambda d: [shown(d)])[0]
+    question = wait_for(browser, lambda d: [e for e in all_of(d, "#suggestions label") if e.text])[1]
+    question.click()
+    wait_for(browser, lambda d: one(d, "#question textarea, #question input").get_attribute("value"))
+    click(browser, "#ask")
+    answer = answered(browser, 1)
+    marks = wait_for(browser, lambda d: all_of(d, "#chat mark[data-segment]"))
+    assert "[SEG]" in answer.text
+    whole = changed(browser, scene)
+    area = colored(whole, scene)
+    assert area > 300
+
+    if SCREENSHOT:
+        browser.execute_script("window.scrollTo(0, 0)")
+        time.sleep(0.5)  # what moves has come to rest
+        taken = Image.open(io.BytesIO(browser.get_screenshot_as_png())).convert("RGB")
+        taken.quantize(128, dither=Image.Dither.NONE).save(SCREENSHOT, optimize=True)
+
+    slide(browser, "#threshold", 0.97)  # on the way there it is 0, where everything is masked
+    wait_for(browser, lambda d: 0 < colored(shown(d), scene) < area)
+    slide(browser, "#threshold", 0.5)
+    wait_for(browser, lambda d: np.array_equal(shown(d), whole))
+
+    slide(browser, "#rejection", 1)  # nothing is so sure to be there
+    wait_for(browser, lambda d: not all_of(d, "#chat mark[data-segment]"))
+    wait_for(browser, lambda d: "Not in the image: " in one(d, "#chat .answer").text)
+    wait_for(browser, lambda d: not one(d, "#own input").is_selected())
+    click(browser, "#own input")
+    wait_for(browser, lambda d: np.array_equal(shown(d), whole))
+
+    click(browser, "#download")
+    links = wait_for(browser, lambda d: all_of(d, "#files a[href]"))
+    names = one(browser, "#files").text
+    assert "overlay" in names
+    assert "segments" in names
+    assert "mask_" in names
+    fetched = browser.execute_async_script(
+        "const done = arguments[arguments.length - 1];"
+        "fetch([...document.querySelectorAll('#files a')].map(a => a.href).find(h => h.endsWith('segments.json')))"
+        ".then(r => r.json()).then(j => done(JSON.stringify(j)), e => done(String(e)));"
+    )
+    assert len(json.loads(fetched)["annotations"]) == len(marks) == len(links) - 2
+
+
+def test_one_phrase_alone_and_phrases_one_per_line(browser):
+    scene = shown(browser)
+    click(browser, "button[role=tab]", "Phrases")
+    type_into(browser, "#phrases", "the yellow cup\nan elephant\nthe spoon")
+    click(browser, "#segment")
+    answer = answered(browser, 2)
+    assert "Not in the image: " in answer.text
+    assert "an elephant" in answer.text
+    whole = changed(browser, scene)
+    click(browser, '#chat mark[data-turn="1"]')
+    alone = changed(browser, whole)
+    click(browser, "#chat mark.alone")
+    wait_for(browser, lambda d: np.array_equal(shown(d), whole))
+    assert not np.array_equal(alone, whole)
+    click(browser, "#undo")
+    wait_for(browser, lambda d: len(all_of(d, "#chat .answer")) == 1)
+
+
+def test_a_mistake_is_told_in_a_sentence(browser):
+    click(browser, "button[role=tab]", "Ask")
+    type_into(browser, "#question", "Where is the <image>?")
+    click(browser, "#ask")
+    assert "holds <image>, a token with which prompts are written. Leave it out." in told(browser, "token")
+    assert len(all_of(browser, "#chat .answer")) == 1
+
+
+def test_a_region_is_drawn_for_a_model_that_takes_it(browser):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    assert not any(e.is_displayed() for e in all_of(browser, "#tool"))
+    choose(browser, "vip")
+    wait_for(browser, lambda d: [e for e in all_of(d, "#tool") if e.is_displayed()])
+    image = wait_for(browser, lambda d: all_of(d, '#view img[data-tool="box"]'))[0]
+    scene = shown(browser)
+    ActionChains(browser).move_to_element_with_offset(image, -60, -50).click_and_hold().move_by_offset(
+        90, 60
+    ).release().perform()
+    drawn = changed(browser, scene)
+    rows, columns = np.nonzero(np.abs(drawn.astype(int) - scene).max(axis=-1) > 12)
+    scale = scene.shape[1] / image.size["width"]
+    assert np.ptp(columns) / scale == pytest.approx(90, abs=8)
+    assert np.ptp(rows) / scale == pytest.approx(60, abs=8)
+    wait_for(browser, lambda d: "within the red rectangle" in one(d, "#regions").text)
+    for tool, words in (("point", "at the "), ("scribble", "scribble")):
+        click(browser, "#tool label", tool)
+        image = wait_for(browser, lambda d, tool=tool: all_of(d, f'#view img[data-tool="{tool}"]'))[0]
+        before = shown(browser)
+        action = ActionChains(browser).move_to_element_with_offset(image, -90, 70).click_and_hold()
+        for step in ((20, 10), (25, -15), (20, 5)) if tool == "scribble" else ():
+            action = action.move_by_offset(*step)
+        action.release().perform()
+        changed(browser, before)
+        wait_for(browser, lambda d, words=words: words in one(d, "#regions").text)
+    type_into(browser, "#question", "What is <bbox0>?")
+    click(browser, "#ask")
+    wait_for(browser, lambda d: len(one(d, "#chat .answer").text) > 12)
+    assert one(browser, "#chat .question").text == "What is <bbox0>?"
+    click(browser, "#stop")
+    wait_for(browser, lambda d: "Stopped." in one(d, "#chat .answer").text)
+    click(browser, "#reset")
+    wait_for(browser, lambda d: not all_of(d, "#chat .answer"))
+
+
+def choose(driver, model):
+    click(driver, "#model input")
+    click(driver, "[role=option]", model)
+
+
+def ask_without_end(driver, number):
+    """Asks the model that goes on writing, and returns when its answer, of that number, has begun."""
+    type_into(driver, "#question", "What is this?")
+    click(driver, "#ask")
+    wait_for(driver, lambda d: len(all_of(d, "#chat .answer")[number].text) > 12)
+    assert all_of(driver, "#chat .answer")[number].get_attribute("data-complete") == "false"
+
+
+def test_an_answer_is_stopped_and_another_asked(browser):
+    ask_without_end(browser, 0)
+    click(browser, "#stop")
+    wait_for(browser, lambda d: "Stopped." in one(d, "#chat .answer").text)
+    stopped = one(browser, "#chat .answer").text.removesuffix("\nStopped.")
+    ask_without_end(browser, 1)
+    # What was on its way when it was stopped, and no more.
+    assert len(all_of(browser, "#chat .answer")[0].text) < len(stopped) + 200
+    click(browser, "#stop")
+    wait_for(browser, lambda d: "Stopped." in all_of(d, "#chat .answer")[1].text)
+
+
+def test_a_page_that_is_closed_ends_its_answer_and_leaves_the_model_to_others(browser, address):
+    first = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    browser.get(address)
+    choose(browser, "vip")
+    wait_for(browser, lambda d: [e for e in all_of(d, "#tool") if e.is_displayed()])
+    click(browser, "#examples button img, #examples .thumbnail-item")
+    wait_for(browser, lambda d: all_of(d, "#view img"))
+    ask_without_end(browser, 0)
+    browser.close()
+    browser.switch_to.window(first)
+    ask_without_end(browser, 2)  # would wait for the other answer's end
+    click(browser, "#stop")
+    wait_for(browser, lambda d: "Stopped." in all_of(d, "#chat .answer")[2].text)
+
+
+def test_a_heat_map_follows_its_own_slider(browser):
+    choose(browser, "ivm")
+    wait_for(browser, lambda d: [e for e in all_of(d, "#shown-as label") if e.is_displayed()])
+    assert not any(e.is_displayed() for e in [*all_of(browser, "#rejection"), *all_of(browser, "#tool")])
+    scene = shown(browser)
+    type_into(browser, "#question", "the yellow cup")
+    click(browser, "#ask")
+    answered(browser, 1)
+    heat = changed(browser, scene)
+    click(browser, "#shown-as label", "masked image")
+    masked = changed(browser, heat)
+    slide(browser, "#threshold", 0.0)
+    everything = changed(browser, masked)
+    slide(browser, "#threshold", 1.0)
+    nothing = changed(browser, everything)
+    assert colored(everything, scene) < colored(masked, scene) < colored(nothing, scene)
+
+
+def test_a_file_that_is_no_image_is_refused_and_another_taken(browser, tmp_path):
+    before = shown(browser)
+    (tmp_path / "notes.png").write_text("no image")
+    Image.new("RGB", (40, 30), "green").save(tmp_path / "green.png")
+    click(browser, "#image button[aria-label='Clear'], #image button[title='Clear']")
+    wait_for(browser, lambda d: not all_of(d, "#view img"))
+    one(browser, "#image input[type=file]").send_keys(str(tmp_path / "notes.png"))
+    assert "cannot be opened as an image" in told(browser, "image")
+    click(browser, "#image button[aria-label='Clear'], #image button[title='Clear']")
+    one(browser, "#image input[type=file]").send_keys(str(tmp_path / "green.png"))
+    assert changed(browser, before).shape == (30, 40, 3)
+
+
+def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(address):
+    port = address.rstrip("/").rpartition(":")[2]
+    result = CliRunner().invoke(app, ["app", "--model", "nowhere", "--port", port])
+    assert result.exit_code == 1
+    assert f"--port {port} is not free" in " ".join(result.output.split())
+
+
+def test_nothing_left_this_machine(browser, address):
+    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    urls = {
+        message["params"]["request"]["url"] for message in asked if message["method"] == "Network.requestWillBeSent"
+    }
+    assert len(urls) > 10
+    elsewhere = {url for url in urls if not url.startswith((address, "data:", "blob:", "chrome"))}
+    assert not elsewhere
