@@ -45,8 +45,12 @@ def address(tmp_path_factory, vip_llava_repo, small_ivm):
     shared, but gradio's servers are out of reach.
     """
     home = tmp_path_factory.mktemp("app")
+    talker = shutil.copytree(vip_llava_repo, home / "vip")
+    settings = json.loads((talker / "generation_config.json").read_text(encoding="utf-8"))
+    settings["suppress_tokens"] = [*settings["suppress_tokens"], settings["eos_token_id"]]
+    (talker / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
     command = [sys.executable, "-m", "reasonseg", "app", "--share", "--max-new-tokens", str(LONGEST)]
-    for model in ("embedded", vip_llava_repo, small_ivm):
+    for model in ("embedded", talker, small_ivm):
         command += ["--model", str(model)]
     unreachable = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
     own = {"GRADIO_TEMP_DIR": str(home / "gradio"), "PYTHONPATH": str(Path(__file__).parents[2])}
