@@ -234,13 +234,14 @@ def build_page(
     def ask(question, tool, request: gr.Request):
         session = sessions.of(request)
         with told():
-            last = 0.0
+            last, typed = 0.0, ""
             for changed in session.ask(question):
                 # A browser that gets more than it can draw lags behind, and with it what the person does.
                 if changed or time.monotonic() - last > _SECONDS_BETWEEN:
-                    yield view_of(session, tool) if changed else gr.skip(), chat_of(session, is_writing=True), ""
-                    last = time.monotonic()
-        yield view_of(session, tool), chat_of(session), ""
+                    image = view_of(session, tool) if changed else gr.skip()
+                    yield image, chat_of(session, is_writing=True), typed
+                    last, typed = time.monotonic(), gr.skip()  # the next question may be typed meanwhile
+        yield view_of(session, tool), chat_of(session), typed
 
     def segment(phrases, tool, request: gr.Request):
         session = sessions.of(request)
