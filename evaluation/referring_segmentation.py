@@ -21,6 +21,7 @@ from .image_results import NO_SLOT, REJECTED, SEGMENTED, ExpressionResult, Image
 from .metrics import numbers_of
 from .published_results import METRICS, card_results, write_published_results
 from .referring_benchmarks import (
+    REASON_SEG,
     SA2VA_SETS,
     AskedImage,
     AskedImages,

@@ -4,6 +4,7 @@ import html
 import os
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ _MOST_SESSIONS = 64
 _MOST_WAITING = 32
 _MAX_FILE_SIZE = "64mb"
 _SECONDS_OF_FILES = 3600
+_SECONDS_BETWEEN = 0.15  # of two updates of a text
 
 CSS = """
 #view .frame { position: relative; display: inline-block; max-width: 100%; touch-action: none; }
@@ -34,7 +36,7 @@ CSS = """
 #view svg { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; }
 #view polyline { fill: none; stroke: #f00; stroke-width: 2px; vector-effect: non-scaling-stroke; }
 #view .hint { padding: 6em 1em; text-align: center; color: #888; border: 1px dashed #aaa; border-radius: 8px; }
-#chat { max-height: 46vh; overflow-y: auto; }
+#chat { height: 46vh; overflow-y: auto; }
 #chat .question { margin: .8em 0 .2em 15%; padding: .4em .7em; border-radius: 10px; background: #8883; }
 #chat .answer { white-space: pre-wrap; line-height: 1.7; padding: .2em .1em; }
 #chat .rejected, #chat s { color: #888; }
@@ -195,8 +197,14 @@ def build_page(
 
     # ---- events ---------------------------------------------------------------------------------------------------
 
-    def choose_model(name, tool, request: gr.Request):
+    def stopped(request) -> AppSession:
+        """The session, at rest: what an answer still sent afterwards would take the place of what is shown now."""
         session = sessions.of(request)
+        session.stop()
+        return session
+
+    def choose_model(name, tool, request: gr.Request):
+        session = stopped(request)
         with told():
             session.use_model(sessions.models[name])
         return [*controls_of(session.model), view_of(session, tool), chat_of(session), words_of(session)]
@@ -215,7 +223,7 @@ def build_page(
         ]
 
     def take_image(path, tool, request: gr.Request):
-        session = sessions.of(request)
+        session = stopped(request)
         with told():
             session.show_image(path)
         return view_of(session, tool), chat_of(session), words_of(session)
@@ -226,9 +234,14 @@ def build_page(
     def ask(question, tool, request: gr.Request):
         session = sessions.of(request)
         with told():
+            last, typed = 0.0, ""
             for changed in session.ask(question):
-                yield view_of(session, tool) if changed else gr.skip(), chat_of(session, is_writing=True), ""
-        yield view_of(session, tool), chat_of(session), ""
+                # A browser that gets more than it can draw lags behind, and with it what the person does.
+                if changed or time.monotonic() - last > _SECONDS_BETWEEN:
+                    image = view_of(session, tool) if changed else gr.skip()
+                    yield image, chat_of(session, is_writing=True), typed
+                    last, typed = time.monotonic(), gr.skip()  # the next question may be typed meanwhile
+        yield view_of(session, tool), chat_of(session), typed
 
     def segment(phrases, tool, request: gr.Request):
         session = sessions.of(request)
@@ -240,14 +253,18 @@ def build_page(
         session = sessions.of(request)
         return view_of(session, tool), chat_of(session)
 
+    def stop_writing(tool, request: gr.Request):
+        session = stopped(request)
+        return view_of(session, tool), chat_of(session)
+
     def undo(tool, request: gr.Request):
-        session = sessions.of(request)
+        session = stopped(request)
         with told():
             session.undo()
         return view_of(session, tool), chat_of(session)
 
     def reset(tool, request: gr.Request):
-        session = sessions.of(request)
+        session = stopped(request)
         session.reset()
         return view_of(session, tool), chat_of(session)
 
@@ -369,7 +386,7 @@ def build_page(
         controls = [threshold, rejecting, is_own, shown_as, region_tool, phrase_mode, downloading]
         asking = gr.on([ask_button.click, question.submit], ask, [question, tool], [*both, question], **waiting)
         segmenting = segment_button.click(segment, [phrases, tool], both, **waiting)
-        stop.click(show, tool, both, cancels=[asking, segmenting], **private)
+        stop.click(stop_writing, tool, both, cancels=[asking, segmenting], **private)
         undo_button.click(undo, tool, both, cancels=[asking, segmenting], **private)
         reset_button.click(reset, tool, both, cancels=[asking, segmenting], **private)
         model.input(choose_model, [model, tool], [*controls, *both, words], cancels=[asking, segmenting], **private)

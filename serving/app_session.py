@@ -24,6 +24,7 @@ from .kept_output import KeptOutput, OutputKeeper, rates_pixels, threshold_logit
 MASKS, HEAT_MAP, MASKED_IMAGE = VIEWS = ("masks", "heat-map", "masked image")
 MOST_PHRASES = 100
 _MOST_TURNS = 50
+_LONGEST_STEP = 20.0  # seconds that are waited for a token or a mask that is on its way
 _HEAT, _STRONGEST = np.array([255.0, 40.0, 0.0], dtype=np.float32), 0.75
 
 
@@ -152,6 +153,8 @@ class AppSession:
         self._version, self._known_version = 0, -1
         self._conversation: Conversation | None = None
         self._keeper: OutputKeeper | None = None
+        self._is_to_stop, self._rests = threading.Event(), threading.Event()
+        self._rests.set()
         self.use_model(self.model)
 
     # ---- what is asked about --------------------------------------------------------------------------------------
@@ -236,7 +239,7 @@ class AppSession:
         Raises:
             AppError: The question cannot be asked or answered. It is not kept then.
         """
-        with self._new_turn(question.strip()) as turn, self.model.used_by(self._conversation):
+        with self._new_turn(question.strip()) as turn, self.model.used_by(self._conversation), self._writing():
             text = fill_placeholders(turn.question, self.regions) if self.model.takes_regions else turn.question
             options = {} if not self.model.draws_masks else {"mask_threshold": threshold_logit(self.display.threshold)}
             events = self._conversation.stream(text, self._new_image(), **options)
@@ -249,6 +252,22 @@ class AppSession:
                     elif isinstance(event, AnswerEnd):
                         self._finish(turn, event.result)
                     yield not isinstance(event, TextPiece)
+                    if self._is_to_stop.is_set():
+                        break
+
+    @contextmanager
+    def _writing(self):
+        self._is_to_stop.clear()
+        self._rests.clear()
+        try:
+            yield
+        finally:
+            self._rests.set()
+
+    def stop(self) -> None:
+        """Ends the answer that is being written, where it is, and waits for that; from another thread."""
+        self._is_to_stop.set()
+        self._rests.wait(_LONGEST_STEP)
 
     def segment(self, phrases: str) -> None:
         """

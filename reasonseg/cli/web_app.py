@@ -1,5 +1,6 @@
 """`reasonseg app`: talk with models about images in a browser."""
 
+import socket
 from typing import Annotated, Any
 
 import typer
@@ -66,6 +67,8 @@ def app(
     from ..serving.app_page import AppModel, build_page, import_gradio, launch
 
     import_gradio()
+    if port is not None:
+        check_port(host, port)  # before models are loaded, which takes long
     console, names = stderr_console(), list(dict.fromkeys(model or [EMBEDDED]))
     if revision is not None and len(names) > 1:
         raise CommandError(f"--revision {revision!r} is that of one model, but {len(names)} were given. Leave it out.")
@@ -79,8 +82,7 @@ def app(
     try:
         address, public = launch(page, host, port, share)
     except OSError as error:
-        given = "Ports 7860 to 7959 are" if port is None else f"--port {port} is"
-        raise CommandError(f"{given} not free at --host {host!r} ({error}). Name another one by --port.") from None
+        raise port_error(host, port, error) from None
     console.print(f"Open {address} in a browser. Ctrl-C ends the app.", soft_wrap=True)
     if public:
         console.print(f"Everybody who has this address can use it, too: {public}", soft_wrap=True)
@@ -91,6 +93,21 @@ def app(
     finally:
         page.close(verbose=False)
         page.download_folder.cleanup()
+
+
+def check_port(host: str, port: int) -> None:
+    """A CommandError for an address at which nothing can listen."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise port_error(host, port, error) from None
+
+
+def port_error(host: str, port: int | None, error: OSError) -> CommandError:
+    """What is said of an address that cannot be had."""
+    given = "Ports 7860 to 7959 are" if port is None else f"--port {port} is"
+    return CommandError(f"{given} not free at --host {host!r} ({error}). Name another one by --port.")
 
 
 def draw_examples() -> list[tuple[Any, list[str]]]:

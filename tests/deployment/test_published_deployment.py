@@ -22,10 +22,11 @@ from transformers import pipeline
 from reasonseg.conversion.publish import publish
 from reasonseg.conversion.verify import verify_repository
 from tests.support.hub_server import HubServer, allow_only_this_machine
+from tests.support.recorded_attention import converted_repo
 from tests.test_published_code import IMAGES, PHRASES, environment_without_the_package, run_without_the_package
 
 
-SYSTEMS = ("gsva", "ivm", "vip_llava")
+SYSTEMS = ("gsva", "ivm", "vip_llava", "difflmm", "attend_and_segment")
 QUESTION, REGION = "Where is it?", {"shape": "rectangle", "box_xyxy": [4, 4, 40, 40], "color": "red"}
 
 # As much of gradio as the page uses: it notes what is wired to the button, and does nothing else.
@@ -102,6 +103,8 @@ entered = {
     "gsva": [(image, "Where is it?", ""), (image, "", phrases), (image, "a", "b"), (None, "a", "")],
     "ivm": [(image, "the dog", 0.3)],
     "vip_llava": [(image, "What is it?")],
+    "difflmm": [(image, "What is it?")],
+    "attend_and_segment": [(image, "What is it?", ""), (image, "", phrases), (image, "a [sEg] </s>", "")],
 }
 for system in arguments["systems"]:
     load(f"{arguments['clones']}/{system}-page/app.py", f"app_{system}").MAX_NEW_TOKENS = 12
@@ -124,8 +127,9 @@ def encoded(path):
 
 
 @pytest.fixture(scope="module")
-def repos(gsva_repo, ivm_repo, vip_llava_repo):
-    return {"gsva": gsva_repo, "ivm": ivm_repo, "vip_llava": vip_llava_repo}
+def repos(gsva_repo, ivm_repo, vip_llava_repo, difflmm_repo):
+    repos = {"gsva": gsva_repo, "ivm": ivm_repo, "vip_llava": vip_llava_repo, "difflmm": difflmm_repo}
+    return {**repos, "attend_and_segment": converted_repo()}
 
 
 @pytest.fixture(scope="module")
@@ -192,6 +196,14 @@ def requests(image):
             },
             {"inputs": {**sent, "text": "a", "visual_prompts": [{"shape": "mask", "mask": "/etc/passwd"}]}},
             {"inputs": {**sent, "phrases": ["a cup"]}},
+        ],
+        "difflmm": [
+            {"inputs": {**sent, "text": "What is it?"}, "parameters": {"max_new_tokens": 3}},
+            {"inputs": {**sent, "text": "What is it?", "visual_prompts": [REGION]}},
+        ],
+        "attend_and_segment": [
+            {"inputs": {**sent, "text": "What is it?"}, "parameters": {"max_new_tokens": 8}},
+            {"inputs": {**sent, "phrases": PHRASES[0]}},
         ],
     }
 
@@ -281,6 +293,26 @@ def test_the_handler_answers_in_text(answers, repos):
     assert prompted["generated_text"] == expected["generated_text"]
     assert "unknown fields mask" in path["error"]
     assert "draws no masks" in phrases["error"]
+
+
+def test_the_handler_runs_the_other_models(answers, child, repos):
+    written, refused = answers["difflmm"]
+    ask = pipeline("image-text-to-text", model=str(repos["difflmm"]))
+    content = [{"type": "image", "image": Image.open(IMAGES[0])}, {"type": "text", "text": "What is it?"}]
+    (expected,) = ask(text=[{"role": "user", "content": content}], max_new_tokens=3, return_full_text=False)
+    assert written["generated_text"] == expected["generated_text"]
+    assert "takes no visual_prompts" in refused["error"]
+
+    pipe, image = pipeline("reasoning-segmentation", model=str(repos["attend_and_segment"])), Image.open(IMAGES[0])
+    asked = ({"text": "What is it?", "max_new_tokens": 8}, {"phrases": PHRASES[0]})
+    for found, question in zip(answers["attend_and_segment"], asked, strict=True):
+        expected = json.loads(json.dumps(pipe(image, **question, mask_format="rle")))
+        assert found == {**expected, "image_size": [image.height, image.width]}
+    pages = json.loads((child / "pages.json").read_text(encoding="utf-8"))
+    assert isinstance(pages["difflmm"]["shown"][0][0], str)
+    _, named, refused = pages["attend_and_segment"]["shown"]
+    assert [label for _, _, label in named[-1][0][1]] == PHRASES[0]
+    assert "holds </s>, a token with which prompts are written" in refused
 
 
 @pytest.mark.parametrize(

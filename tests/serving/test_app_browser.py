@@ -16,6 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
+
+from reasonseg.cli import app
 
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
@@ -30,33 +33,47 @@ pytestmark = [
 ]
 # Where the screenshot of the README is to be written; `APP_SCREENSHOT=examples/app.png python -m pytest tests/...`
 SCREENSHOT = os.environ.get("APP_SCREENSHOT")
-WAIT = 60
+STARTING, WAIT = 240, 60  # seconds
+# Of the model that takes regions: its answers go on until they are stopped, long after WAIT.
+LONGEST = 20_000
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory, vip_llava_repo):
-    """Of the installed command, with the embedded model and one that takes regions."""
+def address(tmp_path_factory, vip_llava_repo, small_ivm):
+    """
+    Of the installed command, with the embedded model, one that takes regions and one that rates pixels; it is to be
+    shared, but gradio's servers are out of reach.
+    """
     home = tmp_path_factory.mktemp("app")
-    command = [sys.executable, "-m", "reasonseg", "app", "--model", "embedded", "--model", str(vip_llava_repo)]
+    talker = shutil.copytree(vip_llava_repo, home / "vip")
+    settings = json.loads((talker / "generation_config.json").read_text(encoding="utf-8"))
+    settings["suppress_tokens"] = [*settings["suppress_tokens"], settings["eos_token_id"]]
+    (talker / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    command = [sys.executable, "-m", "reasonseg", "app", "--share", "--max-new-tokens", str(LONGEST)]
+    for model in ("embedded", talker, small_ivm):
+        command += ["--model", str(model)]
+    unreachable = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    own = {"GRADIO_TEMP_DIR": str(home / "gradio"), "PYTHONPATH": str(Path(__file__).parents[2])}
+    here = dict.fromkeys(("NO_PROXY", "no_proxy"), "127.0.0.1,localhost")
     process = subprocess.Popen(
-        [*command, "--max-new-tokens", "48"],
+        command,
         stderr=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=home,
-        env={**os.environ, "GRADIO_TEMP_DIR": str(home / "gradio"), "PYTHONPATH": str(Path(__file__).parents[2])},
+        env={**os.environ, **own, **unreachable, **here},
     )
     said, found = [], threading.Event()
 
     def read():
         for line in process.stderr:
             said.append(line)
-            if "http://" in line:
+            if "no public address" in line:  # said after the address
                 found.set()
         found.set()
 
     threading.Thread(target=read, daemon=True).start()
-    found.wait(WAIT)
+    found.wait(STARTING)
     located = re.search(r"http://[\d.]+:\d+/", "".join(said))
     if not located:
         process.kill()
@@ -117,6 +134,26 @@ def one(driver, selector):
     return wait_for(driver, lambda d: all_of(d, selector)[0])
 
 
+def click(driver, selector, text=""):
+    """Clicks the first such element with this text, once nothing lies over it."""
+
+    def clicked(d):
+        found = [element for element in all_of(d, selector) if text in element.text]
+        found[0].click()
+        return True
+
+    wait_for(driver, clicked)
+
+
+def told(driver, word) -> str:
+    """The message with this word, which is closed then."""
+    text = wait_for(driver, lambda d: [e.text for e in all_of(d, ".toast-body") if word in e.text])[0]
+    assert "Traceback" not in text
+    click(driver, ".toast-close")
+    wait_for(driver, lambda d: not all_of(d, ".toast-body"))
+    return text
+
+
 def shown(driver) -> np.ndarray:
     """The image of the page, as pixels."""
     source = one(driver, "#view img").get_attribute("src")
@@ -159,12 +196,12 @@ def answered(driver, count):
 
 
 def test_a_scene_is_asked_and_its_masks_follow_the_sliders(browser):
-    one(browser, "#examples button img, #examples .thumbnail-item").click()
+    click(browser, "#examples button img, #examples .thumbnail-item")
     scene = wait_for(browser, lambda d: [shown(d)])[0]
     question = wait_for(browser, lambda d: [e for e in all_of(d, "#suggestions label") if e.text])[1]
     question.click()
     wait_for(browser, lambda d: one(d, "#question textarea, #question input").get_attribute("value"))
-    one(browser, "#ask").click()
+    click(browser, "#ask")
     answer = answered(browser, 1)
     marks = wait_for(browser, lambda d: all_of(d, "#chat mark[data-segment]"))
     assert "[SEG]" in answer.text
@@ -185,12 +222,12 @@ def test_a_scene_is_asked_and_its_masks_follow_the_sliders(browser):
 
     slide(browser, "#rejection", 1)  # nothing is so sure to be there
     wait_for(browser, lambda d: not all_of(d, "#chat mark[data-segment]"))
-    assert "Not in the image: " in one(browser, "#chat .answer").text
-    assert not one(browser, "#own input").is_selected()
-    one(browser, "#own input").click()
+    wait_for(browser, lambda d: "Not in the image: " in one(d, "#chat .answer").text)
+    wait_for(browser, lambda d: not one(d, "#own input").is_selected())
+    click(browser, "#own input")
     wait_for(browser, lambda d: np.array_equal(shown(d), whole))
 
-    one(browser, "#download").click()
+    click(browser, "#download")
     links = wait_for(browser, lambda d: all_of(d, "#files a[href]"))
     names = one(browser, "#files").text
     assert "overlay" in names
@@ -206,30 +243,27 @@ def test_a_scene_is_asked_and_its_masks_follow_the_sliders(browser):
 
 def test_one_phrase_alone_and_phrases_one_per_line(browser):
     scene = shown(browser)
-    tab = next(button for button in all_of(browser, "button[role=tab]") if button.text == "Phrases")
-    tab.click()
+    click(browser, "button[role=tab]", "Phrases")
     type_into(browser, "#phrases", "the yellow cup\nan elephant\nthe spoon")
-    one(browser, "#segment").click()
+    click(browser, "#segment")
     answer = answered(browser, 2)
     assert "Not in the image: " in answer.text
     assert "an elephant" in answer.text
     whole = changed(browser, scene)
-    one(browser, '#chat mark[data-turn="1"]').click()
+    click(browser, '#chat mark[data-turn="1"]')
     alone = changed(browser, whole)
-    one(browser, "#chat mark.alone").click()
+    click(browser, "#chat mark.alone")
     wait_for(browser, lambda d: np.array_equal(shown(d), whole))
     assert not np.array_equal(alone, whole)
-    one(browser, "#undo").click()
+    click(browser, "#undo")
     wait_for(browser, lambda d: len(all_of(d, "#chat .answer")) == 1)
 
 
 def test_a_mistake_is_told_in_a_sentence(browser):
-    next(button for button in all_of(browser, "button[role=tab]") if button.text == "Ask").click()
+    click(browser, "button[role=tab]", "Ask")
     type_into(browser, "#question", "Where is the <image>?")
-    one(browser, "#ask").click()
-    toast = wait_for(browser, lambda d: [e for e in all_of(d, ".toast-body") if "token" in e.text])[0]
-    assert "The question holds <image>, a token with which prompts are written. Leave it out." in toast.text
-    assert "Traceback" not in toast.text
+    click(browser, "#ask")
+    assert "holds <image>, a token with which prompts are written. Leave it out." in told(browser, "token")
     assert len(all_of(browser, "#chat .answer")) == 1
 
 
@@ -237,8 +271,7 @@ def test_a_region_is_drawn_for_a_model_that_takes_it(browser):
     from selenium.webdriver.common.action_chains import ActionChains
 
     assert not any(e.is_displayed() for e in all_of(browser, "#tool"))
-    one(browser, "#model input").click()
-    wait_for(browser, lambda d: [e for e in all_of(d, "[role=option]") if "vip" in e.text])[0].click()
+    choose(browser, "vip")
     wait_for(browser, lambda d: [e for e in all_of(d, "#tool") if e.is_displayed()])
     image = wait_for(browser, lambda d: all_of(d, '#view img[data-tool="box"]'))[0]
     scene = shown(browser)
@@ -251,9 +284,101 @@ def test_a_region_is_drawn_for_a_model_that_takes_it(browser):
     assert np.ptp(columns) / scale == pytest.approx(90, abs=8)
     assert np.ptp(rows) / scale == pytest.approx(60, abs=8)
     wait_for(browser, lambda d: "within the red rectangle" in one(d, "#regions").text)
+    for tool, words in (("point", "at the "), ("scribble", "scribble")):
+        click(browser, "#tool label", tool)
+        image = wait_for(browser, lambda d, tool=tool: all_of(d, f'#view img[data-tool="{tool}"]'))[0]
+        before = shown(browser)
+        action = ActionChains(browser).move_to_element_with_offset(image, -90, 70).click_and_hold()
+        for step in ((20, 10), (25, -15), (20, 5)) if tool == "scribble" else ():
+            action = action.move_by_offset(*step)
+        action.release().perform()
+        changed(browser, before)
+        wait_for(browser, lambda d, words=words: words in one(d, "#regions").text)
     type_into(browser, "#question", "What is <bbox0>?")
-    one(browser, "#ask").click()
+    click(browser, "#ask")
+    wait_for(browser, lambda d: len(one(d, "#chat .answer").text) > 12)
+    assert one(browser, "#chat .question").text == "What is <bbox0>?"
+    click(browser, "#stop")
+    wait_for(browser, lambda d: "Stopped." in one(d, "#chat .answer").text)
+    click(browser, "#reset")
+    wait_for(browser, lambda d: not all_of(d, "#chat .answer"))
+
+
+def choose(driver, model):
+    click(driver, "#model input")
+    click(driver, "[role=option]", model)
+
+
+def ask_without_end(driver, number):
+    """Asks the model that goes on writing, and returns when its answer, of that number, has begun."""
+    type_into(driver, "#question", "What is this?")
+    click(driver, "#ask")
+    wait_for(driver, lambda d: len(all_of(d, "#chat .answer")[number].text) > 12)
+    assert all_of(driver, "#chat .answer")[number].get_attribute("data-complete") == "false"
+
+
+def test_an_answer_is_stopped_and_another_asked(browser):
+    ask_without_end(browser, 0)
+    click(browser, "#stop")
+    wait_for(browser, lambda d: "Stopped." in one(d, "#chat .answer").text)
+    stopped = one(browser, "#chat .answer").text.removesuffix("\nStopped.")
+    ask_without_end(browser, 1)
+    # What was on its way when it was stopped, and no more.
+    assert len(all_of(browser, "#chat .answer")[0].text) < len(stopped) + 200
+    click(browser, "#stop")
+    wait_for(browser, lambda d: "Stopped." in all_of(d, "#chat .answer")[1].text)
+
+
+def test_a_page_that_is_closed_ends_its_answer_and_leaves_the_model_to_others(browser, address):
+    first = browser.current_window_handle
+    browser.switch_to.new_window("tab")
+    browser.get(address)
+    choose(browser, "vip")
+    wait_for(browser, lambda d: [e for e in all_of(d, "#tool") if e.is_displayed()])
+    click(browser, "#examples button img, #examples .thumbnail-item")
+    wait_for(browser, lambda d: all_of(d, "#view img"))
+    ask_without_end(browser, 0)
+    browser.close()
+    browser.switch_to.window(first)
+    ask_without_end(browser, 2)  # would wait for the other answer's end
+    click(browser, "#stop")
+    wait_for(browser, lambda d: "Stopped." in all_of(d, "#chat .answer")[2].text)
+
+
+def test_a_heat_map_follows_its_own_slider(browser):
+    choose(browser, "ivm")
+    wait_for(browser, lambda d: [e for e in all_of(d, "#shown-as label") if e.is_displayed()])
+    assert not any(e.is_displayed() for e in [*all_of(browser, "#rejection"), *all_of(browser, "#tool")])
+    scene = shown(browser)
+    type_into(browser, "#question", "the yellow cup")
+    click(browser, "#ask")
     answered(browser, 1)
+    heat = changed(browser, scene)
+    click(browser, "#shown-as label", "masked image")
+    masked = changed(browser, heat)
+    slide(browser, "#threshold", 1.0)
+    nothing = changed(browser, masked)
+    slide(browser, "#threshold", 0.0)
+    everything = changed(browser, nothing)
+    assert colored(everything, scene) < colored(nothing, scene)
+
+
+def test_a_file_that_is_no_image_is_refused_and_another_taken(browser, address, tmp_path):
+    (tmp_path / "notes.png").write_text("no image")
+    Image.new("RGB", (40, 30), "green").save(tmp_path / "green.png")
+    for name in ("notes.png", "green.png"):
+        browser.get(address)
+        one(browser, "#image input[type=file]").send_keys(str(tmp_path / name))
+        if name == "notes.png":
+            assert "cannot be opened as an image" in told(browser, "image")
+    wait_for(browser, lambda d: shown(d).shape == (30, 40, 3))
+
+
+def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(address):
+    port = address.rstrip("/").rpartition(":")[2]
+    result = CliRunner().invoke(app, ["app", "--model", "nowhere", "--port", port])
+    assert result.exit_code == 1
+    assert f"--port {port} is not free" in " ".join(result.output.split())
 
 
 def test_nothing_left_this_machine(browser, address):

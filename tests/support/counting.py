@@ -23,8 +23,9 @@ def counted(model) -> Iterator[dict]:
         given = kwargs.get("inputs_embeds")
         counts["tokens"].append((given if given is not None else kwargs["input_ids"]).shape[1])
 
+    tower = vlm.base_model.visual if hasattr(vlm.base_model, "visual") else vlm.base_model.vision_tower
     handles = [
-        vlm.base_model.vision_tower.register_forward_hook(count("vlm")),
+        tower.register_forward_hook(count("vlm")),
         vlm.get_decoder().register_forward_pre_hook(read, with_kwargs=True),
     ]
     if hasattr(model, "segmenter"):

@@ -1,0 +1,124 @@
+"""Conversations with a model of every system, and with any vision-language model x any segmenter."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+from reasonseg import Conversation
+from reasonseg.processing.answer_stream import TextPiece
+from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
+from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
+from reasonseg.tabletop.scenes import draw_scene
+from tests.modeling.test_key_value_cache import qwen3_vl_config
+from tests.processing.test_processing_reasoning_segmentation import qwen_processor
+from tests.support import tiny
+from tests.support.counting import counted
+from tests.support.recorded_attention import converted_repo
+
+
+REPOS = {
+    "lisa": "talking_lisa_repo",
+    "gsva": "gsva_repo",
+    "vip_llava": "vip_llava_repo",
+    "difflmm": "difflmm_repo",
+    "attend_and_segment": None,
+}
+COMPOSED = {"qwen2_5_vl": tiny.qwen2_5_vl_config, "qwen3_vl": qwen3_vl_config}
+QUESTIONS = ("What is this?", "And where is the cup?", "Why?")
+
+
+def composed(vlm_config):
+    """A tiny model of a Qwen-VL and SAM, with its processor."""
+    tokens = qwen_processor()
+    tokens.tokenizer.add_tokens(["[REJ]"])
+    views = SegmenterImageProcessor(size={"longest_edge": tiny.SAM_SIDE})
+    processor = ReasoningSegmentationProcessor(tokens, views, rej_token="[REJ]")
+    config = vlm_config()
+    config.text_config.vocab_size = len(processor.tokenizer)
+    config.text_config.max_position_embeddings = 4096
+    config.image_token_id = processor.image_token_id
+    seg, rej = processor.tokenizer.convert_tokens_to_ids(["[SEG]", "[REJ]"])
+    return tiny.gsva_model(config, tiny.sam_config(), seg_token_id=seg, rej_token_id=rej), processor
+
+
+@pytest.fixture(scope="module", params=[*REPOS, *COMPOSED])
+def system(request):
+    if request.param in COMPOSED:
+        return composed(COMPOSED[request.param])
+    folder = request.getfixturevalue(REPOS[request.param]) if REPOS[request.param] else converted_repo()
+    writes = request.param in ("vip_llava", "difflmm")
+    kind = AutoModelForImageTextToText if writes else AutoModel
+    return kind.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def scenes():
+    return [Image.fromarray(draw_scene("test", number).image) for number in (4, 1)]
+
+
+def same(one, other) -> None:
+    assert one.text == other.text
+    assert len(one.segments) == len(other.segments)
+    for left, right in zip(one.segments, other.segments, strict=True):
+        assert (left.label, left.span, left.rejected) == (right.label, right.span, right.rejected)
+        assert np.array_equal(left.mask, right.mask)
+
+
+def test_ten_turns_encode_the_image_in_the_first_only(system, scenes):
+    model, processor = system
+    conversation = Conversation(model, processor, scenes[0], max_new_tokens=3)
+    if hasattr(processor, "post_process_segmentation"):
+        assert len(conversation.segment("a cup").segments) == 1  # so that the segmenter has had to look
+    else:
+        conversation.ask(QUESTIONS[0])
+    with counted(model) as counts:
+        for turn in range(9):
+            conversation.ask(QUESTIONS[turn % 3])
+    assert (counts["vlm"], counts["segmenter"]) == (0, 0)
+    assert max(counts["tokens"][len(counts["tokens"]) // 3 :]) < 64  # what is new, not the history
+    assert len(conversation.turns) == 10
+    # As if the last prompt were read whole, in one answer of its own.
+    last = conversation.undo()
+    options = {"share_prefixes": False} if hasattr(model, "encode_image") else {}
+    again, question = Conversation.of_messages(model, processor, conversation._messages(last.question))
+    same(again.ask(question, max_new_tokens=3, **options), last.result)
+
+
+def test_prompts_are_those_of_the_chat_template_and_streams_say_the_same(system, scenes):
+    model, processor = system
+    conversation = Conversation(model, processor, scenes[0], max_new_tokens=6)
+    for question in QUESTIONS[:2]:
+        conversation.ask(question)
+    messages = conversation._messages(QUESTIONS[2])
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 2 + ["user"]
+    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    whole = processor(images=[scenes[0]], text=[prompt], return_tensors="pt")
+    assert torch.equal(whole["input_ids"], conversation._prompt(QUESTIONS[2])["inputs"]["input_ids"])
+    again, question = Conversation.of_messages(model, processor, messages, max_new_tokens=6)
+    *events, end = again.stream(question)
+    asked = conversation.ask(QUESTIONS[2])
+    same(end.result, asked)
+    assert "".join(event.text for event in events if isinstance(event, TextPiece)) == asked.text
+
+
+def test_a_second_image_and_a_saved_conversation(system, scenes, tmp_path):
+    model, processor = system
+    conversation = Conversation(model, processor, scenes[0], max_new_tokens=4)
+    conversation.ask(QUESTIONS[0])
+    other = conversation.ask(QUESTIONS[1], image=scenes[1])
+    same(other, Conversation(model, processor, scenes[1], max_new_tokens=4).ask(QUESTIONS[1]))
+    conversation.save(tmp_path / "talk.json")
+    further = conversation.ask(QUESTIONS[2])
+    same(Conversation.load(tmp_path / "talk.json", model, processor, max_new_tokens=4).ask(QUESTIONS[2]), further)
+
+
+def test_tokens_of_the_prompt_are_no_words_of_a_user(system, scenes):
+    model, processor = system
+    conversation = Conversation(model, processor, scenes[0], max_new_tokens=2)
+    slots = [token.lower() for token in getattr(processor, "slot_tokens", {}).values()]
+    for token in [processor.image_token, processor.tokenizer.eos_token, *slots]:
+        with pytest.raises(ValueError, match="a token with which prompts are written"):
+            conversation.ask(f"Where is the {token} cup?")
+    assert conversation.turns == []
