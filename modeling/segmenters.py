@@ -19,8 +19,8 @@ _MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 # bfloat16 has eight significant bits: queries, keys, positions and neck rounded to it move the edges of masks more
 # than is allowed (the recorded LISA's mean IoU with float32 falls to 0.991). These two thirds of the matrices may be.
 _FEED_FORWARD = "mlp"
-# Numbers that say where a query lies beside a key: of all heads of one image in a global layer of SAM ViT-H, 1.1 GB. So
-# many are made at once in inference; two heads at a time are as fast.
+# Numbers that say where a query lies beside a key: all heads of one image in a global layer of SAM ViT-H have 1.1 GB of
+# them. In inference so many are made at once, which are those of two heads.
 _POSITIONS_AT_ONCE = 2 * 4096**2
 _SLOW_FLOAT16 = (
     "The segmenter's image encoder computes in float16, in which processors are slower than in float32. Load the "

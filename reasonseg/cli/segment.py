@@ -1,6 +1,5 @@
 """`reasonseg segment`: images and a question in, masks out."""
 
-import io
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from .batches import save_all
 from .failures import path_text, stderr_console
 from .image_search import FoundImages
 from .inputs import find_images, split_text
-from .png import encode_rgb_png
+from .png import encode_mask_png, encode_rgb_png
 from .printing import printable_json, printable_name, write_out
 from .processes import launched_processes
 from .remote import ApiKey, RemoteSegmenter, Server, connect
@@ -225,7 +224,7 @@ class Segmenting:
         files, segments = {}, []
         for index, found in enumerate(result.segments):
             if found.mask is not None:
-                files[f"mask_{index}.png"] = _mask_png(found.mask)
+                files[f"mask_{index}.png"] = encode_mask_png(found.mask)
             segments.append(
                 {
                     "label": found.label,
@@ -281,14 +280,6 @@ class Segmenting:
 
 def _write(content: bytes, path: Path) -> None:
     path.write_bytes(content)
-
-
-def _mask_png(mask: Any) -> bytes:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(mask).convert("L").save(file, format="PNG")
-    return file.getvalue()
 
 
 def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:

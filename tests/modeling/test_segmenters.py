@@ -152,7 +152,8 @@ def test_heads_in_parts_attend_as_all_at_once(encoder, monkeypatch):
     with torch.no_grad():
         torch.testing.assert_close(encoder.vision_encoder(views)[0], expected, atol=1e-6, rtol=1e-6)
         assert max(positions) == 3 * 2 * grid**4
-        for copied in (copy.deepcopy(attention), pickle.loads(pickle.dumps(attention))):
+        unpickled = pickle.loads(pickle.dumps(attention))  # noqa: S301
+        for copied in (copy.deepcopy(attention), unpickled):
             positions.clear()
             copied(torch.randn(2, grid, grid, WIDTH))
             assert positions == [3 * 2 * grid**4, 2 * grid**4]
