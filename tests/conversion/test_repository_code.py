@@ -95,8 +95,14 @@ EVIL_CONFIGS = {
 }  # fmt: skip
 # One for each file, and one deep inside a file: commands that read no further than `verify` look at these.
 EACH_FILE = {
-    "tokenizer", "processor", "image processor of its own file", "video processor", "config", "language model", "generation",
-}  # fmt: skip
+    "tokenizer",
+    "processor",
+    "image processor of its own file",
+    "video processor",
+    "config",
+    "language model",
+    "generation",
+}
 # In one process; every question would be answered with yes.
 COMMANDS = """
 import json, sys
