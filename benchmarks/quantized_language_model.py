@@ -49,6 +49,10 @@ def measurements(ways: list[str] | None = None, repo: str | None = None, steps: 
                 baseline = taken.get(BASELINE, {}).get(name)
                 what = f"language model {way}, {title}, against {BASELINE}"
                 yield Measurement(what, taken[way][name], baseline, unit)
+            if way != BASELINE and "own" in taken[way]:
+                # The baseline's weights are mapped from files.
+                what = f"language model {way}, memory not mapped from files"
+                yield Measurement(what, taken[way]["own"], unit="GB")
     if failed:
         missing = {error.missing for error in failed.values()}
         if None not in missing:
@@ -76,7 +80,8 @@ def measure(repo: str, way: str, steps: int) -> dict[str, float]:
     whole, _ = seconds(lambda: model.generate(ids, image_cache=cache, max_new_tokens=steps + 1, **options))
     taken["step"] = (whole - taken["prefill"]) / steps
     if device.type == "cpu":
-        return {**taken, "peak": loaded["peak"], "now": resident_gb()["now"]}
+        used = resident_gb()
+        return {**taken, "peak": loaded["peak"], "now": used["now"], "own": used["own"]}
     accelerator = torch.accelerator
     memory = {"peak": accelerator.max_memory_allocated(), "now": accelerator.memory_allocated()}
     return {**taken, **{name: size / 1e9 for name, size in memory.items()}}

@@ -21,8 +21,8 @@ _MATRICES = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 # bfloat16 has eight significant bits: queries, keys, positions and neck rounded to it move the edges of masks more
 # than is allowed (the recorded LISA's mean IoU with float32 falls to 0.991). These two thirds of the matrices may be.
 _FEED_FORWARD = "mlp"
-# Numbers that say where a query lies beside a key: of all heads of an image in a global layer of SAM ViT-H, 1.1 GB. So
-# many are made at once in inference; two heads at a time are as fast.
+# Numbers that say where a query lies beside a key: of all heads in a global layer of SAM ViT-H, for one image, 1.1 GB.
+# In inference so many are made at once, which are those of two heads.
 _POSITIONS_AT_ONCE = 2 * 4096**2
 _SLOW_FLOAT16 = (
     "The segmenter's image encoder computes in float16, in which processors are slower than in float32. Load the "
@@ -253,8 +253,10 @@ def with_heads_in_parts(segmenter: PreTrainedModel) -> PreTrainedModel:
     The segmenter, whose image encoder attends globally with a few heads at a time where no gradients are wanted: what
     SAM adds to attention for relative positions is otherwise its largest tensor by far. Masks are the same.
     """
+    needed = ("use_rel_pos", "num_attention_heads", "qkv", "proj")
     for module in segmenter.vision_encoder.modules():
-        if getattr(module, "use_rel_pos", False) and type(module).__name__.endswith("SdpaAttention"):
+        is_known = type(module).__name__.endswith("SdpaAttention") and all(hasattr(module, name) for name in needed)
+        if is_known and module.use_rel_pos:
             module.__class__ = _in_parts(type(module))
     return segmenter
 

@@ -1,4 +1,4 @@
-"""PNG files of photographs, in a fraction of the time that Pillow takes."""
+"""PNG files of photographs and masks, in a fraction of the time that Pillow takes."""
 
 import struct
 import zlib
@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL import Image
 
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _EIGHT_BIT_RGB = bytes((8, 2, 0, 0, 0))
-# Of each byte the one of the pixel on its left is subtracted.
-_FILTER_SUB = 1
+_EIGHT_BIT_GREY = bytes((8, 0, 0, 0, 0))
+# Of each byte the one of the pixel on its left, or of that above it, is subtracted.
+_FILTER_SUB, _FILTER_UP = 1, 2
 
 
 def encode_rgb_png(image: "Image.Image") -> bytes:
@@ -31,8 +33,24 @@ def encode_rgb_png(image: "Image.Image") -> bytes:
     rows[:, 1:4] = pixels[:, :3]
     np.subtract(pixels[:, 3:], pixels[:, :-3], out=rows[:, 4:])
     compressor = zlib.compressobj(1, strategy=zlib.Z_RLE)
-    compressed = compressor.compress(rows) + compressor.flush()
-    header = struct.pack(">II", width, height) + _EIGHT_BIT_RGB
+    return _file(width, height, _EIGHT_BIT_RGB, compressor.compress(rows) + compressor.flush())
+
+
+def encode_mask_png(mask: "np.ndarray") -> bytes:
+    """Return a bool mask `(height, width)` as a greyscale PNG file of 0 and 255. Rows are mostly as the ones above."""
+    import numpy as np
+
+    height, width = mask.shape
+    rows = np.empty((height, 1 + width), np.uint8)
+    rows[:, 0] = _FILTER_UP
+    pixels = mask.astype(np.uint8) * np.uint8(255)
+    rows[0, 1:] = pixels[0]
+    np.subtract(pixels[1:], pixels[:-1], out=rows[1:, 1:])
+    return _file(width, height, _EIGHT_BIT_GREY, zlib.compress(rows, 1))
+
+
+def _file(width: int, height: int, kind: bytes, compressed: bytes) -> bytes:
+    header = struct.pack(">II", width, height) + kind
     return _SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", compressed) + _chunk(b"IEND", b"")
 
 
@@ -41,4 +59,4 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
-__all__ = ["encode_rgb_png"]
+__all__ = ["encode_mask_png", "encode_rgb_png"]

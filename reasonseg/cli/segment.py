@@ -1,6 +1,5 @@
 """`reasonseg segment`: images and a question in, masks out."""
 
-import io
 import os
 from collections import Counter
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from .export import Formats, check_formats, export_results
 from .failures import CommandError, path_text, stderr_console
 from .image_search import FoundImages
 from .inputs import DataSetOptions, find_images, split_text
-from .png import encode_rgb_png
+from .png import encode_mask_png, encode_rgb_png
 from .printing import printable_json, printable_name, write_out
 from .processes import launched_processes
 from .remote import ApiKey, RemoteSegmenter, Server, connect
@@ -324,7 +323,7 @@ class Segmenting:
         files, segments = {}, []
         for index, found in enumerate(result.segments):
             if found.mask is not None:
-                files[f"mask_{index}.png"] = _mask_png(found.mask)
+                files[f"mask_{index}.png"] = encode_mask_png(found.mask)
             segments.append(
                 {
                     "label": found.label,
@@ -379,14 +378,6 @@ class Segmenting:
 
 def _write(content: bytes, path: Path) -> None:
     path.write_bytes(content)
-
-
-def _mask_png(mask: Any) -> bytes:
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(mask).convert("L").save(file, format="PNG")
-    return file.getvalue()
 
 
 def _report(record: dict[str, Any], out: Path, json_lines: bool) -> None:

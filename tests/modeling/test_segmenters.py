@@ -3,18 +3,31 @@ The segmenter path against the `segment-anything` package, mask upsampling again
 against values worked out by hand from their formulas.
 """
 
+import copy
 import importlib
 import importlib.util
 import math
+import pickle
 import sys
 import types
 
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import SamConfig, SamMaskDecoderConfig, SamModel, SamPromptEncoderConfig, SamVisionConfig
+from transformers import (
+    SamConfig,
+    SamHQConfig,
+    SamHQMaskDecoderConfig,
+    SamHQModel,
+    SamHQVisionConfig,
+    SamMaskDecoderConfig,
+    SamModel,
+    SamPromptEncoderConfig,
+    SamVisionConfig,
+)
 
 from reasonseg.conversion.rules_lisa_gsva import sam_table
+from reasonseg.modeling import segmenters
 from reasonseg.modeling.segmenters import (
     bce_per_mask,
     check_targets,
@@ -22,6 +35,7 @@ from reasonseg.modeling.segmenters import (
     mean_over_masks,
     segmenter_adapter,
     upsample_masks,
+    with_heads_in_parts,
 )
 
 
@@ -104,6 +118,49 @@ def ours(original):
     assert unexpected == []
     assert missing == ["prompt_encoder.shared_embedding.positional_embedding"], "tied to the image-wide one"
     return segmenter_adapter(model)
+
+
+@pytest.fixture(params=["sam", "sam_hq"])
+def encoder(request, ours):
+    """An image encoder of transformers as it is, with a global layer of four heads and relative positions."""
+    if request.param == "sam":
+        return copy.deepcopy(ours.segmenter)
+    sizes = ours.segmenter.config.vision_config.to_dict()
+    config = SamHQConfig(
+        vision_config=SamHQVisionConfig(**sizes), mask_decoder_config=SamHQMaskDecoderConfig(vit_dim=WIDTH)
+    )
+    model = SamHQModel(config).eval()
+    for parameter in model.vision_encoder.parameters():
+        parameter.data.normal_(0, 0.2)
+    return model
+
+
+def test_heads_in_parts_attend_as_all_at_once(encoder, monkeypatch):
+    views, (grid, heads) = torch.randn(2, 3, SIDE, SIDE), (SIDE // PATCH, 4)
+    with torch.no_grad():
+        expected = encoder.vision_encoder(views)[0]
+    with_heads_in_parts(encoder)
+    attention = encoder.vision_encoder.layers[1].attn
+    positions, whole = [], type(attention).get_decomposed_rel_pos
+
+    def counted(self, *arguments):
+        positions.append(whole(self, *arguments).numel())
+        return whole(self, *arguments)
+
+    monkeypatch.setattr(type(attention), "get_decomposed_rel_pos", counted)
+    monkeypatch.setattr(segmenters, "_POSITIONS_AT_ONCE", 3 * 2 * grid**4)  # three heads of both images, then one
+    with torch.no_grad():
+        torch.testing.assert_close(encoder.vision_encoder(views)[0], expected, atol=1e-6, rtol=1e-6)
+        assert max(positions) == 3 * 2 * grid**4
+        unpickled = pickle.loads(pickle.dumps(attention))  # noqa: S301
+        for copied in (copy.deepcopy(attention), unpickled):
+            positions.clear()
+            copied(torch.randn(2, grid, grid, WIDTH))
+            assert positions == [3 * 2 * grid**4, 2 * grid**4]
+    positions.clear()
+    encoder.vision_encoder(views)[0].sum().backward()  # what gradients need is kept anyway
+    assert max(positions) == heads * 2 * grid**4
+    assert attention.rel_pos_h.grad.abs().sum() > 0
 
 
 @torch.no_grad()

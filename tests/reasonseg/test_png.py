@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reasonseg.cli.png import encode_rgb_png
+from reasonseg.cli.png import encode_mask_png, encode_rgb_png
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 1), (33, 17)])
@@ -18,3 +18,13 @@ def test_pixels_are_kept(size):
     read = Image.open(io.BytesIO(content))
     assert (read.format, read.mode) == ("PNG", "RGB")
     assert (np.asarray(read) == pixels).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (9, 1), (33, 17)])
+def test_masks_are_kept(size):
+    mask = np.random.default_rng(1).random(size) < 0.5
+    content = encode_mask_png(mask)
+    Image.open(io.BytesIO(content)).verify()
+    read = Image.open(io.BytesIO(content))
+    assert (read.format, read.mode) == ("PNG", "L")
+    assert (np.asarray(read) == np.where(mask, 255, 0)).all()
