@@ -86,7 +86,7 @@ def test_an_object_that_cannot_be_read_leaves_nothing(annotated):
     assert not (annotated / "out").exists()
     result = run("import", annotated / "labelme", "--out", annotated / "out", "--without-mask", "skip")
     assert result.exit_code == 0, result.output
-    assert "1 objects without a mask" in result.stderr
+    assert "objects without a mask (1)" in result.stderr
 
 
 def test_recipes_and_evaluations_read_annotations_as_they_are(annotated):
