@@ -110,9 +110,10 @@ def _about(entry: AnnotationFormat, options: WritingOptions, made_of: dict[str, 
 
 def _finish_earlier(target: Path) -> None:
     """Remove what killed processes have left beside a target, and put a folder back that one had moved away."""
-    for folder in target.parent.glob(f".{target.name}.*"):
-        owner, _, ending = folder.name.removeprefix(f".{target.name}.").partition(".")
-        if ending not in ("partial", "replaced") or not owner.isdigit():
+    prefix = f".{target.name}."
+    for folder in list(target.parent.iterdir()):
+        owner, _, ending = folder.name.removeprefix(prefix).partition(".")
+        if not folder.name.startswith(prefix) or ending not in ("partial", "replaced") or not owner.isdigit():
             continue
         if int(owner) != os.getpid() and is_running(int(owner)):
             continue
