@@ -46,7 +46,16 @@ PUBLISHED = {
     "difflmm-llava-v1.5-7b-lora",
 }
 OWN = "gsva-tabletop"  # nobody has published it before; it comes with the package
-SYSTEMS = ["lisa", "gsva", "ivm", "vip_llava", "difflmm", "attend_and_segment", "reasoning_segmentation"]
+SYSTEMS = [
+    "lisa",
+    "gsva",
+    "ivm",
+    "vip_llava",
+    "difflmm",
+    "attend_and_segment",
+    "reasoning_segmentation",
+    "coordinates",
+]
 TRAINING = {
     "base": "org/lisa",
     "data": "my photographs",
