@@ -215,7 +215,6 @@ def _answers_at_length(own: GenerationConfig) -> GenerationConfig:
     """The model's own defaults, but greedy and long enough for a chain of thought."""
     config = copy.deepcopy(own)
     config.update(do_sample=False, temperature=None, top_p=None, top_k=None, max_length=None)
-    config._from_model_config = False  # else transformers would make it anew
     config.max_new_tokens = max(_LONGEST_ANSWER, own.max_new_tokens or 0)
     return config
 

@@ -195,7 +195,7 @@ def test_evaluations_join_what_was_found(loaded, monkeypatch):
         Question(IMAGES[0], "nothing", "", ["nothing"], [target], [None]),
     ]
     scores = evaluate(model, processor, questions, batch_size=2)
-    assert scores.overall["giou"] == pytest.approx(0.5)
+    assert scores.overall["giou"] == pytest.approx(0.5, abs=1e-4)  # the sums have a small number below
     assert any("Locate" in text for text in seen)
     rules = rules_for(processor, "refcoco", "free")
     assert rules.writes_coordinates
