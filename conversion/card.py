@@ -144,7 +144,7 @@ def render_card(
     """Render README.md.
 
     Args:
-        system (`str`): `"lisa"`, `"gsva"`, `"ivm"`, `"vip_llava"`, `"difflmm"` or `"attend_and_segment"`.
+        system (`str`): A name in `SYSTEMS`, such as `"lisa"` or `"attend_and_segment"`.
         name (`str` or `Mapping[str, Any]`): See `read_card_values`. For the name of an unknown checkpoint the card
             says what is known about the system.
         config (`PreTrainedConfig`, *optional*): The model's config; where it is a composed one its sizes are shown.

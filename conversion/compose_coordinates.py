@@ -204,6 +204,12 @@ def _build_model(
 def _build_processor(
     vlm: VlmComponent, segmenter: SegmenterComponent, coordinate_format: str, folder: Path
 ) -> CoordinatesProcessor:
+    if vlm.processor.chat_template is None:
+        raise ConversionError(
+            "The model has no chat template, with which it could be asked for coordinates.",
+            path=folder,
+            next_step="Pass a model that was taught to follow instructions.",
+        )
     view = segmenter.image_processor
     view.mask_resizing = "through_view" if view.pads else "straight"
     view.resize_in_float = segmenter.config.model_type == "sam2"

@@ -47,7 +47,17 @@ PUBLISHED = {
     *(f"sa2va-{name}" for name in ("qwen3-vl-2b", "qwen3-vl-4b", "qwen2_5-vl-3b", "qwen2_5-vl-7b", "llava-1.5-7b")),
 }
 OWN = "gsva-tabletop"  # nobody has published it before; it comes with the package
-SYSTEMS = ["lisa", "gsva", "sa2va", "ivm", "vip_llava", "difflmm", "attend_and_segment", "reasoning_segmentation"]
+SYSTEMS = [
+    "lisa",
+    "gsva",
+    "sa2va",
+    "ivm",
+    "vip_llava",
+    "difflmm",
+    "attend_and_segment",
+    "reasoning_segmentation",
+    "coordinates",
+]
 TRAINING = {
     "base": "org/lisa",
     "data": "my photographs",

@@ -20,6 +20,7 @@ from reasonseg.serving.conversation import Conversation
 from tests.processing.test_processing_reasoning_segmentation import IMAGES
 from tests.support import tiny
 from tests.support.originals import weights
+from tests.support.parity_data import PARITY
 from tests.support.parts import write_llava_next, write_sam, write_sam2
 
 
@@ -95,6 +96,12 @@ def test_a_model_of_which_nothing_is_known_needs_a_format(parts, tmp_path):
         check_parts({"system": "coordinates", "coordinate_format": "yaml", **parts})
     option = next(one for one in COORDINATES.composition.options if one.name == "coordinate_format")
     assert list(option.kind.__args__) == list(COORDINATE_FORMATS)
+
+
+def test_a_model_without_a_chat_template_is_refused(parts, tmp_path):
+    made = {**parts, "vlm": PARITY / "ivm" / "llava_base", "coordinate_format": "qwen3_vl"}
+    with pytest.raises(ConversionError, match="no chat template, with which it could be asked"):
+        compose({"system": "coordinates", **made}, tmp_path / "repo")
 
 
 def write_adapter(folder, rank=2, **config):

@@ -1,9 +1,7 @@
 """ReasonSeg and RefCOCO for models that write coordinates: what is asked, read, drawn and counted by each protocol."""
 
 import json
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,9 +10,10 @@ import torch
 from reasonseg.evaluation.image_results import NO_SLOT, REJECTED, SEGMENTED
 from reasonseg.evaluation.referring_benchmarks import AskedImages, Rules
 from reasonseg.evaluation.referring_segmentation import Answer, rules_for, score_image
-from reasonseg.evaluation.registry import BENCHMARKS, EvaluationOptions, UnknownBenchmarkError
+from reasonseg.evaluation.registry import BENCHMARKS, UnknownBenchmarkError
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_coordinates import CoordinatesProcessor
+from tests.evaluation.test_referring_segmentation import Loaded
 from tests.processing.test_processing_reasoning_segmentation import qwen_processor
 from tests.support.recorded_data_sets import DATA_ROOT
 
@@ -63,17 +62,6 @@ class Scripted:
             "mask_scores": [torch.ones(len(row)) for row in masks],
             "rejected": [torch.zeros(len(row), dtype=torch.bool) for row in masks],
         }
-
-
-@dataclass(frozen=True)
-class Loaded(EvaluationOptions):
-    pair: Any = None
-
-    def load_processor(self):
-        return self.pair[1]
-
-    def load_model(self, dtype: str = "auto"):
-        return self.pair[0]
 
 
 def evaluated(out, data_set: str, protocol: str, text: str, coordinate_format: str = "vision_reasoner"):
