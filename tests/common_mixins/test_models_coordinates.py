@@ -19,7 +19,6 @@ CHOSEN = {
     "test_batching_equivalence",
     "test_can_use_safetensors",
     "test_correct_missing_keys",
-    "test_forward_signature",
     "test_load_save_without_tied_weights",
     "test_model_get_set_embeddings",
     "test_reverse_loading_mapping",
