@@ -29,7 +29,7 @@ class Running:
 
     def __init__(self, process: subprocess.Popen):
         self.process = process
-        assert select.select([process.stdout], [], [], 120)[0], "it does not start"
+        assert select.select([process.stdout], [], [], 300)[0], "it does not start"
         self.line = process.stdout.readline()
         self.url = self.line.split()[-1]
 
