@@ -273,9 +273,7 @@ def _library() -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise ImportError(
-            "Data sets need the package datasets. Install it: pip install 'reasonseg[data]', or pip install datasets"
-        ) from error
+        raise ImportError("Data sets need the package datasets. Install it: pip install datasets") from error
     return datasets
 
 
