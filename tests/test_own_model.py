@@ -22,10 +22,10 @@ PAGE = ROOT / "docs" / "your-own-model.md"
 # A word that the embedded model does not know, for what it knows by another.
 LABEL = "the widget"
 STEPS = (
-    "max_steps=20",
-    "learning_rate=3.0e-3",
+    "max_steps=12",
+    "learning_rate=4.0e-3",
     "warmup_steps=0",
-    "per_device_train_batch_size=8",
+    "per_device_train_batch_size=4",
     "gradient_accumulation_steps=1",
     "activation_checkpointing=false",
     "bf16=false",
