@@ -77,7 +77,7 @@ def test_the_score_goes_up_on_drawings_of_ones_own(tmp_path, script, monkeypatch
     wording = ("--question=Where is {phrases}?", "--answer={items}.", "--item={phrase} {seg}")
     arguments = ["--train", mine / "train", "--test", mine / "test", "--model", "embedded"]
     arguments += ["--out", tmp_path / "mine", "--publish", "me/mine"]
-    arguments += [part for word in wording for part in ("--import-option", word)]
+    arguments += [f"--import-option={word}" for word in wording]
     arguments += [part for change in changes for part in ("--set", change)]
     with HubServer() as hub:
         monkeypatch.setattr(script, "run", lambda *words: forked(*words, **hub.environment))
