@@ -3,9 +3,10 @@
 import os
 from copy import deepcopy
 from functools import cache
+from inspect import signature
 from typing import Any, Self
 
-from transformers import AutoImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
 from transformers.models.auto.processing_auto import processor_class_from_name
 from transformers.utils import PROCESSOR_NAME, is_torchvision_available
@@ -17,16 +18,20 @@ from .image_processing_reasoning_segmentation import SegmenterImageProcessor
 
 
 class _WithoutVideos(ProcessorMixin):
+    video_processor = None  # transformers asks for it, also where there is nothing to give it
+
     @classmethod
     def get_attributes(cls) -> list[str]:
         return [name for name in super().get_attributes() if name != "video_processor"]
 
-    @property
-    def video_processor(self) -> Any:
-        raise ImportError(
-            f"This {type(self).__name__} takes images and text alone, since it was loaded or saved without torchvision. "
-            "Leave videos out, or install torchvision and load the vision-language model's own folder."
-        )
+    def __call__(self, *args, **kwargs) -> BatchFeature:
+        given = signature(super().__call__).bind(*args, **kwargs).arguments
+        if given.get("videos") is not None:
+            raise ValueError(
+                f"This {type(self).__name__} takes images and text alone: it was loaded or saved without torchvision. "
+                "Leave videos out, or install torchvision and load the vision-language model's own folder."
+            )
+        return super().__call__(*args, **kwargs)
 
     def __reduce__(self):
         # Pickles find a class by its name, and under this one's stands transformers' own.
@@ -44,7 +49,7 @@ def without_videos(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin
 
     Returns:
         `type[ProcessorMixin]`: A subclass of the same name, so that what it saves names the class of transformers. It
-        raises an `ImportError` for videos. `processor_class` itself where that takes none, or not as its last part.
+        raises a `ValueError` for videos. `processor_class` itself where that takes none, or not as its last part.
     """
     # Parts are given by their places, so only the last one can go.
     if processor_class.get_attributes()[-1:] != ["video_processor"]:

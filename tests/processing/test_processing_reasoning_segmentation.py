@@ -395,5 +395,7 @@ class TestWithoutVideos:
         assert_same_inputs(again(**prompt), processor(**prompt))
 
     def test_videos_are_refused(self):
-        with pytest.raises(ImportError, match="takes images and text alone"):
-            qwen_processor()(videos=[IMAGES[:1] * 2], text="<|video_pad|>")
+        clip = [IMAGES[:1] * 2]
+        for args, kwargs in (((), {"videos": clip}), ((None, "<|video_pad|>", clip), {})):
+            with pytest.raises(ValueError, match="takes images and text alone"):
+                qwen_processor()(*args, **kwargs)
