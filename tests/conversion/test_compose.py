@@ -209,7 +209,7 @@ def test_qwen_without_its_video_processor(parts, tmp_path):
     assert verify_repository(repo).problems == []
     model = AutoModel.from_pretrained(repo)
     # The tokenizer knew [SEG]; [REJ] takes a row that was there.
-    assert model.config.rej_token_id == len(processor.tokenizer) - 1
+    assert model.config.rej_token_id == len(processor.tokenizer)
     assert torch.equal(model.get_input_embeddings().weight, source.get_input_embeddings().weight)
 
 
