@@ -360,7 +360,7 @@ def test_a_heat_map_follows_its_own_slider(browser, address):
     whole = changed(browser, heat)
     assert np.array_equal(whole, scene)  # all of it exceeds this threshold
     slide(browser, "#threshold", 0.61)  # between the least and the largest value of this heat-map
-    wait_for(browser, lambda d: 300 < colored(shown(d), scene))
+    wait_for(browser, lambda d: colored(shown(d), scene) > 300)
     slide(browser, "#threshold", 1.0)  # nothing exceeds it, and then the image is kept whole
     wait_for(browser, lambda d: np.array_equal(shown(d), scene))
 
