@@ -28,11 +28,14 @@ from transformers import (
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.image_utils import IMAGENET_STANDARD_MEAN, IMAGENET_STANDARD_STD
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES, processor_class_from_name
+from transformers.utils import is_torchvision_available
 
 from ..loading import CODE_FIELDS, load_pretrained
 from ..modeling.configuration_reasoning_segmentation import ORIGINAL_SAM_DECODER_EPS
 from ..modeling.segmenters import SEGMENTER_ADAPTERS
 from ..processing.chat import build_chat_template
+from ..processing.composed_processor import without_videos
 from ..processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from .configs import generation_defaults, image_view, llava_config, text_config
 from .errors import ConversionError, refusing
@@ -130,7 +133,7 @@ def _add_transformers(inventory: Inventory, folder: Path) -> VlmComponent:
         next_step="Pass a vision-language model such as llava-hf/llava-1.5-7b-hf.",
     ):
         model = empty_model(AutoModelForImageTextToText, config)
-    processor = _load_processor(folder)
+    processor = _load_processor(folder, config)
     if not isinstance(processor, ProcessorMixin):
         raise ConversionError(
             f"The folder holds a {type(processor).__name__} and no processor for images and text.",
@@ -160,31 +163,38 @@ def _forget_code(fields: dict[str, Any]) -> None:
         fields.pop(field, None)
 
 
-def _load_processor(folder: Path) -> ProcessorMixin:
+def _load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
     """
     Raises:
         ConversionError: It is broken, or a part of it needs a package that is not installed.
     """
     check_fast_tokenizers([folder / FAST_TOKENIZER])
+    kind = AutoProcessor if is_torchvision_available() else _class_for_images(folder, config)
     try:
         with refusing("The model's processor cannot be loaded", path=folder, next_step=_OTHER_MODEL):
-            processor = load_pretrained(AutoProcessor, folder, local_files_only=True)
+            processor = load_pretrained(kind, folder, local_files_only=True)
     except ImportError as error:
-        # Transformers has the video processors of Qwen-VL, InternVL and others for torchvision alone, and builds none
-        # of their processors without; what is written here must load again, where the same holds.
         said = " ".join(str(error).split())
-        package = "torchvision" if "torchvision" in said.lower() else "the package that it names"
         raise ConversionError(
             f"The model's processor cannot be loaded: a part of it needs a package that is not installed ({said})",
             path=folder,
-            next_step=f"Install {package} here and wherever the result is to be loaded"
-            + (", in the build that fits your PyTorch: pip install torchvision." if package == "torchvision" else "."),
+            next_step="Install the package that it names here and wherever the result is to be loaded.",
         ) from error
     names = processor.get_attributes() if isinstance(processor, ProcessorMixin) else []
     for part in (processor, *(getattr(processor, name, None) for name in names)):
         for fields in (getattr(part, "__dict__", {}), getattr(part, "init_kwargs", {})):
             _forget_code(fields)
     return processor
+
+
+def _class_for_images(folder: Path, config: PreTrainedConfig) -> type:
+    """What `AutoProcessor` would load, without its videos where it takes some; else `AutoProcessor`."""
+    files = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+    named = [read_optional_json(folder / name).get("processor_class") for name in files]
+    names = [*named, PROCESSOR_MAPPING_NAMES.get(config.model_type)]
+    found = next((one for name in names if isinstance(name, str) and (one := processor_class_from_name(name))), None)
+    made = without_videos(found) if found is not None else found
+    return AutoProcessor if made is found else made
 
 
 def add_llava_component(

@@ -2,17 +2,65 @@
 
 import os
 from copy import deepcopy
+from functools import cache
+from inspect import signature
 from typing import Any, Self
 
-from transformers import AutoImageProcessor, PreTrainedTokenizerBase, ProcessorMixin
+from transformers import AutoImageProcessor, BatchFeature, PreTrainedTokenizerBase, ProcessorMixin
 from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
 from transformers.models.auto.processing_auto import processor_class_from_name
-from transformers.utils import PROCESSOR_NAME
+from transformers.utils import PROCESSOR_NAME, is_torchvision_available
 
 from .chat import NO_IMAGE
 from .chat_processor import ChatProcessor, TokenRows, without_row_options
 from .image_loading import load_rgb_image
 from .image_processing_reasoning_segmentation import SegmenterImageProcessor
+
+
+class _WithoutVideos(ProcessorMixin):
+    video_processor = None  # transformers asks for it, also where there is nothing to give it
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        return [name for name in super().get_attributes() if name != "video_processor"]
+
+    def __call__(self, *args, **kwargs) -> BatchFeature:
+        given = signature(super().__call__).bind(*args, **kwargs).arguments
+        if given.get("videos") is not None:
+            raise ValueError(
+                f"This {type(self).__name__} takes images and text alone: it was loaded or saved without torchvision. "
+                "Leave videos out, or install torchvision and load the vision-language model's own folder."
+            )
+        return super().__call__(*args, **kwargs)
+
+    def __reduce__(self):
+        # Pickles find a class by its name, and under this one's stands transformers' own.
+        return _empty_without_videos, (type(self).__mro__[2],), self.__dict__
+
+
+@cache
+def without_videos(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin]:
+    """
+    A processor's class for images and text alone, which needs no torchvision: transformers has the video processors of
+    Qwen-VL, InternVL and others for torchvision only, and builds none of their processors without.
+
+    Args:
+        processor_class (`type[ProcessorMixin]`): Such as `Qwen3VLProcessor`.
+
+    Returns:
+        `type[ProcessorMixin]`: A subclass of the same name, so that what it saves names the class of transformers. It
+        raises a `ValueError` for videos. `processor_class` itself where that takes none, or not as its last part.
+    """
+    # Parts are given by their places, so only the last one can go.
+    if processor_class.get_attributes()[-1:] != ["video_processor"]:
+        return processor_class
+    names = {"__module__": processor_class.__module__, "__qualname__": processor_class.__qualname__}
+    return type(processor_class.__name__, (_WithoutVideos, processor_class), names)
+
+
+def _empty_without_videos(processor_class: type[ProcessorMixin]) -> ProcessorMixin:
+    made = without_videos(processor_class)
+    return made.__new__(made)
 
 
 class ComposedProcessor(ChatProcessor):
@@ -237,6 +285,8 @@ class ComposedProcessor(ChatProcessor):
                 f"it must be a processor of transformers or of this repository. Was this folder saved by another "
                 f"class than {cls.__name__} ({saved.get('processor_class')})?"
             )
+        if not is_torchvision_available() or "video_processor" not in saved:
+            vlm_class = without_videos(vlm_class)
         own = {name: kwargs.pop(name, saved.get(name)) for name in cls.own_fields}
         vlm_processor = vlm_class.from_pretrained(pretrained_model_name_or_path, **hub, **kwargs)
         chosen = getattr(getattr(vlm_processor, "image_processor", None), "backend", backend)
@@ -248,4 +298,4 @@ class ComposedProcessor(ChatProcessor):
         return cls(vlm_processor, SegmenterImageProcessor.from_dict(saved["segmenter_image_processor"]), **own)
 
 
-__all__ = ["ComposedProcessor"]
+__all__ = ["ComposedProcessor", "without_videos"]

@@ -9,7 +9,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from reasonseg.conversion import components
 from reasonseg.conversion.components import SegmenterComponent, VlmComponent
 from reasonseg.conversion.compose import check_parts, compose
 from reasonseg.conversion.compose_reasoning_segmentation import build_composed_model, compose_lisa
@@ -26,10 +25,9 @@ from reasonseg.conversion.sam_config import read_sam_config
 from reasonseg.conversion.sources import TensorInfo
 from reasonseg.conversion.systems import GSVA, LISA
 from reasonseg.conversion.verify import verify_repository
-from reasonseg.processing import composed_processor
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from tests.conversion.test_rules_lisa_gsva import CLIP_L_224
-from tests.processing.test_processing_reasoning_segmentation import IMAGES, ImageOnlyQwenProcessor, qwen_processor
+from tests.processing.test_processing_reasoning_segmentation import IMAGES, qwen_processor
 from tests.support import tiny
 from tests.support.full_size import FakeTokenizer, ShapesOnly, layout_tensors, read_layout
 from tests.support.originals import digests, read, weights
@@ -197,7 +195,7 @@ def test_other_families(composed, parts, system, vlm, segmenter, answer, tokens)
         assert torch.equal(rows[: len(known)], known)
 
 
-def test_qwen_without_its_video_processor(parts, tmp_path, monkeypatch):
+def test_qwen_without_its_video_processor(parts, tmp_path):
     """Everything of Qwen2.5-VL but the video processor, which images do not need; it has rows that no token uses."""
     processor, vlm, spare = qwen_processor(), tmp_path / "vlm", 3
     config = tiny.qwen2_5_vl_config()
@@ -206,15 +204,12 @@ def test_qwen_without_its_video_processor(parts, tmp_path, monkeypatch):
     source = tiny.randomize(AutoModelForImageTextToText.from_config(config))
     source.save_pretrained(vlm)
     processor.save_pretrained(vlm)
-    monkeypatch.setattr(composed_processor, "processor_class_from_name", lambda name: ImageOnlyQwenProcessor)
-    with monkeypatch.context() as patched:
-        patched.setattr(components.AutoProcessor, "from_pretrained", lambda *args, **kwargs: processor)
-        named = {"system": "gsva", "vlm": str(vlm), "segmenter": parts["sam2"]}
-        repo = compose(named, tmp_path / "repo").out
+    named = {"system": "gsva", "vlm": str(vlm), "segmenter": parts["sam2"]}
+    repo = compose(named, tmp_path / "repo").out
     assert verify_repository(repo).problems == []
     model = AutoModel.from_pretrained(repo)
     # The tokenizer knew [SEG]; [REJ] takes a row that was there.
-    assert model.config.rej_token_id == len(processor.tokenizer) - 1
+    assert model.config.rej_token_id == len(processor.tokenizer)
     assert torch.equal(model.get_input_embeddings().weight, source.get_input_embeddings().weight)
 
 

@@ -1,12 +1,20 @@
 """Models that write coordinates from their parts: files, formats by name and type, adapters, and the whole way."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor, pipeline
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    AutoTokenizer,
+    Qwen3VLProcessor,
+    pipeline,
+)
 
 from reasonseg.conversion.compose import check_parts, compose
 from reasonseg.conversion.compose_coordinates import _named_format
@@ -19,7 +27,7 @@ from reasonseg.processing.coordinate_formats import COORDINATE_FORMATS
 from reasonseg.serving.conversation import Conversation
 from tests.processing.test_processing_reasoning_segmentation import IMAGES
 from tests.support import tiny
-from tests.support.originals import weights
+from tests.support.originals import change_json, weights
 from tests.support.parity_data import PARITY
 from tests.support.parts import write_llava_next, write_sam, write_sam2
 
@@ -207,3 +215,51 @@ def test_evaluations_join_what_was_found(loaded, monkeypatch):
     rules = rules_for(processor, "refcoco", "free")
     assert rules.writes_coordinates
     assert rules_for(processor, "reasonseg", "free").writes_coordinates
+
+
+QWEN3_VL = PARITY / "sa2va" / "qwen3_vl" / "checkpoint"
+
+
+@pytest.fixture(scope="module")
+def qwen3_vl(tmp_path_factory):
+    """Qwen3-VL's folder as published, of a tiny size: its files name the processors for images and for videos."""
+    folder = tmp_path_factory.mktemp("qwen") / "Qwen3-VL-2B-Instruct"
+    config, tokenizer = tiny.qwen3_vl_config(), AutoTokenizer.from_pretrained(QWEN3_VL)
+    config.text_config.vocab_size = len(tokenizer)
+    for field in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        token = field.removesuffix("_token_id").replace("image", "image_pad").replace("video", "video_pad")
+        setattr(config, field, tokenizer.convert_tokens_to_ids(f"<|{token}|>"))
+    tiny.randomize(AutoModelForImageTextToText.from_config(config)).save_pretrained(folder)
+    for name in ("chat_template.jinja", "preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(QWEN3_VL / name, folder)
+    sizes = {"patch_size": 14, "size": {"shortest_edge": 28 * 28, "longest_edge": 4 * 28 * 28}}
+    change_json(folder / "preprocessor_config.json", lambda stored: stored | sizes)
+    videos = {"video_processor_type": "Qwen3VLVideoProcessor", "processor_class": "Qwen3VLProcessor", **sizes}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(videos), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("system", ["lisa", "reasoning-segmentation", "attend-and-segment"])
+def test_other_systems_take_it_too(qwen3_vl, parts, tmp_path, system):
+    out = compose({"system": system, "vlm": qwen3_vl, "segmenter": parts["segmenter"]}, tmp_path / "repo").out
+    assert verify_repository(out).problems == []
+    processor = AutoProcessor.from_pretrained(out)
+    assert processor.image_token_id in processor(images=IMAGES[0], text="What?", return_tensors="pt")["input_ids"]
+
+
+def test_qwen3_vl_needs_no_torchvision(qwen3_vl, parts, tmp_path):
+    named = {"vlm": qwen3_vl, "segmenter": parts["segmenter"]}
+    out = compose({"system": "coordinates", **named}, tmp_path / "repo").out
+    assert verify_repository(out).problems == []
+    config = json.loads((out / "config.json").read_text(encoding="utf-8"))
+    assert config["coordinate_format"] == "qwen3_vl"
+    model, processor = AutoModel.from_pretrained(out).eval(), AutoProcessor.from_pretrained(out)
+    assert isinstance(processor.vlm_processor, Qwen3VLProcessor)
+    ids = processor.tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
+    dictated = tiny.Dictation([ids], eos_token_id=processor.tokenizer.eos_token_id)
+    inputs = processor(images=IMAGES[0], text="What is there?", return_tensors="pt")
+    assert processor.image_token_id in inputs["input_ids"]
+    output = model.generate_with_masks(**inputs, logits_processor=[dictated])
+    (result,) = processor.post_process_segmentation(output, inputs)
+    assert [segment.label for segment in result.segments] == ["cup", "dog"]
+    assert [segment.mask.shape for segment in result.segments] == [IMAGES[0].size[::-1]] * 2

@@ -7,22 +7,18 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import is_torchvision_available
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
-from reasonseg.conversion import components
 from reasonseg.conversion.components import add_segmenter
 from reasonseg.conversion.convert_attend_and_segment import convert_attend_and_segment
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.inventory import Inventory
 from reasonseg.conversion.rules_lisa_gsva import sam_table
 from reasonseg.conversion.verify import verify_repository
-from reasonseg.processing import composed_processor
 from reasonseg.processing.processing_attend_and_segment import AttendAndSegmentProcessor
 from tests.processing.test_processing_reasoning_segmentation import (
     IMAGES,
-    ImageOnlyQwenProcessor,
     llava_next_processor,
     llava_processor,
     qwen_processor,
@@ -196,46 +192,11 @@ def test_difflmm(difflmm_repo, tmp_path):
     assert [segment.label for segment in result.segments] == ["A dog"]
 
 
-VIDEO_PROCESSORS = {
-    "Qwen2_5_VLProcessor": ("Qwen2VLImageProcessor", "Qwen2VLVideoProcessor"),
-    "InternVLProcessor": ("GotOcr2ImageProcessor", "InternVLVideoProcessor"),
-}
-
-
-def as_published(folder, processor_class):
-    """The processor's files as such a model's folder has them."""
-    images, videos = VIDEO_PROCESSORS[processor_class]
-    qwen_processor().tokenizer.save_pretrained(folder)
-    files = {
-        "processor_config.json": {"processor_class": processor_class},
-        "preprocessor_config.json": {"image_processor_type": images, "processor_class": processor_class},
-        "video_preprocessor_config.json": {"video_processor_type": videos, "processor_class": processor_class},
-    }
-    for name, content in files.items():
-        (folder / name).write_text(json.dumps(content), encoding="utf-8")
-
-
-@pytest.mark.skipif(is_torchvision_available(), reason="Nothing is missing where torchvision is installed.")
-@pytest.mark.parametrize("processor_class", VIDEO_PROCESSORS)
-def test_a_processor_for_videos_asks_for_torchvision(sam2_folder, tmp_path, processor_class):
-    vlm = tmp_path / "vlm"
-    tiny.qwen2_5_vl_config().save_pretrained(vlm)
-    as_published(vlm, processor_class)
-    videos = VIDEO_PROCESSORS[processor_class][1]
-    with pytest.raises(ConversionError, match=rf"{videos} requires the Torchvision .* pip install torchvision\.$"):
-        convert_attend_and_segment(vlm, sam=sam2_folder[0], out=tmp_path / "out" / "repo")
-    assert not (tmp_path / "out").exists()
-
-
-def test_qwen_without_its_video_processor(sam2_folder, tmp_path, monkeypatch):
+def test_qwen_without_its_video_processor(sam2_folder, tmp_path):
     """Everything of Qwen2.5-VL but the video processor, which images do not need."""
     vlm = tmp_path / "vlm"
-    processor = qwen_processor()
-    source = save_vlm(vlm, tiny.qwen2_5_vl_config(), processor)
-    monkeypatch.setattr(composed_processor, "processor_class_from_name", lambda name: ImageOnlyQwenProcessor)
-    with monkeypatch.context() as patched:
-        patched.setattr(components.AutoProcessor, "from_pretrained", lambda *args, **kwargs: processor)
-        convert_attend_and_segment(vlm, sam=sam2_folder[0], out=tmp_path / "repo", phrase_extractor="rules")
+    source = save_vlm(vlm, tiny.qwen2_5_vl_config(), qwen_processor())
+    convert_attend_and_segment(vlm, sam=sam2_folder[0], out=tmp_path / "repo", phrase_extractor="rules")
     assert verify_repository(tmp_path / "repo").problems == []
     model = AutoModel.from_pretrained(tmp_path / "repo").eval()
     assert model.config.heads == "mean"

@@ -91,7 +91,7 @@ def test_qwen_keeps_the_proportions():
 
 
 def internvl():
-    """InternVL's processor as far as it is looked at; its own needs a video processor and with it torchvision."""
+    """InternVL's processor as far as it is looked at; its own wants a tokenizer with InternVL's tokens."""
     view = SimpleNamespace(crop_to_patches=True, size={"height": 28, "width": 28}, min_patches=1, max_patches=4)
     return SimpleNamespace(image_processor=view, image_seq_length=4, patch_size=14)
 

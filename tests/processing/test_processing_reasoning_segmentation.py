@@ -1,6 +1,8 @@
 """Any vision-language model's processor with the segmenter's view: Llava, LLaVA-NeXT, Qwen2.5-VL."""
 
 import json
+import pickle
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -15,12 +17,12 @@ from transformers import (
     LlavaNextProcessor,
     LlavaProcessor,
     PreTrainedTokenizerFast,
-    ProcessorMixin,
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessorPil,
 )
 from transformers.utils import is_torchvision_available
 
+from reasonseg.processing.composed_processor import without_videos
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
 from tests.support import tiny
@@ -46,15 +48,6 @@ QWEN_TEMPLATE = (
     "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-
-
-class ImageOnlyQwenProcessor(Qwen2_5_VLProcessor):
-    """Qwen2.5-VL's processor without its video processor, which needs torchvision."""
-
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None):
-        self.image_token = "<|image_pad|>"
-        self.image_token_id = tokenizer.convert_tokens_to_ids(self.image_token)
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
 def byte_level_tokenizer() -> PreTrainedTokenizerFast:
@@ -101,9 +94,9 @@ def llava_next_processor() -> LlavaNextProcessor:
     )
 
 
-def qwen_processor() -> ImageOnlyQwenProcessor:
+def qwen_processor() -> Qwen2_5_VLProcessor:
     view = Qwen2VLImageProcessorPil(min_pixels=28 * 28, max_pixels=4 * 28 * 28)
-    return ImageOnlyQwenProcessor(view, byte_level_tokenizer(), chat_template=QWEN_TEMPLATE)
+    return without_videos(Qwen2_5_VLProcessor)(view, byte_level_tokenizer(), chat_template=QWEN_TEMPLATE)
 
 
 MAKERS = {"llava": llava_processor, "llava_next": llava_next_processor, "qwen2_5_vl": qwen_processor}
@@ -377,3 +370,32 @@ def test_without_a_chat_template_only_whole_prompts():
         ours(images=IMAGES[0], text="<image> a", answer="[SEG]")
     with pytest.raises(ValueError, match="Labels need a chat template"):
         ours(images=IMAGES[0], text="<image> a", return_labels=True)
+
+
+class TestWithoutVideos:
+    def test_copies_are_of_one_class(self):
+        processor = qwen_processor()
+        assert isinstance(processor, Qwen2_5_VLProcessor)
+        assert without_videos(LlavaProcessor) is LlavaProcessor
+        prompt = {"images": IMAGES[0], "text": "<|image_pad|> a", "return_tensors": "pt"}
+        unpickled = pickle.loads(pickle.dumps(processor))  # noqa: S301  # our own bytes
+        for again in (unpickled, deepcopy(processor)):
+            assert type(again) is type(processor)
+            assert_same_inputs(again(**prompt), processor(**prompt))
+
+    def test_files_name_the_class_of_transformers(self, tmp_path):
+        processor = qwen_processor()
+        processor.save_pretrained(tmp_path)
+        stored = json.loads((tmp_path / "processor_config.json").read_text(encoding="utf-8"))
+        assert stored["processor_class"] == "Qwen2_5_VLProcessor"
+        stored["video_processor"] = {"video_processor_type": "Qwen2VLVideoProcessor"}
+        (tmp_path / "processor_config.json").write_text(json.dumps(stored), encoding="utf-8")
+        again = type(processor).from_pretrained(tmp_path)
+        prompt = {"images": IMAGES[0], "text": "<|image_pad|> a", "return_tensors": "pt"}
+        assert_same_inputs(again(**prompt), processor(**prompt))
+
+    def test_videos_are_refused(self):
+        clip = [IMAGES[:1] * 2]
+        for args, kwargs in (((), {"videos": clip}), ((None, "<|video_pad|>", clip), {})):
+            with pytest.raises(ValueError, match="takes images and text alone"):
+                qwen_processor()(*args, **kwargs)

@@ -345,22 +345,24 @@ def test_a_page_that_is_closed_ends_its_answer_and_leaves_the_model_to_others(br
     wait_for(browser, lambda d: "Stopped." in all_of(d, "#chat .answer")[2].text)
 
 
-def test_a_heat_map_follows_its_own_slider(browser):
+def test_a_heat_map_follows_its_own_slider(browser, address):
+    browser.get(address)  # a page without the regions of other tests
     choose(browser, "ivm")
     wait_for(browser, lambda d: [e for e in all_of(d, "#shown-as label") if e.is_displayed()])
     assert not any(e.is_displayed() for e in [*all_of(browser, "#rejection"), *all_of(browser, "#tool")])
-    scene = shown(browser)
+    click(browser, "#examples button img, #examples .thumbnail-item")
+    scene = wait_for(browser, lambda d: [shown(d)])[0]
     type_into(browser, "#question", "the yellow cup")
     click(browser, "#ask")
     answered(browser, 1)
     heat = changed(browser, scene)
     click(browser, "#shown-as label", "masked image")
-    masked = changed(browser, heat)
-    slide(browser, "#threshold", 1.0)
-    nothing = changed(browser, masked)
-    slide(browser, "#threshold", 0.0)
-    everything = changed(browser, nothing)
-    assert colored(everything, scene) < colored(nothing, scene)
+    whole = changed(browser, heat)
+    assert np.array_equal(whole, scene)  # all of it exceeds this threshold
+    slide(browser, "#threshold", 0.61)  # between the least and the largest value of this heat-map
+    wait_for(browser, lambda d: colored(shown(d), scene) > 300)
+    slide(browser, "#threshold", 1.0)  # nothing exceeds it, and then the image is kept whole
+    wait_for(browser, lambda d: np.array_equal(shown(d), scene))
 
 
 def test_a_file_that_is_no_image_is_refused_and_another_taken(browser, address, tmp_path):

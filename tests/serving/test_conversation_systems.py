@@ -11,7 +11,6 @@ from reasonseg.processing.answer_stream import TextPiece
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
 from reasonseg.tabletop.scenes import draw_scene
-from tests.modeling.test_key_value_cache import qwen3_vl_config
 from tests.processing.test_processing_reasoning_segmentation import qwen_processor
 from tests.support import tiny
 from tests.support.counting import counted
@@ -25,7 +24,7 @@ REPOS = {
     "difflmm": "difflmm_repo",
     "attend_and_segment": None,
 }
-COMPOSED = {"qwen2_5_vl": tiny.qwen2_5_vl_config, "qwen3_vl": qwen3_vl_config}
+COMPOSED = {"qwen2_5_vl": tiny.qwen2_5_vl_config, "qwen3_vl": tiny.qwen3_vl_config}
 QUESTIONS = ("What is this?", "And where is the cup?", "Why?")
 
 
