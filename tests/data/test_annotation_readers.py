@@ -563,6 +563,12 @@ def test_rows_that_are_refused(datasets, tmp_path):
     rows = [{"image": {"bytes": png(np.zeros((5, 5, 3), dtype=np.uint8)), "path": None}, "mask": mask_to_rle(MASK)}]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "train.parquet"))
     refused("datasets", tmp_path / "data", "row 0", "5 x 5")
+    for request in (-1, 2**31 - 1):
+        mask = {"label": "cup", "rle": mask_to_rle(MASK), "request": request}
+        image = {"bytes": png(np.zeros((*SIZE, 3), dtype=np.uint8)), "path": None}
+        rows = [{"image": image, "requests": [{"question": "Where?", "answer": None}], "objects": [mask]}]
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "train.parquet"))
+        refused("datasets", tmp_path / "data", "row 0", "object number 1", f"its request is {request}")
 
 
 # ---- formats in common ----------------------------------------------------------------------------------------------
