@@ -265,6 +265,8 @@ def test_a_circle_has_the_area_of_one(tmp_path):
     (image,) = read("labelme", labelme(tmp_path, shape([[18, 12], [18, 4]], "circle")))
     assert image.objects[0].area == pytest.approx(np.pi * 8**2, rel=0.04)
     assert image.objects[0].box_xyxy == (10, 4, 26, 20)
+    (image,) = read("labelme", labelme(tmp_path, shape([[18, 12], [1e300, 4]], "circle")))
+    assert image.objects[0].area == HEIGHT * WIDTH, "no number is too large"
 
 
 @pytest.mark.parametrize("kind", ["line", "linestrip", "point"])
