@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -38,7 +39,7 @@ def read_sam2_config(shapes: Shapes, options: Mapping[str, Any] | None = None) -
             the published sizes, whose weights do not show them.
 
     Raises:
-        ConversionError: Parameters are missing, or leave a size open.
+        ConversionError: Parameters are missing, leave a size open, or do not fit the options.
     """
     widths = _widths(shapes)
     stages = list(dict.fromkeys(widths))
@@ -48,7 +49,8 @@ def read_sam2_config(shapes: Shapes, options: Mapping[str, Any] | None = None) -
             next_step="Pass a checkpoint that holds the whole SAM 2.",
         )
     blocks = tuple(widths.count(width) for width in stages)
-    heads, windows, global_blocks = _attention(stages[0], blocks, dict(options or {}))
+    first_window = _shape(shapes, f"{_BACKBONE}.pos_embed_window")[-1]
+    heads, windows, global_blocks = _attention(stages[0], blocks, first_window, dict(options or {}))
     hidden_size = _shape(shapes, f"{_DECODER}.iou_token.weight")[1]
     transformer = f"{_DECODER}.transformer"
     grids = [_IMAGE_SIZE // (_PATCH_STRIDE * 2**level) for level in range(_STAGES - 1)]
@@ -91,26 +93,44 @@ def read_sam2_config(shapes: Shapes, options: Mapping[str, Any] | None = None) -
 
 
 def _attention(
-    width: int, blocks: tuple[int, ...], options: dict[str, Any]
+    width: int, blocks: tuple[int, ...], first_window: int, options: dict[str, Any]
 ) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """Heads of the first stage, windows by stage, blocks with global attention."""
     if unknown := set(options) - set(_OPTIONS):
         raise ConversionError(f"Unknown SAM 2 options {sorted(unknown)}; allowed are {', '.join(_OPTIONS)}.")
     known = _PUBLISHED.get((width, blocks))
     if known is None and (missing := [name for name in _OPTIONS if name not in options]):
+        example = {
+            "num_attention_heads": 2,
+            "window_size_per_stage": [first_window, 4, 16, 8],
+            "global_attention_blocks": [sum(blocks) - 2],
+        }
         raise ConversionError(
             f"SAM 2's image encoder (width {width}, {list(blocks)} blocks) is none of the published ones, and its "
             f"weights do not show {', '.join(missing)}.",
-            next_step='Pass sam_options={"num_attention_heads": 2, "window_size_per_stage": [8, 4, 16, 8], '
-            '"global_attention_blocks": [23, 33, 43]}, with the values it was built with.',
+            next_step=f"Pass sam_options={json.dumps(example | options)}, with the values it was built with.",
         )
     values = [options.get(name, usual) for name, usual in zip(_OPTIONS, known or (None,) * 3, strict=True)]
     heads, windows, global_blocks = values
     numbers = (heads, *windows, *global_blocks) if all(isinstance(v, list | tuple) for v in values[1:]) else (None,)
-    if not all(type(number) is int for number in numbers) or len(windows) != _STAGES or width % max(heads, 1):
+    if (
+        not all(type(number) is int for number in numbers)
+        or heads < 1
+        or width % heads
+        or len(windows) != _STAGES
+        or min(windows) < 1
+        or not all(0 <= block < sum(blocks) for block in global_blocks)
+    ):
         raise ConversionError(
             f"SAM 2's image encoder cannot have {heads!r} heads, windows {windows!r} and global blocks "
-            f"{global_blocks!r}; give a whole number that divides {width}, {_STAGES} whole numbers, and a list."
+            f"{global_blocks!r}; give a whole number that divides {width}, {_STAGES} whole numbers of at least 1, and "
+            f"a list of blocks, of which it has 0 to {sum(blocks) - 1}."
+        )
+    if windows[0] != first_window:
+        raise ConversionError(
+            f"The windows of SAM 2's first stage are {first_window} positions wide, as its `pos_embed_window` shows; "
+            f"window_size_per_stage is {list(windows)}.",
+            next_step="Give the values it was built with.",
         )
     return heads, tuple(windows), tuple(global_blocks)
 

@@ -206,6 +206,11 @@ def _own_row(row: Mapping[str, Any], masks: ImageMasks) -> tuple[list[LabelledOb
         others = {name: each.get(name) for name in ("score", "span", "request", "is_crowd", "rejected")}
         others["span"] = None if others["span"] is None else tuple(others["span"])
         others = {name: value for name, value in others.items() if value is not None}
+        if not 0 <= others.get("request", 0) < max(1, len(asked)):
+            raise DataFileError(
+                f"{masks.what}, {what}: its request is {others['request']}, and the row has {len(asked)}, counted "
+                "from 0."
+            )
         if each["rle"] is None:
             objects.append(LabelledObject(each.get("label") or "", None, **others))
             continue

@@ -231,7 +231,7 @@ def _circle(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     (x, y), edge = points[0], points[1]
     radius = math.dist(points[0], edge)
     rows, columns = np.ogrid[: size[0], : size[1]]
-    return (columns + 0.5 - x) ** 2 + (rows + 0.5 - y) ** 2 <= radius**2
+    return np.hypot(columns + 0.5 - x, rows + 0.5 - y) <= radius
 
 
 def _pasted(mask: Any, points: np.ndarray, what: str, size: tuple[int, int]) -> np.ndarray:

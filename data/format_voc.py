@@ -244,7 +244,8 @@ def write_voc(images: Iterable[LabelledImage], folder: Path, options: WritingOpt
     """Write Pascal VOC's folders; see the module and [`AnnotationFormat`].
 
     Raises:
-        DataFileError: There are more than 254 labels, or as many objects in one image.
+        DataFileError: There are more than 254 labels, or as many objects in one image; or a label is the name of the
+            background, or cannot stand in `labelmap.txt`.
     """
     written, categories, palette = Written(), Categories(1), voc_palette()
     listed = folder / "ImageSets" / "Segmentation"
@@ -258,6 +259,8 @@ def write_voc(images: Iterable[LabelledImage], folder: Path, options: WritingOpt
                 "another format, such as coco."
             )
         # numbers in the order of the objects; the larger are painted first
+        for found in drawn:
+            _check_name(found.label, image.file_name)
         numbers = [categories.number(found.label) for found in drawn]
         if max(numbers, default=0) > MOST_NUMBERS:
             raise DataFileError(
@@ -266,9 +269,14 @@ def write_voc(images: Iterable[LabelledImage], folder: Path, options: WritingOpt
             )
         for index in sorted(range(len(drawn)), key=lambda index: -drawn[index].area):
             pixels = drawn[index].pixels()
+            if not pixels.any():
+                written.left_out["empty masks, which have no pixel"] += 1
             if hidden := int(np.count_nonzero(objects[pixels])):
                 written.left_out["pixels that a smaller mask hides"] += hidden
             classes[pixels], objects[pixels] = numbers[index], index + 1
+        seen = set(np.unique(objects).tolist()) - {0}
+        if lost := sum(found.area > 0 for found in drawn) - len(seen):
+            written.left_out["masks that others hide wholly"] += lost
         name = PurePosixPath(image.file_name).with_suffix("")
         for kind, values in (("SegmentationClass", classes), ("SegmentationObject", objects)):
             indexed = Image.fromarray(values)
@@ -278,7 +286,7 @@ def write_voc(images: Iterable[LabelledImage], folder: Path, options: WritingOpt
         with (listed / f"{image.split or DEFAULT_SPLIT}.txt").open("a", encoding="utf-8") as file:
             file.write(f"{name}\n")
         written.images += 1
-        written.masks += len(drawn)
+        written.masks += len(seen)
         if rejected := sum(1 for _ in image.rejected):
             written.left_out["rejected phrases"] += rejected
     lines = ["# label:color_rgb:parts:actions"]
@@ -287,6 +295,15 @@ def write_voc(images: Iterable[LabelledImage], folder: Path, options: WritingOpt
         lines.append(f"{' '.join(label.split())}:{red},{green},{blue}::")
     (folder / "labelmap.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return written
+
+
+def _check_name(label: str, file_name: str) -> None:
+    name = " ".join(label.split())
+    if name.strip("_") == BACKGROUND or name.startswith("#"):
+        raise DataFileError(
+            f"{file_name!r} has an object {label!r}. In labelmap.txt of Pascal VOC that would name the background, "
+            "or be a comment, and the object would be lost. Choose another format, such as coco."
+        )
 
 
 def voc_palette() -> list[int]:

@@ -51,11 +51,17 @@ def _parts(rings: list[np.ndarray]) -> list[list[np.ndarray]]:
     areas = [_signed_area(ring) for ring in rings]
     outer = [index for index, area in enumerate(areas) if area > 0]
     parts = {index: [rings[index]] for index in outer}
+    # the smallest first, and of these only where the box is around it: masks of noise have thousands of both
+    ordered = sorted(outer, key=lambda other: areas[other])
+    least, most = (
+        np.array([extreme(rings[other], axis=0) for other in ordered]).reshape(-1, 2) for extreme in (np.min, np.max)
+    )
     for index, area in enumerate(areas):
         if area < 0:
-            x, y = rings[index][0]
-            around = [other for other in outer if _is_inside(rings[other], x + 0.5, y - 0.5)]
-            parts[min(around, key=lambda other: areas[other])].append(rings[index])
+            x, y = rings[index][0] + (0.5, -0.5)
+            near = np.flatnonzero(((least < (x, y)) & ((x, y) < most)).all(axis=1))
+            around = next(ordered[place] for place in near if _is_inside(rings[ordered[place]], x, y))
+            parts[around].append(rings[index])
     return list(parts.values())
 
 

@@ -36,7 +36,7 @@ CSS = """
 #view svg { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; }
 #view polyline { fill: none; stroke: #f00; stroke-width: 2px; vector-effect: non-scaling-stroke; }
 #view .hint { padding: 6em 1em; text-align: center; color: #888; border: 1px dashed #aaa; border-radius: 8px; }
-#chat { height: 46vh; overflow-y: auto; }
+#chat { height: 22vh; min-height: 11em; overflow-y: auto; }
 #chat .question { margin: .8em 0 .2em 15%; padding: .4em .7em; border-radius: 10px; background: #8883; }
 #chat .answer { white-space: pre-wrap; line-height: 1.7; padding: .2em .1em; }
 #chat .rejected, #chat s { color: #888; }

@@ -1,6 +1,7 @@
 """Training described by a YAML file: data, what learns, losses, optimizer and the Trainer's own arguments."""
 
 import logging
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,15 @@ from .trained_parameters import LORA_TARGETS
 logger = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).parent / "recipes"
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML whose numbers may be written as `3e-3`, which PyYAML, by YAML 1.1, reads as text."""
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 class RecipeError(ValueError):
@@ -211,6 +221,9 @@ class Recipe:
         self.kind.check(self)
         if self.parts is not None:
             _check_parts(self)
+        for pattern, rate in self.learning_rates.items():
+            if isinstance(rate, bool) or not isinstance(rate, (int, float)):
+                raise RecipeError(f"learning_rates.{pattern} is {rate!r}; it must be a number.")
         if self.learning_rates and self.optimizer is not None:
             raise RecipeError("learning_rates are for the Trainer's own optimizer; leave out `optimizer`.")
         if self.data.group_by_modality_length and not self.kind.knows_lengths:
@@ -279,6 +292,9 @@ def _read_section(section_class: type, values: Any, name: str) -> Any:
     known = {own.name for own in fields(section_class)}
     if unknown := sorted(set(values) - known):
         raise RecipeError(f"{name} has unknown fields {unknown}; there are {sorted(known)}.")
+    for own in fields(section_class):
+        if own.type in (int, float) and isinstance(value := values.get(own.name), str):
+            raise RecipeError(f"{name}.{own.name} is {value!r}; it must be a number.")
     values = {
         field_name: _read_section(_SECTIONS[field_name], value, f"{name}.{field_name}")
         if field_name in _SECTIONS and value is not None and section_class is not ValidationRecipe
@@ -309,7 +325,7 @@ def load_recipe(name_or_path: str | Path, overrides: list[str] | tuple[str, ...]
         known = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
         raise RecipeError(f"There is no file and no recipe {str(name_or_path)!r}; recipes: {', '.join(known)}.")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_RecipeLoader)
         for override in overrides:
             key, separator, value = override.partition("=")
             if not separator:
@@ -318,7 +334,7 @@ def load_recipe(name_or_path: str | Path, overrides: list[str] | tuple[str, ...]
             target = values
             for parent in parents:
                 target = target.setdefault(parent, {})
-            target[leaf] = yaml.safe_load(value)
+            target[leaf] = yaml.load(value, Loader=_RecipeLoader)
     except yaml.YAMLError as error:
         raise RecipeError(f"{path} is not YAML: {error}") from error
     if isinstance(values, dict):

@@ -135,8 +135,10 @@ def merge_data_sets(folders: list[Path], out: Path) -> str:
 
     console = stderr_console()
     splits = sorted({path.parent.name for folder in folders for path in (folder / _STATE).glob("*/request.json")})
-    rows = 0
-    for split in splits:
+    if not splits:
+        raise CommandError("The folders hold no part of a data set: no run of `segment --dataset` has begun in them.")
+    found: dict[str, tuple[dict[str, Any], dict[str, FolderShards]]] = {}
+    for split in splits:  # all are checked before anything is written
         sources = [FolderShards(folder, split) for folder in folders]
         sources = [shards for shards in sources if shards.request() is not None]
         request, *others = (shards.request() for shards in sources)
@@ -158,12 +160,15 @@ def merge_data_sets(folders: list[Path], out: Path) -> str:
                 f"The split {split!r} is not complete: {first} is missing, and so are files of {len(missing)} of "
                 f"{request['sources']} sources in all. Run the shards that have not ended again."
             )
+        found[split] = request, parts
+    rows = 0
+    for split, (request, parts) in found.items():
         target = FolderShards(out, split)
         target.begin(request)
         for name, shards in with_progress(iter(sorted(parts.items())), len(parts), console, f"Merging {split}"):
             if target.find(name) is None:
                 target.copy(name, shards)
-            rows += done[name]["rows"]
+            rows += target.find(name)["rows"]
     FolderShards(out, splits[0]).finish()
     return f"{rows} rows"
 

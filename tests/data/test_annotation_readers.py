@@ -265,6 +265,8 @@ def test_a_circle_has_the_area_of_one(tmp_path):
     (image,) = read("labelme", labelme(tmp_path, shape([[18, 12], [18, 4]], "circle")))
     assert image.objects[0].area == pytest.approx(np.pi * 8**2, rel=0.04)
     assert image.objects[0].box_xyxy == (10, 4, 26, 20)
+    (image,) = read("labelme", labelme(tmp_path, shape([[18, 12], [1e300, 4]], "circle")))
+    assert image.objects[0].area == HEIGHT * WIDTH, "no number is too large"
 
 
 @pytest.mark.parametrize("kind", ["line", "linestrip", "point"])
@@ -563,6 +565,12 @@ def test_rows_that_are_refused(datasets, tmp_path):
     rows = [{"image": {"bytes": png(np.zeros((5, 5, 3), dtype=np.uint8)), "path": None}, "mask": mask_to_rle(MASK)}]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "train.parquet"))
     refused("datasets", tmp_path / "data", "row 0", "5 x 5")
+    for request in (-1, 2**31 - 1):
+        mask = {"label": "cup", "rle": mask_to_rle(MASK), "request": request}
+        image = {"bytes": png(np.zeros((*SIZE, 3), dtype=np.uint8)), "path": None}
+        rows = [{"image": image, "requests": [{"question": "Where?", "answer": None}], "objects": [mask]}]
+        datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "train.parquet"))
+        refused("datasets", tmp_path / "data", "row 0", "object number 1", f"its request is {request}")
 
 
 # ---- formats in common ----------------------------------------------------------------------------------------------

@@ -235,6 +235,23 @@ def test_what_a_png_cannot_hold_is_refused(images, tmp_path):
         write("voc", rows, tmp_path / "out")
 
 
+def test_what_is_lost_in_a_png_is_told(images, tmp_path):
+    twice = LabelledObject("cup", mask_to_rle(BOX))
+    empty = LabelledObject("cup", mask_to_rle(np.zeros(SIZE, dtype=bool)))
+    written = write("voc", [replace(images[0], objects=(twice, twice, empty))], tmp_path / "out")
+    assert written.masks == 1
+    assert written.left_out == {
+        "pixels that a smaller mask hides": BOX.sum(),
+        "masks that others hide wholly": 1,
+        "empty masks, which have no pixel": 1,
+    }
+    for label in ("background", "_background_", "# cup"):
+        named = replace(images[0], objects=(replace(twice, label=label),))
+        with pytest.raises(DataFileError, match=f"'upright.png' has an object '{label}'"):
+            write("voc", [named], tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 # ---- our own folder -------------------------------------------------------------------------------------------------
 
 

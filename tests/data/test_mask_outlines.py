@@ -46,6 +46,16 @@ def test_an_outline_per_part_gives_the_mask(mask):
     assert covered.max() == mask.any(), "no part lies in another's outline"
 
 
+@pytest.mark.timeout(20)
+def test_many_parts_with_holes_take_no_time_that_grows_with_their_square():
+    tile = np.pad(np.ones((3, 3), dtype=bool), 1)
+    tile[2, 2] = False
+    mask = np.tile(tile, (50, 50))
+    outlines = trace_outlines(mask_to_rle(mask))
+    assert len(outlines.rings) == 2500
+    np.testing.assert_array_equal(painted(outlines.rings, mask.shape), mask)
+
+
 @settings(max_examples=150, deadline=None)
 @example(RING)
 @example(CORNERS)

@@ -153,3 +153,19 @@ def test_what_cannot_be_merged(shards, tmp_path):
     shutil.copytree(shards[2], other)
     next(iter(ended_shards(other))).unlink()
     assert "already holds results of" in refused(other)
+
+
+def test_no_split_is_merged_when_another_is_incomplete(tmp_path):
+    source = tmp_path / "source"
+    for split, is_last in (("a", True), ("b", False)):
+        state = source / ".reasonseg" / split
+        state.mkdir(parents=True)
+        (state / "request.json").write_text('{"sources": 1}', encoding="utf-8")
+        about = {"rows": 0, "failed": 0, "last": is_last}
+        (state / "00000-of-00001-00000.json").write_text(json.dumps(about), encoding="utf-8")
+    result = run("merge", source, "--out", tmp_path / "out", code=1)
+    assert "The split 'b' is not complete" in result.stderr
+    assert not (tmp_path / "out").exists()
+    shutil.rmtree(source / ".reasonseg")
+    (source / ".reasonseg").mkdir()
+    assert "no part of a data set" in run("merge", source, "--out", tmp_path / "out", code=1).stderr

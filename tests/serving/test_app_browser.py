@@ -97,7 +97,7 @@ def browser(tmp_path_factory, address):
         *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--hide-scrollbars"),
         *(
             "--disable-dev-shm-usage",
-            "--window-size=1180,1130",
+            "--window-size=1180,1240",
             f"--user-data-dir={tmp_path_factory.mktemp('chromium')}",
         ),
     ):

@@ -54,6 +54,14 @@ def test_published_settings():
             "model: x\ndata: {kind: tabletop}\nvalidation: {dataset: d}\narguments: {save_steps: 3}",
             "arguments.save_steps does not go with `validation`",
         ),
+        (
+            "model: x\ndata: {kind: tabletop}\noptimizer: {learning_rate: fast}",
+            "learning_rate is 'fast'; it must be a num",
+        ),
+        (
+            "model: x\ndata: {kind: tabletop}\nlearning_rates: {head: '1'}",
+            "learning_rates.head is '1'; it must be a num",
+        ),
         ("model: [x", "is not YAML"),
         ("- a\n- b", "must hold named fields"),
     ],
@@ -63,6 +71,20 @@ def test_wrong_recipes(tmp_path, text, message):
     path.write_text(text, encoding="utf-8")
     with pytest.raises(RecipeError, match=message):
         load_recipe(path)
+
+
+def test_numbers_with_an_exponent_need_no_point(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "model: '1e5'\ndata: {kind: tabletop}\noptimizer: {learning_rate: 3e-3}\narguments: {learning_rate: 1E+2}",
+        encoding="utf-8",
+    )
+    recipe = load_recipe(path, ["arguments.weight_decay=-5e-4", "learning_rates.head=.5e1", "optimizer=null"])
+    assert recipe.model == "1e5"
+    assert recipe.arguments == {"learning_rate": 100.0, "weight_decay": -0.0005}
+    assert recipe.learning_rates == {"head": 5.0}
+    assert load_recipe(path).optimizer.learning_rate == 0.003
+    assert yaml.safe_load("3e-3") == "3e-3", "other readers of YAML are left alone"
 
 
 def test_a_recipe_that_leaves_the_model_open_cannot_be_followed(tmp_path):
