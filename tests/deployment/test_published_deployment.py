@@ -392,7 +392,7 @@ def test_the_space_runs_in_gradio_itself(hub, clones, tmp_path):
     command = [sys.executable, str(clones / "gsva-page" / "app.py")]
     with subprocess.Popen(command, cwd=tmp_path, env=environment) as page:
         try:
-            deadline = time.monotonic() + 120
+            deadline = time.monotonic() + 300
             while True:
                 try:
                     client = Client(f"http://127.0.0.1:{port}", verbose=False)
