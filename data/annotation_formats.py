@@ -146,6 +146,7 @@ class AnnotationFormat:
         needs (`tuple[str, ...]`): Packages that must be installed besides.
         extra (`str`, *optional*): The extra of this package that holds them.
         other_names (`tuple[str, ...]`): What else `--format` calls it.
+        on_the_hub (`bool`): Whether its reader takes names of data sets on the Hub, too.
     """
 
     name: str
@@ -159,6 +160,7 @@ class AnnotationFormat:
     needs: tuple[str, ...] = ()
     extra: str | None = None
     other_names: tuple[str, ...] = ()
+    on_the_hub: bool = False
 
     def write(self, images: "Iterable[LabelledImage]", folder: Path, options: WritingOptions) -> Written:
         """Fill an empty folder."""
@@ -177,6 +179,8 @@ class AnnotationFormat:
         changed = [name for name in vars(default) if getattr(options, name) != getattr(default, name)]
         if ignored := [name for name in changed if name not in heeded]:
             raise ValueError(f"The format {self.name!r} does not heed {', '.join(ignored)}; leave it out.")
+        if not self.on_the_hub and not Path(source).exists():
+            raise DataFileError(_NOTHING_THERE.format(str(source)))
         return self._imported(self.reader, "reads")(source, options)
 
     def check(self) -> None:
@@ -196,6 +200,7 @@ class AnnotationFormat:
         return import_object(reference)
 
 
+_NOTHING_THERE = "There is no file and no folder {!r}."
 _EXACT = ("pixels", "holes", "parts", "overlaps")
 
 FORMATS: dict[str, AnnotationFormat] = {
@@ -251,6 +256,7 @@ FORMATS: dict[str, AnnotationFormat] = {
             keeps=(*_EXACT, "scores", "rejected", "text"),
             needs=("datasets",),
             extra="data",
+            on_the_hub=True,
         ),
         AnnotationFormat(
             name="reasonseg",
@@ -284,7 +290,7 @@ def guess_format(source: str | Path) -> AnnotationFormat:
     """
     path = Path(source)
     if not path.exists():
-        raise DataFileError(f"There is no file and no folder {str(source)!r}.")
+        raise DataFileError(_NOTHING_THERE.format(str(source)))
     found = [entry for entry in FORMATS.values() if entry.recognised_by and import_object(entry.recognised_by)(path)]
     if len(found) != 1:
         looks = " and ".join(entry.name for entry in found) or "none of the formats that are read"

@@ -222,11 +222,15 @@ class ImageMasks:
 
 def _corners(box_xyxy: Any, what: str, size: tuple[int, int]) -> list[list[float]]:
     """A box as polygons."""
-    try:
-        x1, y1, x2, y2 = map(float, box_xyxy(size) if callable(box_xyxy) else box_xyxy)
-    except (TypeError, ValueError):
-        raise ValueError(f"{what} has the box {reprlib.repr(box_xyxy)}; it must be four numbers.") from None
+    corners = box_xyxy(size) if callable(box_xyxy) else box_xyxy
+    if not isinstance(corners, (list, tuple)) or len(corners) != 4 or not all(map(_is_number, corners)):
+        raise ValueError(f"{what} has the box {reprlib.repr(corners)}; it must be four numbers.")
+    x1, y1, x2, y2 = map(float, corners)
     return [[x1, y1, x2, y1, x2, y2, x1, y2]]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _has_numbers(value: Any) -> bool:

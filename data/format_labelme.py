@@ -20,7 +20,7 @@ from PIL import Image
 from ..processing.image_loading import MAX_IMAGE_PIXELS, open_image
 from ..processing.mask_reading import EmptyMaskError, read_mask
 from .annotation_formats import ReadingOptions, WritingOptions, Written
-from .annotation_reading import IMAGE_SUFFIXES, ImageMasks, read_each, read_head
+from .annotation_reading import IMAGE_SUFFIXES, ImageHead, ImageMasks, read_each, read_head
 from .annotation_writing import UNNAMED, encode_png, new_file, place_image
 from .data_files import DataFileError, file_in, read_json
 from .labelled_images import LabelledImage, LabelledObject
@@ -104,15 +104,16 @@ def _image(content: dict[str, Any], path: Path, root: Path, options: ReadingOpti
             raise DataFileError(f"{path}: {error} The folder of the images is chosen with images=FOLDER.") from None
         file = None
     is_there = file is not None and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    kept = None if embedded is None else _embedded_head(embedded, path, limit)
     # the file as it was taken, in place of the copy that LabelMe has made of it
-    if is_there and (embedded is None or read_head(file, limit).upright == read_head(embedded, limit).upright):
+    if is_there and (kept is None or read_head(file, limit).upright == kept.upright):
         return file, _name_below(root if options.images is None else folder, file)
     if embedded is None:
         raise DataFileError(
             f"{path}: its image {file} does not exist, and the file does not hold it. The folder of the images is "
             "chosen with images=FOLDER."
         )
-    with open_image(embedded, options.max_image_pixels or MAX_IMAGE_PIXELS) as opened:
+    with open_image(embedded, limit or MAX_IMAGE_PIXELS) as opened:
         ending = {"JPEG": ".jpg", "MPO": ".jpg"}.get(str(opened.format), f".{str(opened.format).lower()}")
     return embedded, _name_below(root, path.with_suffix(ending))
 
@@ -125,6 +126,13 @@ def _embedded_image(data: Any, path: Path) -> bytes | None:
     if data is None or data == "":
         return None
     return _decode(data, f"{path}: its `imageData`")
+
+
+def _embedded_head(content: bytes, path: Path, limit: int | None) -> ImageHead:
+    try:
+        return read_head(content, limit)
+    except ValueError as error:
+        raise DataFileError(f"{path}: its `imageData` cannot be used. {error}") from None
 
 
 def _decode(text: Any, what: str) -> bytes:
@@ -241,7 +249,12 @@ def _pasted(mask: Any, points: np.ndarray, what: str, size: tuple[int, int]) -> 
         raise ValueError(
             f"{what} has a mask from pixel {x1, y1} to {x2, y2}, no box of the image of {size[1]} x {size[0]} pixels."
         )
-    with open_image(_decode(mask, f"{what}: its `mask`")) as opened:
+    content = _decode(mask, f"{what}: its `mask`")
+    try:
+        opened = open_image(content)
+    except ValueError as error:
+        raise ValueError(f"{what}: its `mask` cannot be used. {error}") from None
+    with opened:
         part = read_mask(opened, (y2 - y1 + 1, x2 - x1 + 1), f"{what}: its `mask`")
     pasted = np.zeros(size, dtype=bool)
     pasted[y1 : y2 + 1, x1 : x2 + 1] = part

@@ -9,6 +9,7 @@
 A pixel belongs to one object: where masks overlap, the smaller one is seen.
 """
 
+import reprlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -214,6 +215,12 @@ def _read_boxes(path: Path, masks: ImageMasks) -> Iterator[LabelledObject]:
         sides = [None if box is None else box.findtext(side) for side in ("xmin", "ymin", "xmax", "ymax")]
         if not name or None in sides:
             raise DataFileError(f"{path}, object number {number}: it must have a `name` and a `bndbox`.")
+        try:
+            sides = list(map(float, sides))
+        except ValueError:
+            raise DataFileError(
+                f"{path}, object number {number} has the box {reprlib.repr(sides)}; it must be four numbers."
+            ) from None
         found = masks.object(name, None, f"object number {number} ({name!r})", box_xyxy=sides)
         if found is not None:
             yield found

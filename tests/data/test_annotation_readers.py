@@ -74,6 +74,11 @@ def refused(name: str, source: Path, *words: str, **options) -> None:
         assert word in str(error.value), str(error.value)
 
 
+@pytest.mark.parametrize("name", [name for name, entry in FORMATS.items() if entry.reader and not entry.on_the_hub])
+def test_a_path_that_does_not_exist(name, tmp_path):
+    refused(name, tmp_path / "nothing", "There is no file and no folder", str(tmp_path / "nothing"))
+
+
 # ---- COCO -----------------------------------------------------------------------------------------------------------
 
 
@@ -131,6 +136,8 @@ def test_objects_without_a_mask(tmp_path, segmentation):
     path = coco(tmp_path, {"segmentation": segmentation, "bbox": [4, 3, 16, 9]})
     refused("coco", path, str(path), "annotation 0", "without_mask='skip'", "without_mask='box'")
     check_mask(read("coco", path, without_mask="box"), MASK)
+    path = coco(tmp_path, {"segmentation": segmentation, "bbox": ["4", "3", "16", "9"]})
+    refused("coco", path, "annotation 0", "four numbers", without_mask="box")
     left_out = ReadingOptions(without_mask="skip")
     assert next(FORMATS["coco"].read(path, left_out)).objects == ()
     assert left_out.left_out == {"objects without a mask": 1}
@@ -287,6 +294,7 @@ def test_lines_have_no_area(tmp_path, kind):
         (shape([[30, 20], [45, 28]], "mask", **MASK_SHAPE), ["shape number 1", "no box"]),
         (shape([[4, 3], [19, 11]], "mask", mask="?"), ["shape number 1", "base64"]),
         (shape([[4, 3], [19, 11]], "mask", mask=None), ["shape number 1", "base64"]),
+        (shape([[4, 3], [19, 11]], "mask", mask="AAAA"), ["shape number 1", "`mask` cannot be used", "image"]),
         ({"points": []}, ["shape number 1", "label"]),
         (shape(pairs(CORNERS), group_id=[1]), ["group_id"]),
     ],
@@ -310,6 +318,8 @@ def test_images_of_labelme(tmp_path):
     refused("labelme", elsewhere, "a.json", "leads out", "images=FOLDER")
     (image,) = read("labelme", elsewhere, images=tmp_path / "beside" / "sub")
     assert image.source == tmp_path / "beside" / "sub" / "b.jpg"
+    damaged = labelme(tmp_path / "damaged", shape(pairs(CORNERS)), imagePath="b.jpg", imageData="AAAA")
+    refused("labelme", damaged, "a.json", "`imageData` cannot be used")
     labelme(tmp_path / "json", imagePath="nothing.jpg")
     refused("labelme", tmp_path / "json", "nothing.jpg does not exist")
     labelme(tmp_path / "twice", name="a.json")
