@@ -1,4 +1,4 @@
-"""Conversations with a model of every system, and with any vision-language model x any segmenter."""
+"""Conversations with a model of every system (GSVA stands among the composed), and with any vision-language model x any segmenter."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,6 @@ from tests.support.recorded_attention import converted_repo
 
 REPOS = {
     "lisa": "talking_lisa_repo",
-    "gsva": "gsva_repo",
     "vip_llava": "vip_llava_repo",
     "difflmm": "difflmm_repo",
     "attend_and_segment": None,
