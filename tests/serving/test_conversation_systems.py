@@ -1,4 +1,4 @@
-"""Conversations with a model of every system (GSVA stands among the composed), and with any vision-language model x any segmenter."""
+"""Conversations with a model of every system, and with any vision-language model x any SAM; those can reject, as GSVA."""
 
 import numpy as np
 import pytest
