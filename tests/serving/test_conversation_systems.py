@@ -1,4 +1,4 @@
-"""Conversations with a model of every system, and with any vision-language model x any SAM; those can reject, as GSVA."""
+"""Conversations with a model of every system, and with any vision-language model x SAM; these can reject, as GSVA."""
 
 import numpy as np
 import pytest
