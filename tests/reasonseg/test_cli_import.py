@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from reasonseg.cli.app import app
 from reasonseg.data.annotation_formats import FORMATS, WritingOptions
 from reasonseg.data.annotation_writing import write_annotations
+from reasonseg.data.data_files import DataFileError
 from reasonseg.data.request_folder import read_request_folder
 from reasonseg.evaluation.reasoning_segmentation import image_folder_questions
 from reasonseg.training.recipe import load_recipe
@@ -104,5 +105,5 @@ def test_recipes_and_evaluations_read_annotations_as_they_are(annotated):
         assert examples[name].answers == [question.answer]
     place = by_image["upright.png"].phrases.index("the ring")
     np.testing.assert_array_equal(examples["upright.png"].masks[0][place], RING)
-    with pytest.raises(FileNotFoundError, match=r"metadata\.jsonl"):
+    with pytest.raises(DataFileError, match="There is no file and no folder"):
         image_folder_questions(annotated / "nothing", settings={"format": "reasonseg"})
