@@ -133,8 +133,6 @@ class Sa2VaModelTest(CommonModelTests, unittest.TestCase):
 
 class LisaModelTest(CommonModelTests, unittest.TestCase):
     all_model_classes = (LisaForReasoningSegmentation,)
-    # The old name of `dtype`: loads often, through code that GSVA's test has gone through.
-    test_bc_torch_dtype = None
 
     def setUp(self):
         self.model_tester = TinyModelTester(self, LisaConfig, answer=[20, SEG, 21, SEG, 22])

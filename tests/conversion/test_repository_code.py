@@ -93,16 +93,6 @@ EVIL_CONFIGS = {
     ),
     "generation": ("generation_config.json", lambda c: c | {"auto_map": ALL, "custom_generate": "evil"}),
 }  # fmt: skip
-# One for each file, and one deep inside a file: commands that read no further than `verify` look at these.
-EACH_FILE = {
-    "tokenizer",
-    "processor",
-    "image processor of its own file",
-    "video processor",
-    "config",
-    "language model",
-    "generation",
-}
 # In one process; every question would be answered with yes.
 COMMANDS = """
 import json, sys
@@ -137,15 +127,12 @@ def test_no_command_runs_code_of_a_repository_or_asks_whether_to(lisa_repo, tmp_
     # It ends after model and processor were loaded.
     recipe = "model: {}\ndata: {{kind: tabletop, split: train, length: 2}}\ntrained: [nothing_of_this_name]\n"
     commands = []
-    for name, repo in repos.items():
-        commands += [["verify", repo]]
+    for repo in repos.values():
+        commands += [["verify", repo], ["card", "lisa-7b-v1", "--repo", repo]]
+        commands += [["publish", repo, "--repo-id", "me/x", "--private", "--dry-run", "--hub", "http://127.0.0.1:9"]]
         written = tmp_path / f"{repo.name}.yaml"
         written.write_text(recipe.format(repo))
         commands += [["train", written, "--out", tmp_path / f"trained-{repo.name}"]]
-        if name not in EACH_FILE:
-            continue
-        commands += [["card", "lisa-7b-v1", "--repo", repo]]
-        commands += [["publish", repo, "--repo-id", "me/x", "--private", "--dry-run", "--hub", "http://127.0.0.1:9"]]
         (repo / MANIFEST).rename(repo / "kept")
         shutil.copytree(repo, tmp_path / f"saved-{repo.name}")
         (tmp_path / f"saved-{repo.name}" / "kept").unlink()

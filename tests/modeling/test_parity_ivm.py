@@ -1,5 +1,7 @@
 """The converted IVM checkpoint against what the original code computed from the same weights."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -141,10 +143,27 @@ def test_a_grey_image(model, processor):
     assert np.abs(masked.pixels[::8, ::8] - recorded).mean() < 1e-3
 
 
+@pytest.fixture(scope="module")
+def in_float64(model, inputs):
+    """The model, its images and its output in float64, but for norms and positions, which LLaMA rounds to float32:
+    what is left of a difference between batch and row depends on no processor's way of adding."""
+    exact = copy.deepcopy(model).double()
+    with torch.no_grad():
+        views = {name: value for name, value in inputs.items() if "input_ids" not in name}
+        cache = exact.encode_image(**{name: _double(value) for name, value in views.items()})
+        prompts = (inputs["input_ids"], inputs["attention_mask"])
+        return exact, cache, exact(*prompts, image_index=inputs["image_index"], image_cache=cache)
+
+
+def _double(value):
+    return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("row", range(len(ROWS)))
 @torch.no_grad()
-def test_one_row_alone_on_either_side_of_padding(model, processor, inputs, output, cache, row, side):
+def test_one_row_alone_on_either_side_of_padding(processor, in_float64, row, side):
+    exact, cache, output = in_float64
     image, instruction = ROWS[row]
     alone = processor(
         images=recorded_image("ivm", f"img{image}"),
@@ -155,9 +174,10 @@ def test_one_row_alone_on_either_side_of_padding(model, processor, inputs, outpu
         return_tensors="pt",
     )
     index = torch.tensor([image])
-    single = model(alone["input_ids"], alone["attention_mask"], image_index=index, image_cache=cache)
-    torch.testing.assert_close(single.slot_states[0], output.slot_states[row], **STATES)
-    torch.testing.assert_close(single.pred_masks[0], output.pred_masks[row], atol=1e-4, rtol=1e-5)
+    single = exact(alone["input_ids"], alone["attention_mask"], image_index=index, image_cache=cache)
+    assert single.pred_masks[0].dtype == torch.float64
+    torch.testing.assert_close(single.slot_states[0], output.slot_states[row], atol=1e-5, rtol=0)
+    torch.testing.assert_close(single.pred_masks[0], output.pred_masks[row], atol=1e-4, rtol=0)
 
 
 def targets(factor: float) -> list[torch.Tensor]:

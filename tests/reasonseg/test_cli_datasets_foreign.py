@@ -32,7 +32,7 @@ pyarrow = pytest.importorskip("pyarrow")
 pyarrow_parquet = pytest.importorskip("pyarrow.parquet")
 ROOT = Path(__file__).parents[2]
 ASKED = ("-p", "the red cup", "--reject-threshold", 0, "-m", "embedded", "--workers", 0)
-KILLS = 4
+KILLS = 6
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -24,7 +24,7 @@ from tests.support.installed import EXECUTABLE, forked
 
 
 ROOT = Path(__file__).parents[2]
-KILLS = 6
+KILLS = 10
 
 
 def run(*arguments: object, code: int = 0):
