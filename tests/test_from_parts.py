@@ -58,6 +58,7 @@ def loss_on(repo, system):
         return float(model(**InstructionCollator(processor)([mixture[index] for index in range(8)])).loss)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", ["lisa", "gsva"])
 def test_parts_learn_are_scored_and_published(system, parts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

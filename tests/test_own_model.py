@@ -59,6 +59,7 @@ def script():
     return module
 
 
+@pytest.mark.slow
 def test_the_score_goes_up_on_drawings_of_ones_own(tmp_path, script, monkeypatch, capsys):
     mine = tmp_path / "my"
     for split, count in (("train", 32), ("test", 8)):

@@ -72,4 +72,7 @@ except ModuleNotFoundError as error:
 finally:
     del sys.modules["fetch_hub_objects_for_ci"]
 
+# Thousands of subtests, each of them reported, see that an old name of an argument still works.
+pytest.mark.slow(modeling.ModelTesterMixin.test_bc_torch_dtype)
+
 __all__ = ["image_processing", "modeling", "processing"]

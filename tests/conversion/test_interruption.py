@@ -25,6 +25,7 @@ def convert(out, **options):
     return convert_lisa(LISA / "checkpoint", vision_tower=TOWER, out=out, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Without fork every attempt would import torch again.")
 def test_a_killed_conversion_leaves_nothing_or_everything(tmp_path):
     start = time.perf_counter()

@@ -321,6 +321,7 @@ def run(*arguments, code=0):
     return result
 
 
+@pytest.mark.slow
 def test_the_command(llama_2, llama_1, hub, tmp_path):
     options = ["--repo-id", "org/lisa", "--hub", hub.endpoint]
     result = run("publish", llama_2, *options, "--dry-run")

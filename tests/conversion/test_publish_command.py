@@ -15,6 +15,8 @@ from tests.support.trained_base import write_base
 from tests.test_published_code import save_composed
 
 
+pytestmark = pytest.mark.slow
+
 CONVERTED = ("lisa", "gsva", "ivm", "vip_llava", "difflmm")
 
 

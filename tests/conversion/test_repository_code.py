@@ -119,6 +119,7 @@ def run_commands(commands, folder):
     return results
 
 
+@pytest.mark.slow
 def test_no_command_runs_code_of_a_repository_or_asks_whether_to(lisa_repo, tmp_path):
     repos = {}
     for name, (file, change) in EVIL_CONFIGS.items():

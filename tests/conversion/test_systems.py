@@ -50,6 +50,7 @@ def run_with_a_seventh(code: str) -> str:
     return " ".join(run.stdout.split())
 
 
+@pytest.mark.slow
 def test_a_further_system_has_a_command_with_its_options():
     run = "from reasonseg.cli import app\napp(['convert', {}])"
     assert "seventh Convert a seventh checkpoint." in run_with_a_seventh(run.format("'--help'")).replace("│ ", "")

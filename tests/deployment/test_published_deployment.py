@@ -26,6 +26,8 @@ from tests.support.recorded_attention import converted_repo
 from tests.test_published_code import IMAGES, PHRASES, environment_without_the_package, run_without_the_package
 
 
+pytestmark = pytest.mark.slow
+
 SYSTEMS = ("gsva", "ivm", "vip_llava", "difflmm", "attend_and_segment")
 QUESTION, REGION = "Where is it?", {"shape": "rectangle", "box_xyxy": [4, 4, 40, 40], "color": "red"}
 

@@ -234,6 +234,7 @@ def test_coco_on_the_command_line(repo, data, tmp_path, monkeypatch):
     assert "point accuracy" in table.stdout
 
 
+@pytest.mark.slow
 def test_of_several_processes_one_reports(tmp_path):
     """On a machine without an accelerator, where accelerate takes several processes for one each unless told."""
     (tmp_path / "found.json").write_text(json.dumps(INSTANCES["iseg_point"]), encoding="utf-8")

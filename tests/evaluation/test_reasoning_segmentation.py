@@ -141,6 +141,7 @@ if state.is_main_process:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(tmp_path):
     script = tmp_path / "run.py"
     script.write_text(SCRIPT, encoding="utf-8")

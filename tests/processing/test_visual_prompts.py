@@ -217,6 +217,7 @@ def allowed_area(prompt, height, width):
     return inside_x & (rows >= np.floor(y1 - margin)) & (rows <= np.ceil(y2 + margin))
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(drawings())
 def test_any_region_of_any_image(drawing):

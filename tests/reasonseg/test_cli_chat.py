@@ -58,6 +58,7 @@ class Terminal:
         os.write(self.screen, keys.encode())
 
 
+@pytest.mark.slow
 def test_at_a_terminal(image, tmp_path):
     out = tmp_path / "masks"
     terminal = Terminal("chat", image, "--model", "embedded", "--out", out, "--max-new-tokens", 12)

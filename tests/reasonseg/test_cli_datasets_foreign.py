@@ -412,7 +412,7 @@ def test_processes_of_one_launch(parquet, alone, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Without fork every run would import torch again.")
 def test_kills_at_random_moments_change_no_byte(tmp_path):
-    rows = rows_of(30)
+    rows = rows_of(48)
     (tmp_path / "in").mkdir()
     rows.to_parquet(tmp_path / "in" / "train.parquet")
     arguments = command(tmp_path / "in", tmp_path / "out")

@@ -137,6 +137,7 @@ def test_folders_without_masks_are_refused(tmp_path, results):
     assert not (results / "export" / "coco").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Without fork every run would import torch again.")
 def test_kills_at_random_moments_change_nothing(tmp_path):
     write_results(tmp_path / "out", draw(tmp_path / "in", 24))

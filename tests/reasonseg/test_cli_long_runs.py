@@ -163,10 +163,12 @@ def test_two_processes_on_one_folder_write_every_line_once(tmp_path):
     assert {path.name for path in out.iterdir()} == {*written, "results.jsonl"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Without fork every run would import torch again.")
 @pytest.mark.timeout(300)
 def test_kills_leave_whole_lines_and_no_drafts(tmp_path):
-    for number in range(KILLS + 15):
+    images = 4 * KILLS + 4  # a kill comes before the end of a second batch of two
+    for number in range(images):
         draw(tmp_path / "in" / f"{number:02}.png", (400, 300), seed=number)
     out = tmp_path / "out"
     process = subprocess.run(
@@ -189,7 +191,7 @@ def test_kills_leave_whole_lines_and_no_drafts(tmp_path):
     for record in killed:
         assert len(set(record["images"])) == len(record["images"])
     names = [Path(record["image"]).name for record in records(out)]
-    assert names == [f"{number:02}.png" for number in range(KILLS + 15)]
+    assert names == [f"{number:02}.png" for number in range(images)]
     for record in records(out):
         Image.open(out / record["overlay"]).load()
     content, alone = (
@@ -290,6 +292,7 @@ def read_terminal(terminal: int, seen: list[bytes]) -> None:
         return
 
 
+@pytest.mark.slow
 def test_progress_on_a_terminal_leaves_standard_output_alone(tmp_path):
     """The bar is drawn on the terminal; what goes into a file is not drawn above it instead."""
     for number in range(3):
@@ -359,6 +362,7 @@ def test_one_run_at_a_time(tmp_path):
     assert issubclass(FolderInUseError, OSError)
 
 
+@pytest.mark.slow
 def test_two_evaluations_do_not_share_a_folder(tmp_path):
     with FolderLock(tmp_path / "out").held():
         options = ("--model", "embedded", "--dataset", "tabletop", "--scenes", "1", "--out", tmp_path / "out")

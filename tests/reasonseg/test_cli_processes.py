@@ -133,6 +133,7 @@ def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_two_processes_write_what_one_writes(images, tmp_path):
     """Here they resume a killed run of one."""
     alone, shared = tmp_path / "alone", tmp_path / "shared"

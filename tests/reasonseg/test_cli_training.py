@@ -36,12 +36,14 @@ def trained(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_what_was_trained_can_be_verified(trained):
     assert json.loads((trained / "manifest.json").read_text())["made_by"] == "training"
     result = run("verify", trained)
     assert result.exit_code == 0, result.output
 
 
+@pytest.mark.slow
 def test_what_was_trained_is_published(trained, tmp_path):
     """Its card says what was done, follows the base's licences, and is pinned to the commit that holds the weights."""
     text = (trained / "README.md").read_text(encoding="utf-8")

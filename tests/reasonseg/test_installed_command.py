@@ -16,6 +16,8 @@ from tests.support.parity_data import PARITY
 from tests.support.recorded_data_sets import DATA_ROOT
 
 
+pytestmark = pytest.mark.slow
+
 LISA = PARITY / "lisa"
 IMAGE = LISA / "images" / "img0.png"
 

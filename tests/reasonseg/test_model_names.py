@@ -65,6 +65,7 @@ def test_every_command_says_what_is_wrong_with_a_name(command, name, message):
     assert not Path("out").exists()
 
 
+@pytest.mark.slow
 def test_the_installed_command_says_so_too():
     process = forked(*given_as("segment", "./nosuch"), code=1)
     assert process.stderr.startswith("error: --model './nosuch': there is no such folder.")

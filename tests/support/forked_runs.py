@@ -4,6 +4,7 @@ import gc
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 
@@ -30,6 +31,14 @@ def start(run: Callable[[], object]) -> int:
 
 def has_ended(child: int) -> bool:
     return os.waitpid(child, os.WNOHANG) != (0, 0)
+
+
+def wait_until(condition: Callable[[], object], child: int) -> float:
+    """The time at which it came true; the child must live until then."""
+    while not condition():
+        assert not has_ended(child), "the run ended by itself"
+        time.sleep(0.001)
+    return time.monotonic()
 
 
 def kill(child: int) -> None:

@@ -8,7 +8,6 @@ OUT-straight.
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import reasonseg  # noqa: F401 - registers the model
@@ -22,14 +21,6 @@ def start(recipe: str, out: Path, resume: bool, *overrides: str) -> int:
     return forked_runs.start(lambda: run_recipe(load_recipe(recipe, overrides), out, resume))
 
 
-def wait_until(condition: Callable[[], object], child: int) -> float:
-    """The time at which it came true; the child must live until then."""
-    while not condition():
-        assert not forked_runs.has_ended(child), "the run ended by itself"
-        time.sleep(0.001)
-    return time.monotonic()
-
-
 def main() -> None:
     recipe, out, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     draft = out / CHECKPOINT_DRAFT
@@ -37,10 +28,10 @@ def main() -> None:
     for number in range(kills):
         child = start(recipe, out, number > 0)
         known = set(list_checkpoints(out))
-        wait_until(lambda: not draft.exists(), child)  # the one that the last kill has left
-        began = wait_until(draft.exists, child)
+        forked_runs.wait_until(lambda: not draft.exists(), child)  # the one that the last kill has left
+        began = forked_runs.wait_until(draft.exists, child)
         if number == 0:
-            saving = wait_until(lambda: set(list_checkpoints(out)) - known, child) - began  # noqa: B023
+            saving = forked_runs.wait_until(lambda: set(list_checkpoints(out)) - known, child) - began  # noqa: B023
         else:
             time.sleep(1.5 * saving * number / kills)
         forked_runs.kill(child)

@@ -18,6 +18,9 @@ from reasonseg.cli.app import app
 from tests.support import forked_runs
 
 
+BATCH = 2
+
+
 def lines(out: Path) -> list[str]:
     """The complete lines of the results file."""
     path = out / "results.jsonl"
@@ -32,7 +35,7 @@ def die_while_writing(command: list[str]) -> None:
 
 def main() -> None:
     images, out, kills = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
-    asked = ["segment", images, "--phrase", "the red cup", "--model", "embedded", "--batch-size", "3", "--out"]
+    asked = ["segment", images, "--phrase", "the red cup", "--model", "embedded", "--batch-size", str(BATCH), "--out"]
     command = [*asked, str(out)]
     for number in range(kills):
         if number == 0:  # so that one kill meets a file that is being written, however fast the machine is
@@ -41,10 +44,10 @@ def main() -> None:
         else:
             known = len(lines(out))
             child = forked_runs.start(lambda: app(command, prog_name="reasonseg"))
-            while len(lines(out)) == known:
-                assert not forked_runs.has_ended(child), "the run ended by itself"
-                time.sleep(0.001)
-            time.sleep(0.1 * number / kills)
+            forked_runs.wait_until(lambda: len(lines(out)) > known, child)
+            # Not beyond the next batch, so that a fast machine has images left for all kills.
+            latest = time.monotonic() + 0.1 * number / kills
+            forked_runs.wait_until(lambda: time.monotonic() >= latest or len(lines(out)) > known + BATCH, child)
             forked_runs.kill(child)
         names = [json.loads(line)["image"] for line in lines(out)]
         drafts = [path.name for path in out.iterdir() if ".partial" in path.name]

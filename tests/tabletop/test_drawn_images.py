@@ -139,6 +139,7 @@ def test_the_pipeline_without_a_model(photograph):
         pipe(scene(0), text="Where is the cup?", max_new_tokens=4)
 
 
+@pytest.mark.slow
 def test_the_installed_command_says_it_once_in_a_line(tmp_path):
     images = PARITY / "lisa" / "images"
     done = forked("segment", images, "-p", "the cup", "--model", "embedded", "--out", tmp_path / "out")

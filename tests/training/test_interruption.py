@@ -38,6 +38,7 @@ def trained(recipe, tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Without fork every run would import torch again.")
 @pytest.mark.timeout(300)
 def test_twenty_kills_and_twenty_resumes(recipe, tmp_path):
@@ -77,6 +78,7 @@ def test_a_run_that_resumes_within_a_later_epoch_takes_the_examples_in_the_same_
         assert torch.equal(value, weights[name]), name
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_the_command_resumes_from_the_newest_complete_checkpoint_and_says_so(recipe, tmp_path):
     out = tmp_path / "out"

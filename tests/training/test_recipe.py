@@ -126,6 +126,7 @@ def test_wrong_override():
         load_recipe("tabletop", ["seed"])
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_tabletop_recipe_from_scratch_and_resumed(tmp_path):
     """Both stages, a complete repo at the end, and no run over another one."""
