@@ -126,6 +126,9 @@ def allow_only_this_machine(monkeypatch):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body leave together: a body that waits for the head's receipt waits 40 ms.
+    wbufsize = -1
+    disable_nagle_algorithm = True
 
     def log_message(self, *_):
         pass
