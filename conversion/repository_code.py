@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -35,21 +36,24 @@ def published_code(repo: Path) -> dict[str, str]:
     """
     there = {path.name for path in repo.glob("*.py")}
     own = {path.name: path for folder in _PUBLISHED for path in sorted(folder.glob("*.py")) if path.name in there}
-    modules = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in own.items()}
-    imported = {name: _siblings(module) for name, module in modules.items()}
-    waiting = [name for name in modules if not any(name in names for names in imported.values())]
+    read = {name: _summary_and_siblings(path) for name, path in own.items()}
+    waiting = [name for name in read if not any(name in siblings for _, siblings in read.values())]
     order: dict[str, str] = {}
     while waiting:
         name = waiting.pop(0)
-        if name in modules and name not in order:
-            order[name] = " ".join((ast.get_docstring(modules[name]) or "").partition("\n\n")[0].split())
-            waiting += imported[name]
+        if name in read and name not in order:
+            order[name], siblings = read[name]
+            waiting += siblings
     return order
 
 
-def _siblings(module: ast.Module) -> list[str]:
+@functools.cache
+def _summary_and_siblings(path: Path) -> tuple[str, tuple[str, ...]]:
+    """The first sentence of a file's docstring, and the files beside it that it imports."""
+    module = ast.parse(path.read_text(encoding="utf-8"))
     imports = [node for node in ast.walk(module) if isinstance(node, ast.ImportFrom) and node.level == 1]
-    return [f"{node.module}.py" for node in imports]
+    summary = (ast.get_docstring(module) or "").partition("\n\n")[0]
+    return " ".join(summary.split()), tuple(f"{node.module}.py" for node in imports)
 
 
 def stray_files(repo: Path, listed: Mapping[str, Mapping[str, Any]], *, trained: bool) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from its config.
 from __future__ import annotations
 
 import ast
+import functools
 import math
 from collections import Counter
 from collections.abc import Mapping
@@ -321,7 +322,7 @@ def _check_content(report: VerifyReport, path: Path, name: str, files: Mapping[s
     """Parse a small file; what a config says of code and sizes is looked at before anything is built from it."""
     try:
         if path.suffix == ".py":
-            ast.parse(path.read_bytes())
+            _parse_code(path.read_bytes())
         elif path.name in _TOKENS:
             read_any_json(path)
         elif path.suffix == ".json":
@@ -332,6 +333,12 @@ def _check_content(report: VerifyReport, path: Path, name: str, files: Mapping[s
                 report.add(name, f"The file states {cause}.")
     except (SyntaxError, ValueError, RecursionError, MemoryError, ConversionError) as error:
         report.add(name, f"The file cannot be parsed ({error}).")
+
+
+@functools.lru_cache(maxsize=128)
+def _parse_code(content: bytes) -> None:
+    """Many repositories hold the same code; what cannot be parsed is not remembered."""
+    ast.parse(content)
 
 
 def _check_headers(report: VerifyReport, manifest: Mapping[str, Any], damaged: set[str]) -> dict[str, TensorSource]:

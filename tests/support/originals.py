@@ -1,5 +1,7 @@
 """Variations of the recorded original checkpoints, written as their authors' tools would write them."""
 
+import copy
+import functools
 import hashlib
 import json
 import shutil
@@ -22,8 +24,11 @@ def read(path: Path) -> State:
     return torch.load(path, weights_only=True)
 
 
+_read_once = functools.cache(read)
+
+
 def lisa_state() -> State:
-    return read(LISA / "checkpoint" / "pytorch_model.bin")
+    return copy.deepcopy(_read_once(LISA / "checkpoint" / "pytorch_model.bin"))
 
 
 def unmerged_lisa_state(folder: Path) -> State:
@@ -31,7 +36,7 @@ def unmerged_lisa_state(folder: Path) -> State:
 
 
 def gsva_state() -> State:
-    return read(GSVA / "gsva-tiny.bin")
+    return copy.deepcopy(_read_once(GSVA / "gsva-tiny.bin"))
 
 
 def write_lisa(folder: Path, state: State | None, **config) -> Path:
