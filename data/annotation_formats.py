@@ -84,6 +84,7 @@ class ReadingOptions:
     Args:
         images (`Path`, *optional*): The folder of the images, where it is not found beside the annotations.
         split (`str`, *optional*): Part of the data set; needed where there are several.
+        config (`str`, *optional*): Configuration of a data set of `datasets`, where it has several.
         revision (`str`, *optional*): Commit of a data set of the Hub.
         columns (`dict[str, str]`): Names of columns of `datasets`: `image`, `mask`, `label`, `text`, `file_name`.
         mask_frame (`str`, *optional*): `"upright"` or `"stored"`: what masks were drawn on, where an EXIF orientation
@@ -99,6 +100,7 @@ class ReadingOptions:
 
     images: Path | None = None
     split: str | None = None
+    config: str | None = None
     revision: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     mask_frame: str | None = None
@@ -252,7 +254,10 @@ FORMATS: dict[str, AnnotationFormat] = {
             writer="reasonseg.data.format_datasets:write_datasets",
             reader="reasonseg.data.format_datasets:read_datasets",
             recognised_by="reasonseg.data.format_datasets:is_datasets",
-            heeds=("images", "split", "revision", "columns", "mask_frame", "inner", "without_mask", "skip_labels"),
+            heeds=(
+                *("images", "split", "config", "revision", "columns"),
+                *("mask_frame", "inner", "without_mask", "skip_labels"),
+            ),
             keeps=(*_EXACT, "scores", "rejected", "text"),
             needs=("datasets",),
             extra="data",

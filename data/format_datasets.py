@@ -20,10 +20,10 @@ from ..processing.mask_reading import read_mask
 from .annotation_formats import COLUMNS, ReadingOptions, WritingOptions, Written
 from .annotation_reading import ImageMasks, read_each, read_head
 from .annotation_writing import upright_content
-from .data_files import DataFileError, file_in
+from .data_files import DataFileError
 from .hub_datasets import ArrowRow
 from .labelled_images import LabelledImage, LabelledObject, LabelledRequest
-from .streamed_tables import StreamedTables, image_column
+from .streamed_tables import DataSetName, StreamedTables, image_column, image_content
 
 
 DEFAULT_SPLIT = "train"
@@ -55,19 +55,19 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
         ValueError: There is no such data set, split or column.
         ImportError: `datasets` is not installed.
     """
-    tables = StreamedTables(str(source), options.split, revision=options.revision)
-    folder = Path(tables.name) if tables.is_folder else None
-
+    tables = StreamedTables(str(source), options.split, options.config, options.revision)
+    files = tables.origin if options.images is None else DataSetName(str(options.images), None, is_folder=True)
     rows = _rows(tables)
     first = next(rows, None)
     columns = {} if first is None else _columns_of(first[1], options.columns)
+    class_names = None if first is None else _class_names(first[1], columns)
 
     def read(numbered: tuple[int, Any]) -> LabelledImage:
         number, table = numbered
         what, row = f"{tables.name}, {tables.split}, row {number}", ArrowRow(table)
         stored = row[columns["image"]]
-        content = _image_of(stored, folder, options, what)
         try:
+            content = _image_of(stored, files)
             head = read_head(content, options.max_image_pixels)
         except ValueError as error:
             raise DataFileError(f"{what}: {error}") from None
@@ -76,7 +76,7 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
             named = f"{tables.split}-{number:08d}{_ending(content, options.max_image_pixels)}"
         masks = ImageMasks(head, None, options, what)
         if "mask" in columns:
-            objects, requests = _plain_row(row, columns, masks, _class_names(table, columns))
+            objects, requests = _plain_row(row, columns, masks, class_names, files)
         else:
             objects, requests = _own_row(row, masks)
         return LabelledImage(
@@ -108,13 +108,15 @@ def _columns_of(table: Any, named: dict[str, str]) -> dict[str, str]:
     if missing := [column for column in named.values() if column not in present]:
         raise ValueError(f"There is no column {missing[0]!r}; there are {', '.join(present)}.")
     columns = {name: name for name in COLUMNS if name in present} | named
-    columns.setdefault("image", "image" if "image" in present else "")
-    if not columns["image"]:
+    if "image" not in columns:
         columns["image"] = image_column(table)
     if "objects" in present and "mask" not in named:
         columns.pop("mask", None)
     elif "mask" not in columns:
-        raise ValueError(f"There is no column of masks among {', '.join(present)}; say which: mask=COLUMN.")
+        raise ValueError(
+            f"There is no column of masks among {', '.join(present)}; say which by the column `mask` "
+            "(--column mask=NAME)."
+        )
     return columns
 
 
@@ -123,27 +125,21 @@ def _class_names(table: Any, columns: dict[str, str]) -> list[str] | None:
     from datasets import Features
 
     feature = Features.from_arrow_schema(table.schema).get(columns.get("label", ""))
-    return getattr(feature, "names", None)
+    return getattr(getattr(feature, "feature", feature), "names", None)  # of a list, those of its entries
 
 
-def _image_of(stored: Any, folder: Path | None, options: ReadingOptions, what: str) -> bytes | Path:
+def _image_of(stored: Any, files: DataSetName) -> bytes | Path:
     """The content of an image, or its file: only below the data set, or below the folder that was named for that."""
     if isinstance(stored, Mapping) and stored.get("bytes") is not None:
         return stored["bytes"]
     path = stored.get("path") if isinstance(stored, Mapping) else stored
     if not isinstance(path, str) or not path:
-        raise DataFileError(f"{what} has no image.")
-    allowed = options.images or folder
-    if allowed is not None and Path(path).resolve().is_relative_to(allowed.resolve()):
-        return Path(path)
-    if allowed is None or Path(path).is_absolute():
-        raise DataFileError(
-            f"{what} names the image {path!r} and does not hold it. Say where it may lie: images=FOLDER."
-        )
+        raise ValueError("It has no image.")
     try:
-        return file_in(allowed, path)
+        address = files.address(path)
     except ValueError as error:
-        raise DataFileError(f"{what}: {error}") from None
+        raise ValueError(f"{error} Say where it may lie: images='FOLDER'.") from None
+    return files.content(path) if "::" in address or not files.is_folder else Path(address)
 
 
 def _ending(content: bytes | Path, max_image_pixels: int | None) -> str:
@@ -153,7 +149,11 @@ def _ending(content: bytes | Path, max_image_pixels: int | None) -> str:
 
 
 def _plain_row(
-    row: Mapping[str, Any], columns: dict[str, str], masks: ImageMasks, class_names: list[str] | None
+    row: Mapping[str, Any],
+    columns: dict[str, str],
+    masks: ImageMasks,
+    class_names: list[str] | None,
+    files: DataSetName,
 ) -> tuple[list[LabelledObject], list[LabelledRequest]]:
     """One mask, or a list of them, with what it is called and what was asked."""
     given, labels = row[columns["mask"]], row[columns["label"]] if "label" in columns else ""
@@ -174,7 +174,7 @@ def _plain_row(
         if mask is None:
             objects.append(LabelledObject(label or "", None, rejected=True))
             continue
-        found = masks.object(label or "", _mask_of(mask, masks), what)
+        found = masks.object(label or "", _mask_of(mask, masks, files, what), what)
         if found is not None:
             objects.append(found)
     asked = row[columns["text"]] if "text" in columns else None
@@ -183,13 +183,15 @@ def _plain_row(
     return objects, [LabelledRequest(asked)] if asked else []
 
 
-def _mask_of(stored: Any, masks: ImageMasks) -> Any:
+def _mask_of(stored: Any, masks: ImageMasks, files: DataSetName, what: str) -> Any:
     """A mask of any kind as [`ImageMasks`] takes it."""
-    if isinstance(stored, Mapping) and "counts" not in stored:
-        if stored.get("bytes") is None:
-            raise DataFileError(f"{masks.what}: its mask must have `bytes`, or `size` and `counts`.")
-        with open_image(stored["bytes"], masks.options.max_image_pixels or MAX_IMAGE_PIXELS) as opened:
-            return read_mask(opened, what=f"{masks.what}: its mask")
+    if isinstance(stored, (str, bytes)) or (isinstance(stored, Mapping) and "counts" not in stored):
+        try:
+            content = image_content(stored, files)
+            with open_image(content, masks.options.max_image_pixels or MAX_IMAGE_PIXELS) as opened:
+                return read_mask(opened, what="The image")
+        except ValueError as error:
+            raise DataFileError(f"{masks.what}, {what}: {error}") from None
     is_outline = isinstance(stored, np.ndarray) and stored.dtype != bool
     if is_outline and stored.shape not in (masks.head.upright, masks.head.stored):
         return stored.tolist()  # outlines that have as many corners each

@@ -39,6 +39,7 @@ def import_annotations(
         Path | None, typer.Option(help="Folder of the images, where they do not lie beside the annotations.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Part of the data set; needed where there are several.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a data set, where it has several.")] = None,
     question: Annotated[
         str | None,
         typer.Option(
@@ -110,6 +111,7 @@ def import_annotations(
     reading = ReadingOptions(
         images=images,
         split=split,
+        config=config,
         revision=revision,
         columns=_columns(column or []),
         mask_frame=mask_frame,

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from .shards import Shard
 
 if TYPE_CHECKING:
     from ..data.labelled_rows import PartWriter
-    from ..data.streamed_tables import StreamedTables, TableReader
+    from ..data.streamed_tables import DataSetName, StreamedTables, TableReader
 
 
 def label_data_set(
@@ -169,20 +170,19 @@ class RowWork:
     Args:
         segmenter: the model, or a server.
         asks_each_row: whether each row has a question of its own.
+        origin: the data set, of which alone files are read.
     """
 
-    def __init__(self, segmenter: Any, asks_each_row: bool):
+    def __init__(self, segmenter: Any, asks_each_row: bool, origin: "DataSetName"):
         self.segmenter, self.asks_each_row, self.compute = segmenter, asks_each_row, segmenter.compute
+        self.origin = origin
 
     def load(self, row: Row) -> tuple[Any, Any]:
-        from ..data.streamed_tables import image_source
+        from ..data.streamed_tables import image_content
 
         if self.asks_each_row:
             _check_question(row.question, self.segmenter.by_phrases)
-        source = image_source(row.stored)
-        if isinstance(source, str) and "://" in source:
-            raise ValueError(f"{source!r} is an address. Only images that are in the data set are read.")
-        return self.segmenter.load(source), row.question
+        return self.segmenter.load(image_content(row.stored, self.origin)), row.question
 
     def prepare(self, loaded: list[tuple[Any, Any]]) -> Any:
         images, questions = zip(*loaded, strict=True)
@@ -312,7 +312,7 @@ class Labelling:
     def work(self) -> RowWork:
         if self._work is None:
             asks_each_row = (self.options.text_column or self.options.phrases_column) is not None
-            self._work = RowWork(self.make_segmenter(), asks_each_row)
+            self._work = RowWork(self.make_segmenter(), asks_each_row, self.tables.origin)
         return self._work
 
     def _rows(self, reader: "TableReader", writer: "PartWriter", file_name: str) -> Iterator[tuple[int, Row]]:
@@ -322,7 +322,8 @@ class Labelling:
 
         options, number = self.options, 0
         tables = reader.take(options.rows_per_shard)
-        for table in read_ahead(with_contents, tables, workers=min(1, self.workers)):
+        filled = partial(with_contents, origin=self.tables.origin)
+        for table in read_ahead(filled, tables, workers=min(1, self.workers)):
             image = options.image_column or image_column(table)
             writer.expect(table)
             columns = {

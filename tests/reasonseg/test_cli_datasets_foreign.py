@@ -253,9 +253,12 @@ def test_a_column_of_questions(parquet, tmp_path):
 def test_rows_that_fail_are_kept_and_say_why(tmp_path):
     (tmp_path / "in").mkdir()
     good = [{"bytes": png(number), "path": None} for number in range(2)]
+    outside = {"bytes": None, "path": str(tmp_path / "secret")}
+    (tmp_path / "secret").write_bytes(b"private words")
     pictures = [{"bytes": b"no image", "path": "a.png"}, good[0], None, {"bytes": None, "path": "gone.png"}, good[1]]
+    pictures += [outside, {"bytes": None, "path": "nothing://a.png"}]
     features = datasets.Features({"picture": datasets.Image(), "question": datasets.Value("string")})
-    questions = ["", "a", "b", "c", None]
+    questions = ["", "a", "b", "c", None, "d", "e"]
     rows = [{"picture": picture, "question": asked} for picture, asked in zip(pictures, questions, strict=True)]
     data = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
     pyarrow_parquet.write_table(data, tmp_path / "in" / "train.parquet")
@@ -263,16 +266,18 @@ def test_rows_that_fail_are_kept_and_say_why(tmp_path):
     loaded = datasets.load_dataset(str(tmp_path / "out"), split="train")
     errors = loaded["error"][:]
     assert "cannot be opened as an image" in errors[0]
-    assert errors[1:] == [None, "It has no image.", "The file 'gone.png' cannot be read.", None]
-    assert [len(found) for found in loaded["objects"]] == [0, 1, 0, 0, 1]
+    assert errors[1:5] == [None, "It has no image.", "The file 'gone.png' cannot be read.", None]
+    assert all("none of the data set's own, and no other is read" in error for error in errors[5:])
+    assert b"private words" not in b"".join(file.read_bytes() for file in (tmp_path / "out" / "data").iterdir())
+    assert [len(found) for found in loaded["objects"]] == [0, 1, 0, 0, 1, 0, 0]
     assert "data/train-00000-of-00001-00000.parquet, row 2: It has no image." in " ".join(result.stderr.split())
-    assert "3 rows failed" in " ".join(result.stderr.split())
+    assert "5 rows failed" in " ".join(result.stderr.split())
     again = label(tmp_path / "in", tmp_path / "out", code=1)
-    assert "3 rows failed" in " ".join(again.stderr.split())
+    assert "5 rows failed" in " ".join(again.stderr.split())
     asked = ("--phrases-column", "question", "-m", "embedded")
     label(tmp_path / "in", tmp_path / "asked", asked=asked, code=1)
     errors = datasets.load_dataset(str(tmp_path / "asked"), split="train")["error"][:]
-    assert [error is None for error in errors] == [False, True, False, False, False]
+    assert [error is None for error in errors] == [False, True, False, False, False, False, False]
     assert errors[4] == "It has no phrases, or an empty one."
 
 
