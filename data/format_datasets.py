@@ -18,15 +18,14 @@ import numpy as np
 from ..processing.image_loading import MAX_IMAGE_PIXELS, open_image
 from ..processing.mask_reading import read_mask
 from .annotation_formats import COLUMNS, ReadingOptions, WritingOptions, Written
-from .annotation_reading import ImageMasks, read_each, read_head
-from .annotation_writing import upright_content
+from .annotation_reading import ImageMasks, image_ending, read_each, read_head
+from .annotation_writing import DEFAULT_SPLIT, linked_file, upright_content
 from .data_files import DataFileError
 from .hub_datasets import ArrowRow
 from .labelled_images import LabelledImage, LabelledObject, LabelledRequest
 from .streamed_tables import DataSetName, StreamedTables, image_column, image_content
 
 
-DEFAULT_SPLIT = "train"
 # What the Hub recommends for a file, and what is kept in memory before it is written.
 SHARD_BYTES = 500_000_000
 _GROUP_BYTES = 32_000_000
@@ -73,7 +72,7 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
             raise DataFileError(f"{what}: {error}") from None
         named = row[columns["file_name"]] if "file_name" in columns else None
         if not isinstance(named, str) or not named:
-            named = f"{tables.split}-{number:08d}{_ending(content, options.max_image_pixels)}"
+            named = f"{tables.split}-{number:08d}{image_ending(content, options.max_image_pixels)}"
         masks = ImageMasks(head, None, options, what)
         if "mask" in columns:
             objects, requests = _plain_row(row, columns, masks, class_names, files)
@@ -142,12 +141,6 @@ def _image_of(stored: Any, files: DataSetName) -> bytes | Path:
     return files.content(path) if "::" in address or not files.is_folder else Path(address)
 
 
-def _ending(content: bytes | Path, max_image_pixels: int | None) -> str:
-    with open_image(content, max_image_pixels or MAX_IMAGE_PIXELS) as opened:
-        kind = str(opened.format).lower()
-    return {"jpeg": ".jpg", "mpo": ".jpg"}.get(kind, f".{kind}")
-
-
 def _plain_row(
     row: Mapping[str, Any],
     columns: dict[str, str],
@@ -172,9 +165,9 @@ def _plain_row(
         if not isinstance(label, (str, type(None))):
             raise DataFileError(f"{masks.what}, {what}: its label is {reprlib.repr(label)}; it must be a text.")
         if mask is None:
-            objects.append(LabelledObject(label or "", None, rejected=True))
-            continue
-        found = masks.object(label or "", _mask_of(mask, masks, files, what), what)
+            found = masks.rejected(label or "")
+        else:
+            found = masks.object(label or "", _mask_of(mask, masks, files, what), what)
         if found is not None:
             objects.append(found)
     asked = row[columns["text"]] if "text" in columns else None
@@ -213,10 +206,11 @@ def _own_row(row: Mapping[str, Any], masks: ImageMasks) -> tuple[list[LabelledOb
                 f"{masks.what}, {what}: its request is {others['request']}, and the row has {len(asked)}, counted "
                 "from 0."
             )
+        label = each.get("label") or ""
         if each["rle"] is None:
-            objects.append(LabelledObject(each.get("label") or "", None, **others))
-            continue
-        found = masks.object(each.get("label") or "", dict(each["rle"]), what, **others)
+            found = masks.rejected(label, **others)
+        else:
+            found = masks.object(label, dict(each["rle"]), what, **others)
         if found is not None:
             objects.append(found)
     return objects, [LabelledRequest(each.get("question"), each.get("answer")) for each in asked]
@@ -231,7 +225,8 @@ def write_datasets(
     """Write parquet files that `datasets.load_dataset(FOLDER)` loads with an Image column; see the module and
     [`AnnotationFormat`].
 
-    With linked images the column holds their paths; without images there is none.
+    With linked images the column holds their paths, but for one that its EXIF orientation turns; without images there
+    is none.
 
     Args:
         shard_bytes (`int`): Size of the images and masks after which another file begins.
@@ -309,8 +304,8 @@ def _row(image: LabelledImage, options: WritingOptions) -> tuple[dict[str, Any],
         "revision": image.revision,
     }
     size = 1000 + sum(len(found.mask["counts"]) for found in image.objects if found.mask is not None)
-    if options.images == "link" and isinstance(image.source, Path):
-        row["image"] = {"bytes": None, "path": str(image.source.absolute())}
+    if (linked := linked_file(image, options)) is not None:
+        row["image"] = {"bytes": None, "path": str(linked)}
     elif options.images != "none":
         content = upright_content(image)
         row["image"] = {"bytes": content, "path": image.file_name}

@@ -24,12 +24,11 @@ from ..processing.image_loading import MAX_IMAGE_PIXELS, open_image, upright_ima
 from ..processing.regions import check_mask_size
 from .annotation_formats import ReadingOptions, WritingOptions, Written
 from .annotation_reading import ImageHead, ImageMasks, image_named, read_each, read_head
-from .annotation_writing import Categories, encode_png, new_file, place_image
-from .data_files import DataFileError, file_in
+from .annotation_writing import DEFAULT_SPLIT, Categories, encode_png, new_file, place_image
+from .data_files import DataFileError, file_in, read_text
 from .labelled_images import LabelledImage, LabelledObject
 
 
-DEFAULT_SPLIT = "train"
 BACKGROUND = "background"
 # 0 is the background, 255 belongs to none.
 MOST_NUMBERS = 254
@@ -100,21 +99,14 @@ def _names_of(root: Path, split: str | None, has_masks: bool) -> tuple[str | Non
     if kind == "Main":  # beside the splits it has a list of each class in each of them
         lists = {name: path for name, path in lists.items() if "_" not in name}
     if split is None and len(lists) > 1:
-        raise DataFileError(f"{root} has the splits {', '.join(lists)}; say which one with split=NAME.")
+        raise DataFileError(f"{root} has the splits {', '.join(lists)}; say which one with split='NAME'.")
     if split is None and not lists:
         files = sorted((root / folder).rglob(f"*{ending}"))
         return None, [file.relative_to(root / folder).with_suffix("").as_posix() for file in files]
     split = next(iter(lists)) if split is None else split
     if split not in lists:
         raise DataFileError(f"{root} has no split {split!r}; it has {', '.join(lists) or 'none'}.")
-    return split, [line.strip() for line in _text(lists[split]).splitlines() if line.strip()]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataFileError(f"{path} is not in UTF-8: byte {error.start + 1} is none of it.") from None
+    return split, [line.strip() for line in read_text(lists[split]).splitlines() if line.strip()]
 
 
 # ---- masks ----------------------------------------------------------------------------------------------------------
@@ -128,10 +120,10 @@ class _Classes:
         self.by_number = {0: BACKGROUND, **dict(enumerate(_CLASSES, start=1))}
         colored, listed = root / "labelmap.txt", root / "class_names.txt"
         if colored.is_file():
-            rows = [line for line in _text(colored).splitlines() if line.strip() and not line.startswith("#")]
+            rows = [line for line in read_text(colored).splitlines() if line.strip() and not line.startswith("#")]
             self.by_color = dict(_color_and_name(row, number, colored) for number, row in enumerate(rows, start=1))
         elif listed.is_file():
-            self.by_number = dict(enumerate(_text(listed).splitlines()))
+            self.by_number = dict(enumerate(read_text(listed).splitlines()))
 
     def read(self, path: Path, max_image_pixels: int | None) -> tuple[np.ndarray, dict[int, str]]:
         """
@@ -294,13 +286,11 @@ def write_voc(images: Iterable[LabelledImage], folder: Path, options: WritingOpt
             file.write(f"{name}\n")
         written.images += 1
         written.masks += len(seen)
-        if rejected := sum(1 for _ in image.rejected):
-            written.left_out["rejected phrases"] += rejected
     lines = ["# label:color_rgb:parts:actions"]
     for number, label in {0: BACKGROUND, **categories.names}.items():
         red, green, blue = palette[3 * number : 3 * number + 3]
         lines.append(f"{' '.join(label.split())}:{red},{green},{blue}::")
-    (folder / "labelmap.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "labelmap.txt").writeread_text("\n".join(lines) + "\n", encoding="utf-8")
     return written
 
 

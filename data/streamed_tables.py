@@ -99,7 +99,8 @@ class DataSetName:
 
 
 def _is_below(file: str, folder: str) -> bool:
-    """By the names, so that links in the folder are its own; of the folder also where links lead, as `datasets` does."""
+    """By the names, so that links in the folder are its own; of the folder also where it leads to, as `datasets` has
+    it."""
     real = os.path.realpath(folder)
     ways = ((file, os.path.abspath(folder)), (file, real), (os.path.realpath(file), real))
     return any(Path(path).is_relative_to(above) for path, above in ways)

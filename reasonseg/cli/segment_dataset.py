@@ -57,12 +57,12 @@ def label_data_set(
     from ..data.streamed_tables import StreamedTables
 
     console = stderr_console(processes.is_first)
-    shards = None if options.split is None else open_shards(out, options.split, private)
-    revision = None if shards is None else _kept_revision(options.dataset, shards)
+    shards = open_shards(out, options.split, private)
+    revision = _kept_revision(options, shards)
     with console.status("Looking at the data set ..."):
         tables = StreamedTables(options.dataset, options.split, options.config, revision)
         _check_rows(tables, options)
-    shards = shards or open_shards(out, tables.split, private)
+    shards = shards.of_split(tables.split)
     request = make_request(options, tables, settings)
     processes.agree(lambda: shards.begin(request, overwrite))
     before = 0 if overwrite else sum(about["rows"] for about in shards.done().values())
@@ -101,15 +101,16 @@ def label_data_set(
         raise typer.Exit(1)
 
 
-def _kept_revision(dataset: str, shards: FolderShards) -> str | None:
+def _kept_revision(options: DataSetOptions, shards: FolderShards) -> str | None:
     """The commit of the data set that an earlier run of the same has read, so that a change on the Hub in between does
-    not matter; `None` where there is none."""
+    not matter; `None` where there is none, or, without a split, where several were labelled."""
     from ..data.streamed_tables import read_name
 
-    found, earlier = read_name(dataset), shards.request()
-    if earlier is None or found.is_folder or found.revision is not None:
+    found, splits = read_name(options.dataset), [shards.split] if shards.split else shards.splits()
+    if len(splits) != 1 or found.is_folder or found.revision is not None:
         return None
-    return earlier["dataset_version"] if earlier["dataset"] == found.name else None
+    earlier = shards.of_split(splits[0]).request()
+    return earlier["dataset_version"] if earlier is not None and earlier["dataset"] == found.name else None
 
 
 def _check_rows(tables: "StreamedTables", options: DataSetOptions) -> None:

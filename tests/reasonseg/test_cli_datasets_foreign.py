@@ -501,5 +501,8 @@ def test_a_data_set_of_the_hub_is_streamed(hub, parquet, alone, tmp_path):
     (tmp_path / "out/.reasonseg/train/00001-of-00003-00000.json").unlink()
     label("anna/source", tmp_path / "out", "--split", "train", "--rows-per-shard", 2, "--batch-size", 2)
     assert len(FolderShards(tmp_path / "out", "train").done()) == 6
+    (tmp_path / "out/.reasonseg/train/00002-of-00003-00000.json").unlink()
+    label("anna/source", tmp_path / "out", "--rows-per-shard", 2, "--batch-size", 2)
+    assert len(FolderShards(tmp_path / "out", "train").done()) == 6, "nor where the split is not said"
     gone = label("anna/nothing", tmp_path / "none", code=1)
     assert "the Hub has no such data set" in " ".join(gone.stderr.split())
