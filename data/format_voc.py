@@ -119,6 +119,7 @@ class _Classes:
         self.by_color: dict[tuple[int, int, int], str] | None = None
         self.by_number = {0: BACKGROUND, **dict(enumerate(_CLASSES, start=1))}
         colored, listed = root / "labelmap.txt", root / "class_names.txt"
+        self._has_numbers = listed.is_file() and not colored.is_file()
         if colored.is_file():
             rows = [line for line in read_text(colored).splitlines() if line.strip() and not line.startswith("#")]
             self.by_color = dict(_color_and_name(row, number, colored) for number, row in enumerate(rows, start=1))
@@ -133,8 +134,13 @@ class _Classes:
             DataFileError: A colour or a number has no name.
         """
         numbers, colors = _indexed(path, max_image_pixels)
-        names = {}
-        for number in np.unique(numbers).tolist():
+        names, used = {}, np.unique(numbers).tolist()
+        if not colors and used == [0, VOID] and not self._has_numbers:
+            raise DataFileError(
+                f"{path} has the numbers 0 and 255 alone, and 255 belongs to none of the classes. A mask in black and "
+                "white is to have the number of its class in place of 255, as class_names.txt counts them."
+            )
+        for number in used:
             color = colors.get(number)
             if number == VOID or (color is not None and color == _VOID and number != 0):
                 continue

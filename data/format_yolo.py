@@ -134,7 +134,7 @@ def _found(name: Any, base: Any, path: Path) -> Path:
     beginnings = [f"{base}/"] if isinstance(base, str) else []
     for given in (*(f"{beginning}{name}" for beginning in beginnings), name, name.removeprefix("../")):
         try:
-            found = file_in(path.parent, given)
+            found = _below(path.parent, given)
         except ValueError:
             continue
         if found.exists():
@@ -143,6 +143,16 @@ def _found(name: Any, base: Any, path: Path) -> Path:
         f"{path} names the images {name!r}, which are not below {path.parent}. Put the YAML file into the folder of "
         "the data set, and name folders relative to it."
     )
+
+
+def _below(folder: Path, name: str) -> Path:
+    """A file below a folder, named relative to it, or from the root of this machine on.
+
+    Raises:
+        ValueError: It is none.
+    """
+    begins = f"{folder.resolve()}/"
+    return file_in(folder, name.removeprefix(begins) or ".")
 
 
 def _images_of(folders: dict[str, list[Path]], split: str | None, path: Path) -> tuple[str, list[Path]]:
@@ -174,7 +184,7 @@ def _listed_images(path: Path, root: Path) -> list[Path]:
     images = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
-            image = file_in(root, line.strip().replace("\\", "/")) if line.strip() else None
+            image = _below(root, line.strip().replace("\\", "/")) if line.strip() else None
         except ValueError as error:
             raise DataFileError(f"{path}, line {number}: {error}") from None
         if image is not None:

@@ -388,11 +388,15 @@ LINE = shares(CORNERS)
         {"train": ["images/train"]},
         {"train": "images\\train", "val": "images/train"},
         {"train": "train.txt"},
+        {"train": "{root}/images/train", "path": "{root}"},
+        {"train": "{root}/all.txt"},
         {"train": "images/train", "test": None},
     ],
 )
 def test_data_sets_of_yolo(tmp_path, content):
+    content = {name: text.format(root=tmp_path) if isinstance(text, str) else text for name, text in content.items()}
     folder = yolo(tmp_path, b"\xef\xbb\xbf" + f"{LINE}\r\n\r\n".encode(), **content)
+    (folder / "all.txt").write_text("".join(f"{folder}/images/train/{name}.jpg\n" for name in ("a", "empty")))
     (folder / "train.txt").write_text("./images/train/a.jpg\nimages/train/empty.jpg\n")
     for source in (folder, folder / "data.yaml"):
         images = read("yolo", source)
@@ -489,6 +493,8 @@ def test_pngs_of_voc(tmp_path):
     assert found == [("person", 25), ("bottle", 54), ("bottle", 90)]
     objects[15:20, 25:30] = 1
     refused("voc", voc(tmp_path, CLASSES, objects), "object 1", "'bottle' and 'person'")
+    # of 0 and 255 nothing would be left, as 255 belongs to none
+    refused("voc", voc(tmp_path / "white", MASK.astype(np.uint8) * 255), "a.png", "0 and 255", "belongs to none")
 
 
 def test_colours_of_cvat(tmp_path):
