@@ -142,7 +142,7 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
         lambda value: isinstance(value, dict) and _are_texts([*value, *value.values()]),
         "names of columns by what they hold",
     ),
-    "skip_labels": (lambda value: isinstance(value, (tuple, list)) and _are_texts(value), "a list of labels"),
+    "skip_labels": (lambda value: isinstance(value, tuple) and _are_texts(value), "a list of labels"),
     "max_image_pixels": (
         lambda value: value is None or (isinstance(value, int) and value > 0),
         "a number of pixels, at least 1",

@@ -163,7 +163,7 @@ class ImageMasks:
 
     def rejected(self, label: str, **others: Any) -> LabelledObject | None:
         """A label that nothing in the image fits; `None` where it is to be left out. `others` as of [`object`]."""
-        return None if self._is_skipped(label) else LabelledObject(label, None, rejected=True, **others)
+        return None if self._is_skipped(label) else LabelledObject(label, None, **{"rejected": True, **others})
 
     def _is_skipped(self, label: str) -> bool:
         is_skipped = label in self.options.skip_labels

@@ -296,7 +296,7 @@ def write_voc(images: Iterable[LabelledImage], folder: Path, options: WritingOpt
     for number, label in {0: BACKGROUND, **categories.names}.items():
         red, green, blue = palette[3 * number : 3 * number + 3]
         lines.append(f"{' '.join(label.split())}:{red},{green},{blue}::")
-    (folder / "labelmap.txt").writeread_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "labelmap.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return written
 
 

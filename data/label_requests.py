@@ -192,8 +192,8 @@ def split_options(
         )
     if isinstance(values.get("images"), str):
         values["images"] = Path(values["images"])
-    if (skipped := values.get("skip_labels")) is not None:
-        values["skip_labels"] = (skipped,) if isinstance(skipped, str) else skipped
+    if isinstance(skipped := values.get("skip_labels"), (str, list)):
+        values["skip_labels"] = (skipped,) if isinstance(skipped, str) else tuple(skipped)
     return (
         entry,
         ReadingOptions(**{name: value for name, value in values.items() if name in reading}),

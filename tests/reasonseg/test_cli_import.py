@@ -64,7 +64,7 @@ def test_what_is_imported_is_what_was_drawn(annotated):
         (["coco", "--format", "x", "--out", "out"], "no format 'x'"),
         (["coco", "--out", "out", "--split", "train"], "does not heed --split 'train'"),
         (
-            ["far", "--out", "out"],
+            ["far/away", "--out", "out"],
             "lies neither beside the file nor in a folder `images` there. Say --images 'FOLDER'",
         ),
         (["coco", "--out", "out", "--column", "x"], "NAME=COLUMN"),
@@ -74,8 +74,8 @@ def test_what_is_imported_is_what_was_drawn(annotated):
 )
 def test_what_cannot_be_imported_is_said(annotated, arguments, words, monkeypatch):
     monkeypatch.chdir(annotated)
-    (annotated / "far").mkdir()
-    (annotated / "far" / "instances.json").write_bytes(Path("coco/annotations/instances.json").read_bytes())
+    (annotated / "far" / "away").mkdir(parents=True)
+    (annotated / "far" / "away" / "instances.json").write_bytes(Path("coco/annotations/instances.json").read_bytes())
     before = sorted(annotated.rglob("*"))
     result = run("import", *arguments)
     assert result.exit_code == 1
