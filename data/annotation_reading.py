@@ -166,9 +166,10 @@ class ImageMasks:
         return None if self._is_skipped(label) else LabelledObject(label, None, **{"rejected": True, **others})
 
     def _is_skipped(self, label: str) -> bool:
-        is_skipped = label in self.options.skip_labels
-        self.options.left_out.update({"objects with a label to skip": 1} if is_skipped else {})
-        return is_skipped
+        if label not in self.options.skip_labels:
+            return False
+        self.options.left_out["objects with a label to skip"] += 1
+        return True
 
     def _run_lengths(self, segmentation: Any, what: str, parts_are_united: bool) -> dict[str, Any]:
         if segmentation is None:

@@ -155,9 +155,12 @@ def _looks_like_coco(path: Path) -> bool:
 def _image_folder(path: Path, images: list[AnnotatedImage]) -> Path:
     """Where the first image lies: beside the file, in a folder `images`, or beside or above the folder of the file."""
     near = [path.parent, path.parent / "images", path.parent.parent, path.parent.parent / "images"]
-    for folder in near:
-        if _image_path(folder, images[0].file_name).is_file():
-            return folder
+    try:
+        found = [folder for folder in near if _image_path(folder, images[0].file_name).is_file()]
+    except ValueError as error:
+        raise DataFileError(f"{path}, image {images[0].id!r}: {error}") from None
+    if found:
+        return found[0]
     raise DataFileError(
         f"{path}: the image {images[0].file_name!r} lies neither beside the file nor in a folder `images` there. Say "
         "images='FOLDER'."

@@ -44,6 +44,7 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
 
     Rows are those of [`write_datasets`], or have an image, a mask (run lengths, an image, polygons, rows of yes and
     no; null where nothing fits; or a list of masks) and what it is called or what was asked: `columns` names them.
+    Images and masks may be names of files, of the data set or of the folder that is chosen.
 
     Args:
         source (`str` or `Path`): A folder, or a name on the Hub.
@@ -151,6 +152,8 @@ def _plain_row(
     """One mask, or a list of them, with what it is called and what was asked."""
     given, labels = row[columns["mask"]], row[columns["label"]] if "label" in columns else ""
     several = isinstance(given, list) and (not given or isinstance(given[0], (Mapping, type(None))))
+    if isinstance(given, np.ndarray) and given.ndim == 3 and _is_bitmap(given):
+        given, several = list(given), True
     if not several:
         given, labels = [given], [labels]
     if not isinstance(labels, list):
@@ -185,10 +188,14 @@ def _mask_of(stored: Any, masks: ImageMasks, files: DataSetName, what: str) -> A
                 return read_mask(opened, what="The image")
         except ValueError as error:
             raise DataFileError(f"{masks.what}, {what}: {error}") from None
-    is_outline = isinstance(stored, np.ndarray) and stored.dtype != bool
-    if is_outline and stored.shape not in (masks.head.upright, masks.head.stored):
-        return stored.tolist()  # outlines that have as many corners each
-    return stored
+    if not isinstance(stored, np.ndarray) or stored.shape in (masks.head.upright, masks.head.stored):
+        return stored
+    return stored if _is_bitmap(stored) else stored.tolist()  # outlines that have as many corners each
+
+
+def _is_bitmap(values: np.ndarray) -> bool:
+    """Whether numbers are yes and no of pixels, and no corners of outlines, also where an image has another size."""
+    return values.dtype == bool or (min(values.shape[-2:]) > 2 and bool(np.isin(values, (0, 1, 255)).all()))
 
 
 def _own_row(row: Mapping[str, Any], masks: ImageMasks) -> tuple[list[LabelledObject], list[LabelledRequest]]:

@@ -182,7 +182,7 @@ def _objects(shapes: list[Any], masks: ImageMasks) -> Iterator[LabelledObject | 
             raise DataFileError(f"{masks.what}, {what} is {reprlib.repr(shape)}; it must have a `label`.")
         what += f" ({shape['label']!r})"
         group = shape.get("group_id")
-        if group is not None and not isinstance(group, (int, str)):
+        if group is not None and not isinstance(group, (int, float, str)):
             raise DataFileError(f"{masks.what}, {what}: its `group_id` is {reprlib.repr(group)}; it must be a number.")
         groups.setdefault((shape["label"], number if group is None else None, group), []).append((what, shape))
     for (label, _, _), members in groups.items():
@@ -218,8 +218,11 @@ def _united(members: list[tuple[str, dict[str, Any]]], masks: ImageMasks, size: 
         return [part for _, part in drawn]
     united = np.zeros(size, dtype=bool)
     for what, part in drawn:
-        with suppress(EmptyMaskError):  # of an object that has pixels besides
-            united |= read_mask([part], size, what) if isinstance(part, list) else part
+        if isinstance(part, np.ndarray):
+            united |= part
+        elif len(part) >= 6:
+            with suppress(EmptyMaskError):  # of an object that has pixels besides
+                united |= read_mask([part], size, what)
     return united
 
 
@@ -248,6 +251,8 @@ def _points(points: Any, what: str) -> np.ndarray:
         read = np.asarray(points, dtype=np.float64)
     except (TypeError, ValueError):
         read = np.zeros(0)
+    if isinstance(points, list) and not points:
+        return read.reshape(0, 2)
     if read.ndim != 2 or read.shape[1] != 2 or not np.isfinite(read).all():
         raise ValueError(f"{what} has the points {reprlib.repr(points)}; give pairs of finite numbers.")
     return read
@@ -274,7 +279,12 @@ def _pasted(mask: Any, points: np.ndarray, what: str, size: tuple[int, int]) -> 
     except ValueError as error:
         raise ValueError(f"{what}: its `mask` cannot be used. {error}") from None
     with opened:
-        part = read_mask(opened, (y2 - y1 + 1, x2 - x1 + 1), f"{what}: its `mask`")
+        part = read_mask(opened, what=f"{what}: its `mask`")
+    if part.shape != (y2 - y1 + 1, x2 - x1 + 1):
+        raise ValueError(
+            f"{what}: its `mask` is {part.shape[1]} x {part.shape[0]} pixels, and the box between its points "
+            f"{x2 - x1 + 1} x {y2 - y1 + 1}."
+        )
     pasted = np.zeros(size, dtype=bool)
     pasted[y1 : y2 + 1, x1 : x2 + 1] = part
     return pasted

@@ -105,6 +105,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _class_names(names: Any, path: Path) -> dict[int, str]:
     """Names by their numbers, of a list or of a dict."""
     listed = dict(enumerate(names)) if isinstance(names, list) else names
+    if isinstance(listed, dict):  # in quotes they are numbers, too
+        listed = {int(number) if str(number).isdecimal() else number: name for number, name in listed.items()}
     if not isinstance(listed, dict) or not listed or not all(isinstance(number, int) for number in listed):
         raise DataFileError(f"{path}: its `names` are {reprlib.repr(names)}; give a list, or names by their numbers.")
     return {number: str(name) for number, name in listed.items()}

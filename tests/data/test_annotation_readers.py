@@ -183,7 +183,7 @@ def test_annotations_that_are_refused(tmp_path, changes, words):
 
 def test_files_that_are_refused(tmp_path):
     path = coco(tmp_path, {"segmentation": [CORNERS]}, file_name="../images/a.jpg")
-    refused("coco", path, "leads out", "../images/a.jpg")
+    refused("coco", path, "instances.json, image 0", "leads out", "../images/a.jpg")
     path = coco(tmp_path, {"segmentation": [CORNERS]}, file_name="b.jpg")
     refused("coco", path, "b.jpg", "images='FOLDER'")
     path = coco(tmp_path, {"segmentation": [CORNERS]}, size=(25, WIDTH))
@@ -261,7 +261,7 @@ MASK_SHAPE = {"mask": base64.b64encode(png(WITH_HOLE[3:12, 4:20].astype(np.uint8
         ([shape([[20, 12], [4, 3]], "rectangle")], MASK),
         ([shape(pairs(CORNERS), "oriented_rectangle")], MASK),
         ([shape([[4, 3], [19, 11]], "mask", **MASK_SHAPE)], WITH_HOLE),
-        ([shape(pairs(CORNERS), group_id=0), shape(pairs(SECOND), group_id=0)], TWO),
+        ([shape(pairs(CORNERS), group_id=0.0), shape(pairs(SECOND), group_id=0), shape([], group_id=0)], TWO),
         ([shape(pairs(CORNERS), group_id=0), shape(pairs(HOLE), group_id=0)], MASK),
         ([shape([[4, 3], [19, 11]], "mask", group_id=3, **MASK_SHAPE), shape(pairs(SECOND), group_id=3)], None),
     ],
@@ -303,7 +303,11 @@ def test_lines_have_no_area(tmp_path, kind):
         (shape([[1, 2], [3, 4]]), ["shape number 1", "3 or more corners"]),
         (shape([[1, 2]], "rectangle"), ["rectangle of 1 points"]),
         (shape([[1, 2], [3, 4]], "ellipse"), ["'ellipse'", "polygon"]),
-        (shape([[4, 3], [18, 11]], "mask", **MASK_SHAPE), ["shape number 1", "16 x 9"]),
+        (
+            shape([[4, 3], [18, 11]], "mask", **MASK_SHAPE),
+            ["shape number 1", "16 x 9", "the box between its points 15 x 9"],
+        ),
+        (shape([]), ["shape number 1", "3 or more corners", "without_mask='skip'"]),
         (shape([[30, 20], [45, 28]], "mask", **MASK_SHAPE), ["shape number 1", "no box"]),
         (shape([[4, 3], [19, 11]], "mask", mask="?"), ["shape number 1", "base64"]),
         (shape([[4, 3], [19, 11]], "mask", mask=None), ["shape number 1", "base64"]),
@@ -384,6 +388,7 @@ LINE = shares(CORNERS)
     [
         {},
         {"names": {0: "cup", 1: "dog"}},
+        {"names": {"0": "cup", "1": "dog"}},
         {"train": "../images/train", "path": "/datasets/mine"},
         {"train": ["images/train"]},
         {"train": "images\\train", "val": "images/train"},
@@ -566,9 +571,11 @@ def test_rows_with_masks_of_every_kind(datasets, tmp_path):
         "rows": MASK.tolist(),
         "numbers": np.asfortranarray(MASK[::-1].astype(np.uint8) * 255)[::-1].tolist(),
         "polygon": [CORNERS],
+        "array": (MASK * 255).tolist(),
+        "stack": [MASK.tolist()],
         "png": {"bytes": png(MASK.astype(np.uint8) * 255), "path": None},
     }
-    features = {"png": datasets.Image()}
+    features = {"png": datasets.Image(), "array": datasets.Array2D(SIZE, "uint8")}
     for name, mask in masks.items():
         rows = {"image": [image], name: [mask], "category": [1], "query": ["Where is it?"]}
         columns = datasets.Features(
@@ -588,6 +595,12 @@ def test_rows_with_masks_of_every_kind(datasets, tmp_path):
         assert found.requests[0].question == "Where is it?"
         assert found.file_name == "train-00000000.png"
     refused("datasets", folder, "no column 'x'", columns={"mask": "x"})
+    for wrong in (np.pad(MASK, 1), np.pad(MASK, 1).astype(np.uint8)):
+        data = datasets.Dataset.from_dict({"image": [image], "mask": [wrong.tolist()]})
+        data.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / f"wrong {wrong.dtype}"))
+        refused(
+            "datasets", tmp_path / f"wrong {wrong.dtype}", "row 0, its mask", "38 x 26", "36 x 24", without_mask="skip"
+        )
     refused("datasets", folder, "masks", "png")
 
 
