@@ -19,6 +19,7 @@ from reasonseg.cli.inputs import DataSetOptions
 from reasonseg.cli.labelled_shards import FolderShards
 from reasonseg.cli.segment_dataset import Labelling, make_request
 from reasonseg.cli.shards import Shard
+from reasonseg.data.annotation_formats import FORMATS
 from reasonseg.data.labelled_rows import PartWriter
 from reasonseg.data.streamed_tables import StreamedTables
 from reasonseg.processing.segments import Segment, SegmentationResult
@@ -504,5 +505,16 @@ def test_a_data_set_of_the_hub_is_streamed(hub, parquet, alone, tmp_path):
     (tmp_path / "out/.reasonseg/train/00002-of-00003-00000.json").unlink()
     label("anna/source", tmp_path / "out", "--rows-per-shard", 2, "--batch-size", 2)
     assert len(FolderShards(tmp_path / "out", "train").done()) == 6, "nor where the split is not said"
+    # images as files, which rows name by their addresses there
+    white = io.BytesIO()
+    Image.new("L", (60, 40), 255).save(white, "PNG")
+    lines = b'{"file_name": "a.png", "mask_file_name": "mask.png", "label": "cup"}\n'
+    photos = hub.repos["datasets/anna/photos"] = Repo(False)
+    photos.commit("main", {"a.png": png(0), "mask.png": white.getvalue(), "metadata.jsonl": lines}, "Upload")
+    label("anna/photos", tmp_path / "photos", "--image-column", "image")
+    (row,) = datasets.load_dataset(str(tmp_path / "photos"), split="train")
+    np.testing.assert_array_equal(row["image"], image(0))
+    (photo,) = FORMATS["datasets"].read("anna/photos")
+    assert [(found.label, found.area) for found in photo.objects] == [("cup", 60 * 40)]
     gone = label("anna/nothing", tmp_path / "none", code=1)
     assert "the Hub has no such data set" in " ".join(gone.stderr.split())
