@@ -7,7 +7,9 @@ A data set is read in *sources*, parts of it that can be read apart, such as fil
 set alone, and so does which rows are in each.
 """
 
+import gzip
 import hashlib
+import lzma
 import os
 import re
 import zipfile
@@ -32,7 +34,8 @@ _INTO_ARCHIVES = re.compile(r"(zip|gzip|bz2|lz4|xz|zstd)://")
 # What one file alone is to blame for; a network that fails ends a run, which then goes on from there.
 _OF_ONE_FILE = (
     *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
-    *(ValueError, LookupError, EOFError, zipfile.BadZipFile, zlib.error),
+    *(ValueError, LookupError, RuntimeError, EOFError),
+    *(zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error),
 )
 
 
