@@ -34,7 +34,7 @@ _INTO_ARCHIVES = re.compile(r"(zip|gzip|bz2|lz4|xz|zstd)://")
 # What one file alone is to blame for; a network that fails ends a run, which then goes on from there.
 _OF_ONE_FILE = (
     *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
-    *(ValueError, LookupError, RuntimeError, EOFError),
+    *(ValueError, LookupError, EOFError),
     *(zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error),
 )
 
