@@ -4,6 +4,7 @@ Commands, their help and their checks are made from this table. Everything is na
 it is used.
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -84,6 +85,7 @@ class ReadingOptions:
     Args:
         images (`Path`, *optional*): The folder of the images, where it is not found beside the annotations.
         split (`str`, *optional*): Part of the data set; needed where there are several.
+        config (`str`, *optional*): Configuration of a data set of `datasets`, where it has several.
         revision (`str`, *optional*): Commit of a data set of the Hub.
         columns (`dict[str, str]`): Names of columns of `datasets`: `image`, `mask`, `label`, `text`, `file_name`.
         mask_frame (`str`, *optional*): `"upright"` or `"stored"`: what masks were drawn on, where an EXIF orientation
@@ -99,6 +101,7 @@ class ReadingOptions:
 
     images: Path | None = None
     split: str | None = None
+    config: str | None = None
     revision: str | None = None
     columns: dict[str, str] = field(default_factory=dict)
     mask_frame: str | None = None
@@ -110,18 +113,40 @@ class ReadingOptions:
 
     def __post_init__(self):
         for name, allowed in _CHOICES.items():
-            value = getattr(self, name)
-            if value is not None and value not in allowed:
-                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}.")
+            if (value := getattr(self, name)) not in allowed:
+                shown = ", ".join(each for each in allowed if each is not None)
+                raise ValueError(f"{name} is {value!r}; it must be one of {shown}.")
+        for name, (is_allowed, wanted) in _KINDS.items():
+            if not is_allowed(value := getattr(self, name)):
+                raise ValueError(f"{name} is {value!r}; it must be {wanted}.")
         if unknown := sorted(set(self.columns) - set(COLUMNS)):
             raise ValueError(f"columns has {', '.join(map(repr, unknown))}; there are {', '.join(COLUMNS)}.")
 
 
 COLUMNS = ("image", "mask", "label", "text", "file_name")
 _CHOICES = {
-    "mask_frame": ("upright", "stored"),
+    "mask_frame": (None, "upright", "stored"),
     "inner": ("refuse", "hole", "fill"),
     "without_mask": ("refuse", "skip", "box"),
+}
+
+
+def _are_texts(values: Iterable[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+_KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "images": (lambda value: value is None or isinstance(value, Path), "a folder, as a Path"),
+    **dict.fromkeys(("split", "config", "revision"), (lambda value: value is None or _are_texts([value]), "a text")),
+    "columns": (
+        lambda value: isinstance(value, dict) and _are_texts([*value, *value.values()]),
+        "names of columns by what they hold",
+    ),
+    "skip_labels": (lambda value: isinstance(value, tuple) and _are_texts(value), "a list of labels"),
+    "max_image_pixels": (
+        lambda value: value is None or (isinstance(value, int) and value > 0),
+        "a number of pixels, at least 1",
+    ),
 }
 
 
@@ -133,11 +158,11 @@ class AnnotationFormat:
     Args:
         name (`str`): What `--format` calls it.
         summary (`str`): What it is, in one line for help and documentation.
-        writer (`str`, *optional*): `module:name` of a function of `Iterable[LabelledImage]`, an empty folder (`Path`)
+        writer (`str`): `module:name` of a function of `Iterable[LabelledImage]`, an empty folder (`Path`)
             to fill, and [`WritingOptions`]; it returns [`Written`].
-        reader (`str`, *optional*): `module:name` of a function of a path and [`ReadingOptions`], which yields
+        reader (`str`): `module:name` of a function of a path and [`ReadingOptions`], which yields
             [`LabelledImage`].
-        recognised_by (`str`, *optional*): `module:name` of a function that says whether a path looks like it.
+        recognised_by (`str`): `module:name` of a function that says whether a path looks like it.
         heeds (`tuple[str, ...]`): Which of [`ReadingOptions`] its reader heeds, beside those that all do.
         masks (`tuple[str, ...]`): Values of [`WritingOptions.masks`] that it takes, the default first.
         keeps (`tuple[str, ...]`): What comes back when it is read again: of `"pixels"` (each mask bit by bit),
@@ -151,9 +176,9 @@ class AnnotationFormat:
 
     name: str
     summary: str
-    writer: str | None = None
-    reader: str | None = None
-    recognised_by: str | None = None
+    writer: str
+    reader: str
+    recognised_by: str
     heeds: tuple[str, ...] = ()
     masks: tuple[str, ...] = ("exact",)
     keeps: tuple[str, ...] = ()
@@ -164,7 +189,7 @@ class AnnotationFormat:
 
     def write(self, images: "Iterable[LabelledImage]", folder: Path, options: WritingOptions) -> Written:
         """Fill an empty folder."""
-        return self._imported(self.writer, "writes")(images, folder, options)
+        return import_object(self.writer)(images, folder, options)
 
     def read(self, source: str | Path, options: ReadingOptions | None = None) -> "Iterator[LabelledImage]":
         """
@@ -176,12 +201,12 @@ class AnnotationFormat:
         """
         options = options or ReadingOptions()
         default, heeded = ReadingOptions(), {"max_image_pixels", "left_out", *self.heeds}
-        changed = [name for name in vars(default) if getattr(options, name) != getattr(default, name)]
-        if ignored := [name for name in changed if name not in heeded]:
+        changed = {name: value for name, value in vars(options).items() if value != getattr(default, name)}
+        if ignored := [f"{name}={value!r}" for name, value in changed.items() if name not in heeded]:
             raise ValueError(f"The format {self.name!r} does not heed {', '.join(ignored)}; leave it out.")
         if not self.on_the_hub and not Path(source).exists():
             raise DataFileError(_NOTHING_THERE.format(str(source)))
-        return self._imported(self.reader, "reads")(source, options)
+        return import_object(self.reader)(source, options)
 
     def check(self) -> None:
         """
@@ -193,11 +218,6 @@ class AnnotationFormat:
                 f"The format {self.name} needs the package {' and '.join(missing)}, of the extra {self.extra}. "
                 f"Install it: pip install {' '.join(missing)}"
             )
-
-    def _imported(self, reference: str | None, does: str) -> Callable:
-        if reference is None:
-            raise ValueError(f"Nothing {does} the format {self.name!r}.")
-        return import_object(reference)
 
 
 _NOTHING_THERE = "There is no file and no folder {!r}."
@@ -252,7 +272,10 @@ FORMATS: dict[str, AnnotationFormat] = {
             writer="reasonseg.data.format_datasets:write_datasets",
             reader="reasonseg.data.format_datasets:read_datasets",
             recognised_by="reasonseg.data.format_datasets:is_datasets",
-            heeds=("images", "split", "revision", "columns", "mask_frame", "inner", "without_mask", "skip_labels"),
+            heeds=(
+                *("images", "split", "config", "revision", "columns"),
+                *("mask_frame", "inner", "without_mask", "skip_labels"),
+            ),
             keeps=(*_EXACT, "scores", "rejected", "text"),
             needs=("datasets",),
             extra="data",
@@ -290,8 +313,10 @@ def guess_format(source: str | Path) -> AnnotationFormat:
     """
     path = Path(source)
     if not path.exists():
-        raise DataFileError(_NOTHING_THERE.format(str(source)))
-    found = [entry for entry in FORMATS.values() if entry.recognised_by and import_object(entry.recognised_by)(path)]
+        may_be_on_the_hub = re.fullmatch(r"(hf://datasets/)?[\w-][\w.-]*/[\w-][\w.-]*(@.+)?", str(source))
+        hint = " A data set on the Hub is read with format='datasets'." if may_be_on_the_hub else ""
+        raise DataFileError(_NOTHING_THERE.format(str(source)) + hint)
+    found = [entry for entry in FORMATS.values() if import_object(entry.recognised_by)(path)]
     if len(found) != 1:
         looks = " and ".join(entry.name for entry in found) or "none of the formats that are read"
         raise DataFileError(f"{path} looks like {looks}; say format=NAME, one of {', '.join(FORMATS)}.")

@@ -14,6 +14,7 @@ from ..processing.mask_reading import EmptyMaskError, fill_polygons, read_mask, 
 from ..processing.regions import check_mask_size, read_run_lengths
 from ..processing.segments import mask_to_rle
 from .annotation_formats import ReadingOptions
+from .coco import has_numbers
 from .data_files import DataFileError
 from .labelled_images import LabelledImage, LabelledObject
 
@@ -144,8 +145,7 @@ class ImageMasks:
             ValueError: It cannot be read, may mean two things, or has no mask and that is not allowed.
         """
         what = f"{self.what}, {what}"
-        if label in self.options.skip_labels:
-            self.options.left_out["objects with a label to skip"] += 1
+        if self._is_skipped(label):
             return None
         try:
             mask = self._run_lengths(segmentation, what, parts_are_united)
@@ -160,6 +160,16 @@ class ImageMasks:
                 self.options.left_out["objects without a mask"] += 1
                 return None
         return LabelledObject(label, mask, **others)
+
+    def rejected(self, label: str, **others: Any) -> LabelledObject | None:
+        """A label that nothing in the image fits; `None` where it is to be left out. `others` as of [`object`]."""
+        return None if self._is_skipped(label) else LabelledObject(label, None, **{"rejected": True, **others})
+
+    def _is_skipped(self, label: str) -> bool:
+        if label not in self.options.skip_labels:
+            return False
+        self.options.left_out["objects with a label to skip"] += 1
+        return True
 
     def _run_lengths(self, segmentation: Any, what: str, parts_are_united: bool) -> dict[str, Any]:
         if segmentation is None:
@@ -189,7 +199,7 @@ class ImageMasks:
 
     def _filled(self, polygons: Sequence[Any], size: tuple[int, int], what: str, parts_are_united: bool) -> np.ndarray:
         # `[[]]` stands for nothing in public files
-        parts = read_polygons(polygons, what) if _has_numbers(polygons) else []
+        parts = read_polygons(polygons, what) if has_numbers(polygons) else []
         with_area = [part for part in parts if len(part[0]) >= 3]
         if not with_area:
             raise EmptyMaskError(f"{what} is {reprlib.repr(polygons)}, which has no polygon of 3 or more corners.")
@@ -233,8 +243,16 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _has_numbers(value: Any) -> bool:
-    return any(map(_has_numbers, value)) if isinstance(value, (list, tuple)) else True
+def score_of(value: Any) -> float | None:
+    """A score from 0 to 1; `None` where a file has something else there."""
+    return float(value) if _is_number(value) and 0 <= value <= 1 else None
+
+
+def image_ending(image: Path | bytes, max_image_pixels: int | None) -> str:
+    """How the name of a file with this content ends."""
+    with open_image(image, max_image_pixels or MAX_IMAGE_PIXELS) as opened:
+        kind = str(opened.format).lower()
+    return {"jpeg": ".jpg", "mpo": ".jpg"}.get(kind, f".{kind}")
 
 
 def image_named(folder: Path, stem: str, what: str) -> Path:
@@ -256,8 +274,10 @@ __all__ = [
     "IMAGE_SUFFIXES",
     "ImageHead",
     "ImageMasks",
+    "image_ending",
     "image_named",
     "problems_text",
     "read_each",
     "read_head",
+    "score_of",
 ]

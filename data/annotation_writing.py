@@ -8,7 +8,8 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from .labelled_images import LabelledImage
 
 # In a folder that was written here: what it was made of. Without it nothing is replaced.
 EXPORT_NAME = ".reasonseg-export"
+# Where an image lies that belongs to no split.
+DEFAULT_SPLIT = "train"
 # What an object is called to which no phrase belongs.
 UNNAMED = "object"
 # Formats that can be written as they were read; cameras' MPO holds JPEG.
@@ -55,14 +58,16 @@ def write_annotations(
         ExistingFolderError: The target holds something else.
         ValueError: An image cannot be written; nothing is left behind.
     """
+    target = target.resolve()  # of a link its folder, and of "." its name
     refuse_other_folders(target)
     target.parent.mkdir(parents=True, exist_ok=True)
+    left_out: Counter[str] = Counter()
     _finish_earlier(target)
     staging = target.with_name(f".{target.name}.{os.getpid()}.partial")
     shutil.rmtree(staging, ignore_errors=True)
     try:
         staging.mkdir()
-        written = entry.write(images, staging, options)
+        written = entry.write(_counted(images, entry, left_out), staging, options)
         write_whole(staging / EXPORT_NAME, json.dumps(_about(entry, options, made_of), indent=2) + "\n")
         refuse_other_folders(target)
         replaced = target.with_name(f".{target.name}.{os.getpid()}.replaced")
@@ -72,7 +77,20 @@ def write_annotations(
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+    written.left_out += left_out
     return written
+
+
+def _counted(
+    images: Iterable[LabelledImage], entry: AnnotationFormat, left_out: Counter[str]
+) -> Iterator[LabelledImage]:
+    """Pass images on, and count what the format has no place for."""
+    for image in images:
+        if "scores" not in entry.keeps:
+            left_out["scores"] += sum(found.score is not None for found in image.drawn)
+        if "rejected" not in entry.keeps:
+            left_out["rejected phrases"] += sum(1 for _ in image.rejected)
+        yield image
 
 
 def is_written(entry: AnnotationFormat, target: Path, options: WritingOptions, made_of: dict[str, Any]) -> bool:
@@ -89,9 +107,10 @@ def refuse_other_folders(target: Path) -> None:
     Raises:
         ExistingFolderError: The target is a file, or a folder that holds something and was not written here.
     """
-    if not os.path.lexists(target) or (target / EXPORT_NAME).is_file():
+    target = target.resolve()
+    if not target.exists() or (target / EXPORT_NAME).is_file():
         return
-    if target.is_symlink() or not target.is_dir() or any(target.iterdir()):
+    if not target.is_dir() or any(target.iterdir()):
         raise ExistingFolderError(
             f"{str(target)!r} exists and is not a folder that an export has written, so it stays as it is. Name "
             "another folder, or remove it."
@@ -156,6 +175,14 @@ def upright_content(image: LabelledImage) -> bytes:
         return file.getvalue()
 
 
+def linked_file(image: LabelledImage, options: WritingOptions) -> Path | None:
+    """The file of an image to which a link may lead; `None` where there is to be none, or it would not be upright."""
+    if options.images != "link" or not isinstance(image.source, Path):
+        return None
+    with open_image(image.source, max(MAX_IMAGE_PIXELS, image.size[0] * image.size[1])) as opened:
+        return image.source.absolute() if exif_orientation(opened) == 1 else None
+
+
 def place_image(image: LabelledImage, folder: Path, options: WritingOptions) -> None:
     """Put an image into a folder under its name, as the options say.
 
@@ -165,13 +192,10 @@ def place_image(image: LabelledImage, folder: Path, options: WritingOptions) -> 
     if options.images == "none":
         return
     path = new_file(folder, image.file_name)
-    if options.images == "link" and isinstance(image.source, Path):
-        with open_image(image.source, max(MAX_IMAGE_PIXELS, image.size[0] * image.size[1])) as opened:
-            is_upright = exif_orientation(opened) == 1
-        if is_upright:
-            path.symlink_to(image.source.absolute())
-            return
-    path.write_bytes(upright_content(image))
+    if (linked := linked_file(image, options)) is not None:
+        path.symlink_to(linked)
+    else:
+        path.write_bytes(upright_content(image))
 
 
 def new_file(folder: Path, name: str) -> Path:
@@ -220,16 +244,29 @@ class Categories:
         return {number: label for label, number in self._numbers.items()}
 
 
+def rejected_labels(image: LabelledImage, written: Written) -> list[str]:
+    """The labels that nothing in an image fits, for formats that name each once; counts them."""
+    labels = [found.label or UNNAMED for found in image.rejected]
+    distinct = list(dict.fromkeys(labels))
+    written.rejected += len(distinct)
+    if len(labels) > len(distinct):
+        written.left_out["rejected phrases that another one of their image repeats"] += len(labels) - len(distinct)
+    return distinct
+
+
 __all__ = [
+    "DEFAULT_SPLIT",
     "EXPORT_NAME",
     "UNNAMED",
     "Categories",
     "ExistingFolderError",
     "encode_png",
     "is_written",
+    "linked_file",
     "new_file",
     "place_image",
     "refuse_other_folders",
+    "rejected_labels",
     "upright_content",
     "write_annotations",
 ]

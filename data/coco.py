@@ -48,7 +48,7 @@ def clean_segmentation(segmentation: Any, size: tuple[int, int], what: str = "Th
             f"{what} is {reprlib.repr(segmentation)}; it must be a list of polygons or have `size` and `counts`."
         )
     rings = []
-    for part in read_polygons(segmentation, what) if _has_numbers(segmentation) else []:
+    for part in read_polygons(segmentation, what) if has_numbers(segmentation) else []:
         if len(part) > 1:
             raise ValueError(f"{what} has a polygon with holes, which COCO's polygons cannot have; use run lengths.")
         if len(part[0]) >= 3:
@@ -193,9 +193,16 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _has_numbers(value: Any) -> bool:
+def has_numbers(value: Any) -> bool:
     """Whether there is anything in nested lists; `[[]]` stands for nothing in public files."""
-    return any(map(_has_numbers, value)) if isinstance(value, (list, tuple)) else True
+    return any(map(has_numbers, value)) if isinstance(value, (list, tuple)) else True
 
 
-__all__ = ["AnnotationPlaces", "check_categories", "clean_annotations", "clean_segmentation", "run_lengths"]
+__all__ = [
+    "AnnotationPlaces",
+    "check_categories",
+    "clean_annotations",
+    "clean_segmentation",
+    "has_numbers",
+    "run_lengths",
+]

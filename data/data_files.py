@@ -84,6 +84,18 @@ def read_json_lines(
                 yield number, value
 
 
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        DataFileError: It is in another encoding.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataFileError(f"{path} is not in UTF-8: byte {error.start + 1} is none of it.") from None
+
+
 def file_in(folder: Path, name: Any) -> Path:
     """The file that a data file names, below `folder`.
 
@@ -120,5 +132,6 @@ __all__ = [
     "file_in",
     "read_json",
     "read_json_lines",
+    "read_text",
     "without_garbage_collection",
 ]

@@ -17,8 +17,8 @@ from typing import Any
 
 from .annotated_images import AnnotatedImage, by_image, read_annotations, read_images
 from .annotation_formats import ReadingOptions, WritingOptions, Written
-from .annotation_reading import ImageMasks, read_each, read_head
-from .annotation_writing import Categories, place_image
+from .annotation_reading import ImageMasks, read_each, read_head, score_of
+from .annotation_writing import Categories, place_image, rejected_labels
 from .coco import AnnotationPlaces, check_categories
 from .data_files import DataFileError, file_in
 from .labelled_images import LabelledImage, LabelledObject
@@ -52,6 +52,8 @@ def read_coco(source: str | Path, options: ReadingOptions) -> Iterator[LabelledI
     path = _one_file(Path(source))
     content = read_annotations(path, ("images", "annotations", "categories"))
     images = read_images(content["images"], str(path), unique=("id", "file_name"))
+    if not images:
+        raise DataFileError(f"{path} lists no image.")
     categories = check_categories(content["categories"], str(path))
     annotations = by_image(_named_annotations(content["annotations"], images, categories, str(path), options))
     absent = {entry["id"]: entry.get("neg_category_ids") or [] for entry in content["images"]}
@@ -62,13 +64,13 @@ def read_coco(source: str | Path, options: ReadingOptions) -> Iterator[LabelledI
         file = _image_file(folder, image.file_name, what)
         masks = ImageMasks(read_head(file, options.max_image_pixels), image.size, options, what)
         objects = [_read_object(masks, annotation, categories) for annotation in annotations.get(image.id, ())]
-        rejected = _rejected(absent[image.id], categories, what)
+        objects += map(masks.rejected, _rejected(absent[image.id], categories, what))
         return LabelledImage(
             # some tools write the separators of Windows
             file_name=image.file_name.replace("\\", "/"),
             size=masks.head.upright,
             source=file,
-            objects=(*(found for found in objects if found is not None), *rejected),
+            objects=tuple(found for found in objects if found is not None),
             image_id=image.id,
         )
 
@@ -95,7 +97,7 @@ def _named_annotations(
 
 
 def _read_object(masks: ImageMasks, annotation: dict[str, Any], categories: dict[Any, str]) -> LabelledObject | None:
-    crowd, score = annotation.get("iscrowd"), annotation.get("score")
+    crowd = annotation.get("iscrowd")
     if crowd not in (None, 0, 1):
         raise DataFileError(f"{masks.what}, {annotation['what']}: its `iscrowd` is {crowd!r}; it must be 0 or 1.")
     segmentation, box = annotation.get("segmentation"), annotation.get("bbox")
@@ -106,22 +108,21 @@ def _read_object(masks: ImageMasks, annotation: dict[str, Any], categories: dict
         )
     if isinstance(box, list) and len(box) == 4 and all(isinstance(side, (int, float)) for side in box):
         box = [box[0], box[1], box[0] + box[2], box[1] + box[3]]
-    is_score = isinstance(score, (int, float)) and not isinstance(score, bool) and 0 <= score <= 1
     return masks.object(
         categories[annotation["category_id"]],
         segmentation,
         annotation["what"],
         box_xyxy=box or None,
-        score=float(score) if is_score else None,
+        score=score_of(annotation.get("score")),
         is_crowd=bool(crowd),
     )
 
 
-def _rejected(absent: Any, categories: dict[Any, str], what: str) -> list[LabelledObject]:
-    """The categories of LVIS's `neg_category_ids`."""
+def _rejected(absent: Any, categories: dict[Any, str], what: str) -> list[str]:
+    """The names of the categories of LVIS's `neg_category_ids`."""
     if not isinstance(absent, list) or not all(isinstance(each, int) and each in categories for each in absent):
         raise DataFileError(f"{what}: its `neg_category_ids` are {reprlib.repr(absent)}; give ids of categories.")
-    return [LabelledObject(categories[category], None, rejected=True) for category in absent]
+    return [categories[category] for category in absent]
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------
@@ -154,12 +155,15 @@ def _looks_like_coco(path: Path) -> bool:
 def _image_folder(path: Path, images: list[AnnotatedImage]) -> Path:
     """Where the first image lies: beside the file, in a folder `images`, or beside or above the folder of the file."""
     near = [path.parent, path.parent / "images", path.parent.parent, path.parent.parent / "images"]
-    for folder in near:
-        if images and _image_path(folder, images[0].file_name).is_file():
-            return folder
-    name = images[0].file_name if images else ""
+    try:
+        found = [folder for folder in near if _image_path(folder, images[0].file_name).is_file()]
+    except ValueError as error:
+        raise DataFileError(f"{path}, image {images[0].id!r}: {error}") from None
+    if found:
+        return found[0]
     raise DataFileError(
-        f"{path}: the image {name!r} lies neither beside the file nor in a folder `images` there. Say images=FOLDER."
+        f"{path}: the image {images[0].file_name!r} lies neither beside the file nor in a folder `images` there. Say "
+        "images='FOLDER'."
     )
 
 
@@ -174,7 +178,7 @@ def _image_file(folder: Path, name: str, what: str) -> Path:
     except ValueError as error:
         raise DataFileError(f"{what}: {error}") from None
     if not path.is_file():
-        raise DataFileError(f"{what}: {path} does not exist. The images' folder is chosen with images=FOLDER.")
+        raise DataFileError(f"{what}: {path} does not exist. The images' folder is chosen with images='FOLDER'.")
     return path
 
 
@@ -196,10 +200,10 @@ def write_coco(images: Iterable[LabelledImage], folder: Path, options: WritingOp
             place_image(image, folder / IMAGES, options)
             # also of what is rejected, so that all that was asked for has a number, in the order of the question
             numbers = [categories.number(found.label) for found in image.objects]
+            absent = sorted(map(categories.number, rejected_labels(image, written)))
             file.write(",\n" if image_id > 1 else "\n")
-            json.dump(_image_row(image_id, image, numbers), file, ensure_ascii=False)
+            json.dump(_image_row(image_id, image, absent), file, ensure_ascii=False)
             written.images += 1
-            written.rejected += sum(1 for _ in image.rejected)
             for found, category in zip(image.objects, numbers, strict=True):
                 if found.mask is None:
                     continue
@@ -230,12 +234,10 @@ def write_coco(images: Iterable[LabelledImage], folder: Path, options: WritingOp
     return written
 
 
-def _image_row(image_id: int, image: LabelledImage, numbers: list[int]) -> dict[str, Any]:
+def _image_row(image_id: int, image: LabelledImage, absent: list[int]) -> dict[str, Any]:
     height, width = image.size
     row: dict[str, Any] = {"id": image_id, "file_name": image.file_name, "height": height, "width": width}
-    row["neg_category_ids"] = sorted(
-        {number for found, number in zip(image.objects, numbers, strict=True) if found.rejected}
-    )
+    row["neg_category_ids"] = absent
     if image.requests:
         row["requests"] = [{"question": asked.question, "answer": asked.answer} for asked in image.requests]
     row |= {name: value for name in ("model", "revision") if (value := getattr(image, name)) is not None}
@@ -245,7 +247,7 @@ def _image_row(image_id: int, image: LabelledImage, numbers: list[int]) -> dict[
 def _shape(found: LabelledObject, options: WritingOptions, written: Written) -> dict[str, Any]:
     segmentation: Any = found.mask
     if options.masks == "polygons":
-        outlines = trace_outlines(found.mask or {}, options.tolerance)
+        outlines = trace_outlines(found.pixels(), options.tolerance)
         segmentation = [ring.ravel().tolist() for ring in outlines.rings]
         written.least_iou = min(written.least_iou, outlines.iou)
     x1, y1, x2, y2 = found.box_xyxy or (0, 0, 0, 0)

@@ -18,15 +18,14 @@ import numpy as np
 from ..processing.image_loading import MAX_IMAGE_PIXELS, open_image
 from ..processing.mask_reading import read_mask
 from .annotation_formats import COLUMNS, ReadingOptions, WritingOptions, Written
-from .annotation_reading import ImageMasks, read_each, read_head
-from .annotation_writing import upright_content
-from .data_files import DataFileError, file_in
+from .annotation_reading import ImageMasks, image_ending, read_each, read_head
+from .annotation_writing import DEFAULT_SPLIT, linked_file, upright_content
+from .data_files import DataFileError
 from .hub_datasets import ArrowRow
 from .labelled_images import LabelledImage, LabelledObject, LabelledRequest
-from .streamed_tables import StreamedTables, image_column
+from .streamed_tables import DataSetName, StreamedTables, image_column, image_content
 
 
-DEFAULT_SPLIT = "train"
 # What the Hub recommends for a file, and what is kept in memory before it is written.
 SHARD_BYTES = 500_000_000
 _GROUP_BYTES = 32_000_000
@@ -45,6 +44,7 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
 
     Rows are those of [`write_datasets`], or have an image, a mask (run lengths, an image, polygons, rows of yes and
     no; null where nothing fits; or a list of masks) and what it is called or what was asked: `columns` names them.
+    Images and masks may be names of files, of the data set or of the folder that is chosen.
 
     Args:
         source (`str` or `Path`): A folder, or a name on the Hub.
@@ -55,28 +55,28 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
         ValueError: There is no such data set, split or column.
         ImportError: `datasets` is not installed.
     """
-    tables = StreamedTables(str(source), options.split, revision=options.revision)
-    folder = Path(tables.name) if tables.is_folder else None
-
+    tables = StreamedTables(str(source), options.split, options.config, options.revision)
+    files = tables.origin if options.images is None else DataSetName(str(options.images), None, is_folder=True)
     rows = _rows(tables)
     first = next(rows, None)
     columns = {} if first is None else _columns_of(first[1], options.columns)
+    class_names = None if first is None else _class_names(first[1], columns)
 
     def read(numbered: tuple[int, Any]) -> LabelledImage:
         number, table = numbered
         what, row = f"{tables.name}, {tables.split}, row {number}", ArrowRow(table)
         stored = row[columns["image"]]
-        content = _image_of(stored, folder, options, what)
         try:
+            content = _image_of(stored, files)
             head = read_head(content, options.max_image_pixels)
         except ValueError as error:
             raise DataFileError(f"{what}: {error}") from None
         named = row[columns["file_name"]] if "file_name" in columns else None
         if not isinstance(named, str) or not named:
-            named = f"{tables.split}-{number:08d}{_ending(content, options.max_image_pixels)}"
+            named = f"{tables.split}-{number:08d}{image_ending(content, options.max_image_pixels)}"
         masks = ImageMasks(head, None, options, what)
         if "mask" in columns:
-            objects, requests = _plain_row(row, columns, masks, _class_names(table, columns))
+            objects, requests = _plain_row(row, columns, masks, class_names, files)
         else:
             objects, requests = _own_row(row, masks)
         return LabelledImage(
@@ -108,13 +108,15 @@ def _columns_of(table: Any, named: dict[str, str]) -> dict[str, str]:
     if missing := [column for column in named.values() if column not in present]:
         raise ValueError(f"There is no column {missing[0]!r}; there are {', '.join(present)}.")
     columns = {name: name for name in COLUMNS if name in present} | named
-    columns.setdefault("image", "image" if "image" in present else "")
-    if not columns["image"]:
+    if "image" not in columns:
         columns["image"] = image_column(table)
     if "objects" in present and "mask" not in named:
         columns.pop("mask", None)
     elif "mask" not in columns:
-        raise ValueError(f"There is no column of masks among {', '.join(present)}; say which: mask=COLUMN.")
+        raise ValueError(
+            f"There is no column of masks among {', '.join(present)}; say which by the column `mask` "
+            "(--column mask=NAME)."
+        )
     return columns
 
 
@@ -123,41 +125,35 @@ def _class_names(table: Any, columns: dict[str, str]) -> list[str] | None:
     from datasets import Features
 
     feature = Features.from_arrow_schema(table.schema).get(columns.get("label", ""))
-    return getattr(feature, "names", None)
+    return getattr(getattr(feature, "feature", feature), "names", None)  # of a list, those of its entries
 
 
-def _image_of(stored: Any, folder: Path | None, options: ReadingOptions, what: str) -> bytes | Path:
+def _image_of(stored: Any, files: DataSetName) -> bytes | Path:
     """The content of an image, or its file: only below the data set, or below the folder that was named for that."""
     if isinstance(stored, Mapping) and stored.get("bytes") is not None:
         return stored["bytes"]
     path = stored.get("path") if isinstance(stored, Mapping) else stored
     if not isinstance(path, str) or not path:
-        raise DataFileError(f"{what} has no image.")
-    allowed = options.images or folder
-    if allowed is not None and Path(path).resolve().is_relative_to(allowed.resolve()):
-        return Path(path)
-    if allowed is None or Path(path).is_absolute():
-        raise DataFileError(
-            f"{what} names the image {path!r} and does not hold it. Say where it may lie: images=FOLDER."
-        )
+        raise ValueError("It has no image.")
     try:
-        return file_in(allowed, path)
+        address = files.address(path)
     except ValueError as error:
-        raise DataFileError(f"{what}: {error}") from None
-
-
-def _ending(content: bytes | Path, max_image_pixels: int | None) -> str:
-    with open_image(content, max_image_pixels or MAX_IMAGE_PIXELS) as opened:
-        kind = str(opened.format).lower()
-    return {"jpeg": ".jpg", "mpo": ".jpg"}.get(kind, f".{kind}")
+        raise ValueError(f"{error} Say where it may lie: images='FOLDER'.") from None
+    return files.content(path) if "::" in address or not files.is_folder else Path(address)
 
 
 def _plain_row(
-    row: Mapping[str, Any], columns: dict[str, str], masks: ImageMasks, class_names: list[str] | None
+    row: Mapping[str, Any],
+    columns: dict[str, str],
+    masks: ImageMasks,
+    class_names: list[str] | None,
+    files: DataSetName,
 ) -> tuple[list[LabelledObject], list[LabelledRequest]]:
     """One mask, or a list of them, with what it is called and what was asked."""
     given, labels = row[columns["mask"]], row[columns["label"]] if "label" in columns else ""
     several = isinstance(given, list) and (not given or isinstance(given[0], (Mapping, type(None))))
+    if isinstance(given, np.ndarray) and given.ndim == 3 and _is_bitmap(given):
+        given, several = list(given), True
     if not several:
         given, labels = [given], [labels]
     if not isinstance(labels, list):
@@ -172,9 +168,9 @@ def _plain_row(
         if not isinstance(label, (str, type(None))):
             raise DataFileError(f"{masks.what}, {what}: its label is {reprlib.repr(label)}; it must be a text.")
         if mask is None:
-            objects.append(LabelledObject(label or "", None, rejected=True))
-            continue
-        found = masks.object(label or "", _mask_of(mask, masks), what)
+            found = masks.rejected(label or "")
+        else:
+            found = masks.object(label or "", _mask_of(mask, masks, files, what), what)
         if found is not None:
             objects.append(found)
     asked = row[columns["text"]] if "text" in columns else None
@@ -183,17 +179,23 @@ def _plain_row(
     return objects, [LabelledRequest(asked)] if asked else []
 
 
-def _mask_of(stored: Any, masks: ImageMasks) -> Any:
+def _mask_of(stored: Any, masks: ImageMasks, files: DataSetName, what: str) -> Any:
     """A mask of any kind as [`ImageMasks`] takes it."""
-    if isinstance(stored, Mapping) and "counts" not in stored:
-        if stored.get("bytes") is None:
-            raise DataFileError(f"{masks.what}: its mask must have `bytes`, or `size` and `counts`.")
-        with open_image(stored["bytes"], masks.options.max_image_pixels or MAX_IMAGE_PIXELS) as opened:
-            return read_mask(opened, what=f"{masks.what}: its mask")
-    is_outline = isinstance(stored, np.ndarray) and stored.dtype != bool
-    if is_outline and stored.shape not in (masks.head.upright, masks.head.stored):
-        return stored.tolist()  # outlines that have as many corners each
-    return stored
+    if isinstance(stored, (str, bytes)) or (isinstance(stored, Mapping) and "counts" not in stored):
+        try:
+            content = image_content(stored, files)
+            with open_image(content, masks.options.max_image_pixels or MAX_IMAGE_PIXELS) as opened:
+                return read_mask(opened, what="The image")
+        except ValueError as error:
+            raise DataFileError(f"{masks.what}, {what}: {error}") from None
+    if not isinstance(stored, np.ndarray) or stored.shape in (masks.head.upright, masks.head.stored):
+        return stored
+    return stored if _is_bitmap(stored) else stored.tolist()  # outlines that have as many corners each
+
+
+def _is_bitmap(values: np.ndarray) -> bool:
+    """Whether numbers are yes and no of pixels, and no corners of outlines, also where an image has another size."""
+    return values.dtype == bool or (min(values.shape[-2:]) > 2 and bool(np.isin(values, (0, 1, 255)).all()))
 
 
 def _own_row(row: Mapping[str, Any], masks: ImageMasks) -> tuple[list[LabelledObject], list[LabelledRequest]]:
@@ -211,10 +213,11 @@ def _own_row(row: Mapping[str, Any], masks: ImageMasks) -> tuple[list[LabelledOb
                 f"{masks.what}, {what}: its request is {others['request']}, and the row has {len(asked)}, counted "
                 "from 0."
             )
+        label = each.get("label") or ""
         if each["rle"] is None:
-            objects.append(LabelledObject(each.get("label") or "", None, **others))
-            continue
-        found = masks.object(each.get("label") or "", dict(each["rle"]), what, **others)
+            found = masks.rejected(label, **others)
+        else:
+            found = masks.object(label, dict(each["rle"]), what, **others)
         if found is not None:
             objects.append(found)
     return objects, [LabelledRequest(each.get("question"), each.get("answer")) for each in asked]
@@ -229,7 +232,8 @@ def write_datasets(
     """Write parquet files that `datasets.load_dataset(FOLDER)` loads with an Image column; see the module and
     [`AnnotationFormat`].
 
-    With linked images the column holds their paths; without images there is none.
+    With linked images the column holds their paths, but for one that its EXIF orientation turns; without images there
+    is none.
 
     Args:
         shard_bytes (`int`): Size of the images and masks after which another file begins.
@@ -307,8 +311,8 @@ def _row(image: LabelledImage, options: WritingOptions) -> tuple[dict[str, Any],
         "revision": image.revision,
     }
     size = 1000 + sum(len(found.mask["counts"]) for found in image.objects if found.mask is not None)
-    if options.images == "link" and isinstance(image.source, Path):
-        row["image"] = {"bytes": None, "path": str(image.source.absolute())}
+    if (linked := linked_file(image, options)) is not None:
+        row["image"] = {"bytes": None, "path": str(linked)}
     elif options.images != "none":
         content = upright_content(image)
         row["image"] = {"bytes": content, "path": image.file_name}

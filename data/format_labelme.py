@@ -10,6 +10,7 @@ import json
 import math
 import reprlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,8 +21,16 @@ from PIL import Image
 from ..processing.image_loading import MAX_IMAGE_PIXELS, open_image
 from ..processing.mask_reading import EmptyMaskError, read_mask
 from .annotation_formats import ReadingOptions, WritingOptions, Written
-from .annotation_reading import IMAGE_SUFFIXES, ImageHead, ImageMasks, read_each, read_head
-from .annotation_writing import UNNAMED, encode_png, new_file, place_image
+from .annotation_reading import (
+    IMAGE_SUFFIXES,
+    ImageHead,
+    ImageMasks,
+    image_ending,
+    read_each,
+    read_head,
+    score_of,
+)
+from .annotation_writing import UNNAMED, encode_png, new_file, place_image, rejected_labels
 from .data_files import DataFileError, file_in, read_json
 from .labelled_images import LabelledImage, LabelledObject
 from .mask_outlines import trace_outlines
@@ -70,12 +79,12 @@ def read_labelme(source: str | Path, options: ReadingOptions) -> Iterator[Labell
         image, name = _image(content, path, root, options)
         head, stated = read_head(image, options.max_image_pixels), _stated_size(content, path)
         masks = ImageMasks(head, stated, options, str(path), tool_frame="upright")
-        flags = content.get("flags") or {}
+        objects = [*_objects(content["shapes"], masks), *map(masks.rejected, _rejected(content.get("flags"), path))]
         return LabelledImage(
             file_name=name,
             size=head.upright,
             source=image,
-            objects=(*_objects(content["shapes"], masks), *_rejected(flags, path)),
+            objects=tuple(found for found in objects if found is not None),
         )
 
     return read_each(files, read)
@@ -101,7 +110,7 @@ def _image(content: dict[str, Any], path: Path, root: Path, options: ReadingOpti
         file = file_in(folder, named)
     except ValueError as error:
         if embedded is None:
-            raise DataFileError(f"{path}: {error} The folder of the images is chosen with images=FOLDER.") from None
+            raise DataFileError(f"{path}: {error} The folder of the images is chosen with images='FOLDER'.") from None
         file = None
     is_there = file is not None and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
     kept = None if embedded is None else _embedded_head(embedded, path, limit)
@@ -111,11 +120,9 @@ def _image(content: dict[str, Any], path: Path, root: Path, options: ReadingOpti
     if embedded is None:
         raise DataFileError(
             f"{path}: its image {file} does not exist, and the file does not hold it. The folder of the images is "
-            "chosen with images=FOLDER."
+            "chosen with images='FOLDER'."
         )
-    with open_image(embedded, limit or MAX_IMAGE_PIXELS) as opened:
-        ending = {"JPEG": ".jpg", "MPO": ".jpg"}.get(str(opened.format), f".{str(opened.format).lower()}")
-    return embedded, _name_below(root, path.with_suffix(ending))
+    return embedded, _name_below(root, path.with_suffix(image_ending(embedded, limit)))
 
 
 def _name_below(root: Path, file: Path) -> str:
@@ -151,12 +158,13 @@ def _stated_size(content: dict[str, Any], path: Path) -> tuple[int, int] | None:
     return sides
 
 
-def _rejected(flags: Any, path: Path) -> list[LabelledObject]:
+def _rejected(flags: Any, path: Path) -> list[str]:
     """The phrases that our own flags name."""
+    flags = flags or {}
     if not isinstance(flags, dict):
         raise DataFileError(f"{path}: its `flags` are {reprlib.repr(flags)}; they must be true or false by name.")
     return [
-        LabelledObject(name.removeprefix(REJECTED_FLAG), None, rejected=True)
+        name.removeprefix(REJECTED_FLAG)
         for name, is_set in flags.items()
         if name.startswith(REJECTED_FLAG) and is_set is True
     ]
@@ -165,8 +173,8 @@ def _rejected(flags: Any, path: Path) -> list[LabelledObject]:
 # ---- shapes ---------------------------------------------------------------------------------------------------------
 
 
-def _objects(shapes: list[Any], masks: ImageMasks) -> list[LabelledObject]:
-    """Objects in the order of their first shapes."""
+def _objects(shapes: list[Any], masks: ImageMasks) -> Iterator[LabelledObject | None]:
+    """Objects in the order of their first shapes; `None` for what is to be left out."""
     groups: dict[Any, list[tuple[str, dict[str, Any]]]] = {}
     for number, shape in enumerate(shapes, start=1):
         what = f"shape number {number}"
@@ -174,33 +182,47 @@ def _objects(shapes: list[Any], masks: ImageMasks) -> list[LabelledObject]:
             raise DataFileError(f"{masks.what}, {what} is {reprlib.repr(shape)}; it must have a `label`.")
         what += f" ({shape['label']!r})"
         group = shape.get("group_id")
-        if group is not None and not isinstance(group, (int, str)):
+        if group is not None and not isinstance(group, (int, float, str)):
             raise DataFileError(f"{masks.what}, {what}: its `group_id` is {reprlib.repr(group)}; it must be a number.")
         groups.setdefault((shape["label"], number if group is None else None, group), []).append((what, shape))
-    objects = []
     for (label, _, _), members in groups.items():
         what, first = members[0]
-        score, flags = first.get("score"), first.get("flags")
-        is_score = isinstance(score, (int, float)) and not isinstance(score, bool) and 0 <= score <= 1
+        flags = first.get("flags")
         others = {
-            "score": float(score) if is_score else None,
+            "score": score_of(first.get("score")),
             "is_crowd": isinstance(flags, dict) and flags.get(CROWD_FLAG) is True,
         }
         drawn = partial(_united, members, masks)
-        found = masks.object(label, drawn, what, parts_are_united=True, **others)
-        if found is not None:
-            objects.append(found)
-    return objects
+        yield masks.object(label, drawn, what, parts_are_united=True, **others)
 
 
 def _united(members: list[tuple[str, dict[str, Any]]], masks: ImageMasks, size: tuple[int, int]) -> Any:
-    """The shapes of one object: polygons where all are, else pixels `(height, width)`."""
-    drawn = [_drawn(shape, f"{masks.what}, {what}", size) for what, shape in members]
-    if all(isinstance(part, list) for part in drawn):
-        return drawn
+    """The shapes of one object: polygons where all are, else pixels `(height, width)`.
+
+    A point or a line in a group, where it is to be left out, leaves the others as they are.
+    """
+    drawn, without_area = [], []
+    for what, shape in members:
+        what = f"{masks.what}, {what}"
+        try:
+            drawn.append((what, _drawn(shape, what, size)))
+        except EmptyMaskError as error:
+            if masks.options.without_mask == "refuse":
+                raise
+            without_area.append(error)
+    if not drawn:
+        raise without_area[0]
+    if without_area:
+        masks.options.left_out["points and lines of objects that have an area"] += len(without_area)
+    if all(isinstance(part, list) for _, part in drawn):
+        return [part for _, part in drawn]
     united = np.zeros(size, dtype=bool)
-    for (what, _), part in zip(members, drawn, strict=True):
-        united |= read_mask([part], size, f"{masks.what}, {what}") if isinstance(part, list) else part
+    for what, part in drawn:
+        if isinstance(part, np.ndarray):
+            united |= part
+        elif len(part) >= 6:
+            with suppress(EmptyMaskError):  # of an object that has pixels besides
+                united |= read_mask([part], size, what)
     return united
 
 
@@ -229,6 +251,8 @@ def _points(points: Any, what: str) -> np.ndarray:
         read = np.asarray(points, dtype=np.float64)
     except (TypeError, ValueError):
         read = np.zeros(0)
+    if isinstance(points, list) and not points:
+        return read.reshape(0, 2)
     if read.ndim != 2 or read.shape[1] != 2 or not np.isfinite(read).all():
         raise ValueError(f"{what} has the points {reprlib.repr(points)}; give pairs of finite numbers.")
     return read
@@ -251,11 +275,16 @@ def _pasted(mask: Any, points: np.ndarray, what: str, size: tuple[int, int]) -> 
         )
     content = _decode(mask, f"{what}: its `mask`")
     try:
-        opened = open_image(content)
+        opened = open_image(content, max(MAX_IMAGE_PIXELS, size[0] * size[1]))  # as large as the image
     except ValueError as error:
         raise ValueError(f"{what}: its `mask` cannot be used. {error}") from None
     with opened:
-        part = read_mask(opened, (y2 - y1 + 1, x2 - x1 + 1), f"{what}: its `mask`")
+        part = read_mask(opened, what=f"{what}: its `mask`")
+    if part.shape != (y2 - y1 + 1, x2 - x1 + 1):
+        raise ValueError(
+            f"{what}: its `mask` is {part.shape[1]} x {part.shape[0]} pixels, and the box between its points "
+            f"{x2 - x1 + 1} x {y2 - y1 + 1}."
+        )
     pasted = np.zeros(size, dtype=bool)
     pasted[y1 : y2 + 1, x1 : x2 + 1] = part
     return pasted
@@ -284,7 +313,7 @@ def write_labelme(images: Iterable[LabelledImage], folder: Path, options: Writin
             shapes += added
         content = {
             "version": VERSION,
-            "flags": {f"{REJECTED_FLAG}{found.label or UNNAMED}": True for found in image.rejected},
+            "flags": {f"{REJECTED_FLAG}{label}": True for label in rejected_labels(image, written)},
             "shapes": shapes,
             "imagePath": name.name,
             "imageData": None,
@@ -295,7 +324,6 @@ def write_labelme(images: Iterable[LabelledImage], folder: Path, options: Writin
             json.dumps(content, ensure_ascii=False, indent=2) + "\n", encoding="utf-8"
         )
         written.images += 1
-        written.rejected += len(content["flags"])
     return written
 
 
@@ -315,7 +343,7 @@ def _shapes(found: LabelledObject, number: int, options: WritingOptions, written
     if found.score is not None:
         shape["score"] = found.score
     if options.masks == "polygons":
-        outlines = trace_outlines(found.mask, options.tolerance)
+        outlines = trace_outlines(found.pixels(), options.tolerance)
         written.least_iou = min(written.least_iou, outlines.iou)
         group = number if len(outlines.rings) > 1 else None
         for ring in outlines.rings:

@@ -24,12 +24,11 @@ from ..processing.image_loading import MAX_IMAGE_PIXELS, open_image, upright_ima
 from ..processing.regions import check_mask_size
 from .annotation_formats import ReadingOptions, WritingOptions, Written
 from .annotation_reading import ImageHead, ImageMasks, image_named, read_each, read_head
-from .annotation_writing import Categories, encode_png, new_file, place_image
-from .data_files import DataFileError, file_in
+from .annotation_writing import DEFAULT_SPLIT, Categories, encode_png, new_file, place_image
+from .data_files import DataFileError, file_in, read_text
 from .labelled_images import LabelledImage, LabelledObject
 
 
-DEFAULT_SPLIT = "train"
 BACKGROUND = "background"
 # 0 is the background, 255 belongs to none.
 MOST_NUMBERS = 254
@@ -100,21 +99,14 @@ def _names_of(root: Path, split: str | None, has_masks: bool) -> tuple[str | Non
     if kind == "Main":  # beside the splits it has a list of each class in each of them
         lists = {name: path for name, path in lists.items() if "_" not in name}
     if split is None and len(lists) > 1:
-        raise DataFileError(f"{root} has the splits {', '.join(lists)}; say which one with split=NAME.")
+        raise DataFileError(f"{root} has the splits {', '.join(lists)}; say which one with split='NAME'.")
     if split is None and not lists:
         files = sorted((root / folder).rglob(f"*{ending}"))
         return None, [file.relative_to(root / folder).with_suffix("").as_posix() for file in files]
     split = next(iter(lists)) if split is None else split
     if split not in lists:
         raise DataFileError(f"{root} has no split {split!r}; it has {', '.join(lists) or 'none'}.")
-    return split, [line.strip() for line in _text(lists[split]).splitlines() if line.strip()]
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataFileError(f"{path} is not in UTF-8: byte {error.start + 1} is none of it.") from None
+    return split, [line.strip() for line in read_text(lists[split]).splitlines() if line.strip()]
 
 
 # ---- masks ----------------------------------------------------------------------------------------------------------
@@ -127,11 +119,12 @@ class _Classes:
         self.by_color: dict[tuple[int, int, int], str] | None = None
         self.by_number = {0: BACKGROUND, **dict(enumerate(_CLASSES, start=1))}
         colored, listed = root / "labelmap.txt", root / "class_names.txt"
+        self._has_numbers = listed.is_file() and not colored.is_file()
         if colored.is_file():
-            rows = [line for line in _text(colored).splitlines() if line.strip() and not line.startswith("#")]
+            rows = [line for line in read_text(colored).splitlines() if line.strip() and not line.startswith("#")]
             self.by_color = dict(_color_and_name(row, number, colored) for number, row in enumerate(rows, start=1))
         elif listed.is_file():
-            self.by_number = dict(enumerate(_text(listed).splitlines()))
+            self.by_number = dict(enumerate(read_text(listed).splitlines()))
 
     def read(self, path: Path, max_image_pixels: int | None) -> tuple[np.ndarray, dict[int, str]]:
         """
@@ -141,8 +134,13 @@ class _Classes:
             DataFileError: A colour or a number has no name.
         """
         numbers, colors = _indexed(path, max_image_pixels)
-        names = {}
-        for number in np.unique(numbers).tolist():
+        names, used = {}, np.unique(numbers).tolist()
+        if not colors and used == [0, VOID] and not self._has_numbers:
+            raise DataFileError(
+                f"{path} has the numbers 0 and 255 alone, and 255 belongs to none of the classes. A mask in black and "
+                "white is to have the number of its class in place of 255, as class_names.txt counts them."
+            )
+        for number in used:
             color = colors.get(number)
             if number == VOID or (color is not None and color == _VOID and number != 0):
                 continue
@@ -294,8 +292,6 @@ def write_voc(images: Iterable[LabelledImage], folder: Path, options: WritingOpt
             file.write(f"{name}\n")
         written.images += 1
         written.masks += len(seen)
-        if rejected := sum(1 for _ in image.rejected):
-            written.left_out["rejected phrases"] += rejected
     lines = ["# label:color_rgb:parts:actions"]
     for number, label in {0: BACKGROUND, **categories.names}.items():
         red, green, blue = palette[3 * number : 3 * number + 3]

@@ -19,8 +19,8 @@ import yaml
 
 from .annotation_formats import ReadingOptions, WritingOptions, Written
 from .annotation_reading import IMAGE_SUFFIXES, ImageMasks, read_each, read_head
-from .annotation_writing import Categories, new_file, place_image
-from .data_files import DataFileError, file_in
+from .annotation_writing import DEFAULT_SPLIT, Categories, new_file, place_image
+from .data_files import DataFileError, file_in, read_text
 from .labelled_images import LabelledImage, LabelledObject
 from .mask_outlines import trace_outlines
 
@@ -92,10 +92,11 @@ def _yaml_file(path: Path) -> Path:
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
+    text = read_text(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+        content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DataFileError(f"{path} is no YAML file in UTF-8: {' '.join(str(error).split())}.") from None
+        raise DataFileError(f"{path} is no YAML file: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
         raise DataFileError(f"{path} is {reprlib.repr(content)}; it must have `names` and folders of images.")
     return content
@@ -104,6 +105,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 def _class_names(names: Any, path: Path) -> dict[int, str]:
     """Names by their numbers, of a list or of a dict."""
     listed = dict(enumerate(names)) if isinstance(names, list) else names
+    if isinstance(listed, dict):  # in quotes they are numbers, too
+        listed = {int(number) if str(number).isdecimal() else number: name for number, name in listed.items()}
     if not isinstance(listed, dict) or not listed or not all(isinstance(number, int) for number in listed):
         raise DataFileError(f"{path}: its `names` are {reprlib.repr(names)}; give a list, or names by their numbers.")
     return {number: str(name) for number, name in listed.items()}
@@ -133,7 +136,7 @@ def _found(name: Any, base: Any, path: Path) -> Path:
     beginnings = [f"{base}/"] if isinstance(base, str) else []
     for given in (*(f"{beginning}{name}" for beginning in beginnings), name, name.removeprefix("../")):
         try:
-            found = file_in(path.parent, given)
+            found = _below(path.parent, given)
         except ValueError:
             continue
         if found.exists():
@@ -144,14 +147,28 @@ def _found(name: Any, base: Any, path: Path) -> Path:
     )
 
 
+def _below(folder: Path, name: str) -> Path:
+    """A file below a folder, named relative to it, or from the root of this machine on.
+
+    Raises:
+        ValueError: It is none.
+    """
+    begins = f"{folder.resolve()}/"
+    return file_in(folder, name.removeprefix(begins) or ".")
+
+
 def _images_of(folders: dict[str, list[Path]], split: str | None, path: Path) -> tuple[str, list[Path]]:
     """The split that is wanted, or the only one, and its images."""
     different = {tuple(found): name for name, found in reversed(folders.items())}
     if split is None and len(different) > 1:
-        raise DataFileError(f"{path} has the splits {', '.join(folders)}; say which one with split=NAME.")
+        raise DataFileError(f"{path} has the splits {', '.join(folders)}; say which one with split='NAME'.")
     split = next(iter(folders)) if split is None else split
     if split not in folders:
         raise DataFileError(f"{path} has no split {split!r}; it has {', '.join(folders)}.")
+    # ultralytics wants `train` and `val`, also where there is one: the name of the folder tells which
+    same = [name for name, found in folders.items() if found == folders[split]]
+    parts = [found.relative_to(path.parent).parts for found in folders[split]]
+    split = next((name for name in same if all(name in each for each in parts)), split)
     images: list[Path] = []
     for found in folders[split]:
         images += _listed_images(found, path.parent) if found.is_file() else _images_below(found)
@@ -167,9 +184,9 @@ def _images_below(folder: Path) -> list[Path]:
 def _listed_images(path: Path, root: Path) -> list[Path]:
     """A text file with an image per line."""
     images = []
-    for number, line in enumerate(_lines(path), start=1):
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
         try:
-            image = file_in(root, line.strip().replace("\\", "/")) if line.strip() else None
+            image = _below(root, line.strip().replace("\\", "/")) if line.strip() else None
         except ValueError as error:
             raise DataFileError(f"{path}, line {number}: {error}") from None
         if image is not None:
@@ -189,16 +206,9 @@ def _label_file(image: Path, root: Path) -> Path:
     return root.joinpath(*parts).with_suffix(".txt")
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_bytes().decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataFileError(f"{path} is not in UTF-8: byte {error.start + 1} is none of it.") from None
-
-
 def _read_lines(path: Path, names: dict[int, str], masks: ImageMasks) -> Iterator[LabelledObject]:
     """The objects of a file; none where there is no file."""
-    for number, line in enumerate(_lines(path) if path.is_file() else [], start=1):
+    for number, line in enumerate(read_text(path).splitlines() if path.is_file() else [], start=1):
         if not line.strip():
             continue
         what = f"line {number}"
@@ -243,9 +253,6 @@ def _numbers(line: str, what: str, names: dict[int, str]) -> tuple[int, list[flo
 # ---- writing --------------------------------------------------------------------------------------------------------
 
 
-DEFAULT_SPLIT = "train"
-
-
 def write_yolo(images: Iterable[LabelledImage], folder: Path, options: WritingOptions) -> Written:
     """Write YOLO's segmentation labels; see the module and [`AnnotationFormat`].
 
@@ -262,7 +269,7 @@ def write_yolo(images: Iterable[LabelledImage], folder: Path, options: WritingOp
         lines = []
         for found in image.drawn:
             category = categories.number(found.label)
-            outlines = trace_outlines(found.mask or {}, options.tolerance, joined=True)
+            outlines = trace_outlines(found.pixels(), options.tolerance, joined=True)
             if not outlines.rings:
                 written.left_out["empty masks, which have no outline"] += 1
                 continue
@@ -273,8 +280,6 @@ def write_yolo(images: Iterable[LabelledImage], folder: Path, options: WritingOp
         new_file(folder / "labels" / split, name).write_text("".join(lines), encoding="utf-8")
         written.images += 1
         written.masks += len(lines)
-        if rejected := sum(1 for _ in image.rejected):
-            written.left_out["rejected phrases"] += rejected
     folders = {split: f"images/{split}" for split in splits or (DEFAULT_SPLIT,)}
     # ultralytics wants both; who has one split measures on what was learned
     used = next(iter(folders.values()))

@@ -247,12 +247,17 @@ class ArrowRow(Mapping[str, Any]):
         if column not in self._table.column_names:
             raise KeyError(column)
         stored = self._table.column(column)[0]
-        rows = getattr(stored, "values", None)
-        if hasattr(rows, "value_lengths"):  # a list of lists: as Python's it would take a second and 100 MB
-            lengths = rows.value_lengths().unique()
-            if len(lengths) == 1 and not rows.flatten().null_count:
-                return rows.flatten().to_numpy(zero_copy_only=False).reshape(len(rows), lengths[0].as_py())
-        return stored.as_py()
+        # lists of lists, and arrays of `datasets`: as Python's they would take a second and 100 MB
+        inner, shape = getattr(getattr(stored, "value", stored), "values", None), []
+        while hasattr(inner := getattr(inner, "storage", inner), "value_lengths"):
+            lengths = inner.value_lengths().unique()
+            if len(lengths) != 1 or lengths.null_count:
+                return stored.as_py()
+            shape += [lengths[0].as_py()]
+            inner = inner.flatten()
+        if not shape or inner.null_count:
+            return stored.as_py()
+        return inner.to_numpy(zero_copy_only=False).reshape(-1, *shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._table.column_names)

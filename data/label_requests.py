@@ -1,7 +1,6 @@
 """Questions and answers about images that have labels alone: from any annotation format to what is trained on."""
 
 import random
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -14,11 +13,10 @@ from .annotation_formats import AnnotationFormat, ReadingOptions, find_format, g
 from .annotation_writing import UNNAMED
 from .data_files import DataFileError
 from .labelled_images import LabelledImage, LabelledObject, LabelledRequest
-from .request_folder import REJECTION, Phrase, Request, RequestImage
+from .request_folder import REJECTION, SLOTS, Phrase, Request, RequestImage
 
 
 _SEGMENT = "[SEG]"
-_SLOT = re.compile(r"\[SEG\]|\[REJ\]")
 # Stands for a slot until it is known which one.
 _OPEN = "\0"
 
@@ -52,8 +50,11 @@ class AskingOptions:
         for name, allowed in (("per", ("image", "label")), ("slot", ("label", "object"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(allowed)}.")
-        if self.absent < 0:
-            raise ValueError(f"absent is {self.absent}; it must be 0 or more.")
+        if isinstance(self.absent, bool) or not isinstance(self.absent, int) or self.absent < 0:
+            raise ValueError(f"absent is {self.absent!r}; it must be a whole number, 0 or more.")
+        for name in ("question", "answer", "item"):
+            if not isinstance(getattr(self, name), (str, type(None))):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; it must be a text.")
         _ = self.wording
 
     @property
@@ -94,7 +95,7 @@ def with_requests(
             objects.append(LabelledObject(label, None, rejected=True))
         if options.absent:
             chosen.shuffle(objects)  # else the last of a question would always be the absent ones
-        groups = [[found] for found in objects] if options.per == "label" else [objects] if objects else []
+        groups = list(_named_alike(objects)) if options.per == "label" else [objects] if objects else []
         yield replace(
             image,
             objects=tuple(replace(found, request=number) for number, each in enumerate(groups) for found in each),
@@ -107,18 +108,25 @@ def labels_of(images: Iterable[LabelledImage]) -> list[str]:
     return list(dict.fromkeys(found.label for image in images for found in image.objects if found.label))
 
 
-def _by_label(objects: Iterable[LabelledObject]) -> Iterator[LabelledObject]:
-    """One object per label, with all pixels that have it."""
+def _named_alike(objects: Iterable[LabelledObject]) -> Iterable[list[LabelledObject]]:
+    """Objects that are asked for by the same word, in the order of the first of each."""
     groups: dict[str, list[LabelledObject]] = {}
     for found in objects:
-        groups.setdefault(found.label, []).append(found)
-    for label, members in groups.items():
+        groups.setdefault(found.label or UNNAMED, []).append(found)
+    return groups.values()
+
+
+def _by_label(objects: Iterable[LabelledObject]) -> Iterator[LabelledObject]:
+    """One object per label, with all pixels that have it."""
+    for members in _named_alike(objects):
         masks = [found.mask for found in members if found.mask is not None]
         if len(masks) <= 1:
             yield next((found for found in members if found.mask is not None), members[0])
             continue
         merged = coco_mask.merge([{**mask, "counts": mask["counts"].encode("ascii")} for mask in masks])
-        yield LabelledObject(label, {"size": list(merged["size"]), "counts": merged["counts"].decode("ascii")})
+        yield LabelledObject(
+            members[0].label, {"size": list(merged["size"]), "counts": merged["counts"].decode("ascii")}
+        )
 
 
 def _completed(image: LabelledImage, options: AskingOptions) -> LabelledImage:
@@ -128,7 +136,7 @@ def _completed(image: LabelledImage, options: AskingOptions) -> LabelledImage:
         objects = [found for found in image.objects if found.request == number]
         asked = image.requests[number] if number < len(image.requests) else LabelledRequest()
         question, answer = (asked.question or "").strip(), asked.answer or ""
-        if not answer.strip() or _SLOT.findall(answer) != [_slot(found) for found in objects]:
+        if not answer.strip() or SLOTS.findall(answer) != [_slot(found) for found in objects]:
             answer = _answer(objects, options)
         requests.append(LabelledRequest(asked.question if question else _question(objects, options), answer))
     return replace(image, requests=tuple(requests))
@@ -182,10 +190,10 @@ def split_options(
         raise ValueError(
             f"There is no option {unknown[0]!r}; there are format, {', '.join(sorted(reading | asking))}."
         )
-    if values.get("images") is not None:
+    if isinstance(values.get("images"), str):
         values["images"] = Path(values["images"])
-    if "skip_labels" in values:
-        values["skip_labels"] = tuple(values["skip_labels"])
+    if isinstance(skipped := values.get("skip_labels"), (str, list)):
+        values["skip_labels"] = (skipped,) if isinstance(skipped, str) else tuple(skipped)
     return (
         entry,
         ReadingOptions(**{name: value for name, value in values.items() if name in reading}),

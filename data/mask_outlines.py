@@ -1,12 +1,12 @@
 """Masks as polygons of annotation tools: one outline for each part, holes joined to it, and what that costs."""
 
+from bisect import bisect_left, insort
 from dataclasses import dataclass
-from typing import Any
+from itertools import count
 
 import numpy as np
 
 from ..processing.mask_reading import fill_rings
-from ..processing.regions import read_rle
 from ..processing.segments import mask_to_polygons
 
 
@@ -23,19 +23,18 @@ class Outlines:
     iou: float
 
 
-def trace_outlines(mask: dict[str, Any], tolerance: float = 0.0, joined: bool = False) -> Outlines:
+def trace_outlines(pixels: np.ndarray, tolerance: float = 0.0, joined: bool = False) -> Outlines:
     """
     Trace a mask.
 
     Args:
-        mask (`dict`): COCO's run lengths, compressed or not.
+        pixels (`np.ndarray`): The mask, bool of shape `(height, width)`.
         tolerance (`float`): How far, in pixels, a polygon may leave the outline; 0 follows the edges of the pixels.
         joined (`bool`): Whether all parts become one ring, for formats that have one polygon per object.
 
     Returns:
         [`Outlines`]: without rings for an empty mask.
     """
-    pixels = read_rle(mask)
     parts = [[_simplified(ring, tolerance) for ring in part] for part in _parts(mask_to_polygons(pixels))]
     if joined:
         parts = [[ring for part in parts for ring in part]] if parts else []
@@ -66,12 +65,46 @@ def _parts(rings: list[np.ndarray]) -> list[list[np.ndarray]]:
 
 
 def _joined(rings: list[np.ndarray]) -> np.ndarray:
-    """One ring that goes to each of the others and comes back the same way."""
-    ring = rings[0]
-    for other in rings[1:]:
-        nearest = int(((ring - other[0]) ** 2).sum(axis=1).argmin())
-        ring = np.concatenate([ring[: nearest + 1], other, other[:1], ring[nearest:]])
-    return ring
+    """One ring that goes to each of the others, from the corner that is nearest to its first, and comes back the same
+    way."""
+    if len(rings) == 1:
+        return rings[0]
+    corners: list[tuple[int, int]] = []
+    following: list[int] = []
+    rows: dict[int, list[tuple[int, int]]] = {}
+    for ring in rings:
+        added = [(int(x), int(y)) for x, y in ring]
+        start = _nearest(rows, *added[0]) if rows else None
+        first = len(corners)
+        if start is not None:
+            added += [added[0], corners[start]]
+        for place, (x, y) in enumerate(added[: len(ring)], start=first):
+            insort(rows.setdefault(y, []), (x, place))
+        corners += added
+        following += range(first + 1, len(corners) + 1)
+        if start is not None:
+            following[start], following[-1] = first, following[start]
+        else:
+            following[-1] = -1
+    ordered, place = [], 0
+    while place >= 0:
+        ordered.append(corners[place])
+        place = following[place]
+    return np.array(ordered)
+
+
+def _nearest(rows: dict[int, list[tuple[int, int]]], x: int, y: int) -> int:
+    """The place of the corner that is nearest to a point, of corners (x, place) in order by their y."""
+    nearest, found = np.inf, 0
+    for away in count():
+        if away * away >= nearest:
+            return found
+        for row in (rows.get(y - away, ()), rows.get(y + away, ())):
+            position = bisect_left(row, (x,))
+            for other, place in row[max(0, position - 1) : position + 1]:
+                distance = (other - x) ** 2 + away * away
+                if distance < nearest:
+                    nearest, found = distance, place
 
 
 def _simplified(ring: np.ndarray, tolerance: float) -> np.ndarray:

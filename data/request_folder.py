@@ -33,7 +33,7 @@ from .example import Example
 
 METADATA_FILE = "metadata.jsonl"
 REJECTION = "[REJ]"
-_SLOTS = re.compile(r"\[SEG\]|\[REJ\]")
+SLOTS = re.compile(r"\[SEG\]|\[REJ\]")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,10 @@ class RequestImage:
             questions=[request.question for request in self.requests],
             answers=[request.answer for request in self.requests],
             masks=[
-                [None if phrase.mask is None else read_mask(phrase.mask) for phrase in request.phrases]
+                [
+                    None if phrase.mask is None else read_mask(phrase.mask, tuple(phrase.mask["size"]))
+                    for phrase in request.phrases
+                ]
                 for request in self.requests
             ],
         )
@@ -104,7 +107,8 @@ def read_request_folder(folder: str | Path, max_image_pixels: int = MAX_IMAGE_PI
     metadata = folder / METADATA_FILE
     if not metadata.is_file():
         raise FileNotFoundError(
-            f"{folder} has no {METADATA_FILE}; name the folder of one split of an image folder data set."
+            f"{folder} has no {METADATA_FILE}; name the folder of one split of an image folder data set. Annotations "
+            "of other tools are read with the option `format`, such as format=coco."
         )
     reader, problems, images = _LineReader(folder, max_image_pixels), {}, []
     not_json: dict[int, str] = {}
@@ -187,9 +191,9 @@ class _LineReader:
             if not isinstance(request[name], str) or not request[name].strip():
                 raise ValueError(f"`{name}` is {request[name]!r}; it must be a text.")
         question, answer = request["question"], request["answer"]
-        if _SLOTS.search(question):
+        if SLOTS.search(question):
             raise ValueError(f"the question {question!r} holds [SEG] or [REJ]; only answers do.")
-        slots = _SLOTS.findall(answer)
+        slots = SLOTS.findall(answer)
         phrases = _check_list(request.get("phrases", []), "`phrases`")
         if len(slots) != len(phrases):
             raise ValueError(
@@ -268,6 +272,7 @@ def _check_stated_size(row: dict[str, Any], head: ImageHead) -> None:
 __all__ = [
     "METADATA_FILE",
     "REJECTION",
+    "SLOTS",
     "ImageFolderExamples",
     "Phrase",
     "Request",

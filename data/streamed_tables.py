@@ -7,11 +7,16 @@ A data set is read in *sources*, parts of it that can be read apart, such as fil
 set alone, and so does which rows are in each.
 """
 
+import gzip
 import hashlib
+import lzma
 import os
 import re
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +29,14 @@ MOST_SOURCES = 256
 # Rows of a source of a data set on the disk, which has no files that say it.
 _ROWS_ON_DISK = 1000
 _SAVED, _SAVED_SPLITS = "state.json", "dataset_dict.json"
+# Ways into files of an archive, `zip://NAME::ADDRESS`. Others of fsspec lead out of it.
+_INTO_ARCHIVES = re.compile(r"(zip|gzip|bz2|lz4|xz|zstd)://")
+# What one file alone is to blame for; a network that fails ends a run, which then goes on from there.
+_OF_ONE_FILE = (
+    *(FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError),
+    *(ValueError, LookupError, EOFError),
+    *(zipfile.BadZipFile, gzip.BadGzipFile, lzma.LZMAError, zlib.error),
+)
 
 
 class DataSetError(ValueError):
@@ -44,6 +57,56 @@ class DataSetName:
     name: str
     revision: str | None
     is_folder: bool
+
+    def address(self, path: str) -> str:
+        """
+        The path or address of a file that a row names. Rows come from anybody, and so do the names in them.
+
+        Args:
+            path (`str`): Relative to the folder, or as `datasets` has it: absolute, or `hf://datasets/...`, and of a
+                file in an archive `zip://NAME::` before that.
+
+        Raises:
+            ValueError: It is no file of the data set.
+        """
+        *archives, last = path.split("::")
+        is_ours = all(map(_INTO_ARCHIVES.match, archives))
+        if self.is_folder:
+            is_ours, last = is_ours and "://" not in last, os.path.abspath(os.path.join(self.name, last))
+            is_ours = is_ours and "\0" not in last and _is_below(last, self.name)
+        else:
+            begins = re.match(rf"{HUB_PREFIX}{re.escape(self.name)}(@[^/]+)?/", last)
+            is_ours = is_ours and begins is not None and ".." not in last.split("/")
+        if not is_ours:
+            raise ValueError(f"The file {path!r} is none of the data set's own, and no other is read.")
+        return "::".join([*archives, last])
+
+    def content(self, path: str) -> bytes:
+        """
+        The bytes of a file that a row names.
+
+        Raises:
+            ValueError: It is no file of the data set, or cannot be read.
+        """
+        address = self.address(path)
+        # a pipe would block
+        if self.is_folder and not os.path.isfile(address.rsplit("::", maxsplit=1)[-1]):
+            raise ValueError(f"The file {path!r} cannot be read.")
+        import fsspec
+
+        try:
+            with open(address, "rb") if os.path.isabs(address) else fsspec.open(address, "rb") as file:
+                return file.read()
+        except _OF_ONE_FILE:
+            raise ValueError(f"The file {path!r} cannot be read.") from None
+
+
+def _is_below(file: str, folder: str) -> bool:
+    """By the names, so that links in the folder are its own; of the folder also where it leads to, as `datasets` has
+    it."""
+    real = os.path.realpath(folder)
+    ways = ((file, os.path.abspath(folder)), (file, real), (os.path.realpath(file), real))
+    return any(Path(path).is_relative_to(above) for path, above in ways)
 
 
 def read_name(given: str) -> DataSetName:
@@ -80,6 +143,7 @@ class StreamedTables:
     Attributes:
         name (`str`): The folder or the name on the Hub.
         is_folder (`bool`): Which of the two it is.
+        origin ([`DataSetName`]): Both, and what rows may name.
         split (`str`): Also where it was left out.
         version (`str`): The commit, or of a folder a hash over the names and sizes of its files.
         sources (`int`): How many parts can be read apart.
@@ -93,10 +157,12 @@ class StreamedTables:
     def __init__(self, given: str, split: str | None = None, config: str | None = None, revision: str | None = None):
         datasets = _library()
         found = read_name(given)
-        self.name, self.is_folder, self.rows = found.name, found.is_folder, None
+        self.name, self.is_folder, self.origin, self.rows = found.name, found.is_folder, found, None
         if found.is_folder:
             self.version = _folder_version(Path(found.name))
             saved = [name for name in (_SAVED, _SAVED_SPLITS) if os.path.isfile(os.path.join(found.name, name))]
+            if saved and config is not None:
+                raise DataSetError(f"{given!r} was written by `save_to_disk` and has no configuration {config!r}.")
             if saved:
                 loaded = datasets.load_from_disk(found.name)
             else:
@@ -166,8 +232,8 @@ class TableReader:
             pass
 
 
-def with_contents(table: Any) -> Any:
-    """Return a table whose images hold their bytes, also where it had only the paths of files.
+def with_contents(table: Any, origin: DataSetName) -> Any:
+    """Return a table whose images hold their bytes, also where it had only the paths of files of the data set.
 
     What cannot be read keeps its path and has no bytes.
     """
@@ -179,24 +245,26 @@ def with_contents(table: Any) -> Any:
         stored = table.column(index).to_pylist()
         if all(image is None or image["bytes"] is not None for image in stored):
             continue
-        filled = pa.array([_with_bytes(image) for image in stored], field.type)
+        filled = pa.array(map(partial(_with_bytes, origin=origin), stored), field.type)
         table = table.set_column(index, field, filled)
     return table
 
 
-def image_source(stored: Any) -> bytes | str:
-    """Return what a column of images holds in one row, as a file's content, or as the path of one on this machine.
+def image_content(stored: Any, origin: DataSetName) -> bytes:
+    """Return the file that a column of images holds, or names, in one row.
 
     Raises:
-        ValueError: It holds no image.
+        ValueError: It holds no image of the data set.
     """
-    if isinstance(stored, Mapping) and stored.get("bytes") is not None:
-        return stored["bytes"]
     if isinstance(stored, Mapping):
-        raise ValueError(f"The file {stored['path']!r} cannot be read." if stored.get("path") else "It has no image.")
-    if isinstance(stored, (bytes, str)):
+        stored = stored.get("path") if stored.get("bytes") is None else stored["bytes"]
+    if isinstance(stored, bytes):
         return stored
-    raise ValueError("It has no image." if stored is None else f"Its image is of type {type(stored).__name__}.")
+    if not stored:
+        raise ValueError("It has no image.")
+    if not isinstance(stored, str):
+        raise ValueError(f"Its image is of type {type(stored).__name__}.")
+    return origin.content(stored)
 
 
 def check_columns(table: Any, image: str, text: str | None, phrases: str | None) -> None:
@@ -255,15 +323,12 @@ def _is_list(kind: Any) -> bool:
     return pa.types.is_list(kind) or pa.types.is_large_list(kind)
 
 
-def _with_bytes(image: dict[str, Any] | None) -> dict[str, Any] | None:
+def _with_bytes(image: dict[str, Any] | None, origin: DataSetName) -> dict[str, Any] | None:
     if image is None or image["bytes"] is not None or not image["path"]:
         return image
-    import fsspec
-
     try:
-        with fsspec.open(image["path"], "rb") as file:
-            content = file.read()
-    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        content = origin.content(image["path"])
+    except ValueError:
         return image
     # As `datasets` does where it puts images into a file: folders of this machine say nothing elsewhere.
     return {"bytes": content, "path": os.path.basename(image["path"].split("::")[0])}
@@ -333,7 +398,7 @@ __all__ = [
     "TableReader",
     "check_columns",
     "image_column",
-    "image_source",
+    "image_content",
     "read_name",
     "with_contents",
 ]

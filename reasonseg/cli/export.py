@@ -9,7 +9,7 @@ import typer
 
 from ..data.annotation_formats import FORMATS, AnnotationFormat, WritingOptions, find_format
 from ..folder_lock import alone_in
-from .failures import CommandError, path_text, stderr_console
+from .failures import CommandError, path_text, refuse_address, stderr_console
 from .printing import printable_json, write_out
 from .progress import with_progress
 from .result_lines import EXPORT_FOLDER, RESULTS_NAME, find_lines
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from ..data.labelled_images import LabelledImage
 
 
-_WRITTEN = [entry for entry in FORMATS.values() if entry.writer is not None]
-_FORMAT_HELP = "; ".join(f"{entry.name}: {entry.summary}" for entry in _WRITTEN)
+_FORMAT_HELP = "; ".join(f"{entry.name}: {entry.summary}" for entry in FORMATS.values())
 # Two runs that end together write one after the other.
 _PATIENCE = 600.0
 
@@ -30,16 +29,10 @@ _PATIENCE = 600.0
 def _known_formats(names: list[str] | None) -> list[str] | None:
     for name in names or ():
         try:
-            entry = find_format(name)
+            find_format(name)
         except ValueError as error:
             raise typer.BadParameter(str(error)) from None
-        if entry.writer is None:
-            raise typer.BadParameter(f"{name!r} is read and not written; choose one of {_names()}.")
     return names
-
-
-def _names() -> str:
-    return ", ".join(entry.name for entry in _WRITTEN)
 
 
 Formats = Annotated[
@@ -48,7 +41,7 @@ Formats = Annotated[
         "--format",
         "-f",
         callback=_known_formats,
-        help=f"Also write the results as {_names()} into a folder below --out/export; repeat for several.",
+        help=f"Also write the results as {', '.join(FORMATS)} into a folder below --out/export; repeat for several.",
         show_default=False,
     ),
 ]
@@ -145,11 +138,18 @@ def export_results(
     from ..data.annotation_writing import is_written, write_annotations
 
     entries, console = check_formats(formats), stderr_console()
+    refuse_address(out)
     for entry in entries:
         if masks is not None and masks not in entry.masks:
             raise CommandError(
                 f"--masks is {masks!r}, and the format {entry.name} has {' or '.join(entry.masks)}. Leave it out, or "
                 "export this format by a command of its own."
+            )
+        if tolerance and (masks or entry.masks[0]) != "polygons":
+            hint = "Add --masks polygons" if "polygons" in entry.masks else "Export this format by itself"
+            raise CommandError(
+                f"--tolerance is for polygons, and the format {entry.name} is written with exact masks. {hint}, or "
+                "leave --tolerance out."
             )
     lines = find_lines(results / RESULTS_NAME)
     made_of = {"results_sha256": file_sha256(results / RESULTS_NAME)}

@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import typer
 from typer.models import OptionInfo
@@ -61,6 +62,17 @@ class _StderrLog(logging.Handler):
 def path_text(path: str | os.PathLike) -> str:
     r"""Return a path as text that every file and terminal takes: bytes that are not UTF-8 become `\xNN`."""
     return re.sub("[\ud800-\udfff]", lambda found: escaped(found[0]), os.fspath(path))
+
+
+def refuse_address(out: Path) -> None:
+    """
+    Raises:
+        CommandError: what should be a folder for results is an address, such as that of a repository on the Hub.
+    """
+    if re.match(r"[a-z][a-z0-9+]+:/", os.fspath(out)):  # of its two slashes a path keeps one
+        raise CommandError(
+            f"--out {path_text(out)!r} is an address. Name a folder; only `segment --dataset` writes to the Hub."
+        )
 
 
 def show_tracebacks(show: bool) -> None:

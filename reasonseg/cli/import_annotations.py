@@ -15,14 +15,13 @@ from ..data.annotation_formats import (
     guess_format,
 )
 from ..folder_lock import alone_in
-from .failures import CommandError, path_text, stderr_console
+from .failures import CommandError, path_text, refuse_address, stderr_console
 from .printing import printable_json, write_out
 from .progress import with_progress
 from .running import MaxImagePixels
 
 
-_READ = [entry for entry in FORMATS.values() if entry.reader is not None]
-_FORMAT_HELP = "; ".join(f"{entry.name}: {entry.summary}" for entry in _READ)
+_FORMAT_HELP = "; ".join(f"{entry.name}: {entry.summary}" for entry in FORMATS.values())
 
 
 def import_annotations(
@@ -39,6 +38,7 @@ def import_annotations(
         Path | None, typer.Option(help="Folder of the images, where they do not lie beside the annotations.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="Part of the data set; needed where there are several.")] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of a data set, where it has several.")] = None,
     question: Annotated[
         str | None,
         typer.Option(
@@ -110,6 +110,7 @@ def import_annotations(
     reading = ReadingOptions(
         images=images,
         split=split,
+        config=config,
         revision=revision,
         columns=_columns(column or []),
         mask_frame=mask_frame,
@@ -118,11 +119,12 @@ def import_annotations(
         skip_labels=tuple(skip_label or ()),
     )
     asking = AskingOptions(question, answer, item, per, slot, absent, seed)
+    refuse_address(out)
     refuse_other_folders(out)
     if Path(source).exists() and Path(source).resolve() == out.resolve():
         raise CommandError("SOURCE and --out are the same folder; name another one for what is made of it.")
     found, console = read_with_requests(source, entry, reading, asking), stderr_console()
-    with alone_in(out.absolute().parent):
+    with alone_in(out.resolve().parent):
         written = write_annotations(
             FORMATS["reasonseg"],
             with_progress(found, None, console, "Importing"),

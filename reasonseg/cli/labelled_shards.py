@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ _TRIES = 5
 _DOWNLOADS = 8
 
 
-def open_shards(out: str, split: str, private: bool = False) -> "FolderShards":
-    """Return where `--out` says that the parts of a split go.
+def open_shards(out: str, split: str | None, private: bool = False) -> "FolderShards":
+    """Return where `--out` says that the parts of a split go; one that is not known yet is named by `of_split`.
 
     Raises:
         CommandError: it is neither a folder nor the address of a data-set repository.
@@ -65,15 +66,29 @@ class FolderShards:
 
     Args:
         folder: made on the first write.
-        split: its name.
+        split: its name; `None` where it is not known yet.
     """
 
-    def __init__(self, folder: Path, split: str):
-        self.folder, self.split = folder, split
-        self.state, self.data = folder / STATE / split, folder / "data"
+    def __init__(self, folder: Path, split: str | None = None):
+        self.folder, self.split, self.data = folder, split, folder / "data"
 
     def __str__(self) -> str:
         return path_text(self.folder)
+
+    @property
+    def state(self) -> Path:
+        """Folder of what says how far the split is."""
+        return self.folder / STATE / self.split
+
+    def of_split(self, split: str) -> "FolderShards":
+        """The same place, for the parts of this split."""
+        other = copy(self)
+        other.split = split
+        return other
+
+    def splits(self) -> list[str]:
+        """The splits that were begun."""
+        return sorted(path.parent.name for path in (self.folder / STATE).glob(f"*/{_REQUEST}"))
 
     def file_name(self, name: str) -> str:
         """Path of a part below the folder."""
@@ -172,8 +187,7 @@ class FolderShards:
     def finish(self) -> None:
         """Say in README.md what is here now."""
         with self._alone():
-            splits = {path.parent.name: path.parent for path in sorted((self.folder / STATE).glob(f"*/{_REQUEST}"))}
-            card = data_set_card({name: FolderShards(self.folder, name) for name in splits})
+            card = data_set_card({split: FolderShards(self.folder, split) for split in self.splits()})
             readme = self.folder / _README
             if not readme.is_file() or readme.read_text(encoding="utf-8") != card:
                 write_whole(readme, card)
@@ -200,7 +214,7 @@ class HubShards(FolderShards):
         private: whether only its owner sees it, where it is made.
     """
 
-    def __init__(self, repo_id: str, split: str, private: bool = False):
+    def __init__(self, repo_id: str, split: str | None, private: bool = False):
         from huggingface_hub import HfApi
         from huggingface_hub.utils import HFValidationError, validate_repo_id
 

@@ -7,16 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from .failures import CommandError, path_text, stderr_console
+from .failures import CommandError, path_text, refuse_address, stderr_console
+from .labelled_shards import STATE, FolderShards, missing_parts
 from .printing import printable_name, write_out
 from .progress import with_progress
 from .result_lines import RESULTS_NAME, ResultLines, record_files, record_key
 from .results import ResultFolder
 from .shards import ended_shards
-
-
-# Where `segment --dataset` keeps what says how far it is.
-_STATE = ".reasonseg"
 
 
 def merge(
@@ -32,6 +29,7 @@ def merge(
     given in any order; if one is missing or has not ended, nothing is written. The same command resumes a merge that
     was stopped. Results of different folders of images are put one after the other.
     """
+    refuse_address(out)
     for folder in folders:
         if not folder.is_dir():
             raise CommandError(f"{path_text(folder)!r} is not a folder.")
@@ -42,17 +40,17 @@ def merge(
     kinds = {_kind(folder) for folder in folders}
     if len(kinds) > 1:
         raise CommandError("Some of the folders hold a data set and others hold images. Merge either.")
-    count = merge_data_sets(folders, out) if kinds == {_STATE} else merge_images(folders, out)
+    count = merge_data_sets(folders, out) if kinds == {STATE} else merge_images(folders, out)
     write_out(f"{printable_name(out)}: {count}\n")
 
 
 def _kind(folder: Path) -> str:
-    for name in (_STATE, RESULTS_NAME):
+    for name in (STATE, RESULTS_NAME):
         if (folder / name).exists():
             return name
     if ended_shards(folder):  # a shard without images
         return RESULTS_NAME
-    raise CommandError(f"{path_text(folder)!r} holds no results: it has neither {RESULTS_NAME} nor {_STATE}.")
+    raise CommandError(f"{path_text(folder)!r} holds no results: it has neither {RESULTS_NAME} nor {STATE}.")
 
 
 def merge_images(folders: list[Path], out: Path) -> str:
@@ -131,10 +129,8 @@ def merge_data_sets(folders: list[Path], out: Path) -> str:
     Raises:
         CommandError: a part is missing, the requests differ, or two folders hold different results of one part.
     """
-    from .labelled_shards import FolderShards, missing_parts
-
     console = stderr_console()
-    splits = sorted({path.parent.name for folder in folders for path in (folder / _STATE).glob("*/request.json")})
+    splits = sorted({split for folder in folders for split in FolderShards(folder).splits()})
     if not splits:
         raise CommandError("The folders hold no part of a data set: no run of `segment --dataset` has begun in them.")
     found: dict[str, tuple[dict[str, Any], dict[str, FolderShards]]] = {}

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..atomic_files import remove_drafts, written_whole
 from ..folder_lock import FolderLock
-from .failures import CommandError, path_text
+from .failures import CommandError, path_text, refuse_address
 from .result_lines import ANSWER_FIELDS, RESULTS_NAME, ResultLines, record_files, record_key
 from .shards import Shard, mark_ended
 
@@ -52,6 +52,7 @@ class ResultFolder:
     """
 
     def __init__(self, folder: Path, request: dict[str, Any], overwrite: bool = False, command: str = "segment"):
+        refuse_address(folder)
         if folder.exists() and not folder.is_dir():
             raise CommandError(f"--out {path_text(folder)!r} is a file. Name a folder.")
         self.folder = folder
@@ -163,16 +164,19 @@ class ResultFolder:
             for name in set(record_files(replaced or record)) - set(record_files(record)):
                 (self.folder / name).unlink(missing_ok=True)
 
-    def end_shard(self, shard: Shard, keys: Sequence[str]) -> None:
-        """Leave a mark that a shard has done what it could; none where the folder holds all images of all shards.
+    def end_shard(self, shard: Shard, own: Sequence[str], keys: Sequence[str]) -> None:
+        """Leave a mark that a shard has done what it could; none where the folder holds what other shards have done,
+        too, and that is everything.
 
         Args:
             shard: see [`mark_ended`].
+            own: its lines.
             keys: the lines of all shards.
         """
         if shard.count > 1:
             with self.writing():
-                mark_ended(self.folder, shard, is_whole=all(key in self.records for key in keys))
+                has_others = len(own) < len(keys)
+                mark_ended(self.folder, shard, is_whole=has_others and all(key in self.records for key in keys))
 
     def arrange(self, keys: Sequence[str]) -> None:
         """Bring the lines with these keys, those of one command, into its order, and remove outdated ones.

@@ -228,7 +228,7 @@ def segment(
         total = len(images) + len(found.problems)
         with ResultFolder(out, vars(settings) | precision.settings(), overwrite) as results:
 
-            def plan() -> list[tuple[str, str]]:
+            def plan() -> list[tuple[str, str, bool]]:
                 pending, names = results.pending(images, needed), results.output_names(everything)
                 found.report(console)
                 results.tidy()
@@ -250,7 +250,7 @@ def segment(
                 failed = save_all(work, pending, show, batch_size, "Segmenting", workers, processes, among)
             if processes.is_first:
                 results.arrange([path_text(image) for image in everything])
-                results.end_shard(part, [path_text(image) for image in everything])
+                results.end_shard(part, list(map(path_text, images)), list(map(path_text, everything)))
                 if formats and results.records:
                     sources = {path_text(image): image for image in images}
                     export_results(out, formats, out / EXPORT_FOLDER, sources=sources, overwrite=overwrite)

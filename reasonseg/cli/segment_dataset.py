@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,7 @@ from .shards import Shard
 
 if TYPE_CHECKING:
     from ..data.labelled_rows import PartWriter
-    from ..data.streamed_tables import StreamedTables, TableReader
+    from ..data.streamed_tables import DataSetName, StreamedTables, TableReader
 
 
 def label_data_set(
@@ -56,12 +57,12 @@ def label_data_set(
     from ..data.streamed_tables import StreamedTables
 
     console = stderr_console(processes.is_first)
-    shards = None if options.split is None else open_shards(out, options.split, private)
-    revision = None if shards is None else _kept_revision(options.dataset, shards)
+    shards = open_shards(out, options.split, private)
+    revision = _kept_revision(options, shards)
     with console.status("Looking at the data set ..."):
         tables = StreamedTables(options.dataset, options.split, options.config, revision)
         _check_rows(tables, options)
-    shards = shards or open_shards(out, tables.split, private)
+    shards = shards.of_split(tables.split)
     request = make_request(options, tables, settings)
     processes.agree(lambda: shards.begin(request, overwrite))
     before = 0 if overwrite else sum(about["rows"] for about in shards.done().values())
@@ -100,15 +101,16 @@ def label_data_set(
         raise typer.Exit(1)
 
 
-def _kept_revision(dataset: str, shards: FolderShards) -> str | None:
+def _kept_revision(options: DataSetOptions, shards: FolderShards) -> str | None:
     """The commit of the data set that an earlier run of the same has read, so that a change on the Hub in between does
-    not matter; `None` where there is none."""
+    not matter; `None` where there is none, or, without a split, where several were labelled."""
     from ..data.streamed_tables import read_name
 
-    found, earlier = read_name(dataset), shards.request()
-    if earlier is None or found.is_folder or found.revision is not None:
+    found, splits = read_name(options.dataset), [shards.split] if shards.split else shards.splits()
+    if len(splits) != 1 or found.is_folder or found.revision is not None:
         return None
-    return earlier["dataset_version"] if earlier["dataset"] == found.name else None
+    earlier = shards.of_split(splits[0]).request()
+    return earlier["dataset_version"] if earlier is not None and earlier["dataset"] == found.name else None
 
 
 def _check_rows(tables: "StreamedTables", options: DataSetOptions) -> None:
@@ -169,20 +171,19 @@ class RowWork:
     Args:
         segmenter: the model, or a server.
         asks_each_row: whether each row has a question of its own.
+        origin: the data set, of which alone files are read.
     """
 
-    def __init__(self, segmenter: Any, asks_each_row: bool):
+    def __init__(self, segmenter: Any, asks_each_row: bool, origin: "DataSetName"):
         self.segmenter, self.asks_each_row, self.compute = segmenter, asks_each_row, segmenter.compute
+        self.origin = origin
 
     def load(self, row: Row) -> tuple[Any, Any]:
-        from ..data.streamed_tables import image_source
+        from ..data.streamed_tables import image_content
 
         if self.asks_each_row:
             _check_question(row.question, self.segmenter.by_phrases)
-        source = image_source(row.stored)
-        if isinstance(source, str) and "://" in source:
-            raise ValueError(f"{source!r} is an address. Only images that are in the data set are read.")
-        return self.segmenter.load(source), row.question
+        return self.segmenter.load(image_content(row.stored, self.origin)), row.question
 
     def prepare(self, loaded: list[tuple[Any, Any]]) -> Any:
         images, questions = zip(*loaded, strict=True)
@@ -312,7 +313,7 @@ class Labelling:
     def work(self) -> RowWork:
         if self._work is None:
             asks_each_row = (self.options.text_column or self.options.phrases_column) is not None
-            self._work = RowWork(self.make_segmenter(), asks_each_row)
+            self._work = RowWork(self.make_segmenter(), asks_each_row, self.tables.origin)
         return self._work
 
     def _rows(self, reader: "TableReader", writer: "PartWriter", file_name: str) -> Iterator[tuple[int, Row]]:
@@ -322,7 +323,8 @@ class Labelling:
 
         options, number = self.options, 0
         tables = reader.take(options.rows_per_shard)
-        for table in read_ahead(with_contents, tables, workers=min(1, self.workers)):
+        filled = partial(with_contents, origin=self.tables.origin)
+        for table in read_ahead(filled, tables, workers=min(1, self.workers)):
             image = options.image_column or image_column(table)
             writer.expect(table)
             columns = {

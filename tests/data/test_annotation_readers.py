@@ -158,6 +158,9 @@ def test_crowds_scores_and_what_is_absent(tmp_path):
     assert image.image_id == 0
     assert sum(options.left_out.values()) == 1
     assert [each.label for each in read("coco", path, skip_labels=("cup",))[0].objects] == ["dog"]
+    skipped = ReadingOptions(skip_labels=("dog",))
+    assert [each.label for each in next(FORMATS["coco"].read(path, skipped)).objects] == ["cup"]
+    assert skipped.left_out["objects with a label to skip"] == 1
 
 
 @pytest.mark.parametrize(
@@ -180,9 +183,9 @@ def test_annotations_that_are_refused(tmp_path, changes, words):
 
 def test_files_that_are_refused(tmp_path):
     path = coco(tmp_path, {"segmentation": [CORNERS]}, file_name="../images/a.jpg")
-    refused("coco", path, "leads out", "../images/a.jpg")
+    refused("coco", path, "instances.json, image 0", "leads out", "../images/a.jpg")
     path = coco(tmp_path, {"segmentation": [CORNERS]}, file_name="b.jpg")
-    refused("coco", path, "b.jpg", "images=FOLDER")
+    refused("coco", path, "b.jpg", "images='FOLDER'")
     path = coco(tmp_path, {"segmentation": [CORNERS]}, size=(25, WIDTH))
     refused("coco", path, "36 x 25", "36 x 24")
     path.write_bytes(path.read_bytes().decode().encode("utf-16"))
@@ -190,6 +193,9 @@ def test_files_that_are_refused(tmp_path):
     path = coco(tmp_path, {"segmentation": [CORNERS]})
     refused("coco", path, "images/a.jpg", "pixels", max_image_pixels=100)
     refused("coco", path, "does not heed split", split="train")
+    (path.parent / "empty.json").write_text('{"images": [], "annotations": [], "categories": []}')
+    refused("coco", path.parent / "empty.json", "empty.json lists no image")
+    (path.parent / "empty.json").unlink()
     (path.parent / "captions.json").write_bytes(path.read_bytes())
     refused("coco", tmp_path, "captions.json, instances.json", "name the file itself")
 
@@ -255,7 +261,7 @@ MASK_SHAPE = {"mask": base64.b64encode(png(WITH_HOLE[3:12, 4:20].astype(np.uint8
         ([shape([[20, 12], [4, 3]], "rectangle")], MASK),
         ([shape(pairs(CORNERS), "oriented_rectangle")], MASK),
         ([shape([[4, 3], [19, 11]], "mask", **MASK_SHAPE)], WITH_HOLE),
-        ([shape(pairs(CORNERS), group_id=0), shape(pairs(SECOND), group_id=0)], TWO),
+        ([shape(pairs(CORNERS), group_id=0.0), shape(pairs(SECOND), group_id=0), shape([], group_id=0)], TWO),
         ([shape(pairs(CORNERS), group_id=0), shape(pairs(HOLE), group_id=0)], MASK),
         ([shape([[4, 3], [19, 11]], "mask", group_id=3, **MASK_SHAPE), shape(pairs(SECOND), group_id=3)], None),
     ],
@@ -281,6 +287,13 @@ def test_lines_have_no_area(tmp_path, kind):
     folder = labelme(tmp_path, shape([[3, 3], [9, 9]], kind), shape(pairs(CORNERS)))
     refused("labelme", folder, "a.json", "shape number 1 ('cup')", f"is a {kind}", "without_mask='skip'")
     check_mask(read("labelme", folder, without_mask="skip"), MASK)
+    grouped = [shape([[3, 3], [9, 9]], kind, group_id=1), shape(pairs(CORNERS), group_id=1)]
+    folder, options = labelme(tmp_path, *grouped), ReadingOptions(without_mask="skip")
+    check_mask(list(FORMATS["labelme"].read(folder, options)), MASK)
+    assert options.left_out == {"points and lines of objects that have an area": 1}
+    refused("labelme", folder, "shape number 1 ('cup')", f"is a {kind}")
+    folder = labelme(tmp_path, *grouped, shape([[4, 3], [19, 11]], "mask", group_id=1, **MASK_SHAPE))
+    check_mask(read("labelme", folder, without_mask="skip"), MASK)
 
 
 @pytest.mark.parametrize(
@@ -290,7 +303,11 @@ def test_lines_have_no_area(tmp_path, kind):
         (shape([[1, 2], [3, 4]]), ["shape number 1", "3 or more corners"]),
         (shape([[1, 2]], "rectangle"), ["rectangle of 1 points"]),
         (shape([[1, 2], [3, 4]], "ellipse"), ["'ellipse'", "polygon"]),
-        (shape([[4, 3], [18, 11]], "mask", **MASK_SHAPE), ["shape number 1", "16 x 9"]),
+        (
+            shape([[4, 3], [18, 11]], "mask", **MASK_SHAPE),
+            ["shape number 1", "16 x 9", "the box between its points 15 x 9"],
+        ),
+        (shape([]), ["shape number 1", "3 or more corners", "without_mask='skip'"]),
         (shape([[30, 20], [45, 28]], "mask", **MASK_SHAPE), ["shape number 1", "no box"]),
         (shape([[4, 3], [19, 11]], "mask", mask="?"), ["shape number 1", "base64"]),
         (shape([[4, 3], [19, 11]], "mask", mask=None), ["shape number 1", "base64"]),
@@ -315,7 +332,7 @@ def test_images_of_labelme(tmp_path):
     assert image.source == tmp_path / "beside" / "sub" / "b.jpg"
     assert image.file_name == "sub/b.jpg"
     elsewhere = labelme(tmp_path / "json", shape(pairs(CORNERS)), imagePath="../beside/sub/b.jpg")
-    refused("labelme", elsewhere, "a.json", "leads out", "images=FOLDER")
+    refused("labelme", elsewhere, "a.json", "leads out", "images='FOLDER'")
     (image,) = read("labelme", elsewhere, images=tmp_path / "beside" / "sub")
     assert image.source == tmp_path / "beside" / "sub" / "b.jpg"
     damaged = labelme(tmp_path / "damaged", shape(pairs(CORNERS)), imagePath="b.jpg", imageData="AAAA")
@@ -339,6 +356,7 @@ def test_labelme_counts_in_the_upright_frame(tmp_path):
 def test_flags_of_labelme_name_what_is_absent(tmp_path):
     folder = labelme(tmp_path, flags={"rejected: a dog": True, "rejected: a cat": False, "blurred": True})
     assert [(found.label, found.rejected) for found in read("labelme", folder)[0].objects] == [("a dog", True)]
+    assert read("labelme", folder, skip_labels=("a dog",))[0].objects == ()
 
 
 # ---- YOLO -----------------------------------------------------------------------------------------------------------
@@ -370,15 +388,20 @@ LINE = shares(CORNERS)
     [
         {},
         {"names": {0: "cup", 1: "dog"}},
+        {"names": {"0": "cup", "1": "dog"}},
         {"train": "../images/train", "path": "/datasets/mine"},
         {"train": ["images/train"]},
         {"train": "images\\train", "val": "images/train"},
         {"train": "train.txt"},
+        {"train": "{root}/images/train", "path": "{root}"},
+        {"train": "{root}/all.txt"},
         {"train": "images/train", "test": None},
     ],
 )
 def test_data_sets_of_yolo(tmp_path, content):
+    content = {name: text.format(root=tmp_path) if isinstance(text, str) else text for name, text in content.items()}
     folder = yolo(tmp_path, b"\xef\xbb\xbf" + f"{LINE}\r\n\r\n".encode(), **content)
+    (folder / "all.txt").write_text("".join(f"{folder}/images/train/{name}.jpg\n" for name in ("a", "empty")))
     (folder / "train.txt").write_text("./images/train/a.jpg\nimages/train/empty.jpg\n")
     for source in (folder, folder / "data.yaml"):
         images = read("yolo", source)
@@ -392,10 +415,16 @@ def test_splits_of_yolo(tmp_path):
     folder = yolo(tmp_path, LINE, val="images/val")
     refused("yolo", folder, "images/val")
     save_image(folder / "images" / "val" / "b.jpg")
-    refused("yolo", folder, "splits train, val", "split=NAME")
+    refused("yolo", folder, "splits train, val", "split='NAME'")
     assert len(read("yolo", folder, split="train")) == 2
     refused("yolo", folder, "'val' has a file of labels", split="val")
     refused("yolo", folder, "no split 'x'", split="x")
+    # ultralytics wants both, also where there is one, which its folder names
+    (folder / "images" / "train").rename(folder / "images" / "other")
+    (folder / "labels" / "val").mkdir()
+    (folder / "labels" / "val" / "b.txt").write_text(LINE)
+    (folder / "data.yaml").write_text("names: [cup]\ntrain: images/val\nval: images/val\n")
+    assert [read("yolo", folder, split=split)[0].split for split in (None, "train", "val")] == ["val"] * 3
 
 
 def test_boxes_and_overshooting_corners_of_yolo(tmp_path):
@@ -433,8 +462,10 @@ def test_yaml_files_that_are_refused(tmp_path):
     refused("yolo", yolo(tmp_path, LINE, train="../../elsewhere"), "data.yaml", "not below")
     refused("yolo", yolo(tmp_path, LINE, train=None), "names no folder")
     refused("yolo", yolo(tmp_path, LINE, kpt_shape=[17, 3]), "keypoints")
-    (tmp_path / "data.yaml").write_bytes(b"a: [\xff")
+    (tmp_path / "data.yaml").write_bytes(b"a: [")
     refused("yolo", tmp_path, "data.yaml", "no YAML")
+    (tmp_path / "data.yaml").write_bytes(b"a: [\xff")
+    refused("yolo", tmp_path, "data.yaml", "not in UTF-8")
 
 
 # ---- Pascal VOC -----------------------------------------------------------------------------------------------------
@@ -467,6 +498,8 @@ def test_pngs_of_voc(tmp_path):
     assert found == [("person", 25), ("bottle", 54), ("bottle", 90)]
     objects[15:20, 25:30] = 1
     refused("voc", voc(tmp_path, CLASSES, objects), "object 1", "'bottle' and 'person'")
+    # of 0 and 255 nothing would be left, as 255 belongs to none
+    refused("voc", voc(tmp_path / "white", MASK.astype(np.uint8) * 255), "a.png", "0 and 255", "belongs to none")
 
 
 def test_colours_of_cvat(tmp_path):
@@ -493,7 +526,7 @@ def test_lists_of_voc(tmp_path):
     (lists / "train.txt").write_text("a\n")
     assert read("voc", folder)[0].split == "train"
     (lists / "val.txt").write_text("../a\n")
-    refused("voc", folder, "train, val", "split=NAME")
+    refused("voc", folder, "train, val", "split='NAME'")
     refused("voc", folder, "leads out", split="val")
     (lists / "val.txt").write_text("b\n")
     refused("voc", folder, "b.png does not exist", split="val")
@@ -538,9 +571,11 @@ def test_rows_with_masks_of_every_kind(datasets, tmp_path):
         "rows": MASK.tolist(),
         "numbers": np.asfortranarray(MASK[::-1].astype(np.uint8) * 255)[::-1].tolist(),
         "polygon": [CORNERS],
+        "array": (MASK * 255).tolist(),
+        "stack": [MASK.tolist()],
         "png": {"bytes": png(MASK.astype(np.uint8) * 255), "path": None},
     }
-    features = {"png": datasets.Image()}
+    features = {"png": datasets.Image(), "array": datasets.Array2D(SIZE, "uint8")}
     for name, mask in masks.items():
         rows = {"image": [image], name: [mask], "category": [1], "query": ["Where is it?"]}
         columns = datasets.Features(
@@ -560,14 +595,57 @@ def test_rows_with_masks_of_every_kind(datasets, tmp_path):
         assert found.requests[0].question == "Where is it?"
         assert found.file_name == "train-00000000.png"
     refused("datasets", folder, "no column 'x'", columns={"mask": "x"})
+    for wrong in (np.pad(MASK, 1), np.pad(MASK, 1).astype(np.uint8)):
+        data = datasets.Dataset.from_dict({"image": [image], "mask": [wrong.tolist()]})
+        data.cast_column("image", datasets.Image()).save_to_disk(str(tmp_path / f"wrong {wrong.dtype}"))
+        refused(
+            "datasets", tmp_path / f"wrong {wrong.dtype}", "row 0, its mask", "38 x 26", "36 x 24", without_mask="skip"
+        )
     refused("datasets", folder, "masks", "png")
+
+
+def test_rows_with_several_masks_and_with_files(datasets, tmp_path):
+    folder, parquet = tmp_path / "data", pytest.importorskip("pyarrow.parquet")
+    save_image(folder / "images" / "a.jpg")
+    (folder / "masks").mkdir()
+    (folder / "masks" / "a.png").write_bytes(png(MASK.astype(np.uint8) * 255))
+    kinds = datasets.ClassLabel(names=["dog", "cup"])
+    run_lengths = {"size": datasets.List(datasets.Value("int32")), "counts": datasets.Value("string")}
+    named = {"bytes": None, "path": "images/a.jpg"}
+    for config, columns, row in (
+        ("several", (datasets.List(run_lengths), datasets.List(kinds)), ([mask_to_rle(TWO), None], [1, 0])),
+        ("files", (datasets.Image(), kinds), ({"bytes": None, "path": "masks/a.png"}, 1)),
+        ("names", (datasets.Value("string"), kinds), ("masks/a.png", 1)),
+        ("outside", (datasets.Value("string"), kinds), ("../masks/a.png", 1)),
+    ):
+        features = {"image": datasets.Image(), **dict(zip(("mask", "label"), columns, strict=True))}
+        schema = datasets.Features(features).arrow_schema
+        rows = [{"image": named, "mask": row[0], "label": row[1]}]
+        parquet.write_table(
+            pytest.importorskip("pyarrow").Table.from_pylist(rows, schema=schema), folder / f"{config}.parquet"
+        )
+    described = [{"config_name": path.stem, "data_files": path.name} for path in folder.glob("*.parquet")]
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': described})}---\n")
+    (image,) = read("datasets", folder, config="several")
+    assert [(found.label, found.area, found.rejected) for found in image.objects] == [
+        ("cup", TWO.sum(), False),
+        ("dog", 0, True),
+    ]
+    assert image.source == folder / "images" / "a.jpg"
+    assert [found.label for found in read("datasets", folder, config="several", skip_labels=("dog",))[0].objects] == [
+        "cup"
+    ]
+    for config in ("files", "names"):
+        check_mask(read("datasets", folder, config=config), MASK)
+    refused("datasets", folder, "row 0, its mask", "none of the data set's own", config="outside")
+    refused("datasets", folder, "cannot be read", "several")
 
 
 def test_rows_that_are_refused(datasets, tmp_path):
     outside = save_image(tmp_path / "outside.jpg")
     rows = [{"image": {"bytes": None, "path": str(outside)}, "mask": mask_to_rle(MASK)}]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "train.parquet"))
-    refused("datasets", tmp_path / "data", "row 0", "outside.jpg", "images=FOLDER")
+    refused("datasets", tmp_path / "data", "row 0", "outside.jpg", "none of the data set's own", "images='FOLDER'")
     assert read("datasets", tmp_path / "data", images=tmp_path)[0].source == outside
     rows = [{"image": {"bytes": b"no image", "path": None}, "mask": mask_to_rle(MASK)}]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "train.parquet"))

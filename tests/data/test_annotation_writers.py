@@ -171,7 +171,7 @@ def yolo_masks(folder: Path, split: str, name: str) -> list[tuple[str, np.ndarra
 def test_yolo(tmp_path):
     images = labelled_images(tmp_path / "in", splits=("train", "val"))
     written = write("yolo", images, tmp_path / "out")
-    assert written.left_out == {"rejected phrases": 2}
+    assert written.left_out == {"rejected phrases": 2, "scores": 2}
     found = {image.file_name: yolo_masks(tmp_path / "out", image.split, image.file_name) for image in images}
     check(found)
     content = yaml.safe_load((tmp_path / "out" / "data.yaml").read_text(encoding="utf-8"))
@@ -198,7 +198,7 @@ def test_polygons_that_leave_the_masks_say_how_far(images, tmp_path):
 def test_voc(images, tmp_path):
     written = write("png", images, tmp_path / "out")
     hidden = int((RING & BOX).sum())
-    assert written.left_out == {"rejected phrases": 2, "pixels that a smaller mask hides": hidden}
+    assert written.left_out == {"rejected phrases": 2, "scores": 2, "pixels that a smaller mask hides": hidden}
     out = tmp_path / "out"
     assert (out / "ImageSets" / "Segmentation" / "train.txt").read_text(encoding="utf-8").splitlines() == [
         Path(name).stem for name in MEANT
@@ -256,7 +256,7 @@ def test_what_is_lost_in_a_png_is_told(images, tmp_path):
 
 
 def test_reasonseg_as_training_reads_it(images, tmp_path):
-    write("reasonseg", images, tmp_path / "out")
+    assert write("reasonseg", images, tmp_path / "out").left_out == {"scores": 2}
     read = {image.path.name: image for image in read_request_folder(tmp_path / "out")}
     check(
         {
@@ -286,8 +286,8 @@ def test_reasonseg_as_training_reads_it(images, tmp_path):
 def test_images_without_anything_to_ask_are_left_out(images, tmp_path):
     plain = replace(images[3], objects=(), requests=())
     written = write("reasonseg", [images[0], plain], tmp_path / "out")
-    assert (
-        written.sentence() == "1 image, 2 masks, 1 rejected phrase; left out: images about which nothing is asked (1)"
+    assert written.sentence() == (
+        "1 image, 2 masks, 1 rejected phrase; left out: images about which nothing is asked (1), scores (2)"
     )
     with pytest.raises(DataFileError, match="no image with an object or a question"):
         write("reasonseg", [plain], tmp_path / "other")
@@ -361,6 +361,42 @@ def test_folders_of_others_are_not_replaced(images, tmp_path):
     with pytest.raises(ExistingFolderError, match="is not a folder that an export has written"):
         write("coco", images, target)
     assert (target / "images" / "upright.png").is_file()
+
+
+def test_links_and_the_folder_one_is_in(images, tmp_path, monkeypatch):
+    """A link to a folder stands for it; `.` is a folder like others."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    write("coco", images[:1], tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    monkeypatch.chdir(tmp_path / "real")
+    write("coco", images, Path())
+    assert len(json.loads((tmp_path / "link" / "annotations" / "instances.json").read_text())["images"]) == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "link", "real"]
+    (tmp_path / "link").unlink()
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    with pytest.raises(ExistingFolderError, match="is not a folder that an export has written"):
+        write("coco", images, tmp_path / "link")
+
+
+@pytest.mark.parametrize("name", ["coco", "labelme"])
+def test_a_phrase_that_is_rejected_twice_is_written_once_and_told(images, tmp_path, name):
+    dog = LabelledObject("a dog", None, rejected=True)
+    written = write(name, [replace(images[0], objects=(dog, dog))], tmp_path / "out")
+    assert written.rejected == 1
+    assert written.left_out == {"rejected phrases that another one of their image repeats": 1}
+    (image,) = FORMATS[name].read(tmp_path / "out")
+    assert [found.label for found in image.rejected] == ["a dog"]
+
+
+@pytest.mark.parametrize(("name", "masks"), [("coco", "polygons"), ("labelme", "polygons"), ("yolo", "polygons")])
+def test_masks_of_images_larger_than_the_limit(images, tmp_path, monkeypatch, name, masks):
+    """Who let in a larger image may write it, too, and learn from it."""
+    monkeypatch.setattr("reasonseg.processing.regions.MAX_IMAGE_PIXELS", 100)
+    assert write(name, images[:1], tmp_path / name, masks=masks).masks == 2
+    write("reasonseg", images[:1], tmp_path / "out")
+    (image,) = read_request_folder(tmp_path / "out")
+    np.testing.assert_array_equal(image.example().masks[0][0], RING)
 
 
 def test_a_folder_knows_what_it_was_made_of(images, tmp_path):

@@ -1,6 +1,7 @@
 """What the writers write, read by the libraries of others; a test is skipped where its library is not installed."""
 
 import importlib.metadata
+import io
 import json
 import os
 import subprocess
@@ -161,12 +162,17 @@ def test_shards_of_a_size_with_all_rows_in_order(datasets, tmp_path):
 
 
 def test_images_by_their_paths_and_none(datasets, tmp_path):
-    images = labelled_images(tmp_path / "in")[:1]
+    images = labelled_images(tmp_path / "in")[:2]
     for choice in ("link", "none"):
         write_annotations(find_format("datasets"), images, tmp_path / choice, WritingOptions(images=choice))
     row = datasets.load_dataset(str(tmp_path / "link"), split="train")[0]
     np.testing.assert_array_equal(np.asarray(row["image"]), np.asarray(Image.open(images[0].source)))
     assert "image" not in datasets.load_dataset(str(tmp_path / "none"), split="train").features
+    linked = datasets.load_dataset(str(tmp_path / "link"), split="train")
+    stored = linked.cast_column("image", datasets.Image(decode=False))["image"][:]
+    assert [one["bytes"] is None for one in stored] == [True, False], "one that is to be turned is no link"
+    with Image.open(io.BytesIO(stored[1]["bytes"])) as turned:
+        assert (turned.size, turned.getexif().get(0x0112, 1)) == (SIZE[::-1], 1)
 
 
 # ---- supervision ----------------------------------------------------------------------------------------------------

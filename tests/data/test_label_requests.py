@@ -54,8 +54,20 @@ def test_words_of_ones_own():
     assert [found.request for found in each.objects] == [0, 1]
     objects = asked(image(CUPS[0], replace(CUPS[1], label="cup")), slot="object", **wording)
     assert objects.requests == (LabelledRequest("Where is cup?", "cup [SEG], cup [SEG]."),)
+    # what is called alike is asked for once: two answers to one question would contradict each other
+    both = asked(image(CUPS[0], CUPS[1], replace(CUPS[1], label="cup")), slot="object", per="label", **wording)
+    assert [(one.question, one.answer) for one in both.requests] == [
+        ("Where is cup?", "cup [SEG], cup [SEG]."),
+        ("Where is dog?", "dog [SEG]."),
+    ]
+    assert [(found.label, found.request) for found in both.objects] == [("cup", 0), ("cup", 0), ("dog", 1)]
+    unnamed = asked(image(replace(CUPS[0], label=""), replace(CUPS[1], label="object")), per="label")
+    assert [one.question for one in unnamed.requests] == ["Please segment object in this image."]
     assert asked(image()).requests == ()
-    for wrong in ({"question": "{what}?"}, {"item": "{phrase}"}, {"per": "word"}, {"slot": "x"}, {"absent": -1}):
+    for wrong in (
+        *({"question": "{what}?"}, {"item": "{phrase}"}, {"per": "word"}, {"slot": "x"}),
+        *({"absent": -1}, {"absent": "2"}, {"absent": True}, {"answer": 3}),
+    ):
         with pytest.raises(ValueError, match=r"must|may use"):
             AskingOptions(**wrong)
     with pytest.raises(DataFileError, match=r"holds \[SEG\]"):
@@ -92,6 +104,19 @@ def test_options_by_their_names(tmp_path):
     assert (entry.name, reading.images, reading.skip_labels, asking.absent) == ("coco", Path("x"), ("a",), 3)
     with pytest.raises(ValueError, match=r"no option 'wrong'; there are format, absent, .*without_mask"):
         split_options({"format": "coco", "wrong": 1}, "y")
+    assert split_options({"format": "coco", "skip_labels": "cup"}, "y")[1].skip_labels == ("cup",)
+    for wrong, wanted in (
+        ({"inner": "x"}, "one of refuse, hole, fill"),
+        ({"inner": None}, "one of refuse, hole, fill"),
+        ({"skip_labels": 3}, "a list of labels"),
+        ({"skip_labels": ["cup", 3]}, "a list of labels"),
+        ({"split": 2017}, "a text"),
+        ({"images": 5}, "a folder"),
+        ({"columns": "mask=x"}, "names of columns"),
+        ({"max_image_pixels": "9"}, "a number of pixels"),
+    ):
+        with pytest.raises(ValueError, match=f"must be {wanted}"):
+            split_options({"format": "coco", **wrong}, "y")
     with pytest.raises(ValueError, match="must be one of refuse, hole, fill"):
         ReadingOptions(inner="x")
     with pytest.raises(DataFileError, match="There is no file"):

@@ -8,7 +8,6 @@ from hypothesis.extra import numpy as arrays
 from pycocotools import mask as coco_mask
 
 from reasonseg.data.mask_outlines import trace_outlines
-from reasonseg.processing.segments import mask_to_rle
 from tests.support.labelled import BOX, CORNERS, RING
 
 
@@ -39,7 +38,7 @@ def even_odd(ring: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 @example(CORNERS)
 @given(MASKS)
 def test_an_outline_per_part_gives_the_mask(mask):
-    outlines = trace_outlines(mask_to_rle(mask))
+    outlines = trace_outlines(mask)
     assert outlines.iou == 1.0
     np.testing.assert_array_equal(painted(outlines.rings, mask.shape), mask)
     covered = sum((even_odd(ring, mask.shape).astype(int) for ring in outlines.rings), np.zeros(mask.shape, int))
@@ -51,9 +50,16 @@ def test_many_parts_with_holes_take_no_time_that_grows_with_their_square():
     tile = np.pad(np.ones((3, 3), dtype=bool), 1)
     tile[2, 2] = False
     mask = np.tile(tile, (50, 50))
-    outlines = trace_outlines(mask_to_rle(mask))
+    outlines = trace_outlines(mask)
     assert len(outlines.rings) == 2500
     np.testing.assert_array_equal(painted(outlines.rings, mask.shape), mask)
+
+
+@pytest.mark.timeout(10)
+def test_many_parts_in_one_outline_take_no_time_that_grows_with_their_square():
+    mask = np.random.default_rng(0).random((300, 300)) < 0.5
+    (ring,) = trace_outlines(mask, joined=True).rings
+    np.testing.assert_array_equal(painted([ring], mask.shape), mask)
 
 
 @settings(max_examples=150, deadline=None)
@@ -61,7 +67,7 @@ def test_many_parts_with_holes_take_no_time_that_grows_with_their_square():
 @example(CORNERS)
 @given(MASKS)
 def test_one_outline_gives_the_mask(mask):
-    outlines = trace_outlines(mask_to_rle(mask), joined=True)
+    outlines = trace_outlines(mask, joined=True)
     assert len(outlines.rings) == mask.any()
     for ring in outlines.rings:
         np.testing.assert_array_equal(even_odd(ring, mask.shape), mask)
@@ -69,7 +75,7 @@ def test_one_outline_gives_the_mask(mask):
 
 
 def test_parts_and_their_holes():
-    rings = trace_outlines(mask_to_rle(RING)).rings
+    rings = trace_outlines(RING).rings
     assert len(rings) == 3, "the ring with its hole, the island in it, and the other part"
     areas = sorted(int(even_odd(ring, RING.shape).sum()) for ring in rings)
     assert areas == [4, 25, 14 * 12 - 7 * 8]
@@ -80,8 +86,8 @@ def test_simplified_outlines_stay_near_and_say_how_near(tolerance):
     rows, columns = np.indices((120, 160))
     disc = (rows - 60) ** 2 / 50**2 + (columns - 80) ** 2 / 70**2 < 1
     disc &= (rows - 60) ** 2 + (columns - 80) ** 2 > 20**2
-    exact = trace_outlines(mask_to_rle(disc)).rings
-    outlines = trace_outlines(mask_to_rle(disc), tolerance)
+    exact = trace_outlines(disc).rings
+    outlines = trace_outlines(disc, tolerance)
     assert sum(map(len, outlines.rings)) < sum(map(len, exact)) / 3
     found = painted(outlines.rings, disc.shape)
     assert outlines.iou == (found & disc).sum() / (found | disc).sum()
@@ -92,6 +98,6 @@ def test_simplified_outlines_stay_near_and_say_how_near(tolerance):
 
 
 def test_what_would_lose_its_area_is_not_simplified():
-    outlines = trace_outlines(mask_to_rle(CORNERS), tolerance=5.0)
+    outlines = trace_outlines(CORNERS, tolerance=5.0)
     np.testing.assert_array_equal(painted(outlines.rings, CORNERS.shape), CORNERS)
-    assert trace_outlines(mask_to_rle(np.zeros_like(BOX)), tolerance=5.0).rings == []
+    assert trace_outlines(np.zeros_like(BOX), tolerance=5.0).rings == []

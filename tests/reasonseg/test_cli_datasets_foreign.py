@@ -19,6 +19,7 @@ from reasonseg.cli.inputs import DataSetOptions
 from reasonseg.cli.labelled_shards import FolderShards
 from reasonseg.cli.segment_dataset import Labelling, make_request
 from reasonseg.cli.shards import Shard
+from reasonseg.data.annotation_formats import FORMATS
 from reasonseg.data.labelled_rows import PartWriter
 from reasonseg.data.streamed_tables import StreamedTables
 from reasonseg.processing.segments import Segment, SegmentationResult
@@ -253,9 +254,12 @@ def test_a_column_of_questions(parquet, tmp_path):
 def test_rows_that_fail_are_kept_and_say_why(tmp_path):
     (tmp_path / "in").mkdir()
     good = [{"bytes": png(number), "path": None} for number in range(2)]
+    outside = {"bytes": None, "path": str(tmp_path / "secret")}
+    (tmp_path / "secret").write_bytes(b"private words")
     pictures = [{"bytes": b"no image", "path": "a.png"}, good[0], None, {"bytes": None, "path": "gone.png"}, good[1]]
+    pictures += [outside, {"bytes": None, "path": "nothing://a.png"}]
     features = datasets.Features({"picture": datasets.Image(), "question": datasets.Value("string")})
-    questions = ["", "a", "b", "c", None]
+    questions = ["", "a", "b", "c", None, "d", "e"]
     rows = [{"picture": picture, "question": asked} for picture, asked in zip(pictures, questions, strict=True)]
     data = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
     pyarrow_parquet.write_table(data, tmp_path / "in" / "train.parquet")
@@ -263,16 +267,18 @@ def test_rows_that_fail_are_kept_and_say_why(tmp_path):
     loaded = datasets.load_dataset(str(tmp_path / "out"), split="train")
     errors = loaded["error"][:]
     assert "cannot be opened as an image" in errors[0]
-    assert errors[1:] == [None, "It has no image.", "The file 'gone.png' cannot be read.", None]
-    assert [len(found) for found in loaded["objects"]] == [0, 1, 0, 0, 1]
+    assert errors[1:5] == [None, "It has no image.", "The file 'gone.png' cannot be read.", None]
+    assert all("none of the data set's own, and no other is read" in error for error in errors[5:])
+    assert b"private words" not in b"".join(file.read_bytes() for file in (tmp_path / "out" / "data").iterdir())
+    assert [len(found) for found in loaded["objects"]] == [0, 1, 0, 0, 1, 0, 0]
     assert "data/train-00000-of-00001-00000.parquet, row 2: It has no image." in " ".join(result.stderr.split())
-    assert "3 rows failed" in " ".join(result.stderr.split())
+    assert "5 rows failed" in " ".join(result.stderr.split())
     again = label(tmp_path / "in", tmp_path / "out", code=1)
-    assert "3 rows failed" in " ".join(again.stderr.split())
+    assert "5 rows failed" in " ".join(again.stderr.split())
     asked = ("--phrases-column", "question", "-m", "embedded")
     label(tmp_path / "in", tmp_path / "asked", asked=asked, code=1)
     errors = datasets.load_dataset(str(tmp_path / "asked"), split="train")["error"][:]
-    assert [error is None for error in errors] == [False, True, False, False, False]
+    assert [error is None for error in errors] == [False, True, False, False, False, False, False]
     assert errors[4] == "It has no phrases, or an empty one."
 
 
@@ -496,5 +502,19 @@ def test_a_data_set_of_the_hub_is_streamed(hub, parquet, alone, tmp_path):
     (tmp_path / "out/.reasonseg/train/00001-of-00003-00000.json").unlink()
     label("anna/source", tmp_path / "out", "--split", "train", "--rows-per-shard", 2, "--batch-size", 2)
     assert len(FolderShards(tmp_path / "out", "train").done()) == 6
+    (tmp_path / "out/.reasonseg/train/00002-of-00003-00000.json").unlink()
+    label("anna/source", tmp_path / "out", "--rows-per-shard", 2, "--batch-size", 2)
+    assert len(FolderShards(tmp_path / "out", "train").done()) == 6, "nor where the split is not said"
+    # images as files, which rows name by their addresses there
+    white = io.BytesIO()
+    Image.new("L", (60, 40), 255).save(white, "PNG")
+    lines = b'{"file_name": "a.png", "mask_file_name": "mask.png", "label": "cup"}\n'
+    photos = hub.repos["datasets/anna/photos"] = Repo(False)
+    photos.commit("main", {"a.png": png(0), "mask.png": white.getvalue(), "metadata.jsonl": lines}, "Upload")
+    label("anna/photos", tmp_path / "photos", "--image-column", "image")
+    (row,) = datasets.load_dataset(str(tmp_path / "photos"), split="train")
+    np.testing.assert_array_equal(row["image"], image(0))
+    (photo,) = FORMATS["datasets"].read("anna/photos")
+    assert [(found.label, found.area) for found in photo.objects] == [("cup", 60 * 40)]
     gone = label("anna/nothing", tmp_path / "none", code=1)
     assert "the Hub has no such data set" in " ".join(gone.stderr.split())

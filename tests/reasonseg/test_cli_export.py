@@ -82,6 +82,10 @@ def test_segment_and_export_write_the_same(tmp_path):
 def test_what_is_wrong_is_said_before_a_model_is_loaded(tmp_path, monkeypatch, results):
     common = ("segment", tmp_path / "in", "-p", "cup", "-m", "no such model", "-o", tmp_path / "new")
     assert "There is no format 'xml'" in " ".join(run(*common, "--format", "xml", code=2).stderr.split())
+    monkeypatch.chdir(tmp_path)
+    refused = run(*common[:-1], "hf://datasets/anna/cups", code=1)
+    assert "is an address. Name a folder; only `segment --dataset` writes to the Hub" in refused.stderr
+    assert not (tmp_path / "hf:").exists()
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.setattr("reasonseg.data.annotation_formats.find_spec", lambda name: None)
     for command in (common, ("export", results)):
@@ -107,6 +111,11 @@ def test_choices(results, tmp_path):
     assert isinstance(content["annotations"][0]["segmentation"], list)
     refused = run("export", results, "-f", "voc", "-o", tmp_path / "b", "--masks", "polygons", code=1)
     assert "the format voc has exact" in refused.stderr
+    tolerant = ("export", results, "-o", tmp_path / "b", "--tolerance", 1, "-f", "yolo", "-f")
+    assert "Export this format by itself, or leave --tolerance out" in run(*tolerant, "voc", code=1).stderr
+    assert "the format coco is written with exact masks. Add --masks polygons" in run(*tolerant, "coco", code=1).stderr
+    assert not (tmp_path / "b").exists()
+    assert "is an address" in run("export", results, "-f", "coco", "-o", "hf://datasets/anna/cups", code=1).stderr
     assert "choose copy, link or none" in run("export", results, "-f", "voc", "--images", "all", code=2).stderr
 
 

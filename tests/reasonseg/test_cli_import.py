@@ -57,10 +57,16 @@ def test_what_is_imported_is_what_was_drawn(annotated):
     [
         (["images", "--out", "out"], "looks like none of the formats that are read; say --format NAME"),
         (["nothing", "--out", "out"], "There is no file and no folder"),
+        (["anna/cups", "--out", "out"], "A data set on the Hub is read with --format 'datasets'"),
+        (["coco", "--out", "hf://datasets/anna/cups"], "is an address. Name a folder"),
         (["coco", "--out", "coco"], "same folder"),
         (["coco", "--out", "images"], "stays as it is"),
         (["coco", "--format", "x", "--out", "out"], "no format 'x'"),
-        (["coco", "--out", "out", "--split", "train"], "does not heed"),
+        (["coco", "--out", "out", "--split", "train"], "does not heed --split 'train'"),
+        (
+            ["far/away", "--out", "out"],
+            "lies neither beside the file nor in a folder `images` there. Say --images 'FOLDER'",
+        ),
         (["coco", "--out", "out", "--column", "x"], "NAME=COLUMN"),
         (["coco", "--out", "out", "--question", "{x}?"], "may use"),
         (["coco", "--out", "out", "--inner", "x"], "must be one of refuse, hole, fill"),
@@ -68,6 +74,8 @@ def test_what_is_imported_is_what_was_drawn(annotated):
 )
 def test_what_cannot_be_imported_is_said(annotated, arguments, words, monkeypatch):
     monkeypatch.chdir(annotated)
+    (annotated / "far" / "away").mkdir(parents=True)
+    (annotated / "far" / "away" / "instances.json").write_bytes(Path("coco/annotations/instances.json").read_bytes())
     before = sorted(annotated.rglob("*"))
     result = run("import", *arguments)
     assert result.exit_code == 1

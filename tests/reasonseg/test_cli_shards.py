@@ -13,7 +13,10 @@ from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
 from reasonseg.cli.failures import CommandError
+from reasonseg.cli.result_lines import ResultLines
+from reasonseg.cli.results import ResultFolder
 from reasonseg.cli.shards import Shard, ended_shards, read_shard
+from tests.support.written_results import REQUEST, write_results
 
 
 COUNTS = st.integers(1, 9)
@@ -123,6 +126,19 @@ def test_shards_in_one_folder_need_no_merging(images, alone, tmp_path):
     for number, code in ((3, 0), (1, 0), (2, 1)):
         assert segment(images, tmp_path / "out", "--shard", f"{number}/3", code=code)
     assert content(tmp_path / "out") == content(alone)
+
+
+def test_one_shard_with_everything_says_that_it_has_ended(images, tmp_path):
+    """As where there are fewer images than shards: the others are merged with it, and so it needs its mark."""
+    first, second, both = (tmp_path / name for name in ("1", "2", "both"))
+    write_results(second, [images / "a.png"], (40, 60))
+    keys = list(ResultLines(second / "results.jsonl", "segment").records)
+    for number, (folder, own) in enumerate(((first, []), (second, keys))):
+        ResultFolder(folder, REQUEST).end_shard(Shard(number, 2), own, keys)
+    assert [len(ended_shards(folder)) for folder in (first, second)] == [1, 1]
+    assert "1 images" in run("merge", first, second, "--out", both).stdout
+    ResultFolder(second, REQUEST).end_shard(Shard(0, 2), [], keys)
+    assert not ended_shards(second), "all is in one folder"
 
 
 def test_what_cannot_be_merged(shards, tmp_path):
