@@ -109,15 +109,16 @@ def test_rows_that_were_tensors_are_joined_in_their_order():
 
 
 def test_the_config_says_what_each_base_needs():
-    qwen, llava = (
+    configs = [
         json.loads((converted_repo(family) / "config.json").read_text(encoding="utf-8")) for family in FAMILIES
-    )
+    ]
     same = {"slot_state": "at", "prompt_padding_points": 2, "multimask_output": True, "mask_loss_points": 12544}
-    for config in (qwen, llava):
+    for config in configs:
         assert {name: config[name] for name in same} == same
         assert config["auto_map"]["AutoModel"] == "modeling_sa2va.Sa2VaForReasoningSegmentation"
-    assert (qwen["slot_state_normalized"], llava["slot_state_normalized"]) == (False, True)
-    assert (qwen["prompt_slots"], llava["prompt_slots"]) == (True, False)
+    assert [config["slot_state_normalized"] for config in configs] == [False, True, True]
+    assert [config["prompt_slots"] for config in configs] == [True, False, False]
+    assert configs[2]["vlm_config"]["image_seq_length"] == 4  # tokens of a tile
     for family in FAMILIES:
         card = (converted_repo(family) / "README.md").read_text(encoding="utf-8")
         assert "SAM 2 Hiera-L" in card
@@ -162,7 +163,10 @@ def altered(tmp_path, change) -> dict:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda weights: weights | {"vision_model.x": torch.ones(1)}, "Sa2VA on InternVL"),
+        (
+            lambda weights: weights | {"language_model.model.tok_embeddings.weight": torch.ones(1)},
+            "Sa2VA on InternVL with InternLM2",
+        ),
         (
             lambda weights: weights | {"grounding_encoder.sam2_model.backbone.vision_backbone.trunk.x": torch.ones(1)},
             "Sa2VA with SAM 3",
@@ -177,7 +181,7 @@ def altered(tmp_path, change) -> dict:
         ),
         (lambda weights: weights | {"surprise": torch.ones(1)}, "do not belong to the Sa2VA layout"),
     ],
-    ids=["internvl", "sam3", "no projector", "lacking", "surprise"],
+    ids=["internlm2", "sam3", "no projector", "lacking", "surprise"],
 )
 def test_other_checkpoints_are_refused(change, message, tmp_path):
     folder = altered(tmp_path, change)
