@@ -143,7 +143,9 @@ def _originals(
         pieces += [by_part[part] for part in ROWS if part in by_part]
     each, width = rows // len(pieces), torch.Size(info.shape[1:]).numel()
     return [
-        OriginalTensor(own["key"], {index: name}, dtype, slice(i * each, (i + 1) * each), each * width * dtype.itemsize)
+        OriginalTensor(
+            own["key"], {index: name}, dtype, slice(i * each, (i + 1) * each), each * width * dtype.itemsize
+        )
         for i, own in enumerate(pieces)
     ]
 

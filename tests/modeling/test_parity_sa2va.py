@@ -193,7 +193,9 @@ def test_on_internvl_only_the_last_answer_is_drawn(loaded, case):
     torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **CLOSE)
     chosen = torch.arange(1), torch.tensor(known["best"])
     torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **CLOSE)
-    masks = np.stack([segment.mask for segment in system.processor.post_process_segmentation(output, inputs)[0].segments])
+    masks = np.stack(
+        [segment.mask for segment in system.processor.post_process_segmentation(output, inputs)[0].segments]
+    )
     assert (masks != recorded_masks("internvl", case, masks.shape[-1])).sum() <= 3
 
 
