@@ -1,4 +1,4 @@
-"""Sa2VA: published folders on Qwen3-VL, Qwen2.5-VL or LLaVA-1.5 with SAM 2, read without their remote code."""
+"""Sa2VA: published folders on Qwen-VL, LLaVA-1.5 or InternVL with SAM 2, read without their remote code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedTokenizerFast,
+    Qwen2Tokenizer,
 )
 from transformers.image_utils import PILImageResampling
 
@@ -23,12 +24,20 @@ from ..modeling.configuration_sa2va import Sa2VaConfig
 from ..modeling.modeling_sa2va import Sa2VaForReasoningSegmentation
 from ..processing.image_processing_reasoning_segmentation import ReasoningSegmentationImageProcessor
 from ..processing.image_processing_sa2va import Sa2VaImageProcessor, sa2va_segmenter_view
-from ..processing.processing_sa2va import ADDED_TOKENS, SA2VA_LLAVA_WORDING, Sa2VaProcessor
+from ..processing.image_processing_sa2va_tiles import Sa2VaTileImageProcessor
+from ..processing.processing_sa2va import (
+    ADDED_TOKENS,
+    SA2VA_INTERNVL_TEMPLATE,
+    SA2VA_LLAVA_WORDING,
+    TILE_TOKEN,
+    Sa2VaProcessor,
+)
 from .configs import check_sizes
 from .convert import ConversionOptions, ConversionReport, Parts, convert
 from .errors import ConversionError, refusing
 from .inventory import Inventory
 from .locations import locate, location_name
+from .original_internvl import read_internvl_config, split_attention, tile_side
 from .plan import EMBEDDING, HEAD, Scheme, empty_model, require_components
 from .rules_lisa_gsva import PROJECTOR, SEGMENTER, TEXT_MODEL, VLM
 from .rules_sa2va import POSITIONS, POSITIONS_OF_POINTS, sa2va_table
@@ -53,6 +62,7 @@ _FAMILIES = {
     "qwen2_5_vl_text": ("qwen2_5_vl", "<|image_pad|>"),
     "llama": ("llava", IMAGE_TOKEN),
 }
+_INTERNVL = "internvl"
 # Under transformers 4, with which it was trained, the last hidden state of this one had not gone through the norm.
 _BEFORE_THE_NORM = ("qwen3_vl",)
 _VLM_FIELDS = {
@@ -84,7 +94,7 @@ def convert_sa2va(
 
     Args:
         source (`str` or `os.PathLike`): A published folder, or its name on the Hub (`ByteDance/Sa2VA-Qwen3-VL-4B`,
-            also with `@revision`), on Qwen3-VL, Qwen2.5-VL or LLaVA-1.5 and with SAM 2.
+            also with `@revision`), on Qwen3-VL, Qwen2.5-VL, LLaVA-1.5, or InternVL with Qwen2.5, and with SAM 2.
         out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
         sam_options (`Mapping[str, Any]` or `str`, *optional*): `num_attention_heads`, `window_size_per_stage` and
             `global_attention_blocks` of an image encoder of none of SAM 2's published sizes, also as JSON.
@@ -109,6 +119,7 @@ def convert_sa2va(
             raise error.at(folder) from None
         inventory.add(checkpoint, table, "checkpoint")
         inventory.share(POSITIONS, POSITIONS_OF_POINTS)
+        split_attention(inventory)
         require_components(inventory, _SCHEME)
         vlm = read_vlm_config(folder)
         tokenizer = _read_tokenizer(folder, vlm, inventory)
@@ -119,7 +130,7 @@ def convert_sa2va(
                 seg_token_id=tokenizer.convert_tokens_to_ids(SEG_TOKEN),
                 slot_state_normalized=vlm.model_type not in _BEFORE_THE_NORM,
                 # the other variants generate from embeddings or were not seen to do so
-                prompt_slots=vlm.model_type != "llava",
+                prompt_slots=vlm.model_type not in ("llava", _INTERNVL),
             )
             model = empty_model(Sa2VaForReasoningSegmentation, config)
         with refusing("The preprocessor cannot be rebuilt", path=folder, next_step=_AGAIN):
@@ -159,6 +170,8 @@ def read_vlm_config(folder: Path) -> PreTrainedConfig:
     """
     path = folder / "config.json"
     stored = read_config(path)
+    if isinstance(stored.get("llm_config"), dict):
+        return _read_internvl_config(stored, path)
     text, vision = stored.get("text_config"), stored.get("vision_config")
     if not (isinstance(text, dict) and isinstance(vision, dict)) or text.get("model_type") not in _FAMILIES:
         kind = text.get("model_type") if isinstance(text, dict) else stored.get("model_type")
@@ -184,6 +197,19 @@ def read_vlm_config(folder: Path) -> PreTrainedConfig:
         return config
 
 
+def _read_internvl_config(stored: Mapping[str, Any], path: Path) -> PreTrainedConfig:
+    language_model, template = stored["llm_config"], stored.get("template")
+    names = language_model.get("architectures")
+    if names != ["Qwen2ForCausalLM"] or str(template).replace("-", "_") != "qwen_chat":
+        raise ConversionError(
+            f"The config names the language model {names!r} and the template {template!r}; Sa2VA on InternVL is "
+            "converted with Qwen2ForCausalLM and qwen_chat.",
+            path=path,
+            next_step="Pass a folder such as ByteDance/Sa2VA-InternVL3-8B.",
+        )
+    return read_internvl_config(stored, {**_fields_of(language_model), "model_type": "qwen2"}, path)
+
+
 def _fields_of(stored: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a part of a config, without those that are not the model's."""
     generation = GenerationConfig().to_dict()
@@ -195,12 +221,15 @@ def _fields_of(stored: Mapping[str, Any]) -> dict[str, Any]:
 def _read_tokenizer(folder: Path, config: PreTrainedConfig, inventory: Inventory) -> PreTrainedTokenizerFast:
     """The checkpoint's tokenizer, checked against config and embedding."""
     check_tokenizer_files(folder)
-    if not (folder / FAST_TOKENIZER).is_file():
+    has_fast = (folder / FAST_TOKENIZER).is_file()
+    # InternVL's own folders hold Qwen2's vocabulary and merges instead.
+    if not has_fast and not (config.model_type == _INTERNVL and (folder / "merges.txt").is_file()):
         raise ConversionError("There is no tokenizer.json.", path=folder, next_step=_AGAIN)
     check_fast_tokenizers([folder / FAST_TOKENIZER])
-    _, image_token = _FAMILIES[config.text_config.model_type]
+    image_token = _image_token(config)
     with refusing("The tokenizer cannot be read", path=folder, next_step=_AGAIN):
-        stored = load_pretrained(PreTrainedTokenizerFast, folder, local_files_only=True)
+        kind = PreTrainedTokenizerFast if has_fast else Qwen2Tokenizer
+        stored = load_pretrained(kind, folder, local_files_only=True)
         named = ("bos_token", "eos_token", "unk_token", "pad_token")
         tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=stored.backend_tokenizer,
@@ -212,6 +241,8 @@ def _read_tokenizer(folder: Path, config: PreTrainedConfig, inventory: Inventory
             clean_up_tokenization_spaces=False,
         )
     rows, image_id = inventory.shapes()[EMBEDDING][0], tokenizer.convert_tokens_to_ids(image_token)
+    if config.model_type == _INTERNVL:  # whose config does not say it
+        config.image_token_id = -1 if image_id is None else image_id
     lacking = [token for token in ADDED_TOKENS if token not in tokenizer.get_vocab()]
     if lacking or image_id != config.image_token_id or len(tokenizer) > rows:
         raise ConversionError(
@@ -224,9 +255,12 @@ def _read_tokenizer(folder: Path, config: PreTrainedConfig, inventory: Inventory
     return tokenizer
 
 
+def _image_token(config: PreTrainedConfig) -> str:
+    return TILE_TOKEN if config.model_type == _INTERNVL else _FAMILIES[config.text_config.model_type][1]
+
+
 def _build_processor(folder: Path, config: Sa2VaConfig, tokenizer: PreTrainedTokenizerFast) -> Sa2VaProcessor:
     vlm = config.vlm_config
-    _, image_token = _FAMILIES[vlm.text_config.model_type]
     side = config.segmenter_config.prompt_encoder_config.image_size
     if vlm.model_type == "llava":
         vision = vlm.vision_config
@@ -237,13 +271,27 @@ def _build_processor(folder: Path, config: Sa2VaConfig, tokenizer: PreTrainedTok
             vision_feature_select_strategy=vlm.vision_feature_select_strategy,
             wording=SA2VA_LLAVA_WORDING,
         )
+    if vlm.model_type == _INTERNVL:
+        tile = tile_side(read_config(folder / "config.json"))
+        return Sa2VaProcessor(
+            image_processor=Sa2VaTileImageProcessor(
+                size={"height": tile, "width": tile}, **sa2va_segmenter_view(side)
+            ),
+            tokenizer=tokenizer,
+            # four patches make a token
+            patch_size=2 * vlm.vision_config.patch_size[0],
+            vision_feature_select_strategy="full",
+            num_additional_image_tokens=0,
+            chat_template=SA2VA_INTERNVL_TEMPLATE,
+            wording=SA2VA_LLAVA_WORDING,
+        )
     stored = read_json(folder / "preprocessor_config.json")
     kept = {name: stored[name] for name in _IMAGE_FIELDS if stored.get(name) is not None}
     return Sa2VaProcessor(
         image_processor=Sa2VaImageProcessor(**kept, **sa2va_segmenter_view(side)),
         tokenizer=tokenizer,
         chat_template=_chat_template(folder),
-        image_token=image_token,
+        image_token=_image_token(vlm),
     )
 
 
@@ -272,9 +320,12 @@ def _chat_template(folder: Path) -> str:
 def _generation_config(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> GenerationConfig:
     """Greedy, as the original generates; placeholders, which would ask for images that do not exist, are left out."""
     placeholders = (config.image_token_id, getattr(config, "video_token_id", None))
+    end = tokenizer.eos_token_id
+    if config.model_type == _INTERNVL:  # whose template stops at either
+        end = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=end,
         pad_token_id=tokenizer.pad_token_id,
         suppress_tokens=[token_id for token_id in placeholders if token_id is not None],
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -20,17 +20,25 @@ class Piece:
         source (`TensorSource`): Where it is read from.
         key (`str`): Its name there.
         origin (`str`): The source's role, such as `"checkpoint"` or `"vision tower"`.
+        split (`tuple[int, int]`, *optional*): Which of how many equal parts of its rows is meant; all of them by
+            default.
     """
 
     source: TensorSource
     key: str
     origin: str
+    split: tuple[int, int] | None = None
 
     @property
     def info(self) -> TensorInfo:
-        return self.source.info(self.key)
+        """Shape and type of what is meant."""
+        info = self.source.info(self.key)
+        if self.split is None:
+            return info
+        return TensorInfo((info.shape[0] // self.split[1], *info.shape[1:]), info.dtype)
 
     def load(self) -> torch.Tensor:
+        """All of its rows."""
         return self.source.load(self.key)
 
 
@@ -113,6 +121,27 @@ class Inventory:
         """
         if name in self.pieces:
             self.pieces[other] = self.pieces[name]
+
+    def split(self, name: str, others: Sequence[str]) -> None:
+        """Fill several parameters with equal parts of the rows of a tensor, where the source has one for all of them.
+
+        Args:
+            name (`str`): The parameter that was found, which gets the first part.
+            others (`Sequence[str]`): Those that get the further ones, in order.
+
+        Raises:
+            ConversionError: The rows are not as many times as many as there are parameters.
+        """
+        whole, names = self.pieces[name][WEIGHT], (name, *others)
+        rows = whole.info.shape[0]
+        if rows % len(names):
+            raise ConversionError(
+                f"{whole.key!r} of the {whole.origin} has {rows} rows, which are not {len(names)} equal parts.",
+                path=whole.source.file(whole.key),
+                next_step="Pass a file in the original layout.",
+            )
+        for index, target in enumerate(names):
+            self.pieces[target] = {WEIGHT: replace(whole, split=(index, len(names)))}
 
     def keep(self, source: TensorSource) -> None:
         """Take a source whose tensors were added by hand, so that it is released with the others."""

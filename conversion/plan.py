@@ -27,6 +27,7 @@ from .tensor_operations import (
     JOIN_ROWS,
     MEAN_ROWS,
     MERGE_LORA,
+    SPLIT_ROWS,
     ZEROS,
     TensorOperations,
     common_rank,
@@ -264,7 +265,9 @@ def _from_sources(
     rows: TensorOperations,
     appended: tuple[str, ...],
 ) -> PlannedTensor:
+    split = parts[WEIGHT].split
     names = [JOIN_ROWS] if ROWS[0] in parts else []
+    names = [*names, SPLIT_ROWS] if split is not None else names
     if LORA_A in parts:
         names.append(MERGE_LORA)
     if BASE in parts:
@@ -272,7 +275,7 @@ def _from_sources(
     if parts[WEIGHT].info.dtype != dtype:
         names.append(CAST)
     operations = TensorOperations(
-        (*names, *rows.names, *appended), float(alpha) if LORA_A in parts else None, rows.drawing, rows.rows
+        (*names, *rows.names, *appended), float(alpha) if LORA_A in parts else None, rows.drawing, rows.rows, split
     )
     origin = " + ".join(sorted({piece.origin for piece in parts.values()}))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from .errors import ConversionError
+from .original_internvl import TEXT_PREFIX, internvl_rules
 from .recognition import UNKNOWN_SIZE, Recognised, Shapes, described
 from .rules import ROWS, WEIGHT, Rule, RuleTable
 from .rules_lisa_gsva import PROJECTOR, SEGMENTER, VISION_TOWER, VLM
@@ -15,6 +16,8 @@ GROUNDING = "grounding_encoder.sam2_model."
 POSITIONS = f"{SEGMENTER}shared_image_embedding.positional_embedding"
 POSITIONS_OF_POINTS = f"{SEGMENTER}prompt_encoder.shared_embedding.positional_embedding"
 _EMBEDDING = "model.model.language_model.embed_tokens.weight"
+_INTERNVL_EMBEDDING = f"{TEXT_PREFIX}embed_tokens.weight"
+_INTERNLM2_EMBEDDING = f"{TEXT_PREFIX}tok_embeddings.weight"
 _VIDEO = "only videos need it: it remembers earlier frames"
 _MEMORY = (
     "memory_attention.{rest}",
@@ -32,6 +35,11 @@ _PUBLISHED = {
     (2048, 151670): "Sa2VA-Qwen2_5-VL-3B",
     (3584, 151670): "Sa2VA-Qwen2_5-VL-7B",
     (4096, 32007): "Sa2VA-LLaVA-1.5-7B",
+    (896, 151679): "Sa2VA-1B",
+    (2048, 151679): "Sa2VA-4B",
+    (1536, 151679): "Sa2VA-InternVL3-2B",
+    (3584, 151679): "Sa2VA-InternVL3-8B",
+    (5120, 151679): "Sa2VA-InternVL3-14B",
 }
 
 
@@ -132,10 +140,13 @@ def sa2va_table(names: Collection[str]) -> RuleTable:
         ConversionError: The names are those of another kind of Sa2VA, or of something else.
     """
     check_kind(names)
-    rules = [
+    of_transformers = [
         # transformers 5 has left the level of CLIP's tower out.
         Rule("model.model.vision_tower.vision_model.{rest}", f"{VISION_TOWER}{{rest}}", optional=True),
         Rule("model.{rest}", f"{VLM}{{rest}}"),
+    ]
+    rules = [
+        *(internvl_rules() if _INTERNVL_EMBEDDING in names else of_transformers),
         Rule("text_hidden_fcs.0.{leaf}", f"{PROJECTOR}linear_1.{{leaf}}"),
         Rule("text_hidden_fcs.2.{leaf}", f"{PROJECTOR}linear_2.{{leaf}}"),
         *sam2_table().rules,
@@ -144,7 +155,7 @@ def sa2va_table(names: Collection[str]) -> RuleTable:
 
 
 def check_kind(names: Collection[str]) -> None:
-    """Refuse what is no Sa2VA on Qwen-VL or LLaVA with SAM 2.
+    """Refuse what is no Sa2VA on Qwen-VL, LLaVA or InternVL with SAM 2.
 
     Raises:
         ConversionError: See above.
@@ -156,12 +167,13 @@ def check_kind(names: Collection[str]) -> None:
             "translation against yet.",
             next_step="Convert one with SAM 2, such as ByteDance/Sa2VA-Qwen3-VL-4B.",
         )
-    if has_projector and any(name.startswith(("vision_model.", "mlp1.")) for name in names):
+    if has_projector and _INTERNLM2_EMBEDDING in names:
         raise ConversionError(
-            "This is a Sa2VA on InternVL, whose remote code differs from transformers' InternVL; it is not converted.",
-            next_step="Convert one on Qwen-VL or LLaVA, such as ByteDance/Sa2VA-Qwen3-VL-4B.",
+            "This is a Sa2VA on InternVL with InternLM2 (8B, 26B), a language model that transformers does not have.",
+            next_step="Convert one with Qwen2.5, such as ByteDance/Sa2VA-InternVL3-8B.",
         )
-    if not has_projector or not any(name.startswith(GROUNDING) for name in names) or _EMBEDDING not in names:
+    has_language = _EMBEDDING in names or _INTERNVL_EMBEDDING in names
+    if not has_projector or not any(name.startswith(GROUNDING) for name in names) or not has_language:
         raise ConversionError(
             f"Not a Sa2VA checkpoint, which holds `{_EMBEDDING}`, `{GROUNDING}` and `text_hidden_fcs`.",
             next_step="Pass the whole published folder.",
@@ -171,6 +183,6 @@ def check_kind(names: Collection[str]) -> None:
 def recognise_sa2va(shapes: Shapes) -> Recognised:
     """Sa2VA, told from others by its SAM 2."""
     table = sa2va_table(shapes)
-    rows, hidden_size = shapes[_EMBEDDING]
+    rows, hidden_size = shapes[_INTERNVL_EMBEDDING if _INTERNVL_EMBEDDING in shapes else _EMBEDDING]
     variant = _PUBLISHED.get((hidden_size, rows), f"{UNKNOWN_SIZE}: hidden size {hidden_size}, {rows} vocabulary rows")
     return described("sa2va", variant, table, shapes)

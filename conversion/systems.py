@@ -114,6 +114,7 @@ class PublishedSystem:
         does (`str`): What its models do, after "such models".
         commands (`tuple[str, ...]`): The commands of `reasonseg` that run its models, the one they are made for first.
         image_processor (`str`, *optional*): Its image processor, LISA's and GSVA's by default.
+        other_image_processors (`tuple[str, ...]`): Those of its checkpoints on other vision-language models.
         auto_class (`str`, *optional*): The Auto class under which the model's code is published, `"AutoModel"` by
             default; configs of this package name it under others as well.
         slot_tokens (`tuple[str, ...]`, *optional*): Tokens its training adds to the tokenizer of its base, in this
@@ -137,6 +138,7 @@ class PublishedSystem:
         default="reasonseg.processing.image_processing_reasoning_segmentation:ReasoningSegmentationImageProcessor",
         kw_only=True,
     )
+    other_image_processors: tuple[str, ...] = field(default=(), kw_only=True)
     auto_class: str = field(default="AutoModel", kw_only=True)
     slot_tokens: tuple[str, ...] | None = field(default=None, kw_only=True)
     exports_trained: bool = field(default=False, kw_only=True)
@@ -161,6 +163,10 @@ class PublishedSystem:
     def image_processor_class(self) -> type[BaseImageProcessor]:
         return import_object(self.image_processor)
 
+    @cached_property
+    def other_image_processor_classes(self) -> tuple[type[BaseImageProcessor], ...]:
+        return tuple(map(import_object, self.other_image_processors))
+
     @property
     def model_type(self) -> str:
         """What its `config.json` says."""
@@ -180,20 +186,22 @@ class PublishedSystem:
         """What `reasonseg` offers of it: names and the modules that hold them."""
         functions = [] if self.conversion is None else [self.conversion.convert]
         functions += [] if self.composition is None else [self.composition.compose]
-        for reference in (self.config, self.model, self.processor, self.image_processor, *functions):
+        image_processors = (self.image_processor, *self.other_image_processors)
+        for reference in (self.config, self.model, self.processor, *image_processors, *functions):
             module, name = reference.split(":")
             if not module.startswith("transformers"):
                 yield name, module
 
     def publish_code(self) -> None:
         """Have `save_pretrained` copy the code of its classes beside the weights."""
-        classes = {
-            "AutoConfig": self.config_class,
-            self.auto_class: self.model_class,
-            "AutoProcessor": self.processor_class,
-            "AutoImageProcessor": self.image_processor_class,
-        }
-        for auto_class, own in classes.items():
+        classes = [
+            ("AutoConfig", self.config_class),
+            (self.auto_class, self.model_class),
+            ("AutoProcessor", self.processor_class),
+            ("AutoImageProcessor", self.image_processor_class),
+            *(("AutoImageProcessor", own) for own in self.other_image_processor_classes),
+        ]
+        for auto_class, own in classes:
             if not is_of_transformers(own):
                 own.register_for_auto_class(auto_class)
 
@@ -364,9 +372,10 @@ SA2VA = PublishedSystem(
     does=REASONING_SEGMENTATION.does,
     commands=REASONING_SEGMENTATION.commands,
     image_processor="reasonseg.processing.image_processing_sa2va:Sa2VaImageProcessor",
+    other_image_processors=("reasonseg.processing.image_processing_sa2va_tiles:Sa2VaTileImageProcessor",),
     conversion=Conversion(
         "reasonseg.conversion.convert_sa2va:convert_sa2va",
-        "Convert a Sa2VA checkpoint with SAM 2, on Qwen3-VL, Qwen2.5-VL or LLaVA-1.5; runs none of its code.",
+        "Convert a Sa2VA checkpoint with SAM 2, on Qwen-VL, LLaVA-1.5 or InternVL; runs none of its code.",
         (
             Option("sam_options", "Sizes of an image encoder that is none of SAM 2's published ones, as JSON."),
             _SEGMENTER_DTYPE,

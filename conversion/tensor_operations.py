@@ -1,6 +1,7 @@
 """How one published tensor is computed from tensors of the sources, as data that a manifest can hold.
 
-Low-rank adapters are merged, deltas added, types cast, vocabulary rows set and appended; what is new is drawn.
+Rows are split and joined, low-rank adapters merged, deltas added, types cast, vocabulary rows set and appended; what
+is new is drawn.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ MERGE_LORA, ADD_DELTA, CAST = "merge_lora", "add_delta", "cast"
 APPEND_ZERO_ROW, APPEND_FIRST_ROW = "append_zero_row", "append_first_row"
 IDENTITY, ZEROS, ONES, DRAW = "identity", "zeros", "ones", "draw"
 DRAW_ROWS, MEAN_ROWS = "draw_rows", "mean_rows"
-JOIN_ROWS = "join_rows"
+JOIN_ROWS, SPLIT_ROWS = "join_rows", "split_rows"
 _MOST_OPERATIONS = 64  # a few appended rows, and one of the others each
 _MOST_ROWS = 1 << 24  # far above every vocabulary
+_MOST_PARTS = 16  # queries, keys and values are three
 
 
 def lora_rank(weight: tuple[int, ...], lora_a: tuple[int, ...], lora_b: tuple[int, ...], name: str) -> int:
@@ -151,13 +153,13 @@ def set_rows(matrix: torch.Tensor, first: int, rows: torch.Tensor) -> torch.Tens
 _APPEND = {APPEND_ZERO_ROW: append_embedding_row, APPEND_FIRST_ROW: append_head_row}
 _FROM_NOTHING = (IDENTITY, ZEROS, ONES, DRAW)
 _NEW_ROWS = (DRAW_ROWS, MEAN_ROWS)
-_OPERATIONS = (JOIN_ROWS, MERGE_LORA, ADD_DELTA, CAST, *_NEW_ROWS, *_APPEND, *_FROM_NOTHING)
+_OPERATIONS = (SPLIT_ROWS, JOIN_ROWS, MERGE_LORA, ADD_DELTA, CAST, *_NEW_ROWS, *_APPEND, *_FROM_NOTHING)
 
 
 @dataclass(frozen=True)
 class TensorOperations:
-    """What is done, in this order: join rows, merge the adapter or add the delta, cast, set rows of new tokens, append
-    others.
+    """What is done, in this order: take some of the rows, join others, merge the adapter or add the delta, cast, set
+    rows of new tokens, append others.
 
     Args:
         names (`tuple[str, ...]`): Of the operations; none for a plain copy. `"identity"`, `"zeros"`, `"ones"` and
@@ -166,12 +168,15 @@ class TensorOperations:
         drawing ([`Drawing`], *optional*): Where the tensor or rows of it are drawn.
         rows (`tuple[int, int]`, *optional*): Where rows of new tokens are set: the first one, and how many. They are
             drawn (`"draw_rows"`), or the mean of the source's rows before them (`"mean_rows"`).
+        split (`tuple[int, int]`, *optional*): Where a source's rows become several tensors (`"split_rows"`): which
+            part this is, from 0 on, and how many of the same size there are.
     """
 
     names: tuple[str, ...] = ()
     alpha: float | None = None
     drawing: Drawing | None = None
     rows: tuple[int, int] | None = None
+    split: tuple[int, int] | None = None
 
     def compute(self, load: Callable[[str], torch.Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Compute the tensor.
@@ -196,6 +201,9 @@ class TensorOperations:
         if DRAW in self.names:
             return self.drawing.draw(shape).to(dtype)
         value = load(WEIGHT)
+        if SPLIT_ROWS in self.names:
+            index, count = self.split
+            value = value.tensor_split(count)[index]
         if JOIN_ROWS in self.names:
             parts = iter(ROWS)
             while value.shape[0] < shape[0] and (part := next(parts, None)) is not None:
@@ -230,6 +238,7 @@ class TensorOperations:
             "alpha": self.alpha,
             "drawing": None if self.drawing is None else self.drawing.to_json(),
             "rows": None if self.rows is None else list(self.rows),
+            "split": None if self.split is None else list(self.split),
         }
         return {"operations": list(self.names), **{name: value for name, value in fields.items() if value is not None}}
 
@@ -247,16 +256,20 @@ class TensorOperations:
             raise ValueError(f"{len(operations)} operations, of which at most {_MOST_OPERATIONS} are known")
         if (MERGE_LORA in operations) != isinstance(alpha, int | float):
             raise ValueError(f"alpha is {alpha!r} with the operations {operations}")
-        drawing, rows = data.get("drawing"), data.get("rows")
+        drawing, rows, split = data.get("drawing"), data.get("rows"), data.get("split")
         if (DRAW in operations or DRAW_ROWS in operations) != (drawing is not None):
             raise ValueError(f"drawing is {drawing!r} with the operations {operations}")
         if any(name in operations for name in _NEW_ROWS) != _is_range(rows):
             raise ValueError(f"rows are {rows!r} with the operations {operations}")
+        is_part = _is_range(split) and split[0] < split[1] <= _MOST_PARTS
+        if (SPLIT_ROWS in operations) != is_part:
+            raise ValueError(f"split is {split!r} with the operations {operations}")
         return cls(
             tuple(operations),
             alpha,
             None if drawing is None else Drawing.from_json(drawing),
             None if rows is None else tuple(rows),
+            None if split is None else tuple(split),
         )
 
 

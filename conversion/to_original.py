@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,14 @@ class OriginalTensor:
 
     Args:
         key (`str`): Its original name.
-        name (`str`): The parameter it became.
+        names (`Mapping[int, str]`): The parameter it became; several, in this order, where its rows were split.
         dtype (`torch.dtype`): Its original type.
         rows (`slice`): Those of the parameter's rows that it has.
         num_bytes (`int`): Its size.
     """
 
     key: str
-    name: str
+    names: Mapping[int, str]
     dtype: torch.dtype
     rows: slice
     num_bytes: int
@@ -98,12 +98,13 @@ def write_original(
     if (repo / ADAPTER_WEIGHTS).is_file():
         source = ShardedSource(repo, [source, open_source(repo / ADAPTER_WEIGHTS)])
     report, held = OriginalReport(Path(out)), frozenset(source.names())
-    # by their own name: one may have become several parameters
-    tensors = {
-        tensor.key: tensor
-        for name, entry in manifest["tensors"].items()
-        for tensor in _originals(name, entry, source, held, report)
-    }
+    # by their own name: one may have become several parameters, each the whole of it or a part of its rows
+    tensors: dict[str, OriginalTensor] = {}
+    for name, entry in manifest["tensors"].items():
+        for tensor in _originals(name, entry, source, held, report):
+            known = tensors.get(tensor.key, tensor)
+            names = {**known.names, **tensor.names}
+            tensors[tensor.key] = replace(tensor, names=names, num_bytes=len(names) * tensor.num_bytes)
     if not tensors:
         raise ConversionError("No tensor of this repository comes from a checkpoint.", path=repo)
     report.tensors = len(tensors)
@@ -129,9 +130,11 @@ def _originals(
     except (ValueError, KeyError, AttributeError) as error:
         raise ConversionError(f"The manifest's entry of {name!r} is malformed ({error}).", path=source.path) from error
     info = source.info(name)
-    if MERGE_LORA in operations.names:
+    index, _ = operations.split or (0, 1)
+    is_counted = not index  # once for all parts of a tensor
+    if is_counted and MERGE_LORA in operations.names:
         report.merged.append(piece["key"])
-    elif torch.promote_types(info.dtype, dtype) != info.dtype:
+    elif is_counted and torch.promote_types(info.dtype, dtype) != info.dtype:
         report.rounded.append(piece["key"])
     rows = info.shape[0] - operations.appended_rows if info.shape else 1
     pieces = [piece]
@@ -140,7 +143,9 @@ def _originals(
         pieces += [by_part[part] for part in ROWS if part in by_part]
     each, width = rows // len(pieces), torch.Size(info.shape[1:]).numel()
     return [
-        OriginalTensor(own["key"], name, dtype, slice(i * each, (i + 1) * each), each * width * dtype.itemsize)
+        OriginalTensor(
+            own["key"], {index: name}, dtype, slice(i * each, (i + 1) * each), each * width * dtype.itemsize
+        )
         for i, own in enumerate(pieces)
     ]
 
@@ -173,7 +178,11 @@ def _write(
 
 
 def _restore(tensor: OriginalTensor, source: TensorSource) -> torch.Tensor:
-    value = source.load(tensor.name)
+    if len(tensor.names) > 1:
+        parts = [source.load(tensor.names[index]) for index in sorted(tensor.names)]
+        return torch.cat(parts).to(tensor.dtype)
+    (name,) = tensor.names.values()
+    value = source.load(name)
     if value.ndim and tensor.rows != slice(0, len(value)):
         value = value[tensor.rows].clone()  # torch.save would write all rows of a view
     return value.to(tensor.dtype)

@@ -1,5 +1,7 @@
-"""Sa2VA's processor: prompts of its three vision-language models, both views of the image, `[SEG]` and `<p>`."""
+"""Sa2VA's processor: prompts of its vision-language models, both views of the image, `[SEG]` and `<p>`."""
 
+import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from transformers.processing_utils import MultiModalData
@@ -12,6 +14,7 @@ from .slot_processor import SEG_TOKEN, SlotProcessor
 if TYPE_CHECKING:
     # So that it travels with a saved processor: files named in such lines are copied.
     from .image_processing_sa2va import Sa2VaImageProcessor  # noqa: F401
+    from .image_processing_sa2va_tiles import Sa2VaTileImageProcessor  # noqa: F401
 
 
 # The question of the authors' RefCOCO evaluation; the line break is what they leave of "<image>\n". Training has many
@@ -23,7 +26,7 @@ SA2VA_WORDING = {
     "answer": "Sure, {seg}.",
     "item": "{phrase} {seg}",
 }
-# The LLaVA variant's template writes the line break itself.
+# The templates of the variants on LLaVA and InternVL write the line break themselves.
 SA2VA_LLAVA_WORDING = {**SA2VA_WORDING, **dict.fromkeys(("question", "questions"), SA2VA_WORDING["question"][1:])}
 
 PHRASE_TOKENS = ("<p>", "</p>")
@@ -31,8 +34,8 @@ REGION_TOKENS = ("<vp>", "</vp>")
 ADDED_TOKENS = (SEG_TOKEN, *PHRASE_TOKENS, *REGION_TOKENS)
 """What training adds to the tokenizer, in this order."""
 
-# LLaVA's turns without a system message, and without a space before the answer.
-SA2VA_LLAVA_TEMPLATE = """\
+# Turns without a system message.
+_TURNS = """\
 {%- macro text_of(content) -%}
   {%- if content is string -%}{{ content }}{%- else -%}
     {%- for part in content -%}{%- if part['type'] == 'text' -%}{{ part['text'] }}{%- endif -%}{%- endfor -%}
@@ -41,36 +44,58 @@ SA2VA_LLAVA_TEMPLATE = """\
 {%- for message in messages -%}
   {%- set text = text_of(message['content']) -%}
   {%- if message['role'] == 'user' -%}
-    {{- 'USER: ' -}}
+    {{- USER -}}
     {%- if message['content'] is not string -%}
       {%- for part in message['content'] -%}
-        {%- if part['type'] == 'image' -%}{{- '<image>\\n' -}}{%- endif -%}
+        {%- if part['type'] == 'image' -%}{{- IMAGE -}}{%- endif -%}
       {%- endfor -%}
     {%- endif -%}
-    {{- text + ' ' -}}
+    {{- text + ASKED -}}
   {%- elif message['role'] == 'assistant' -%}
-    {{- 'ASSISTANT:' -}}
-    {%- generation -%}{{- text + '</s>' -}}{%- endgeneration -%}
+    {{- ASSISTANT -}}
+    {%- generation -%}{{- text + END -}}{%- endgeneration -%}{{- BREAK -}}
   {%- else -%}
     {{- raise_exception('Roles are user and assistant; this model knows no system message.') -}}
   {%- endif -%}
 {%- endfor -%}
-{%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}"""
+{%- if add_generation_prompt -%}{{- ASSISTANT -}}{%- endif -%}"""
+
+
+def _template(**words: str) -> str:
+    return re.sub("|".join(words), lambda found: json.dumps(words[found[0]]), _TURNS)
+
+
+# LLaVA's, without a space before the answer.
+SA2VA_LLAVA_TEMPLATE = _template(
+    USER="USER: ", IMAGE=f"{IMAGE_TOKEN}\n", ASKED=" ", ASSISTANT="ASSISTANT:", END="</s>", BREAK=""
+)
+TILE_TOKEN, TILES_START, TILES_END = "<IMG_CONTEXT>", "<img>", "</img>"
+"""What stands for a part of a tile in the prompts of InternVL's variant, and what it writes around an image."""
+SA2VA_INTERNVL_TEMPLATE = _template(
+    USER="<|im_start|>user\n",
+    IMAGE=f"{TILE_TOKEN}\n",
+    ASKED="<|im_end|>\n",
+    ASSISTANT="<|im_start|>assistant\n",
+    END="<|im_end|>",
+    BREAK="\n",
+)
 
 
 class Sa2VaProcessor(SlotProcessor, LlavaChatProcessor):
     r"""
     Turns images and questions into inputs of [`Sa2VaForReasoningSegmentation`], and its outputs into segments.
 
-    A message may hold `<image>`, as the original's messages do. On Qwen-VL it is taken out; on LLaVA the image takes
-    its place. A text that holds the words of the chat template around it is a whole prompt.
+    A message may hold `<image>`, as the original's messages do. On Qwen-VL it is taken out; on LLaVA and InternVL the
+    image takes its place. A text that holds the words of the chat template around it is a whole prompt. Regions of an
+    image as part of a question, which InternVL's variant knows, are not supported.
 
     Args:
         image_processor:
-            [`Sa2VaImageProcessor`] for Qwen-VL, [`ReasoningSegmentationImageProcessor`] for LLaVA; makes both views.
+            [`Sa2VaImageProcessor`] for Qwen-VL, [`ReasoningSegmentationImageProcessor`] for LLaVA,
+            [`Sa2VaTileImageProcessor`] for InternVL; makes both views.
         tokenizer (`PreTrainedTokenizerBase`): Knows `image_token`, `seg_token`, `<p>` and `</p>`.
         patch_size, vision_feature_select_strategy, num_additional_image_tokens:
-            Of LLaVA's image tokens; Qwen-VL's follow from the image processor.
+            Of the image tokens of LLaVA and of InternVL's tiles; Qwen-VL's follow from the image processor.
         chat_template (`str`, *optional*): Qwen-VL's own; LLaVA's without a system message by default.
         image_token (`str`): What stands for an image in prompts.
         seg_token (`str`): The token that asks for a mask.
@@ -120,6 +145,11 @@ class Sa2VaProcessor(SlotProcessor, LlavaChatProcessor):
         """Whether the vision-language model is a Qwen-VL."""
         return hasattr(self.image_processor, "merge_size")
 
+    @property
+    def _sees_tiles(self) -> bool:
+        """Whether the vision-language model is an InternVL."""
+        return hasattr(self.image_processor, "crop_to_patches")
+
     # ---- prompts ------------------------------------------------------------------------------------------------
 
     def _options(self, kwargs):
@@ -129,25 +159,31 @@ class Sa2VaProcessor(SlotProcessor, LlavaChatProcessor):
 
     def _prompt_row(self, message, answer, apply_template, has_images):
         if apply_template is not False and IMAGE_TOKEN in message:
-            if self._sees_patches:
-                message = message.replace(IMAGE_TOKEN, "")
-            elif apply_template is None and (markers := self._markers()) and markers.before.strip() not in message:
+            message = message.replace(IMAGE_TOKEN, "" if self._sees_patches else self.image_token)
+            is_question = apply_template is None and not self._sees_patches
+            if is_question and (markers := self._markers()) and markers.before.strip() not in message:
                 message = self._render([{"role": "user", "content": message}], True)
         return super()._prompt_row(message, answer, apply_template, has_images)
 
     def replace_image_token(self, image_inputs, image_idx, **kwargs) -> str:
         """The image token as often as the image has features."""
+        if "tile_counts" in image_inputs:
+            tile = super().replace_image_token(image_inputs, 0, **kwargs)  # all have the same size
+            return f"{TILES_START}{tile * int(image_inputs['tile_counts'][image_idx])}{TILES_END}"
         if "image_grid_thw" not in image_inputs:
             return super().replace_image_token(image_inputs, image_idx, **kwargs)
         merged = kwargs.get("merge_size") or self.image_processor.merge_size
         return self.image_token * (int(image_inputs["image_grid_thw"][image_idx].prod()) // merged**2)
 
     def _get_num_multimodal_tokens(self, image_sizes=None, **kwargs) -> MultiModalData:
-        if image_sizes is None or not self._sees_patches:
+        if image_sizes is None or not (self._sees_patches or self._sees_tiles):
             return super()._get_num_multimodal_tokens(image_sizes, **kwargs)
         options = self._merge_kwargs(**kwargs)["images_kwargs"]
-        merged = options.get("merge_size") or self.image_processor.merge_size
         patches = [self.image_processor.get_number_of_image_patches(*size, options) for size in image_sizes]
+        if self._sees_tiles:
+            per_tile = self._num_image_tokens(*self._view_size(options))
+            return MultiModalData(num_image_tokens=[per_tile * tiles for tiles in patches], num_image_patches=patches)
+        merged = options.get("merge_size") or self.image_processor.merge_size
         return MultiModalData(num_image_tokens=[number // merged**2 for number in patches], num_image_patches=patches)
 
     def _view_size(self, images_kwargs):
@@ -162,4 +198,12 @@ class Sa2VaProcessor(SlotProcessor, LlavaChatProcessor):
         return set(self.tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS))) - {None, self.tokenizer.unk_token_id}
 
 
-__all__ = ["ADDED_TOKENS", "SA2VA_LLAVA_TEMPLATE", "SA2VA_LLAVA_WORDING", "SA2VA_WORDING", "Sa2VaProcessor"]
+__all__ = [
+    "ADDED_TOKENS",
+    "SA2VA_INTERNVL_TEMPLATE",
+    "SA2VA_LLAVA_TEMPLATE",
+    "SA2VA_LLAVA_WORDING",
+    "SA2VA_WORDING",
+    "TILE_TOKEN",
+    "Sa2VaProcessor",
+]

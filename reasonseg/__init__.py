@@ -76,6 +76,7 @@ if TYPE_CHECKING:
     )
     from .processing.image_processing_reasoning_segmentation import SegmenterImageProcessor as SegmenterImageProcessor
     from .processing.image_processing_sa2va import Sa2VaImageProcessor as Sa2VaImageProcessor
+    from .processing.image_processing_sa2va_tiles import Sa2VaTileImageProcessor as Sa2VaTileImageProcessor
     from .processing.image_processing_vip_llava import DiffLmmImageProcessor as DiffLmmImageProcessor
     from .processing.image_processing_vip_llava import VipLlavaImageProcessor as VipLlavaImageProcessor
     from .processing.masked_images import MaskedImage as MaskedImage

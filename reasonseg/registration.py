@@ -96,6 +96,8 @@ def _register_system(system: Any) -> None:
     # AutoImageProcessor.register would first load transformers' own class, which warns where torchvision is missing.
     backends = dict.fromkeys(IMAGE_BACKENDS, system.image_processor_class)
     IMAGE_PROCESSOR_MAPPING.register(key, backends)
+    for other in system.other_image_processor_classes:
+        IMAGE_PROCESSOR_MAPPING.register(other, dict.fromkeys(IMAGE_BACKENDS, other))
     system.publish_code()
 
 

@@ -45,6 +45,7 @@ PUBLISHED = {
     *(f"vip-llava-{name}" for name in ("7b", "13b", "llama-3-8b", "phi-3-mini-3.8b")),
     "difflmm-llava-v1.5-7b-lora",
     *(f"sa2va-{name}" for name in ("qwen3-vl-2b", "qwen3-vl-4b", "qwen2_5-vl-3b", "qwen2_5-vl-7b", "llava-1.5-7b")),
+    *(f"sa2va-{name}" for name in ("1b", "4b", "internvl3-2b", "internvl3-8b", "internvl3-14b")),
 }
 OWN = "gsva-tabletop"  # nobody has published it before; it comes with the package
 SYSTEMS = [
@@ -170,7 +171,7 @@ def test_numbers_are_in_the_model_index_with_their_source():
 def test_llama_1_bases_may_not_be_published_whole(name):
     permission = publishing_permission(read_card_values(name))
     llama_1 = name.startswith(("lisa-7b", "gsva-7b", "gsva-13b"))
-    for_research = name == "sa2va-qwen2_5-vl-3b"
+    for_research = name in ("sa2va-qwen2_5-vl-3b", "sa2va-4b")
     assert permission.allowed != (llama_1 or for_research)
     assert ("Qwen Research Licence" in permission.reason) == for_research
     assert ("LLaMA 1's licence" in permission.reason) == llama_1

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor, AutoTokenizer
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
@@ -14,6 +14,7 @@ from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.convert_sa2va import _SCHEME, convert_sa2va, read_vlm_config
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.inventory import Inventory
+from reasonseg.conversion.original_internvl import split_attention
 from reasonseg.conversion.plan import empty_model, expected_shapes, plan_tensors
 from reasonseg.conversion.recognition import recognise
 from reasonseg.conversion.rules import WEIGHT
@@ -35,6 +36,8 @@ PUBLISHED = {
     "sa2va-qwen2.5-vl-3b": ("qwen2_5_vl", "Sa2VA-Qwen2_5-VL-3B"),
     "sa2va-qwen2.5-vl-7b": ("qwen2_5_vl", "Sa2VA-Qwen2_5-VL-7B"),
     "sa2va-llava-1.5-7b": ("llava", "Sa2VA-LLaVA-1.5-7B"),
+    "sa2va-internvl3-2b": ("internvl", "Sa2VA-InternVL3-2B"),
+    "sa2va-internvl3-8b": ("internvl", "Sa2VA-InternVL3-8B"),
 }
 
 
@@ -60,6 +63,7 @@ def test_full_size_lists_fill_their_models(name, tmp_path):
     inventory = Inventory()
     inventory.add(ShapesOnly(tensors), table, "checkpoint")
     inventory.share(POSITIONS, POSITIONS_OF_POINTS)
+    split_attention(inventory)
     segmenter = read_sam2_config(inventory.shapes(SEGMENTER))
     for field, value in SAM2_HIERA_L["vision_config"]["backbone_config"].items():
         assert getattr(segmenter.vision_config.backbone_config, field) == value
@@ -109,15 +113,14 @@ def test_rows_that_were_tensors_are_joined_in_their_order():
 
 
 def test_the_config_says_what_each_base_needs():
-    qwen, llava = (
-        json.loads((converted_repo(family) / "config.json").read_text(encoding="utf-8")) for family in FAMILIES
-    )
+    configs = [json.loads((converted_repo(family) / "config.json").read_text(encoding="utf-8")) for family in FAMILIES]
     same = {"slot_state": "at", "prompt_padding_points": 2, "multimask_output": True, "mask_loss_points": 12544}
-    for config in (qwen, llava):
+    for config in configs:
         assert {name: config[name] for name in same} == same
         assert config["auto_map"]["AutoModel"] == "modeling_sa2va.Sa2VaForReasoningSegmentation"
-    assert (qwen["slot_state_normalized"], llava["slot_state_normalized"]) == (False, True)
-    assert (qwen["prompt_slots"], llava["prompt_slots"]) == (True, False)
+    assert [config["slot_state_normalized"] for config in configs] == [False, True, True]
+    assert [config["prompt_slots"] for config in configs] == [True, False, False]
+    assert configs[2]["vlm_config"]["image_seq_length"] == 4  # tokens of a tile
     for family in FAMILIES:
         card = (converted_repo(family) / "README.md").read_text(encoding="utf-8")
         assert "SAM 2 Hiera-L" in card
@@ -162,7 +165,10 @@ def altered(tmp_path, change) -> dict:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda weights: weights | {"vision_model.x": torch.ones(1)}, "Sa2VA on InternVL"),
+        (
+            lambda weights: weights | {"language_model.model.tok_embeddings.weight": torch.ones(1)},
+            "Sa2VA on InternVL with InternLM2",
+        ),
         (
             lambda weights: weights | {"grounding_encoder.sam2_model.backbone.vision_backbone.trunk.x": torch.ones(1)},
             "Sa2VA with SAM 3",
@@ -177,7 +183,7 @@ def altered(tmp_path, change) -> dict:
         ),
         (lambda weights: weights | {"surprise": torch.ones(1)}, "do not belong to the Sa2VA layout"),
     ],
-    ids=["internvl", "sam3", "no projector", "lacking", "surprise"],
+    ids=["internlm2", "sam3", "no projector", "lacking", "surprise"],
 )
 def test_other_checkpoints_are_refused(change, message, tmp_path):
     folder = altered(tmp_path, change)
@@ -195,6 +201,40 @@ def test_sizes_that_no_weight_shows_are_asked_for(tmp_path):
         convert_sa2va(
             checkpoint("llava"), out=tmp_path / "out", sam_options={**sam_options("llava"), "num_attention_heads": 3}
         )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"llm_config": {"architectures": ["InternLM2ForCausalLM"]}},
+            "names the language model.*InternLM2ForCausalLM",
+        ),
+        ({"template": "phi3_chat"}, "the template 'phi3_chat'"),
+        ({"ps_version": "v1"}, "ps_version='v1'"),
+        ({"vision_config": None}, "no `vision_config`"),
+    ],
+    ids=["language model", "template", "pixel shuffle", "no tower"],
+)
+def test_other_internvls_are_refused(fields, message, tmp_path):
+    config = json.loads((checkpoint("internvl") / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | fields))
+    with pytest.raises(ConversionError, match=message):
+        read_vlm_config(tmp_path)
+
+
+def test_internvls_tokenizer_may_come_as_vocabulary_and_merges(tmp_path):
+    folder = write_checkpoint(tmp_path / "checkpoint", "internvl")
+    model = json.loads((folder / "tokenizer.json").read_text())["model"]
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(ConversionError, match=r"no tokenizer.json"):
+        convert_sa2va(folder, out=tmp_path / "out", sam_options=sam_options("internvl"))
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "\n".join(" ".join(pair) for pair in model["merges"]))
+    convert_sa2va(folder, out=tmp_path / "out", sam_options=sam_options("internvl"))
+    text = "Ça va? 12 dogs'll  go\n\n now: <p> a cup </p> [SEG]."
+    slow, fast = (AutoTokenizer.from_pretrained(repo) for repo in (tmp_path / "out", converted_repo("internvl")))
+    assert slow(text)["input_ids"] == fast(text)["input_ids"]
 
 
 @pytest.mark.parametrize("kind", ["llama_other", None])

@@ -25,6 +25,7 @@ from tests.support.recorded_sa2va import (
 CASES = {
     "qwen3_vl": ["img0_single", "img0_multi", "img1_single_pil", "quirk_seg_in_question"],
     "llava": ["img0_single", "img1_multi", "img0_no_tag"],
+    "internvl": ["tiles_first", "tiles_two", "single_first"],
 }
 GIVEN = [(family, case) for family in FAMILIES for case in CASES[family]]
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
@@ -88,12 +89,20 @@ def test_a_given_answer(loaded, family, case):
     assert wrong.max() <= 3
 
 
-@pytest.mark.parametrize(("family", "case"), [("qwen3_vl", "img0_single"), ("llava", "img0_single")])
+@pytest.mark.parametrize(
+    ("family", "case"),
+    [("qwen3_vl", "img0_single"), ("llava", "img0_single"), ("internvl", "tiles_first"), ("internvl", "single_first")],
+)
 def test_both_views(loaded, family, case):
     inputs = loaded[family].processor(images=[recorded_image(family, case)], return_tensors="pt")
     recorded = recorded_case(family, case)
     views = {"sam_pixel_values_s32": inputs["sam_pixel_values"][..., ::32, ::32]}
-    if family == "qwen3_vl":
+    if family == "internvl":
+        assert inputs["tile_counts"].tolist() == [meta(family)[case]["tiles"]] == [len(inputs["pixel_values"])]
+        assert abs(inputs["pixel_values"].double().sum() - meta(family)[case]["pixel_sum"]) < 0.01
+        views = {name: view for name, view in views.items() if name in recorded}
+        views["pixel_values_s4"] = inputs["pixel_values"][..., ::4, ::4]
+    elif family == "qwen3_vl":
         views["pixel_values_r64c16"] = inputs["pixel_values"][::64, ::16]
         assert torch.equal(inputs["image_grid_thw"], recorded["image_grid_thw"])
     else:
@@ -144,10 +153,12 @@ def writing(loaded):
     system.model.vlm.lm_head.weight.data.copy_(own)
 
 
-def test_an_answer_of_its_own(writing):
-    """Three [SEG], the last of which ends the answer and has no state."""
-    recorded, known = recorded_case("qwen3_vl", "img0_free"), meta("qwen3_vl")["img0_free"]
-    inputs, cache = inputs_and_cache(writing, "qwen3_vl", "img0_free", None)
+@pytest.mark.parametrize(("family", "case"), [("qwen3_vl", "img0_free"), ("internvl", "single_free")])
+def test_an_answer_of_its_own(writing, loaded, family, case):
+    """On Qwen three [SEG], the last of which ends the answer and has no state."""
+    writing = writing if family == "qwen3_vl" else loaded[family]
+    recorded, known = recorded_case(family, case), meta(family)[case]
+    inputs, cache = inputs_and_cache(writing, family, case, None)
     assert torch.equal(inputs["input_ids"], recorded["input_ids"])
     output = writing.model.generate_with_masks(**inputs, image_cache=cache, max_new_tokens=10)
     assert torch.equal(output.sequences[0], recorded["sequences"])
@@ -158,6 +169,34 @@ def test_an_answer_of_its_own(writing):
     result = writing.processor.post_process_segmentation(output, inputs)[0]
     assert result.text == known["prediction"].strip()
     assert [result.text[slice(*segment.span)] for segment in result.segments] == ["[SEG]", "[SEG]"]
+    masks = np.stack([segment.mask for segment in result.segments])
+    assert (masks != recorded_masks(family, case, masks.shape[-1])).sum((1, 2)).max() <= 3
+
+
+def forced(answer_ids):
+    """A logits processor that leaves but the next one of these."""
+    answer = iter(answer_ids)
+    return lambda _, scores: torch.full_like(scores, -1e9).index_fill(1, torch.tensor([next(answer)]), 0.0)
+
+
+@pytest.mark.parametrize("case", ["tiles_second_turn", "single_slot_in_question"])
+def test_on_internvl_only_the_last_answer_is_drawn(loaded, case):
+    """Its original looks for [SEG] in what was written, and not in questions and earlier answers."""
+    system, recorded, known = loaded["internvl"], recorded_case("internvl", case), meta("internvl")[case]
+    inputs, cache = inputs_and_cache(system, "internvl", case, None)
+    assert torch.equal(inputs["input_ids"], recorded["input_ids"])
+    assert (recorded["input_ids"] == system.model.config.seg_token_id).sum() == 1
+    options = {"image_cache": cache, "max_new_tokens": 16, "logits_processor": [forced(known["answer_ids"])]}
+    output = system.model.generate_with_masks(**inputs, **options)
+    assert torch.equal(output.sequences[0], recorded["sequences"])
+    assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"]
+    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **CLOSE)
+    chosen = torch.arange(1), torch.tensor(known["best"])
+    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **CLOSE)
+    masks = np.stack(
+        [segment.mask for segment in system.processor.post_process_segmentation(output, inputs)[0].segments]
+    )
+    assert (masks != recorded_masks("internvl", case, masks.shape[-1])).sum() <= 3
 
 
 def test_a_slot_of_the_question_has_a_mask_too_unless_it_is_not_wanted(loaded):
@@ -165,15 +204,8 @@ def test_a_slot_of_the_question_has_a_mask_too_unless_it_is_not_wanted(loaded):
     recorded, known = recorded_case("qwen3_vl", case), meta("qwen3_vl")[case]
     inputs, cache = inputs_and_cache(system, "qwen3_vl", case, None)
     assert torch.equal(inputs["input_ids"], recorded["input_ids"])
-    answer = iter(known["answer_ids"])
-
-    def forced(_, scores):
-        token = next(answer)
-        return torch.full_like(scores, -1e9).index_fill(1, torch.tensor([token]), 0.0)
-
-    output = system.model.generate_with_masks(
-        **inputs, image_cache=cache, max_new_tokens=16, logits_processor=[forced]
-    )
+    options = {"image_cache": cache, "max_new_tokens": 16}
+    output = system.model.generate_with_masks(**inputs, **options, logits_processor=[forced(known["answer_ids"])])
     assert torch.equal(output.sequences[0], recorded["sequences"])
     assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"]
     torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **CLOSE)
@@ -182,9 +214,8 @@ def test_a_slot_of_the_question_has_a_mask_too_unless_it_is_not_wanted(loaded):
     segments = system.processor.post_process_segmentation(output, inputs)[0].segments
     assert [segment.span is None for segment in segments] == [True, False]
 
-    answer = iter(known["answer_ids"])
     output = system.model.generate_with_masks(
-        **inputs, image_cache=cache, max_new_tokens=16, logits_processor=[forced], prompt_slots=False
+        **inputs, **options, logits_processor=[forced(known["answer_ids"])], prompt_slots=False
     )
     assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"][1:]
     assert len(system.processor.post_process_segmentation(output, inputs)[0].segments) == 1

@@ -1,4 +1,4 @@
-"""Sa2VA's prompts on both of its kinds of models, its phrases, and the way back."""
+"""Sa2VA's prompts on all of its kinds of models, its phrases, and the way back."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ def test_a_whole_prompt_stays_as_it_is(processor):
 def test_phrases_are_worded_as_in_the_authors_evaluation(processor, family):
     inputs = processor(images=[Image.new("RGB", (60, 40))] * 2, phrases=[["the dog"], ["a cup", "the man"]])
     one, two = (row.conversation for row in inputs.rows)
-    image = "<|vision_end|>" if family == "qwen3_vl" else "<image>"
+    image = {"qwen3_vl": "<|vision_end|>", "llava": "<image>", "internvl": "<IMG_CONTEXT>"}[family]
     assert f"{image}\n Please segment the dog in this image." in one
     assert "Sure, [SEG]." in one
     assert "Please segment a cup, the man in this image." in two
@@ -65,6 +65,10 @@ def test_as_many_image_tokens_as_features(processor, family):
     inputs = processor(images=images, text=["Where?"] * 3, return_tensors="pt")
     found = (inputs["input_ids"] == processor.image_token_id).sum(1).tolist()
     assert found == counted
+    if family == "internvl":
+        assert found == [4 * tiles for tiles in inputs["tile_counts"].tolist()] == [4 * 13, 4 * 13, 4 * 6]
+        whole = processor(images=images[:1], text="Where?", crop_to_patches=False, return_tensors="pt")
+        assert whole["tile_counts"].tolist() == [1] == [len(whole["pixel_values"])]
     if family == "qwen3_vl":
         assert found == (inputs["image_grid_thw"].prod(1) // 4).tolist()
         assert torch.equal(inputs["mm_token_type_ids"], (inputs["input_ids"] == processor.image_token_id).long())
@@ -75,7 +79,7 @@ def test_labels_are_the_answer_and_its_end(processor, family):
     inputs = processor(images=[Image.new("RGB", (60, 40))], text="Where?", answer="It is [SEG].", return_labels=True)
     labelled = [token for token in inputs["labels"][0] if token != -100]
     text = processor.tokenizer.decode(labelled)
-    assert text.strip() == ("It is [SEG].<|im_end|>" if family == "qwen3_vl" else "It is [SEG].</s>")
+    assert text.strip() == f"It is [SEG].{'</s>' if family == 'llava' else '<|im_end|>'}"
 
 
 def test_phrases_between_marks_name_their_masks(processor):

@@ -1,4 +1,4 @@
-"""The recorded Sa2VA checkpoints on Qwen3-VL and LLaVA, converted, and what the original made of them."""
+"""The recorded Sa2VA checkpoints, converted, and what the original made of them."""
 
 import atexit
 import json
@@ -17,12 +17,14 @@ from tests.support.parity_data import PARITY
 
 
 SA2VA = PARITY / "sa2va"
-FAMILIES = ("qwen3_vl", "llava")
+FAMILIES = ("qwen3_vl", "llava", "internvl")
 
 
 @cache
 def meta(family: str) -> dict:
-    return json.loads((SA2VA / family / "meta.json").read_text(encoding="utf-8"))
+    read = json.loads((SA2VA / family / "meta.json").read_text(encoding="utf-8"))
+    # on InternVL SAM 2 is that of the recording on LLaVA
+    return read if "dropped" in read else {**read, "dropped": meta("llava")["dropped"]}
 
 
 @cache
@@ -36,6 +38,8 @@ def recorded_case(family: str, case: str) -> dict[str, torch.Tensor]:
 
 
 def recorded_image(family: str, case: str) -> Image.Image:
+    if "image" in meta(family)[case]:
+        return Image.open(SA2VA / family / f"{meta(family)[case]['image']}.png").convert("RGB")
     number = meta(family)[case].get("image_index", 0 if "img1" not in case else 1)
     return Image.open(SA2VA / "images" / f"img{number}.png").convert("RGB")
 
@@ -58,9 +62,14 @@ def sam_options(family: str) -> dict:
 
 
 def write_checkpoint(folder: Path, family: str, head: Path | None = None) -> Path:
-    """The checkpoint with the memory for videos, which the recording leaves out, as zeros."""
+    """The checkpoint with the memory for videos, which the recording leaves out, as zeros; on InternVL with the SAM 2
+    of the LLaVA one, and in float32 what the recording holds in float16, exactly."""
     shutil.copytree(SA2VA / family / "checkpoint", folder)
     weights = load_file(folder / "model.safetensors")
+    if family == "internvl":
+        weights = {name: value.float() if value.dtype == torch.float16 else value for name, value in weights.items()}
+        others = load_file(SA2VA / "llava" / "checkpoint" / "model.safetensors")
+        weights |= {name: value for name, value in others.items() if name.startswith("grounding_encoder.")}
     weights |= {name: torch.zeros(shape) for name, shape in meta(family)["dropped"].items()}
     if head is not None:
         weights |= load_file(head)
