@@ -1,6 +1,6 @@
 """Sa2VA's processor: prompts of its three vision-language models, both views of the image, `[SEG]` and `<p>`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from transformers.processing_utils import MultiModalData
 
@@ -110,10 +110,6 @@ class Sa2VaProcessor(SlotProcessor, LlavaChatProcessor):
             template=None,
         )
         self.image_token_ids = [self.image_token_id]
-
-    @property
-    def _segmenter_view(self) -> Any:
-        return self.image_processor
 
     @property
     def _sees_patches(self) -> bool:
