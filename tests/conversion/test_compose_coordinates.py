@@ -233,7 +233,7 @@ def test_evaluations_join_what_was_found(loaded, monkeypatch, tmp_path):
     assert any("the following categories" in text for text in seen)
     alone = copy.copy(processor)
     alone._format = COORDINATE_FORMATS["vision_reasoner"]
-    options = Loaded("tabletop", tmp_path, pair=(model, alone))
+    options = Loaded("tabletop", tmp_path, protocol="free", pair=(model, alone))
     monkeypatch.setattr(options.__class__, "load_model", lambda self: pytest.fail("the model is loaded first"))
     with pytest.raises(ValueError, match=r"2 phrases were given for one row.*give one phrase per row"):
         run_questions(options, [several])

@@ -29,11 +29,12 @@ CASES = {
     "llava": ["img0_single", "img1_multi", "img0_no_tag"],
 }
 GIVEN = [(family, case) for family in FAMILIES for case in CASES[family]]
-# Largest differences, over processors and versions of torch, with some room.
+# The largest differences are 4.8e-6, 2.7e-6, 4.6e-6 and, of logits up to 30, 9.6e-5; another processor may add up in
+# another order.
 STATES = {"atol": 2e-5, "rtol": 0}
 PROMPTS = {"atol": 1e-5, "rtol": 0}
-SCORES = {"atol": 5e-6, "rtol": 0}
-LOGITS = {"atol": 1e-4, "rtol": 0}
+SCORES = {"atol": 1e-5, "rtol": 0}
+LOGITS = {"atol": 1e-4, "rtol": 1e-5}
 # Pillow 11.3 rounds some pixels of a bicubic resizing to another of 255 levels than 13, with which was recorded.
 ROUNDS_OTHERWISE = Version(PIL.__version__) < Version("13")
 
@@ -91,7 +92,7 @@ def test_a_given_answer(loaded, family, case):
     result = system.processor.post_process_segmentation(output, inputs)[0]
     masks = np.stack([segment.mask for segment in result.segments])
     wrong = (masks != recorded_masks(family, case, masks.shape[-1])).sum((1, 2))
-    assert wrong.max() <= 1
+    assert wrong.max() <= (2 if case == "img0_multi" else 1)
 
 
 @pytest.mark.parametrize(("family", "case"), [("qwen3_vl", "img0_single"), ("llava", "img0_single")])
@@ -136,7 +137,9 @@ def test_torchvisions_second_resize_is_close(loaded, case):
     torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], atol=8e-3, rtol=0)
     result = system.processor.post_process_segmentation(output, inputs)[0]
     masks = np.stack([segment.mask for segment in result.segments])
-    assert (masks != recorded_masks("qwen3_vl", case, masks.shape[-1])).sum() <= 6 * len(masks)
+    assert (masks != recorded_masks("qwen3_vl", case, masks.shape[-1])).sum() <= (8 if ROUNDS_OTHERWISE else 6) * len(
+        masks
+    )
 
 
 @pytest.fixture(scope="module")
