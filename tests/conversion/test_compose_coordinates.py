@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from transformers import (
     pipeline,
 )
 
+from reasonseg.cli.segment import Segmenter, Segmenting, Settings
 from reasonseg.conversion.compose import check_parts, compose
 from reasonseg.conversion.compose_coordinates import _named_format
 from reasonseg.conversion.errors import ConversionError
@@ -24,8 +26,12 @@ from reasonseg.conversion.systems import COORDINATES
 from reasonseg.conversion.verify import verify_repository
 from reasonseg.evaluation.reasoning_segmentation import Question, evaluate, run_questions
 from reasonseg.evaluation.referring_segmentation import rules_for
+from reasonseg.modeling.outputs import answer_length
+from reasonseg.processing.coordinate_answers import NOT_JSON
 from reasonseg.processing.coordinate_formats import COORDINATE_FORMATS
+from reasonseg.serving.client import read_answer
 from reasonseg.serving.conversation import Conversation
+from reasonseg.serving.segment_requests import segment_answer
 from tests.evaluation.test_referring_segmentation import Loaded
 from tests.processing.test_processing_reasoning_segmentation import IMAGES
 from tests.support import tiny
@@ -200,6 +206,35 @@ def test_a_conversation_is_worded_and_goes_on(loaded):
     model.generation_config.max_new_tokens = 3
     assert conversation.segment("cup").segments[0].label == "cup"
     model.generation_config.max_new_tokens = 1024
+
+
+def test_lines_and_servers_say_what_was_put_right(loaded, monkeypatch, tmp_path):
+    """Answers are as long as the model's configuration allows, unless somebody gives a number."""
+    model, processor = loaded
+    write, lengths = model.generate_with_masks, []
+
+    def dictated(**kwargs):
+        lengths.append(kwargs["max_new_tokens"])
+        said = ANSWER.replace('"', "'")
+        return write(**kwargs, logits_processor=[dictation(processor, said)])
+
+    monkeypatch.setattr(model, "generate_with_masks", dictated)
+    IMAGES[0].save(tmp_path / "a.png")
+    for asked in ({"text": "What?"}, {"phrases": ["cup", "dog"]}, {"text": "What?", "max_new_tokens": 200}):
+        settings = {"text": None, "phrases": [], "max_new_tokens": None, **asked}
+        command = Segmenter(
+            Settings("m", None, **settings, mask_threshold=0.0, reject_threshold=None, dtype="auto"), *loaded
+        )
+        (result,) = command.compute(command.prepare([IMAGES[0]]))
+        folder = SimpleNamespace(request={})
+        record, _ = Segmenting(command, folder, {tmp_path / "a.png": "a"}).draw(tmp_path / "a.png", IMAGES[0], result)
+        received = read_answer(json.loads(json.dumps(segment_answer(result, "rle"))), IMAGES[0])
+        for one, segment, again in zip(record["segments"], result.segments, received.segments, strict=True):
+            assert one["repairs"] == [NOT_JSON]
+            assert one["prompt_box_xyxy"] == list(segment.prompt_box_xyxy)
+            assert again.remarks == segment.remarks
+    assert lengths == [1024, 1024, 200]
+    assert answer_length(SimpleNamespace(), None) == 256
 
 
 def test_evaluations_join_what_was_found(loaded, monkeypatch, tmp_path):
