@@ -26,6 +26,11 @@ class _WithoutVideos(ProcessorMixin):
     def get_attributes(cls) -> list[str]:
         return [name for name in super().get_attributes() if name != "video_processor"]
 
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
+        # SmolVLM's takes it without a default.
+        return super().from_args_and_dict([*args, None], processor_dict, **kwargs)
+
     def __call__(self, *args, **kwargs) -> BatchFeature:
         given = signature(super().__call__).bind(*args, **kwargs).arguments
         if given.get("videos") is not None:

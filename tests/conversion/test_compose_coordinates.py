@@ -17,6 +17,7 @@ from transformers import (
     Qwen3VLProcessor,
     pipeline,
 )
+from transformers.models.smolvlm import processing_smolvlm
 
 from reasonseg.cli.segment import Segmenter, Segmenting, Settings
 from reasonseg.conversion.compose import check_parts, compose
@@ -27,6 +28,7 @@ from reasonseg.conversion.verify import verify_repository
 from reasonseg.evaluation.reasoning_segmentation import Question, evaluate, run_questions
 from reasonseg.evaluation.referring_segmentation import rules_for
 from reasonseg.modeling.outputs import answer_length
+from reasonseg.processing.composed_processor import without_videos
 from reasonseg.processing.coordinate_answers import NOT_JSON
 from reasonseg.processing.coordinate_formats import COORDINATE_FORMATS
 from reasonseg.serving.client import read_answer
@@ -329,3 +331,22 @@ def test_qwen3_vl_needs_no_torchvision(qwen3_vl, parts, tmp_path):
     (result,) = processor.post_process_segmentation(output, inputs)
     assert [segment.label for segment in result.segments] == ["cup", "dog"]
     assert [segment.mask.shape for segment in result.segments] == [IMAGES[0].size[::-1]] * 2
+
+
+def test_what_smolvlm_needs(parts, tmp_path, monkeypatch):
+    """num2words, which its processor has for videos, and no torchvision."""
+    folder = tmp_path / "SmolVLM-256M-Instruct"
+    tiny.smolvlm_config().save_pretrained(folder)
+    for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(QWEN3_VL / name, folder)
+    images = {"image_processor_type": "SmolVLMImageProcessor", "processor_class": "SmolVLMProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(images), encoding="utf-8")
+    made = {"system": "coordinates", "coordinate_format": "qwen3_vl", "vlm": folder, "segmenter": parts["segmenter"]}
+    monkeypatch.setattr(processing_smolvlm, "num2words", None)
+    with pytest.raises(ConversionError, match=r"a package that is not installed \(Package `num2words` is required"):
+        compose(made, tmp_path / "repo")
+    monkeypatch.setattr(processing_smolvlm, "num2words", str)
+    processor = without_videos(processing_smolvlm.SmolVLMProcessor).from_pretrained(folder)
+    assert (processor.image_token, processor.video_processor) == ("<image>", None)
+    with pytest.raises(ValueError, match="takes images and text alone"):
+        processor(text="a", videos=[IMAGES])
