@@ -14,6 +14,7 @@ One entry of `COORDINATE_FORMATS` is all there is to know of a format. Its wordi
 | `star_qwen3`      | StAR-8B and -32B      | thousandths of 840 x 840     | the same                              |
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -177,7 +178,10 @@ class CoordinateFormat:
             numbers = {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "x": points[0][0], "y": points[0][1]}
             numbers |= {"x_2": points[-1][0], "y_2": points[-1][1]}
             spelled = {name: f"{value / scale[name[0] == 'y']:.{self.decimals}f}" for name, value in numbers.items()}
-            written.append(self.example.format(label=one.label or "", **spelled))
+            label = one.label or ""
+            if "json" in self.syntaxes[:1]:
+                label = json.dumps(label, ensure_ascii=False)[1:-1]
+            written.append(self.example.format(label=label, **spelled))
         return self.around.replace("{objects}", self.joined_by.join(written))
 
 

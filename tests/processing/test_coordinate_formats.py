@@ -108,6 +108,8 @@ class TestRoundTrip:
             CoordinateObject((500.0, 300.0, 900.0, 570.0), ((700.0, 420.0),), (1,), "dog"),
         ]
         objects = objects[:1] if name in ("seg_zero", "internvl") else objects
+        if known.syntaxes[0] == "json":
+            objects[0] = replace(objects[0], label='a \\ and a "cup"')
         fixed, paper = (known.read(known.write(objects, sizes), sizes, reading) for reading in ("fixed", "paper"))
         assert fixed.problems == paper.problems == ()
         assert len(fixed.objects) == len(paper.objects) == len(objects)
