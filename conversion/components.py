@@ -180,11 +180,25 @@ def _load_processor(folder: Path, config: PreTrainedConfig) -> ProcessorMixin:
             path=folder,
             next_step="Install the package that it names here and wherever the result is to be loaded.",
         ) from error
+    if hasattr(processor, "video_settings"):
+        processor.video_settings = _video_settings(folder)
     names = processor.get_attributes() if isinstance(processor, ProcessorMixin) else []
     for part in (processor, *(getattr(processor, name, None) for name in names)):
         for fields in (getattr(part, "__dict__", {}), getattr(part, "init_kwargs", {})):
             _forget_code(fields)
     return processor
+
+
+def _video_settings(folder: Path) -> dict[str, Any] | None:
+    """Of the video processor, from where transformers looks for them, so that it finds them in what is composed."""
+    nested = read_optional_json(folder / "processor_config.json").get("video_processor")
+    settings = nested or read_optional_json(folder / "video_preprocessor_config.json")
+    if not settings:  # older ones share them with images
+        settings = read_optional_json(folder / "preprocessor_config.json")
+        kind = str(settings.pop("image_processor_type", "")).removesuffix("Fast")
+        settings["video_processor_type"] = kind.replace("ImageProcessor", "VideoProcessor")
+    _forget_code(settings)
+    return settings if settings.get("video_processor_type") else None
 
 
 def _class_for_images(folder: Path, config: PreTrainedConfig) -> type:

@@ -26,7 +26,7 @@ from .configs_difflmm import read_lora_alpha
 from .convert import ConversionReport, Parts, convert
 from .errors import ConversionError, refusing
 from .inventory import Inventory
-from .locations import Location, locate
+from .locations import Location, hub_repository, hub_snapshot, locate
 from .plan import EMBEDDING, HEAD, Scheme, empty_model, require_components
 from .rules import LORA_A, LORA_B, Rule
 from .rules_lisa_gsva import SEGMENTER, VLM
@@ -41,7 +41,9 @@ _REMEDIES = {
 }
 # By their names, where these say more than the type of the model does: Seg-Zero-7B, VisionReasoner-7B, StAR-8B.
 _FORMATS_BY_NAME = (("seg-?zero", "seg_zero"), ("vision-?reasoner", "vision_reasoner"))
-_STAR = "star-(7b|8b|32b)"
+_STAR = r"\bstar-(7b|8b|32b)"
+# The folder of StAR's repositories that holds the adapter.
+_ADAPTER_FOLDER = "huggingface"
 # Answers with a chain of thought: what Seg-Zero, VisionReasoner and StAR allow.
 _LONGEST_ANSWER = 1024
 _ADAPTER = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.(?P<part>lora_[AB])\.(?:default\.)?weight")
@@ -128,7 +130,7 @@ def _named_format(given: str | None, adapter: Location | None, vlm: Location, mo
             )
         return given
     for location in filter(None, (adapter, vlm)):
-        name = os.fspath(location).lower()
+        name = _own_name(location).lower()
         if re.search(_STAR, name):
             return "star_qwen3" if model_type == "qwen3_vl" else "star"
         if found := next((known for pattern, known in _FORMATS_BY_NAME if re.search(pattern, name)), None):
@@ -140,6 +142,16 @@ def _named_format(given: str | None, adapter: Location | None, vlm: Location, mo
             "in thousandths of the sides, is what an instructed model most probably understands.",
         )
     return found
+
+
+def _own_name(location: Location) -> str:
+    """What a model or an adapter is called: its repository on the Hub, or the folder it lies in."""
+    path = Path(location)
+    repository = hub_repository(location) or (hub_snapshot(path) or {}).get("repo")
+    if repository is not None:
+        return repository.rpartition("/")[2]
+    folder = path.absolute().parent if path.is_file() else path.absolute()
+    return folder.parent.name if folder.name == _ADAPTER_FOLDER else folder.name
 
 
 def _add_adapter(

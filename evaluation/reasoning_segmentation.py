@@ -15,6 +15,7 @@ from rich.table import Table
 from ..data.label_requests import read_labelled_requests
 from ..data.reading_ahead import read_ahead
 from ..data.request_folder import REJECTION, read_request_folder
+from ..modeling.outputs import answer_length
 from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from ..processing.mask_reading import read_mask
 from ..processing.segments import Segment
@@ -23,6 +24,8 @@ from .registry import EvaluationOptions, Outcome
 from .report import Case
 
 
+# In tokens, of models that say nothing themselves. Chains of thought, of models that do, have up to 1024.
+LONGEST_ANSWER = 128
 _COLUMNS = ("giou", "ciou", "n_acc", "t_acc", "pr@0.5", "pr@0.7", "pr@0.9")
 
 
@@ -115,7 +118,7 @@ def evaluate(
     questions: Sequence[Question],
     protocol: str = "free",
     batch_size: int = 8,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     rule: str = "grefcoco",
     progress: Callable[[int, int], None] | None = None,
 ) -> EvaluationResult:
@@ -133,20 +136,22 @@ def evaluate(
             with its `[SEG]` and `[REJ]`, the model decides at each, and masks come from a second pass in which every
             slot reads `[SEG]`; a rejected target is still scored by its mask.
         batch_size (`int`): Questions per step.
-        max_new_tokens (`int`): Length of free answers.
+        max_new_tokens (`int`, *optional*):
+            Length of free answers; by default what the model's generation configuration says, else 128.
         rule (`str`): How the sums are made; see [`SegmentationMetrics`].
         progress (`Callable`, *optional*): Called with the number of finished and of all questions of this process.
 
     Raises:
         ValueError: If the protocol does not exist or gives an answer to a model that reads none, there is no question,
-            an answer holds a `[REJ]` that the model does not know under `paper`, an image cannot be read, or a mask
-            has not the size of its image or values that may mean several things.
+            an answer holds a `[REJ]` that the model does not know under `paper`, a question has several phrases that a
+            model's answers would not tell apart, an image cannot be read, or a mask has not the size of its image or
+            values that may mean several things.
     """
     if protocol not in _ANSWERED_BY:
         raise ValueError(f"There is no protocol {protocol!r}; choose one of {', '.join(_ANSWERED_BY)}.")
     if not len(questions):
         raise ValueError("There is no question to evaluate; an empty data set has no scores.")
-    check_rejections(processor, questions, protocol)
+    check_questions(processor, questions, protocol)
     if protocol == "paper" and getattr(model.config, "seg_token_id", None) is None:
         raise ValueError(
             f"The protocol 'paper' gives an answer with [SEG] for every target, and {type(model).__name__} has no "
@@ -157,19 +162,23 @@ def evaluate(
     max_pixels = getattr(processor, "max_image_pixels", MAX_IMAGE_PIXELS)
     state = PartialState()
     mine = list(questions)[state.process_index :: state.num_processes]
-    missing, decisions, cases = 0, [], []
+    missing, done, finished = 0, 0, {}
     model.eval()
-    for done, batch, images, index, inputs in _prepared(processor, mine, protocol, batch_size, max_pixels):
+    for numbers, batch, images, index, inputs in _prepared(processor, mine, protocol, batch_size, max_pixels):
         with torch.no_grad():
-            answers = _ANSWERED_BY[protocol](model, processor, batch, inputs.to(model.device), max_new_tokens)
-        for question, image, (masks, rejected, written) in zip(batch, index, answers, strict=True):
+            length = answer_length(model, max_new_tokens, LONGEST_ANSWER)
+            answers = _ANSWERED_BY[protocol](model, processor, batch, inputs.to(model.device), length)
+        for number, question, image, (masks, rejected, written) in zip(numbers, batch, index, answers, strict=True):
             targets = _targets(question, masks.shape[-2:])
             ious = metrics.update(masks, targets, rejected, question.types)
             missing += len(question.phrases) - written
-            decisions += rejected
-            cases += _cases(question, images[image], targets.numpy(), masks.numpy(), rejected, ious)
+            shown = _cases(question, images[image], targets.numpy(), masks.numpy(), rejected, ious)
+            finished[number] = rejected, shown
+        done += len(batch)
         if progress is not None:
             progress(done, len(mine))
+    decisions = [decision for number in range(len(mine)) for decision in finished[number][0]]
+    cases = [case for number in range(len(mine)) for case in finished[number][1]]
 
     if state.num_processes > 1:
         sums = gather_object([(metrics.state_tensor().cpu(), missing)])
@@ -179,47 +188,61 @@ def evaluate(
     return EvaluationResult(protocol, metrics.compute(), metrics.compute_by_type(), missing, decisions, cases)
 
 
-def check_rejections(processor, questions: Sequence[Question], protocol: str) -> None:
+def check_questions(processor, questions: Sequence[Question], protocol: str) -> None:
     """
-    Check that a model that is given the right answers knows their `[REJ]`; one that it does not know is not a slot,
-    and the masks after it would be taken for those of other phrases.
+    Check that a model that is given the right answers knows their `[REJ]`, for one that it does not know is not a
+    slot, and the masks after it would be taken for those of other phrases; and that answers tell phrases apart.
 
     Raises:
-        ValueError: With the first such answer.
+        ValueError: With the first question that this model cannot be asked.
     """
-    if protocol != "paper" or getattr(processor, "rej_token", None) is not None:
-        return
+    knows_rejections = getattr(processor, "rej_token", None) is not None
     for question in questions:
-        if REJECTION in question.answer:
+        if protocol == "paper" and not knows_rejections and REJECTION in question.answer:
             raise ValueError(
                 f"The answer {question.answer!r} holds {REJECTION}, which this model does not know; the protocol "
                 "`paper` gives it the right answers. Use the protocol `free`, or a model with [REJ], such as GSVA."
             )
+        if protocol == "free" and _is_asked_by_phrases(processor, question):
+            processor.question_of(question.phrases)
 
 
-def _batches(questions: Sequence[Question], size: int) -> Iterator[tuple[int, list[Question]]]:
-    for start in range(0, len(questions), size):
-        batch = list(questions[start : start + size])
-        yield start + len(batch), batch
+def _is_asked_by_phrases(processor, question: Question) -> bool:
+    """Objects, in any number, are known to be those of the only target that a question has. Of several targets the
+    objects are told apart by the phrases."""
+    return processor.answers_in_objects and len(question.phrases) > 1
+
+
+def _batches(processor, questions: Sequence[Question], size: int) -> Iterator[tuple[list[int], list[Question]]]:
+    """Questions that are asked in the same way, and their numbers, some at a time."""
+    numbers: dict[bool, list[int]] = {False: [], True: []}
+    for number, question in enumerate(questions):
+        numbers[_is_asked_by_phrases(processor, question)].append(number)
+    for alike in numbers.values():
+        for start in range(0, len(alike), size):
+            batch = alike[start : start + size]
+            yield batch, [questions[number] for number in batch]
 
 
 def _prepared(
     processor, questions: Sequence[Question], protocol: str, size: int, max_pixels: int
-) -> Iterator[tuple[int, list[Question], list[np.ndarray], list[int], Any]]:
-    """Batches, read and prepared ahead: the number of questions up to the end of each, its questions, what
-    `_shared_images` says of them, and the model's inputs, with the right answers where the protocol gives them."""
+) -> Iterator[tuple[list[int], list[Question], list[np.ndarray], list[int], Any]]:
+    """Batches, read and prepared ahead: the numbers of its questions, these, what `_shared_images` says of them, and
+    the model's inputs, with the right answers where the protocol gives them."""
 
-    def prepare(numbered: tuple[int, list[Question]]) -> tuple[int, list[Question], list[np.ndarray], list[int], Any]:
-        done, batch = numbered
+    def prepare(
+        numbered: tuple[list[int], list[Question]],
+    ) -> tuple[list[int], list[Question], list[np.ndarray], list[int], Any]:
+        numbers, batch = numbered
         images, index = _shared_images(batch, max_pixels)
         asked: dict[str, Any] = {"text": [question.text for question in batch]}
         if protocol == "paper":
             asked["answer"] = [question.answer for question in batch]
-        elif getattr(processor, "answers_in_objects", False) and not _asks_for_one_thing(batch):
+        elif _is_asked_by_phrases(processor, batch[0]):
             asked = {"phrases": [question.phrases for question in batch]}
-        return done, batch, images, index, processor(images=images, image_index=index, return_tensors="pt", **asked)
+        return numbers, batch, images, index, processor(images=images, image_index=index, return_tensors="pt", **asked)
 
-    return read_ahead(prepare, _batches(questions, size))
+    return read_ahead(prepare, _batches(processor, questions, size))
 
 
 def _shared_images(batch: Iterable[Question], max_pixels: int) -> tuple[list[np.ndarray], list[int]]:
@@ -248,16 +271,10 @@ def _is_path(image: Any) -> bool:
 Answer = tuple[torch.BoolTensor, list[bool], int]
 
 
-def _asks_for_one_thing(batch: Iterable[Question]) -> bool:
-    """Whether every question has one target. Only then its objects, in any number, are known to be that target's; of
-    several targets the objects are told apart by the phrases."""
-    return all(len(question.phrases) == 1 for question in batch)
-
-
 def _answer_freely(model, processor, batch: list[Question], inputs, max_new_tokens: int) -> list[Answer]:
     output = model.generate_with_masks(**inputs, max_new_tokens=max_new_tokens)
-    in_objects = getattr(processor, "answers_in_objects", False)
-    joined = {"union": True} if in_objects and _asks_for_one_thing(batch) else {}
+    is_joined = processor.answers_in_objects and not _is_asked_by_phrases(processor, batch[0])
+    joined = {"union": True} if is_joined else {}
     return _read_slots(processor, batch, output, inputs, **joined)
 
 
@@ -283,7 +300,7 @@ def _read_slots(processor, batch: list[Question], output, inputs, **options) -> 
         rejected = [mask is not None for mask in question.masks]
         segments = result.segments[: len(question.phrases)]
         if options.get("union") and not segments:  # who names nothing says that nothing is there
-            segments = [Segment(rejected=True)]
+            segments = [Segment(rejected=True)][: len(question.phrases)]
         for index, segment in enumerate(segments):
             rejected[index] = segment.rejected
             if segment.mask is not None:
@@ -335,14 +352,14 @@ def run_questions(options: EvaluationOptions, questions: list[Question]) -> Outc
     # What cannot be scored is refused before the model is loaded.
     SegmentationMetrics(options.rule)
     questions, processor = questions[: options.limit], options.load_processor()
-    check_rejections(processor, questions, options.protocol)
+    check_questions(processor, questions, options.protocol)
     result = evaluate(
         options.load_model(),
         processor,
         questions,
         protocol=options.protocol,
         batch_size=options.batch_size,
-        max_new_tokens=options.max_new_tokens or 128,
+        max_new_tokens=options.max_new_tokens,
         rule=options.rule,
         progress=options.report("evaluating"),
     )
@@ -357,9 +374,10 @@ def run_questions(options: EvaluationOptions, questions: list[Question]) -> Outc
 
 
 __all__ = [
+    "LONGEST_ANSWER",
     "EvaluationResult",
     "Question",
-    "check_rejections",
+    "check_questions",
     "evaluate",
     "image_folder_questions",
     "run_questions",

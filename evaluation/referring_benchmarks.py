@@ -44,13 +44,53 @@ from .metrics import COUNTING_RULES
 REASON_SEG = "reasonseg"
 DATA_SETS = (REASON_SEG, *REFERRING_SETS)
 PROTOCOLS = ("paper", "free", "fixed")
-ORIGINALS = ("lisa", "gsva", "sa2va")
-# Sa2VA's evaluation, of these data sets alone. Its processor makes of the image token what its training did.
-SA2VA_SETS = ("refcoco", "refcoco+", "refcocog")
-SA2VA_QUESTION, SA2VA_ANSWER = "<image>\n Please segment {class_name} in this image.", "Sure, [SEG]."
-# Whose evaluations count the answers of models that write coordinates.
-COORDINATE_ORIGINALS = ("vision_reasoner", "star")
 _IMAGE_LINE = "<image>\n"
+# What GSVA alone has an evaluation of.
+_WITHOUT_ABSENT_TARGETS = tuple(name for name in DATA_SETS if name not in COUNTING_RULES)
+
+
+@dataclass(frozen=True)
+class Original:
+    """
+    An evaluation of referring and reasoning segmentation that is followed.
+
+    Args:
+        title (`str`): Whose it is.
+        kind (`str`, *optional*): What models of its system are called, see `kind_of`.
+        data_sets (`tuple[str, ...]`): What it evaluates.
+        question (`str`): The message for one expression, `{class_name}`.
+        answer (`str`, *optional*): The right answer where it is the same for every expression.
+        has_slips (`bool`): Whether it counts anything as it should not.
+        joins_masks (`bool`): Whether its model writes the answer, of which all masks are one.
+        writes_coordinates (`bool`): Whether its models write coordinates, whatever the protocol.
+    """
+
+    title: str
+    kind: str | None = None
+    data_sets: tuple[str, ...] = DATA_SETS
+    question: str = GSVA_QUESTION
+    answer: str | None = None
+    has_slips: bool = True
+    joins_masks: bool = False
+    writes_coordinates: bool = False
+
+
+ORIGINALS: dict[str, Original] = {
+    "lisa": Original("LISA", "Lisa", _WITHOUT_ABSENT_TARGETS, LISA_QUESTION, LISA_ANSWER),
+    "gsva": Original("GSVA", "Gsva"),
+    # Its processor makes of the image token what its training did.
+    "sa2va": Original(
+        "Sa2VA",
+        "Sa2Va",
+        ("refcoco", "refcoco+", "refcocog"),
+        "<image>\n Please segment {class_name} in this image.",
+        "Sure, [SEG].",
+        has_slips=False,
+        joins_masks=True,
+    ),
+    "vision_reasoner": Original("VisionReasoner", data_sets=_WITHOUT_ABSENT_TARGETS, writes_coordinates=True),
+    "star": Original("StAR", data_sets=_WITHOUT_ABSENT_TARGETS, writes_coordinates=True),
+}
 
 
 @dataclass(frozen=True)
@@ -61,7 +101,7 @@ class Rules:
     Args:
         data_set (`str`): One of `DATA_SETS`.
         protocol (`str`): One of `PROTOCOLS`.
-        original (`str`): Of `ORIGINALS` or `COORDINATE_ORIGINALS`: whose questions and counting are followed.
+        original (`str`): Of `ORIGINALS`: whose questions and counting are followed.
     """
 
     data_set: str
@@ -69,14 +109,19 @@ class Rules:
     original: str
 
     @property
+    def followed(self) -> Original:
+        """The evaluation of `original`."""
+        return ORIGINALS[self.original]
+
+    @property
     def as_original(self) -> bool:
-        """Its slips are followed; of Sa2VA none are known."""
-        return self.protocol == "paper" and self.original != "sa2va"
+        """Its slips are followed."""
+        return self.protocol == "paper" and self.followed.has_slips
 
     @property
     def joins_masks(self) -> bool:
         """All masks of an answer are one, as Sa2VA's evaluation counts what it wrote."""
-        return self.protocol == "paper" and self.original == "sa2va"
+        return self.protocol == "paper" and self.followed.joins_masks
 
     @property
     def read_as(self) -> str:
@@ -86,7 +131,7 @@ class Rules:
     @property
     def writes_coordinates(self) -> bool:
         """The model writes its answers whatever the protocol, and their objects are one mask."""
-        return self.original in COORDINATE_ORIGINALS
+        return self.followed.writes_coordinates
 
     @property
     def gives_answers(self) -> bool:
@@ -124,14 +169,15 @@ class Rules:
         if self.protocol == "paper":
             return []
         mended = []
-        if self.original == "sa2va":
-            mended.append("an expression is scored by the first mask of its answer; Sa2VA joins all of them")
+        title = self.followed.title
+        if self.followed.joins_masks:
+            mended.append(f"an expression is scored by the first mask of its answer; {title} joins all of them")
         if self.writes_coordinates:
             mended.append("answers are read as far as they can be; published code drops what it cannot read whole")
         if self.data_set == REASON_SEG:
-            if name := {"gsva": "GSVA", "vision_reasoner": "VisionReasoner", "star": "StAR"}.get(self.original):
+            if self.followed.has_slips and self.original != "lisa":
                 mended.append(
-                    f"regions that ReasonSeg says to ignore count for nothing; {name} counts them as targets"
+                    f"regions that ReasonSeg says to ignore count for nothing; {title} counts them as targets"
                 )
             return mended
         if self.writes_coordinates:
@@ -306,9 +352,6 @@ def _reason_seg_root(root: str | Path) -> Path:
     return root.parent if is_below else root
 
 
-_WORDS = {"lisa": (LISA_QUESTION, LISA_ANSWER), "sa2va": (SA2VA_QUESTION, SA2VA_ANSWER)}
-
-
 def ask_about(item: ReferringItem, targets: np.ndarray, rules: Rules) -> list[Conversation]:
     """The conversations about an image with referring expressions; GSVA's answers depend on the targets."""
     every = range(len(item.targets))
@@ -321,7 +364,7 @@ def ask_about(item: ReferringItem, targets: np.ndarray, rules: Rules) -> list[Co
     names = [text.strip().lower() for text in item.sentences]
     if rules.original == "gsva":
         names = [name.strip(".") for name in names]
-    one, answer = _WORDS.get(rules.original, (GSVA_QUESTION, None))
+    one, answer = rules.followed.question, rules.followed.answer
     if not rules.gives_answers:
         return [Conversation(one.format(class_name=names[index]), None, (index,)) for index in every]
     if answer is not None:
@@ -347,7 +390,6 @@ def padded_counts(images: int, processes: int) -> np.ndarray:
 
 
 __all__ = [
-    "COORDINATE_ORIGINALS",
     "DATA_SETS",
     "ORIGINALS",
     "PROTOCOLS",
@@ -356,6 +398,7 @@ __all__ = [
     "AskedImages",
     "Conversation",
     "DataSource",
+    "Original",
     "Rules",
     "ask_about",
     "padded_counts",

@@ -6,6 +6,7 @@ or on how many processes shared the work.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,14 +16,16 @@ from accelerate import PartialState
 from rich.table import Table
 
 from ..data.reading_ahead import read_ahead
+from ..modeling.outputs import answer_length
 from ..processing.segments import mask_to_rle
 from .bootstrap import bootstrap_intervals
 from .image_results import NO_SLOT, REJECTED, SEGMENTED, ExpressionResult, ImageResult, ImageResults
 from .metrics import numbers_of
 from .published_results import METRICS, card_results, write_published_results
+from .reasoning_segmentation import LONGEST_ANSWER
 from .referring_benchmarks import (
+    ORIGINALS,
     REASON_SEG,
-    SA2VA_SETS,
     AskedImage,
     AskedImages,
     Conversation,
@@ -39,7 +42,8 @@ from .saved_predictions import SavedPredictions
 # With this threshold `logit > threshold` is `logit >= 0`: below the smallest number that float32 keeps exactly.
 _JUST_BELOW_ZERO = -(2.0**-126)
 _CASES_PER_GROUP = 4
-_TITLES = {"Lisa": "LISA", "Sa2Va": "Sa2VA"}
+# Of the models of which there is an evaluation.
+_ORIGINAL_OF_KIND = {known.kind: name for name, known in ORIGINALS.items() if known.kind is not None}
 _ALL = "all"
 
 
@@ -129,7 +133,7 @@ def answer_images(
     batch: Sequence[LoadedImage],
     rules: Rules,
     batch_size: int,
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     prepared: Any = None,
 ) -> list[list[Answer]]:
     """
@@ -141,13 +145,14 @@ def answer_images(
         batch (`Sequence[LoadedImage]`): The images.
         rules ([`Rules`]): Whether answers are given, and how masks are drawn then.
         batch_size (`int`): Conversations per step.
-        max_new_tokens (`int`): Length of free answers.
+        max_new_tokens (`int`, *optional*):
+            Length of free answers; by default what the model's generation configuration says, else 128.
         prepared (*optional*): What `prepare_images` returned, if it was called before.
 
     Returns:
         `list[list[Answer]]`: Per image the answers about its expressions.
     """
-    rows = _rows_of(batch)
+    rows, length = _rows_of(batch), answer_length(model, max_new_tokens, LONGEST_ANSWER)
     answers: list[list[Answer]] = [[Answer(None, NO_SLOT)] * len(loaded.asked.texts) for loaded in batch]
     cache = None
     for start in range(0, len(rows), batch_size):
@@ -157,7 +162,7 @@ def answer_images(
         if len(rows) > batch_size and cache is None:
             cache = model.encode_image(**inputs)
         shared = {} if cache is None else {"image_cache": cache}
-        found = _answer_rows(model, processor, inputs, rules, max_new_tokens, shared)
+        found = _answer_rows(model, processor, inputs, rules, length, shared)
         for (index, conversation), slots in zip(chunk, found, strict=True):
             # Should a question itself hold a slot, the answer's are the last.
             if rules.gives_answers:
@@ -371,11 +376,8 @@ def kind_of(processor) -> str:
 
     A repository that brings its own code has another class of the same name, so names are compared.
     """
-    names = [base.__name__ for base in type(processor).__mro__]
-    for name in ("GsvaProcessor", "LisaProcessor", "Sa2VaProcessor"):
-        if name in names:
-            return name.removesuffix("Processor")
-    return type(processor).__name__.removesuffix("Processor")
+    names = [base.__name__.removesuffix("Processor") for base in type(processor).__mro__]
+    return next((name for name in names if name in _ORIGINAL_OF_KIND), names[0])
 
 
 def rules_for(processor, data_set: str, protocol: str) -> Rules:
@@ -386,26 +388,22 @@ def rules_for(processor, data_set: str, protocol: str) -> Rules:
         UnknownBenchmarkError: If such a model cannot run the protocol; names those that it can.
     """
     kind, has_slots = kind_of(processor), getattr(processor, "seg_token", None) is not None
-    if getattr(processor, "answers_in_objects", False):
+    if processor.answers_in_objects:
         return _rules_for_coordinates(processor, kind, data_set, protocol)
-    original = "gsva" if getattr(processor, "rej_token", None) is not None else "lisa"
-    if kind == "Sa2Va":
-        original = "sa2va"
-    rules = Rules(data_set, protocol, original)
-    has_paper = {
-        "Lisa": original == "gsva" or not rules.has_absent_targets,
-        "Gsva": True,
-        "Sa2Va": data_set in SA2VA_SETS,
-    }.get(kind, False)
+    original = _ORIGINAL_OF_KIND.get(kind, "lisa")
+    if original == "lisa" and getattr(processor, "rej_token", None) is not None:
+        original = "gsva"
+    has_paper = kind in _ORIGINAL_OF_KIND and data_set in ORIGINALS[original].data_sets
     possible = [*(["paper"] if has_paper else []), "free", *(["fixed"] if has_slots else [])]
     if protocol in possible:
-        return rules
+        return Rules(data_set, protocol, original)
     if not has_slots:
         reason = "the answer is given to the model with [SEG] in it, which it does not know"
-    elif kind in _TITLES:
-        reason = f"{_TITLES[kind]} has no evaluation on {data_set}, which GSVA has"
+    elif kind in _ORIGINAL_OF_KIND:
+        reason = f"{ORIGINALS[original].title} has no evaluation on {data_set}, which GSVA has"
     else:
-        reason = "`paper` repeats the evaluations of LISA, GSVA and Sa2VA, and it is none of them"
+        *most, last = (ORIGINALS[name].title for name in _ORIGINAL_OF_KIND.values())
+        reason = f"`paper` repeats the evaluations of {', '.join(most)} and {last}, and it is none of them"
     raise UnknownBenchmarkError(
         f"A model of the kind {kind} cannot run --dataset {data_set} --protocol {protocol}: {reason}. It can run "
         f"--protocol {' or '.join(possible)}."
@@ -413,19 +411,25 @@ def rules_for(processor, data_set: str, protocol: str) -> Rules:
 
 
 def _rules_for_coordinates(processor, kind: str, data_set: str, protocol: str) -> Rules:
-    """The rules of a model that writes coordinates; its answers are read as the protocol says."""
-    original = "star" if processor.coordinate_format.startswith("star") else "vision_reasoner"
-    rules = Rules(data_set, protocol, original)
-    if rules.has_absent_targets and rules.as_original:
+    """The rules of a model that writes coordinates."""
+    rules = Rules(data_set, protocol, "star" if processor.coordinate_format.startswith("star") else "vision_reasoner")
+    if rules.as_original and data_set not in rules.followed.data_sets:
         raise UnknownBenchmarkError(
             f"A model of the kind {kind} cannot run --dataset {data_set} --protocol paper: VisionReasoner and StAR "
             "have no evaluation on it. It can run --protocol free or fixed."
         )
-    if rules.as_original and processor.reading == "fixed":
-        processor.reading = "paper"
-    elif not rules.as_original:
-        processor.reading = "fixed"
     return rules
+
+
+def read_by_rules(processor, rules: Rules) -> Any:
+    """The processor, or a copy of it that reads coordinates as the protocol says: under `paper` by published code, of
+    which one that was chosen stays, else as far as they can be."""
+    if not rules.writes_coordinates:
+        return processor
+    reading = "fixed" if not rules.as_original else "paper" if processor.reading == "fixed" else processor.reading
+    processor = copy(processor)
+    processor.reading = reading
+    return processor
 
 
 def run_referring(options: EvaluationOptions, source: DataSource) -> Outcome:
@@ -449,6 +453,7 @@ def run_referring(options: EvaluationOptions, source: DataSource) -> Outcome:
             )
         processor = options.load_processor()
         rules = rules_for(processor, data_set, options.protocol)
+        processor = read_by_rules(processor, rules)
     if rules.original == "gsva" and rules.as_original and "split_by" in settings:
         raise UnknownBenchmarkError(
             "GSVA's evaluation takes its own splits whatever it is told; leave out --set split_by, or use --protocol "
@@ -459,7 +464,7 @@ def run_referring(options: EvaluationOptions, source: DataSource) -> Outcome:
     missing = [] if predictions is None else _check_predictions(images, numbers, predictions, rules)
 
     state = PartialState()
-    stored = ImageResults(options.out, _deciding(options, rules))
+    stored = ImageResults(options.out, _deciding(options, rules, processor))
     mine, found = numbers[state.process_index :: state.num_processes], stored.read()
     pending = [number for number in mine if number not in found]
     progress = options.report("evaluating")
@@ -548,7 +553,7 @@ def _answered(
         for loaded in read_ahead(lambda number: LoadedImage.load(number, images[number]), numbers):
             yield [loaded], [predicted_answers(loaded, predictions, rules)]
         return
-    model, size, length = options.load_model(), options.batch_size, _answer_length(options, rules)
+    model, size, length = options.load_model(), options.batch_size, options.max_new_tokens
 
     def prepare(batch: list[LoadedImage]) -> tuple[list[LoadedImage], Any]:
         # An image without a conversation, should a data set have one, is not prepared.
@@ -558,7 +563,7 @@ def _answered(
         yield batch, answer_images(model, processor, batch, rules, size, length, prepared)
 
 
-def _deciding(options: EvaluationOptions, rules: Rules) -> dict[str, Any]:
+def _deciding(options: EvaluationOptions, rules: Rules, processor) -> dict[str, Any]:
     """Everything that decides the result of an image."""
     deciding = {
         "dataset": options.dataset,
@@ -575,13 +580,9 @@ def _deciding(options: EvaluationOptions, rules: Rules) -> dict[str, Any]:
         return {**deciding, "predictions": str(options.predictions), **read}
     deciding |= options.precision.settings()
     if rules.writes_coordinates:
-        deciding["reading"] = "paper" if rules.as_original else "fixed"
-    return deciding if rules.gives_answers else deciding | {"max_new_tokens": _answer_length(options, rules)}
-
-
-def _answer_length(options: EvaluationOptions, rules: Rules) -> int:
-    """Chains of thought are long: the evaluations of VisionReasoner and StAR allow 1024 tokens."""
-    return options.max_new_tokens or (1024 if rules.writes_coordinates else 128)
+        deciding["reading"] = processor.reading
+    # Where none is given, the model, which is named above, says it.
+    return deciding if rules.gives_answers else deciding | {"max_new_tokens": options.max_new_tokens}
 
 
 def results_table(result: ReferringResult, about: Mapping[str, Any]) -> Table:
@@ -614,6 +615,7 @@ __all__ = [
     "answer_images",
     "kind_of",
     "predicted_answers",
+    "read_by_rules",
     "results_table",
     "rules_for",
     "run_referring",

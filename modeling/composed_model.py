@@ -384,8 +384,6 @@ class ComposedModel(ImageReader, PreTrainedModel, GenerationMixin):
     supports_gradient_checkpointing = True
     # The loss is a mean over this batch's tokens and masks; the Trainer must not rescale it.
     accepts_loss_kwargs = False
-    # Whether phrases are segmented by an answer that the model writes, rather than one that is given.
-    generates_for_phrases = False
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_flex_attn = True

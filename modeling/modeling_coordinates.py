@@ -58,8 +58,6 @@ class CoordinatesForReasoningSegmentation(ComposedModel):
 
     config: CoordinatesConfig
     config_class = CoordinatesConfig
-    # Coordinates must be written: for phrases there is no answer that could be given instead.
-    generates_for_phrases = True
 
     def __init__(self, config: CoordinatesConfig):
         super().__init__(config)
@@ -260,11 +258,10 @@ class CoordinatesForReasoningSegmentation(ComposedModel):
         if sum(counts) and images is None:
             raise ValueError("Coordinates need an image to draw in: pass `pixel_values`, or an `image_cache`.")
         index = torch.zeros(len(answers), dtype=torch.long) if image_index is None else image_index.cpu()
-        prompts = [
-            _segmenter_prompt(one, images.scale_of(image))
-            for answer, image in zip(answers, index.tolist(), strict=True)
-            for one in answer.objects
-        ]
+        prompts = []
+        for answer, image in zip(answers, index.tolist(), strict=True):
+            scale = images.scale_of(image) if answer.objects else None
+            prompts += [_segmenter_prompt(one, scale) for one in answer.objects]
         masks, scores = self._draw_prompts(prompts, images, torch.repeat_interleave(index, torch.tensor(counts)))
         chosen, every = best_candidates(scores), torch.arange(len(scores), device=scores.device)
         mask_scores = scores[every, chosen]

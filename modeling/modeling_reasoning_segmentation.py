@@ -37,6 +37,17 @@ from .segmenters import (
 
 # ---- where slots are, and what they say -----------------------------------------------------------------------------
 
+# What an output says about each of them.
+_SLOT_FIELDS = (
+    "pred_masks",
+    "mask_scores",
+    "slot_probs",
+    "rejected",
+    "slot_positions",
+    "slot_states",
+    "prompt_embeddings",
+)
+
 
 @dataclass
 class Slots:
@@ -294,16 +305,8 @@ class ComposedForReasoningSegmentation(ComposedModel):
             rejected = probabilities < reject_threshold
         slot_images = slots.rows if image_index is None else image_index.to(slots.rows.device)[slots.rows]
         prompts, masks, scores = self._draw(images, slot_images, slot_states)
-        of_slots = {
-            "pred_masks": masks,
-            "mask_scores": scores,
-            "slot_probs": probabilities,
-            "rejected": rejected,
-            "slot_positions": slots.positions,
-            "slot_states": slot_states,
-            "prompt_embeddings": prompts,
-        }
-        return {name: slots.per_row(values) for name, values in of_slots.items()}
+        of_slots = (masks, scores, probabilities, rejected, slots.positions, slot_states, prompts)
+        return {name: slots.per_row(values) for name, values in zip(_SLOT_FIELDS, of_slots, strict=True)}
 
     # ---- a given answer -----------------------------------------------------------------------------------------
 
@@ -482,19 +485,22 @@ class ComposedForReasoningSegmentation(ComposedModel):
                 is_rejection = is_rejection[~is_rejection]
             if not len(low_res_masks):
                 continue
+            side = images.sam_pixel_values.shape[-1]
+            resized = images.reshaped_input_sizes[image_index[row]].tolist()
             if self.config.mask_loss_points:
                 masks = low_res_masks.float().masked_fill(is_rejection[:, None, None], 0.0)
-                # The original's targets are squeezed to the masks by the nearest pixel.
+                # The original's targets are squeezed to the masks by the nearest pixel; its views are not padded.
                 targets = F.interpolate(targets.to(masks)[:, None], masks.shape[-2:], mode="nearest")[:, 0]
-                points = sample_points(masks, self.config.mask_loss_points)
-                masks, targets = values_at(masks, points), values_at(targets, points)
+                extent = (resized[1] / side, resized[0] / side)
+                points = sample_points(masks, self.config.mask_loss_points, extent=extent)
+                masks, targets = values_at(masks, points), values_at(targets, points / points.new_tensor(extent))
                 per_mask_bce.append(bce_per_mask(masks, targets))
                 per_mask_dice.append(naive_dice_per_mask(masks, targets))
                 continue
             masks = upsample_masks(
                 low_res_masks,
-                side=images.sam_pixel_values.shape[-1],
-                resized_size=images.reshaped_input_sizes[image_index[row]].tolist(),
+                side=side,
+                resized_size=resized,
                 output_size=targets.shape[-2:],
             )
             masks = masks.masked_fill(is_rejection[:, None, None], 0.0)
@@ -546,7 +552,8 @@ class ComposedForReasoningSegmentation(ComposedModel):
                 The images as in `forward`, and anything that [`~GenerationMixin.generate`] takes: `max_new_tokens`,
                 `num_beams`, `do_sample`, `num_return_sequences`, `generation_config`, ...; also `share_prefixes`, see
                 [`ComposedModel.generate`]. A `streamer` of one answer that has `put_slot` gets each slot after its
-                token, as an output of that slot alone; the segmenter's encoder then starts beside the decoding.
+                token, as an output of that slot alone, those of the prompt before the first one; the segmenter's
+                encoder then starts beside the decoding.
 
         Returns:
             [`ReasoningSegmentationOutput`] with `sequences` and the slot fields.
@@ -563,6 +570,13 @@ class ComposedForReasoningSegmentation(ComposedModel):
         streamer, drawing = kwargs.get("streamer"), None
         if takes_slots(streamer):
             self._check_streaming(input_ids, kwargs)
+        asked: dict[int, dict[str, torch.Tensor]] = {}
+        if images is not None and (self.config.prompt_slots if prompt_slots is None else prompt_slots):
+            asked = self._slots_of_prompts(input_ids, attention_mask, images, image_index, kwargs, reject_threshold)
+        if takes_slots(streamer):
+            for slot in range(len(asked[0]["slot_positions"]) if asked else 0):
+                alone = {name: [values[slot : slot + 1]] for name, values in asked[0].items()}
+                streamer.put_slot(ReasoningSegmentationOutput(**alone))
 
             def draw(position: int, token_id: int) -> ReasoningSegmentationOutput:
                 slot = Slots(*torch.tensor([[0], [position], [token_id]], device=self.device), num_rows=1)
@@ -577,24 +591,17 @@ class ComposedForReasoningSegmentation(ComposedModel):
 
         sequences, prompt_length = generated.sequences, input_ids.shape[1]
         slots, running_rows = self._drawable(sequences, prompt_length, generated.get("beam_indices"))
-        image_of_prompt = image_index
+        copies = len(sequences) // len(input_ids)
         if image_index is not None:
-            image_index = image_index.repeat_interleave(len(sequences) // len(input_ids))
+            image_index = image_index.repeat_interleave(copies)
         if drawing is not None and drawing.slots:
             names = drawing.slots[0].keys()
             fields = {name: [torch.cat([slot[name][0] for slot in drawing.slots])] for name in names}
         else:
             fields = self._written_slots(slots, running_rows, recorder, images, image_index, reject_threshold)
-        wanted = images is not None and (self.config.prompt_slots if prompt_slots is None else prompt_slots)
-        if wanted and len(find_slots(input_ids, self.config.slot_token_ids, attention_mask)):
-            given = {name: kwargs[name] for name in ("mm_token_type_ids",) if name in kwargs}
-            given |= {"image_index": image_of_prompt, "image_cache": images, "reject_threshold": reject_threshold}
-            asked = self.forward(input_ids, attention_mask, share_prefixes=False, return_dict=True, **given)
-            copies = len(sequences) // len(input_ids)
-            fields = {
-                name: [torch.cat([asked[name][row // copies], value]) for row, value in enumerate(values)]
-                for name, values in fields.items()
-            }
+        for row in range(len(sequences)):
+            for name, values in asked.get(row // copies, {}).items():
+                fields[name][row] = torch.cat([values, fields[name][row]])
         output = ReasoningSegmentationOutput(
             sequences=sequences,
             sequences_scores=generated.get("sequences_scores"),
@@ -602,6 +609,31 @@ class ComposedForReasoningSegmentation(ComposedModel):
             **fields,
         )
         return output if return_dict else output.to_tuple()
+
+    def _slots_of_prompts(
+        self,
+        input_ids: torch.LongTensor,
+        attention_mask: torch.Tensor | None,
+        images: ImageCache,
+        image_index: torch.LongTensor | None,
+        kwargs: dict,
+        reject_threshold: float | None,
+    ) -> dict[int, dict[str, torch.Tensor]]:
+        """By row what the output says about slots that prompts hold; other rows are not read."""
+        rows = find_slots(input_ids, self.config.slot_token_ids, attention_mask).rows.unique()
+        if not len(rows):
+            return {}
+        per_row = {"attention_mask": attention_mask, "mm_token_type_ids": kwargs.get("mm_token_type_ids")}
+        per_row["image_index"] = image_index
+        output = self.forward(
+            input_ids[rows],
+            image_cache=images,
+            reject_threshold=reject_threshold,
+            share_prefixes=False,
+            return_dict=True,
+            **{name: values[rows] for name, values in per_row.items() if values is not None},
+        )
+        return {row: {name: output[name][at] for name in _SLOT_FIELDS} for at, row in enumerate(rows.tolist())}
 
     def _drawable(
         self, sequences: torch.LongTensor, prompt_length: int, beam_indices: torch.LongTensor | None

@@ -137,6 +137,11 @@ def check_ranges(answer_ranges: torch.LongTensor, input_ids: torch.LongTensor) -
     return ranges
 
 
+def answer_length(model: PreTrainedModel, given: int | None, otherwise: int = 256) -> int:
+    """Most tokens of an answer: as many as are `given`, else what the model's own generation configuration says."""
+    return given or getattr(getattr(model, "generation_config", None), "max_new_tokens", None) or otherwise
+
+
 def stop_ids_of(eos_token_id: int | Sequence[int] | torch.Tensor | None) -> set[int]:
     """The end tokens of a generation, in whatever form it takes them."""
     if eos_token_id is None:

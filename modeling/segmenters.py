@@ -404,27 +404,33 @@ def dice_per_mask(logits: torch.FloatTensor, targets: torch.FloatTensor) -> torc
 
 
 def sample_points(
-    logits: torch.FloatTensor, count: int, oversampling: float = 3.0, uncertain_share: float = 0.75
+    logits: torch.FloatTensor,
+    count: int,
+    oversampling: float = 3.0,
+    uncertain_share: float = 0.75,
+    extent: tuple[float, float] = (1.0, 1.0),
 ) -> torch.FloatTensor:
     """
-    Points `(masks, count, 2)` (x, y), in [0, 1], of mask logits `(masks, height, width)`: `uncertain_share` of them
-    where a logit is closest to 0 among `oversampling` times as many drawn ones, the others anywhere (PointRend,
-    section 3.1, as Mask2Former and Sa2VA train). A point may be drawn more than once.
+    Points `(masks, count, 2)` (x, y), from 0 to `extent`, of mask logits `(masks, height, width)`, whose far corner is
+    (1, 1): `uncertain_share` of them where a logit is closest to 0 among `oversampling` times as many drawn ones, the
+    others anywhere (PointRend, section 3.1, as Mask2Former and Sa2VA train). A point may be drawn more than once.
     """
-    num_uncertain = int(uncertain_share * count)
+    num_uncertain, far = int(uncertain_share * count), torch.tensor(extent, device=logits.device)
     with torch.no_grad():
-        drawn = torch.rand(len(logits), int(oversampling * count), 2, device=logits.device)
+        drawn = torch.rand(len(logits), int(oversampling * count), 2, device=logits.device) * far
         certainty = values_at(logits.float(), drawn).abs()
         nearest = certainty.topk(num_uncertain, dim=1, largest=False).indices
         uncertain = drawn.take_along_dim(nearest[..., None], 1)
-        anywhere = torch.rand(len(logits), count - num_uncertain, 2, device=logits.device)
+        anywhere = torch.rand(len(logits), count - num_uncertain, 2, device=logits.device) * far
         return torch.cat([uncertain, anywhere], 1)
 
 
 def values_at(masks: torch.FloatTensor, points: torch.FloatTensor) -> torch.FloatTensor:
     """`masks` `(masks, height, width)` at `points` `(masks, count, 2)` (x, y) in [0, 1], bilinear."""
-    grid = 2.0 * points[:, :, None] - 1.0
-    return F.grid_sample(masks[:, None], grid.to(masks), mode="bilinear", align_corners=False)[:, 0, :, 0]
+    # Only some trainings need it, and it may load scipy.
+    from transformers.models.mask2former.modeling_mask2former import sample_point
+
+    return sample_point(masks[:, None], points.to(masks), align_corners=False)[:, 0]
 
 
 def naive_dice_per_mask(logits: torch.FloatTensor, targets: torch.FloatTensor) -> torch.FloatTensor:

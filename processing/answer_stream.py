@@ -31,9 +31,9 @@ class SegmentDrawn:
     Args:
         index (`int`): Which segment of the answer, from 0.
         segment ([`Segment`]):
-            As the result will hold it. Its `span` lies in the last piece of text; rejected segments come, too. Only
-            the label of a first slot without a name of its own may change: the question names it while no other slot
-            follows.
+            As the result will hold it. Its `span` lies in the last piece of text; slots of the question, which come
+            first, have none. Rejected segments come, too. Only the label of a first slot without a name of its own
+            may change: the question names it while no other slot follows.
     """
 
     index: int
@@ -119,11 +119,13 @@ def read_answer(
                 yield from written.add(step.token_ids)
             elif step.slot is not None:
                 segment = processor.post_process_slot(step.slot, written.ids, inputs, mask_threshold)
-                token_of = list(written.slot_tokens.values())
-                written.decisions.append(token_of[-1] if segment.rejected else token_of[0])
-                text, spans = written.read()
-                yield from written.up_to(text)
-                yield SegmentDrawn(drawn, replace(segment, span=spans[-1]))
+                if segment.span is not None:
+                    token_of = list(written.slot_tokens.values())
+                    written.decisions.append(token_of[-1] if segment.rejected else token_of[0])
+                    text, spans = written.read()
+                    yield from written.up_to(text)
+                    segment = replace(segment, span=spans[-1])
+                yield SegmentDrawn(drawn, segment)
                 drawn += 1
             else:
                 result = finish(step.output)

@@ -72,20 +72,24 @@ class ChatInputs(BatchFeature):
         rows (`list[PromptRow]`):
             Prompt, answer and phrases of each row. Not an entry, so that `model(**inputs)` works; it survives
             `.to(device)`, copies and pickling.
+        awaits_answers (`bool`):
+            Whether the model is to write the answers: some row has none, also where phrases were given. It survives
+            the same.
         images (`list`):
             The images as they were given, for results to be drawn on. They survive `.to(device)` and copies; pickles,
             which travel between processes, leave them out.
     """
 
     rows: list[PromptRow] | None = None
+    awaits_answers: bool = False
     images: list | None = None
 
     def __getstate__(self) -> dict:
-        return {**super().__getstate__(), "rows": self.rows}
+        return {**super().__getstate__(), "rows": self.rows, "awaits_answers": self.awaits_answers}
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
-        self.rows = state.get("rows")
+        self.rows, self.awaits_answers = state.get("rows"), state.get("awaits_answers", False)
 
 
 def image_of_row(inputs: Any, row: int) -> Any:
@@ -123,6 +127,8 @@ class ChatProcessor(ProcessorMixin):
     # Images that one prompt may hold, and whether it may hold earlier questions and answers.
     max_images_per_prompt = 1
     reads_history = True
+    # Whether a question is answered by any number of objects, all of which together are what was asked for.
+    answers_in_objects = False
 
     @property
     def max_image_pixels(self) -> int:
@@ -290,14 +296,14 @@ class ChatProcessor(ProcessorMixin):
                 for conversation, found, ids in zip(conversations, answers, tokens["input_ids"], strict=True)
             ]
         # Generation continues at the right end, so prompts that await their answer are padded on the left.
-        awaits_answer = not all(found and found[-1][0] < found[-1][1] for found in answers)
-        tokens = self._pad(self._truncate(tokens, options["text_kwargs"]), options, awaits_answer)
+        awaits_answers = not all(found and found[-1][0] < found[-1][1] for found in answers)
+        tokens = self._pad(self._truncate(tokens, options["text_kwargs"]), options, awaits_answers)
         inputs = ChatInputs(
             {**tokens, **views, **({} if index is None else {"image_index": index})},
             tensor_type=options["text_kwargs"].get("return_tensors"),
             skip_tensor_conversion=self.skip_tensor_conversion,
         )
-        inputs.rows, inputs.images = rows, images
+        inputs.rows, inputs.awaits_answers, inputs.images = rows, awaits_answers, images
         return self._observed(inputs)
 
     def _observed(self, inputs: ChatInputs) -> ChatInputs:
@@ -476,6 +482,11 @@ class LlavaChatProcessor(ChatProcessor):
         self.template = template
         chat_template = choose_chat_template(template, chat_template, self.template_image)
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    @property
+    def _segmenter_view(self) -> Any:
+        """What makes the segmenter's view, where there is one."""
+        return self.image_processor
 
     def apply_chat_template(self, conversation, chat_template=None, **kwargs):
         """As [`ChatProcessor.apply_chat_template`]."""

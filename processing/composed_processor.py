@@ -12,17 +12,24 @@ from transformers.models.auto.processing_auto import processor_class_from_name
 from transformers.utils import PROCESSOR_NAME, is_torchvision_available
 
 from .chat import NO_IMAGE
-from .chat_processor import ChatProcessor, TokenRows, without_row_options
+from .chat_processor import ChatInputs, ChatProcessor, TokenRows, answer_ranges, without_row_options
 from .image_loading import load_rgb_image
 from .image_processing_reasoning_segmentation import SegmenterImageProcessor
 
 
 class _WithoutVideos(ProcessorMixin):
     video_processor = None  # transformers asks for it, also where there is nothing to give it
+    # What transformers makes it of where torchvision is installed; stays in what is saved.
+    video_settings: dict[str, Any] | None = None
 
     @classmethod
     def get_attributes(cls) -> list[str]:
         return [name for name in super().get_attributes() if name != "video_processor"]
+
+    @classmethod
+    def from_args_and_dict(cls, args, processor_dict: dict[str, Any], **kwargs):
+        # SmolVLM's takes it without a default.
+        return super().from_args_and_dict([*args, None], processor_dict, **kwargs)
 
     def __call__(self, *args, **kwargs) -> BatchFeature:
         given = signature(super().__call__).bind(*args, **kwargs).arguments
@@ -32,6 +39,10 @@ class _WithoutVideos(ProcessorMixin):
                 "Leave videos out, or install torchvision and load the vision-language model's own folder."
             )
         return super().__call__(*args, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        output = super().to_dict()
+        return output if self.video_settings is None else {**output, "video_processor": self.video_settings}
 
     def __reduce__(self):
         # Pickles find a class by its name, and under this one's stands transformers' own.
@@ -48,8 +59,9 @@ def without_videos(processor_class: type[ProcessorMixin]) -> type[ProcessorMixin
         processor_class (`type[ProcessorMixin]`): Such as `Qwen3VLProcessor`.
 
     Returns:
-        `type[ProcessorMixin]`: A subclass of the same name, so that what it saves names the class of transformers. It
-        raises a `ValueError` for videos. `processor_class` itself where that takes none, or not as its last part.
+        `type[ProcessorMixin]`: A subclass of the same name, so that what it saves names the class of transformers,
+        with `video_settings` for its video processor. It raises a `ValueError` for videos. `processor_class` itself
+        where that takes none, or not as its last part.
     """
     # Parts are given by their places, so only the last one can go.
     if processor_class.get_attributes()[-1:] != ["video_processor"]:
@@ -133,6 +145,20 @@ class ComposedProcessor(ChatProcessor):
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return self.vlm_processor.replace_image_token(image_inputs, image_idx, **kwargs)
+
+    def _call_with_ranges(self, has_answers: bool, kwargs: dict[str, Any], **given) -> ChatInputs:
+        """The inputs of a call, with `answer_ranges` where answers are given, and `labels` only where asked for."""
+        wants_labels = kwargs.pop("return_labels", False)
+        if has_answers or wants_labels:
+            kwargs["return_labels"] = True
+        inputs = super().__call__(**given, **kwargs)
+        if inputs.rows is None:
+            return inputs
+        if has_answers:
+            inputs["answer_ranges"] = answer_ranges(inputs)
+        if not wants_labels and "labels" in inputs:
+            del inputs["labels"]
+        return inputs
 
     def _encode(self, conversations, images, index, options):
         if images is None:
@@ -289,6 +315,8 @@ class ComposedProcessor(ChatProcessor):
             vlm_class = without_videos(vlm_class)
         own = {name: kwargs.pop(name, saved.get(name)) for name in cls.own_fields}
         vlm_processor = vlm_class.from_pretrained(pretrained_model_name_or_path, **hub, **kwargs)
+        if isinstance(vlm_processor, _WithoutVideos):
+            vlm_processor.video_settings = saved.get("video_processor")
         chosen = getattr(getattr(vlm_processor, "image_processor", None), "backend", backend)
         # Only here: given to the processor, `backend` would reach the tokenizer, which takes it for its own.
         if chosen != backend:

@@ -40,6 +40,9 @@ FENCED = "the answer stands in a code fence that does not belong there"
 NOT_WHOLE = "the answer as a whole is no valid JSON"
 NO_LIST = "the answer is no list of objects"
 NOTHING = "the answer holds no coordinates"
+ONLY_CHARACTERS = f"only the first {MAX_CHARACTERS} characters were read"
+ONLY_OBJECTS = "only the first {} objects were read"
+NOT_EVEN = "points left out: they do not come out even with the boxes"
 
 
 @dataclass(frozen=True)
@@ -125,12 +128,12 @@ def read_objects(
     start, stop, thinking, problems = _find_answer(text, "<answer>" in around)
     if stop - start > MAX_CHARACTERS:
         stop = start + MAX_CHARACTERS
-        problems.append(f"only the first {MAX_CHARACTERS} characters were read")
+        problems.append(ONLY_CHARACTERS)
     found: list[_Found] = []
     for name in syntaxes if start < stop else ():
         for one in SYNTAXES[name](text, start, stop):
             if len(found) == max_objects:
-                problems.append(f"only the first {max_objects} objects were read")
+                problems.append(ONLY_OBJECTS.format(max_objects))
                 break
             found.append(one)
         if found:
@@ -217,12 +220,9 @@ def _json_objects(text: str, start: int, stop: int) -> Iterator[_Found]:
             end = chunk.end()
             value = _loose_object(chunk[0], end == stop)
             repairs.append(CUT_OFF if end == stop and not chunk[0].endswith("}") else NOT_JSON)
-        found = _from_keys(value, (brace, end), repairs) if isinstance(value, dict) else None
-        if found is None:  # objects may be inside
-            position = brace + 1
-            continue
-        position = end
-        yield found
+        found = _from_keys(value, (brace, end), repairs) if isinstance(value, dict) else []
+        position = end if found else brace + 1  # objects may be inside
+        yield from found
 
 
 def _problems_of_json(answer: str, around: str) -> list[str]:
@@ -243,24 +243,43 @@ def _loose_object(chunk: str, is_last: bool) -> dict[str, Any]:
     for key, numbers, brace, label, other_label in _ENTRY.findall(chunk):
         if not numbers:
             entries[key] = label or other_label
-        elif "]" in numbers or brace or not is_last:
-            entries[key] = [float(number) for number in re.findall(_NUMBER, numbers)]
+            continue
+        rows = [row for row in re.findall(r"\[[^\[\]]*\]?", numbers) if row.endswith("]") or brace or not is_last]
+        read = [[float(number) for number in re.findall(_NUMBER, row)] for row in rows]
+        if read := [row for row in read if row]:
+            entries[key] = read[0] if len(read) == 1 else read
     return entries
 
 
-def _from_keys(value: dict[str, Any], span: Span, repairs: list[str]) -> _Found | None:
-    """A box, up to any number of points, and a label, by what their keys are called; `None` without coordinates."""
-    found = _Found(span, repairs=repairs)
+def _from_keys(value: dict[str, Any], span: Span, repairs: list[str]) -> list[_Found]:
+    """
+    By what their keys are called a box, up to any number of points, and a label; of several boxes each is an object,
+    with its point and its label where there are as many. Empty where there are none, or they are objects themselves.
+    """
+    boxes, points, labels = [], [], [None]
     for key, entry in value.items():
         name = key.lower()
-        if "box" in name:
-            found.box = entry
-        elif "point" in name:
-            nested = isinstance(entry, list) and entry and all(isinstance(one, list) for one in entry)
-            found.points += entry if nested else [entry]
-        elif name in _LABEL_KEYS and isinstance(entry, str):
-            found.label = entry
-    return found if found.box is not None or found.points else None
+        rows = entry if isinstance(entry, list) and all(isinstance(row, list) for row in entry) else []
+        if "box" in name and entry is not None:
+            # Two corners in brackets of their own are one box.
+            boxes += rows if rows and all(len(row) >= 4 for row in rows) else [entry]
+        elif "point" in name and entry is not None:
+            points += rows or [entry]
+        elif name in _LABEL_KEYS and isinstance(entry, (str, list)):
+            labels = entry if isinstance(entry, list) else [entry]
+    # Keys such as "box_format" and "num_points" name none.
+    boxes, points = ([one for one in group if isinstance(one, list)] or group for group in (boxes, points))
+    lists = [one for one in (*boxes, *points) if isinstance(one, list) and one]
+    are_objects = [all(isinstance(part, dict) for part in one) for one in lists]
+    if not (boxes or points) or (lists and all(are_objects)):
+        return []
+    count = max(len(boxes), 1)
+    labels = labels if len(labels) == count else [None] * count if len(labels) != 1 else labels * count
+    if count == 1:
+        return [_Found(span, next(iter(boxes), None), points, labels[0], repairs)]
+    pairs = [[point] for point in points] if len(points) == count else [[]] * count
+    repairs = [*repairs, NOT_EVEN] if len(points) not in (0, count) else repairs
+    return [_Found(span, box, own, label, repairs) for box, own, label in zip(boxes, pairs, labels, strict=True)]
 
 
 _REF = re.compile(r"<ref>([^<]*)</ref>|<box>([^<]*)")
@@ -303,7 +322,9 @@ def _point_tags(text: str, start: int, stop: int) -> Iterator[_Found]:
                 yield _Found(tag.span(), points=[numbers], label=label)
 
 
-_PAIR = re.compile(r"\(\s*(\d{1,3}(?:\.\d+)?)\s*[,\s]\s*(\d{1,3}(?:\.\d+)?)\s*\)|(?:\d|p)\s?=\s?(\d{3})\s?,\s?(\d{3})")
+_PAIR = re.compile(
+    r"\(\s*(\d{1,3}(?:\.\d+)?)(?:\s*,\s*|\s+)(\d{1,3}(?:\.\d+)?)\s*\)|(?:\d|p)\s?=\s?(\d{3})\s?,\s?(\d{3})"
+)
 
 
 def _point_pairs(text: str, start: int, stop: int) -> Iterator[_Found]:
@@ -395,10 +416,16 @@ def _place(
         if (x, y) != inside and not (0 <= x <= width and 0 <= y <= height) and CLIPPED not in repairs:
             repairs.append(CLIPPED)
         placed_points.append(inside)
-    label = found.label.strip() if isinstance(found.label, str) else None
+    label = read_label(found.label)
     return CoordinateObject(
-        placed_box, tuple(placed_points), (1,) * len(placed_points), label or None, found.span, tuple(repairs)
+        placed_box, tuple(placed_points), (1,) * len(placed_points), label, found.span, tuple(repairs)
     )
+
+
+def read_label(label: Any) -> str | None:
+    """A label that is a text, without white space around it; half a pair of surrogates, for which JSON has a spelling
+    and UTF-8 has none, becomes a question mark."""
+    return (isinstance(label, str) and label.encode("utf-8", "replace").decode().strip()) or None
 
 
 def _is_near(value: float, size: int) -> bool:

@@ -14,10 +14,23 @@ One entry of `COORDINATE_FORMATS` is all there is to know of a format. Its wordi
 | `star_qwen3`      | StAR-8B and -32B      | thousandths of 840 x 840     | the same                              |
 """
 
+import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from .coordinate_answers import AS_PIXELS, FRACTIONS, MAX_CHARACTERS, CoordinateAnswer, CoordinateObject, read_objects
+from .coordinate_answers import (
+    AS_PIXELS,
+    FRACTIONS,
+    MAX_CHARACTERS,
+    NOTHING,
+    ONLY_CHARACTERS,
+    ONLY_OBJECTS,
+    CoordinateAnswer,
+    CoordinateObject,
+    read_label,
+    read_objects,
+)
 from .published_answers import (
     LARGEST_FRACTION,
     LARGEST_THOUSANDTH,
@@ -33,6 +46,8 @@ FIXED, PAPER = "fixed", "paper"
 # StAR's and VisionReasoner's rewards count as many at most.
 MAX_OBJECTS = 120
 _SQUASHED = (840, 840)
+# Of what published code reads: what is drawn is computed in float32, in which larger ones, scaled, are infinite.
+_LARGEST_COORDINATE = 1e30
 BOX_ALONE, POINTS_ALONE = "drawn by its box alone", "drawn by its points alone"
 
 
@@ -132,12 +147,18 @@ class CoordinateFormat:
         try:
             name = self.published[0] if reading == PAPER else reading
             published = PUBLISHED_READERS[name](fixed.text[:MAX_CHARACTERS], sizes)
+            _check_coordinates(published)
         except READING_ERRORS as error:
             said = f"{type(error).__name__}: {error}"
             return replace(fixed, objects=(), problems=("the published code cannot read the answer",), error=said)
         needs_points = "{x}" in self.example and "{x1}" in self.example
         objects, problems = _objects_of(published, needs_points, fixed.objects)
-        return replace(fixed, objects=objects[:max_objects], problems=problems)
+        if len(fixed.text) > MAX_CHARACTERS:
+            problems.append(ONLY_CHARACTERS)
+        if len(objects) > max_objects:
+            problems.append(ONLY_OBJECTS.format(max_objects))
+        thinking = fixed.thinking if published.thinking is None else published.thinking
+        return replace(fixed, objects=objects[:max_objects], thinking=thinking, problems=tuple(problems))
 
     def _said_what_is_missing(self, found: CoordinateObject) -> CoordinateObject:
         """A box prompts without points, and points without a box, which published code may not do."""
@@ -157,35 +178,55 @@ class CoordinateFormat:
             numbers = {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "x": points[0][0], "y": points[0][1]}
             numbers |= {"x_2": points[-1][0], "y_2": points[-1][1]}
             spelled = {name: f"{value / scale[name[0] == 'y']:.{self.decimals}f}" for name, value in numbers.items()}
-            written.append(self.example.format(label=one.label or "", **spelled))
+            label = one.label or ""
+            if "json" in self.syntaxes[:1]:
+                label = json.dumps(label, ensure_ascii=False)[1:-1]
+            written.append(self.example.format(label=label, **spelled))
         return self.around.replace("{objects}", self.joined_by.join(written))
+
+
+def _check_coordinates(published: PublishedAnswer) -> None:
+    """
+    Raises:
+        ValueError: If there is anything with which no segmenter can be prompted.
+    """
+    for name, groups, count in (("box", published.boxes, 4), ("point", published.points, 2)):
+        for group in groups:
+            if len(group) != count:
+                raise ValueError(f"a {name} of {len(group)} numbers, not {count}")
+            if not all(math.isfinite(number) and abs(number) <= _LARGEST_COORDINATE for number in group):
+                raise ValueError(f"a {name} with a number that is no coordinate")
 
 
 def _objects_of(
     published: PublishedAnswer, needs_points: bool, seen: Sequence[CoordinateObject]
-) -> tuple[tuple[CoordinateObject, ...], tuple[str, ...]]:
+) -> tuple[tuple[CoordinateObject, ...], list[str]]:
     """
     What published code prompts the segmenter with: a box with its points, or boxes alone, or points alone where there
     are no boxes. Of boxes and points that do not come out even nothing is drawn, as by VisionReasoner's package. Spans
     are those of `seen`, where there are as many objects.
     """
     boxes, points, each = published.boxes, published.points, published.points_per_box
-    problems = ()
+    problems = []
+    if published.zeros_are_nothing:
+        boxes = [box for box in boxes if any(box)]
     if boxes and (points or needs_points) and len(points) != each * len(boxes):
-        problems = (f"{len(boxes)} boxes and {len(points)} points belong to no common objects",)
+        problems.append(f"{len(boxes)} boxes and {len(points)} points belong to no common objects")
         boxes, points = [], []
-    boxes = [box for box in boxes if any(box)]  # InternVL's evaluation takes zeros for nothing
     groups = [points[at : at + each] for at in range(0, len(points), each)]
     count = max(len(boxes), len(groups))
     same = len(seen) == count
+    if not count and not problems:
+        problems.append(NOTHING)
+    labels = [one.label for one in seen] if same else [None] * count
+    if len(published.labels) == count:  # a model may write anything there
+        labels = list(map(read_label, published.labels))
     objects = tuple(
         CoordinateObject(
             box_xyxy=tuple(boxes[at]) if boxes else None,
             points_xy=tuple(map(tuple, groups[at])) if groups else (),
             point_labels=(1,) * len(groups[at]) if groups else (),
-            label=(published.labels[at] or None)
-            if len(published.labels) == count
-            else (seen[at].label if same else None),
+            label=labels[at],
             span=seen[at].span if same else None,
         )
         for at in range(count)

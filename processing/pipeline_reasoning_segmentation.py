@@ -112,7 +112,8 @@ class ReasoningSegmentationPipeline(Pipeline):
             token in the text, which reads `[REJ]` where the segment is rejected; `box_xyxy` is `[x1, y1, x2, y2]` in
             pixels of the upright image, and `mask` has its size; both are None for rejected segments. Systems that
             find phrases in the answer add `phrase_extractor`, what found them; those that write coordinates add
-            `thinking` and `problems`, what could not be read.
+            `thinking` and `problems`, what could not be read, and to each segment what was written: `prompt_box_xyxy`,
+            `points_xy`, `point_labels`, and `repairs`, what was put right to read it.
 
         Raises:
             ValueError: Images and questions do not match, or an option has no meaning here.
@@ -237,8 +238,8 @@ class ReasoningSegmentationPipeline(Pipeline):
             if batch.shared.cache is None:
                 batch.shared.cache = self.model.encode_image(**inputs)
             options["image_cache"] = batch.shared.cache
-        asks = batch.kind == "text" or getattr(self.model, "generates_for_phrases", False)
-        writes_text = asks and hasattr(self.model, "generate_with_masks")
+        is_answered = batch.kind == "text" or getattr(batch.inputs, "awaits_answers", False)
+        writes_text = is_answered and hasattr(self.model, "generate_with_masks")
         if writes_text:
             options.update(self._prepare_generate_kwargs(generate_kwargs or {}))
             if (self._get_set_generation_params(options).get("num_return_sequences") or 1) != 1:
@@ -276,6 +277,7 @@ class ReasoningSegmentationPipeline(Pipeline):
                         "span": segment.span,
                         "box_xyxy": box,
                         "mask": mask,
+                        **segment.remarks,
                     }
                 )
             rows.append(row)

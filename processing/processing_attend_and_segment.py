@@ -8,7 +8,7 @@ from transformers.processing_utils import Unpack
 
 from .attention_grids import LEVELS, attention_grids, grid_inputs
 from .chat import GENERIC_WORDING, PromptRow, as_list, ask_and_answer, clean_phrase, complete_wording
-from .chat_processor import ChatInputs, ChatProcessorKwargs, answer_ranges, image_of_row
+from .chat_processor import ChatInputs, ChatProcessorKwargs, image_of_row
 from .composed_processor import ComposedProcessor
 from .noun_phrases import AnswerPhrase, PhraseFinder, make_extractor
 from .phrase_segments import (
@@ -137,18 +137,10 @@ class AttendAndSegmentProcessor(ComposedProcessor):
             answers are given.
         """
         has_answers = answer is not None or phrases is not None
-        wants_labels = kwargs.pop("return_labels", False)
-        if has_answers or wants_labels:
-            kwargs["return_labels"] = True
-        inputs = super().__call__(
-            images=images, text=text, answer=answer, phrases=phrases, image_index=image_index, **kwargs
-        )
+        given = {"images": images, "text": text, "answer": answer, "phrases": phrases, "image_index": image_index}
+        inputs = self._call_with_ranges(has_answers, kwargs, **given)
         if inputs.rows is None:
             return inputs
-        if has_answers:
-            inputs["answer_ranges"] = answer_ranges(inputs)
-        if not wants_labels and "labels" in inputs:
-            del inputs["labels"]
         asked = tuple(self._asked(row) for row in inputs.rows)
         inputs["phrase_finder"] = PhraseFinder(
             self.decode_answer, self.extract_phrases, asked, tuple(self._lead(phrases) for phrases in asked)

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers.processing_utils import Unpack
 
 from .chat import PromptRow, as_list, check_phrase
-from .chat_processor import ChatInputs, ChatProcessorKwargs, answer_ranges, image_of_row
+from .chat_processor import ChatInputs, ChatProcessorKwargs, image_of_row
 from .composed_processor import ComposedProcessor
 from .coordinate_answers import CoordinateAnswer, CoordinateObject
 from .coordinate_formats import COORDINATE_FORMATS, FIXED, MAX_OBJECTS, PAPER, CoordinateFormat, CoordinateReader
@@ -51,6 +51,15 @@ class CoordinateSegment(Segment):
     point_labels: tuple[int, ...] = ()
     repairs: tuple[str, ...] = ()
     mask_score: float | None = None
+
+    @property
+    def remarks(self) -> dict[str, Any]:
+        return {
+            "prompt_box_xyxy": None if self.prompt_box_xyxy is None else list(self.prompt_box_xyxy),
+            "points_xy": [list(point) for point in self.points_xy],
+            "point_labels": list(self.point_labels),
+            "repairs": list(self.repairs),
+        }
 
 
 @dataclass(repr=False)
@@ -118,7 +127,6 @@ class CoordinatesProcessor(ComposedProcessor):
     """
 
     own_fields = ("coordinate_format", "vlm_image_size", "reading", "max_objects", "wording")
-    # A question is answered by any number of objects, all of which together are what was asked for.
     answers_in_objects = True
 
     def __init__(
@@ -177,18 +185,10 @@ class CoordinatesProcessor(ComposedProcessor):
         Raises:
             ValueError: As in the other processors, and for several phrases that the answer would not tell apart.
         """
-        wants_labels = kwargs.pop("return_labels", False)
-        if answer is not None or wants_labels:
-            kwargs["return_labels"] = True
-        inputs = super().__call__(
-            images=images, text=text, answer=answer, phrases=phrases, image_index=image_index, **kwargs
-        )
+        given = {"images": images, "text": text, "answer": answer, "phrases": phrases, "image_index": image_index}
+        inputs = self._call_with_ranges(answer is not None, kwargs, **given)
         if inputs.rows is None or "original_sizes" not in inputs:
             return inputs
-        if answer is not None:
-            inputs["answer_ranges"] = answer_ranges(inputs)
-        if not wants_labels and "labels" in inputs:
-            del inputs["labels"]
         sizes = self._image_sizes(inputs)
         index = as_list(inputs["image_index"]) if "image_index" in inputs else range(len(sizes))
         inputs["coordinate_reader"] = CoordinateReader(

@@ -113,10 +113,6 @@ class IvmProcessor(LlavaChatProcessor):
             template=None,
         )
 
-    @property
-    def _segmenter_view(self) -> Any:
-        return self.image_processor
-
     def __call__(
         self,
         images: ImageInput | None = None,
@@ -160,7 +156,9 @@ class IvmProcessor(LlavaChatProcessor):
                 images = read_images(images)
                 index = read_image_index(image_index, len(phrases), len(images)) or range(len(phrases))
                 image_index = [image for row, image in zip(phrases, index, strict=True) for _ in row]
-        return super().__call__(images=images, text=text, phrases=phrases, image_index=image_index, **kwargs)
+        inputs = super().__call__(images=images, text=text, phrases=phrases, image_index=image_index, **kwargs)
+        inputs.awaits_answers = False
+        return inputs
 
     def _prompt_rows(
         self, text: Any, answer: Any, phrases: Any, apply_template: bool | None, has_images: bool

@@ -1,6 +1,6 @@
 """LISA's processor: LLaVA-v1 prompts, CLIP's and SAM's view of the image, `[SEG]`."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .chat import GENERIC_WORDING, IMAGE_TOKEN, MARKED_IMAGE
 from .chat_processor import LlavaChatProcessor
@@ -74,10 +74,6 @@ class LisaProcessor(SlotProcessor, LlavaChatProcessor):
             num_additional_image_tokens,
             template,
         )
-
-    @property
-    def _segmenter_view(self) -> Any:
-        return self.image_processor
 
 
 __all__ = ["LISA_WORDING", "LisaProcessor"]

@@ -137,10 +137,6 @@ class Sa2VaProcessor(SlotProcessor, LlavaChatProcessor):
         self.image_token_ids = [self.image_token_id]
 
     @property
-    def _segmenter_view(self) -> Any:
-        return self.image_processor
-
-    @property
     def _sees_patches(self) -> bool:
         """Whether the vision-language model is a Qwen-VL."""
         return hasattr(self.image_processor, "merge_size")

@@ -14,9 +14,11 @@ does, one of `READING_ERRORS`; where that reads a variable which was never set, 
 import ast
 import json
 import re
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,15 +63,17 @@ class PublishedAnswer:
         boxes (`list`): `[x1, y1, x2, y2]` each, in pixels of the image, which they may leave.
         points (`list`): `[x, y]` each, there.
         labels (`list[str]`): One per box, of code that reads them.
-        thinking (`str`): What the model wrote before its answer, where the code keeps it.
+        thinking (`str`, *optional*): What the model wrote before its answer; `None` of code that does not look for it.
         points_per_box (`int`): How many points belong to a box.
+        zeros_are_nothing (`bool`): Whether a box of zeros says that none was found.
     """
 
     boxes: list[list[float]] = field(default_factory=list)
     points: list[list[float]] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
-    thinking: str = ""
+    thinking: str | None = None
     points_per_box: int = 1
+    zeros_are_nothing: bool = False
 
 
 PublishedReader = Callable[[str, ImageSizes], PublishedAnswer]
@@ -90,8 +94,8 @@ def truncated_first(value: float, factor: float) -> int:
 
 def seg_zero(text: str, sizes: ImageSizes) -> PublishedAnswer:
     """The first `{...}` without another `}`, wherever it stands: a box and two points."""
-    found = re.search(r"\{[^}]+\}", text)
-    data = json.loads(found[0]) if found else {}
+    found = _first_braces(text)
+    data = {} if found is None else json.loads(found)
     boxes = [data[key] for key in data if "bbox" in key.lower()][:1]
     points = [data[key] for key in data if "points" in key.lower()][:2]
     box = [truncated_first(*pair) for pair in zip(boxes[0], sizes.scale * 2, strict=True)] if boxes else []
@@ -102,6 +106,14 @@ def seg_zero(text: str, sizes: ImageSizes) -> PublishedAnswer:
     if thinking is None:
         raise ValueError("<think> is missing")
     return PublishedAnswer([box], points, thinking=thinking, points_per_box=2)
+
+
+def _first_braces(text: str) -> str | None:
+    """The first `{...}` that holds something but no `}`; by `find`, see `_between`."""
+    start = text.find("{")
+    while start >= 0 and (stop := text.find("}", start)) == start + 1:
+        start = text.find("{", stop)
+    return None if start < 0 or stop < 0 else text[start : stop + 1]
 
 
 def vision_reasoner_script(text: str, sizes: ImageSizes) -> PublishedAnswer:
@@ -153,13 +165,47 @@ def _point(found: Any, sizes: ImageSizes) -> list[int]:
 
 # ---- StAR -----------------------------------------------------------------------------------------------------------
 
-# In this order, where the text is not JSON.
+_POINT_OPENS = re.compile(r'"point_2d"\s*:\s*\[')
+_ROW_OPENS = re.compile(r'"(?:bbox_2d|point_2d)"\s*:\s*\[')
+
+
+def _with_points_closed(text: str) -> str:
+    """`"point_2d": [x, y}}` becomes `"point_2d": [x, y]}`."""
+
+    def mended(found: re.Match) -> str:
+        return f"{found[1]}]}}" if found[2] == "}}" and _POINT_OPENS.search(found[1]) else found[0]
+
+    return re.sub(r"([^\]}]*)(\}\}|[\]}]|\Z)", mended, text)
+
+
+def _without_quotes_in_rows(text: str) -> str:
+    def mended(found: re.Match) -> str:
+        opened = _ROW_OPENS.search(found[0])
+        return found[0] if opened is None else found[0][: opened.end()] + found[0][opened.end() :].replace('"', "")
+
+    return re.sub(r"[^\]]*\]", mended, text[: text.rfind("]") + 1]) + text[text.rfind("]") + 1 :]
+
+
+def _without_quotes_after_rows(text: str) -> str:
+    kept, start, stop = [], 0, -1
+    for opened in _ROW_OPENS.finditer(text):
+        stop = text.find("]", opened.end()) if stop < opened.end() else stop
+        if stop < 0:
+            break
+        if opened.start() >= start and text.startswith('"', stop + 1):
+            kept.append(text[start : stop + 1])
+            start = stop + 2
+    return "".join(kept) + text[start:]
+
+
+# In this order, where the text is not JSON. The authors have one expression for each, three of which read on to the
+# same bracket from everything that may be their beginning; that takes a time that is quadratic in the text's length.
 _STAR_REPAIRS = (
-    (r'("point_2d"\s*:\s*\[[^\]\}]*?)\}\}', r"\1]}"),
-    (r"(\[\s*-?[\d.]+\s*,\s*-?[\d.]+\s*)\}\s*\]", r"\1]}]"),
-    (r"\}\s*\}(?=\s*\])", "}"),
-    (r'("(?:bbox_2d|point_2d)"\s*:\s*\[)([^\]]*)(\])', lambda found: found[1] + found[2].replace('"', "") + found[3]),
-    (r'("(?:bbox_2d|point_2d)"\s*:\s*\[[^\]]*\])"', r"\1"),
+    _with_points_closed,
+    partial(re.compile(r"(\[\s*-?[\d.]+\s*,\s*-?[\d.]+\s*)\}\s*\]").sub, r"\1]}]"),
+    partial(re.compile(r"\}\s*\}(?=\s*\])").sub, "}"),
+    _without_quotes_in_rows,
+    _without_quotes_after_rows,
 )
 
 
@@ -208,8 +254,8 @@ def _star_objects(text: str, lenient: bool) -> list:
     try:
         objects = json.loads(answer)
     except json.JSONDecodeError:
-        for pattern, better in _STAR_REPAIRS:
-            answer = re.sub(pattern, better, answer)
+        for repair in _STAR_REPAIRS:
+            answer = repair(answer)
         try:
             objects = json.loads(answer)
         except json.JSONDecodeError:
@@ -279,15 +325,21 @@ def _cookbook(text: str, to_pixel: Callable[[float, int], int]) -> PublishedAnsw
     if "```json" in lines:
         text = "\n".join(lines[lines.index("```json") + 1 :]).split("```")[0]
     try:
-        objects = ast.literal_eval(text)
+        objects = _literal(text)
     except READING_ERRORS:
-        objects = ast.literal_eval(text[: text.rfind('"}') + 2] + "]")
+        objects = _literal(text[: text.rfind('"}') + 2] + "]")
     read = PublishedAnswer()
     for found in objects if isinstance(objects, list) else [objects]:
         box = [to_pixel(found["bbox_2d"][edge], edge % 2) for edge in range(4)]
         read.boxes.append([*map(min, box[:2], box[2:]), *map(max, box[:2], box[2:])])
         read.labels.append(found.get("label", ""))
     return read
+
+
+def _literal(text: str) -> Any:
+    with warnings.catch_warnings():  # Python has some for what is written, such as "\\d"
+        warnings.simplefilter("ignore")
+        return ast.literal_eval(text)
 
 
 def qwen2_5_odinw(text: str, sizes: ImageSizes) -> PublishedAnswer:
@@ -302,7 +354,7 @@ def qwen3_odinw(text: str, sizes: ImageSizes) -> PublishedAnswer:
 
 def _odinw(text: str, to_pixel: Callable[[float, int], float]) -> PublishedAnswer:
     try:
-        objects = ast.literal_eval(text.replace("```json", "").replace("```", ""))
+        objects = _literal(text.replace("```json", "").replace("```", ""))
         boxes = [[to_pixel(value, edge % 2) for edge, value in enumerate(one["bbox_2d"])] for one in objects]
         return PublishedAnswer(boxes, labels=[one["label"] for one in objects])
     except READING_ERRORS:
@@ -340,13 +392,14 @@ def _baseline(text: str, to_pixel: Callable[[float, int], int]) -> PublishedAnsw
 def internvl_refcoco(text: str, sizes: ImageSizes) -> PublishedAnswer:
     """The first four numbers in brackets, thousandths, or fractions where their sum is below 4; else all zeros."""
     box = np.zeros(4, dtype=np.float32)
-    if found := re.search(r"\[([^,\[\]]*),([^,]*?),([^,]*?),([^,]*?)\]", text):
-        with suppress(ValueError):
-            box = np.array([float(number) for number in found.groups()], dtype=np.float32)
-    if box.sum() >= 4:
-        box = box / np.float32(1000)
-    box = box * np.array(sizes.image[::-1] * 2, dtype=np.float32)
-    return PublishedAnswer([box.tolist()])
+    with np.errstate(all="ignore"):  # what is too large for float32 is infinite
+        if found := re.search(r"\[([^,\[\]]*),([^,]*?),([^,]*?),([^,]*?)\]", text):
+            with suppress(ValueError):
+                box = np.array([float(number) for number in found.groups()], dtype=np.float32)
+        if box.sum() >= 4:
+            box = box / np.float32(1000)
+        box = box * np.array(sizes.image[::-1] * 2, dtype=np.float32)
+    return PublishedAnswer([box.tolist()], zeros_are_nothing=True)
 
 
 def internvl_demo(text: str, sizes: ImageSizes) -> PublishedAnswer:
@@ -364,7 +417,7 @@ _MOLMO_POINTS = (
     (r"Click\((\d+\.\d), ?(\d+\.\d)\)", 1.0),
     (r"\((\d+\.\d),? ?(\d+\.\d)\)", 1.0),
     (r'x\d*="\s*(\d+(?:\.\d+)?)"\s+y\d*="\s*(\d+(?:\.\d+)?)"', 1.0),
-    (r"(?:\d+|p)\s*=\s*(\d{3})\s*,\s*(\d{3})", 10.0),
+    (r"(?:\d|p)\s*=\s*(\d{3})\s*,\s*(\d{3})", 10.0),
 )
 
 

@@ -68,6 +68,11 @@ class Segment:
         return f"{type(self).__name__}(label={_shortened(self.label)}, span={self.span}, {found})"
 
     @property
+    def remarks(self) -> dict[str, Any]:
+        """`dict`: What a system says of it beside these fields, as plain JSON values."""
+        return {}
+
+    @property
     def area(self) -> int:
         """`int`: number of pixels of the mask, 0 without one."""
         return 0 if self.mask is None else int(np.count_nonzero(self.mask))

@@ -125,7 +125,7 @@ class SlotProcessor(ChatProcessor):
         mask_threshold: float = 0.0,
     ) -> Segment:
         r"""
-        The segment of the slot with which an answer ends so far.
+        The segment of the slot with which an answer ends so far, or of one of the prompt.
 
         Args:
             output ([`ReasoningSegmentationOutput`]): What a streamer of `generate_with_masks` got for that slot alone.
@@ -134,11 +134,13 @@ class SlotProcessor(ChatProcessor):
             mask_threshold (`float`, *optional*, defaults to 0.0): As in `post_process_segmentation`.
 
         Returns:
-            [`Segment`]: Its `span` lies in the text of `answer_ids`.
+            [`Segment`]: Its `span` lies in the text of `answer_ids`, and is `None` for one of the prompt.
         """
+        sizes = read_mask_sizes(inputs, None, [0], self._segmenter_view)[0]
+        if int(output["slot_positions"][0][-1]) < len(inputs["input_ids"][0]):
+            return self._segments(ReadAnswer("", [None]), None, output, 0, mask_threshold, None, sizes)[0]
         answer = self._written_answer(answer_ids, self._prompt(inputs, getattr(inputs, "rows", None), 0))
         labels = slot_labels(answer.text, answer.spans, answer.question if len(answer.spans) == 1 else None)
-        sizes = read_mask_sizes(inputs, None, [0], self._segmenter_view)[0]
         slot = answer._replace(spans=answer.spans[-1:])
         return self._segments(slot, tuple(labels[-1:]), output, 0, mask_threshold, None, sizes)[0]
 

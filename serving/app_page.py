@@ -96,11 +96,11 @@ class Sessions:
 
     Args:
         models (`list[AppModel]`): What can be chosen; the first one is, to begin with.
-        max_new_tokens (`int`): Longest answer.
+        max_new_tokens (`int`, *optional*): Longest answer; by default as the model says.
         folder (`Path`): For downloads, a folder in it per page.
     """
 
-    def __init__(self, models: Sequence[AppModel], max_new_tokens: int, folder: Path):
+    def __init__(self, models: Sequence[AppModel], max_new_tokens: int | None, folder: Path):
         self.models = {model.name: model for model in models}
         self.max_new_tokens, self.folder = max_new_tokens, folder
         self._open: OrderedDict[str, AppSession] = OrderedDict()
@@ -156,14 +156,14 @@ def _page_class(gr: Any) -> type:
 def build_page(
     models: Sequence[AppModel],
     examples: Sequence[tuple[Image.Image, Sequence[str]]] = (),
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     concurrency: int = 1,
 ) -> Any:
     """
     Args:
         models (`list[AppModel]`): What can be chosen, at least one.
         examples (`list[tuple[PIL.Image.Image, list[str]]]`, *optional*): Images to begin with, and questions for each.
-        max_new_tokens (`int`, *optional*, defaults to 256): Longest answer.
+        max_new_tokens (`int`, *optional*): Longest answer; by default as each model says, else 256.
         concurrency (`int`, *optional*, defaults to 1):
             Answers that are written at the same time; each model writes one at a time in any case. Others wait.
 

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..evaluation.answering import input_side
+from ..modeling.outputs import answer_length
 from ..processing.answer_stream import AnswerEnd, SegmentDrawn, TextPiece
 from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from ..processing.masked_images import DEFAULT_THRESHOLD, mask_image
@@ -129,7 +130,7 @@ class AppSession:
 
     Args:
         model ([`AppModel`]): Who answers.
-        max_new_tokens (`int`): Longest answer.
+        max_new_tokens (`int`, *optional*): Longest answer; by default as the model says, else 256.
 
     Attributes:
         image (`PIL.Image.Image`, *optional*): What is asked about, without regions.
@@ -140,7 +141,7 @@ class AppSession:
     """
 
     model: AppModel
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = None
     image: Image.Image | None = None
     regions: list[VisualPrompt] = field(default_factory=list)
     turns: list[AppTurn] = field(default_factory=list)
@@ -174,9 +175,8 @@ class AppSession:
         processor = self.model.processor
         self._keeper = OutputKeeper(processor) if self.model.draws_masks else None
         with sentences():
-            self._conversation = Conversation(
-                self.model.model, self._keeper or processor, max_new_tokens=self.max_new_tokens
-            )
+            length = answer_length(self.model.model, self.max_new_tokens)
+            self._conversation = Conversation(self.model.model, self._keeper or processor, max_new_tokens=length)
         self.turns, self.shown, self.alone, self._known_version = [], None, None, -1
 
     def undo(self) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
+from ..modeling.outputs import answer_length
 from ..processing.segments import SegmentationResult
 from .conversation import Conversation
 from .limits import RETRY_AFTER, Limits, RefusedError
@@ -214,7 +215,7 @@ class ModelWorker:
         question = job.question
         row = _OnlyRow(self, job)
         thresholds = {"mask_threshold": question.mask_threshold, "reject_threshold": question.reject_threshold}
-        options: dict[str, Any] = {"max_new_tokens": question.max_new_tokens, "stopping_criteria": [row]}
+        options: dict[str, Any] = {"max_new_tokens": self.longest(question), "stopping_criteria": [row]}
         options |= question.sampling or {"do_sample": False}
         with _sampling(question):
             if question.messages is not None:
@@ -255,7 +256,7 @@ class ModelWorker:
         arguments[kind] = [question.text if kind == "text" else list(question.phrases) for question in questions]
         inputs = self.processor(**arguments, return_tensors="pt").to(self.model.device)
         lengths = inputs["attention_mask"].sum(-1).tolist()
-        asks = kind == "text" or getattr(self.model, "generates_for_phrases", False)
+        asks = kind == "text" or inputs.awaits_answers
         writes = asks and (not draws or hasattr(self.model, "generate_with_masks"))
         room = [self.room(length, question) for length, question in zip(lengths, questions, strict=True)]
         options = {}
@@ -287,6 +288,12 @@ class ModelWorker:
             Answer(result, length, *counted) for result, length, counted in zip(results, lengths, written, strict=True)
         ]
 
+    def longest(self, question: Question) -> int:
+        """How many tokens the answer may have at most, where the prompt leaves as many."""
+        if question.max_new_tokens is not None:
+            return question.max_new_tokens
+        return min(answer_length(self.model, None), self.limits.max_new_tokens)
+
     def room(self, prompt_tokens: int, question: Question) -> int:
         """How many tokens the answer may have: as many as were asked for, or for which the model has positions.
 
@@ -295,14 +302,14 @@ class ModelWorker:
         """
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is None:
-            return question.max_new_tokens
+            return self.longest(question)
         if prompt_tokens >= positions:
             raise RefusedError(
                 422,
                 f"The prompt has {prompt_tokens} tokens with its images, and {self.name!r} can read {positions} with "
                 "the answer. Shorten the text.",
             )
-        return min(question.max_new_tokens, positions - prompt_tokens)
+        return min(self.longest(question), positions - prompt_tokens)
 
     def _end_tokens(self) -> set[int]:
         given = getattr(self.model.generation_config, "eos_token_id", None)
@@ -326,7 +333,7 @@ class _OnlyRow(StoppingCriteria):
 
     def __init__(self, worker: ModelWorker, job: Job):
         self.worker, self.job = worker, job
-        self.prompt_tokens, self.room = 0, job.question.max_new_tokens
+        self.prompt_tokens, self.room = 0, worker.longest(job.question)
         self.written: list[int] = []
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs) -> torch.BoolTensor:

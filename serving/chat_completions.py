@@ -25,7 +25,6 @@ from .questions import (
 from .segment_requests import MaskFormat, segment_answer, segment_fields
 
 
-_DEFAULT_NEW_TOKENS = 256
 # Far above what limits of tokens allow.
 _MOST_MESSAGES = 2000
 
@@ -111,8 +110,7 @@ def read_chat(fields: ChatRequest, processor: Any, limits: Limits) -> Question:
         RefusedError: It has no image, asks for nothing or for too much, or in words that the model reads otherwise.
     """
     fields.check_unsupported()
-    asked_length = fields.max_completion_tokens or fields.max_tokens
-    new_tokens = min(_DEFAULT_NEW_TOKENS, limits.max_new_tokens) if asked_length is None else asked_length
+    new_tokens = fields.max_completion_tokens or fields.max_tokens
     check_new_tokens(new_tokens, limits)
     if fields.messages[-1].role != "user":
         raise RefusedError(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..processing.image_loading import load_rgb_image
 from ..processing.phrase_segments import PhraseSegmentationResult
-from ..processing.processing_coordinates import CoordinateResult
+from ..processing.processing_coordinates import CoordinateResult, CoordinateSegment
 from ..processing.regions import read_rle
 from ..processing.segments import Segment, SegmentationResult
 
@@ -161,23 +161,32 @@ def read_answer(answer: dict[str, Any], image: Image.Image) -> SegmentationResul
         ValueError: A mask is damaged or of another size.
     """
     size = (image.height, image.width)
-    segments = [
-        Segment(
-            label=one["label"],
-            span=None if one["span"] is None else tuple(one["span"]),
-            mask=None if one["mask"] is None else read_rle(one["mask"], size, "A mask of the server"),
-            score=one["score"],
-            slot_prob=one["slot_prob"],
-            rejected=one["rejected"],
-        )
-        for one in answer["segments"]
-    ]
+    segments = [_read_segment(one, size) for one in answer["segments"]]
     if (extractor := answer.get("phrase_extractor")) is not None:
         return PhraseSegmentationResult(answer["text"], segments, size, image, phrase_extractor=extractor)
     if (problems := answer.get("problems")) is not None:
         said = {"thinking": answer["thinking"], "problems": tuple(problems), "error": answer.get("error")}
         return CoordinateResult(answer["text"], segments, size, image, **said)
     return SegmentationResult(answer["text"], segments, size, image)
+
+
+def _read_segment(one: dict[str, Any], size: tuple[int, int]) -> Segment:
+    fields = {
+        "label": one["label"],
+        "span": None if one["span"] is None else tuple(one["span"]),
+        "mask": None if one["mask"] is None else read_rle(one["mask"], size, "A mask of the server"),
+        **{name: one[name] for name in ("score", "slot_prob", "rejected")},
+    }
+    if "repairs" not in one:
+        return Segment(**fields)
+    box = one["prompt_box_xyxy"]
+    return CoordinateSegment(
+        **fields,
+        prompt_box_xyxy=None if box is None else tuple(box),
+        points_xy=tuple(map(tuple, one["points_xy"])),
+        point_labels=tuple(one["point_labels"]),
+        repairs=tuple(one["repairs"]),
+    )
 
 
 def _message(answer: Any, status: int) -> str:
@@ -201,6 +210,7 @@ def _pipeline_row(result: SegmentationResult, mask_format: str) -> dict[str, Any
                 "span": segment.span,
                 "box_xyxy": None if segment.box_xyxy is None else list(segment.box_xyxy),
                 "mask": mask,
+                **segment.remarks,
             }
         )
     return row

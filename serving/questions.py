@@ -39,7 +39,7 @@ class Question:
         messages (`tuple[dict, ...]`, *optional*):
             A conversation as chat templates take it, the last message a user's, for processors that are not this
             package's.
-        max_new_tokens (`int`): Longest answer.
+        max_new_tokens (`int`, *optional*): Longest answer; by default as the model says, within the limits.
         mask_threshold (`float`): Pixels with a larger mask logit belong to a segment.
         reject_threshold (`float`, *optional*): Reject slots whose probability of being `[SEG]` is lower.
         sampling (`dict`): Options of generation where the most likely token is not always to be taken.
@@ -51,7 +51,7 @@ class Question:
     text: str | None = None
     phrases: tuple[str, ...] | None = None
     messages: tuple[dict[str, Any], ...] | None = None
-    max_new_tokens: int = 256
+    max_new_tokens: int | None = None
     mask_threshold: float = 0.0
     reject_threshold: float | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
@@ -172,9 +172,9 @@ def check_texts(processor: Any, asked: list[str], answered: list[str], limits: L
             )
 
 
-def check_new_tokens(asked: int, limits: Limits) -> None:
+def check_new_tokens(asked: int | None, limits: Limits) -> None:
     """Refuse an answer that would be too long (422)."""
-    if asked > limits.max_new_tokens:
+    if asked is not None and asked > limits.max_new_tokens:
         raise RefusedError(
             422,
             f"An answer of up to {asked} tokens was asked for, more than the {limits.max_new_tokens} allowed. Ask for "

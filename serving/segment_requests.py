@@ -43,7 +43,9 @@ class SegmentRequest(BaseModel):
         None, max_length=_MAX_FIELDS, description="What to segment instead, one segment for each."
     )
     model: str | None = Field(None, description="A name of /v1/models; the first by default.")
-    max_new_tokens: int = Field(256, ge=1, description="Longest answer, in tokens.")
+    max_new_tokens: Annotated[int, Field(ge=1)] | None = Field(
+        None, description="Longest answer, in tokens; as the model's own configuration says without, else 256."
+    )
     mask_threshold: float = Field(0.0, description="Pixels with a larger mask logit belong to a segment.")
     reject_threshold: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description="Reject slots below this [SEG] probability; by the model's own decision without."
@@ -178,6 +180,7 @@ def segment_fields(index: int, segment: Segment, mask_format: MaskFormat) -> dic
         "box_xyxy": None if box is None else list(box),
         "area": segment.area,
         "mask": mask,
+        **segment.remarks,
     }
 
 

@@ -74,6 +74,10 @@ class Quantization(StrEnum):
 
 
 KeptDtype = Annotated[Dtype, typer.Option(help="auto keeps what the checkpoint is stored in.")]
+LongestAnswer = Annotated[
+    int | None,
+    typer.Option(min=1, help="Longest answer, in tokens.  [default: as the model says, else 256]", show_default=False),
+]
 SegmenterDtype = Annotated[
     Dtype, typer.Option(help="Of the segmenter's image encoder; auto: what the checkpoint says, else --dtype.")
 ]

@@ -28,6 +28,7 @@ from .running import (
     Device,
     Dtype,
     KeptDtype,
+    LongestAnswer,
     MaxImagePixels,
     Quantized,
     Revision,
@@ -53,7 +54,7 @@ class Settings:
     revision: str | None
     text: str | None
     phrases: list[str]
-    max_new_tokens: int
+    max_new_tokens: int | None
     mask_threshold: float
     reject_threshold: float | None
     dtype: str
@@ -95,7 +96,7 @@ def segment(
         typer.Option("--phrase", "-p", help="Segment this phrase without generating text; repeat for several."),
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    max_new_tokens: LongestAnswer = None,
     mask_threshold: Annotated[float, typer.Option(help="Pixels with a larger mask logit belong to the mask.")] = 0.0,
     reject_threshold: Annotated[
         float | None,
@@ -288,13 +289,16 @@ class Segmenter:
         """Return one `SegmentationResult` per image."""
         import torch
 
+        from ..modeling.outputs import answer_length
+
         settings, inputs = self.settings, inputs.to(self.model.device)
         options = {} if settings.reject_threshold is None else {"reject_threshold": settings.reject_threshold}
         with torch.inference_mode():
-            if self.by_phrases:
+            if self.by_phrases and not inputs.awaits_answers:
                 output = self.model(**inputs, **options)
             else:
-                output = self.model.generate_with_masks(**inputs, max_new_tokens=settings.max_new_tokens, **options)
+                options["max_new_tokens"] = answer_length(self.model, settings.max_new_tokens)
+                output = self.model.generate_with_masks(**inputs, **options)
         return self.processor.post_process_segmentation(output, inputs, mask_threshold=settings.mask_threshold)
 
 
@@ -334,6 +338,7 @@ class Segmenting:
                     "box_xyxy": list(found.box_xyxy) if found.box_xyxy is not None else None,
                     "area": found.area,
                     "mask": None,
+                    **found.remarks,
                 }
             )
         files["overlay.png"] = encode_rgb_png(result.overlay(pixels))

@@ -13,6 +13,7 @@ from .running import (
     Device,
     Dtype,
     KeptDtype,
+    LongestAnswer,
     MaxImagePixels,
     Quantized,
     Revision,
@@ -49,7 +50,7 @@ def app(
     concurrency: Annotated[
         int, typer.Option(min=1, help="Answers written at the same time, at most one per model; others wait.")
     ] = 1,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 256,
+    max_new_tokens: LongestAnswer = None,
     device: Device = "auto",
     dtype: KeptDtype = Dtype.auto,
     segmenter_dtype: SegmenterDtype = Dtype.auto,

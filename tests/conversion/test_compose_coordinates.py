@@ -1,7 +1,9 @@
 """Models that write coordinates from their parts: files, formats by name and type, adapters, and the whole way."""
 
+import copy
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,16 +17,24 @@ from transformers import (
     Qwen3VLProcessor,
     pipeline,
 )
+from transformers.models.smolvlm import processing_smolvlm
 
+from reasonseg.cli.segment import Segmenter, Segmenting, Settings
 from reasonseg.conversion.compose import check_parts, compose
 from reasonseg.conversion.compose_coordinates import _named_format
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.systems import COORDINATES
 from reasonseg.conversion.verify import verify_repository
-from reasonseg.evaluation.reasoning_segmentation import Question, evaluate
+from reasonseg.evaluation.reasoning_segmentation import Question, evaluate, run_questions
 from reasonseg.evaluation.referring_segmentation import rules_for
+from reasonseg.modeling.outputs import answer_length
+from reasonseg.processing.composed_processor import without_videos
+from reasonseg.processing.coordinate_answers import NOT_JSON
 from reasonseg.processing.coordinate_formats import COORDINATE_FORMATS
+from reasonseg.serving.client import read_answer
 from reasonseg.serving.conversation import Conversation
+from reasonseg.serving.segment_requests import segment_answer
+from tests.evaluation.test_referring_segmentation import Loaded
 from tests.processing.test_processing_reasoning_segmentation import IMAGES
 from tests.support import tiny
 from tests.support.originals import change_json, weights
@@ -89,6 +99,12 @@ def test_a_padded_view_is_resized_as_sam_does(parts, tmp_path):
         ("Qwen/Qwen2.5-VL-7B-Instruct", "sj9909/StAR-7B/huggingface/adapter.safetensors", "qwen2_5_vl", "star"),
         ("Qwen/Qwen3-VL-8B-Instruct", "sj9909/StAR-8B", "qwen3_vl", "star_qwen3"),
         ("OpenGVLab/InternVL3-1B-hf", None, "internvl", "internvl"),
+        # Only the model's own name counts, and not that of a folder it lies in.
+        ("/models/seg-zero/Qwen3-VL-2B-Instruct", None, "qwen3_vl", "qwen3_vl"),
+        ("/VisionReasoner/models--Qwen--Qwen2.5-VL-3B/snapshots/" + "a" * 40, None, "qwen2_5_vl", "qwen2_5_vl"),
+        ("/hub/models--sj9909--StAR-8B/snapshots/" + "a" * 40, None, "qwen3_vl", "star_qwen3"),
+        ("Qwen/Qwen3-VL-8B-Instruct", "/seg-zero/StAR-8B/huggingface", "qwen3_vl", "star_qwen3"),
+        ("star-7b/Qwen2.5-VL-7B-Instruct", None, "qwen2_5_vl", "qwen2_5_vl"),
     ],
 )
 def test_how_a_model_writes_is_told_by_its_name_or_type(vlm, adapter, model_type, expected):
@@ -167,6 +183,11 @@ def test_the_pipeline_answers_with_what_is_written(loaded):
     assert [segment["label"] for segment in written["segments"]] == ["cup", "dog"]
     assert all(written["generated_text"][slice(*one["span"])].startswith("{") for one in written["segments"])
     assert written["segments"][0]["mask"].size == IMAGES[0].size
+    assert [one["repairs"] for one in written["segments"]] == [[], []]
+    width, height = IMAGES[0].size
+    assert written["segments"][0]["prompt_box_xyxy"] == pytest.approx(
+        [0.09 * width, 0.1 * height, 0.6 * width, 0.7 * height]
+    )
     # Both orders, in one batch and alone.
     nothing = pipe(IMAGES[:2], phrases=["cup", "dog"], batch_size=2, max_new_tokens=3)
     assert [[one["label"] for one in row["segments"]] for row in nothing] == [["cup", "dog"]] * 2
@@ -189,7 +210,36 @@ def test_a_conversation_is_worded_and_goes_on(loaded):
     model.generation_config.max_new_tokens = 1024
 
 
-def test_evaluations_join_what_was_found(loaded, monkeypatch):
+def test_lines_and_servers_say_what_was_put_right(loaded, monkeypatch, tmp_path):
+    """Answers are as long as the model's configuration allows, unless somebody gives a number."""
+    model, processor = loaded
+    write, lengths = model.generate_with_masks, []
+
+    def dictated(**kwargs):
+        lengths.append(kwargs["max_new_tokens"])
+        said = ANSWER.replace('"', "'")
+        return write(**kwargs, logits_processor=[dictation(processor, said)])
+
+    monkeypatch.setattr(model, "generate_with_masks", dictated)
+    IMAGES[0].save(tmp_path / "a.png")
+    for asked in ({"text": "What?"}, {"phrases": ["cup", "dog"]}, {"text": "What?", "max_new_tokens": 200}):
+        settings = {"text": None, "phrases": [], "max_new_tokens": None, **asked}
+        command = Segmenter(
+            Settings("m", None, **settings, mask_threshold=0.0, reject_threshold=None, dtype="auto"), *loaded
+        )
+        (result,) = command.compute(command.prepare([IMAGES[0]]))
+        folder = SimpleNamespace(request={})
+        record, _ = Segmenting(command, folder, {tmp_path / "a.png": "a"}).draw(tmp_path / "a.png", IMAGES[0], result)
+        received = read_answer(json.loads(json.dumps(segment_answer(result, "rle"))), IMAGES[0])
+        for one, segment, again in zip(record["segments"], result.segments, received.segments, strict=True):
+            assert one["repairs"] == [NOT_JSON]
+            assert one["prompt_box_xyxy"] == list(segment.prompt_box_xyxy)
+            assert again.remarks == segment.remarks
+    assert lengths == [1024, 1024, 200]
+    assert answer_length(SimpleNamespace(), None) == 256
+
+
+def test_evaluations_join_what_was_found(loaded, monkeypatch, tmp_path):
     model, processor = loaded
     write, seen = model.generate_with_masks, []
 
@@ -199,7 +249,7 @@ def test_evaluations_join_what_was_found(loaded, monkeypatch):
         seen.extend(texts)
         answers = ["[]" if "nothing" in text else ANSWER for text in texts]
         assert len(answers) == count
-        return write(**{**kwargs, "max_new_tokens": 1024}, logits_processor=[dictation(processor, *answers)])
+        return write(**kwargs, logits_processor=[dictation(processor, *answers)])
 
     monkeypatch.setattr(model, "generate_with_masks", dictated)
     inputs = processor(images=IMAGES[0], text="all", return_tensors="pt")
@@ -212,6 +262,18 @@ def test_evaluations_join_what_was_found(loaded, monkeypatch):
     scores = evaluate(model, processor, questions, batch_size=2)
     assert scores.overall["giou"] == pytest.approx(0.5, abs=1e-4)  # the sums have a small number below
     assert any("Locate" in text for text in seen)
+    # A question of several phrases is asked by them, and changes nothing for its neighbours.
+    several = Question(IMAGES[0], "all", "", ["cup", "zebra"], [None, None], [None, None])
+    mixed = [evaluate(model, processor, [*questions[:1], several, *questions[1:]], batch_size=size) for size in (1, 3)]
+    assert mixed[0].to_dict() == mixed[1].to_dict()
+    assert mixed[0].rejected == mixed[1].rejected == [scores.rejected[0], False, True, scores.rejected[1]]
+    assert any("the following categories" in text for text in seen)
+    alone = copy.copy(processor)
+    alone._format = COORDINATE_FORMATS["vision_reasoner"]
+    options = Loaded("tabletop", tmp_path, protocol="free", pair=(model, alone))
+    monkeypatch.setattr(options.__class__, "load_model", lambda self: pytest.fail("the model is loaded first"))
+    with pytest.raises(ValueError, match=r"2 phrases were given for one row.*give one phrase per row"):
+        run_questions(options, [several])
     rules = rules_for(processor, "refcoco", "free")
     assert rules.writes_coordinates
     assert rules_for(processor, "reasonseg", "free").writes_coordinates
@@ -255,6 +317,12 @@ def test_qwen3_vl_needs_no_torchvision(qwen3_vl, parts, tmp_path):
     assert config["coordinate_format"] == "qwen3_vl"
     model, processor = AutoModel.from_pretrained(out).eval(), AutoProcessor.from_pretrained(out)
     assert isinstance(processor.vlm_processor, Qwen3VLProcessor)
+    # Transformers looks there for the video processor, which it makes where torchvision is installed.
+    processor.save_pretrained(tmp_path / "again")
+    videos = json.loads((qwen3_vl / "video_preprocessor_config.json").read_text(encoding="utf-8"))
+    for folder in (out, tmp_path / "again"):
+        saved = json.loads((folder / "processor_config.json").read_text(encoding="utf-8"))
+        assert saved["video_processor"] == videos
     ids = processor.tokenizer(ANSWER, add_special_tokens=False)["input_ids"]
     dictated = tiny.Dictation([ids], eos_token_id=processor.tokenizer.eos_token_id)
     inputs = processor(images=IMAGES[0], text="What is there?", return_tensors="pt")
@@ -263,3 +331,22 @@ def test_qwen3_vl_needs_no_torchvision(qwen3_vl, parts, tmp_path):
     (result,) = processor.post_process_segmentation(output, inputs)
     assert [segment.label for segment in result.segments] == ["cup", "dog"]
     assert [segment.mask.shape for segment in result.segments] == [IMAGES[0].size[::-1]] * 2
+
+
+def test_what_smolvlm_needs(parts, tmp_path, monkeypatch):
+    """num2words, which its processor has for videos, and no torchvision."""
+    folder = tmp_path / "SmolVLM-256M-Instruct"
+    tiny.smolvlm_config().save_pretrained(folder)
+    for name in ("chat_template.jinja", "tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(QWEN3_VL / name, folder)
+    images = {"image_processor_type": "SmolVLMImageProcessor", "processor_class": "SmolVLMProcessor"}
+    (folder / "preprocessor_config.json").write_text(json.dumps(images), encoding="utf-8")
+    made = {"system": "coordinates", "coordinate_format": "qwen3_vl", "vlm": folder, "segmenter": parts["segmenter"]}
+    monkeypatch.setattr(processing_smolvlm, "num2words", None)
+    with pytest.raises(ConversionError, match=r"a package that is not installed \(Package `num2words` is required"):
+        compose(made, tmp_path / "repo")
+    monkeypatch.setattr(processing_smolvlm, "num2words", str)
+    processor = without_videos(processing_smolvlm.SmolVLMProcessor).from_pretrained(folder)
+    assert (processor.image_token, processor.video_processor) == ("<image>", None)
+    with pytest.raises(ValueError, match="takes images and text alone"):
+        processor(text="a", videos=[IMAGES])

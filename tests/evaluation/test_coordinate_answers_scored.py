@@ -1,15 +1,15 @@
 """ReasonSeg and RefCOCO for models that write coordinates: what is asked, read, drawn and counted by each protocol."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from transformers import GenerationConfig
 
 from reasonseg.evaluation.image_results import NO_SLOT, REJECTED, SEGMENTED
 from reasonseg.evaluation.referring_benchmarks import AskedImages, Rules
-from reasonseg.evaluation.referring_segmentation import Answer, rules_for, score_image
+from reasonseg.evaluation.referring_segmentation import Answer, read_by_rules, rules_for, score_image
 from reasonseg.evaluation.registry import BENCHMARKS, UnknownBenchmarkError
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_coordinates import CoordinatesProcessor
@@ -35,6 +35,7 @@ class Scripted:
     """Answers every question with the same text, and draws the boxes that the reader finds in it."""
 
     device = torch.device("cpu")
+    generation_config = GenerationConfig(max_new_tokens=1024)
 
     def __init__(self, own: CoordinatesProcessor, text: str):
         self.ids, self.asked = own.tokenizer(text)["input_ids"], []
@@ -87,6 +88,8 @@ def evaluated(out, data_set: str, protocol: str, text: str, coordinate_format: s
 def test_all_objects_of_an_answer_are_one_mask(data_set, protocol, tmp_path):
     outcome, model, expressions = evaluated(tmp_path, data_set, protocol, LEFT_AND_RIGHT)
     assert set(model.asked) == {1024}
+    about = json.loads((tmp_path / "settings.json").read_text(encoding="utf-8"))
+    assert about["reading"] == ("paper" if protocol == "paper" else "fixed")
     assert {one["decision"] for one in expressions} == {SEGMENTED}
     images = AskedImages(DATA_ROOT, "val", Rules(data_set, protocol, "vision_reasoner"))
     asked = images[0]
@@ -145,13 +148,13 @@ def test_an_answer_without_objects_rejects_where_targets_may_be_absent(tmp_path)
 def test_whose_rules_are_followed():
     for name, original in (("star_qwen3", "star"), ("qwen2_5_vl", "vision_reasoner")):
         own = processor(name)
-        assert rules_for(own, "reasonseg", "paper").original == original
-        assert own.reading == "paper"
-        assert rules_for(own, "reasonseg", "free").protocol == "free"
-        assert own.reading == "fixed"
-    own = SimpleNamespace(answers_in_objects=True, coordinate_format="star", reading="star_inference")
-    rules_for(own, "reasonseg", "paper")
-    assert own.reading == "star_inference", "a published reader that was chosen stays"
+        paper, free = (rules_for(own, "reasonseg", protocol) for protocol in ("paper", "free"))
+        assert (paper.original, free.protocol) == (original, "free")
+        assert read_by_rules(own, paper).reading == "paper"
+        own.reading = own._format.published[-1]
+        assert read_by_rules(own, free).reading == "fixed"
+        assert read_by_rules(own, paper).reading == own.reading, "a published reader that was chosen stays"
+        assert own.reading == own._format.published[-1], "what is measured stays as it was"
 
 
 def test_expressions_of_refcoco_are_worded_as_star_words_them():

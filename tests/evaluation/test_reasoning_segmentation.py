@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reasonseg.evaluation.reasoning_segmentation import Question, check_rejections, evaluate, results_table
+from reasonseg.evaluation.reasoning_segmentation import Question, check_questions, evaluate, results_table
 from reasonseg.evaluation.report import write_report
 from reasonseg.processing.image_loading import load_rgb_image
 from reasonseg.processing.segments import Segment, SegmentationResult, mask_to_rle
@@ -26,6 +26,8 @@ def box(top: int, bottom: int) -> np.ndarray:
 
 class Answers:
     """Stands for model and processor: answers each text as told, however the answer is asked for."""
+
+    answers_in_objects = False
 
     def __init__(self, answers: dict[str, list[np.ndarray | None]]):
         self.answers = answers
@@ -239,7 +241,7 @@ def test_a_rejection_that_is_given_must_be_known():
         evaluate(model, model, [asked], "paper")
     evaluate(model, model, [asked], "free")
     model.rej_token = "[REJ]"
-    check_rejections(model, [asked], "paper")
+    check_questions(model, [asked], "paper")
 
 
 def test_phrases_without_a_type_are_reported_once():

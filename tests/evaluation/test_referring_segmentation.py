@@ -222,10 +222,10 @@ def test_slots_that_are_missing_are_wrong(lisa_repo, tmp_path):
 
 def test_models_of_other_kinds_are_told_what_they_can_run(pairs):
     class IvmProcessor:
-        seg_token = rej_token = None
+        seg_token, rej_token, answers_in_objects = None, None, False
 
     class ReasoningSegmentationProcessor:
-        seg_token, rej_token = "[SEG]", None
+        seg_token, rej_token, answers_in_objects = "[SEG]", None, False
 
     assert rules_for(IvmProcessor(), "refcoco", "free").original == "lisa"
     for protocol in ("paper", "fixed"):

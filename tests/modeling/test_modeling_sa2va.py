@@ -167,7 +167,7 @@ def test_an_assistant_writes_several_tokens_at_once(model, images):
     torch.testing.assert_close(torch.cat(slots), whole.pred_masks[0], **CLOSE)
 
 
-def test_slots_of_prompts_come_first_where_they_are_wanted(model, images):
+def test_slots_of_prompts_come_first_where_they_are_wanted(model, images, monkeypatch):
     batch = prompts()
     batch["input_ids"][:2, -2] = tiny.SEG
     torch.manual_seed(1)
@@ -183,10 +183,26 @@ def test_slots_of_prompts_come_first_where_they_are_wanted(model, images):
         assert count == (row < 4)
         torch.testing.assert_close(output.pred_masks[row][:count], asked.pred_masks[row // 2], **CLOSE)
         torch.testing.assert_close(output.pred_masks[row][count:], without.pred_masks[row], **CLOSE)
+    # The second pass reads the two prompts that hold a slot, and in a stream their slots come first.
+    read, forward = [], model.forward
+    monkeypatch.setattr(
+        model, "forward", lambda ids, *args, **kwargs: read.append(ids) or forward(ids, *args, **kwargs)
+    )
+    model.generate_with_masks(**batch, **images, max_new_tokens=1, pad_token_id=tiny.PAD)
+    assert torch.equal(read[0], batch["input_ids"][:2])
+    alone, image = single(batch, images, 0)
+    torch.manual_seed(1)
+    *steps, last = model.stream_with_masks(**alone, **image, max_new_tokens=12, **SAMPLED)
+    slots = [step.slot for step in steps if step.slot is not None]
+    assert steps[0].slot is slots[0]
+    assert len(slots) == len(last.output.pred_masks[0]) > 1
+    assert torch.equal(torch.cat([slot.pred_masks[0] for slot in slots]), last.output.pred_masks[0])
+    assert slots[0].slot_positions[0].tolist() == [alone["input_ids"].shape[1] - 2]
 
 
 def test_losses_are_taken_at_points_of_the_low_resolution_masks(model, images):
     batch = answered()
+    images = {**images, "reshaped_input_sizes": torch.full((3, 2), tiny.SAM_SIDE)}  # squeezed, as Sa2VA's views are
     targets = [
         torch.zeros(answer.count(tiny.SEG), *size).index_fill_(1, torch.arange(12), 1.0)
         for answer, size in zip(ANSWERS, images["original_sizes"].tolist(), strict=True)
@@ -210,6 +226,24 @@ def test_losses_are_taken_at_points_of_the_low_resolution_masks(model, images):
     assert model.seg_projector.linear_1.weight.grad.abs().sum() > 0
     assert model.vlm.lm_head.weight.grad.abs().sum() > 0
     model.zero_grad()
+
+
+def test_targets_of_padded_views_stay_where_the_image_is(model, images, monkeypatch):
+    """The left half of each image is the target, and is drawn at the left of that part of the view that it fills."""
+    images = {**images, "reshaped_input_sizes": torch.tensor([[64, 64], [64, 64], [48, 32]])}
+    drawn = torch.full((3, 16, 16), -3.0)
+    for masks, width in zip(drawn, (16, 8, 8), strict=True):
+        masks[:, : width // 2] = 3.0
+    monkeypatch.setattr(model, "_draw", lambda *_: (drawn[:, 0], drawn, drawn[:, 0, 0]))
+    targets = []
+    for answer, (height, width) in zip(ANSWERS, images["original_sizes"].tolist(), strict=True):
+        targets.append(torch.zeros(answer.count(tiny.SEG), height, width))
+        targets[-1][..., : width // 2] = 1.0
+    torch.manual_seed(0)
+    losses = model(**answered(), **images, mask_labels=targets).losses
+    # Elsewhere than at the border of both halves, where most points lie, the cross entropy is 0.05.
+    assert losses["mask_bce_loss"] / model.config.bce_loss_weight < 0.4
+    assert losses["mask_dice_loss"] / model.config.dice_loss_weight < 0.22
 
 
 def test_points_lie_where_a_mask_is_uncertain():

@@ -8,8 +8,10 @@ import pytest
 import torch
 from packaging.version import Version
 from safetensors.torch import load_file
+from transformers import pipeline
 
 from reasonseg.modeling.modeling_sa2va import Sa2VaForReasoningSegmentation
+from reasonseg.processing.answer_stream import SegmentDrawn, read_answer
 from reasonseg.processing.processing_sa2va import Sa2VaProcessor
 from tests.support.recorded_sa2va import (
     FAMILIES,
@@ -28,7 +30,12 @@ CASES = {
     "internvl": ["tiles_first", "tiles_two", "single_first"],
 }
 GIVEN = [(family, case) for family in FAMILIES for case in CASES[family]]
-CLOSE = {"atol": 1e-4, "rtol": 1e-4}
+# The largest differences are 4.8e-6, 2.7e-6, 4.6e-6 and, of logits up to 30, 9.6e-5; another processor may add up in
+# another order.
+STATES = {"atol": 2e-5, "rtol": 0}
+PROMPTS = {"atol": 1e-5, "rtol": 0}
+SCORES = {"atol": 1e-5, "rtol": 0}
+LOGITS = {"atol": 1e-4, "rtol": 1e-5}
 # Pillow 11.3 rounds some pixels of a bicubic resizing to another of 255 levels than 13, with which was recorded.
 ROUNDS_OTHERWISE = Version(PIL.__version__) < Version("13")
 
@@ -76,17 +83,17 @@ def test_a_given_answer(loaded, family, case):
 
     output = system.model(**inputs, image_cache=cache)
     assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"]
-    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **CLOSE)
-    torch.testing.assert_close(output.prompt_embeddings[0], recorded["prompts"], **CLOSE)
+    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **STATES)
+    torch.testing.assert_close(output.prompt_embeddings[0], recorded["prompts"], **PROMPTS)
     best = torch.tensor(known["best"])
     chosen = torch.arange(len(best)), best
-    torch.testing.assert_close(output.mask_scores[0], recorded["iou"][chosen], **CLOSE)
-    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **CLOSE)
+    torch.testing.assert_close(output.mask_scores[0], recorded["iou"][chosen], **SCORES)
+    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **LOGITS)
 
     result = system.processor.post_process_segmentation(output, inputs)[0]
     masks = np.stack([segment.mask for segment in result.segments])
     wrong = (masks != recorded_masks(family, case, masks.shape[-1])).sum((1, 2))
-    assert wrong.max() <= 3
+    assert wrong.max() <= (2 if case == "img0_multi" else 1)
 
 
 @pytest.mark.parametrize(
@@ -133,13 +140,15 @@ def test_torchvisions_second_resize_is_close(loaded, case):
     system, recorded, known = loaded["qwen3_vl"], recorded_case("qwen3_vl", case), meta("qwen3_vl")[case]
     inputs, cache = inputs_and_cache(system, "qwen3_vl", case, known["answer"])
     output = system.model(**inputs, image_cache=cache)
-    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], atol=2e-3, rtol=0)
+    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], atol=1.5e-3, rtol=0)
     chosen = torch.arange(len(known["best"])), torch.tensor(known["best"])
     torch.testing.assert_close(output.mask_scores[0], recorded["iou"][chosen], atol=1e-3, rtol=0)
-    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], atol=1e-2, rtol=0)
+    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], atol=8e-3, rtol=0)
     result = system.processor.post_process_segmentation(output, inputs)[0]
     masks = np.stack([segment.mask for segment in result.segments])
-    assert (masks != recorded_masks("qwen3_vl", case, masks.shape[-1])).sum() <= 20 * len(masks)
+    assert (masks != recorded_masks("qwen3_vl", case, masks.shape[-1])).sum() <= (8 if ROUNDS_OTHERWISE else 6) * len(
+        masks
+    )
 
 
 @pytest.fixture(scope="module")
@@ -163,14 +172,19 @@ def test_an_answer_of_its_own(writing, loaded, family, case):
     output = writing.model.generate_with_masks(**inputs, image_cache=cache, max_new_tokens=10)
     assert torch.equal(output.sequences[0], recorded["sequences"])
     assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"][:2]
-    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **CLOSE)
+    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **STATES)
     chosen = torch.arange(2), torch.tensor(known["best"])
-    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **CLOSE)
+    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **LOGITS)
     result = writing.processor.post_process_segmentation(output, inputs)[0]
     assert result.text == known["prediction"].strip()
     assert [result.text[slice(*segment.span)] for segment in result.segments] == ["[SEG]", "[SEG]"]
     masks = np.stack([segment.mask for segment in result.segments])
     assert (masks != recorded_masks(family, case, masks.shape[-1])).sum((1, 2)).max() <= 3
+    pipe = pipeline("reasoning-segmentation", model=writing.model, processor=writing.processor)
+    row = pipe(recorded_image(family, case), text=known["text"], max_new_tokens=10)
+    assert row["generated_text"] == result.text
+    for one, segment in zip(row["segments"], result.segments, strict=True):
+        assert np.array_equal(np.asarray(one["mask"]) > 0, segment.mask)
 
 
 def forced(answer_ids):
@@ -190,9 +204,9 @@ def test_on_internvl_only_the_last_answer_is_drawn(loaded, case):
     output = system.model.generate_with_masks(**inputs, **options)
     assert torch.equal(output.sequences[0], recorded["sequences"])
     assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"]
-    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **CLOSE)
+    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **STATES)
     chosen = torch.arange(1), torch.tensor(known["best"])
-    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **CLOSE)
+    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **LOGITS)
     masks = np.stack(
         [segment.mask for segment in system.processor.post_process_segmentation(output, inputs)[0].segments]
     )
@@ -208,11 +222,21 @@ def test_a_slot_of_the_question_has_a_mask_too_unless_it_is_not_wanted(loaded):
     output = system.model.generate_with_masks(**inputs, **options, logits_processor=[forced(known["answer_ids"])])
     assert torch.equal(output.sequences[0], recorded["sequences"])
     assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"]
-    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **CLOSE)
+    torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **STATES)
     chosen = torch.arange(2), torch.tensor(known["best"])
-    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **CLOSE)
+    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **LOGITS)
     segments = system.processor.post_process_segmentation(output, inputs)[0].segments
     assert [segment.span is None for segment in segments] == [True, False]
+
+    given = {"image_cache": cache, "max_new_tokens": 16, "logits_processor": [forced(known["answer_ids"])]}
+    steps = system.model.stream_with_masks(**inputs, **given)
+    events = read_answer(
+        steps, system.processor, inputs, lambda output: system.processor.post_process_segmentation(output, inputs)[0]
+    )
+    drawn = [event for event in events if isinstance(event, SegmentDrawn)]
+    assert [(event.index, event.segment.span) for event in drawn] == list(enumerate(one.span for one in segments))
+    for event, segment in zip(drawn, segments, strict=True):
+        assert np.array_equal(event.segment.mask, segment.mask)
 
     output = system.model.generate_with_masks(
         **inputs, **options, logits_processor=[forced(known["answer_ids"])], prompt_slots=False

@@ -22,6 +22,8 @@ CASES = json.loads((RECORDED / "sam2_prompts.json").read_text(encoding="utf-8"))
 SIDE = {"height": 128, "width": 128}
 # Of 195,004 pixels. With two threads all are equal; a sum in another order moves a border over one of them.
 ROUNDED = 2
+# Of scores up to 0.78; the largest difference is 2.9e-4, as transformers has a prompt's points in another order.
+SCORES = 5e-4
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def test_every_prompt_gives_the_predictors_mask(arrays):
                 box=case["box"] and [edge * scale[axis % 2] for axis, edge in enumerate(case["box"])],
             )
             low_res, scores = segmenter.draw(features, [prompt])
-            np.testing.assert_allclose(scores[0], arrays[f"{case['id']}_scores"], atol=1e-3)
+            np.testing.assert_allclose(scores[0], arrays[f"{case['id']}_scores"], atol=SCORES, rtol=0)
             chosen = int(best_candidates(scores)[0])
             assert chosen == case["chosen"]
             expected = recorded_mask(arrays, f"{case['id']}_mask", size)

@@ -2,8 +2,10 @@
 
 import json
 import string
+import time
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +18,7 @@ from reasonseg.processing.coordinate_answers import (
     MORE_NUMBERS,
     NO_LIST,
     NO_TAGS,
+    NOT_EVEN,
     NOT_JSON,
     NOT_WHOLE,
     NOTHING,
@@ -67,6 +70,34 @@ class TestObjects:
         assert [one.box_xyxy for one in answer.objects] == [(0, 0, 8, 2), None]
         assert [one.points_xy for one in answer.objects] == [(), ((2, 1), (6, 2))]
         assert [one.repairs for one in answer.objects] == [(BOX_ALONE,), (POINTS_ALONE,)]
+
+    def test_lists_of_boxes_and_points(self):
+        """Each box of a list is an object, with its own point and label where there are as many."""
+        boxes, corners = "[[0, 0, 4, 4], [2, 4, 6, 8]]", [(0, 0, 8, 2), (4, 2, 12, 4)]
+        for inside, points, labels in (
+            (f'{{"bounding_boxes": {boxes}, "label": "cups"}}', [(), ()], ["cups", "cups"]),
+            (f"{{'boxes': {boxes}, 'label': 'cups',}}", [(), ()], ["cups", "cups"]),
+            (
+                f'{{"boxes": {boxes}, "points": [[1, 2], [3, 4]], "label": ["a", "b"]}}',
+                [((2, 1),), ((6, 2),)],
+                ["a", "b"],
+            ),
+            (f'{{"boxes": {boxes}, "points": [[1, 2]], "box_format": "xyxy"}}', [(), ()], [None, None]),
+            (
+                '{"boxes": [{"bbox_2d": [0, 0, 4, 4], "label": "a"}, {"bbox_2d": [2, 4, 6, 8]}], "num_points": 0}',
+                [(), ()],
+                ["a", None],
+            ),
+        ):
+            found = read(f"<answer>[{inside}]</answer>").objects
+            assert [one.box_xyxy for one in found] == corners, inside
+            assert [one.points_xy for one in found] == points
+            assert [one.label for one in found] == labels
+            assert all((NOT_EVEN in one.repairs) == ("[[1, 2]]" in inside) for one in found)
+        corners = only(read('<answer>[{"bbox_2d": [[0, 0], [4, 4]], "points": [[1, 2], [3, 4]]}]</answer>'))
+        assert (corners.box_xyxy, corners.points_xy) == ((0, 0, 8, 2), ((2, 1), (6, 2)))
+        cut = read('<answer>[{"boxes": [[0, 0, 4, 4], [2, 4, 6, 8')
+        assert only(cut).box_xyxy == (0, 0, 8, 2)
 
     @pytest.mark.parametrize(
         ("inside", "repair"),
@@ -200,10 +231,18 @@ TEXTS = st.one_of(st.text(CHARACTERS), st.lists(PIECES, max_size=40).map("".join
 SIDES = st.integers(1, 5000)
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", COORDINATE_FORMATS)
 @settings(max_examples=40, deadline=None)
 @given(text=TEXTS, height=SIDES, width=SIDES, seen=st.tuples(SIDES, SIDES))
+@example(text='[{"bbox_2d": [1, 2, 3, 4], "label": "\\ud83d"}]', height=5, width=5, seen=(5, 5))
 @example(text="{" * 3000, height=5, width=5, seen=(5, 5))
+@example(text='{"point_2d": [1, 2]}', height=5, width=5, seen=(5, 5))
+@example(text='<answer>[{"bbox_2d": [0, 0, 0, 0], "point_2d": [1, 2]}]</answer>', height=5, width=5, seen=(5, 5))
+@example(text="[{'bbox_2d': [1, 2, 3], 'label': []}, {'bbox_2d': [1e999] * 4}]", height=5, width=5, seen=(5, 5))
+@example(text='[{"bbox_2d": [1, 2, 3, 4, 5], "point_2d": [1]}]', height=5, width=5, seen=(5, 5))
+@example(text="[{'label': '\\d', 'bbox_2d': [1, 2, 3, 1or 2]}]", height=5, width=5, seen=(5, 5))
+@example(text="[1e999, 1, 1, 1]", height=5, width=5, seen=(5, 5))
 @example(text="[" * 30000, height=5, width=5, seen=(5, 5))
 @example(text='{"a":' * 3000, height=5, width=5, seen=(5, 5))
 def test_any_text_is_read(name, text, height, width, seen):
@@ -213,6 +252,7 @@ def test_any_text_is_read(name, text, height, width, seen):
     assert answer.error is None
     assert answer.objects or answer.problems
     for found in answer.objects:
+        assert found.label is None or found.label.encode()
         assert found.box_xyxy is not None or found.points_xy
         if found.box_xyxy is not None:
             left, top, right, bottom = found.box_xyxy
@@ -223,7 +263,35 @@ def test_any_text_is_read(name, text, height, width, seen):
         assert 0 <= found.span[0] < found.span[1] <= len(answer.text)
     for reading in ("paper", *known.published):
         published = known.read(text, sizes, reading)
+        assert published.objects if published.error is None and not published.problems else published.problems
         assert published.error is None or not published.objects
+        for found in published.objects:
+            assert found.label is None or found.label.encode()
+            assert len(found.points_xy) == len(found.point_labels)
+            numbers = [*(found.box_xyxy or ()), *(value for point in found.points_xy for value in point)]
+            assert len(numbers) == 4 * (found.box_xyxy is not None) + 2 * len(found.points_xy) > 0
+            assert torch.tensor(numbers).float().mul(1024).isfinite().all()
+
+
+# What expressions that begin anywhere would read on from again and again.
+LONG = {
+    "molmo": ["1" * 50_000, "(1" + " " * 50_000, "p=" * 25_000],
+    "seg_zero": ["{" * 50_000, "{}" * 25_000],
+    "star": [
+        *('<answer>"point_2d":[' + '"point_2d":[' * 4000 + ending + "</answer>" for ending in ("", "]", "}")),
+        "<answer>" + '"bbox_2d":["' * 4000 + "</answer>",
+    ],
+}
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_texts_take_no_long_time(name):
+    """Quadratic ones take 1.5 s and more each, on a processor that takes 0.02 s for these."""
+    known, began = COORDINATE_FORMATS[name], time.process_time()
+    for text in LONG[name]:
+        for reading in ("fixed", *known.published):
+            known.read(text, SIZES, reading)
+    assert time.process_time() - began < 1.0
 
 
 @settings(max_examples=60, deadline=None)

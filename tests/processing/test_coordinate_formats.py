@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from reasonseg.processing.coordinate_answers import CoordinateObject
+from reasonseg.processing.coordinate_answers import NOTHING, ONLY_OBJECTS, CoordinateObject
 from reasonseg.processing.coordinate_formats import COORDINATE_FORMATS, CoordinateReader, format_of_vlm
 from reasonseg.processing.published_answers import PUBLISHED_READERS, ImageSizes
 
@@ -108,6 +108,8 @@ class TestRoundTrip:
             CoordinateObject((500.0, 300.0, 900.0, 570.0), ((700.0, 420.0),), (1,), "dog"),
         ]
         objects = objects[:1] if name in ("seg_zero", "internvl") else objects
+        if known.syntaxes[0] == "json":
+            objects[0] = replace(objects[0], label='a \\ and a "cup"')
         fixed, paper = (known.read(known.write(objects, sizes), sizes, reading) for reading in ("fixed", "paper"))
         assert fixed.problems == paper.problems == ()
         assert len(fixed.objects) == len(paper.objects) == len(objects)
@@ -131,6 +133,43 @@ class TestPublishedReading:
         )
         assert answer.objects == ()
         assert answer.error is None
+
+    def test_boxes_of_zeros_are_nothing_to_internvls_evaluation_alone(self):
+        sizes = ImageSizes((840, 840), (840, 840))
+        text = '<answer>[{"bbox_2d": [0, 0, 0, 0], "point_2d": [30, 40]}]</answer>'
+        (found,) = COORDINATE_FORMATS["vision_reasoner"].read(text, sizes, "paper").objects
+        assert (found.box_xyxy, found.points_xy) == ((0, 0, 0, 0), ((30, 40),))
+        nothing = COORDINATE_FORMATS["internvl"].read("<box>[[0, 0, 0, 0]]</box>", sizes, "paper")
+        assert (nothing.objects, nothing.problems) == ((), (NOTHING,))
+
+    @pytest.mark.parametrize(
+        ("name", "reading", "text"),
+        [
+            ("qwen3_vl", "qwen3_odinw", '[{"bbox_2d": [1, 2, 3], "label": "a"}]'),
+            ("qwen3_vl", "qwen3_odinw", '[{"bbox_2d": [1, 2, 3, 1e999], "label": "a"}]'),
+            ("qwen3_vl", "qwen2_baseline", '```json[{"bbox_2d": [1, 2, 3, 4, 5]}]```'),
+            ("qwen2_5_vl", "qwen2_5_baseline", '```json[{"bbox_2d": [1, 2, 3, 4], "point_2d": [1]}]```'),
+            ("internvl", "paper", "[inf, 1, 2, 3]"),
+            ("vision_reasoner", "paper", '<answer>[{"bbox_2d": [1e40, 1, 2, 3], "point_2d": [1, 2]}]</answer>'),
+        ],
+    )
+    def test_what_no_segmenter_takes_is_an_error(self, name, reading, text):
+        answer = COORDINATE_FORMATS[name].read(text, ImageSizes((840, 840), (840, 840)), reading)
+        assert answer.objects == ()
+        assert answer.error.startswith("ValueError: a "), answer.error
+
+    def test_thinking_and_limits(self):
+        """Seg-Zero's and VisionReasoner's code lose a chain of thought that holds a `<`, Qwen's looks for none."""
+        sizes, inside = ImageSizes((840, 840), (840, 840)), '[{"bbox_2d": [1, 2, 3, 4], "point_2d": [1, 2]}]'
+        for said, kept in (("x > 3", "x > 3"), ("x < 3", "")):
+            text = f"<think>{said}</think><answer>{inside}</answer>"
+            assert COORDINATE_FORMATS["vision_reasoner"].read(text, sizes, "paper").thinking == kept
+            assert COORDINATE_FORMATS["vision_reasoner"].read(text, sizes).thinking == said
+            assert COORDINATE_FORMATS["star"].read(text, sizes, "star_inference").thinking == said
+            assert COORDINATE_FORMATS["qwen3_vl"].read(text, sizes, "qwen2_baseline").thinking == said
+        several = f"<answer>[{inside[1:-1]}, {inside[1:-1]}]</answer>"
+        answer = COORDINATE_FORMATS["vision_reasoner"].read(several, sizes, "paper", max_objects=1)
+        assert (len(answer.objects), answer.problems) == (1, (ONLY_OBJECTS.format(1),))
 
     def test_errors_are_kept_as_a_word(self):
         known, sizes = COORDINATE_FORMATS["vision_reasoner"], ImageSizes((840, 840), (840, 840))

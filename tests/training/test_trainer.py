@@ -15,6 +15,7 @@ from reasonseg.training.optimizers import is_hidden_matrix, muon_and_adamw
 from reasonseg.training.recipe import load_recipe
 from reasonseg.training.trained_parameters import add_lora, merged_state_dict, select_trained
 from reasonseg.training.trainer import TRAINED_PARTS_FILE, ReasoningSegmentationTrainer
+from tests.support.recorded_sa2va import converted_repo, recorded_image
 from tests.support.tabletop_folder import write_dataset
 from tests.support.tiny_training import tiny_model, tiny_processor
 
@@ -103,6 +104,33 @@ def test_image_folder_with_a_missing_phrase(tmp_path):
         metadata.write_text(metadata.read_text(encoding="utf-8").replace("[REJ]", "[REJ] [REJ]"), encoding="utf-8")
     with pytest.raises(ValueError, match=r"line 1: the answer .* slots but there are"):
         ImageFolderExamples(tmp_path / "train")
+
+
+def test_a_step_of_sa2va(tmp_path):
+    """The recorded checkpoint on LLaVA, of which the segmenter's encoder stays as it is, as in its own training."""
+    repo = converted_repo("llava")
+    model, processor = AutoModel.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
+    model.segmenter.vision_encoder.requires_grad_(False)
+    image = np.asarray(recorded_image("llava", "img0_single"))
+    mask = np.zeros(image.shape[:2], dtype=bool)
+    mask[:100] = True
+    trainer = ReasoningSegmentationTrainer(
+        model=model,
+        args=arguments(tmp_path, max_steps=1, save_strategy="no"),
+        train_dataset=[Example(image, ["Please segment the cup.", "Hello."], ["Sure, [SEG].", "Hi."], [[mask], []])],
+        data_collator=SegmentationCollator(processor),
+        processing_class=processor,
+    )
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer.train()
+    (logged,) = [entry for entry in trainer.state.log_history if "ce_loss" in entry]
+    parts = [logged[name] for name in ("ce_loss", "mask_bce_loss", "mask_dice_loss")]
+    assert all(value > 0 for value in parts)
+    assert logged["loss"] == pytest.approx(sum(parts), rel=1e-3)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    for part in ("seg_projector.linear_2.weight", "vlm.lm_head.weight", "segmenter.mask_decoder.iou_token.weight"):
+        assert part in changed
+    assert not any(name.startswith("segmenter.vision_encoder") for name in changed)
 
 
 def test_fifty_steps_on_one_batch(model, processor, tmp_path):
