@@ -6,19 +6,27 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria
 
+from ..processing.answer_stream import AnswerEnd
 from ..processing.segments import SegmentationResult
 from .conversation import Conversation
 from .limits import RETRY_AFTER, Limits, RefusedError
 from .metrics import Metrics
-from .questions import Question, draws_masks
-from .streaming import segment_answer, stream_segmentation, text_result
+from .questions import Question
+from .streaming import (
+    answer_options,
+    draws_masks,
+    segment_answer,
+    sequences_of,
+    stream_segmentation,
+    text_result,
+)
 
 
 log = logging.getLogger(__name__)
@@ -67,9 +75,14 @@ class Job:
         """Do not answer any more: the client is gone."""
         self.is_cancelled = True
 
+    def succeed(self, answer: Answer) -> None:
+        """End with an answer, unless it has ended."""
+        with suppress(concurrent.futures.InvalidStateError):
+            self.answer.set_result(answer)
+
     def fail(self, error: BaseException) -> None:
-        """End with an error, unless there is an answer."""
-        if not self.answer.done():
+        """End with an error, unless it has ended."""
+        with suppress(concurrent.futures.InvalidStateError):
             self.answer.set_exception(error)
 
 
@@ -104,6 +117,7 @@ class ModelWorker:
         self.max_batch_size, self.max_wait = max_batch_size, max_wait
         self.created = int(time.time())
         self._waiting: deque[Job] = deque()
+        self._answering: list[Job] = []
         self._changed = threading.Condition()
         self._is_closed = False
         metrics.waiting.labels(name).set_function(lambda: len(self._waiting))
@@ -129,6 +143,14 @@ class ModelWorker:
                 )
             self._waiting.append(job)
             self._changed.notify()
+
+    def give_up(self, reason: RefusedError) -> None:
+        """Tell all that wait, and those who are being answered, `reason` instead; their answers end after the token
+        that is being written."""
+        with self._changed:
+            for job in (*self._waiting, *self._answering):
+                job.cancel()
+                job.fail(reason)
 
     def close(self) -> None:
         """End the thread once it has answered what it has begun; what waits is refused."""
@@ -165,6 +187,7 @@ class ModelWorker:
                 if key is None or len(batch) == self.max_batch_size or left <= 0:
                     for job in batch:
                         self._waiting.remove(job)
+                    self._answering = batch
                     return batch
                 self._changed.wait(left)
         return None
@@ -189,7 +212,7 @@ class ModelWorker:
             return
         for job, answer in zip(jobs, answers, strict=True):
             self.metrics.written_tokens.labels(self.name).inc(answer.new_tokens)
-            job.answer.set_result(answer)
+            job.succeed(answer)
 
     def _refusal(self, error: Exception) -> BaseException:
         """An exception of a model or processor as the answer to a client."""
@@ -210,7 +233,7 @@ class ModelWorker:
     # ---- answers ------------------------------------------------------------------------------------------------
 
     def _converse(self, job: Job) -> Answer:
-        """Answer a question that shares no batch: while it is written, from a seed, or with several images."""
+        """Answer a question that shares no batch."""
         question = job.question
         row = _OnlyRow(self, job)
         thresholds = {"mask_threshold": question.mask_threshold, "reject_threshold": question.reject_threshold}
@@ -227,25 +250,26 @@ class ModelWorker:
                 inputs = self.processor(images=images, text=[question.text], return_tensors="pt")
                 asked = (self.model, self.processor, inputs.to(self.model.device))
                 answer, stream, options = segment_answer, stream_segmentation, options | thresholds
-            result = answer(*asked, **options) if job.on_event is None else None
-            if job.on_event is not None:
-                events = stream(*asked, **options)
-                try:
+            found: Answer | None = None
+            if job.on_event is None:
+                found = row.answer(answer(*asked, **options))
+            else:
+                with closing(stream(*asked, **options)) as events:
                     for event in events:
                         job.on_event(event)
-                        result = getattr(event, "result", result)
-                finally:
-                    events.close()
-        if job.is_cancelled:
+                        if isinstance(event, AnswerEnd) and not job.is_cancelled:
+                            found = row.answer(event.result)
+                            job.succeed(found)  # now, not once the model is at rest
+        if job.is_cancelled or found is None:
             raise ClientLeftError
-        return Answer(result, row.prompt_tokens, *count_tokens(row.written, row.room, self._end_tokens()))
+        return found
 
     def _run(self, jobs: Sequence[Job]) -> list[Answer]:
         """Answer questions of one kind about one image each in one batch."""
         questions = [job.question for job in jobs]
         images = {question.images[0].key: question.images[0].pixels for question in questions}
         arguments: dict[str, Any] = {"images": list(images.values())}
-        draws = draws_masks(self.processor)
+        draws = draws_masks(self.processor, self.model)
         if not draws:  # transformers' models take one image per row
             arguments["images"] = [question.images[0].pixels for question in questions]
         elif len(images) < len(questions):
@@ -255,26 +279,23 @@ class ModelWorker:
         arguments[kind] = [question.text if kind == "text" else list(question.phrases) for question in questions]
         inputs = self.processor(**arguments, return_tensors="pt").to(self.model.device)
         lengths = inputs["attention_mask"].sum(-1).tolist()
-        asks = kind == "text" or getattr(self.model, "generates_for_phrases", False)
-        writes = asks and (not draws or hasattr(self.model, "generate_with_masks"))
+        writes = kind == "text" or getattr(self.model, "generates_for_phrases", False)
         room = [self.room(length, question) for length, question in zip(lengths, questions, strict=True)]
-        options = {}
-        if questions[0].reject_threshold is not None:
-            options["reject_threshold"] = questions[0].reject_threshold
-        prompt_length = inputs["input_ids"].shape[1]
+        rejection, prompt_length = questions[0].reject_threshold, inputs["input_ids"].shape[1]
         if writes:
             # Each row ends at its own length, so that its answer is what it would be alone.
-            options |= {"max_new_tokens": max(room), "do_sample": False, **questions[0].sampling}
+            options = {"max_new_tokens": max(room), "do_sample": False, **questions[0].sampling}
             options["stopping_criteria"] = [_EndOfRows(jobs, room, prompt_length)]
+            options = answer_options(self.model, draws, rejection, None, options)
             generate = self.model.generate_with_masks if draws else self.model.generate
             with _sampling(questions[0]):
                 output = generate(**inputs, **options)
         else:
-            output = self.model(**inputs, **options)
+            output = self.model(**inputs, **({} if rejection is None else {"reject_threshold": rejection}))
         rows, written = [], [(0, False)] * len(questions)
         if writes:
-            rows = (output["sequences"] if draws else output)[:, prompt_length:].tolist()
-            written = [count_tokens(row, longest, self._end_tokens()) for row, longest in zip(rows, room, strict=True)]
+            rows = sequences_of(output)[:, prompt_length:].tolist()
+            written = [count_tokens(row, longest, self.end_tokens) for row, longest in zip(rows, room, strict=True)]
         if draws:
             thresholds = {"mask_threshold": questions[0].mask_threshold}
             results = self.processor.post_process_segmentation(output, inputs, **thresholds)
@@ -304,7 +325,9 @@ class ModelWorker:
             )
         return min(question.max_new_tokens, positions - prompt_tokens)
 
-    def _end_tokens(self) -> set[int]:
+    @property
+    def end_tokens(self) -> set[int]:
+        """`set[int]`: Those that end an answer."""
         given = getattr(self.model.generation_config, "eos_token_id", None)
         return set() if given is None else {given} if isinstance(given, int) else set(given)
 
@@ -336,6 +359,10 @@ class _OnlyRow(StoppingCriteria):
         self.written = input_ids[0, self.prompt_tokens :].tolist()
         is_ended = self.job.is_cancelled or len(self.written) >= self.room
         return torch.tensor([is_ended], device=input_ids.device)
+
+    def answer(self, result: SegmentationResult) -> Answer:
+        """The answer that was seen."""
+        return Answer(result, self.prompt_tokens, *count_tokens(self.written, self.room, self.worker.end_tokens))
 
 
 # torch draws for all threads from one place, so that one model at a time samples.

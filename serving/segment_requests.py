@@ -20,11 +20,11 @@ from .questions import (
     check_new_tokens,
     check_phrases,
     check_texts,
-    draws_masks,
     image_bytes,
     pixel_limit,
     read_image,
 )
+from .streaming import draws_masks
 
 
 MaskFormat = Literal["rle", "png"]

@@ -182,8 +182,9 @@ class Talk:
 
     def _add_box(self, box: str) -> None:
         from ..processing.visual_prompts import VisualPrompt, assign_colors
+        from ..serving.streaming import draws_masks
 
-        if hasattr(self.conversation.processor, "post_process_segmentation"):
+        if draws_masks(self.conversation.processor, self.conversation.model):
             raise ValueError("Models that draw masks know no visual prompts; /box is for those that write text alone.")
         if self.pixels is None:
             raise ValueError("There is no image to point at yet: /image FILE")
@@ -338,8 +339,10 @@ def read_numbers(name: str, given: str, count: int | None = None) -> list[float]
 
 def generation_options(max_new_tokens: int, temperature: float, top_p: float | None) -> dict[str, Any]:
     """Options of `generate`; a temperature of 0 takes the most likely token."""
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
-    if temperature > 0:
+    from ..serving.streaming import LEAST_TEMPERATURE
+
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature >= LEAST_TEMPERATURE}
+    if options["do_sample"]:
         options |= {"temperature": temperature, **({"top_p": top_p} if top_p is not None else {})}
     return options
 
