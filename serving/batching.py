@@ -1,6 +1,7 @@
 """Questions of many clients are put into batches as they come: a queue and a thread for each model."""
 
 import concurrent.futures
+import inspect
 import logging
 import threading
 import time
@@ -13,9 +14,11 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
+from ..modeling.composed_model import ImageCache
 from ..processing.answer_stream import AnswerEnd
 from ..processing.segments import SegmentationResult
 from .conversation import Conversation
+from .encoded_images import EncodedImages
 from .limits import RETRY_AFTER, Limits, RefusedError
 from .metrics import Metrics
 from .questions import Question
@@ -96,7 +99,7 @@ class ModelWorker:
         model: Draws masks, by `forward` and where it writes text by `generate_with_masks`, or writes text alone by
             `generate`; in evaluation mode.
         processor: Its processor.
-        limits ([`Limits`]): `max_waiting` and `max_waiting_pixels` of it.
+        limits ([`Limits`]): `max_waiting`, `max_waiting_pixels` and `max_encoded_bytes` of it.
         metrics ([`Metrics`]): Where it counts.
         max_batch_size (`int`): Questions of one batch.
         max_wait (`float`): Seconds that the first question of a batch waits for others.
@@ -116,6 +119,9 @@ class ModelWorker:
         self.limits, self.metrics = limits, metrics
         self.max_batch_size, self.max_wait = max_batch_size, max_wait
         self.created = int(time.time())
+        self._encoded: EncodedImages | None = None
+        if draws_masks(processor, model) and hasattr(model, "encode_image"):
+            self._encoded = EncodedImages(model, limits.max_encoded_bytes)
         self._waiting: deque[Job] = deque()
         self._answering: list[Job] = []
         self._changed = threading.Condition()
@@ -220,6 +226,8 @@ class ModelWorker:
             return error
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             log.error("%s: out of memory", self.name)
+            if self._encoded is not None:
+                self._encoded.clear()
             return RefusedError(
                 503, f"{self.name!r} has not enough memory for this request. Send a smaller one.", RETRY_AFTER
             )
@@ -235,7 +243,8 @@ class ModelWorker:
     def _converse(self, job: Job) -> Answer:
         """Answer a question that shares no batch."""
         question = job.question
-        row = _OnlyRow(self, job)
+        row, keys = _OnlyRow(self, job), [image.key for image in question.images]
+        cache: ImageCache | None = None
         thresholds = {"mask_threshold": question.mask_threshold, "reject_threshold": question.reject_threshold}
         options: dict[str, Any] = {"max_new_tokens": question.max_new_tokens, "stopping_criteria": [row]}
         options |= question.sampling or {"do_sample": False}
@@ -246,9 +255,11 @@ class ModelWorker:
                 )
                 answer, stream, asked = conversation.ask, conversation.stream, (text,)
             else:
-                images = [question.images[0].pixels]
-                inputs = self.processor(images=images, text=[question.text], return_tensors="pt")
-                asked = (self.model, self.processor, inputs.to(self.model.device))
+                inputs = self._inputs([question.images[0].pixels], text=[question.text])
+                if self._encoded is not None:
+                    cache = self._encoded.take(keys, inputs, lambda _: inputs)
+                    options |= {"image_cache": cache, "share_prefixes": False}
+                asked = (self.model, self.processor, inputs)
                 answer, stream, options = segment_answer, stream_segmentation, options | thresholds
             found: Answer | None = None
             if job.on_event is None:
@@ -260,6 +271,8 @@ class ModelWorker:
                         if isinstance(event, AnswerEnd) and not job.is_cancelled:
                             found = row.answer(event.result)
                             job.succeed(found)  # now, not once the model is at rest
+        if self._encoded is not None and cache is not None:
+            self._encoded.keep(keys, cache)
         if job.is_cancelled or found is None:
             raise ClientLeftError
         return found
@@ -277,21 +290,36 @@ class ModelWorker:
             arguments["image_index"] = [index_of[question.images[0].key] for question in questions]
         kind = "text" if questions[0].phrases is None else "phrases"
         arguments[kind] = [question.text if kind == "text" else list(question.phrases) for question in questions]
-        inputs = self.processor(**arguments, return_tensors="pt").to(self.model.device)
+        inputs = self._inputs(**arguments)
         lengths = inputs["attention_mask"].sum(-1).tolist()
         writes = kind == "text" or getattr(self.model, "generates_for_phrases", False)
         room = [self.room(length, question) for length, question in zip(lengths, questions, strict=True)]
         rejection, prompt_length = questions[0].reject_threshold, inputs["input_ids"].shape[1]
+        cache = None
+        if self._encoded is not None:
+            pixels, first = list(images.values()), arguments[kind][0]
+            cache = self._encoded.take(
+                list(images),
+                inputs,
+                lambda some: self._inputs([pixels[i] for i in some], **{kind: [first] * len(some)}),
+            )
+        # What is read of a prompt is kept for no other, unless others of the batch are about its image.
+        sharing = {} if cache is None or len(images) < len(questions) else {"share_prefixes": False}
         if writes:
             # Each row ends at its own length, so that its answer is what it would be alone.
-            options = {"max_new_tokens": max(room), "do_sample": False, **questions[0].sampling}
+            options = {"max_new_tokens": max(room), "do_sample": False, **questions[0].sampling, **sharing}
             options["stopping_criteria"] = [_EndOfRows(jobs, room, prompt_length)]
-            options = answer_options(self.model, draws, rejection, None, options)
+            options = answer_options(self.model, draws, rejection, cache, options)
             generate = self.model.generate_with_masks if draws else self.model.generate
             with _sampling(questions[0]):
                 output = generate(**inputs, **options)
         else:
-            output = self.model(**inputs, **({} if rejection is None else {"reject_threshold": rejection}))
+            options = {"image_cache": cache, "reject_threshold": rejection}
+            if "share_prefixes" in inspect.signature(self.model.forward).parameters:
+                options |= sharing
+            output = self.model(**inputs, **{name: value for name, value in options.items() if value is not None})
+        if self._encoded is not None and cache is not None:
+            self._encoded.keep(list(images), cache)
         rows, written = [], [(0, False)] * len(questions)
         if writes:
             rows = sequences_of(output)[:, prompt_length:].tolist()
@@ -307,6 +335,10 @@ class ModelWorker:
         return [
             Answer(result, length, *counted) for result, length, counted in zip(results, lengths, written, strict=True)
         ]
+
+    def _inputs(self, images: list[Any], **arguments: Any) -> Any:
+        """What the processor makes of them, on the model's device."""
+        return self.processor(images=images, **arguments, return_tensors="pt").to(self.model.device)
 
     def room(self, prompt_tokens: int, question: Question) -> int:
         """How many tokens the answer may have: as many as were asked for, or for which the model has positions.

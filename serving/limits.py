@@ -62,6 +62,8 @@ class Limits:
         max_new_tokens (`int`): Longest answer that may be asked for; more is a 422.
         max_waiting (`int`): Requests that wait for one model; the next is a 429.
         max_waiting_pixels (`int`): Of all images that wait for one model; more is a 429, but one may always wait.
+        max_encoded_bytes (`int`): Of encoded images that each model keeps on its device for further questions about
+            them; 0 keeps none.
         max_open_requests (`int`): Requests that are received, answered or waiting at the same time; the next is a 503.
         upload_seconds (`float`): In which a body must have arrived; later is a 408.
         stalled_seconds (`float`): After which a client that reads nothing of its answer is given up.
@@ -77,6 +79,7 @@ class Limits:
     max_new_tokens: int = 1024
     max_waiting: int = 64
     max_waiting_pixels: int = 2**28
+    max_encoded_bytes: int = 2**28
     max_open_requests: int = 256
     upload_seconds: float = 60.0
     stalled_seconds: float = 30.0

@@ -23,6 +23,7 @@ from reasonseg.serving.metrics import Metrics
 from reasonseg.serving.questions import Question, ReadImage
 from reasonseg.serving.segment_requests import SegmentRequest, read_question
 from reasonseg.serving.server import Server, address_of, bind
+from tests.support.counting import counted
 from tests.support.http_requests import connect, data_url, in_base64
 
 
@@ -148,6 +149,39 @@ def test_conversations_share_a_batch_and_are_answered_as_by_conversations(worker
         for one, other in zip(found.segments, expected.segments, strict=True):
             assert np.array_equal(one.mask, other.mask)
     assert batches(worker) == (1, 4)
+
+
+def test_an_image_that_is_sent_again_is_not_encoded_again(worker_of, embedded, scenes):
+    """Whether its question shares a batch, with images that are new or known, or is streamed."""
+    worker = worker_of(max_batch_size=2, max_wait=0.2)
+
+    def answers(*questions: Question) -> list[SegmentationResult]:
+        jobs = [Job(question, (lambda event: None) if question.stream else None) for question in questions]
+        for job in jobs:
+            worker.submit(job)
+        return [job.answer.result(60).result for job in jobs]
+
+    def first(number: int, **options) -> Question:
+        return chat(embedded[1], [scenes[number], QUESTIONS[0]], max_tokens=12, **options)
+
+    with counted(embedded[0]) as counts:
+        found = answers(first(0))
+        assert (counts["vlm"], counts["segmenter"]) == (1, 1)
+        further = chat(embedded[1], [scenes[0], QUESTIONS[0]], [found[0].text], [QUESTIONS[1]], max_tokens=12)
+        found += answers(further, first(1))  # one is known
+        assert (counts["vlm"], counts["segmenter"]) == (2, 2)
+        found += answers(first(1), first(0, stream=True)) + answers(first(1), further)
+        assert (counts["vlm"], counts["segmenter"]) == (2, 2)
+    conversation = Conversation(*embedded, scenes[0], max_new_tokens=12)
+    one, two = (conversation.ask(question) for question in QUESTIONS)
+    other = Conversation(*embedded, scenes[1], max_new_tokens=12).ask(QUESTIONS[0])
+    for result, expected in zip(found, (one, two, other, other, one, other, two), strict=True):
+        assert result.text == expected.text
+        assert len(result.segments) == len(expected.segments) > 0
+        assert all(
+            np.array_equal(*masks)
+            for masks in zip(*([s.mask for s in of.segments] for of in (result, expected)), strict=True)
+        )
 
 
 def test_what_is_sampled_shares_a_batch_unless_it_has_a_seed(worker_of, embedded, scenes):
