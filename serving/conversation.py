@@ -200,8 +200,9 @@ class Conversation:
 
     def segment(self, phrases: str | Sequence[str], image: Any = None) -> SegmentationResult:
         """
-        Segments `phrases` by an answer in the checkpoint's own words, which one forward pass reads. As in evaluations
-        the question stands by itself; it and the answer are part of what is asked after it.
+        Segments `phrases` by an answer in the checkpoint's own words, which one forward pass reads, or which a model
+        of coordinates writes. As in evaluations the question stands by itself; it and the answer are part of what is
+        asked after it.
 
         Args:
             phrases (`str` or `list[str]`): What to segment.
@@ -225,8 +226,12 @@ class Conversation:
             # What was read of the conversation stays as it is.
             cache = replace(self._encoded(inputs, [len(self.images) - 1]), prefixes=None)
             given = {} if rejection is None else {"reject_threshold": rejection}
+            answer = self.model
+            if getattr(self.model, "generates_for_phrases", False):
+                answer, longest = self.model.generate_with_masks, self.options.get("max_new_tokens")
+                given |= {"do_sample": False, **({} if longest is None else {"max_new_tokens": longest})}
             with torch.inference_mode():
-                output = self.model(**inputs, image_cache=cache, **given)
+                output = answer(**inputs, image_cache=cache, **given)
             result = self.processor.post_process_segmentation(output, inputs, mask_threshold=threshold)[0]
             self._keep(question, result, phrases)
         return result
@@ -366,7 +371,8 @@ class Conversation:
         system, images, turns = read_conversation(path, limit)
         conversation = cls(model, processor, system=system, **options)
         for turn in turns:
-            check_words(processor, turn["question"])
+            # Phrases are asked for in the words of a checkpoint, to which tokens may belong.
+            check_words(processor, turn["question"], is_answer=turn["phrases"] is not None)
             check_words(processor, turn["result"].text, "The answer", is_answer=True)
         conversation.images, conversation.turns = images, [Turn(**turn) for turn in turns]
         return conversation

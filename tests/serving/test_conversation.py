@@ -234,7 +234,7 @@ def test_results_of_every_kind_are_saved_whole(embedded, scene, tmp_path):
     ]
     conversation = Conversation(*embedded, scene)
     for result in results:
-        conversation._keep("What?", result)
+        conversation._keep("Find it, [SEG].", result, ("a cup",))  # as a checkpoint may word it
     conversation.save(tmp_path / "talk.json")
     loaded = Conversation.load(tmp_path / "talk.json", *embedded)
     for turn, result in zip(loaded.turns, results, strict=True):
