@@ -11,6 +11,7 @@ import torch
 from starlette.requests import Request
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from reasonseg import EMBEDDED_MODEL
 from reasonseg.processing.processing_coordinates import CoordinateResult
 from reasonseg.processing.segments import SegmentationResult
 from reasonseg.serving.app import Service, Unread
@@ -238,6 +239,14 @@ def test_a_question_that_fails_leaves_the_others_of_its_batch_alone(worker_of, s
     assert jobs[2].answer.result(60).result.segments
     with pytest.raises(RefusedError, match="'m' can read 512 with"):
         jobs[1].answer.result(60)
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_a_wrong_request(scenes):
+    processor = AutoProcessor.from_pretrained(EMBEDDED_MODEL)
+    processor.chat_template = "{{ raise_exception('No answers, please') }}"
+    with pytest.raises(RefusedError, match=r"does not take the conversation \(No answers, please\)") as refused:
+        chat(processor, [scenes[0], QUESTIONS[0]], ["No."], [QUESTIONS[1]])
+    assert refused.value.status == 422
 
 
 def test_a_queue_that_is_full_takes_no_more(worker_of, scenes):
