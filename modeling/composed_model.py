@@ -482,7 +482,6 @@ class ComposedModel(ImageReader, PreTrainedModel, GenerationMixin):
                 "A row without an image holds a [SEG] or [REJ] slot; there is nothing to draw its mask in."
             )
         if (encoding := images.encoding) is not None:
-            encoding.result()
             encoding.hand_over()
         self._encode_missing(images, slot_images)
         encoded = images.segmenter_features
@@ -563,19 +562,24 @@ class ComposedModel(ImageReader, PreTrainedModel, GenerationMixin):
     ) -> Iterator[None]:
         """
         While open, the segmenter's encoder runs in a thread of its own where `streamer` takes masks; the first slot
-        waits for it. What no slot needs may fail there.
+        waits for it. What no slot needs may fail there, and an answer without one does not wait for it where the
+        streamer has `finish_later`, which takes what is to be called before the model is used again.
         """
         if not takes_slots(streamer) or images is None or images.sam_pixel_values is None:
             yield
             return
         encoding = Beside(lambda: self._encode_missing(images, image_index), TorchModes(self.segmenter.device, True))
         images.encoding = encoding
-        try:
-            yield
-        finally:
+
+        def finish() -> None:
             encoding.hand_over()
             if images.encoding is encoding:
                 images.encoding = None
+
+        try:
+            yield
+        finally:
+            getattr(streamer, "finish_later", lambda last: last())(finish)
 
 
 # ---- what a vision-language model takes -----------------------------------------------------------------------------

@@ -169,6 +169,7 @@ class _QueueStreamer:
 
     def __init__(self, steps: SimpleQueue):
         self.steps, self._prompt_seen = steps, False
+        self._last: list[Callable[[], None]] = []
 
     def put(self, value: torch.Tensor) -> None:
         if self._prompt_seen:
@@ -180,6 +181,15 @@ class _QueueStreamer:
 
     def end(self) -> None:
         """The output follows."""
+
+    def finish_later(self, last: Callable[[], None]) -> None:
+        """Takes what the output need not wait for."""
+        self._last.append(last)
+
+    def finish(self) -> None:
+        """Does it."""
+        for last in self._last:
+            last()
 
 
 class _StoppedByReader(StoppingCriteria):
@@ -218,10 +228,12 @@ def _steps(
     stopped = _StoppedByReader()
 
     def run() -> None:
+        streamer = _QueueStreamer(steps)
         try:
-            output = generate(streamer=_QueueStreamer(steps), stopping_criteria=[*stopping_criteria, stopped])
+            output = generate(streamer=streamer, stopping_criteria=[*stopping_criteria, stopped])
             steps.put(StreamStep(output=output))
         finally:
+            streamer.finish()
             steps.put(None)
 
     generation = Beside(run, modes)

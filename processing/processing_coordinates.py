@@ -265,14 +265,16 @@ class CoordinatesProcessor(ComposedProcessor):
             for size, (_, rows, columns) in zip(sizes, map(as_list, grids), strict=True)
         ]
 
+    @property
+    def shown_tokens(self) -> set[int]:
+        """`set[int]`: Ids of the special tokens that answers show, those of the format."""
+        tokens = self.tokenizer.added_tokens_decoder
+        return {index for index, token in tokens.items() if token.content in self._format.kept_tokens}
+
     def decode_answer(self, ids: list[int]) -> str:
         """Decodes without special tokens, but for those of the format, and without tidying up."""
-        kept = self._format.kept_tokens
-        left_out = {
-            index
-            for index, token in self.tokenizer.added_tokens_decoder.items()
-            if token.special and token.content not in kept
-        }
+        special = {index for index, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        left_out = special - self.shown_tokens
         ids = [index for index in as_list(ids) if index not in left_out]
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 

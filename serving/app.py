@@ -14,10 +14,11 @@ from starlette.responses import Response, StreamingResponse
 
 from .batching import Answer, ClientLeftError, Job, ModelWorker
 from .chat_completions import ChatAnswer, ChatRequest, read_chat, server_event
-from .limits import Gate, Limits, RefusedError, read_body
+from .limits import RETRY_AFTER, Bodies, Gate, Limits, RefusedError
 from .metrics import Metrics
-from .questions import Question, draws_masks
+from .questions import Question
 from .segment_requests import SegmentRequest, json_bytes, parse_form, parse_json, read_question, segment_answer
+from .streaming import draws_masks
 
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ class Service:
         version: str = "0",
     ):
         self.workers, self.limits, self.metrics, self.version = dict(workers), limits, metrics, version
+        self._bodies = Bodies(limits)
         self._coders = ThreadPoolExecutor(_CODERS, thread_name_prefix="images")
         self.app = Gate(self._routes(), limits, api_key, self._observe)
         metrics.open_requests.set_function(lambda: self.app.open_requests)
@@ -63,6 +65,15 @@ class Service:
     def stop_taking(self) -> None:
         """From now on only what has begun is answered."""
         self.app.stopping = True
+
+    def give_up(self) -> None:
+        """End what has begun, each with a sentence."""
+        for worker in self.workers.values():
+            worker.give_up(
+                RefusedError(
+                    503, "The server stops and ends this answer before it is complete. Ask again.", RETRY_AFTER
+                )
+            )
 
     def close(self) -> None:
         """End all threads, once they have done what they have begun."""
@@ -147,17 +158,17 @@ class Service:
         self.metrics.seconds.labels(path).observe(seconds)
 
     async def _segment(self, request: Request) -> Response:
-        body = await read_body(request, self.limits)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind == "multipart/form-data":
-            fields = await parse_form(request, body, self.limits)
-        else:
-            _check_json(kind)
-            fields = await self._coded(parse_json, body, SegmentRequest)
-        mask_format = fields.mask_format
-        worker = self._worker(fields.model)
-        question = await self._coded(read_question, fields, worker.processor, self.limits)
-        del body, fields  # large, and of no use while it waits
+        async with self._bodies.read(request) as body:
+            kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind == "multipart/form-data":
+                fields = await parse_form(request, body, self.limits)
+            else:
+                _check_json(kind)
+                fields = await self._coded(parse_json, body, SegmentRequest)
+            mask_format = fields.mask_format
+            worker = self._worker(fields.model)
+            question = await self._coded(read_question, fields, worker.processor, self.limits)
+            del body, fields  # large, and of no use while it waits
         job = Job(question)
         worker.submit(job)
         answer = await self._wait(request, worker, job, asyncio.wrap_future(job.answer))
@@ -167,13 +178,13 @@ class Service:
         return Response(content, media_type="application/json")
 
     async def _chat(self, request: Request) -> Response:
-        body = await read_body(request, self.limits)
-        _check_json(request.headers.get("content-type", "").partition(";")[0].strip().lower())
-        fields = await self._coded(parse_json, body, ChatRequest)
-        worker = self._worker(fields.model)
-        question = await self._coded(read_chat, fields, worker.processor, self.limits)
-        said = ChatAnswer(fields)
-        del body, fields
+        async with self._bodies.read(request) as body:
+            _check_json(request.headers.get("content-type", "").partition(";")[0].strip().lower())
+            fields = await self._coded(parse_json, body, ChatRequest)
+            worker = self._worker(fields.model)
+            question = await self._coded(read_chat, fields, worker.processor, self.limits)
+            said = ChatAnswer(fields)
+            del body, fields
         if question.stream:
             return await self._streamed(request, worker, question, said)
         job = Job(question)
@@ -324,7 +335,7 @@ def _check_json(kind: str) -> None:
 
 def _model_entry(worker: ModelWorker) -> dict[str, Any]:
     entry = {"id": worker.name, "object": "model", "created": worker.created, "owned_by": "reasonseg"}
-    return {**entry, "draws_masks": draws_masks(worker.processor)}
+    return {**entry, "draws_masks": draws_masks(worker.processor, worker.model)}
 
 
 async def _http_failure(request: Request, error: Exception) -> Response:

@@ -1,7 +1,9 @@
 """The web app's page: layout and events, by gradio."""
 
+import hashlib
 import html
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -114,17 +116,26 @@ class Sessions:
                 first = next(iter(self.models.values()))
                 session = self._open[request.session_hash] = AppSession(first, self.max_new_tokens)
             self._open.move_to_end(request.session_hash)
-            unused = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - _MOST_SESSIONS)]
-        for other in unused:
-            other.close()
+            unused = [self._open.popitem(last=False) for _ in range(len(self._open) - _MOST_SESSIONS)]
+        for other, unused_session in unused:
+            self._end(other, unused_session)
         return session
+
+    def folder_of(self, session_hash: Any) -> Path:
+        """For the downloads of a page, which chooses its `session_hash` itself, so that it may be no name of a folder
+        but its own."""
+        return self.folder / hashlib.sha256(str(session_hash).encode("utf-8", "surrogatepass")).hexdigest()
 
     def close(self, request: Any) -> None:
         """Frees what belongs to a page that was closed."""
         with self._lock:
             session = self._open.pop(request.session_hash, None)
         if session is not None:
-            session.close()
+            self._end(request.session_hash, session)
+
+    def _end(self, session_hash: Any, session: AppSession) -> None:
+        session.close()
+        shutil.rmtree(self.folder_of(session_hash), ignore_errors=True)
 
     def __len__(self) -> int:
         return len(self._open)
@@ -200,12 +211,15 @@ def build_page(
     def stopped(request) -> AppSession:
         """The session, at rest: what an answer still sent afterwards would take the place of what is shown now."""
         session = sessions.of(request)
-        session.stop()
+        with told():
+            session.stop()
         return session
 
     def choose_model(name, tool, request: gr.Request):
         session = stopped(request)
         with told():
+            if name not in sessions.models:
+                raise AppError(f"There is no model {str(name)[:60]!r}. There are {', '.join(sessions.models)}.")
             session.use_model(sessions.models[name])
         return [*controls_of(session.model), view_of(session, tool), chat_of(session), words_of(session)]
 
@@ -229,6 +243,9 @@ def build_page(
         return view_of(session, tool), chat_of(session), words_of(session)
 
     def take_example(event: gr.SelectData):
+        with told():
+            if event.index not in range(len(examples)):
+                raise AppError("There is no such example.")
         return examples[event.index][0], gr.update(choices=questions_of[event.index], value=None, visible=True)
 
     def ask(question, tool, request: gr.Request):
@@ -265,13 +282,14 @@ def build_page(
 
     def reset(tool, request: gr.Request):
         session = stopped(request)
-        session.reset()
+        with told():
+            session.reset()
         return view_of(session, tool), chat_of(session)
 
     def select(tool, request: gr.Request, event: gr.EventData):
         session = sessions.of(request)
         with told():
-            session.select(event.turn, event.segment)
+            session.select(*(getattr(event, name, None) for name in ("turn", "segment")))
         return view_of(session, tool), chat_of(session)
 
     def draw_again(threshold, rejection, is_own, view, tool, request: gr.Request):
@@ -287,7 +305,7 @@ def build_page(
     def add_region(tool, request: gr.Request, event: gr.EventData):
         session = sessions.of(request)
         with told():
-            session.add_region(tool, event.points)
+            session.add_region(tool, getattr(event, "points", None))
         return view_of(session, tool), chat_of(session), words_of(session)
 
     def clear_regions(tool, request: gr.Request):
@@ -301,7 +319,7 @@ def build_page(
             result, image = session.shown_result(), session.draw()
             if result is None:
                 raise AppError("There are no masks to download yet. Ask something first.")
-            paths = write_downloads(sessions.folder / request.session_hash, result, image)
+            paths = write_downloads(sessions.folder_of(request.session_hash), result, image)
         return gr.update(value=[str(path) for path in paths], visible=True)
 
     def leave(request: gr.Request):

@@ -2,8 +2,8 @@
 
 import threading
 import traceback
-from collections.abc import Generator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,18 +19,26 @@ from ..processing.segments import Segment, SegmentationResult
 from ..processing.visual_prompts import VisualPrompt, assign_colors, describe, draw_visual_prompts, fill_placeholders
 from .app_regions import read_stroke
 from .conversation import Conversation
-from .kept_output import KeptOutput, OutputKeeper, rates_pixels, threshold_logit
+from .kept_output import KeptOutput, OutputKeeper, checked_probability, rates_pixels, threshold_logit
+from .streaming import draws_masks
 
 
 MASKS, HEAT_MAP, MASKED_IMAGE = VIEWS = ("masks", "heat-map", "masked image")
 MOST_PHRASES = 100
 _MOST_TURNS = 50
-_LONGEST_STEP = 20.0  # seconds that are waited for a token or a mask that is on its way
+_SECONDS_BETWEEN = 0.1  # of two looks whether who waits for a model still wants it
+_LONGEST_STEP = 120.0  # seconds that are waited for a token or a mask that is on its way
+# Of one question, or of all phrases together: far more than anybody types.
+MOST_CHARACTERS = 10_000
 _HEAT, _STRONGEST = np.array([255.0, 40.0, 0.0], dtype=np.float32), 0.75
 
 
 class AppError(Exception):
     """What a person at the web app is told: one or two sentences."""
+
+
+class StoppedError(Exception):
+    """Nobody wants the answer any more."""
 
 
 class AppModel:
@@ -49,7 +57,7 @@ class AppModel:
 
     def __init__(self, name: str, model: Any, processor: Any):
         self.name, self.model = name, model
-        self.draws_masks = hasattr(model, "generate_with_masks") and hasattr(processor, "post_process_segmentation")
+        self.draws_masks = draws_masks(processor, model)
         self.processor = processor
         self.rates_pixels = self.draws_masks and rates_pixels(processor)
         self.takes_regions = not self.draws_masks
@@ -67,11 +75,18 @@ class AppModel:
         return self.draws_masks and not self.rates_pixels and (slot_tokens is None or len(slot_tokens) > 1)
 
     @contextmanager
-    def used_by(self, conversation: Conversation):
-        """Waits until nobody else uses the model. Only the conversation that asked last keeps its image encoded."""
+    def used_by(self, conversation: Conversation, is_to_stop: Callable[[], bool]):
+        """
+        Waits until nobody else uses the model, or `is_to_stop`: then a [`StoppedError`]. Only the conversation that
+        asked last keeps its image encoded.
+        """
         # Not `with self._lock`: the end may come in another thread, where the generator is closed.
-        self._lock.acquire()
+        while not self._lock.acquire(timeout=_SECONDS_BETWEEN):
+            if is_to_stop():
+                raise StoppedError
         try:
+            if is_to_stop():
+                raise StoppedError
             if self._holder is not None and self._holder is not conversation:
                 self._holder.free()
             self._holder = conversation
@@ -80,9 +95,11 @@ class AppModel:
             self._lock.release()
 
     def release(self, conversation: Conversation | None) -> None:
-        """Frees what a conversation that is over keeps on the device."""
+        """Frees what a conversation that is over keeps on the device; waits for nobody where that is nothing."""
+        if conversation is None or self._holder is not conversation:
+            return
         with self._lock:
-            if conversation is not None and self._holder is conversation:
+            if self._holder is conversation:
                 conversation.free()
                 self._holder = None
 
@@ -154,8 +171,9 @@ class AppSession:
         self._version, self._known_version = 0, -1
         self._conversation: Conversation | None = None
         self._keeper: OutputKeeper | None = None
-        self._is_to_stop, self._rests = threading.Event(), threading.Event()
-        self._rests.set()
+        # How often it was stopped, and how many answers have begun and not ended.
+        self._stops, self._answers = 0, 0
+        self._rests = threading.Condition()
         self.use_model(self.model)
 
     # ---- what is asked about --------------------------------------------------------------------------------------
@@ -239,7 +257,7 @@ class AppSession:
         Raises:
             AppError: The question cannot be asked or answered. It is not kept then.
         """
-        with self._new_turn(question.strip()) as turn, self.model.used_by(self._conversation), self._writing():
+        with suppress(StoppedError), self._answering(question) as (turn, is_to_stop):
             text = fill_placeholders(turn.question, self.regions) if self.model.takes_regions else turn.question
             options = {} if not self.model.draws_masks else {"mask_threshold": threshold_logit(self.display.threshold)}
             events = self._conversation.stream(text, self._new_image(), **options)
@@ -252,22 +270,23 @@ class AppSession:
                     elif isinstance(event, AnswerEnd):
                         self._finish(turn, event.result)
                     yield not isinstance(event, TextPiece)
-                    if self._is_to_stop.is_set():
+                    if is_to_stop():
                         break
 
-    @contextmanager
-    def _writing(self):
-        self._is_to_stop.clear()
-        self._rests.clear()
-        try:
-            yield
-        finally:
-            self._rests.set()
-
     def stop(self) -> None:
-        """Ends the answer that is being written, where it is, and waits for that; from another thread."""
-        self._is_to_stop.set()
-        self._rests.wait(_LONGEST_STEP)
+        """
+        Ends the answer that is being written, or waits to be, and returns once it has; from another thread. Phrases
+        that are being segmented are waited for.
+
+        Raises:
+            AppError: The model takes too long for that.
+        """
+        with self._rests:
+            self._stops += 1
+            if not self._rests.wait_for(lambda: not self._answers, _LONGEST_STEP):
+                raise AppError(
+                    f"The model has not come to rest within {_LONGEST_STEP:.0f} seconds. Try again in a while."
+                )
 
     def segment(self, phrases: str) -> None:
         """
@@ -276,31 +295,58 @@ class AppSession:
         Raises:
             AppError: As for `ask`.
         """
-        lines = list(dict.fromkeys(line.strip() for line in phrases.splitlines() if line.strip()))
-        with self._new_turn("; ".join(lines)) as turn, self.model.used_by(self._conversation):
+        lines = list(dict.fromkeys(line.strip() for line in (phrases or "").splitlines() if line.strip()))
+        with sentences():
             if not lines:
                 raise ValueError("There is no phrase. Write one per line, such as: the red cup")
             if len(lines) > MOST_PHRASES:
                 raise ValueError(f"{len(lines)} phrases were given; at most {MOST_PHRASES} are segmented at a time.")
+        with suppress(StoppedError), self._answering("; ".join(lines)) as (turn, _):
             self._finish(turn, self._conversation.segment(lines, self._new_image()))
 
     def _new_image(self) -> Image.Image | None:
         return self._asked_image() if self._version != self._known_version else None
 
     @contextmanager
+    def _answering(self, question: str | None):
+        """A turn, which goes again if it fails, with the model for it; and what says whether it is to stop."""
+        with self._rests:
+            self._answers += 1
+            stops = self._stops
+
+        def is_to_stop() -> bool:
+            return self._stops != stops
+
+        try:
+            with self._new_turn((question or "").strip()) as turn, self.model.used_by(self._conversation, is_to_stop):
+                yield turn, is_to_stop
+        finally:
+            with self._rests:
+                self._answers -= 1
+                self._rests.notify_all()
+
+    @contextmanager
     def _new_turn(self, question: str):
         """A turn that is shown from now on, and goes again if it fails."""
-        before = self.shown, self.alone
+        shown, alone = self.shown_turn, self.alone
         with sentences():
+            if len(question) > MOST_CHARACTERS:
+                raise ValueError(
+                    f"{len(question)} characters were written; at most {MOST_CHARACTERS} are asked at a time."
+                )
             image = self._asked_image()
             turn = AppTurn(question, SegmentationResult("", [], (image.height, image.width), image), self._version)
             self.turns = [*self.turns, turn][-_MOST_TURNS:]
             self.shown, self.alone = len(self.turns) - 1, None
             try:
                 yield turn
+            except StoppedError:
+                raise
             except Exception:
-                self.turns.remove(turn)
-                self.shown, self.alone = before
+                if turn in self.turns:  # it is not where the page was closed meanwhile
+                    self.turns = [other for other in self.turns if other is not turn]
+                    self.shown = self.turns.index(shown) if shown in self.turns else None
+                    self.alone = alone
                 raise
 
     def _finish(self, turn: AppTurn, result: SegmentationResult) -> None:
@@ -317,8 +363,9 @@ class AppSession:
             raise AppError(f"There is no view {view!r}; there are {', '.join(VIEWS)}.")
         if not self.model.rejects:
             reject_threshold = None
-        self.display = Display(threshold, reject_threshold, view)
         with sentences():
+            rejection = None if reject_threshold is None else checked_probability(reject_threshold)
+            self.display = Display(checked_probability(threshold), rejection, view)
             for turn in self.turns:
                 self._draw_again(turn)
 
@@ -328,7 +375,8 @@ class AppSession:
 
     def select(self, turn: int, segment: int) -> None:
         """Shows a segment's mask alone; again, and all of that answer are shown."""
-        if not (0 <= turn < len(self.turns) and 0 <= segment < len(self.turns[turn].result.segments)):
+        are_numbers = isinstance(turn, int) and isinstance(segment, int)
+        if not (are_numbers and 0 <= turn < len(self.turns) and 0 <= segment < len(self.turns[turn].result.segments)):
             raise AppError("This phrase belongs to an answer that is no longer there.")
         is_shown = (turn, segment) == (self.shown, self.alone)
         self.shown, self.alone = turn, None if is_shown else segment
@@ -360,7 +408,9 @@ class AppSession:
         return mask_image(result.image, heatmap, self.display.threshold).masked_image
 
     def close(self) -> None:
-        """Frees what the page keeps."""
+        """Ends the answer that is being written, and frees what the page keeps."""
+        with suppress(AppError):
+            self.stop()
         self.model.release(self._conversation)
         self.turns, self.image, self.shown = [], None, None
 
@@ -377,7 +427,7 @@ def sentences():
     """Within, whatever goes wrong becomes an [`AppError`]; what is not the person's own mistake is logged, too."""
     try:
         yield
-    except AppError:
+    except (AppError, StoppedError):
         raise
     except (ValueError, OSError) as error:
         raise AppError(str(error) or type(error).__name__) from error

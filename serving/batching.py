@@ -1,25 +1,36 @@
 """Questions of many clients are put into batches as they come: a queue and a thread for each model."""
 
 import concurrent.futures
+import inspect
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from transformers import StoppingCriteria
 
+from ..modeling.composed_model import ImageCache
 from ..modeling.outputs import answer_length
+from ..processing.answer_stream import AnswerEnd
 from ..processing.segments import SegmentationResult
 from .conversation import Conversation
+from .encoded_images import EncodedImages
 from .limits import RETRY_AFTER, Limits, RefusedError
 from .metrics import Metrics
-from .questions import Question, draws_masks
-from .streaming import segment_answer, stream_segmentation, text_result
+from .questions import Question
+from .streaming import (
+    answer_options,
+    draws_masks,
+    segment_answer,
+    sequences_of,
+    stream_segmentation,
+    text_result,
+)
 
 
 log = logging.getLogger(__name__)
@@ -68,9 +79,14 @@ class Job:
         """Do not answer any more: the client is gone."""
         self.is_cancelled = True
 
+    def succeed(self, answer: Answer) -> None:
+        """End with an answer, unless it has ended."""
+        with suppress(concurrent.futures.InvalidStateError):
+            self.answer.set_result(answer)
+
     def fail(self, error: BaseException) -> None:
-        """End with an error, unless there is an answer."""
-        if not self.answer.done():
+        """End with an error, unless it has ended."""
+        with suppress(concurrent.futures.InvalidStateError):
             self.answer.set_exception(error)
 
 
@@ -84,7 +100,7 @@ class ModelWorker:
         model: Draws masks, by `forward` and where it writes text by `generate_with_masks`, or writes text alone by
             `generate`; in evaluation mode.
         processor: Its processor.
-        limits ([`Limits`]): `max_waiting` and `max_waiting_pixels` of it.
+        limits ([`Limits`]): `max_waiting`, `max_waiting_pixels` and `max_encoded_bytes` of it.
         metrics ([`Metrics`]): Where it counts.
         max_batch_size (`int`): Questions of one batch.
         max_wait (`float`): Seconds that the first question of a batch waits for others.
@@ -104,7 +120,11 @@ class ModelWorker:
         self.limits, self.metrics = limits, metrics
         self.max_batch_size, self.max_wait = max_batch_size, max_wait
         self.created = int(time.time())
+        self._encoded: EncodedImages | None = None
+        if draws_masks(processor, model) and hasattr(model, "encode_image"):
+            self._encoded = EncodedImages(model, limits.max_encoded_bytes)
         self._waiting: deque[Job] = deque()
+        self._answering: list[Job] = []
         self._changed = threading.Condition()
         self._is_closed = False
         metrics.waiting.labels(name).set_function(lambda: len(self._waiting))
@@ -130,6 +150,14 @@ class ModelWorker:
                 )
             self._waiting.append(job)
             self._changed.notify()
+
+    def give_up(self, reason: RefusedError) -> None:
+        """Tell all that wait, and those who are being answered, `reason` instead; their answers end after the token
+        that is being written."""
+        with self._changed:
+            for job in (*self._waiting, *self._answering):
+                job.cancel()
+                job.fail(reason)
 
     def close(self) -> None:
         """End the thread once it has answered what it has begun; what waits is refused."""
@@ -166,6 +194,7 @@ class ModelWorker:
                 if key is None or len(batch) == self.max_batch_size or left <= 0:
                     for job in batch:
                         self._waiting.remove(job)
+                    self._answering = batch
                     return batch
                 self._changed.wait(left)
         return None
@@ -190,7 +219,7 @@ class ModelWorker:
             return
         for job, answer in zip(jobs, answers, strict=True):
             self.metrics.written_tokens.labels(self.name).inc(answer.new_tokens)
-            job.answer.set_result(answer)
+            job.succeed(answer)
 
     def _refusal(self, error: Exception) -> BaseException:
         """An exception of a model or processor as the answer to a client."""
@@ -198,6 +227,8 @@ class ModelWorker:
             return error
         if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
             log.error("%s: out of memory", self.name)
+            if self._encoded is not None:
+                self._encoded.clear()
             return RefusedError(
                 503, f"{self.name!r} has not enough memory for this request. Send a smaller one.", RETRY_AFTER
             )
@@ -211,9 +242,10 @@ class ModelWorker:
     # ---- answers ------------------------------------------------------------------------------------------------
 
     def _converse(self, job: Job) -> Answer:
-        """Answer a question that shares no batch: while it is written, from a seed, or with several images."""
+        """Answer a question that shares no batch."""
         question = job.question
-        row = _OnlyRow(self, job)
+        row, keys = _OnlyRow(self, job), [image.key for image in question.images]
+        cache: ImageCache | None = None
         thresholds = {"mask_threshold": question.mask_threshold, "reject_threshold": question.reject_threshold}
         options: dict[str, Any] = {"max_new_tokens": self.longest(question), "stopping_criteria": [row]}
         options |= question.sampling or {"do_sample": False}
@@ -224,29 +256,34 @@ class ModelWorker:
                 )
                 answer, stream, asked = conversation.ask, conversation.stream, (text,)
             else:
-                images = [question.images[0].pixels]
-                inputs = self.processor(images=images, text=[question.text], return_tensors="pt")
-                asked = (self.model, self.processor, inputs.to(self.model.device))
+                inputs = self._inputs([question.images[0].pixels], text=[question.text])
+                if self._encoded is not None:
+                    cache = self._encoded.take(keys, inputs, lambda _: inputs)
+                    options |= {"image_cache": cache, "share_prefixes": False}
+                asked = (self.model, self.processor, inputs)
                 answer, stream, options = segment_answer, stream_segmentation, options | thresholds
-            result = answer(*asked, **options) if job.on_event is None else None
-            if job.on_event is not None:
-                events = stream(*asked, **options)
-                try:
+            found: Answer | None = None
+            if job.on_event is None:
+                found = row.answer(answer(*asked, **options))
+            else:
+                with closing(stream(*asked, **options)) as events:
                     for event in events:
                         job.on_event(event)
-                        result = getattr(event, "result", result)
-                finally:
-                    events.close()
-        if job.is_cancelled:
+                        if isinstance(event, AnswerEnd) and not job.is_cancelled:
+                            found = row.answer(event.result)
+                            job.succeed(found)  # now, not once the model is at rest
+        if self._encoded is not None and cache is not None:
+            self._encoded.keep(keys, cache)
+        if job.is_cancelled or found is None:
             raise ClientLeftError
-        return Answer(result, row.prompt_tokens, *count_tokens(row.written, row.room, self._end_tokens()))
+        return found
 
     def _run(self, jobs: Sequence[Job]) -> list[Answer]:
         """Answer questions of one kind about one image each in one batch."""
         questions = [job.question for job in jobs]
         images = {question.images[0].key: question.images[0].pixels for question in questions}
         arguments: dict[str, Any] = {"images": list(images.values())}
-        draws = draws_masks(self.processor)
+        draws = draws_masks(self.processor, self.model)
         if not draws:  # transformers' models take one image per row
             arguments["images"] = [question.images[0].pixels for question in questions]
         elif len(images) < len(questions):
@@ -254,28 +291,41 @@ class ModelWorker:
             arguments["image_index"] = [index_of[question.images[0].key] for question in questions]
         kind = "text" if questions[0].phrases is None else "phrases"
         arguments[kind] = [question.text if kind == "text" else list(question.phrases) for question in questions]
-        inputs = self.processor(**arguments, return_tensors="pt").to(self.model.device)
+        inputs = self._inputs(**arguments)
         lengths = inputs["attention_mask"].sum(-1).tolist()
         asks = kind == "text" or inputs.awaits_answers
         writes = asks and (not draws or hasattr(self.model, "generate_with_masks"))
         room = [self.room(length, question) for length, question in zip(lengths, questions, strict=True)]
-        options = {}
-        if questions[0].reject_threshold is not None:
-            options["reject_threshold"] = questions[0].reject_threshold
-        prompt_length = inputs["input_ids"].shape[1]
+        rejection, prompt_length = questions[0].reject_threshold, inputs["input_ids"].shape[1]
+        cache = None
+        if self._encoded is not None:
+            pixels, first = list(images.values()), arguments[kind][0]
+            cache = self._encoded.take(
+                list(images),
+                inputs,
+                lambda some: self._inputs([pixels[i] for i in some], **{kind: [first] * len(some)}),
+            )
+        # What is read of a prompt is kept for no other, unless others of the batch are about its image.
+        sharing = {} if cache is None or len(images) < len(questions) else {"share_prefixes": False}
         if writes:
             # Each row ends at its own length, so that its answer is what it would be alone.
-            options |= {"max_new_tokens": max(room), "do_sample": False, **questions[0].sampling}
+            options = {"max_new_tokens": max(room), "do_sample": False, **questions[0].sampling, **sharing}
             options["stopping_criteria"] = [_EndOfRows(jobs, room, prompt_length)]
+            options = answer_options(self.model, draws, rejection, cache, options)
             generate = self.model.generate_with_masks if draws else self.model.generate
             with _sampling(questions[0]):
                 output = generate(**inputs, **options)
         else:
-            output = self.model(**inputs, **options)
+            options = {"image_cache": cache, "reject_threshold": rejection}
+            if "share_prefixes" in inspect.signature(self.model.forward).parameters:
+                options |= sharing
+            output = self.model(**inputs, **{name: value for name, value in options.items() if value is not None})
+        if self._encoded is not None and cache is not None:
+            self._encoded.keep(list(images), cache)
         rows, written = [], [(0, False)] * len(questions)
         if writes:
-            rows = (output["sequences"] if draws else output)[:, prompt_length:].tolist()
-            written = [count_tokens(row, longest, self._end_tokens()) for row, longest in zip(rows, room, strict=True)]
+            rows = sequences_of(output)[:, prompt_length:].tolist()
+            written = [count_tokens(row, longest, self.end_tokens) for row, longest in zip(rows, room, strict=True)]
         if draws:
             thresholds = {"mask_threshold": questions[0].mask_threshold}
             results = self.processor.post_process_segmentation(output, inputs, **thresholds)
@@ -294,6 +344,10 @@ class ModelWorker:
             return question.max_new_tokens
         return min(answer_length(self.model, None), self.limits.max_new_tokens)
 
+    def _inputs(self, images: list[Any], **arguments: Any) -> Any:
+        """What the processor makes of them, on the model's device."""
+        return self.processor(images=images, **arguments, return_tensors="pt").to(self.model.device)
+
     def room(self, prompt_tokens: int, question: Question) -> int:
         """How many tokens the answer may have: as many as were asked for, or for which the model has positions.
 
@@ -311,7 +365,9 @@ class ModelWorker:
             )
         return min(self.longest(question), positions - prompt_tokens)
 
-    def _end_tokens(self) -> set[int]:
+    @property
+    def end_tokens(self) -> set[int]:
+        """`set[int]`: Those that end an answer."""
         given = getattr(self.model.generation_config, "eos_token_id", None)
         return set() if given is None else {given} if isinstance(given, int) else set(given)
 
@@ -343,6 +399,10 @@ class _OnlyRow(StoppingCriteria):
         self.written = input_ids[0, self.prompt_tokens :].tolist()
         is_ended = self.job.is_cancelled or len(self.written) >= self.room
         return torch.tensor([is_ended], device=input_ids.device)
+
+    def answer(self, result: SegmentationResult) -> Answer:
+        """The answer that was seen."""
+        return Answer(result, self.prompt_tokens, *count_tokens(self.written, self.room, self.worker.end_tokens))
 
 
 # torch draws for all threads from one place, so that one model at a time samples.

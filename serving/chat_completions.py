@@ -17,12 +17,12 @@ from .questions import (
     ReadImage,
     check_new_tokens,
     check_texts,
-    draws_masks,
     image_bytes,
     pixel_limit,
     read_image,
 )
 from .segment_requests import MaskFormat, segment_answer, segment_fields
+from .streaming import LEAST_TEMPERATURE, draws_masks
 
 
 # Far above what limits of tokens allow.
@@ -120,8 +120,9 @@ def read_chat(fields: ChatRequest, processor: Any, limits: Limits) -> Question:
         raise RefusedError(422, "The last message has no text. Ask something.")
     texts: dict[bool, list[str]] = {True: [], False: []}
     for message in fields.messages:
-        own = [part.text for part in message.parts() if isinstance(part, TextPart)]
-        texts[message.role == "assistant"] += own
+        # As prompts have them: a token may be spread over the parts of one message.
+        said = "".join(part.text for part in message.parts() if isinstance(part, TextPart))
+        texts[message.role == "assistant"].append(said)
     check_texts(processor, texts[False], texts[True], limits)
     images = _read_images(fields, pixel_limit(processor, limits), limits)
     if fields.reject_threshold is not None and not draws_masks(processor):
@@ -143,14 +144,15 @@ def read_chat(fields: ChatRequest, processor: Any, limits: Limits) -> Question:
     try:
         messages = list(_template_messages(fields.messages, images))
         conversation, question = Conversation.of_messages(None, processor, messages)
+        prompt = conversation.prompt(question)
     except ValueError as error:
         raise RefusedError(422, str(error)) from None
-    return Question((images[-1],), text=conversation.prompt(question), **common)
+    return Question((images[-1],), text=prompt, **common)
 
 
 def _sampling(fields: ChatRequest) -> dict[str, Any]:
     """The options of generation; by default the most likely token is taken, as everywhere in this package."""
-    if not fields.temperature:
+    if (fields.temperature or 0.0) < LEAST_TEMPERATURE:
         return {}
     nucleus = {} if fields.top_p is None else {"top_p": fields.top_p}
     return {"do_sample": True, "temperature": fields.temperature, **nucleus}
@@ -229,9 +231,9 @@ class ChatAnswer:
         return None
 
     def last_chunks(self, answer: Answer) -> Iterator[bytes]:
-        """Why it ended, what it cost where that was asked for, and the end."""
+        """What is known at the end alone, why it ended, what it cost where that was asked for, and the end."""
         size = {"image_size": list(answer.result.image_size)}
-        yield self._chunk(size, _reason(answer))
+        yield self._chunk({**size, **answer.result.remarks}, _reason(answer))
         if self.shows_usage:
             yield server_event(
                 {**self._head, "object": "chat.completion.chunk", "choices": [], "usage": _usage(answer)}

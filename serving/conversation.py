@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Self
 
 import torch
+from jinja2.exceptions import TemplateError
 from PIL import Image
 
 from ..processing.answer_stream import AnswerEnd, AnswerEvent
@@ -14,7 +15,7 @@ from ..processing.chat import assistant_message, check_words, user_message
 from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image
 from ..processing.segments import SegmentationResult
 from .saved_conversation import read_conversation, write_conversation
-from .streaming import segment_answer, stream_segmentation, with_image_cache
+from .streaming import draws_masks, segment_answer, stream_segmentation, with_image_cache
 
 
 @dataclass
@@ -53,7 +54,8 @@ class Conversation:
         model: A model of this package, or any of transformers' image-text-to-text kind.
         processor: Its processor, with a chat template.
         image (*optional*): The first image, of any kind that `load_rgb_image` reads.
-        system (`str`, *optional*): Instead of the chat template's own system message.
+        system (`str`, *optional*): Instead of the chat template's own system message. As in questions, a token with
+            which prompts are written is a ValueError.
         mask_threshold, reject_threshold: As in [`stream_segmentation`].
         generation_options: For all questions, as `generate` takes them.
 
@@ -79,6 +81,8 @@ class Conversation:
     ):
         if getattr(processor, "chat_template", None) is None:
             raise ValueError(f"This {type(processor).__name__} has no chat template, with which questions are put.")
+        if system is not None:
+            check_words(processor, system, "The system message")
         self.model, self.processor, self.system = model, processor, system
         self.options = {"mask_threshold": mask_threshold, "reject_threshold": reject_threshold, **generation_options}
         self.images: list[Image.Image] = []
@@ -196,8 +200,9 @@ class Conversation:
 
     def segment(self, phrases: str | Sequence[str], image: Any = None) -> SegmentationResult:
         """
-        Segments `phrases` by an answer in the checkpoint's own words, which one forward pass reads. As in evaluations
-        the question stands by itself; it and the answer are part of what is asked after it.
+        Segments `phrases` by an answer in the checkpoint's own words, which one forward pass reads, or which a model
+        of coordinates writes. As in evaluations the question stands by itself; it and the answer are part of what is
+        asked after it.
 
         Args:
             phrases (`str` or `list[str]`): What to segment.
@@ -206,7 +211,7 @@ class Conversation:
         Raises:
             ValueError: If the model draws no masks, a phrase means nothing, or an image is missing.
         """
-        if not hasattr(self.processor, "post_process_segmentation"):
+        if not draws_masks(self.processor, self.model):
             raise ValueError(
                 f"{type(self.model).__name__} draws no masks, so it segments no phrases. Ask it a question."
             )
@@ -221,8 +226,12 @@ class Conversation:
             # What was read of the conversation stays as it is.
             cache = replace(self._encoded(inputs, [len(self.images) - 1]), prefixes=None)
             given = {} if rejection is None else {"reject_threshold": rejection}
+            answer = self.model
+            if inputs.awaits_answers:
+                answer, longest = self.model.generate_with_masks, self.options.get("max_new_tokens")
+                given |= {"do_sample": False, **({} if longest is None else {"max_new_tokens": longest})}
             with torch.inference_mode():
-                output = self.model(**inputs, image_cache=cache, **given)
+                output = answer(**inputs, image_cache=cache, **given)
             result = self.processor.post_process_segmentation(output, inputs, mask_threshold=threshold)[0]
             self._keep(question, result, phrases)
         return result
@@ -256,16 +265,25 @@ class Conversation:
         """
         if not getattr(self.processor, "reads_history", True):
             return question
-        return self.processor.apply_chat_template(self._messages(question), add_generation_prompt=True)
+        return self._in_template(question)
+
+    def _in_template(self, question: str, **options) -> Any:
+        """What the chat template makes of all that was said and a question."""
+        try:
+            return self.processor.apply_chat_template(self._messages(question), add_generation_prompt=True, **options)
+        except TemplateError as error:  # templates refuse roles by it, such as a system message
+            raise ValueError(
+                f"The chat template of this model does not take the conversation ({error}). Leave out a system "
+                "message, and give questions and answers in turn."
+            ) from error
 
     def _prompt(self, question: str) -> dict[str, Any]:
         """The arguments of an answer: inputs with the history, and their encoded images."""
-        if hasattr(self.processor, "post_process_segmentation"):
+        if draws_masks(self.processor, self.model):
             self._newest_image()
         image = self.images[-1] if self.images else None
         if getattr(self.processor, "reads_history", True):
-            options = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, "return_tensors": "pt"}
-            inputs = self.processor.apply_chat_template(self._messages(question), **options)
+            inputs = self._in_template(question, tokenize=True, return_dict=True, return_tensors="pt")
         else:
             inputs = self.processor(images=[image], text=[question], return_tensors="pt")
         inputs = inputs.to(self.model.device)
@@ -311,8 +329,6 @@ class Conversation:
                 f"The messages have the roles {[message.role for message in read]}. Give questions (user) and answers "
                 "(assistant) in turn, the last one a question; a system message may stand before them."
             )
-        if system is not None:
-            check_words(processor, system, "The system message")
         conversation = cls(model, processor, system=system, **options)
         for question, answer in zip(read[::2], [*read[1::2], None], strict=True):
             if len(question.images) > 1 and conversation._takes_one_image:
@@ -348,11 +364,16 @@ class Conversation:
             model, processor, options: As for the class. Any model may go on with what another one has said.
 
         Raises:
-            ValueError: If the file is no saved conversation; with what is wrong in it.
+            ValueError: If the file is no saved conversation, with what is wrong in it; or holds a token of the prompt
+                format.
         """
         limit = getattr(processor, "max_image_pixels", MAX_IMAGE_PIXELS)
         system, images, turns = read_conversation(path, limit)
         conversation = cls(model, processor, system=system, **options)
+        for turn in turns:
+            # Phrases are asked for in the words of a checkpoint, to which tokens may belong.
+            check_words(processor, turn["question"], is_answer=turn["phrases"] is not None)
+            check_words(processor, turn["result"].text, "The answer", is_answer=True)
         conversation.images, conversation.turns = images, [Turn(**turn) for turn in turns]
         return conversation
 

@@ -57,9 +57,9 @@ class KeptOutput:
         Raises:
             ValueError: A threshold is outside 0..1.
         """
-        given = {} if reject_threshold is None else {"reject_threshold": _probability(reject_threshold)}
+        given = {} if reject_threshold is None else {"reject_threshold": checked_probability(reject_threshold)}
         if rates_pixels(self.processor):
-            given["heatmap_threshold"] = _probability(threshold)
+            given["heatmap_threshold"] = checked_probability(threshold)
         else:
             given["mask_threshold"] = threshold_logit(threshold)
         return self.processor.post_process_segmentation(self.outputs, self.inputs, **given)[0]
@@ -102,15 +102,16 @@ def rates_pixels(processor: Any) -> bool:
 
 def threshold_logit(probability: float) -> float:
     """The mask logit of a probability in 0..1; infinite at the ends, where all pixels belong to a mask, or none."""
-    probability = _probability(probability)
+    probability = checked_probability(probability)
     if probability in (0.0, 1.0):
         return -math.inf if probability == 0.0 else math.inf
     return math.log(probability / (1.0 - probability))
 
 
-def _probability(value: float) -> float:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"A threshold is {value}. It must lie in 0..1.")
+def checked_probability(value: float) -> float:
+    """The value; a ValueError where it is none of 0..1."""
+    if not isinstance(value, (int, float)) or not 0.0 <= value <= 1.0:
+        raise ValueError(f"A threshold is {str(value)[:60]}. It must lie in 0..1.")
     return float(value)
 
 
@@ -125,4 +126,4 @@ def _in_memory(value: Any) -> Any:
     return value
 
 
-__all__ = ["KeptOutput", "OutputKeeper", "rates_pixels", "threshold_logit"]
+__all__ = ["KeptOutput", "OutputKeeper", "checked_probability", "rates_pixels", "threshold_logit"]

@@ -3,7 +3,8 @@
 import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,12 +55,15 @@ class Limits:
         max_body_bytes (`int`): Of a whole request; more is a 413, also where no length was announced.
         max_image_pixels (`int`, *optional*): Height x width; more is a 413. By default what the model's processor
             says.
+        max_held_bytes (`int`): Of all bodies that are being received or read; more is a 503, but one may always come.
         max_images (`int`): Of one conversation; more is a 422.
         max_phrases (`int`): Of one request; more is a 422.
         max_text_tokens (`int`): Of all texts or phrases of a request together; more is a 422.
         max_new_tokens (`int`): Longest answer that may be asked for; more is a 422.
         max_waiting (`int`): Requests that wait for one model; the next is a 429.
         max_waiting_pixels (`int`): Of all images that wait for one model; more is a 429, but one may always wait.
+        max_encoded_bytes (`int`): Of encoded images that each model keeps on its device for further questions about
+            them; 0 keeps none.
         max_open_requests (`int`): Requests that are received, answered or waiting at the same time; the next is a 503.
         upload_seconds (`float`): In which a body must have arrived; later is a 408.
         stalled_seconds (`float`): After which a client that reads nothing of its answer is given up.
@@ -67,6 +71,7 @@ class Limits:
     """
 
     max_body_bytes: int = 64 * 2**20
+    max_held_bytes: int = 2**30
     max_image_pixels: int | None = None
     max_images: int = 8
     max_phrases: int = 100
@@ -74,18 +79,53 @@ class Limits:
     max_new_tokens: int = 1024
     max_waiting: int = 64
     max_waiting_pixels: int = 2**28
+    max_encoded_bytes: int = 2**28
     max_open_requests: int = 256
     upload_seconds: float = 60.0
     stalled_seconds: float = 30.0
     max_unread_bytes: int = 32 * 2**20
 
 
-async def read_body(request: Request, limits: Limits) -> bytes:
-    """The whole body of a request.
-
-    Raises:
-        RefusedError: It is larger than is allowed (413), or takes too long (408).
+class Bodies:
     """
+    The bodies of requests, of which only so much is in memory at the same time.
+
+    Args:
+        limits ([`Limits`]): `max_body_bytes`, `max_held_bytes` and `upload_seconds` of it.
+    """
+
+    def __init__(self, limits: Limits):
+        self.limits = limits
+        self.held = 0
+
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """
+        The whole body of a request, which counts as held until the block ends.
+
+        Raises:
+            RefusedError: It is larger than is allowed (413), takes too long (408), or those of others leave no room
+                for it (503).
+        """
+        sizes: list[int] = []
+
+        def hold(size: int) -> None:
+            sizes.append(size)
+            self.held += size
+            if self.held > self.limits.max_held_bytes and self.held > sum(sizes):
+                raise RefusedError(
+                    503,
+                    "The bodies of other requests fill the memory that is meant for them. Try again later.",
+                    {"connection": "close", **RETRY_AFTER},
+                )
+
+        try:
+            yield await _read_body(request, self.limits, hold)
+        finally:
+            self.held -= sum(sizes)
+
+
+async def _read_body(request: Request, limits: Limits, hold: Callable[[int], None]) -> bytes:
     announced = request.headers.get("content-length", "")
     too_large = RefusedError(
         413,
@@ -105,6 +145,7 @@ async def read_body(request: Request, limits: Limits) -> bytes:
                 size += len(part)
                 if size > limits.max_body_bytes:
                     break
+                hold(len(part))
                 parts.append(part)
     except TimeoutError:
         raise RefusedError(
@@ -219,4 +260,4 @@ class _StalledError(Exception):
     """A client does not read its answer."""
 
 
-__all__ = ["RETRY_AFTER", "Gate", "Limits", "RefusedError", "read_body"]
+__all__ = ["RETRY_AFTER", "Bodies", "Gate", "Limits", "RefusedError"]

@@ -15,6 +15,9 @@ from ..processing.image_loading import MAX_IMAGE_PIXELS, ImageTooLargeError, loa
 from .limits import Limits, RefusedError
 
 
+_LONGEST_WORD = 64  # bytes; longer than those of any language
+
+
 @dataclass(frozen=True)
 class ReadImage:
     """
@@ -120,11 +123,6 @@ def read_image(content: bytes, max_image_pixels: int) -> ReadImage:
     return ReadImage(pixels, hashlib.sha256(content).hexdigest())
 
 
-def draws_masks(processor: Any) -> bool:
-    """Whether the processor's model answers with masks; others write text alone."""
-    return hasattr(processor, "post_process_segmentation")
-
-
 def pixel_limit(processor: Any, limits: Limits) -> int:
     """Largest height x width of an image for this processor."""
     return limits.max_image_pixels or getattr(processor, "max_image_pixels", MAX_IMAGE_PIXELS)
@@ -152,24 +150,28 @@ def check_texts(processor: Any, asked: list[str], answered: list[str], limits: L
             raise RefusedError(
                 422, "A text holds halves of characters (lone surrogates), so it is no Unicode. Send valid UTF-8."
             ) from None
+    # No text has more tokens than bytes; to search in a text or to count its tokens takes time.
+    size = sum(len(text.encode()) for text in (*asked, *answered))
+    if size > _LONGEST_WORD * limits.max_text_tokens:
+        raise _too_long(size, "bytes", limits)
     try:
         for texts, are_answers in ((asked, False), (answered, True)):
             for text in texts:
                 check_words(processor, text, "The text", are_answers)
     except ValueError as error:
         raise RefusedError(422, f"{error} Images are sent beside the text.") from None
-    # No text has more tokens than bytes, and counting tokens takes time.
-    size = sum(len(text.encode()) for text in (*asked, *answered))
     if size > limits.max_text_tokens:
-        largest = 64 * limits.max_text_tokens  # longer words than any language has
-        count = size if size > largest else sum(map(len, processor.tokenizer([*asked, *answered])["input_ids"]))
+        count = sum(map(len, processor.tokenizer([*asked, *answered])["input_ids"]))
         if count > limits.max_text_tokens:
-            what = "bytes" if size > largest else "tokens"
-            raise RefusedError(
-                422,
-                f"The text has {count} {what}, more than the {limits.max_text_tokens} tokens allowed. Shorten it, or "
-                "have the server started with a larger --max-text-tokens.",
-            )
+            raise _too_long(count, "tokens", limits)
+
+
+def _too_long(count: int, what: str, limits: Limits) -> RefusedError:
+    return RefusedError(
+        422,
+        f"The text has {count} {what}, more than the {limits.max_text_tokens} tokens allowed. Shorten it, or have the "
+        "server started with a larger --max-text-tokens.",
+    )
 
 
 def check_new_tokens(asked: int | None, limits: Limits) -> None:
@@ -200,7 +202,6 @@ __all__ = [
     "check_new_tokens",
     "check_phrases",
     "check_texts",
-    "draws_masks",
     "image_bytes",
     "pixel_limit",
     "read_image",

@@ -15,15 +15,21 @@ from PIL import Image
 from ..atomic_files import write_whole
 from ..processing.image_loading import load_rgb_image, open_image
 from ..processing.phrase_segments import PhraseSegment, PhraseSegmentationResult
+from ..processing.processing_coordinates import CoordinateResult, CoordinateSegment
 from ..processing.regions import read_rle
 from ..processing.segments import Segment, SegmentationResult
 
 
 FORMAT = "reasonseg conversation 1"
-_KINDS = {kind.__name__: kind for kind in (Segment, PhraseSegment, SegmentationResult, PhraseSegmentationResult)}
+_KINDS = {
+    kind.__name__: kind
+    for kind in (
+        *(Segment, PhraseSegment, CoordinateSegment),
+        *(SegmentationResult, PhraseSegmentationResult, CoordinateResult),
+    )
+}
 # Too large, or stored in another form.
 _LEFT_OUT = {"mask", "heatmap", "segments", "image", "attention_maps", "grid_box"}
-_PAIRS = {"span", "core_span", "point_xy", "prompt_box_xyxy", "image_size", "box_xyxy"}
 
 
 def write_conversation(
@@ -138,14 +144,20 @@ def _made(entry: dict[str, Any], base: type, **others) -> Any:
     kind = _KINDS.get(_of_kind(entry, "kind", str))
     if kind is None or not issubclass(kind, base):
         raise ValueError(f"{entry['kind']!r} is no kind of {base.__name__}.")
-    names = {field.name for field in fields(kind)} - _LEFT_OUT
-    if unknown := sorted(set(entry) - names - {"kind", "rle", "segments"}):
+    of_kind = {field.name: field for field in fields(kind) if field.name not in _LEFT_OUT}
+    if unknown := sorted(set(entry) - set(of_kind) - {"kind", "rle", "segments"}):
         raise ValueError(f"{unknown[0]!r} is no field of a {kind.__name__}.")
-    plain = {name: tuple(value) if name in _PAIRS and value is not None else value for name, value in entry.items()}
+    plain = {name: _tuples(entry[name]) for name in of_kind if name in entry}
+    plain |= {name: list(value) for name, value in plain.items() if of_kind[name].default_factory is list}
     try:
-        return kind(**{name: plain[name] for name in names if name in plain}, **others)
+        return kind(**plain, **others)
     except (TypeError, ValueError) as error:
         raise ValueError(f"a {kind.__name__} cannot be made ({error}).") from None
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, which JSON has alone, as the tuples that they were."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 __all__ = ["FORMAT", "read_conversation", "write_conversation"]

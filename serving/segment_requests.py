@@ -20,11 +20,11 @@ from .questions import (
     check_new_tokens,
     check_phrases,
     check_texts,
-    draws_masks,
     image_bytes,
     pixel_limit,
     read_image,
 )
+from .streaming import draws_masks
 
 
 MaskFormat = Literal["rle", "png"]
@@ -91,7 +91,7 @@ async def parse_form(request: Request, body: bytes, limits: Limits) -> SegmentRe
                 fields[name] = values if name == "phrases" else values[0]
     except HTTPException as error:
         raise RefusedError(400, f"The form cannot be read ({error.detail}).") from None
-    except FormParserError as error:  # starlette up to 0.49 lets it through
+    except (FormParserError, UnicodeError) as error:  # up to starlette 0.49; by an odd charset
         raise RefusedError(400, f"The form cannot be read ({error}).") from None
     # Forms have no null, so that clients leave a field blank.
     optional = ("text", "model", "reject_threshold")

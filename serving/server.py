@@ -11,7 +11,7 @@ import uvicorn
 from .app import Service
 
 
-# For connections that are closed while the answer is on its way.
+# For answers that are on their way when all others are given up.
 _LAST_SECONDS = 2
 
 
@@ -48,7 +48,8 @@ class Server(uvicorn.Server):
 
     Args:
         service ([`Service`]): What answers.
-        stop_seconds (`float`): How long requests that have begun may take then. A second signal ends it at once.
+        stop_seconds (`float`): How long requests that have begun may take then; what is not complete at their end is
+            told so. A second signal ends all at once.
         on_ready (`Callable`): Called once the server answers.
     """
 
@@ -82,6 +83,7 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         if self._last_moment is not None and (self._service.is_idle or time.monotonic() > self._last_moment):
+            self._service.give_up()
             self.should_exit = True
         return await super().on_tick(counter)
 

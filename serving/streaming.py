@@ -15,6 +15,10 @@ from ..processing.image_loading import load_rgb_image
 from ..processing.segments import SegmentationResult
 
 
+# Below it only the most likely token has a chance, and logits that are divided by it have no number.
+LEAST_TEMPERATURE = 1e-4
+
+
 class CachingVlm(ImageReader):
     """
     An image-text-to-text model that draws nothing, with an [`ImageCache`] as the models have that do: the images of
@@ -80,8 +84,8 @@ def stream_segmentation(
     Raises:
         ValueError: For several rows, answers or beams, now and not when the first event is asked for.
     """
-    draws = _draws(model, processor)
-    options = _options_of(model, draws, reject_threshold, image_cache, generation_options)
+    draws = draws_masks(processor, model)
+    options = answer_options(model, draws, reject_threshold, image_cache, generation_options)
     with torch.inference_mode():
         if draws:
             steps = model.stream_with_masks(**inputs, **options)
@@ -102,8 +106,8 @@ def segment_answer(
     **generation_options,
 ) -> SegmentationResult:
     """The result of [`stream_segmentation`], not streamed, so that beams are allowed."""
-    draws = _draws(model, processor)
-    options = _options_of(model, draws, reject_threshold, image_cache, generation_options)
+    draws = draws_masks(processor, model)
+    options = answer_options(model, draws, reject_threshold, image_cache, generation_options)
     with torch.inference_mode():
         if draws:
             output = model.generate_with_masks(**inputs, **options)
@@ -112,11 +116,12 @@ def segment_answer(
     return _finish(processor, inputs, mask_threshold, image, draws)(output)
 
 
-def _draws(model: Any, processor: Any) -> bool:
-    return hasattr(model, "generate_with_masks") and hasattr(processor, "post_process_segmentation")
+def draws_masks(processor: Any, model: Any = None) -> bool:
+    """Whether answers come with masks, by the processor and, where it is known, its model; others are text alone."""
+    return hasattr(processor, "post_process_segmentation") and (model is None or hasattr(model, "generate_with_masks"))
 
 
-def _options_of(
+def answer_options(
     model: Any, draws: bool, reject_threshold: float | None, image_cache: Any, generation_options: dict
 ) -> dict:
     """Keyword arguments of a generation."""
@@ -155,11 +160,15 @@ def _finish(
     def result(output: Any) -> SegmentationResult:
         if draws:
             return processor.post_process_segmentation(output, inputs, mask_threshold=mask_threshold)[0]
-        sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        answer = as_list(sequences[0, inputs["input_ids"].shape[1] :])
+        answer = as_list(sequences_of(output)[0, inputs["input_ids"].shape[1] :])
         return text_result(processor, answer, image if image is not None else image_of_row(inputs, 0))
 
     return result
+
+
+def sequences_of(output: Any) -> torch.LongTensor:
+    """The ids of a generation, also where its configuration has `return_dict_in_generate`."""
+    return output if isinstance(output, torch.Tensor) else output.sequences
 
 
 def text_result(processor: Any, answer_ids: list[int], image: Any = None) -> SegmentationResult:
@@ -170,4 +179,14 @@ def text_result(processor: Any, answer_ids: list[int], image: Any = None) -> Seg
     return SegmentationResult(text, [], size, shown)
 
 
-__all__ = ["CachingVlm", "segment_answer", "stream_segmentation", "text_result", "with_image_cache"]
+__all__ = [
+    "LEAST_TEMPERATURE",
+    "CachingVlm",
+    "answer_options",
+    "draws_masks",
+    "segment_answer",
+    "sequences_of",
+    "stream_segmentation",
+    "text_result",
+    "with_image_cache",
+]

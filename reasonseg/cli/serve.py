@@ -65,6 +65,12 @@ def serve(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Longest answer a request may ask for; more is a 422.")
     ] = 1024,
+    cache_mb: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Of encoded images that each model keeps on its device, for more questions about them."
+        ),
+    ] = 256.0,
     stop_seconds: Annotated[
         float, typer.Option(min=0, help="How long running requests may take after SIGTERM or Ctrl-C.")
     ] = 60.0,
@@ -109,6 +115,7 @@ def serve(
         max_text_tokens=max_text_tokens,
         max_new_tokens=max_new_tokens,
         max_waiting=max_queue,
+        max_encoded_bytes=int(cache_mb * 2**20),
     )
     console, metrics, workers = stderr_console(), Metrics(), {}
     precision = precision_of(dtype, segmenter_dtype, quantization, compiled)

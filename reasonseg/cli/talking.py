@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..atomic_files import remove_drafts, written_whole
-from .failures import CommandError, describe, stderr_console
+from .failures import CommandError, describe, path_text, stderr_console
 from .printing import printable_json, printable_name, stdout_console, write_out
 from .running import print_written
 
@@ -114,6 +114,8 @@ class Talk:
 
     def take(self, line: str) -> None:
         """One line: a command or a question."""
+        if path_text(line) != line:
+            raise ValueError(f"{line[:60]!r} holds bytes that are no UTF-8. Type it again, or save its file as UTF-8.")
         name, _, argument = line.partition(" ")
         if name in self.commands:
             self.commands[name][0](argument.strip())
@@ -182,8 +184,9 @@ class Talk:
 
     def _add_box(self, box: str) -> None:
         from ..processing.visual_prompts import VisualPrompt, assign_colors
+        from ..serving.streaming import draws_masks
 
-        if hasattr(self.conversation.processor, "post_process_segmentation"):
+        if draws_masks(self.conversation.processor, self.conversation.model):
             raise ValueError("Models that draw masks know no visual prompts; /box is for those that write text alone.")
         if self.pixels is None:
             raise ValueError("There is no image to point at yet: /image FILE")
@@ -266,6 +269,8 @@ class AnswerLine:
 def typed_lines(console: Any) -> Iterator[str]:
     """The lines that say something; on a terminal earlier ones come back by the arrow keys."""
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if not is_terminal:
+        sys.stdin.reconfigure(errors="surrogateescape")  # so that a line that cannot be read is not the end
     if is_terminal:
         with suppress(ImportError):  # Windows, whose console does this by itself
             import readline  # noqa: F401 (makes `input` edit lines and remember them)
@@ -338,8 +343,10 @@ def read_numbers(name: str, given: str, count: int | None = None) -> list[float]
 
 def generation_options(max_new_tokens: int, temperature: float, top_p: float | None) -> dict[str, Any]:
     """Options of `generate`; a temperature of 0 takes the most likely token."""
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature > 0}
-    if temperature > 0:
+    from ..serving.streaming import LEAST_TEMPERATURE
+
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature >= LEAST_TEMPERATURE}
+    if options["do_sample"]:
         options |= {"temperature": temperature, **({"top_p": top_p} if top_p is not None else {})}
     return options
 

@@ -1,5 +1,6 @@
 """`reasonseg app`: talk with models about images in a browser."""
 
+import errno
 import socket
 from typing import Annotated, Any
 
@@ -67,9 +68,8 @@ def app(
     """
     from ..serving.app_page import AppModel, build_page, import_gradio, launch
 
+    check_port(host, port)  # before models are loaded, which takes long
     import_gradio()
-    if port is not None:
-        check_port(host, port)  # before models are loaded, which takes long
     console, names = stderr_console(), list(dict.fromkeys(model or [EMBEDDED]))
     if revision is not None and len(names) > 1:
         raise CommandError(f"--revision {revision!r} is that of one model, but {len(names)} were given. Leave it out.")
@@ -96,11 +96,11 @@ def app(
         page.download_folder.cleanup()
 
 
-def check_port(host: str, port: int) -> None:
+def check_port(host: str, port: int | None) -> None:
     """A CommandError for an address at which nothing can listen."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        socket.create_server((host, port), family=family).close()
+        socket.create_server((host, port or 0), family=family).close()
     except OSError as error:
         raise port_error(host, port, error) from None
 
@@ -108,7 +108,10 @@ def check_port(host: str, port: int) -> None:
 def port_error(host: str, port: int | None, error: OSError) -> CommandError:
     """What is said of an address that cannot be had."""
     given = "Ports 7860 to 7959 are" if port is None else f"--port {port} is"
-    return CommandError(f"{given} not free at --host {host!r} ({error}). Name another one by --port.")
+    if error.errno in (errno.EADDRINUSE, None):  # gradio's own error has no number
+        return CommandError(f"{given} not free at --host {host!r} ({error}). Name another one by --port.")
+    where = f"--host {host!r}" if port is None else f"--host {host!r} --port {port}"
+    return CommandError(f"{where} is no address at which this user can listen here ({error}). Choose another.")
 
 
 def draw_examples() -> list[tuple[Any, list[str]]]:

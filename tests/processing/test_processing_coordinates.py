@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AddedToken
 
+from reasonseg.processing.chat import check_words
 from reasonseg.processing.coordinate_answers import NOTHING
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_coordinates import CoordinatesProcessor
@@ -247,3 +249,16 @@ class TestResults:
     def test_outputs_without_objects_are_refused(self):
         with pytest.raises(ValueError, match="The output has no objects"):
             processor().post_process_segmentation({"sequences": torch.zeros(1, 3)})
+
+
+def test_tokens_of_a_format_are_words_of_its_answers_alone():
+    own = processor("internvl")
+    tokens = ["<ref>", "</ref>", "<box>", "</box>"]
+    own.tokenizer.add_tokens([AddedToken(token, special=True) for token in tokens])
+    answer = "<ref>cup</ref><box>[[1, 2, 3, 4]]</box>"
+    assert own.shown_tokens == set(own.tokenizer.convert_tokens_to_ids(tokens))
+    assert own.decode_answer(own.tokenizer(f"{answer}<|im_end|>", add_special_tokens=False)["input_ids"]) == answer
+    check_words(own, answer, is_answer=True)
+    for text, is_answer in ((answer, False), (f"{answer}<|im_end|>", True)):
+        with pytest.raises(ValueError, match="a token with which prompts are written"):
+            check_words(own, text, is_answer=is_answer)

@@ -10,8 +10,10 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import AutoProcessor
 from typer.testing import CliRunner
 
+from reasonseg import EMBEDDED_MODEL
 from reasonseg.cli.app import app
 from reasonseg.cli.talking import events_of
 from reasonseg.processing.answer_stream import AnswerEnd, SegmentDrawn, TextPiece
@@ -87,10 +89,10 @@ def test_from_a_pipe(image, tmp_path):
         QUESTION,
         "/phrases the yellow cup; an elephant",
         *("/undo", "/undo", "/box 1,2,30,40", "/image missing.png", "/nonsense", "/phrases ;", "/help", QUESTION),
-        *(f"/save {saved}", "/reset", "/undo", "/exit", "never asked"),
+        *(f"/save {saved}", "/reset", "/undo", "Where is the caf\udce9?", "/exit", "never asked"),
     ]
     arguments = ("chat", "--model", "embedded", "--out", out, "--max-new-tokens", 12)
-    result = CliRunner().invoke(app, [*map(str, arguments)], input="\n".join(lines))
+    result = CliRunner().invoke(app, [*map(str, arguments)], input="\n".join(lines).encode(errors="surrogateescape"))
     assert result.exit_code == 0, result.output
     phrases = "the yellow cup [SEG], an elephant [REJ]."
     assert result.stdout.splitlines() == [ANSWER, phrases, ANSWER]
@@ -107,6 +109,7 @@ def test_from_a_pipe(image, tmp_path):
         "/save FOLDER",
         "Forgotten.",
         "Nothing was asked yet",
+        r"'Where is the caf\udce9?' holds bytes that are no UTF-8",
     ):
         assert text in told, text
     assert sorted(path.name for path in saved.iterdir()) == [
@@ -115,12 +118,8 @@ def test_from_a_pipe(image, tmp_path):
     assert np.array_equal(
         *(np.asarray(Image.open(folder / "turn_01_mask_0.png")) for folder in (out, saved)),
     )
-    loaded = Conversation.load(saved / "conversation.json", None, _Template())
+    loaded = Conversation.load(saved / "conversation.json", None, AutoProcessor.from_pretrained(EMBEDDED_MODEL))
     assert [turn.result.text for turn in loaded.turns] == [ANSWER]
-
-
-class _Template:
-    chat_template = ""
 
 
 def test_the_events_of_a_whole_answer():

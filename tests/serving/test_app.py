@@ -1,8 +1,12 @@
 """The web app without its page: questions, masks drawn again without the model, phrases, regions, downloads."""
 
 import json
+import socket
 import sys
+import threading
+import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,8 +18,10 @@ from typer.testing import CliRunner
 from reasonseg import EMBEDDED_MODEL
 from reasonseg.cli import app
 from reasonseg.processing.segments import Segment, SegmentationResult, segment_color
+from reasonseg.serving import app_session
 from reasonseg.serving.app_downloads import coco_dataset, write_downloads
 from reasonseg.serving.app_html import answer_fragment, conversation_html, image_html
+from reasonseg.serving.app_page import Sessions
 from reasonseg.serving.app_regions import read_stroke
 from reasonseg.serving.app_session import HEAT_MAP, MASKED_IMAGE, MASKS, AppError, AppModel, AppSession, AppTurn
 from reasonseg.tabletop.scenes import draw_scene
@@ -166,6 +172,87 @@ def test_a_page_that_is_closed_stops_its_answer_and_frees_the_model(session, emb
     other.close()
     assert other._conversation._cache is None
     assert other.turns == []
+
+
+def in_time(work) -> None:
+    """Does it in a thread, which must not wait for anybody."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_page_waits_for_no_answer_of_another(session, embedded, scene):
+    answer = session.ask("Where is the yellow cup?")
+    next(answer)
+    in_time(lambda: AppSession(embedded).close())  # opened and closed meanwhile
+    for ask in (lambda page: list(page.ask("Where is the spoon?")), lambda page: page.segment("the spoon")):
+        page = AppSession(embedded, max_new_tokens=8)
+        page.show_image(scene)
+        waiting = threading.Thread(target=ask, args=[page], daemon=True)
+        waiting.start()
+        while not page.turns:
+            time.sleep(0.01)
+        in_time(page.stop)  # though the model has not begun
+        waiting.join(20)
+        assert not waiting.is_alive()
+        assert not page.turns[-1].is_complete
+        assert page._conversation.turns == []
+    answer.close()
+    list(page.ask("Where is the spoon?"))
+    assert page.turns[-1].is_complete
+
+
+def test_a_model_that_does_not_come_to_rest_is_told(session, embedded, monkeypatch):
+    monkeypatch.setattr(app_session, "_LONGEST_STEP", 0.05)
+    answer = session.ask("Where is the yellow cup?")
+    next(answer)
+    with pytest.raises(AppError, match="has not come to rest within 0 seconds"):
+        session.stop()
+    session.turns = []  # as `close` leaves them
+    with pytest.raises(AppError, match="no memory"):
+        answer.throw(ValueError("no memory"))
+    assert not embedded._lock.locked()
+    assert session.turns == []
+
+
+def test_downloads_of_a_page_lie_in_a_folder_of_its_own(embedded, tmp_path):
+    """Whatever it calls itself: what lay in the folder before is removed."""
+    sessions, names = (
+        Sessions([embedded], 8, tmp_path / "downloads"),
+        ["..", "../../a", "/etc", "", None, "\ud800", "b"],
+    )
+    folders = {sessions.folder_of(name) for name in names}
+    assert len(folders) == len(names)
+    assert {folder.parent for folder in folders} == {tmp_path / "downloads"}
+    assert {len(folder.name) for folder in folders} == {64}
+    page = SimpleNamespace(session_hash="../../a")
+    assert sessions.of(page) is sessions.of(page)
+    (sessions.folder_of("../../a") / "x").mkdir(parents=True)
+    sessions.close(page)
+    assert list((tmp_path / "downloads").iterdir()) == []
+    assert len(sessions) == 0
+
+
+def test_values_that_no_page_sends(session):
+    list(session.ask("Where is the yellow cup?"))
+    for turn, segment in ((None, None), ("0", "0"), (0, [0]), (0.5, 0)):
+        with pytest.raises(AppError, match="no longer there"):
+            session.select(turn, segment)
+    for threshold in ("a", None, [0.5], float("nan")):
+        with pytest.raises(AppError, match=r"must lie in 0\.\.1"):
+            session.set_display(threshold, None, MASKS)
+    for ask in (
+        lambda: list(session.ask(None)),
+        lambda: session.segment(None),
+        lambda: session.add_region("box", None),
+    ):
+        with pytest.raises(AppError):
+            ask()
+    with pytest.raises(AppError, match="50000 characters were written; at most 10000"):
+        list(session.ask("a" * 50_000))
+    list(session.ask("Where is the red plate?"))  # all goes on
+    assert len(session.turns) == 2
 
 
 def test_undo_reset_and_a_new_image(session, scene):
@@ -333,3 +420,20 @@ def test_the_command_says_what_is_missing(monkeypatch):
     result = CliRunner().invoke(app, ["app"])
     assert result.exit_code == 1
     assert "pip install '.[app]'" in " ".join(result.output.split())
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "said"),
+    [
+        ("127.0.0.1", "TAKEN", "is not free at --host '127.0.0.1'"),
+        ("192.0.2.1", "7860", "--host '192.0.2.1' --port 7860 is no address at which this user can listen here"),
+        ("192.0.2.1", None, "--host '192.0.2.1' is no address"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_said_before_a_model_is_loaded(host, port, said):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1]) if port == "TAKEN" else port
+        given = [] if port is None else ["--port", port]
+        result = CliRunner().invoke(app, ["app", "--model", "nowhere", "--host", host, *given])
+    assert result.exit_code == 1
+    assert said in " ".join(result.output.split())

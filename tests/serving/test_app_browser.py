@@ -1,6 +1,7 @@
 """The web app in a headless Chromium: a scene is asked, masks appear, sliders move them, files are handed out."""
 
 import base64
+import http.client
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import threading
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -58,7 +60,7 @@ def address(tmp_path_factory, vip_llava_repo, small_ivm):
     process = subprocess.Popen(
         command,
         stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,  # it prints nothing there, and nobody reads it
         text=True,
         cwd=home,
         env={**os.environ, **own, **unreachable, **here},
@@ -77,10 +79,14 @@ def address(tmp_path_factory, vip_llava_repo, small_ivm):
     located = re.search(r"http://[\d.]+:\d+/", "".join(said))
     if not located:
         process.kill()
+        process.wait()
         pytest.fail(f"The app did not start: {''.join(said)}")
     yield located[0]
     process.terminate()
-    process.wait(30)
+    try:
+        process.wait(30)
+    finally:
+        process.kill()  # does nothing to one that has ended
     assert "Traceback" not in "".join(said), "".join(said)
 
 
@@ -374,6 +380,28 @@ def test_a_file_that_is_no_image_is_refused_and_another_taken(browser, address, 
         if name == "notes.png":
             assert "cannot be opened as an image" in told(browser, "image")
     wait_for(browser, lambda d: shown(d).shape == (30, 40, 3))
+
+
+def test_a_hundred_megabytes_are_refused(browser, address, tmp_path):
+    large = tmp_path / "large.png"
+    with large.open("wb") as file:
+        file.truncate(100 * 2**20)
+    browser.get(address)
+    one(browser, "#image input[type=file]").send_keys(str(large))
+    assert "64" in told(browser, "exceeds")
+    # One that does not ask the page first.
+    parts = urlsplit(address)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
+    head = b'--X\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    connection.request(
+        "POST",
+        "/gradio_api/upload",
+        head + bytes(100 * 2**20) + b"\r\n--X--\r\n",
+        {"Content-Type": "multipart/form-data; boundary=X"},
+    )
+    response = connection.getresponse()
+    assert (response.status, b"exceeded" in response.read()) == (413, True)
+    connection.close()
 
 
 def test_a_port_that_is_taken_is_said_before_a_model_is_loaded(address):

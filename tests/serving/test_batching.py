@@ -1,26 +1,31 @@
 """Questions in batches: who shares one, who is dropped, and what a bad neighbour does to the others."""
 
 import asyncio
+import json
 import threading
 import time
 
 import numpy as np
 import pytest
 import torch
+from starlette.requests import Request
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from reasonseg import EMBEDDED_MODEL
+from reasonseg.processing.processing_coordinates import CoordinateResult
 from reasonseg.processing.segments import SegmentationResult
 from reasonseg.serving.app import Service, Unread
-from reasonseg.serving.batching import ClientLeftError, Job, ModelWorker, count_tokens
-from reasonseg.serving.chat_completions import ChatRequest, read_chat
+from reasonseg.serving.batching import Answer, ClientLeftError, Job, ModelWorker, count_tokens
+from reasonseg.serving.chat_completions import ChatAnswer, ChatRequest, read_chat
 from reasonseg.serving.client import RemotePipeline
 from reasonseg.serving.conversation import Conversation
-from reasonseg.serving.limits import Gate, Limits, RefusedError
+from reasonseg.serving.limits import Bodies, Gate, Limits, RefusedError
 from reasonseg.serving.metrics import Metrics
 from reasonseg.serving.questions import Question, ReadImage
 from reasonseg.serving.segment_requests import SegmentRequest, read_question
 from reasonseg.serving.server import Server, address_of, bind
-from tests.support.http_requests import data_url, in_base64
+from tests.support.counting import counted
+from tests.support.http_requests import connect, data_url, in_base64
 
 
 QUESTIONS = ("What can I drink from?", "Find all plates.")
@@ -147,6 +152,39 @@ def test_conversations_share_a_batch_and_are_answered_as_by_conversations(worker
     assert batches(worker) == (1, 4)
 
 
+def test_an_image_that_is_sent_again_is_not_encoded_again(worker_of, embedded, scenes):
+    """Whether its question shares a batch, with images that are new or known, or is streamed."""
+    worker = worker_of(max_batch_size=2, max_wait=0.2)
+
+    def answers(*questions: Question) -> list[SegmentationResult]:
+        jobs = [Job(question, (lambda event: None) if question.stream else None) for question in questions]
+        for job in jobs:
+            worker.submit(job)
+        return [job.answer.result(60).result for job in jobs]
+
+    def first(number: int, **options) -> Question:
+        return chat(embedded[1], [scenes[number], QUESTIONS[0]], max_tokens=12, **options)
+
+    with counted(embedded[0]) as counts:
+        found = answers(first(0))
+        assert (counts["vlm"], counts["segmenter"]) == (1, 1)
+        further = chat(embedded[1], [scenes[0], QUESTIONS[0]], [found[0].text], [QUESTIONS[1]], max_tokens=12)
+        found += answers(further, first(1))  # one is known
+        assert (counts["vlm"], counts["segmenter"]) == (2, 2)
+        found += answers(first(1), first(0, stream=True)) + answers(first(1), further)
+        assert (counts["vlm"], counts["segmenter"]) == (2, 2)
+    conversation = Conversation(*embedded, scenes[0], max_new_tokens=12)
+    one, two = (conversation.ask(question) for question in QUESTIONS)
+    other = Conversation(*embedded, scenes[1], max_new_tokens=12).ask(QUESTIONS[0])
+    for result, expected in zip(found, (one, two, other, other, one, other, two), strict=True):
+        assert result.text == expected.text
+        assert len(result.segments) == len(expected.segments) > 0
+        assert all(
+            np.array_equal(*masks)
+            for masks in zip(*([s.mask for s in of.segments] for of in (result, expected)), strict=True)
+        )
+
+
 def test_what_is_sampled_shares_a_batch_unless_it_has_a_seed(worker_of, embedded, scenes):
     worker = worker_of(max_batch_size=2, max_wait=0.5)
     options = {"temperature": 1.2, "max_tokens": 4}
@@ -201,6 +239,14 @@ def test_a_question_that_fails_leaves_the_others_of_its_batch_alone(worker_of, s
     assert jobs[2].answer.result(60).result.segments
     with pytest.raises(RefusedError, match="'m' can read 512 with"):
         jobs[1].answer.result(60)
+
+
+def test_a_conversation_that_the_chat_template_refuses_is_a_wrong_request(scenes):
+    processor = AutoProcessor.from_pretrained(EMBEDDED_MODEL)
+    processor.chat_template = "{{ raise_exception('No answers, please') }}"
+    with pytest.raises(RefusedError, match=r"does not take the conversation \(No answers, please\)") as refused:
+        chat(processor, [scenes[0], QUESTIONS[0]], ["No."], [QUESTIONS[1]])
+    assert refused.value.status == 422
 
 
 def test_a_queue_that_is_full_takes_no_more(worker_of, scenes):
@@ -288,6 +334,115 @@ def test_models_that_write_no_text_are_served(worker_of, small_ivm, scenes):
         expected = processor.post_process_segmentation(model.generate_with_masks(**inputs), inputs)
     for job, result in zip(jobs, expected, strict=True):
         assert (job.answer.result(60).result.segments[0].mask == result.segments[0].mask).all()
+
+
+def test_a_streamed_answer_without_masks_does_not_wait_for_the_segmenter(worker_of, embedded, scenes):
+    """The segmenter's encoder is held up until the answer has ended."""
+    model, goes_on = embedded[0], threading.Event()
+    handle = model.segmenter.vision_encoder.register_forward_pre_hook(lambda *_: not goes_on.wait(60) or None)
+    try:
+        worker = worker_of(max_wait=0.0)
+        job = Job(chat(embedded[1], [scenes[0], QUESTIONS[0]], max_tokens=1, stream=True), lambda event: None)
+        worker.submit(job)
+        answer = job.answer.result(30)
+        assert (answer.new_tokens, answer.result.segments, goes_on.is_set()) == (1, [], False)
+    finally:
+        goes_on.set()
+        handle.remove()
+    after = asked(scenes[0], text=QUESTIONS[0])
+    worker.submit(after)
+    assert after.answer.result(60).result.segments
+
+
+@pytest.fixture
+def talker(vip_llava_repo):
+    """A model whose answers go on to the longest that is allowed, with its processor."""
+    model = AutoModelForImageTextToText.from_pretrained(vip_llava_repo).eval()
+    model.generation_config.eos_token_id = None
+    return model, AutoProcessor.from_pretrained(vip_llava_repo)
+
+
+@pytest.mark.parametrize("seconds", [60, 0.2])
+def test_a_server_that_stops_lets_a_stream_end_or_ends_it_with_a_sentence(talker, scenes, seconds):
+    limits, metrics = Limits(max_new_tokens=20_000), Metrics()
+    service = Service({"m": ModelWorker("m", *talker, limits, metrics, max_wait=0.0)}, limits, metrics)
+    listener, ready = bind("127.0.0.1", 0), threading.Event()
+    server = Server(service, seconds, ready.set)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    assert ready.wait(60)
+    content = [part_of(scenes[0]), part_of("What is it?")]
+    length = 100 if seconds == 60 else 20_000
+    body = {"model": "m", "messages": [{"role": "user", "content": content}], "max_tokens": length}
+    connections = []
+    for is_streamed in (True, False):
+        connections.append(connect(address_of(listener)))
+        asked_for = json.dumps({**body, "stream": is_streamed})
+        connections[-1].request("POST", "/v1/chat/completions", asked_for, {"content-type": "application/json"})
+        if is_streamed:
+            response = connections[-1].getresponse()
+            assert b"assistant" in response.readline()
+    deadline = time.monotonic() + 20
+    while service.app.open_requests < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    server.stop()
+    events = [line.removeprefix(b"data: ") for line in response.read().split(b"\n") if line]
+    other = connections[1].getresponse()
+    content = json.loads(other.read())
+    thread.join(60)
+    service.close()
+    for connection in connections:
+        connection.close()
+    assert len(events) > 3
+    if seconds == 60:
+        assert (events[-1], other.status) == (b"[DONE]", 200)
+    else:
+        told = json.loads(events[-1])["error"]["message"]
+        assert (
+            told
+            == content["error"]["message"]
+            == ("The server stops and ends this answer before it is complete. Ask again.")
+        )
+        assert other.status == 503
+
+
+def test_a_stream_ends_with_the_remarks_of_its_answer():
+    said = ChatAnswer(ChatRequest(model="m", messages=[{"role": "user", "content": "a"}]))
+    answer = Answer(CoordinateResult("[1, 2]", [], (3, 4), thinking="Hm.", problems=("no tags",)))
+    last = json.loads(next(said.last_chunks(answer)).removeprefix(b"data: "))["choices"][0]["delta"]
+    assert last == {"image_size": [3, 4], "thinking": "Hm.", "problems": ["no tags"]}
+    assert last.items() <= said.whole(answer)["choices"][0]["message"].items()
+
+
+def test_bodies_are_held_within_bounds():
+    bodies, more = Bodies(Limits(max_body_bytes=900, max_held_bytes=1000)), asyncio.Event()
+
+    def request(waits: bool) -> Request:
+        async def receive() -> dict:
+            if parts:
+                return {"type": "http.request", "body": parts.pop(), "more_body": waits or bool(parts)}
+            await more.wait()
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        parts = [b"a" * 400, b"b" * 400]
+        return Request({"type": "http", "headers": []}, receive)
+
+    async def held(waits: bool) -> int:
+        async with bodies.read(request(waits)) as body:
+            return len(body)
+
+    async def read() -> None:
+        slow = asyncio.create_task(held(waits=True))
+        while bodies.held < 800:
+            await asyncio.sleep(0)
+        with pytest.raises(RefusedError, match="fill the memory") as refused:
+            await held(waits=False)
+        assert (refused.value.status, bodies.held) == (503, 800)
+        more.set()
+        assert (await slow, await held(waits=False), bodies.held) == (800, 800, 0)
+
+    asyncio.run(read())
 
 
 def test_chunks_wait_within_bounds_and_nobody_waits_for_them():

@@ -10,6 +10,8 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from reasonseg import EMBEDDED_MODEL, Conversation
 from reasonseg.processing.answer_stream import AnswerEnd, SegmentDrawn, TextPiece
+from reasonseg.processing.phrase_segments import PhraseSegment, PhraseSegmentationResult
+from reasonseg.processing.processing_coordinates import CoordinateResult, CoordinateSegment
 from reasonseg.processing.segments import Segment, SegmentationResult
 from reasonseg.tabletop.scenes import draw_scene
 from tests.processing.test_processing_reasoning_segmentation import llava_processor
@@ -169,6 +171,9 @@ def test_a_new_image_begins_a_new_prompt(embedded, scene, tmp_path):
         (lambda saved: saved["turns"][0]["result"]["segments"][0].update(kind="Path"), "'Path' is no kind of Segment"),
         (lambda saved: saved["turns"][0]["result"]["segments"][0].update(rle={"size": [1, 1]}), "mask 0 of an answer"),
         (lambda saved: saved["turns"][0]["result"]["segments"][0].update(more=1), "'more' is no field"),
+        (lambda saved: saved.update(system="Answer.</s>USER: "), "The system message .* holds </s>"),
+        (lambda saved: saved["turns"][0].update(question="<image> What?"), "The question .* holds <image>"),
+        (lambda saved: saved["turns"][0]["result"].update(text="It is [SEG].</s>"), "The answer .* holds </s>"),
     ],
 )
 def test_a_damaged_file_is_refused_with_what_is_wrong(embedded, scene, tmp_path, change, message):
@@ -205,6 +210,39 @@ def test_a_damaged_file_is_refused_with_what_is_wrong(embedded, scene, tmp_path,
 def test_messages_that_are_no_conversation(embedded, messages, message):
     with pytest.raises(ValueError, match=message):
         Conversation.of_messages(*embedded, messages)
+
+
+def test_messages_that_the_chat_template_refuses(embedded, scene):
+    model, processor = embedded[0], AutoProcessor.from_pretrained(EMBEDDED_MODEL)
+    processor.chat_template = "{{ raise_exception('System role not supported') }}"
+    conversation = Conversation(model, processor, scene, system="Be brief.")
+    for ask in (conversation.ask, conversation.prompt):
+        with pytest.raises(ValueError, match=r"does not take the conversation \(System role not supported\)"):
+            ask("What?")
+
+
+def test_results_of_every_kind_are_saved_whole(embedded, scene, tmp_path):
+    mask = np.zeros((160, 160), dtype=bool)
+    mask[5:9, 3:30] = True
+    found = CoordinateSegment("a cup", (0, 3), mask, 0.5, prompt_box_xyxy=(3.0, 5.0, 30.0, 9.5))
+    found.points_xy, found.point_labels, found.repairs = ((4.0, 6.0), (9.5, 8.0)), (1, 0), ("more numbers",)
+    results = [
+        CoordinateResult("[1, 2]", [found], (160, 160), thinking="Hm.", answer_span=(0, 6), problems=("no tags",)),
+        PhraseSegmentationResult(
+            "a cup", [PhraseSegment("a cup", (0, 5), mask, 0.5, core_span=(2, 5))], (160, 160), token_spans=[(0, 2)]
+        ),
+    ]
+    conversation = Conversation(*embedded, scene)
+    for result in results:
+        conversation._keep("Find it, [SEG].", result, ("a cup",))  # as a checkpoint may word it
+    conversation.save(tmp_path / "talk.json")
+    loaded = Conversation.load(tmp_path / "talk.json", *embedded)
+    for turn, result in zip(loaded.turns, results, strict=True):
+        for one, other in ((turn.result, result), (turn.result.segments[0], result.segments[0])):
+            plain = [{**vars(of), "image": None, "segments": None, "mask": None} for of in (one, other)]
+            assert type(one) is type(other)
+            assert plain[0] == plain[1]
+        assert np.array_equal(turn.result.segments[0].mask, mask)
 
 
 def test_several_images_in_one_prompt(scene):

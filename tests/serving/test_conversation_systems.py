@@ -9,12 +9,15 @@ from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 from reasonseg import Conversation
 from reasonseg.processing.answer_stream import TextPiece
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
+from reasonseg.processing.processing_coordinates import CoordinatesProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
 from reasonseg.tabletop.scenes import draw_scene
+from tests.modeling.test_modeling_coordinates import build
 from tests.processing.test_processing_reasoning_segmentation import qwen_processor
 from tests.support import tiny
 from tests.support.counting import counted
 from tests.support.recorded_attention import converted_repo
+from tests.support.recorded_sa2va import converted_repo as converted_sa2va
 
 
 REPOS = {
@@ -22,6 +25,8 @@ REPOS = {
     "vip_llava": "vip_llava_repo",
     "difflmm": "difflmm_repo",
     "attend_and_segment": None,
+    "sa2va": None,
+    "ivm": "small_ivm",
 }
 COMPOSED = {"qwen2_5_vl": tiny.qwen2_5_vl_config, "qwen3_vl": tiny.qwen3_vl_config}
 QUESTIONS = ("What is this?", "And where is the cup?", "Why?")
@@ -41,11 +46,24 @@ def composed(vlm_config):
     return tiny.gsva_model(config, tiny.sam_config(), seg_token_id=seg, rej_token_id=rej), processor
 
 
-@pytest.fixture(scope="module", params=[*REPOS, *COMPOSED])
+def coordinates():
+    """A tiny model of Qwen3-VL and SAM that is to write coordinates, with its processor."""
+    views = SegmenterImageProcessor(size={"longest_edge": tiny.SAM_SIDE})
+    processor = CoordinatesProcessor(qwen_processor(), views, coordinate_format="qwen3_vl")
+    vlm = tiny.qwen3_vl_config()
+    vlm.text_config.vocab_size, vlm.text_config.max_position_embeddings = len(processor.tokenizer), 4096
+    vlm.image_token_id = processor.image_token_id
+    return build(vlm, tiny.sam_config()), processor
+
+
+@pytest.fixture(scope="module", params=[*REPOS, *COMPOSED, "coordinates"])
 def system(request):
     if request.param in COMPOSED:
         return composed(COMPOSED[request.param])
-    folder = request.getfixturevalue(REPOS[request.param]) if REPOS[request.param] else converted_repo()
+    if request.param == "coordinates":
+        return coordinates()
+    own = {"attend_and_segment": converted_repo, "sa2va": lambda: converted_sa2va("qwen3_vl")}
+    folder = own[request.param]() if request.param in own else request.getfixturevalue(REPOS[request.param])
     writes = request.param in ("vip_llava", "difflmm")
     kind = AutoModelForImageTextToText if writes else AutoModel
     return kind.from_pretrained(folder).eval(), AutoProcessor.from_pretrained(folder)
@@ -68,14 +86,22 @@ def test_ten_turns_encode_the_image_in_the_first_only(system, scenes):
     model, processor = system
     conversation = Conversation(model, processor, scenes[0], max_new_tokens=3)
     if hasattr(processor, "post_process_segmentation"):
-        assert len(conversation.segment("a cup").segments) == 1  # so that the segmenter has had to look
+        found = conversation.segment("a cup")  # so that the segmenter has had to look
+        assert len(found.segments) == 1
+        inputs = processor(images=[scenes[0]], phrases=[["a cup"]], return_tensors="pt")
+        if inputs.awaits_answers:
+            output = model.generate_with_masks(**inputs, max_new_tokens=3, do_sample=False)
+            same(found, processor.post_process_segmentation(output, inputs)[0])
     else:
         conversation.ask(QUESTIONS[0])
     with counted(model) as counts:
         for turn in range(9):
             conversation.ask(QUESTIONS[turn % 3])
     assert (counts["vlm"], counts["segmenter"]) == (0, 0)
-    assert max(counts["tokens"][len(counts["tokens"]) // 3 :]) < 64  # what is new, not the history
+    # What is new, not the history.
+    wording = processor._format.ask("") if isinstance(processor, CoordinatesProcessor) else ""
+    new = 64 + len(processor.tokenizer(wording, add_special_tokens=False)["input_ids"])
+    assert max(counts["tokens"][len(counts["tokens"]) // 3 :]) < new
     assert len(conversation.turns) == 10
     # As if the last prompt were read whole, in one answer of its own.
     last = conversation.undo()
@@ -90,8 +116,11 @@ def test_prompts_are_those_of_the_chat_template_and_streams_say_the_same(system,
     for question in QUESTIONS[:2]:
         conversation.ask(question)
     messages = conversation._messages(QUESTIONS[2])
-    assert [message["role"] for message in messages] == ["user", "assistant"] * 2 + ["user"]
-    prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
+    reads_history = getattr(processor, "reads_history", True)
+    assert [message["role"] for message in messages] == ["user", "assistant"] * (2 * reads_history) + ["user"]
+    prompt = QUESTIONS[2]
+    if reads_history:
+        prompt = processor.apply_chat_template(messages, add_generation_prompt=True)
     whole = processor(images=[scenes[0]], text=[prompt], return_tensors="pt")
     assert torch.equal(whole["input_ids"], conversation._prompt(QUESTIONS[2])["inputs"]["input_ids"])
     again, question = Conversation.of_messages(model, processor, messages, max_new_tokens=6)

@@ -1,4 +1,4 @@
-"""Answers of conversations: what earlier answers hold is not drawn again."""
+"""Answers of conversations, also of those that a server is sent: what earlier answers hold is not drawn again."""
 
 import numpy as np
 import pytest
@@ -6,6 +6,11 @@ from transformers import AutoModel, AutoProcessor
 
 from reasonseg import Conversation
 from reasonseg.processing.answer_stream import AnswerEnd, SegmentDrawn
+from reasonseg.serving.batching import Job, ModelWorker
+from reasonseg.serving.chat_completions import ChatRequest, read_chat
+from reasonseg.serving.limits import Limits
+from reasonseg.serving.metrics import Metrics
+from tests.support.http_requests import data_url
 from tests.support.recorded_sa2va import converted_repo, recorded_image
 
 
@@ -15,7 +20,7 @@ def sa2va():
     return AutoModel.from_pretrained(repo).eval(), AutoProcessor.from_pretrained(repo)
 
 
-def test_a_model_that_draws_slots_of_its_prompt_draws_each_answer_once(sa2va):
+def test_a_model_that_draws_slots_of_its_prompt_draws_each_answer_once(sa2va, monkeypatch):
     model, processor = sa2va
     assert model.config.prompt_slots
     often = {"max_new_tokens": 5, "sequence_bias": {(model.config.seg_token_id,): 30.0}}
@@ -34,6 +39,19 @@ def test_a_model_that_draws_slots_of_its_prompt_draws_each_answer_once(sa2va):
         np.array_equal(*pair)
         for pair in zip((one.mask for one in drawn), (one.mask for one in result.segments), strict=True)
     )
+    # A server puts the same conversation into a batch.
+    image = {"type": "image_url", "image_url": {"url": data_url(conversation.images[0])}}
+    asked = {"role": "user", "content": [image, {"type": "text", "text": "Where can I sit?"}]}
+    said = [asked, {"role": "assistant", "content": first.text}]
+    said.append({"role": "user", "content": "And where does the dog?"})
+    monkeypatch.setattr(model.generation_config, "sequence_bias", often["sequence_bias"])
+    worker = ModelWorker("m", model, processor, Limits(), Metrics(), max_wait=0.0)
+    job = Job(read_chat(ChatRequest(model="m", messages=said, max_tokens=5), processor, Limits()))
+    worker.submit(job)
+    served = job.answer.result(60).result
+    worker.close()
+    assert served.text == result.text
+    assert [segment.span for segment in served.segments] == [segment.span for segment in result.segments]
     conversation.undo()
     again = conversation.ask("And where does the dog?", share_prefixes=False)
     for one, other in zip(again.segments, result.segments, strict=True):

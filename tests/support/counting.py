@@ -23,7 +23,8 @@ def counted(model) -> Iterator[dict]:
         given = kwargs.get("inputs_embeds")
         counts["tokens"].append((given if given is not None else kwargs["input_ids"]).shape[1])
 
-    tower = vlm.base_model.visual if hasattr(vlm.base_model, "visual") else vlm.base_model.vision_tower
+    names = ("visual", "vision_tower", "vision_model")
+    tower = next(getattr(vlm.base_model, name) for name in names if hasattr(vlm.base_model, name))
     handles = [
         tower.register_forward_hook(count("vlm")),
         vlm.get_decoder().register_forward_pre_hook(read, with_kwargs=True),
