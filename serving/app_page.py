@@ -117,8 +117,8 @@ class Sessions:
                 session = self._open[request.session_hash] = AppSession(first, self.max_new_tokens)
             self._open.move_to_end(request.session_hash)
             unused = [self._open.popitem(last=False) for _ in range(len(self._open) - _MOST_SESSIONS)]
-        for other, unused_session in unused:
-            self._end(other, unused_session)
+        for one in unused:  # whose answers this page does not wait for
+            threading.Thread(target=self._end, args=one, daemon=True).start()
         return session
 
     def folder_of(self, session_hash: Any) -> Path:
