@@ -93,6 +93,7 @@ def read_internvl_config(stored: Mapping[str, Any], text: Mapping[str, Any], pat
         raise ConversionError("The config has no `vision_config`.", path=path, next_step=_AGAIN)
     check_sizes(text, _SIZES, path)
     check_sizes(vision, (*_SIZES, "image_size", "patch_size"), path)
+    check_sizes(stored, ("force_image_size",), path)
     fields = {name: vision.get(original, usual) for name, (original, usual) in _VISION_FIELDS.items()}
     ratio = stored.get("downsample_ratio", 0.5)
     if stored.get("ps_version", "v1") != "v2" or ratio != 0.5 or fields["use_qk_norm"]:

@@ -187,6 +187,32 @@ def test_an_answer_of_its_own(writing, loaded, family, case):
         assert np.array_equal(np.asarray(one["mask"]) > 0, segment.mask)
 
 
+@torch.no_grad()
+def test_a_batch_of_images_with_other_numbers_of_tiles(loaded):
+    """Rows padded on the left, each with an image of its own, are what the original computed of them one by one."""
+    system, cases = loaded["internvl"], ["single_first", "tiles_first", "single_first"]
+    known = [meta("internvl")[case] for case in cases]
+    inputs = system.processor(
+        images=[recorded_image("internvl", case) for case in cases[:2]],
+        image_index=[0, 1, 0],
+        text=[case["text"] for case in known],
+        answer=[case["answer"] for case in known],
+        padding_side="left",
+        return_tensors="pt",
+    )
+    assert inputs["tile_counts"].tolist() == [1, 7]
+    output = system.model(**inputs)
+    results = system.processor.post_process_segmentation(output, inputs)
+    for row, case in enumerate(cases):
+        recorded = recorded_case("internvl", case)
+        torch.testing.assert_close(output.slot_states[row], recorded["seg_states"], **CLOSE)
+        low_res = output.pred_masks[row][:, ::8, ::8]
+        # of twice the size of the allowed difference: convolutions of several images add in another order
+        torch.testing.assert_close(low_res, recorded["low_res_s8"][:, known[row]["best"][0]], atol=2e-4, rtol=1e-4)
+        mask = results[row].segments[0].mask
+        assert (mask != recorded_masks("internvl", case, mask.shape[-1])[0]).sum() <= 3
+
+
 def forced(answer_ids):
     """A logits processor that leaves but the next one of these."""
     answer = iter(answer_ids)

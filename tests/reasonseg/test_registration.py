@@ -111,6 +111,9 @@ def test_auto_classes_know_each_system(system):
     assert IMAGE_PROCESSOR_MAPPING[key] == dict.fromkeys(IMAGE_BACKENDS, system.image_processor_class)
     assert system.processor_class._auto_class == "AutoProcessor"
     assert system.image_processor_class._auto_class == "AutoImageProcessor"
+    for other in system.other_image_processor_classes:
+        assert IMAGE_PROCESSOR_MAPPING[other] == dict.fromkeys(IMAGE_BACKENDS, other)
+        assert other._auto_class == "AutoImageProcessor"
 
 
 @pytest.mark.parametrize("name", ["lisa", "gsva"])
