@@ -21,7 +21,7 @@ from reasonseg.training.run import run_recipe
 from tests.support.tiny_training import write_tiny_recipe
 
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.rare
 IGNORED = "__ignore__"
 
 

@@ -132,7 +132,7 @@ def test_a_compiled_image_encoder_is_one_graph_and_gives_the_same():
     torch.testing.assert_close(adapter.encode(pixels)["image_embeddings"], expected, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_what_the_compiler_makes_gives_the_same():
     model = tiny.gsva_model(seed=2)
     tiny.favour_slots(model)

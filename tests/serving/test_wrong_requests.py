@@ -26,7 +26,7 @@ NO_JSON = {'"\\ud800"', "[" * 3000 + "]" * 3000}
 NOTHING, COUNT, EMPTY = {"null"}, {"null", "true"}, {"null", "0", "-1e-400", '""', "[]", "{}"}
 TAKEN = {
     "text": {'"\\u0000"', '"../../etc/passwd"', '"http://127.0.0.1/"', '"data:,a"', '"' + "a" * 70_000 + '"'},
-    "max_new_tokens": {"true"},
+    "max_new_tokens": {"null", "true"},
     "mask_threshold": {"true", "-1", "0", "1.5", "-1e-400"},
     "reject_threshold": {"null", "true", "0", "-1e-400"},
     "temperature": {"null", "true", "0", "1.5", "-1e-400"},

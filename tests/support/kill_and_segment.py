@@ -44,10 +44,12 @@ def main() -> None:
         else:
             known = len(lines(out))
             child = forked_runs.start(lambda: app(command, prog_name="reasonseg"))
-            forked_runs.wait_until(lambda: len(lines(out)) > known, child)
+            forked_runs.wait_until(lambda known=known: len(lines(out)) > known, child)
             # Not beyond the next batch, so that a fast machine has images left for all kills.
-            latest = time.monotonic() + 0.1 * number / kills
-            forked_runs.wait_until(lambda: time.monotonic() >= latest or len(lines(out)) > known + BATCH, child)
+            latest, most = time.monotonic() + 0.1 * number / kills, known + BATCH
+            forked_runs.wait_until(
+                lambda latest=latest, most=most: time.monotonic() >= latest or len(lines(out)) > most, child
+            )
             forked_runs.kill(child)
         names = [json.loads(line)["image"] for line in lines(out)]
         drafts = [path.name for path in out.iterdir() if ".partial" in path.name]

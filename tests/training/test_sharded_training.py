@@ -71,14 +71,14 @@ def assert_whole(repo: Path, out: Path) -> None:
     assert not [path for path in out.rglob("*.py") if path.name.startswith(("_fsdp", "zero_to"))]
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="Without fork both processes would import everything.")
 def test_fsdp(tmp_path):
     script = ROOT / "tests" / "support" / "fsdp_on_cpu.py"
     assert_whole(*trained_by([sys.executable, script, "{recipe}", "{out}", free_port()], tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.rare
 def test_zero(tmp_path):
     pytest.importorskip("deepspeed", reason="ZeRO needs deepspeed, which nothing here asks for.")
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "--num_processes", 2]
