@@ -83,7 +83,7 @@ def segment(image: Image.Image | None, question: str | None, phrases: str | None
             return
         text, found = "", []
         yield annotate(image, found), text
-        for event in pipe.stream(image, text=question):
+        for event in pipe.stream(image, text=question, max_new_tokens=MAX_NEW_TOKENS):
             if hasattr(event, "result"):  # the end
                 text, found = event.result.text, [(segment.label, segment.mask) for segment in event.result.segments]
             elif hasattr(event, "segment"):
