@@ -77,7 +77,7 @@ def ask(
         bool,
         typer.Option("--interactive", "-i", help="Ask further questions; the default without TEXT."),
     ] = False,
-    max_new_tokens: MaxNewTokens = 512,
+    max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
     seed: Seed = None,
@@ -116,7 +116,7 @@ def ask(
         precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
         network, processor = load_checkpoint(model, revision, precision, device, trust_remote_code, "ask")
         from ..serving.conversation import Conversation
-    options = generation_options(max_new_tokens, temperature, top_p)
+    options = generation_options(network, max_new_tokens, temperature, top_p)
     talk = Talk(Conversation(network, processor, **options), None, out, as_json)
     talk.look_at(image, shown, prompts, width)
     talk.run(text, interactive or text is None, seed)

@@ -39,7 +39,7 @@ def chat(
         float | None,
         typer.Option(min=0.0, max=1.0, help="Reject what is less probably there; by default the model decides."),
     ] = None,
-    max_new_tokens: MaxNewTokens = 512,
+    max_new_tokens: MaxNewTokens = None,
     temperature: Temperature = 0.0,
     top_p: TopP = None,
     seed: Seed = None,
@@ -67,7 +67,7 @@ def chat(
         precision = precision_of(dtype, segmenter_dtype, quantization, compiled)
         network, processor = load_checkpoint(model, revision, precision, device, trust_remote_code, "chat")
         from ..serving.conversation import Conversation
-    options = generation_options(max_new_tokens, temperature, top_p)
+    options = generation_options(network, max_new_tokens, temperature, top_p)
     thresholds = {"mask_threshold": mask_threshold, "reject_threshold": reject_threshold}
     talk = Talk(Conversation(network, processor, **thresholds, **options), out, out / "prompted.png")
     if image is not None:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 LEAVE = ("/exit", "/quit")
 
 # Of both commands.
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+MaxNewTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Longest answer, in tokens.  [default: as the model says, else 512]", show_default=False),
+]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")]
 TopP = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="With a temperature: nucleus sampling.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="With a temperature: the same answers again.")]
@@ -341,11 +344,15 @@ def read_numbers(name: str, given: str, count: int | None = None) -> list[float]
     return [int(number) if number.is_integer() else number for number in numbers]
 
 
-def generation_options(max_new_tokens: int, temperature: float, top_p: float | None) -> dict[str, Any]:
+def generation_options(
+    model: Any, max_new_tokens: int | None, temperature: float, top_p: float | None
+) -> dict[str, Any]:
     """Options of `generate`; a temperature of 0 takes the most likely token."""
+    from ..modeling.outputs import answer_length
     from ..serving.streaming import LEAST_TEMPERATURE
 
-    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": temperature >= LEAST_TEMPERATURE}
+    length = answer_length(model, max_new_tokens, 512)
+    options: dict[str, Any] = {"max_new_tokens": length, "do_sample": temperature >= LEAST_TEMPERATURE}
     if options["do_sample"]:
         options |= {"temperature": temperature, **({"top_p": top_p} if top_p is not None else {})}
     return options
