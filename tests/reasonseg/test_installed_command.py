@@ -86,12 +86,14 @@ def test_mask(small_ivm, tmp_path):
     assert (tmp_path / "masked" / "img0.png").is_file()
 
 
-def test_ask(vip_llava_repo):
+def test_ask(vip_llava_repo, tmp_path):
     question = "What is shown <bbox0>?"
     result = installed(
-        *("ask", IMAGE, question, "--model", vip_llava_repo, "--box", "40,30,120,100", "--max-new-tokens", 4)
+        *("ask", IMAGE, question, "--model", vip_llava_repo, "--box", "40,30,120,100", "--max-new-tokens", 4),
+        cwd=tmp_path,
     )
     assert result.stdout.strip()
+    assert (tmp_path / "prompted.png").is_file()
 
 
 def test_demo(tmp_path):
