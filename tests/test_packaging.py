@@ -78,7 +78,6 @@ def test_every_folder_with_code_is_a_listed_package():
     assert found == listed
 
 
-@pytest.mark.slow
 def test_wheel_has_one_top_level_name(built):
     assert {path.split("/")[0] for path in built.wheel} == {"reasonseg", f"reasonseg-{__version__}.dist-info"}
 

@@ -376,6 +376,7 @@ for name, make in json.loads(sys.argv[2]).items():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Only Linux says how much memory was used.")
 def test_bombs_cost_little_memory_and_time(tmp_path):
     # A process of its own: what other tests hold would hide the peak.

@@ -130,6 +130,7 @@ def test_every_category_may_be_meant_under_fixed(parts, data, attended):
     assert [entry["segmentation"] for entry in everything] == answer.masks
 
 
+@pytest.mark.slow
 def test_stored_maps_give_the_same_files(parts, data, tmp_path, monkeypatch):
     steps = []
     at_once = ground_images(grounder(parts), data.images, IMAGES, tmp_path / "a", {"model": "m"})
@@ -208,6 +209,7 @@ def every_word(text):
     return [(match.span(), match.span()) for match in re.finditer(r"\w+", text)]
 
 
+@pytest.mark.slow
 def test_coco_on_the_command_line(repo, data, tmp_path, monkeypatch):
     monkeypatch.setattr("reasonseg.processing.noun_phrases.rule_noun_phrases", every_word)
     common = ("--dataset", "coco", "--annotations", RECORDED / "instances_gt.json", "--images", IMAGES)

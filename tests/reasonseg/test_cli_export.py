@@ -52,6 +52,7 @@ def results(tmp_path) -> Path:
     return tmp_path / "out"
 
 
+@pytest.mark.slow
 def test_segment_and_export_write_the_same(tmp_path):
     draw(tmp_path / "in", 3)
     out, command = tmp_path / "out", ("--phrase", "the red cup", "--reject-threshold", 0, "--model", "embedded")

@@ -31,6 +31,7 @@ def annotated(tmp_path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_what_is_imported_is_what_was_drawn(annotated):
     out = annotated / "out" / "train"
     result = installed("import", annotated / "coco", "--out", out, "--absent", 1, "--json")

@@ -200,6 +200,7 @@ def test_kills_leave_whole_lines_and_no_drafts(tmp_path):
     assert content == alone, "kills change no byte"
 
 
+@pytest.mark.slow
 def test_results_are_no_inputs(folder, tmp_path):
     """Neither of this run, nor of earlier ones, wherever they lie."""
     common = ("--phrase", "the red cup", "--reject-threshold", 0, "--model", "embedded", "--out")

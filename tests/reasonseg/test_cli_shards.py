@@ -109,6 +109,7 @@ def shards(images, tmp_path_factory) -> list[Path]:
     return folders
 
 
+@pytest.mark.slow
 def test_merged_shards_are_what_one_run_writes(alone, shards, tmp_path):
     assert [len(ended_shards(folder)) for folder in shards] == [1] * 5
     result = run("merge", *reversed(shards), "--out", tmp_path / "merged")

@@ -123,6 +123,7 @@ def test_train_refuses_another_model(tmp_path, model, message):
     assert message.format(tmp=tmp_path) in " ".join(result.stderr.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["free", "paper"])
 def test_evaluate(trained, tmp_path, protocol):
     arguments = (
@@ -143,12 +144,14 @@ def test_evaluate(trained, tmp_path, protocol):
     assert Image.open(tmp_path / "cases.png").size[0] > 100
 
 
+@pytest.mark.slow
 def test_evaluate_on_what_does_not_exist(trained, tmp_path):
     result = run("evaluate", "--model", trained, "--dataset", "nowhere", "--out", tmp_path)
     assert result.exit_code == 1
     assert "There is no data set 'nowhere'" in result.stderr
 
 
+@pytest.mark.slow
 def test_demo(trained, tmp_path):
     image = tmp_path / "out" / "demo.png"
     result = run("demo", "--model", trained, "--seed", 5, "--text", "Where is the red cup?", "--out", image)
