@@ -29,7 +29,7 @@ from .failures import CommandError, path_text
 
 
 STATE = ".reasonseg"
-_REQUEST, _README = "request.json", "README.md"
+_REQUEST, _README, _LOCK = "request.json", "README.md", ".lock"
 # What the Hub answers when others have written at the same time, or it has too much to do.
 _TRY_AGAIN = {409, 412, 429, 500, 502, 503, 504}
 _TRIES = 5
@@ -115,6 +115,8 @@ class FolderShards:
         with self._alone():
             for folder in (self.folder, self.data, self.state):
                 remove_drafts(folder)
+            for left in self.state.glob(f".*{_LOCK}"):  # of a part that was whole when its run was killed
+                FolderLock(self.state, left.name).remove()
             earlier = self.request()
             if earlier is not None and earlier != request:
                 self._refuse_or_empty(earlier, request, overwrite)
@@ -146,7 +148,7 @@ class FolderShards:
     @contextmanager
     def alone_with(self, name: str, patience: float = 0.0) -> Iterator[bool]:
         """Keep a part from other processes in a block; gives whether nobody else has it."""
-        lock = FolderLock(self.state, f".{name}.lock")
+        lock = FolderLock(self.state, f".{name}{_LOCK}")
         try:
             with lock.held(patience):
                 yield True
