@@ -1,7 +1,5 @@
 """Annotations of other tools are read as they are meant, or refused by one sentence with file and object."""
 
-import base64
-import io
 import json
 from contextlib import suppress
 from pathlib import Path
@@ -11,352 +9,37 @@ import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image
 
-from reasonseg.data.annotation_formats import FORMATS, ReadingOptions, WritingOptions, find_format, guess_format
+from reasonseg.data.annotation_formats import FORMATS, ReadingOptions, WritingOptions, guess_format
 from reasonseg.data.annotation_writing import write_annotations
 from reasonseg.data.data_files import DataFileError
 from reasonseg.data.labelled_images import LabelledImage, LabelledObject
-from reasonseg.processing.segments import mask_to_polygons, mask_to_rle
-from tests.support.labelled import RING, SIZE, box_mask, labelled_images
-
-
-HEIGHT, WIDTH = SIZE
-BOX = (4, 3, 20, 12)
-MASK = box_mask(BOX)
-CORNERS = [4, 3, 20, 3, 20, 12, 4, 12]
-HOLE = [8, 5, 12, 5, 12, 9, 8, 9]
-WITH_HOLE = box_mask(BOX, holes=((8, 5, 12, 9),))
-TWO = box_mask(BOX, (25, 15, 30, 20))
-SECOND = [25, 15, 30, 15, 30, 20, 25, 20]
-
-
-def counts_of(mask: np.ndarray) -> list[int]:
-    """Run lengths, column by column, that begin with the background."""
-    flat = np.concatenate([[False], mask.T.ravel()])
-    ends = np.flatnonzero(np.diff(flat.astype(int)))
-    return np.diff([0, *ends.tolist(), mask.size]).tolist()
-
-
-def save_image(path: Path, orientation: int = 1, size: tuple[int, int] = (WIDTH, HEIGHT)) -> Path:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size).save(path, exif=exif)
-    return path
-
-
-def png(values: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(values).save(file, "PNG")
-    return file.getvalue()
-
-
-def read(name: str, source: Path, **options) -> list[LabelledImage]:
-    return list(find_format(name).read(source, ReadingOptions(**options)))
-
-
-def masks_of(images: list[LabelledImage]) -> list[tuple[str, np.ndarray]]:
-    return [(found.label, found.pixels()) for image in images for found in image.objects]
-
-
-def check_mask(images: list[LabelledImage], mask: np.ndarray, label: str = "cup") -> None:
-    ((found, pixels),) = masks_of(images)
-    assert found == label
-    np.testing.assert_array_equal(pixels, mask)
-
-
-def refused(name: str, source: Path, *words: str, **options) -> None:
-    """One error, one sentence or a few, that holds these words."""
-    with pytest.raises(ValueError, match=r".") as error:
-        read(name, source, **options)
-    for word in words:
-        assert word in str(error.value), str(error.value)
+from reasonseg.processing.segments import mask_to_rle
+from tests.support.annotation_files import (
+    CORNERS,
+    HEIGHT,
+    MASK,
+    TWO,
+    WIDTH,
+    check_mask,
+    coco,
+    counts_of,
+    labelme,
+    masks_of,
+    pairs,
+    png,
+    read,
+    refused,
+    save_image,
+    shape,
+)
+from tests.support.labelled import SIZE, box_mask, labelled_images
 
 
 @pytest.mark.parametrize("name", [name for name, entry in FORMATS.items() if entry.reader and not entry.on_the_hub])
 def test_a_path_that_does_not_exist(name, tmp_path):
     refused(name, tmp_path / "nothing", "There is no file and no folder", str(tmp_path / "nothing"))
-
-
-# ---- COCO -----------------------------------------------------------------------------------------------------------
-
-
-def coco(folder: Path, *annotations: dict, orientation: int = 1, size=SIZE, bom: bool = False, **image) -> Path:
-    """A file of one image whose annotations lack what is usual, with ids from 0."""
-    save_image(folder / "images" / "a.jpg", orientation)
-    content = {
-        "images": [{"id": 0, "file_name": "a.jpg", "height": size[0], "width": size[1], **image}],
-        "categories": [{"id": 0, "name": "cup"}, {"id": 7, "name": "dog"}],
-        "annotations": [{"image_id": 0, "category_id": 0, "id": 0, **each} for each in annotations],
-    }
-    path = folder / "annotations" / "instances.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes((b"\xef\xbb\xbf" if bom else b"") + json.dumps(content).encode())
-    return path
-
-
-@pytest.mark.parametrize(
-    ("segmentation", "mask"),
-    [
-        ([CORNERS], MASK),
-        (CORNERS, MASK),
-        ([CORNERS, SECOND], TWO),
-        ([CORNERS, [1, 1, 2, 2]], MASK),
-        ([[CORNERS, HOLE]], WITH_HOLE),
-        ([CORNERS, HOLE[::-1]], None),
-        (mask_to_rle(WITH_HOLE), WITH_HOLE),
-        ({"size": list(SIZE), "counts": counts_of(WITH_HOLE)}, WITH_HOLE),
-        ([ring.ravel().tolist() for ring in mask_to_polygons(RING)], RING),
-        ([[-1, 3, 20, 3, 20, 12, -1, 12]], box_mask((0, 3, 20, 12))),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_segmentations_of_coco(tmp_path, segmentation, mask):
-    path = coco(tmp_path, {"segmentation": segmentation}, bom=True)
-    if mask is None:  # x and y swapped: another shape inside the first, and the same way round
-        refused("coco", path, "annotation 0", "inside another")
-        return
-    for source in (path, tmp_path):
-        check_mask(read("coco", source), mask)
-    assert guess_format(tmp_path).name == guess_format(path).name == "coco"
-
-
-def test_a_polygon_inside_another_is_a_hole_only_where_that_is_known(tmp_path):
-    path = coco(tmp_path, {"segmentation": [CORNERS, HOLE]})
-    refused("coco", path, str(path), "annotation 0", "inside another")
-    check_mask(read("coco", path, inner="hole"), WITH_HOLE)
-    check_mask(read("coco", path, inner="fill"), MASK)
-    turned = np.reshape(HOLE, (-1, 2))[::-1].ravel().tolist()
-    check_mask(read("coco", coco(tmp_path, {"segmentation": [CORNERS, turned]})), WITH_HOLE)
-
-
-@pytest.mark.parametrize("segmentation", [None, [], [[]], [[1, 2, 3, 4]], {"size": list(SIZE), "counts": [864]}])
-def test_objects_without_a_mask(tmp_path, segmentation):
-    path = coco(tmp_path, {"segmentation": segmentation, "bbox": [4, 3, 16, 9]})
-    refused("coco", path, str(path), "annotation 0", "without_mask='skip'", "without_mask='box'")
-    check_mask(read("coco", path, without_mask="box"), MASK)
-    path = coco(tmp_path, {"segmentation": segmentation, "bbox": ["4", "3", "16", "9"]})
-    refused("coco", path, "annotation 0", "four numbers", without_mask="box")
-    left_out = ReadingOptions(without_mask="skip")
-    assert next(FORMATS["coco"].read(path, left_out)).objects == ()
-    assert left_out.left_out == {"objects without a mask": 1}
-
-
-def test_crowds_scores_and_what_is_absent(tmp_path):
-    path = coco(
-        tmp_path,
-        {"segmentation": [CORNERS], "iscrowd": 1, "score": 0.25},
-        {"segmentation": [CORNERS], "image_id": 5},
-        neg_category_ids=[7],
-    )
-    options = ReadingOptions()
-    (image,) = FORMATS["coco"].read(path, options)
-    cup, dog = image.objects
-    assert (cup.is_crowd, cup.score, cup.rejected) == (True, 0.25, False)
-    assert (dog.label, dog.mask, dog.rejected) == ("dog", None, True)
-    assert image.image_id == 0
-    assert sum(options.left_out.values()) == 1
-    assert [each.label for each in read("coco", path, skip_labels=("cup",))[0].objects] == ["dog"]
-    skipped = ReadingOptions(skip_labels=("dog",))
-    assert [each.label for each in next(FORMATS["coco"].read(path, skipped)).objects] == ["cup"]
-    assert skipped.left_out["objects with a label to skip"] == 1
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"segmentation": [CORNERS], "category_id": 3}, ["annotation 0", "category_id", "one of [0, 7]"]),
-        ({"segmentation": [CORNERS], "image_id": "0"}, ["image_id", "same number or text"]),
-        ({"segmentation": [CORNERS], "iscrowd": 2}, ["annotation 0", "iscrowd"]),
-        ({"segmentation": "masks/a.png"}, ["annotation 0", "polygons"]),
-        ({"segmentation": mask_to_rle(MASK.T)}, ["annotation 0", "24 x 36", "swapped"]),
-        ({"segmentation": {"size": list(SIZE), "counts": [5, 5]}}, ["annotation 0", "864"]),
-        ({"segmentation": [[4, 3, 200, 3, 200, 12]]}, ["annotation 0", "36 x 24"]),
-        ({"segmentation": [[4, 3, float("nan"), 3, 20, 12]]}, ["annotation 0", "finite"]),
-        ({"segmentation": [[4, 3, 20, 3, 20]]}, ["annotation 0", "even number"]),
-    ],
-)
-def test_annotations_that_are_refused(tmp_path, changes, words):
-    refused("coco", coco(tmp_path, changes), "instances.json", *words)
-
-
-def test_files_that_are_refused(tmp_path):
-    path = coco(tmp_path, {"segmentation": [CORNERS]}, file_name="../images/a.jpg")
-    refused("coco", path, "instances.json, image 0", "leads out", "../images/a.jpg")
-    path = coco(tmp_path, {"segmentation": [CORNERS]}, file_name="b.jpg")
-    refused("coco", path, "b.jpg", "images='FOLDER'")
-    path = coco(tmp_path, {"segmentation": [CORNERS]}, size=(25, WIDTH))
-    refused("coco", path, "36 x 25", "36 x 24")
-    path.write_bytes(path.read_bytes().decode().encode("utf-16"))
-    refused("coco", path, "instances.json", "UTF-8")
-    path = coco(tmp_path, {"segmentation": [CORNERS]})
-    refused("coco", path, "images/a.jpg", "pixels", max_image_pixels=100)
-    refused("coco", path, "does not heed split", split="train")
-    (path.parent / "empty.json").write_text('{"images": [], "annotations": [], "categories": []}')
-    refused("coco", path.parent / "empty.json", "empty.json lists no image")
-    (path.parent / "empty.json").unlink()
-    (path.parent / "captions.json").write_bytes(path.read_bytes())
-    refused("coco", tmp_path, "captions.json, instances.json", "name the file itself")
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_the_frame_of_masks_is_known_or_asked_for(tmp_path, orientation):
-    """Where sizes tell it, the frame follows from them; where they do not, nothing is guessed."""
-    stored = coco(tmp_path / "stored", {"segmentation": mask_to_rle(MASK)}, orientation=orientation)
-    swapped = orientation >= 5
-    if orientation in (1, 5, 6, 7, 8):
-        (image,) = read("coco", stored)
-        assert image.size == (SIZE[::-1] if swapped else SIZE)
-        # masks turn as the image does
-        turned = Image.fromarray(MASK.astype(np.uint8) * 255).convert("L")
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        turned.save(tmp_path / "mask.png", exif=exif)
-
-        with Image.open(tmp_path / "mask.png") as opened:
-            expected = np.asarray(ImageOps.exif_transpose(opened)) > 0
-        np.testing.assert_array_equal(image.objects[0].pixels(), expected)
-    else:
-        refused("coco", stored, "annotation 0", f"EXIF orientation {orientation}", "mask_frame='stored'")
-        (upright,) = read("coco", stored, mask_frame="upright")
-        np.testing.assert_array_equal(upright.objects[0].pixels(), MASK)
-        (turned,) = read("coco", stored, mask_frame="stored")
-        assert turned.objects[0].area == MASK.sum()
-        assert (turned.objects[0].pixels() != MASK).any()
-    if swapped:
-        given = {"segmentation": mask_to_rle(MASK.T)}
-        upright = coco(tmp_path / "upright", given, orientation=orientation, size=SIZE[::-1])
-        np.testing.assert_array_equal(read("coco", upright)[0].objects[0].pixels(), MASK.T)
-        refused("coco", upright, "not the stored frame", mask_frame="stored")
-
-
-# ---- LabelMe --------------------------------------------------------------------------------------------------------
-
-
-def labelme(folder: Path, *shapes: dict, orientation: int = 1, name: str = "a.json", **content) -> Path:
-    save_image(folder / "a.jpg", orientation)
-    size = {} if orientation >= 5 else {"imageHeight": HEIGHT, "imageWidth": WIDTH}
-    given = {"version": "5.5.0", "flags": {}, "imagePath": "a.jpg", "imageData": None, **size}
-    (folder / name).write_text(json.dumps({**given, "shapes": list(shapes), **content}), encoding="utf-8")
-    return folder
-
-
-def shape(points: list, kind: str | None = "polygon", label: str = "cup", **others) -> dict:
-    return {"label": label, "points": points, "shape_type": kind, "group_id": None, "flags": {}, **others}
-
-
-def pairs(numbers: list) -> list:
-    return np.reshape(numbers, (-1, 2)).tolist()
-
-
-MASK_SHAPE = {"mask": base64.b64encode(png(WITH_HOLE[3:12, 4:20].astype(np.uint8) * 255)).decode()}
-
-
-@pytest.mark.parametrize(
-    ("shapes", "mask"),
-    [
-        ([shape(pairs(CORNERS))], MASK),
-        ([shape(pairs(CORNERS), None)], MASK),
-        ([shape([[20, 12], [4, 3]], "rectangle")], MASK),
-        ([shape(pairs(CORNERS), "oriented_rectangle")], MASK),
-        ([shape([[4, 3], [19, 11]], "mask", **MASK_SHAPE)], WITH_HOLE),
-        ([shape(pairs(CORNERS), group_id=0.0), shape(pairs(SECOND), group_id=0), shape([], group_id=0)], TWO),
-        ([shape(pairs(CORNERS), group_id=0), shape(pairs(HOLE), group_id=0)], MASK),
-        ([shape([[4, 3], [19, 11]], "mask", group_id=3, **MASK_SHAPE), shape(pairs(SECOND), group_id=3)], None),
-    ],
-)
-def test_shapes_of_labelme(tmp_path, shapes, mask):
-    folder = labelme(tmp_path, *shapes)
-    mask = WITH_HOLE | box_mask((25, 15, 30, 20)) if mask is None else mask
-    for source in (folder, folder / "a.json"):
-        check_mask(read("labelme", source), mask)
-    assert guess_format(folder).name == "labelme"
-
-
-def test_a_circle_has_the_area_of_one(tmp_path):
-    (image,) = read("labelme", labelme(tmp_path, shape([[18, 12], [18, 4]], "circle")))
-    assert image.objects[0].area == pytest.approx(np.pi * 8**2, rel=0.04)
-    assert image.objects[0].box_xyxy == (10, 4, 26, 20)
-    (image,) = read("labelme", labelme(tmp_path, shape([[18, 12], [1e300, 4]], "circle")))
-    assert image.objects[0].area == HEIGHT * WIDTH, "no number is too large"
-
-
-@pytest.mark.parametrize("kind", ["line", "linestrip", "point"])
-def test_lines_have_no_area(tmp_path, kind):
-    folder = labelme(tmp_path, shape([[3, 3], [9, 9]], kind), shape(pairs(CORNERS)))
-    refused("labelme", folder, "a.json", "shape number 1 ('cup')", f"is a {kind}", "without_mask='skip'")
-    check_mask(read("labelme", folder, without_mask="skip"), MASK)
-    grouped = [shape([[3, 3], [9, 9]], kind, group_id=1), shape(pairs(CORNERS), group_id=1)]
-    folder, options = labelme(tmp_path, *grouped), ReadingOptions(without_mask="skip")
-    check_mask(list(FORMATS["labelme"].read(folder, options)), MASK)
-    assert options.left_out == {"points and lines of objects that have an area": 1}
-    refused("labelme", folder, "shape number 1 ('cup')", f"is a {kind}")
-    folder = labelme(tmp_path, *grouped, shape([[4, 3], [19, 11]], "mask", group_id=1, **MASK_SHAPE))
-    check_mask(read("labelme", folder, without_mask="skip"), MASK)
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (shape([[1, 2], [3, 4, 5]]), ["shape number 1", "pairs of finite numbers"]),
-        (shape([[1, 2], [3, 4]]), ["shape number 1", "3 or more corners"]),
-        (shape([[1, 2]], "rectangle"), ["rectangle of 1 points"]),
-        (shape([[1, 2], [3, 4]], "ellipse"), ["'ellipse'", "polygon"]),
-        (
-            shape([[4, 3], [18, 11]], "mask", **MASK_SHAPE),
-            ["shape number 1", "16 x 9", "the box between its points 15 x 9"],
-        ),
-        (shape([]), ["shape number 1", "3 or more corners", "without_mask='skip'"]),
-        (shape([[30, 20], [45, 28]], "mask", **MASK_SHAPE), ["shape number 1", "no box"]),
-        (shape([[4, 3], [19, 11]], "mask", mask="?"), ["shape number 1", "base64"]),
-        (shape([[4, 3], [19, 11]], "mask", mask=None), ["shape number 1", "base64"]),
-        (shape([[4, 3], [19, 11]], "mask", mask="AAAA"), ["shape number 1", "`mask` cannot be used", "image"]),
-        ({"points": []}, ["shape number 1", "label"]),
-        (shape(pairs(CORNERS), group_id=[1]), ["group_id"]),
-    ],
-)
-def test_shapes_that_are_refused(tmp_path, given, words):
-    refused("labelme", labelme(tmp_path, given), "a.json", *words)
-
-
-def test_images_of_labelme(tmp_path):
-    """Separators of Windows, images inside the file, and images elsewhere."""
-    content = base64.b64encode(png(np.zeros((*SIZE, 3), dtype=np.uint8))).decode()
-    inside = labelme(tmp_path / "inside", shape(pairs(CORNERS)), imagePath="..\\x\\b.jpg", imageData=content)
-    (image,) = read("labelme", inside)
-    assert (image.file_name, image.pixels().shape) == ("a.png", (*SIZE, 3))
-    labelme(tmp_path / "beside", shape(pairs(CORNERS)), imagePath="sub\\b.jpg", imageData=content)
-    save_image(tmp_path / "beside" / "sub" / "b.jpg")
-    (image,) = read("labelme", tmp_path / "beside")
-    assert image.source == tmp_path / "beside" / "sub" / "b.jpg"
-    assert image.file_name == "sub/b.jpg"
-    elsewhere = labelme(tmp_path / "json", shape(pairs(CORNERS)), imagePath="../beside/sub/b.jpg")
-    refused("labelme", elsewhere, "a.json", "leads out", "images='FOLDER'")
-    (image,) = read("labelme", elsewhere, images=tmp_path / "beside" / "sub")
-    assert image.source == tmp_path / "beside" / "sub" / "b.jpg"
-    damaged = labelme(tmp_path / "damaged", shape(pairs(CORNERS)), imagePath="b.jpg", imageData="AAAA")
-    refused("labelme", damaged, "a.json", "`imageData` cannot be used")
-    labelme(tmp_path / "json", imagePath="nothing.jpg")
-    refused("labelme", tmp_path / "json", "nothing.jpg does not exist")
-    labelme(tmp_path / "twice", name="a.json")
-    refused("labelme", labelme(tmp_path / "twice", name="b.json"), "Two images are called 'a.jpg'")
-
-
-def test_labelme_counts_in_the_upright_frame(tmp_path):
-    """As it shows images; a size of stored pixels, of old versions, is heeded."""
-    folder = labelme(tmp_path, shape(pairs(CORNERS)), orientation=3)
-    check_mask(read("labelme", folder), MASK)
-    (image,) = read("labelme", folder, mask_frame="stored")
-    np.testing.assert_array_equal(image.objects[0].pixels(), np.rot90(MASK, 2))
-    old = labelme(tmp_path, shape(pairs(CORNERS)), orientation=6, imageHeight=HEIGHT, imageWidth=WIDTH)
-    np.testing.assert_array_equal(read("labelme", old)[0].objects[0].pixels(), np.rot90(MASK, 3))
-
-
-def test_flags_of_labelme_name_what_is_absent(tmp_path):
-    folder = labelme(tmp_path, flags={"rejected: a dog": True, "rejected: a cat": False, "blurred": True})
-    assert [(found.label, found.rejected) for found in read("labelme", folder)[0].objects] == [("a dog", True)]
-    assert read("labelme", folder, skip_labels=("a dog",))[0].objects == ()
 
 
 # ---- YOLO -----------------------------------------------------------------------------------------------------------
