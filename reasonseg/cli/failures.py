@@ -69,10 +69,9 @@ def refuse_address(out: Path) -> None:
     Raises:
         CommandError: what should be a folder for results is an address, such as that of a repository on the Hub.
     """
-    if re.match(r"[a-z][a-z0-9+]+:/", os.fspath(out)):  # of its two slashes a path keeps one
-        raise CommandError(
-            f"--out {path_text(out)!r} is an address. Name a folder; only `segment --dataset` writes to the Hub."
-        )
+    if re.match(r"[a-z][a-z0-9+]+:/", os.fspath(out)):
+        name = path_text(out).replace(":/", "://", 1)  # of its two slashes a path keeps one
+        raise CommandError(f"--out {name!r} is an address. Name a folder; only `segment --dataset` writes to the Hub.")
 
 
 def show_tracebacks(show: bool) -> None:

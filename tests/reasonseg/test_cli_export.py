@@ -85,7 +85,10 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(tmp_path, monkeypatch, r
     assert "There is no format 'xml'" in " ".join(run(*common, "--format", "xml", code=2).stderr.split())
     monkeypatch.chdir(tmp_path)
     refused = run(*common[:-1], "hf://datasets/anna/cups", code=1)
-    assert "is an address. Name a folder; only `segment --dataset` writes to the Hub" in refused.stderr
+    assert (
+        "'hf://datasets/anna/cups' is an address. Name a folder; only `segment --dataset` writes to the Hub"
+        in refused.stderr
+    )
     assert not (tmp_path / "hf:").exists()
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.setattr("reasonseg.data.annotation_formats.find_spec", lambda name: None)
