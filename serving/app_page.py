@@ -38,7 +38,7 @@ CSS = """
 #view svg { position: absolute; inset: 0; width: 100%; height: 100%; pointer-events: none; }
 #view polyline { fill: none; stroke: #f00; stroke-width: 2px; vector-effect: non-scaling-stroke; }
 #view .hint { padding: 6em 1em; text-align: center; color: #888; border: 1px dashed #aaa; border-radius: 8px; }
-#chat { height: 22vh; min-height: 11em; overflow-y: auto; }
+#chat { height: 22vh; min-height: 11em; overflow-y: auto !important; } /* gradio writes `visible` at the element */
 #chat .question { margin: .8em 0 .2em 15%; padding: .4em .7em; border-radius: 10px; background: #8883; }
 #chat .answer { white-space: pre-wrap; line-height: 1.7; padding: .2em .1em; }
 #chat .rejected, #chat s { color: #888; }
@@ -82,7 +82,19 @@ document.addEventListener('pointerup', event => {
 });
 """
 
+# What is written stays in view, unless somebody scrolled up to read what was said before.
 CHAT_SCRIPT = """
+const chat = element.closest('#chat') ?? element;
+let follows = true, asked = 0;
+chat.addEventListener('scroll', () => {
+  follows = chat.scrollTop + chat.clientHeight > chat.scrollHeight - 30;
+});
+new MutationObserver(() => {
+  const questions = chat.querySelectorAll('.question').length;
+  if (questions > asked) follows = true;
+  asked = questions;
+  if (follows) chat.scrollTop = chat.scrollHeight;
+}).observe(chat, {childList: true, characterData: true, subtree: true});
 const choose = event => {
   const mark = event.target.closest('mark[data-segment]');
   if (mark) trigger('select', {turn: Number(mark.dataset.turn), segment: Number(mark.dataset.segment)});
@@ -187,6 +199,9 @@ def build_page(
     gr = import_gradio()
     folder = tempfile.TemporaryDirectory(prefix="reasonseg_app_")
     sessions = Sessions(models, max_new_tokens, Path(folder.name))
+    places = threading.Semaphore(concurrency)
+    for model in models:
+        model.places = places
     first, questions_of = models[0], [list(questions) for _, questions in examples]
 
     @contextmanager
@@ -254,11 +269,10 @@ def build_page(
             last, typed = 0.0, ""
             for changed in session.ask(question):
                 # A browser that gets more than it can draw lags behind, and with it what the person does.
-                if changed or time.monotonic() - last > _SECONDS_BETWEEN:
-                    image = view_of(session, tool) if changed else gr.skip()
-                    yield image, chat_of(session, is_writing=True), typed
+                if changed != "text" or time.monotonic() - last > _SECONDS_BETWEEN:
+                    image = gr.skip() if changed == "text" else view_of(session, tool)
+                    yield image, chat_of(session, is_writing=changed != "end"), typed
                     last, typed = time.monotonic(), gr.skip()  # the next question may be typed meanwhile
-        yield view_of(session, tool), chat_of(session), typed
 
     def segment(phrases, tool, request: gr.Request):
         session = sessions.of(request)
@@ -399,16 +413,18 @@ def build_page(
                     setattr(control, name, value)
 
         both, private = [view, chat], {"api_visibility": "private", "show_progress": "hidden"}
-        waiting = {"concurrency_id": "model", "concurrency_limit": concurrency, **private}
+        # Who waits for a model waits in its session, which can be stopped. gradio's `cancels` may close the stream of
+        # messages that is to bring what the event with it gives, and what waits in its queue is stopped by that alone.
+        waiting = {"concurrency_limit": None, **private}
         latest = {"trigger_mode": "always_last", **private}
         controls = [threshold, rejecting, is_own, shown_as, region_tool, phrase_mode, downloading]
-        asking = gr.on([ask_button.click, question.submit], ask, [question, tool], [*both, question], **waiting)
-        segmenting = segment_button.click(segment, [phrases, tool], both, **waiting)
-        stop.click(stop_writing, tool, both, cancels=[asking, segmenting], **private)
-        undo_button.click(undo, tool, both, cancels=[asking, segmenting], **private)
-        reset_button.click(reset, tool, both, cancels=[asking, segmenting], **private)
-        model.input(choose_model, [model, tool], [*controls, *both, words], cancels=[asking, segmenting], **private)
-        image.change(take_image, [image, tool], [*both, words], cancels=[asking, segmenting], **private)
+        gr.on([ask_button.click, question.submit], ask, [question, tool], [*both, question], **waiting)
+        segment_button.click(segment, [phrases, tool], both, **waiting)
+        stop.click(stop_writing, tool, both, **waiting)
+        undo_button.click(undo, tool, both, **waiting)
+        reset_button.click(reset, tool, both, **waiting)
+        model.input(choose_model, [model, tool], [*controls, *both, words], **waiting)
+        image.change(take_image, [image, tool], [*both, words], **waiting)
         if examples:
             gallery.select(take_example, None, [image, suggestions], **private)
         suggestions.input(lambda chosen: chosen, suggestions, question, **private)
@@ -451,7 +467,12 @@ def launch(page: Any, host: str = "127.0.0.1", port: int | None = None, share: b
     _, local, public = page.launch(
         **{"server_name": host, "server_port": port, "share": share, "theme": theme, "css": CSS},
         **{"prevent_thread_lock": True, "quiet": True, "inbrowser": False, "ssr_mode": False, "show_error": False},
-        **{"max_file_size": _MAX_FILE_SIZE, "footer_links": [], "enable_monitoring": False},
+        **{
+            "max_threads": 4 * _MOST_SESSIONS,
+            "max_file_size": _MAX_FILE_SIZE,
+            "footer_links": [],
+            "enable_monitoring": False,
+        },
     )
     return local, public
 

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Callable, Generator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -53,6 +53,7 @@ class AppModel:
         draws_masks (`bool`): Whether it answers with masks; others answer in text alone.
         rates_pixels (`bool`): Whether it answers with heat-maps, which have neither text nor rejections.
         takes_regions (`bool`): Whether visual prompts say what a question is about.
+        places (`threading.Semaphore`): Answers that are written at the same time; the models of a page share it.
     """
 
     def __init__(self, name: str, model: Any, processor: Any):
@@ -61,6 +62,7 @@ class AppModel:
         self.processor = processor
         self.rates_pixels = self.draws_masks and rates_pixels(processor)
         self.takes_regions = not self.draws_masks
+        self.places = threading.Semaphore()
         self._lock = threading.Lock()
         self._holder: Conversation | None = None
 
@@ -77,22 +79,14 @@ class AppModel:
     @contextmanager
     def used_by(self, conversation: Conversation, is_to_stop: Callable[[], bool]):
         """
-        Waits until nobody else uses the model, or `is_to_stop`: then a [`StoppedError`]. Only the conversation that
-        asked last keeps its image encoded.
+        Waits until nobody else uses the model and one of the `places` is free, or `is_to_stop`: then a
+        [`StoppedError`]. Only the conversation that asked last keeps its image encoded.
         """
-        # Not `with self._lock`: the end may come in another thread, where the generator is closed.
-        while not self._lock.acquire(timeout=_SECONDS_BETWEEN):
-            if is_to_stop():
-                raise StoppedError
-        try:
-            if is_to_stop():
-                raise StoppedError
+        with _held(self._lock, is_to_stop), _held(self.places, is_to_stop):
             if self._holder is not None and self._holder is not conversation:
                 self._holder.free()
             self._holder = conversation
             yield
-        finally:
-            self._lock.release()
 
     def release(self, conversation: Conversation | None) -> None:
         """Frees what a conversation that is over keeps on the device; waits for nobody where that is nothing."""
@@ -102,6 +96,21 @@ class AppModel:
             if self._holder is conversation:
                 conversation.free()
                 self._holder = None
+
+
+@contextmanager
+def _held(lock: Any, is_to_stop: Callable[[], bool]):
+    """A lock or a semaphore, once it is free, unless `is_to_stop`: then a [`StoppedError`]."""
+    # Not `with lock`: the end may come in another thread, where the generator is closed.
+    while not lock.acquire(timeout=_SECONDS_BETWEEN):
+        if is_to_stop():
+            raise StoppedError
+    try:
+        if is_to_stop():
+            raise StoppedError
+        yield
+    finally:
+        lock.release()
 
 
 @dataclass
@@ -247,17 +256,27 @@ class AppSession:
 
     # ---- questions ------------------------------------------------------------------------------------------------
 
-    def ask(self, question: str) -> Generator[bool, None, None]:
+    def ask(self, question: str) -> Generator[Literal["text", "image", "end"], None, None]:
         """
         Asks about the image; the answer is in `turns` as it is written.
 
         Yields:
-            `bool`: Whether what is over the image changed; else only the text did.
+            `str`: What changed: the text alone, or what is over the image, too; at last that the answer goes on no
+            more, complete or stopped. `stop` waits until that was taken.
 
         Raises:
             AppError: The question cannot be asked or answered. It is not kept then.
         """
-        with suppress(StoppedError), self._answering(question) as (turn, is_to_stop):
+        with self._at_work() as is_to_stop:
+            yield from self._write(question, is_to_stop)
+            yield "end"
+
+    def _write(self, question: str, is_to_stop: Callable[[], bool]) -> Generator[Literal["text", "image"], None, None]:
+        with (
+            suppress(StoppedError),
+            self._new_turn((question or "").strip()) as turn,
+            self.model.used_by(self._conversation, is_to_stop),
+        ):
             text = fill_placeholders(turn.question, self.regions) if self.model.takes_regions else turn.question
             options = {} if not self.model.draws_masks else {"mask_threshold": threshold_logit(self.display.threshold)}
             events = self._conversation.stream(text, self._new_image(), **options)
@@ -269,7 +288,7 @@ class AppSession:
                         turn.result.segments.append(event.segment)
                     elif isinstance(event, AnswerEnd):
                         self._finish(turn, event.result)
-                    yield not isinstance(event, TextPiece)
+                    yield "text" if isinstance(event, TextPiece) else "image"
                     if is_to_stop():
                         break
 
@@ -301,25 +320,25 @@ class AppSession:
                 raise ValueError("There is no phrase. Write one per line, such as: the red cup")
             if len(lines) > MOST_PHRASES:
                 raise ValueError(f"{len(lines)} phrases were given; at most {MOST_PHRASES} are segmented at a time.")
-        with suppress(StoppedError), self._answering("; ".join(lines)) as (turn, _):
+        with (
+            self._at_work() as is_to_stop,
+            suppress(StoppedError),
+            self._new_turn("; ".join(lines)) as turn,
+            self.model.used_by(self._conversation, is_to_stop),
+        ):
             self._finish(turn, self._conversation.segment(lines, self._new_image()))
 
     def _new_image(self) -> Image.Image | None:
         return self._asked_image() if self._version != self._known_version else None
 
     @contextmanager
-    def _answering(self, question: str | None):
-        """A turn, which goes again if it fails, with the model for it; and what says whether it is to stop."""
+    def _at_work(self):
+        """What `stop` waits for; gives what says whether it is to stop."""
         with self._rests:
             self._answers += 1
             stops = self._stops
-
-        def is_to_stop() -> bool:
-            return self._stops != stops
-
         try:
-            with self._new_turn((question or "").strip()) as turn, self.model.used_by(self._conversation, is_to_stop):
-                yield turn, is_to_stop
+            yield lambda: self._stops != stops
         finally:
             with self._rests:
                 self._answers -= 1

@@ -67,7 +67,8 @@ def test_text_and_masks_come_while_the_answer_is_written(session):
     assert lengths == sorted(lengths)
     assert len(set(lengths)) > 2
     assert seen[-1][3]
-    assert seen[-1][0]
+    assert {change for change, *_ in seen} == {"text", "image", "end"}
+    assert [change for change, *_ in seen[-2:]] == ["image", "end"]
     result = session.shown_result()
     assert result.segments[0].area > 100
     assert np.asarray(session.draw()).shape == (*result.image_size, 3)
@@ -201,6 +202,19 @@ def test_a_page_waits_for_no_answer_of_another(session, embedded, scene):
     answer.close()
     list(page.ask("Where is the spoon?"))
     assert page.turns[-1].is_complete
+
+
+def test_an_answer_waits_for_one_of_the_places_that_models_share(session, embedded):
+    with embedded.places:
+        waiting = threading.Thread(target=session.segment, args=["the spoon"], daemon=True)
+        waiting.start()
+        while not session.turns:
+            time.sleep(0.01)
+        waiting.join(0.3)
+        assert waiting.is_alive()
+        assert not session.turns[-1].is_complete
+    waiting.join(20)
+    assert session.turns[-1].is_complete
 
 
 def test_a_model_that_does_not_come_to_rest_is_told(session, embedded, monkeypatch):

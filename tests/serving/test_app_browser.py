@@ -160,6 +160,18 @@ def told(driver, word) -> str:
     return text
 
 
+def said(driver, number=0) -> str:
+    """The text of an answer, whether it is in view or was scrolled out of it."""
+    return all_of(driver, "#chat .answer")[number].get_attribute("textContent")
+
+
+def is_at_its_end(driver) -> bool:
+    return driver.execute_script(
+        "const chat = document.querySelector('#chat');"
+        "return chat.scrollHeight > chat.clientHeight && chat.scrollTop + chat.clientHeight > chat.scrollHeight - 5"
+    )
+
+
 def shown(driver) -> np.ndarray:
     """The image of the page, as pixels."""
     source = one(driver, "#view img").get_attribute("src")
@@ -228,7 +240,7 @@ def test_a_scene_is_asked_and_its_masks_follow_the_sliders(browser):
 
     slide(browser, "#rejection", 1)  # nothing is so sure to be there
     wait_for(browser, lambda d: not all_of(d, "#chat mark[data-segment]"))
-    wait_for(browser, lambda d: "Not in the image: " in one(d, "#chat .answer").text)
+    wait_for(browser, lambda d: "Not in the image: " in said(d))
     wait_for(browser, lambda d: not one(d, "#own input").is_selected())
     click(browser, "#own input")
     wait_for(browser, lambda d: np.array_equal(shown(d), whole))
@@ -302,10 +314,10 @@ def test_a_region_is_drawn_for_a_model_that_takes_it(browser):
         wait_for(browser, lambda d, words=words: words in one(d, "#regions").text)
     type_into(browser, "#question", "What is <bbox0>?")
     click(browser, "#ask")
-    wait_for(browser, lambda d: len(one(d, "#chat .answer").text) > 12)
+    wait_for(browser, lambda d: len(said(d)) > 12)
     assert one(browser, "#chat .question").text == "What is <bbox0>?"
     click(browser, "#stop")
-    wait_for(browser, lambda d: "Stopped." in one(d, "#chat .answer").text)
+    wait_for(browser, lambda d: "Stopped." in said(d))
     click(browser, "#reset")
     wait_for(browser, lambda d: not all_of(d, "#chat .answer"))
 
@@ -319,20 +331,25 @@ def ask_without_end(driver, number):
     """Asks the model that goes on writing, and returns when its answer, of that number, has begun."""
     type_into(driver, "#question", "What is this?")
     click(driver, "#ask")
-    wait_for(driver, lambda d: len(all_of(d, "#chat .answer")[number].text) > 12)
+    wait_for(driver, lambda d: len(said(d, number)) > 12)
     assert all_of(driver, "#chat .answer")[number].get_attribute("data-complete") == "false"
 
 
 def test_an_answer_is_stopped_and_another_asked(browser):
     ask_without_end(browser, 0)
     click(browser, "#stop")
-    wait_for(browser, lambda d: "Stopped." in one(d, "#chat .answer").text)
-    stopped = one(browser, "#chat .answer").text.removesuffix("\nStopped.")
+    wait_for(browser, lambda d: "Stopped." in said(d))
+    stopped = said(browser).removesuffix("Stopped.")
     ask_without_end(browser, 1)
     # What was on its way when it was stopped, and no more.
-    assert len(all_of(browser, "#chat .answer")[0].text) < len(stopped) + 200
+    assert len(said(browser)) < len(stopped) + 200
+    wait_for(browser, is_at_its_end)  # the page follows what is written,
+    browser.execute_script("document.querySelector('#chat').scrollTop = 0")
+    so_far = len(said(browser, 1))
+    wait_for(browser, lambda d: len(said(d, 1)) > so_far + 20)
+    assert not is_at_its_end(browser)  # unless somebody reads what was said before
     click(browser, "#stop")
-    wait_for(browser, lambda d: "Stopped." in all_of(d, "#chat .answer")[1].text)
+    wait_for(browser, lambda d: "Stopped." in said(d, 1))
 
 
 def test_a_page_that_is_closed_ends_its_answer_and_leaves_the_model_to_others(browser, address):
@@ -348,7 +365,7 @@ def test_a_page_that_is_closed_ends_its_answer_and_leaves_the_model_to_others(br
     browser.switch_to.window(first)
     ask_without_end(browser, 2)  # would wait for the other answer's end
     click(browser, "#stop")
-    wait_for(browser, lambda d: "Stopped." in all_of(d, "#chat .answer")[2].text)
+    wait_for(browser, lambda d: "Stopped." in said(d, 2))
 
 
 def test_a_heat_map_follows_its_own_slider(browser, address):
