@@ -237,7 +237,7 @@ def _ring(numbers: Any, what: str) -> Ring:
     if not is_ring or not np.isfinite(ring.astype(np.float64)).all():
         raise ValueError(
             f"{what} has the polygon {reprlib.repr(numbers)}. A polygon is an even number of finite numbers, [x1, y1, "
-            "x2, y2, x3, y3, ...]."
+            "x2, y2, x3, y3, ...], and all polygons of a mask are nested alike."
         )
     return ring.astype(np.float64)
 
