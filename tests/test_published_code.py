@@ -37,12 +37,12 @@ PHRASES = [["the dog", "a red cup"], ["the tree"]]
 TASK = "reasoning-segmentation"
 SYSTEMS = (
     "lisa",
-    "gsva",
+    pytest.param("gsva", marks=pytest.mark.slow),  # these three take longest
     "sa2va",
     "ivm",
-    "reasoning_segmentation",
+    pytest.param("reasoning_segmentation", marks=pytest.mark.slow),
     "attend_and_segment",
-    "attend_and_segment_with_difflmm",
+    pytest.param("attend_and_segment_with_difflmm", marks=pytest.mark.slow),
     "coordinates",
 )
 # What a model that writes coordinates would write of these phrases.

@@ -95,6 +95,7 @@ def child(difflmm_repo, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_logits_are_the_same_bits(difflmm_repo, child):
     model, processor = (
         loader.from_pretrained(difflmm_repo) for loader in (AutoModelForImageTextToText, AutoProcessor)

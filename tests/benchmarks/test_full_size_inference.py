@@ -38,6 +38,7 @@ def test_both_ways_write_the_same_answer(model):
     assert not torch.equal(*masks)
 
 
+@pytest.mark.slow
 def test_the_whole_rehearsal(monkeypatch, tmp_path):
     def in_this_process(reference, **arguments):
         return Finished(import_object(reference)(**arguments), wall_s=1.0, cpu_s=1.0, peak_rss=10**9)

@@ -148,6 +148,7 @@ def test_no_command_runs_code_of_a_repository_or_asks_whether_to(lisa_repo, tmp_
     assert sum("nothing_of_this_name" in output for output in trained) >= 4, "harmless ones were loaded"
 
 
+@pytest.mark.slow
 def test_the_installed_command_does_not_ask(lisa_repo, tmp_path):
     repo = with_evil_code(
         shutil.copytree(lisa_repo, tmp_path / "repo"), *EVIL_CONFIGS["vision-language model"], folder=tmp_path

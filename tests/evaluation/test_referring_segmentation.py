@@ -291,6 +291,7 @@ def test_predictions_of_expressions_are_numbered(tmp_path):
         assert numbers[name] == pytest.approx(expected, abs=2e-6, rel=0)
 
 
+@pytest.mark.slow
 def test_sa2va_writes_its_answers_and_all_of_their_masks_are_one():
     repo = recorded_sa2va.converted_repo("qwen3_vl")
     model, processor = AutoModel.from_pretrained(repo).eval(), AutoProcessor.from_pretrained(repo)

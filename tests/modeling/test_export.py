@@ -42,7 +42,11 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("make_model", MODELS.values(), ids=MODELS)
+@pytest.mark.parametrize(
+    "make_model",
+    # SAM 2's graph takes longest to make.
+    [pytest.param(make, id=name, marks=[pytest.mark.slow] * (name == "sam2")) for name, make in MODELS.items()],
+)
 def test_the_graph_draws_what_the_model_draws(make_model):
     model = make_model()
     graph = exported(model, batch(ANSWERS))
@@ -50,6 +54,7 @@ def test_the_graph_draws_what_the_model_draws(make_model):
     assert_same_slots(graph, model, batch(OTHER_ANSWERS, seed=1))
 
 
+@pytest.mark.slow
 def test_rows_that_share_images():
     model = MODELS["lisa"]()
     inputs = {**batch(ANSWERS), "image_index": torch.tensor([1, 0])}
@@ -58,12 +63,14 @@ def test_rows_that_share_images():
         assert_same_slots(graph, model, {**inputs, "image_index": torch.tensor(index)})
 
 
+@pytest.mark.slow
 def test_a_single_row():
     model = tiny.gsva_model()
     inputs = {**tiny.with_answers(tiny.prompts([6]), ANSWERS[:1]), **tiny.images(1)}
     assert_same_slots(exported(model, inputs), model, inputs)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("diffusers") is None, reason="DiffLMM needs diffusers; `pip install .[dev]` has it."
 )

@@ -124,6 +124,7 @@ def test_float16_on_a_processor_says_that_it_is_slow(repo):
         segmenter.encode(torch.randn(1, 3, tiny.SAM_SIDE, tiny.SAM_SIDE))
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_masks_of_the_embedded_model_stay():
     """The whole measurement is `python -m benchmarks.segmenter_precision`."""

@@ -146,6 +146,7 @@ def test_a_folder_that_cannot_be_read_is_named(folder, tmp_path, monkeypatch):
     assert [Path(record["image"]).name for record in records(tmp_path / "out")] == ["a.png"]
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_folder_write_every_line_once(tmp_path):
     for number in range(6):
         draw(tmp_path / "in" / f"{number}.png", seed=number)

@@ -123,6 +123,7 @@ def test_merged_shards_are_what_one_run_writes(alone, shards, tmp_path):
     assert content(tmp_path / "merged") == content(alone)
 
 
+@pytest.mark.slow
 def test_shards_in_one_folder_need_no_merging(images, alone, tmp_path):
     for number, code in ((3, 0), (1, 0), (2, 1)):
         assert segment(images, tmp_path / "out", "--shard", f"{number}/3", code=code)

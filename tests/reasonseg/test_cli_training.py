@@ -63,6 +63,7 @@ def test_what_was_trained_is_published(trained, tmp_path):
     assert run("verify", clone).exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_fine_tune_of_the_embedded_model(tmp_path, monkeypatch):
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(

@@ -77,6 +77,7 @@ def scene(index: int, **options) -> Image.Image:
     return Image.fromarray(draw_scene(SPLITS[index % len(SPLITS)], 10_000 + index, **options).image)
 
 
+@pytest.mark.slow
 def test_200_scenes_give_no_alarm(processor):
     with warnings.catch_warnings():
         warnings.simplefilter("error", ForeignImageWarning)

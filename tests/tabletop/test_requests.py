@@ -217,6 +217,7 @@ def test_held_out_pairs_are_named_only_in_their_split(asked):
     assert len(named["test_unseen"] & HELD_OUT_PAIRS) >= 8
 
 
+@pytest.mark.slow
 def test_words_do_not_tell_presence():
     """A naive Bayes reader of words and word pairs does no better than always guessing "present"."""
     phrases = defaultdict(list)

@@ -109,6 +109,7 @@ def test_parts_are_checked_before_anything_is_read(tmp_path, parts, message, mon
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_training_from_parts(tmp_path):
     """From LLaVA and SAM to a finished repository; what was composed lies beside it and does not belong to it."""
     (tmp_path / "data").mkdir()

@@ -254,6 +254,7 @@ def test_the_second_stage_lowers_the_loss(stage_1, data, tmp_path, history):
     assert after(**batch).loss < before(**batch).loss
 
 
+@pytest.mark.slow
 def test_lora_with_its_own_rate_for_the_projector(stage_1, data, tmp_path, history):
     arguments = (
         f"model={stage_1}",

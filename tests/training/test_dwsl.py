@@ -158,6 +158,7 @@ def test_one_kind_alone_cannot_be_told_apart(flags):
         IvmDiscriminator(torch.nn.Identity(), human_share=float(flags[0]))
 
 
+@pytest.mark.slow
 def test_it_learns_who_drew_what(processor, model, tmp_path):
     before = {name: value.clone() for name, value in model.vlm.state_dict().items()}
     discriminator = build_discriminator(model.vlm, 0.5, lora=None)

@@ -67,6 +67,7 @@ def test_twenty_kills_and_twenty_resumes(recipe, tmp_path):
         assert torch.equal(value, straight[name]), name
 
 
+@pytest.mark.slow
 def test_a_run_that_resumes_within_a_later_epoch_takes_the_examples_in_the_same_order(recipe, tmp_path):
     """Four examples an epoch: the sixth step is the second of the second epoch."""
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
@@ -185,6 +186,7 @@ def test_a_run_that_was_stopped_before_its_first_checkpoint_starts_again(recipe,
         run_recipe(settings, tmp_path / "nothing", resume=True)
 
 
+@pytest.mark.slow
 def test_a_stop_while_the_finished_repository_is_written_leaves_the_old_one(recipe, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run_recipe(load_recipe(str(recipe), ["arguments.max_steps=1"]), out)

@@ -133,6 +133,7 @@ def test_a_step_of_sa2va(tmp_path):
     assert not any(name.startswith("segmenter.vision_encoder") for name in changed)
 
 
+@pytest.mark.slow
 def test_fifty_steps_on_one_batch(model, processor, tmp_path):
     class OneExample(torch.utils.data.Dataset):
         examples = TabletopDataset("train", 2, size=64, requests_per_scene=1, fresh_requests=False)

@@ -90,6 +90,7 @@ def assert_equal(one, other):
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_the_best_checkpoint_is_kept_and_a_run_resumes_bit_for_bit(preset, repo, tmp_path, caplog):
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
     run_recipe(recipe_of(repo, tmp_path), straight)
