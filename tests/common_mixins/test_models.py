@@ -4,6 +4,7 @@ import re
 import unittest
 from unittest.mock import patch
 
+import pytest
 import torch
 from transformers.testing_utils import torch_device
 
@@ -114,6 +115,7 @@ class CommonModelTests(SegmenterDtypeTests, modeling.ModelTesterMixin, modeling.
             super().test_model_outputs_equivalence()
 
 
+@pytest.mark.slow  # nearly all that it checks is checked of LISA with every version
 class GsvaModelTest(CommonModelTests, unittest.TestCase):
     all_model_classes = (GsvaForReasoningSegmentation,)
 
