@@ -265,3 +265,9 @@ def test_points_lie_where_a_mask_is_uncertain():
 def test_settings_that_mean_nothing_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Sa2VaConfig(vlm_config=tiny.qwen3_vl_config(), segmenter_config=tiny.sam2_config(), **fields)
+
+
+def test_only_a_segmenter_that_scores_objects_can_empty_masks():
+    parts = {"vlm_config": tiny.qwen3_vl_config(), "segmenter_config": tiny.sam_config()}
+    with torch.device("meta"), pytest.raises(ValueError, match="needs a segmenter that scores objects"):
+        Sa2VaForReasoningSegmentation(Sa2VaConfig(**parts, empty_without_object=True))
