@@ -158,8 +158,8 @@ _OPERATIONS = (SPLIT_ROWS, SKIP_FIRST, JOIN_ROWS, MERGE_LORA, ADD_DELTA, CAST, *
 
 @dataclass(frozen=True)
 class TensorOperations:
-    """What is done, in this order: take some of the rows or all but the first column, join others, merge the adapter or
-    add the delta, cast, set rows of new tokens, append others.
+    """What is done, in this order: take some of the rows or all but the first column, join others, merge the adapter
+    or add the delta, cast, set rows of new tokens, append others.
 
     Args:
         names (`tuple[str, ...]`): Of the operations; none for a plain copy. `"identity"`, `"zeros"`, `"ones"` and
