@@ -143,9 +143,9 @@ def test_the_config_says_what_each_base_needs():
     for config in configs:
         assert {name: config[name] for name in same} == same
         assert config["auto_map"]["AutoModel"] == "modeling_sa2va.Sa2VaForReasoningSegmentation"
-    assert [config["slot_state_normalized"] for config in configs] == [False, True, True, False]
-    assert [config["prompt_slots"] for config in configs] == [True, False, False, True]
-    assert [config["empty_without_object"] for config in configs] == [False, False, False, True]
+    assert [config["slot_state_normalized"] for config in configs] == [False, True, True, False, True]
+    assert [config["prompt_slots"] for config in configs] == [True, False, False, True, True]
+    assert [config["empty_without_object"] for config in configs] == [False, False, False, True, False]
     assert configs[2]["vlm_config"]["image_seq_length"] == 4  # tokens of a tile
     for family in FAMILIES:
         card = (converted_repo(family) / "README.md").read_text(encoding="utf-8")

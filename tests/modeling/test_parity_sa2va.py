@@ -30,8 +30,9 @@ CASES = {
     "llava": ["img0_single", "img1_multi", "img0_no_tag"],
     "internvl": ["tiles_first", "tiles_two", "single_first"],
     "sam3": ["img0_multi", "img1_single_pil"],
+    "qwen2_5_vl": ["img0_multi", "img1_single_pil"],
 }
-QWEN = ("qwen3_vl", "sam3")
+QWEN = ("qwen3_vl", "sam3", "qwen2_5_vl")
 GIVEN = [(family, case) for family in FAMILIES for case in CASES[family]]
 # The largest differences are 4.8e-6, 2.7e-6, 4.6e-6 and, of logits up to 30, 9.6e-5; another processor may add up in
 # another order.
@@ -106,7 +107,12 @@ def test_a_given_answer(loaded, family, case):
 @pytest.mark.parametrize(
     ("family", "case"),
     [
-        *(("qwen3_vl", "img0_single"), ("sam3", "img0_single"), ("llava", "img0_single")),
+        *(
+            ("qwen3_vl", "img0_single"),
+            ("sam3", "img0_single"),
+            ("qwen2_5_vl", "img0_multi"),
+            ("llava", "img0_single"),
+        ),
         *(("internvl", "tiles_first"), ("internvl", "single_first")),
     ],
 )
@@ -165,11 +171,11 @@ def test_torchvisions_second_resize_is_close(loaded, case):
 def writing(loaded):
     """The Qwens that write `[SEG]` by themselves, by family."""
     head = load_file(SA2VA / "qwen3_vl" / "variant_segbias" / "lm_head.safetensors")["model.lm_head.weight"]
-    own = {family: loaded[family].model.vlm.lm_head.weight for family in QWEN}
+    own = {family: loaded[family].model.vlm.lm_head.weight for family in ("qwen3_vl", "sam3")}
     before = {family: weight.data.clone() for family, weight in own.items()}
     for weight in own.values():
         weight.data.copy_(head)
-    yield {family: loaded[family] for family in QWEN}
+    yield {family: loaded[family] for family in own}
     for family, weight in own.items():
         weight.data.copy_(before[family])
 

@@ -18,14 +18,15 @@ from tests.support.parity_data import PARITY
 
 
 SA2VA = PARITY / "sa2va"
-FAMILIES = ("qwen3_vl", "llava", "internvl", "sam3")
+FAMILIES = ("qwen3_vl", "llava", "internvl", "sam3", "qwen2_5_vl")
+# Whose SAM 2, and whose files that a recording does not have itself.
+_SAM2_OF = {"internvl": "llava", "qwen2_5_vl": "qwen3_vl"}
 
 
 @cache
 def meta(family: str) -> dict:
     read = json.loads((SA2VA / family / "meta.json").read_text(encoding="utf-8"))
-    # on InternVL SAM 2 is that of the recording on LLaVA
-    return read if "dropped" in read else {**read, "dropped": meta("llava")["dropped"]}
+    return read if "dropped" in read else {**read, "dropped": meta(_SAM2_OF[family])["dropped"]}
 
 
 @cache
@@ -75,17 +76,19 @@ def sam_options(family: str) -> dict:
 
 def write_checkpoint(folder: Path, family: str, head: Path | None = None) -> Path:
     """The checkpoint with the memory for videos, which the recording leaves out, as zeros, and in float32 what it
-    holds in float16, exactly. On InternVL SAM 2 is that of the LLaVA one, and with SAM 3 all else is Qwen3-VL's."""
-    shutil.copytree(SA2VA / ("qwen3_vl" if family == "sam3" else family) / "checkpoint", folder)
-    weights, others = load_file(folder / "model.safetensors"), {}
-    if family == "internvl":
-        others = load_file(SA2VA / "llava" / "checkpoint" / "model.safetensors")
-    elif family == "sam3":
-        others = load_file(SA2VA / "sam3" / "grounding_encoder.safetensors")
-    if others:
+    holds in float16, exactly. Some are completed by another recording, see `tests/parity/README.md`."""
+    if family in ("sam3", "qwen2_5_vl"):  # their tokenizer is that of Qwen3-VL's
+        shutil.copytree(SA2VA / "qwen3_vl" / "checkpoint", folder)
+    if (SA2VA / family / "checkpoint").is_dir():
+        shutil.copytree(SA2VA / family / "checkpoint", folder, dirs_exist_ok=True)
+    weights = load_file(folder / "model.safetensors")
+    if family == "sam3":
         weights = {name: value for name, value in weights.items() if not name.startswith("grounding_encoder.")}
+        weights |= load_file(SA2VA / "sam3" / "grounding_encoder.safetensors")
+    elif family in _SAM2_OF:
+        others = load_file(SA2VA / _SAM2_OF[family] / "checkpoint" / "model.safetensors")
         weights |= {name: value for name, value in others.items() if name.startswith("grounding_encoder.")}
-        weights = {name: value.float() if value.dtype == torch.float16 else value for name, value in weights.items()}
+    weights = {name: value.float() if value.dtype == torch.float16 else value for name, value in weights.items()}
     weights |= {name: torch.zeros(shape) for name, shape in meta(family)["dropped"].items()}
     if head is not None:
         weights |= load_file(head)
