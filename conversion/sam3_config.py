@@ -81,10 +81,11 @@ def _attention(width: int, blocks: int, options: dict[str, Any]) -> tuple[int, i
         or min(heads, window) < 1
         or width % (4 * heads)
         or not all(0 <= block < blocks for block in global_blocks)
+        or blocks - 1 not in global_blocks  # after the last of them the original computes nothing
     ):
         raise ConversionError(
             f"SAM 3's image encoder cannot have {heads!r} heads, windows of {window!r} and global blocks "
             f"{global_blocks!r}; give a number of heads of which each has a multiple of 4 of the {width} channels, a "
-            f"whole number of at least 1, and a list of blocks, of which it has 0 to {blocks - 1}."
+            f"whole number of at least 1, and a list of blocks, of which it has 0 to {blocks - 1}, with the last one."
         )
     return heads, window, list(global_blocks)

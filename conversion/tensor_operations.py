@@ -205,6 +205,8 @@ class TensorOperations:
             index, count = self.split
             value = value.tensor_split(count)[index]
         if SKIP_FIRST in self.names:
+            if value.ndim < 2:
+                raise ConversionError(f"A tensor of shape {tuple(value.shape)} has no first column to leave out.")
             value = value[:, 1:]
         if JOIN_ROWS in self.names:
             parts = iter(ROWS)

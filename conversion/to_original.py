@@ -142,6 +142,8 @@ def _originals(
     elif is_counted and torch.promote_types(info.dtype, dtype) != info.dtype:
         report.rounded.append(piece["key"])
     if lacks_first := SKIP_FIRST in operations.names:
+        if len(info.shape) < 2:
+            raise ConversionError(f"The manifest says that {name!r} had a first column.", path=source.path)
         report.zeroed.append(piece["key"])
     rows = info.shape[0] - operations.appended_rows if info.shape else 1
     pieces = [piece]

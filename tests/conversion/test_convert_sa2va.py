@@ -221,9 +221,12 @@ def test_sizes_that_no_weight_shows_are_asked_for(tmp_path):
         convert_sa2va(checkpoint("llava"), out=tmp_path / "out")
     with pytest.raises(ConversionError, match=r"not the published one.*window_size"):
         convert_sa2va(checkpoint("sam3"), out=tmp_path / "out", sam_options={"num_attention_heads": 2})
-    for wrong in ({"num_attention_heads": 3}, {"window_size": 0}, {"global_attention_blocks": [4]}):
+    for name, wrong in (
+        *(("num_attention_heads", 3), ("window_size", 0)),
+        *(("global_attention_blocks", [4]), ("global_attention_blocks", [1])),
+    ):
         with pytest.raises(ConversionError, match="SAM 3's image encoder cannot have"):
-            convert_sa2va(checkpoint("sam3"), out=tmp_path / "out", sam_options={**sam_options("sam3"), **wrong})
+            convert_sa2va(checkpoint("sam3"), out=tmp_path / "out", sam_options={**sam_options("sam3"), name: wrong})
     with pytest.raises(ConversionError, match="Unknown SAM 2 options"):
         convert_sa2va(checkpoint("llava"), out=tmp_path / "out", sam_options={"heads": 1})
     with pytest.raises(ConversionError, match="cannot have"):
