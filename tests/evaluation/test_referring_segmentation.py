@@ -291,7 +291,7 @@ def test_predictions_of_expressions_are_numbered(tmp_path):
         assert numbers[name] == pytest.approx(expected, abs=2e-6, rel=0)
 
 
-@pytest.mark.parametrize(("family", "before"), [("qwen3_vl", "<|vision_end|>"), ("internvl", "</img>")])
+@pytest.mark.parametrize(("family", "before"), [("qwen3_vl", "<|vision_end|>"), ("internvl", "<IMG_CONTEXT>")])
 def test_sa2va_writes_its_answers_and_all_of_their_masks_are_one(family, before):
     repo = recorded_sa2va.converted_repo(family)
     model, processor = AutoModel.from_pretrained(repo).eval(), AutoProcessor.from_pretrained(repo)
