@@ -97,7 +97,8 @@ def check_card(system: str, name: str) -> None:
 
 
 def read_card_values(name: Values, system: str | None = None) -> dict[str, Any]:
-    """Merge the values of a base, a system and a checkpoint; the more special ones win, licence chains are joined.
+    """Merge the values of a base, a system and a checkpoint; the more special ones win, licence chains are joined, of
+    which a checkpoint's rows take the place of the system's for the same part, but for data.
 
     Args:
         name (`str` or `Mapping[str, Any]`): Name of a checkpoint in any letter case, path of a values file of one's
@@ -113,7 +114,9 @@ def read_card_values(name: Values, system: str | None = None) -> dict[str, Any]:
     base_name = own.get("base", general["base"])
     base = _read(CARDS / f"{_BASES}.yaml")[base_name]
     with_system = base.get("system_chain", True) and own.get("system_chain", True)
-    chain = [*(general["chain"] if with_system else []), *own.get("chain", [])]
+    own_parts = {row["part"] for row in own.get("chain", [])} - {"data"}
+    of_system = [row for row in general["chain"] if row["part"] not in own_parts] if with_system else []
+    chain = [*of_system, *own.get("chain", [])]
     # The code first, then what the language model inherits, then the rest.
     chain = chain[:1] + base["chain"] + chain[1:]
     values = base | general | own | {"system": system, "chain": chain, "base": base_name}

@@ -1,4 +1,4 @@
-"""Sa2VA: published folders on Qwen-VL, LLaVA-1.5 or InternVL with SAM 2, read without their remote code."""
+"""Sa2VA: published folders on Qwen-VL, LLaVA-1.5 or InternVL with SAM 2 or 3, read without their remote code."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ from ..processing.processing_sa2va import (
     TILE_TOKEN,
     Sa2VaProcessor,
 )
+from .card import Values, known_cards
 from .configs import check_sizes
 from .convert import ConversionOptions, ConversionReport, Parts, convert
 from .errors import ConversionError, refusing
@@ -40,8 +41,9 @@ from .locations import locate, location_name
 from .original_internvl import read_internvl_config, split_attention, tile_side
 from .plan import EMBEDDING, HEAD, Scheme, empty_model, require_components
 from .rules_lisa_gsva import PROJECTOR, SEGMENTER, TEXT_MODEL, VLM
-from .rules_sa2va import POSITIONS, POSITIONS_OF_POINTS, sa2va_table
+from .rules_sa2va import POSITIONS, POSITIONS_OF_POINTS, complete_sam3, has_sam3, sa2va_table
 from .sam2_config import read_sam2_config
+from .sam3_config import read_sam3_config
 from .sources import open_source, read_config, read_json, read_optional_json
 from .systems import SA2VA, SEG_TOKEN
 from .tokenizer_files import FAST_TOKENIZER, check_fast_tokenizers
@@ -51,7 +53,7 @@ from .tokenizers import IMAGE_TOKEN, check_tokenizer_files
 _AGAIN = "Download the checkpoint again."
 _TRAINED = "It is trained with the model, so only a checkpoint that holds it can be converted."
 _REMEDIES = {
-    SEGMENTER: ("SAM 2", _TRAINED),
+    SEGMENTER: ("SAM 2 or 3", _TRAINED),
     PROJECTOR: ("text_hidden_fcs", _TRAINED),
     VLM: ("the vision-language model", _TRAINED),
 }
@@ -65,6 +67,7 @@ _FAMILIES = {
 _INTERNVL = "internvl"
 # Under transformers 4, with which it was trained, the last hidden state of this one had not gone through the norm.
 _BEFORE_THE_NORM = ("qwen3_vl",)
+_SAM3_ROW = {"part": "segmenter", "work": "SAM 3", "licence": "SAM License of Meta"}
 _VLM_FIELDS = {
     "qwen": ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"),
     "llava": (
@@ -94,10 +97,11 @@ def convert_sa2va(
 
     Args:
         source (`str` or `os.PathLike`): A published folder, or its name on the Hub (`ByteDance/Sa2VA-Qwen3-VL-4B`,
-            also with `@revision`), on Qwen3-VL, Qwen2.5-VL, LLaVA-1.5, or InternVL with Qwen2.5, and with SAM 2.
+            also with `@revision`), on Qwen3-VL, Qwen2.5-VL, LLaVA-1.5, or InternVL with Qwen2.5, and with SAM 2 or 3.
         out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
         sam_options (`Mapping[str, Any]` or `str`, *optional*): `num_attention_heads`, `window_size_per_stage` and
-            `global_attention_blocks` of an image encoder of none of SAM 2's published sizes, also as JSON.
+            `global_attention_blocks` of an image encoder of none of SAM 2's published sizes (SAM 3: `window_size`
+            instead), also as JSON.
         segmenter_dtype (`torch.dtype` or `str`, *optional*): Type the segmenter is stored in, by default float32;
             transformers loads it as float32 in any case.
         options: See [`ConversionOptions`]. The projector is float32 whatever `dtype` says.
@@ -120,15 +124,20 @@ def convert_sa2va(
         inventory.add(checkpoint, table, "checkpoint")
         inventory.share(POSITIONS, POSITIONS_OF_POINTS)
         split_attention(inventory)
+        complete_sam3(inventory)
         require_components(inventory, _SCHEME)
         vlm = read_vlm_config(folder)
         tokenizer = _read_tokenizer(folder, vlm, inventory)
         with refusing("No model can be built from this config", path=folder / "config.json", next_step=_AGAIN):
+            is_sam3 = has_sam3(checkpoint.names())
+            read_segmenter_config = read_sam3_config if is_sam3 else read_sam2_config
             config = Sa2VaConfig(
                 vlm_config=vlm,
-                segmenter_config=read_sam2_config(inventory.shapes(SEGMENTER), sam_options),
+                segmenter_config=read_segmenter_config(inventory.shapes(SEGMENTER), sam_options),
                 seg_token_id=tokenizer.convert_tokens_to_ids(SEG_TOKEN),
                 slot_state_normalized=vlm.model_type not in _BEFORE_THE_NORM,
+                # the original has taken this step out of SAM 2's heads, and left it in SAM 3's
+                empty_without_object=is_sam3,
                 # the other variants generate from embeddings or were not seen to do so
                 prompt_slots=vlm.model_type not in ("llava", _INTERNVL),
             )
@@ -136,7 +145,7 @@ def convert_sa2va(
         with refusing("The preprocessor cannot be rebuilt", path=folder, next_step=_AGAIN):
             processor = _build_processor(folder, config, tokenizer)
         return Parts(
-            card=Path(location_name(source)).name,
+            card=_card(Path(location_name(source)).name, is_sam3),
             inventory=inventory,
             model=model,
             processor=processor,
@@ -145,6 +154,11 @@ def convert_sa2va(
         )
 
     return convert(SA2VA, source, out, read_parts, segmenter_dtype=segmenter_dtype, **options)
+
+
+def _card(name: str, is_sam3: bool) -> Values:
+    """The name of the card's values; of a checkpoint with SAM 3 that nobody knows, what holds for all of them."""
+    return {"chain": [_SAM3_ROW]} if is_sam3 and name.lower() not in known_cards() else name
 
 
 def _read_options(options: Mapping[str, Any] | str | None) -> Mapping[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -22,23 +23,27 @@ class Piece:
         origin (`str`): The source's role, such as `"checkpoint"` or `"vision tower"`.
         split (`tuple[int, int]`, *optional*): Which of how many equal parts of its rows is meant; all of them by
             default.
+        skip_first (`bool`): Whether the first entry of its second dimension is left out.
     """
 
     source: TensorSource
     key: str
     origin: str
     split: tuple[int, int] | None = None
+    skip_first: bool = False
 
     @property
     def info(self) -> TensorInfo:
         """Shape and type of what is meant."""
         info = self.source.info(self.key)
-        if self.split is None:
-            return info
-        return TensorInfo((info.shape[0] // self.split[1], *info.shape[1:]), info.dtype)
+        if self.split is not None:
+            return TensorInfo((info.shape[0] // self.split[1], *info.shape[1:]), info.dtype)
+        if self.skip_first:
+            return TensorInfo((info.shape[0], info.shape[1] - 1, *info.shape[2:]), info.dtype)
+        return info
 
     def load(self) -> torch.Tensor:
-        """All of its rows."""
+        """All of it."""
         return self.source.load(self.key)
 
 
@@ -142,6 +147,36 @@ class Inventory:
             )
         for index, target in enumerate(names):
             self.pieces[target] = {WEIGHT: replace(whole, split=(index, len(names)))}
+
+    def split_attention(self, queries: re.Pattern[str]) -> None:
+        """Give keys and values a parameter each beside the queries, where the source has one for all three.
+
+        Args:
+            queries (`re.Pattern[str]`): The names of queries, with `.q_proj.`.
+
+        Raises:
+            ConversionError: The rows of one are not three times as many as others.
+        """
+        for name in [name for name in self.pieces if queries.fullmatch(name)]:
+            self.split(name, [name.replace(".q_proj.", f".{other}_proj.") for other in "kv"])
+
+    def skip_first(self, name: str) -> None:
+        """Leave the first entry of a parameter's second dimension out, which nothing reads.
+
+        Args:
+            name (`str`): The parameter that was found.
+
+        Raises:
+            ConversionError: It has no second dimension, or nothing beside that entry.
+        """
+        piece = self.pieces[name][WEIGHT]
+        if len(piece.info.shape) < 2 or piece.info.shape[1] < 2:
+            raise ConversionError(
+                f"{piece.key!r} of the {piece.origin} has the shape {piece.info.shape}, and no entry to leave out.",
+                path=piece.source.file(piece.key),
+                next_step="Pass a file in the original layout.",
+            )
+        self.pieces[name] = {WEIGHT: replace(piece, skip_first=True)}
 
     def keep(self, source: TensorSource) -> None:
         """Take a source whose tensors were added by hand, so that it is released with the others."""

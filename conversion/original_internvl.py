@@ -73,8 +73,7 @@ def split_attention(inventory: Inventory) -> None:
     Raises:
         ConversionError: The rows of one are not three times as many as others.
     """
-    for queries in [name for name in inventory.pieces if _QUERIES.fullmatch(name)]:
-        inventory.split(queries, [queries.replace(".q_proj.", f".{other}_proj.") for other in "kv"])
+    inventory.split_attention(_QUERIES)
 
 
 def read_internvl_config(stored: Mapping[str, Any], text: Mapping[str, Any], path: Path) -> InternVLConfig:

@@ -27,6 +27,7 @@ from .tensor_operations import (
     JOIN_ROWS,
     MEAN_ROWS,
     MERGE_LORA,
+    SKIP_FIRST,
     SPLIT_ROWS,
     ZEROS,
     TensorOperations,
@@ -268,6 +269,7 @@ def _from_sources(
     split = parts[WEIGHT].split
     names = [JOIN_ROWS] if ROWS[0] in parts else []
     names = [*names, SPLIT_ROWS] if split is not None else names
+    names = [*names, SKIP_FIRST] if parts[WEIGHT].skip_first else names
     if LORA_A in parts:
         names.append(MERGE_LORA)
     if BASE in parts:

@@ -49,10 +49,8 @@ def read_sam2_config(shapes: Shapes, options: Mapping[str, Any] | None = None) -
             next_step="Pass a checkpoint that holds the whole SAM 2.",
         )
     blocks = tuple(widths.count(width) for width in stages)
-    first_window = _shape(shapes, f"{_BACKBONE}.pos_embed_window")[-1]
+    first_window = shape_of(shapes, f"{_BACKBONE}.pos_embed_window")[-1]
     heads, windows, global_blocks = _attention(stages[0], blocks, first_window, dict(options or {}))
-    hidden_size = _shape(shapes, f"{_DECODER}.iou_token.weight")[1]
-    transformer = f"{_DECODER}.transformer"
     grids = [_IMAGE_SIZE // (_PATCH_STRIDE * 2**level) for level in range(_STAGES - 1)]
     return Sam2Config(
         vision_config={
@@ -65,31 +63,50 @@ def read_sam2_config(shapes: Shapes, options: Mapping[str, Any] | None = None) -
                 "embed_dim_per_stage": stages,
                 "num_attention_heads_per_stage": [heads * 2**stage for stage in range(_STAGES)],
                 "window_size_per_stage": list(windows),
-                "window_positional_embedding_background_size": list(_shape(shapes, f"{_BACKBONE}.pos_embed")[-2:]),
+                "window_positional_embedding_background_size": list(shape_of(shapes, f"{_BACKBONE}.pos_embed")[-2:]),
                 "global_attention_blocks": list(global_blocks),
             },
             "backbone_channel_list": stages[::-1],
             "backbone_feature_sizes": [[grid, grid] for grid in grids],
-            "fpn_hidden_size": _shape(shapes, "vision_encoder.neck.convs.0.weight")[0],
+            "fpn_hidden_size": shape_of(shapes, "vision_encoder.neck.convs.0.weight")[0],
         },
-        prompt_encoder_config={
-            "hidden_size": hidden_size,
-            "image_size": _IMAGE_SIZE,
-            "mask_input_channels": _shape(shapes, "prompt_encoder.mask_embed.conv2.weight")[0],
-            "num_point_embeddings": _shape(shapes, "prompt_encoder.point_embed.weight")[0],
-        },
-        mask_decoder_config={
-            "hidden_size": hidden_size,
-            "mlp_dim": _shape(shapes, f"{transformer}.layers.0.mlp.proj_in.weight")[0],
-            "num_hidden_layers": _count(shapes, rf"{transformer}\.layers\.(\d+)\.mlp\.proj_in\.weight"),
-            "num_attention_heads": _DECODER_HEADS,
-            "attention_downsample_rate": hidden_size
-            // _shape(shapes, f"{transformer}.final_attn_token_to_image.q_proj.weight")[0],
-            "num_multimask_outputs": _shape(shapes, f"{_DECODER}.mask_tokens.weight")[0] - 1,
-            "iou_head_depth": 2 + _count(shapes, rf"{_DECODER}\.iou_prediction_head\.layers\.(\d+)\.weight"),
-            "iou_head_hidden_dim": _shape(shapes, f"{_DECODER}.iou_prediction_head.proj_in.weight")[0],
-        },
+        prompt_encoder_config=prompt_encoder_sizes(shapes, _IMAGE_SIZE),
+        mask_decoder_config=mask_decoder_sizes(shapes),
     )
+
+
+def prompt_encoder_sizes(shapes: Shapes, image_size: int) -> dict[str, int]:
+    """Fields of the prompt encoder's config of a SAM 2 or SAM 3 for images of `image_size` pixels.
+
+    Raises:
+        ConversionError: Parameters are missing.
+    """
+    return {
+        "hidden_size": shape_of(shapes, f"{_DECODER}.iou_token.weight")[1],
+        "image_size": image_size,
+        "mask_input_channels": shape_of(shapes, "prompt_encoder.mask_embed.conv2.weight")[0],
+        "num_point_embeddings": shape_of(shapes, "prompt_encoder.point_embed.weight")[0],
+    }
+
+
+def mask_decoder_sizes(shapes: Shapes) -> dict[str, int]:
+    """Fields of the mask decoder's config of a SAM 2 or SAM 3.
+
+    Raises:
+        ConversionError: Parameters are missing.
+    """
+    hidden_size, transformer = shape_of(shapes, f"{_DECODER}.iou_token.weight")[1], f"{_DECODER}.transformer"
+    inner_size = shape_of(shapes, f"{transformer}.final_attn_token_to_image.q_proj.weight")[0]
+    return {
+        "hidden_size": hidden_size,
+        "mlp_dim": shape_of(shapes, f"{transformer}.layers.0.mlp.proj_in.weight")[0],
+        "num_hidden_layers": count_layers(shapes, rf"{transformer}\.layers\.(\d+)\.mlp\.proj_in\.weight"),
+        "num_attention_heads": _DECODER_HEADS,
+        "attention_downsample_rate": hidden_size // inner_size,
+        "num_multimask_outputs": shape_of(shapes, f"{_DECODER}.mask_tokens.weight")[0] - 1,
+        "iou_head_depth": 2 + count_layers(shapes, rf"{_DECODER}\.iou_prediction_head\.layers\.(\d+)\.weight"),
+        "iou_head_hidden_dim": shape_of(shapes, f"{_DECODER}.iou_prediction_head.proj_in.weight")[0],
+    }
 
 
 def _attention(
@@ -137,23 +154,34 @@ def _attention(
 
 def _widths(shapes: Shapes) -> list[int]:
     """The width of each block's output."""
-    count = _count(shapes, rf"{_BACKBONE}\.blocks\.(\d+)\.attn\.qkv\.weight")
-    return [_shape(shapes, f"{_BACKBONE}.blocks.{block}.attn.qkv.weight")[0] // 3 for block in range(count)]
+    count = count_layers(shapes, rf"{_BACKBONE}\.blocks\.(\d+)\.attn\.qkv\.weight")
+    return [shape_of(shapes, f"{_BACKBONE}.blocks.{block}.attn.qkv.weight")[0] // 3 for block in range(count)]
 
 
-def _shape(shapes: Shapes, name: str) -> tuple[int, ...]:
+def shape_of(shapes: Shapes, name: str) -> tuple[int, ...]:
+    """The shape of a parameter.
+
+    Raises:
+        ConversionError: There is none of that name.
+    """
     if name not in shapes:
         raise ConversionError(
-            f"SAM 2's parameter {name!r} is missing.", next_step="Pass a checkpoint that holds the whole SAM 2."
+            f"The segmenter's parameter {name!r} is missing.",
+            next_step="Pass a checkpoint that holds the whole segmenter.",
         )
     return shapes[name]
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
+def count_layers(shapes: Shapes, pattern: str) -> int:
+    """How many layers there are, whose numbers `pattern` captures.
+
+    Raises:
+        ConversionError: A number is left out.
+    """
     numbers = {int(match[1]) for name in shapes if (match := re.fullmatch(pattern, name))}
     if len(numbers) != max(numbers, default=-1) + 1:
         raise ConversionError(
-            f"SAM 2's layers are numbered up to {max(numbers)}, but there are {len(numbers)} ({pattern}).",
-            next_step="Pass a checkpoint that holds the whole SAM 2.",
+            f"The segmenter's layers are numbered up to {max(numbers)}, but there are {len(numbers)} ({pattern}).",
+            next_step="Pass a checkpoint that holds the whole segmenter.",
         )
     return len(numbers)

@@ -375,9 +375,9 @@ SA2VA = PublishedSystem(
     other_image_processors=("reasonseg.processing.image_processing_sa2va_tiles:Sa2VaTileImageProcessor",),
     conversion=Conversion(
         "reasonseg.conversion.convert_sa2va:convert_sa2va",
-        "Convert a Sa2VA checkpoint with SAM 2, on Qwen-VL, LLaVA-1.5 or InternVL; runs none of its code.",
+        "Convert a Sa2VA checkpoint on Qwen-VL, LLaVA-1.5 or InternVL, with SAM 2 or 3; runs none of its code.",
         (
-            Option("sam_options", "Sizes of an image encoder that is none of SAM 2's published ones, as JSON."),
+            Option("sam_options", "Sizes of an image encoder that is none of the published ones, as JSON."),
             _SEGMENTER_DTYPE,
         ),
         source_help="Published folder, or ORG/NAME[@REVISION] on the Hub (ByteDance/Sa2VA-Qwen3-VL-4B).",

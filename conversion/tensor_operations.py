@@ -1,7 +1,7 @@
 """How one published tensor is computed from tensors of the sources, as data that a manifest can hold.
 
-Rows are split and joined, low-rank adapters merged, deltas added, types cast, vocabulary rows set and appended; what
-is new is drawn.
+Rows are split and joined, the first column left out, low-rank adapters merged, deltas added, types cast, vocabulary
+rows set and appended; what is new is drawn.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MERGE_LORA, ADD_DELTA, CAST = "merge_lora", "add_delta", "cast"
 APPEND_ZERO_ROW, APPEND_FIRST_ROW = "append_zero_row", "append_first_row"
 IDENTITY, ZEROS, ONES, DRAW = "identity", "zeros", "ones", "draw"
 DRAW_ROWS, MEAN_ROWS = "draw_rows", "mean_rows"
-JOIN_ROWS, SPLIT_ROWS = "join_rows", "split_rows"
+JOIN_ROWS, SPLIT_ROWS, SKIP_FIRST = "join_rows", "split_rows", "skip_first"
 _MOST_OPERATIONS = 64  # a few appended rows, and one of the others each
 _MOST_ROWS = 1 << 24  # far above every vocabulary
 _MOST_PARTS = 16  # queries, keys and values are three
@@ -153,13 +153,13 @@ def set_rows(matrix: torch.Tensor, first: int, rows: torch.Tensor) -> torch.Tens
 _APPEND = {APPEND_ZERO_ROW: append_embedding_row, APPEND_FIRST_ROW: append_head_row}
 _FROM_NOTHING = (IDENTITY, ZEROS, ONES, DRAW)
 _NEW_ROWS = (DRAW_ROWS, MEAN_ROWS)
-_OPERATIONS = (SPLIT_ROWS, JOIN_ROWS, MERGE_LORA, ADD_DELTA, CAST, *_NEW_ROWS, *_APPEND, *_FROM_NOTHING)
+_OPERATIONS = (SPLIT_ROWS, SKIP_FIRST, JOIN_ROWS, MERGE_LORA, ADD_DELTA, CAST, *_NEW_ROWS, *_APPEND, *_FROM_NOTHING)
 
 
 @dataclass(frozen=True)
 class TensorOperations:
-    """What is done, in this order: take some of the rows, join others, merge the adapter or add the delta, cast, set
-    rows of new tokens, append others.
+    """What is done, in this order: take some of the rows or all but the first column, join others, merge the adapter
+    or add the delta, cast, set rows of new tokens, append others.
 
     Args:
         names (`tuple[str, ...]`): Of the operations; none for a plain copy. `"identity"`, `"zeros"`, `"ones"` and
@@ -204,6 +204,10 @@ class TensorOperations:
         if SPLIT_ROWS in self.names:
             index, count = self.split
             value = value.tensor_split(count)[index]
+        if SKIP_FIRST in self.names:
+            if value.ndim < 2:
+                raise ConversionError(f"A tensor of shape {tuple(value.shape)} has no first column to leave out.")
+            value = value[:, 1:]
         if JOIN_ROWS in self.names:
             parts = iter(ROWS)
             while value.shape[0] < shape[0] and (part := next(parts, None)) is not None:

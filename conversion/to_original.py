@@ -1,8 +1,9 @@
 """The way back: a converted repository's tensors under their original names, shapes and types.
 
 What a conversion has added is taken off again (the placeholder's row, the identity projector); what came from other
-files than the checkpoint (CLIP, SAM's file, the base) is not in the original either. Two things cannot be undone: a
-merged adapter stays merged, and a cast to a narrower type stays rounded. Both are counted in the report.
+files than the checkpoint (CLIP, SAM's file, the base) is not in the original either. Three things cannot be undone: a
+merged adapter stays merged, a cast to a narrower type stays rounded, and zeros stand for an entry that no code reads
+and that was left out. All are counted in the report.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from .peft_adapter import ADAPTER_WEIGHTS
 from .progress import ProgressCallback, no_progress
 from .rules import ROWS, WEIGHT
 from .sources import ShardedSource, TensorSource, open_source
-from .tensor_operations import JOIN_ROWS, MERGE_LORA, TensorOperations
+from .tensor_operations import JOIN_ROWS, MERGE_LORA, SKIP_FIRST, TensorOperations
 from .writer import staging_folder
 
 
@@ -41,6 +42,7 @@ class OriginalTensor:
         dtype (`torch.dtype`): Its original type.
         rows (`slice`): Those of the parameter's rows that it has.
         num_bytes (`int`): Its size.
+        lacks_first (`bool`): Whether the first entry of its second dimension was left out.
     """
 
     key: str
@@ -48,6 +50,7 @@ class OriginalTensor:
     dtype: torch.dtype
     rows: slice
     num_bytes: int
+    lacks_first: bool = False
 
 
 @dataclass
@@ -59,6 +62,7 @@ class OriginalReport:
         tensors (`int`): Tensors written.
         merged (`list[str]`): Weights that contain their adapter now; `lora_A` and `lora_B` cannot be recovered.
         rounded (`list[str]`): Tensors the conversion had cast to a narrower type.
+        zeroed (`list[str]`): Tensors with zeros for an entry that no code reads.
         elsewhere (`dict[str, int]`): Parameters that came from other files, by source.
         dropped (`int`): Tensors of the original that a conversion leaves out because they are recomputed.
     """
@@ -67,6 +71,7 @@ class OriginalReport:
     tensors: int = 0
     merged: list[str] = field(default_factory=list)
     rounded: list[str] = field(default_factory=list)
+    zeroed: list[str] = field(default_factory=list)
     elsewhere: dict[str, int] = field(default_factory=dict)
     dropped: int = 0
 
@@ -136,6 +141,10 @@ def _originals(
         report.merged.append(piece["key"])
     elif is_counted and torch.promote_types(info.dtype, dtype) != info.dtype:
         report.rounded.append(piece["key"])
+    if lacks_first := SKIP_FIRST in operations.names:
+        if len(info.shape) < 2:
+            raise ConversionError(f"The manifest says that {name!r} had a first column.", path=source.path)
+        report.zeroed.append(piece["key"])
     rows = info.shape[0] - operations.appended_rows if info.shape else 1
     pieces = [piece]
     if JOIN_ROWS in operations.names:
@@ -144,7 +153,12 @@ def _originals(
     each, width = rows // len(pieces), torch.Size(info.shape[1:]).numel()
     return [
         OriginalTensor(
-            own["key"], {index: name}, dtype, slice(i * each, (i + 1) * each), each * width * dtype.itemsize
+            own["key"],
+            {index: name},
+            dtype,
+            slice(i * each, (i + 1) * each),
+            each * width * dtype.itemsize,
+            lacks_first,
         )
         for i, own in enumerate(pieces)
     ]
@@ -185,4 +199,6 @@ def _restore(tensor: OriginalTensor, source: TensorSource) -> torch.Tensor:
     value = source.load(name)
     if value.ndim and tensor.rows != slice(0, len(value)):
         value = value[tensor.rows].clone()  # torch.save would write all rows of a view
+    if tensor.lacks_first:
+        value = torch.cat([torch.zeros_like(value[:, :1]), value], dim=1)
     return value.to(tensor.dtype)

@@ -167,6 +167,9 @@ class ReasoningSegmentationConfig(ComposedConfig):
         multimask_output (`bool`, *optional*, defaults to `False`):
             Draw SAM's three candidates and keep the one with the highest estimate of its IoU (Sa2VA), instead of its
             single mask.
+        empty_without_object (`bool`, *optional*, defaults to `False`):
+            Whether a mask is empty (all logits -1024) where the segmenter, a SAM 2 or SAM 3, says by its own score
+            that nothing is there (Sa2VA with SAM 3).
         prompt_slots (`bool`, *optional*, defaults to `False`):
             Whether a generation draws slots of the prompt, too: see `generate_with_masks`. A given answer always has
             all of them.
@@ -195,6 +198,7 @@ class ReasoningSegmentationConfig(ComposedConfig):
     slot_state_normalized: bool = True
     prompt_padding_points: int = 0
     multimask_output: bool = False
+    empty_without_object: bool = False
     prompt_slots: bool = False
 
     def __post_init__(self, **kwargs):

@@ -1,4 +1,4 @@
-"""Sa2VA: a Qwen3-VL, Qwen2.5-VL or LLaVA whose `[SEG]` tokens prompt SAM 2 (arXiv 2501.04001)."""
+"""Sa2VA: a Qwen3-VL, Qwen2.5-VL or LLaVA whose `[SEG]` tokens prompt SAM 2 or 3 (arXiv 2501.04001)."""
 
 from typing import Literal
 
@@ -56,7 +56,8 @@ class Sa2VaConfig(ReasoningSegmentationConfig):
     r"""
     Configuration of [`Sa2VaForReasoningSegmentation`]. The fields are those of [`ReasoningSegmentationConfig`] with
     other defaults: those of Sa2VA-Qwen3-VL-4B, the state at the `[SEG]` token before the last norm, and the best of
-    SAM 2's candidates. Its other checkpoints read the state after the norm.
+    SAM 2's candidates. Its other checkpoints read the state after the norm; the one with SAM 3 draws an empty mask
+    where SAM 3 sees nothing.
     """
 
     model_type = "sa2va"

@@ -229,6 +229,11 @@ class ComposedForReasoningSegmentation(ComposedModel):
     def __init__(self, config: ReasoningSegmentationConfig):
         super().__init__(config)
         self.segmenter = self._build_segmenter()
+        if config.empty_without_object and not segmenter_adapter(self.segmenter).scores_objects:
+            raise ValueError(
+                f"empty_without_object needs a segmenter that scores objects (SAM 2, SAM 3); this is a "
+                f"{config.segmenter_config.model_type!r}."
+            )
         prompt_dim = config.segmenter_config.prompt_encoder_config.hidden_size
         self.seg_projector = SegProjector(config.get_text_config().hidden_size, prompt_dim).float()
         self.vlm = self._build_vlm()
@@ -282,7 +287,11 @@ class ComposedForReasoningSegmentation(ComposedModel):
             return prompts, prompts.new_zeros((0, *segmenter.mask_size)), prompts.new_zeros(0)
         features = self._segmenter_features(images, slot_images)
         masks, scores = segmenter.decode(
-            features, prompts, self.config.prompt_padding_points, self.config.multimask_output
+            features,
+            prompts,
+            self.config.prompt_padding_points,
+            self.config.multimask_output,
+            self.config.empty_without_object,
         )
         return prompts, masks, scores
 

@@ -36,6 +36,8 @@ SMOOTHING = 1e-6
 COUNT_EPS = 1e-8
 # Prompts that are decoded at once outside of training (SAM: about 50 MB each).
 DRAWN_AT_ONCE = 16
+# sam3_tracker_base.py: every logit of the mask of a thing that is not there.
+NO_OBJECT = -1024.0
 # How far outside [0, 1] targets may lie: resizing rounds.
 ROUNDING = 1e-4
 
@@ -79,6 +81,11 @@ class SamAdapter:
         return 4 * height, 4 * width
 
     @property
+    def scores_objects(self) -> bool:
+        """Whether the segmenter says how sure it is that a thing is there at all."""
+        return hasattr(self.segmenter.mask_decoder, "pred_obj_score_head")
+
+    @property
     def num_candidates(self) -> int:
         """How many masks `draw` offers for a prompt."""
         return self.segmenter.config.mask_decoder_config.num_multimask_outputs
@@ -116,12 +123,14 @@ class SamAdapter:
         prompts: torch.FloatTensor,
         padding_points: int = 0,
         multimask_output: bool = False,
+        empty_without_object: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """
         Mask logits `(num_prompts, height, width)` and the predicted IoU `(num_prompts,)` of embeddings `(num_prompts,
         prompt_dim)` that take the place of points and boxes; `features` of `encode` has one entry for each. Before
         each stand as many points that are none as `padding_points` says. With `multimask_output` masks are those of
-        SAM's candidates whose predicted IoU is highest.
+        SAM's candidates whose predicted IoU is highest. With `empty_without_object` all logits of a mask are
+        `NO_OBJECT` where the segmenter's object score is not above 0.
         """
         if not torch.compiler.is_exporting() and not self.segmenter.training and len(prompts) > DRAWN_AT_ONCE:
             parts = [
@@ -130,6 +139,7 @@ class SamAdapter:
                     prompts[part],
                     padding_points,
                     multimask_output,
+                    empty_without_object,
                 )
                 for part in torch.arange(len(prompts)).split(DRAWN_AT_ONCE)
             ]
@@ -141,7 +151,9 @@ class SamAdapter:
         if padding_points:
             no_point = self.segmenter.prompt_encoder.not_a_point_embed.weight
             sparse = torch.cat([no_point.to(sparse).expand(len(sparse), padding_points, -1), sparse], 1)
-        masks, iou_scores = self.decode_encoded(features, sparse[:, None], dense, multimask_output)
+        masks, iou_scores = self.decode_encoded(
+            features, sparse[:, None], dense, multimask_output, empty_without_object
+        )
         if not multimask_output:
             return masks[:, 0], iou_scores[:, 0]
         chosen = torch.arange(len(masks), device=masks.device), iou_scores.argmax(1)
@@ -178,17 +190,25 @@ class SamAdapter:
         return None, None
 
     def decode_encoded(
-        self, features: ImageFeatures, sparse: torch.Tensor | None, dense: torch.Tensor, multimask_output: bool
+        self,
+        features: ImageFeatures,
+        sparse: torch.Tensor | None,
+        dense: torch.Tensor,
+        multimask_output: bool,
+        empty_without_object: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Mask logits `(prompts, candidates, height, width)` and scores `(prompts, candidates)` of encoded prompts."""
         positions = self.segmenter.get_image_wide_positional_embeddings()
-        masks, iou_scores, *_ = self.segmenter.mask_decoder(
+        masks, iou_scores, *others = self.segmenter.mask_decoder(
             image_positional_embeddings=positions.expand(features["image_embeddings"].shape[0], -1, -1, -1),
             sparse_prompt_embeddings=sparse,  # image, prompt of the image, token, channel
             dense_prompt_embeddings=dense,
             multimask_output=multimask_output,
             **self.decoder_inputs(features),
         )
+        if empty_without_object:
+            _, object_scores = others
+            masks = torch.where(object_scores[..., None, None] > 0, masks, NO_OBJECT)
         return masks[:, 0], iou_scores[:, 0]
 
     def decoder_inputs(self, features: ImageFeatures) -> dict:

@@ -90,7 +90,8 @@ def to_original(
 ):
     """Write a repository's tensors back under their original names, shapes and types.
 
-    Adapters stay merged, and what was cast to a narrower type stays rounded; both are counted.
+    Adapters stay merged, what was cast to a narrower type stays rounded, and zeros stand for an entry that no code
+    reads; all are counted.
     """
     from ..conversion.progress import rich_progress
     from ..conversion.to_original import write_original
@@ -102,6 +103,8 @@ def to_original(
         lines.append(f"{len(report.merged)} weights contain their LoRA adapter: a merge cannot be undone")
     if report.rounded:
         lines.append(f"{len(report.rounded)} tensors were rounded by the conversion's dtype and stay so")
+    if report.zeroed:
+        lines.append(f"{len(report.zeroed)} tensors have zeros for an entry that no code reads and that was left out")
     if report.dropped:
         lines.append(f"{report.dropped} tensors of the original were left out by the conversion (recomputed)")
     lines += [f"{count} parameters not written: they came from {origin}" for origin, count in report.elsewhere.items()]

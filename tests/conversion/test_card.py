@@ -46,6 +46,7 @@ PUBLISHED = {
     "difflmm-llava-v1.5-7b-lora",
     *(f"sa2va-{name}" for name in ("qwen3-vl-2b", "qwen3-vl-4b", "qwen2_5-vl-3b", "qwen2_5-vl-7b", "llava-1.5-7b")),
     *(f"sa2va-{name}" for name in ("1b", "4b", "internvl3-2b", "internvl3-8b", "internvl3-14b")),
+    "sa2va-qwen3-vl-4b-sam3",
 }
 OWN = "gsva-tabletop"  # nobody has published it before; it comes with the package
 SYSTEMS = [

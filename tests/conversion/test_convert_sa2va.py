@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, AutoProcessor, AutoTokenizer
+from transformers import AutoModel, AutoProcessor, AutoTokenizer, Sam3TrackerConfig
 from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
@@ -19,8 +19,15 @@ from reasonseg.conversion.plan import empty_model, expected_shapes, plan_tensors
 from reasonseg.conversion.recognition import recognise
 from reasonseg.conversion.rules import WEIGHT
 from reasonseg.conversion.rules_lisa_gsva import SEGMENTER
-from reasonseg.conversion.rules_sa2va import POSITIONS, POSITIONS_OF_POINTS, sa2va_table
+from reasonseg.conversion.rules_sa2va import (
+    POSITIONS,
+    POSITIONS_OF_POINTS,
+    complete_sam3,
+    has_sam3,
+    sa2va_table,
+)
 from reasonseg.conversion.sam2_config import read_sam2_config
+from reasonseg.conversion.sam3_config import read_sam3_config
 from reasonseg.conversion.tensor_operations import no_adapters
 from reasonseg.conversion.to_original import write_original
 from reasonseg.conversion.verify import verify_repository
@@ -38,7 +45,9 @@ PUBLISHED = {
     "sa2va-llava-1.5-7b": ("llava", "Sa2VA-LLaVA-1.5-7B"),
     "sa2va-internvl3-2b": ("internvl", "Sa2VA-InternVL3-2B"),
     "sa2va-internvl3-8b": ("internvl", "Sa2VA-InternVL3-8B"),
+    "sa2va-qwen3-vl-4b-sam3": ("qwen3_vl", "Sa2VA-Qwen3-VL-4B-SAM3"),
 }
+TABLE_OF_POSITIONS = "grounding_encoder.sam2_model.backbone.vision_backbone.trunk.pos_embed"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -64,9 +73,18 @@ def test_full_size_lists_fill_their_models(name, tmp_path):
     inventory.add(ShapesOnly(tensors), table, "checkpoint")
     inventory.share(POSITIONS, POSITIONS_OF_POINTS)
     split_attention(inventory)
-    segmenter = read_sam2_config(inventory.shapes(SEGMENTER))
-    for field, value in SAM2_HIERA_L["vision_config"]["backbone_config"].items():
-        assert getattr(segmenter.vision_config.backbone_config, field) == value
+    complete_sam3(inventory)
+    if has_sam3(tensors):
+        segmenter = read_sam3_config(inventory.shapes(SEGMENTER))
+        ours, stock = (config.to_dict() for config in (segmenter, Sam3TrackerConfig()))
+        # 1e-6 there; the original's image encoder has torch's usual 1e-5
+        assert ours["vision_config"]["backbone_config"].pop("layer_norm_eps") == 1e-5
+        del stock["vision_config"]["backbone_config"]["layer_norm_eps"]
+        assert ours == stock
+    else:
+        segmenter = read_sam2_config(inventory.shapes(SEGMENTER))
+        for field, value in SAM2_HIERA_L["vision_config"]["backbone_config"].items():
+            assert getattr(segmenter.vision_config.backbone_config, field) == value
     config = Sa2VaConfig(vlm_config=vlm, segmenter_config=segmenter, seg_token_id=layout["special_tokens"]["[SEG]"])
     expected = expected_shapes(empty_model(Sa2VaForReasoningSegmentation, config))
     planned = plan_tensors(
@@ -92,13 +110,20 @@ def test_all_tensors_are_used_or_left_out_for_a_reason_and_come_back(family, tmp
 
     original = load_file(source / "model.safetensors")
     dropped = json.loads((repo / "manifest.json").read_text())["dropped"]["checkpoint"]
-    assert list(dropped) == ["only videos need it: it remembers earlier frames"]
+    video, detector = "only videos need it: it remembers earlier frames", "SAM 3's detector needs it, which"
+    assert len(dropped) == (2 if family == "sam3" else 1)
+    assert all(reason == video or reason.startswith(detector) for reason in dropped)
     left_out = {key for keys in dropped.values() for key in keys}
     assert set(meta(family)["dropped"]) <= left_out
     back = write_original(repo, tmp_path / "original")
     again = torch.load(tmp_path / "original" / "pytorch_model.bin", weights_only=True)
     assert again.keys() | left_out == original.keys()
     assert back.tensors == len(again)
+    for key in back.zeroed:
+        assert again[key].shape == original[key].shape
+        assert again[key][:, 0].abs().max() == 0
+        original[key][:, 0] = 0
+    assert back.zeroed == ([TABLE_OF_POSITIONS] if family == "sam3" else [])
     assert all(torch.equal(again[key], original[key]) for key in again)
 
 
@@ -118,12 +143,15 @@ def test_the_config_says_what_each_base_needs():
     for config in configs:
         assert {name: config[name] for name in same} == same
         assert config["auto_map"]["AutoModel"] == "modeling_sa2va.Sa2VaForReasoningSegmentation"
-    assert [config["slot_state_normalized"] for config in configs] == [False, True, True]
-    assert [config["prompt_slots"] for config in configs] == [True, False, False]
+    assert [config["slot_state_normalized"] for config in configs] == [False, True, True, False, True]
+    assert [config["prompt_slots"] for config in configs] == [True, False, False, True, True]
+    assert [config["empty_without_object"] for config in configs] == [False, False, False, True, False]
     assert configs[2]["vlm_config"]["image_seq_length"] == 4  # tokens of a tile
     for family in FAMILIES:
         card = (converted_repo(family) / "README.md").read_text(encoding="utf-8")
-        assert "SAM 2 Hiera-L" in card
+        segmenter = "SAM 3 | SAM License of Meta" if family == "sam3" else "SAM 2 Hiera-L | Apache-2.0"
+        assert f"| segmenter | {segmenter} |" in card
+        assert ("SAM 2 Hiera-L" in card) == (family != "sam3")
         assert "Apache-2.0" in card
 
 
@@ -170,10 +198,6 @@ def altered(tmp_path, change) -> dict:
             "Sa2VA on InternVL with InternLM2",
         ),
         (
-            lambda weights: weights | {"grounding_encoder.sam2_model.backbone.vision_backbone.trunk.x": torch.ones(1)},
-            "Sa2VA with SAM 3",
-        ),
-        (
             lambda weights: {name: value for name, value in weights.items() if "text_hidden_fcs" not in name},
             "Not a Sa2VA checkpoint",
         ),
@@ -183,7 +207,7 @@ def altered(tmp_path, change) -> dict:
         ),
         (lambda weights: weights | {"surprise": torch.ones(1)}, "do not belong to the Sa2VA layout"),
     ],
-    ids=["internlm2", "sam3", "no projector", "lacking", "surprise"],
+    ids=["internlm2", "no projector", "lacking", "surprise"],
 )
 def test_other_checkpoints_are_refused(change, message, tmp_path):
     folder = altered(tmp_path, change)
@@ -195,6 +219,14 @@ def test_other_checkpoints_are_refused(change, message, tmp_path):
 def test_sizes_that_no_weight_shows_are_asked_for(tmp_path):
     with pytest.raises(ConversionError, match=r"none of the published ones.*num_attention_heads"):
         convert_sa2va(checkpoint("llava"), out=tmp_path / "out")
+    with pytest.raises(ConversionError, match=r"not the published one.*window_size"):
+        convert_sa2va(checkpoint("sam3"), out=tmp_path / "out", sam_options={"num_attention_heads": 2})
+    for name, wrong in (
+        *(("num_attention_heads", 3), ("window_size", 0)),
+        *(("global_attention_blocks", [4]), ("global_attention_blocks", [1])),
+    ):
+        with pytest.raises(ConversionError, match="SAM 3's image encoder cannot have"):
+            convert_sa2va(checkpoint("sam3"), out=tmp_path / "out", sam_options={**sam_options("sam3"), name: wrong})
     with pytest.raises(ConversionError, match="Unknown SAM 2 options"):
         convert_sa2va(checkpoint("llava"), out=tmp_path / "out", sam_options={"heads": 1})
     with pytest.raises(ConversionError, match="cannot have"):

@@ -292,8 +292,9 @@ def test_predictions_of_expressions_are_numbered(tmp_path):
 
 
 @pytest.mark.slow
-def test_sa2va_writes_its_answers_and_all_of_their_masks_are_one():
-    repo = recorded_sa2va.converted_repo("qwen3_vl")
+@pytest.mark.parametrize(("family", "before"), [("qwen3_vl", "<|vision_end|>"), ("internvl", "<IMG_CONTEXT>")])
+def test_sa2va_writes_its_answers_and_all_of_their_masks_are_one(family, before):
+    repo = recorded_sa2va.converted_repo(family)
     model, processor = AutoModel.from_pretrained(repo).eval(), AutoProcessor.from_pretrained(repo)
     model.generation_config.sequence_bias = {(model.config.seg_token_id,): 30.0}
     rules = rules_for(processor, "refcoco", "paper")
@@ -306,7 +307,7 @@ def test_sa2va_writes_its_answers_and_all_of_their_masks_are_one():
 
     image = np.asarray(loaded.image)
     inputs = processor(images=[image], text=[question], return_tensors="pt")
-    assert "<|vision_end|>\n Please segment" in inputs.rows[0].conversation
+    assert f"{before}\n Please segment" in inputs.rows[0].conversation
     output = model.generate_with_masks(**inputs, max_new_tokens=8, do_sample=False)
     masks = [segment.mask for segment in processor.post_process_segmentation(output, inputs)[0].segments]
     assert len(masks) > 1

@@ -5,6 +5,7 @@ import torch
 
 from reasonseg.modeling.configuration_sa2va import Sa2VaConfig
 from reasonseg.modeling.segmenters import (
+    NO_OBJECT,
     bce_per_mask,
     naive_dice_per_mask,
     sample_points,
@@ -80,9 +81,19 @@ def test_prompts_are_padded_and_the_best_candidate_is_kept(model, images):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_a_batch_is_its_rows_whatever_the_padding(model, images, side):
+@pytest.mark.parametrize(("side", "segmenter"), [("left", "sam2"), ("right", "sam2"), ("left", "sam3")])
+def test_a_batch_is_its_rows_whatever_the_padding(model, images, side, segmenter):
     batch = answered()
+    if segmenter == "sam3":
+        model = tiny.sa2va_model(seed=2, segmenter_config=tiny.sam3_tracker_config())
+        drawn = model(**batch, **images).pred_masks
+        model.config.empty_without_object = True
+        bias = model.segmenter.mask_decoder.pred_obj_score_head.proj_out.bias
+        for shift, is_there in ((50, True), (-100, False)):
+            bias += shift
+            for masks, known in zip(model(**batch, **images).pred_masks, drawn, strict=True):
+                torch.testing.assert_close(masks, known if is_there else torch.full_like(known, NO_OBJECT))
+        bias += 50
     if side == "left":  # the padding in one piece before each row
         order = batch["attention_mask"].argsort(dim=1, stable=True)
         batch = {name: value.gather(1, order) for name, value in batch.items()}
@@ -265,3 +276,8 @@ def test_points_lie_where_a_mask_is_uncertain():
 def test_settings_that_mean_nothing_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         Sa2VaConfig(vlm_config=tiny.qwen3_vl_config(), segmenter_config=tiny.sam2_config(), **fields)
+
+
+def test_only_a_segmenter_that_scores_objects_can_empty_masks():
+    with torch.device("meta"), pytest.raises(ValueError, match="needs a segmenter that scores objects"):
+        tiny.sa2va_model(segmenter_config=tiny.sam_config(), empty_without_object=True)

@@ -20,6 +20,7 @@ from tests.support.recorded_sa2va import (
     meta,
     recorded_case,
     recorded_image,
+    recorded_logits,
     recorded_masks,
 )
 
@@ -28,7 +29,10 @@ CASES = {
     "qwen3_vl": ["img0_single", "img0_multi", "img1_single_pil", "quirk_seg_in_question"],
     "llava": ["img0_single", "img1_multi", "img0_no_tag"],
     "internvl": ["tiles_first", "tiles_two", "single_first"],
+    "sam3": ["img0_multi", "img1_single_pil"],
+    "qwen2_5_vl": ["img0_multi", "img1_single_pil"],
 }
+QWEN = ("qwen3_vl", "sam3", "qwen2_5_vl")
 GIVEN = [(family, case) for family in FAMILIES for case in CASES[family]]
 # The largest differences are 4.8e-6, 2.7e-6, 4.6e-6 and, of logits up to 30, 9.6e-5; another processor may add up in
 # another order.
@@ -71,7 +75,7 @@ def inputs_and_cache(system, family, case, answer):
 @pytest.mark.parametrize(("family", "case"), GIVEN)
 @torch.no_grad()
 def test_a_given_answer(loaded, family, case):
-    if family == "qwen3_vl":
+    if family in QWEN:
         skip_where_resized_otherwise(case)
     system, recorded, known = loaded[family], recorded_case(family, case), meta(family)[case]
     inputs, cache = inputs_and_cache(system, family, case, known["answer"])
@@ -88,17 +92,29 @@ def test_a_given_answer(loaded, family, case):
     best = torch.tensor(known["best"])
     chosen = torch.arange(len(best)), best
     torch.testing.assert_close(output.mask_scores[0], recorded["iou"][chosen], **SCORES)
-    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **LOGITS)
+    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded_logits(family, case), **LOGITS)
 
     result = system.processor.post_process_segmentation(output, inputs)[0]
     masks = np.stack([segment.mask for segment in result.segments])
+    if family == "sam3":  # one of the three is not there by the segmenter's own score
+        is_empty = recorded["object_score_logits"] <= 0
+        assert is_empty.sum() == 1
+        assert [not mask.any() for mask in masks] == is_empty.tolist()
     wrong = (masks != recorded_masks(family, case, masks.shape[-1])).sum((1, 2))
     assert wrong.max() <= (2 if case == "img0_multi" else 1)
 
 
 @pytest.mark.parametrize(
     ("family", "case"),
-    [("qwen3_vl", "img0_single"), ("llava", "img0_single"), ("internvl", "tiles_first"), ("internvl", "single_first")],
+    [
+        *(
+            ("qwen3_vl", "img0_single"),
+            ("sam3", "img0_single"),
+            ("qwen2_5_vl", "img0_multi"),
+            ("llava", "img0_single"),
+        ),
+        *(("internvl", "tiles_first"), ("internvl", "single_first")),
+    ],
 )
 def test_both_views(loaded, family, case):
     inputs = loaded[family].processor(images=[recorded_image(family, case)], return_tensors="pt")
@@ -109,7 +125,7 @@ def test_both_views(loaded, family, case):
         assert abs(inputs["pixel_values"].double().sum() - meta(family)[case]["pixel_sum"]) < 0.01
         views = {name: view for name, view in views.items() if name in recorded}
         views["pixel_values_s4"] = inputs["pixel_values"][..., ::4, ::4]
-    elif family == "qwen3_vl":
+    elif family in QWEN:
         views["pixel_values_r64c16"] = inputs["pixel_values"][::64, ::16]
         assert torch.equal(inputs["image_grid_thw"], recorded["image_grid_thw"])
     else:
@@ -153,19 +169,23 @@ def test_torchvisions_second_resize_is_close(loaded, case):
 
 @pytest.fixture(scope="module")
 def writing(loaded):
-    """The Qwen that writes `[SEG]` by itself."""
-    system = loaded["qwen3_vl"]
+    """The Qwens that write `[SEG]` by themselves, by family."""
     head = load_file(SA2VA / "qwen3_vl" / "variant_segbias" / "lm_head.safetensors")["model.lm_head.weight"]
-    own = system.model.vlm.lm_head.weight.data.clone()
-    system.model.vlm.lm_head.weight.data.copy_(head)
-    yield system
-    system.model.vlm.lm_head.weight.data.copy_(own)
+    own = {family: loaded[family].model.vlm.lm_head.weight for family in ("qwen3_vl", "sam3")}
+    before = {family: weight.data.clone() for family, weight in own.items()}
+    for weight in own.values():
+        weight.data.copy_(head)
+    yield {family: loaded[family] for family in own}
+    for family, weight in own.items():
+        weight.data.copy_(before[family])
 
 
-@pytest.mark.parametrize(("family", "case"), [("qwen3_vl", "img0_free"), ("internvl", "single_free")])
+@pytest.mark.parametrize(
+    ("family", "case"), [("qwen3_vl", "img0_free"), ("internvl", "single_free"), ("sam3", "img0_free")]
+)
 def test_an_answer_of_its_own(writing, loaded, family, case):
     """On Qwen three [SEG], the last of which ends the answer and has no state."""
-    writing = writing if family == "qwen3_vl" else loaded[family]
+    writing = writing.get(family, loaded[family])
     recorded, known = recorded_case(family, case), meta(family)[case]
     inputs, cache = inputs_and_cache(writing, family, case, None)
     assert torch.equal(inputs["input_ids"], recorded["input_ids"])
@@ -173,8 +193,7 @@ def test_an_answer_of_its_own(writing, loaded, family, case):
     assert torch.equal(output.sequences[0], recorded["sequences"])
     assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"][:2]
     torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **STATES)
-    chosen = torch.arange(2), torch.tensor(known["best"])
-    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **LOGITS)
+    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded_logits(family, case), **LOGITS)
     result = writing.processor.post_process_segmentation(output, inputs)[0]
     assert result.text == known["prediction"].strip()
     assert [result.text[slice(*segment.span)] for segment in result.segments] == ["[SEG]", "[SEG]"]
@@ -184,7 +203,9 @@ def test_an_answer_of_its_own(writing, loaded, family, case):
     row = pipe(recorded_image(family, case), text=known["text"], max_new_tokens=10)
     assert row["generated_text"] == result.text
     for one, segment in zip(row["segments"], result.segments, strict=True):
-        assert np.array_equal(np.asarray(one["mask"]) > 0, segment.mask)
+        differing = ((np.asarray(one["mask"]) > 0) != segment.mask).sum()
+        # the encoded image adds 2e-5 to logits, which may turn one whose value is 0 but for that
+        assert differing <= (1 if family == "sam3" else 0)
 
 
 @torch.no_grad()
@@ -231,8 +252,7 @@ def test_on_internvl_only_the_last_answer_is_drawn(loaded, case):
     assert torch.equal(output.sequences[0], recorded["sequences"])
     assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"]
     torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **STATES)
-    chosen = torch.arange(1), torch.tensor(known["best"])
-    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **LOGITS)
+    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded_logits("internvl", case), **LOGITS)
     masks = np.stack(
         [segment.mask for segment in system.processor.post_process_segmentation(output, inputs)[0].segments]
     )
@@ -249,8 +269,7 @@ def test_a_slot_of_the_question_has_a_mask_too_unless_it_is_not_wanted(loaded):
     assert torch.equal(output.sequences[0], recorded["sequences"])
     assert output.slot_positions[0].tolist() == known["seg_positions_in_sequence"]
     torch.testing.assert_close(output.slot_states[0], recorded["seg_states"], **STATES)
-    chosen = torch.arange(2), torch.tensor(known["best"])
-    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded["low_res_s8"][chosen], **LOGITS)
+    torch.testing.assert_close(output.pred_masks[0][:, ::8, ::8], recorded_logits("qwen3_vl", case), **LOGITS)
     segments = system.processor.post_process_segmentation(output, inputs)[0].segments
     assert [segment.span is None for segment in segments] == [True, False]
 

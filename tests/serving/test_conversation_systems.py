@@ -26,6 +26,7 @@ REPOS = {
     "difflmm": "difflmm_repo",
     "attend_and_segment": None,
     "sa2va": None,
+    "sa2va on internvl": None,
     "ivm": "small_ivm",
 }
 COMPOSED = {"qwen2_5_vl": tiny.qwen2_5_vl_config, "qwen3_vl": tiny.qwen3_vl_config}
@@ -62,7 +63,11 @@ def system(request):
         return composed(COMPOSED[request.param])
     if request.param == "coordinates":
         return coordinates()
-    own = {"attend_and_segment": converted_repo, "sa2va": lambda: converted_sa2va("qwen3_vl")}
+    own = {
+        "attend_and_segment": converted_repo,
+        "sa2va": lambda: converted_sa2va("qwen3_vl"),
+        "sa2va on internvl": lambda: converted_sa2va("internvl"),
+    }
     folder = own[request.param]() if request.param in own else request.getfixturevalue(REPOS[request.param])
     writes = request.param in ("vip_llava", "difflmm")
     kind = AutoModelForImageTextToText if writes else AutoModel

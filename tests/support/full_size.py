@@ -49,6 +49,7 @@ def layout_tensors(name: str, prefix: str = "") -> dict[str, TensorInfo]:
             tensors[prefix + key] = TensorInfo(tuple(shape), DTYPES[dtype])
     for include in layout.get("include", []):
         part = layout_tensors(include["list"], prefix + include["prefix"])
+        part = {key: info for key, info in part.items() if not key.startswith(include.get("without", ()))}
         dtype = DTYPES.get(include.get("dtype"))
         tensors |= {key: TensorInfo(info.shape, dtype or info.dtype) for key, info in part.items()}
     assert len(tensors) == layout.get("count", len(tensors))
