@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -349,7 +351,7 @@ def _systems() -> list[str]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = copy.deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConversionError(
             f"The card's values cannot be read ({error}).", path=path, next_step="Check the file."
@@ -357,6 +359,12 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConversionError("The card's values are not a mapping.", path=path, next_step="Check the file.")
     return values
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    """What YAML says; one card asks for the same files again and again, and parsing them takes most of its time."""
+    return yaml.safe_load(text)
 
 
 def _eval_results(values: dict[str, Any]) -> list[EvalResult]:

@@ -106,7 +106,7 @@ class DiffLmmConfig(LlavaConfig):
         "prompt_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model"),
     }
 
-    prompt_config: dict | PreTrainedConfig | None = None
+    prompt_config: PreTrainedConfig | dict | None = None
     empty_prompt_ids: list[int] | None = None
     unet_config: dict[str, Any] | None = None
     vae_config: dict[str, Any] | None = None

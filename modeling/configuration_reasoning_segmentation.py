@@ -73,8 +73,10 @@ class ComposedConfig(PreTrainedConfig):
     sub_configs_defaults = {"vlm_config": LLAVA_15_DEFAULTS, "segmenter_config": SAM_VIT_H_DEFAULTS}
     keys_to_ignore_at_inference = ["cache", "past_key_values", "hidden_states", "attentions", "losses"]
 
-    vlm_config: dict | PreTrainedConfig | None = None
-    segmenter_config: dict | PreTrainedConfig | None = None
+    # A type that does not fit has the whole config written out for a message that nobody reads: what is set most often
+    # comes first.
+    vlm_config: PreTrainedConfig | dict | None = None
+    segmenter_config: PreTrainedConfig | dict | None = None
     segmenter_dtype: str | torch.dtype | None = None
     segmenter_batch_size: int | None = None
 

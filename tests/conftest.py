@@ -14,6 +14,7 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import PreTrainedConfig
 
 from reasonseg.conversion.convert_difflmm import convert_difflmm
 from reasonseg.conversion.convert_gsva import convert_gsva
@@ -22,6 +23,11 @@ from reasonseg.conversion.convert_lisa import convert_lisa
 from reasonseg.conversion.convert_vip_llava import convert_vip_llava
 from tests.support.parity_data import PARITY, difflmm_sources, gsva_vision_tower
 from tests.support.tabletop_masking import masking_model, masking_processor
+
+
+# Whenever a config becomes a field of another one it is first tried as a dict, and written out for a message that nobody
+# reads: an eighth of what building models takes. What is written out is what `save_pretrained` saves, too.
+PreTrainedConfig.__repr__ = lambda config: f"{type(config).__name__}(...)"
 
 
 @pytest.hookimpl(trylast=True)

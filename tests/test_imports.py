@@ -1,6 +1,7 @@
 """Who may import whom, and what files that are published beside a checkpoint may contain."""
 
 import ast
+import functools
 import re
 import sys
 from pathlib import Path
@@ -57,10 +58,12 @@ def published_files() -> list[Path]:
     return [file for file in files_of(*PUBLISHED) if file.name != "__init__.py"]
 
 
+@functools.cache
 def parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
 
 
+@functools.cache
 def imports(tree: ast.AST) -> list[tuple[int, str, ast.stmt]]:
     """Return (level, module, node) of every import statement, wherever it stands."""
     found = []

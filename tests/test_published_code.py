@@ -121,10 +121,10 @@ json.dump(answers, open("answers.json", "w"))
 # Somebody saves what was loaded: the code must travel on.
 model.save_pretrained("again")
 processor.save_pretrained("again")
-again = AutoModel.from_pretrained("again", **trust)
+again = pipeline(model="again", **trust)
 with torch.inference_mode():
-    assert all(map(torch.equal, again(**inputs).pred_masks, output.pred_masks))
-pipeline(model="again", **trust)(images[0], phrases=arguments["phrases"][0])
+    assert all(map(torch.equal, again.model(**inputs).pred_masks, output.pred_masks))
+again(images[0], phrases=arguments["phrases"][0])
 """
 
 REFUSED_WITHOUT_TRUST = """
@@ -287,8 +287,14 @@ def child(repo, tmp_path_factory) -> Path:
     return folder
 
 
-def test_masks_and_logits_are_the_same_bits(repo, child):
-    model, processor = AutoModel.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
+@pytest.fixture(scope="module")
+def ours(repo):
+    """The pipeline of `repo` in this process, where the package is imported: without `trust_remote_code`."""
+    return pipeline(TASK, model=str(repo))
+
+
+def test_masks_and_logits_are_the_same_bits(repo, ours, child):
+    model, processor = ours.model, AutoProcessor.from_pretrained(repo)
     assert type(model).__module__.startswith("reasonseg."), "with the package imported its own classes win"
     inputs = processor(images=[Image.open(path) for path in IMAGES], return_tensors="pt", **asked_of(repo))
     with torch.inference_mode():
@@ -302,9 +308,8 @@ def test_masks_and_logits_are_the_same_bits(repo, child):
         assert torch.equal(theirs[f"mask_{row}"], masks)
 
 
-def test_the_pipeline_gives_the_same_answers(repo, child):
+def test_the_pipeline_gives_the_same_answers(repo, ours, child):
     theirs = json.loads((child / "answers.json").read_text(encoding="utf-8"))
-    ours = pipeline(TASK, model=str(repo))  # no trust_remote_code: the package is imported
     images = [Image.open(path) for path in IMAGES]
     expected = {
         "single": ours(images[0], phrases=PHRASES[0], mask_format="rle"),

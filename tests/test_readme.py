@@ -1,5 +1,6 @@
 """Every snippet of the README runs, and what it says exists does."""
 
+import functools
 import os
 import re
 import shlex
@@ -92,10 +93,13 @@ def test_commands_with_placeholders_name_real_options(arguments):
     result = CliRunner().invoke(app, [*arguments, "--help"])
     assert result.exit_code == 0
     options = {word for word in arguments if word.startswith("--")}
-    shown = CliRunner().invoke(app, [*arguments[:2], "--help"], env={"COLUMNS": "200"}).output
-    if arguments[0] != "convert":
-        shown = CliRunner().invoke(app, [arguments[0], "--help"], env={"COLUMNS": "200"}).output
+    shown = help_of(*arguments[: 2 if arguments[0] == "convert" else 1])
     assert all(option in shown for option in options), options
+
+
+@functools.cache
+def help_of(*command: str) -> str:
+    return CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).output
 
 
 def test_the_values_file_is_one(tmp_path):

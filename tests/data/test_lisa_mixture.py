@@ -1,5 +1,6 @@
 """The mixture of LISA and GSVA: recorded items replayed call by call and from their seeds, and its distributions."""
 
+import functools
 import hashlib
 import logging
 import shutil
@@ -39,6 +40,12 @@ LISTS = {
 CASES = {"plain": 0, "0 [SEG]": 0, "1 [SEG] and text": 1, "2 text only": 2}
 
 
+@functools.cache
+def opened(system, **settings):
+    """Drawing changes nothing in a mixture, and opening one reads the annotations of its data sets."""
+    return LisaMixture(DATA_ROOT, system, **settings)
+
+
 def mixture_of(system, draw):
     """The mixture that a recorded item was drawn from, by its name: `"ade20k||cocostuff n=5"`."""
     data, _, options = draw["data"].partition(" ")
@@ -52,7 +59,7 @@ def mixture_of(system, draw):
     first = data.split("||")[0]
     if data == "mixture":
         # recorded with the data sets in this order, and the expressions' default
-        return LisaMixture(DATA_ROOT, system, semantic="||".join(SEMANTIC_READERS), **settings)
+        return opened(system, semantic="||".join(SEMANTIC_READERS), **settings)
     if first in SEMANTIC_READERS:
         settings |= {"groups": "sem_seg", "semantic": data}
     elif first in REFERRING_READERS:
@@ -61,7 +68,7 @@ def mixture_of(system, draw):
         settings |= {"groups": "reason_seg", "reasoning": data}
     else:
         settings |= {"groups": "vqa", "conversations": data}
-    return LisaMixture(DATA_ROOT, system, rates=[1], **settings)
+    return opened(system, rates=(1,), **settings)
 
 
 def draw_item(mixture, random_calls, draw) -> InstructionItem:

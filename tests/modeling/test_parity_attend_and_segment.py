@@ -56,15 +56,20 @@ def runs(model, processor):
     return results
 
 
-def redrawn(model, name, inputs, output, **options):
+@pytest.fixture(scope="module")
+def encoded(model, runs):
+    """The images, each encoded once for all that is drawn on it."""
+    return {name: model.encode_image(**inputs) for name, (inputs, _, _) in runs.items()}
+
+
+def redrawn(model, name, encoded, output, **options):
     """The recorded maps with other settings, and what the prompt encoder got."""
     seen = []
     hook = model.segmenter.prompt_encoder.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
     )
-    cache = model.encode_image(**inputs)
     groups = [[phrase.tokens for phrase in row] for row in output.phrases]
-    drawn = model.segment_maps([TENSORS[f"{name}.attentions"]], groups, cache, **options)
+    drawn = model.segment_maps([TENSORS[f"{name}.attentions"]], groups, encoded[name], **options)
     hook.remove()
     return drawn, seen
 
@@ -135,25 +140,23 @@ def test_points_and_masks(processor, runs, name):
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_image_embedding(model, runs, name):
-    inputs, _, _ = runs[name]
-    cache = model.encode_image(**inputs)
+def test_image_embedding(model, encoded, name):
     with torch.no_grad():
-        found = model._segmenter_features(cache, torch.tensor([0]))["image_embeddings"][0, ::64]
+        found = model._segmenter_features(encoded[name], torch.tensor([0]))["image_embeddings"][0, ::64]
     torch.testing.assert_close(found, TENSORS[f"sam.{name}.image_embedding_every64th_channel"], atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_without_corners_and_without_padding(model, runs, name):
+def test_without_corners_and_without_padding(model, runs, encoded, name):
     inputs, output, _ = runs[name]
-    silenced, _ = redrawn(model, name, inputs, output, remove_corners=True)
+    silenced, _ = redrawn(model, name, encoded, output, remove_corners=True)
     expected = TENSORS[f"group_scores.{name}.gcg_pad_remove_corner"]
     torch.testing.assert_close(silenced.phrase_maps[0], expected, atol=1e-6, rtol=1e-5)
     assert silenced.points[0].tolist() == META["gcg_pad_remove_corner"][name]["points"]
 
     height, width = inputs["original_sizes"][0].tolist()
     whole = torch.tensor([[0.0, 0.0, width, height]])
-    stretched, _ = redrawn(model, name, inputs, output, grid_boxes=whole)
+    stretched, _ = redrawn(model, name, encoded, output, grid_boxes=whole)
     assert stretched.points[0].tolist() == META["gcg_original"][name]["points"]
     scores = TENSORS[f"sam.{name}.gcg_original.iou_predictions"]
     torch.testing.assert_close(stretched.candidate_scores[0], scores, atol=1e-4, rtol=1e-4)
@@ -182,9 +185,9 @@ def assert_scores(segments, recorded, tolerance):
     ("run", "options"), [("iseg_mask", MASK_OPTIONS), ("iseg_mask_default_temp", DEFAULT_MASK_OPTIONS)]
 )
 @pytest.mark.parametrize("name", IMAGES)
-def test_mask_and_box_prompts(model, processor, runs, name, run, options):
+def test_mask_and_box_prompts(model, processor, runs, encoded, name, run, options):
     inputs, output, _ = runs[name]
-    drawn, seen = redrawn(model, name, inputs, output, **options)
+    drawn, seen = redrawn(model, name, encoded, output, **options)
     boxes = seen[-1]["input_boxes"].double()
     torch.testing.assert_close(boxes, TENSORS[f"sam.{name}.{run}.boxes"], atol=1e-4, rtol=1e-5)
     logits = seen[-1]["input_masks"][..., ::4, ::4]
@@ -263,16 +266,16 @@ def test_non_maximum_suppression(name, threshold):
 
 
 @pytest.mark.parametrize("place", range(len(IMAGES)))
-def test_the_released_demo(model, runs, place):
+def test_the_released_demo(model, runs, encoded, place):
     """example.py counts the token in front that nobody generated, so each token gets the map of the one behind it."""
     name, call = IMAGES[place], META["example_py"]["sam_calls"][place]
-    inputs, output, _ = runs[name]
+    _, output, _ = runs[name]
     shifted = [[[token + 1 for token in phrase.tokens] for phrase in output.phrases[0]]]
     seen = []
     hook = model.segmenter.prompt_encoder.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
     )
-    drawn = model.segment_maps(output.attention_maps, shifted, model.encode_image(**inputs))
+    drawn = model.segment_maps(output.attention_maps, shifted, encoded[name])
     hook.remove()
     assert seen[-1]["input_points"][:, 0, 0].tolist() == [pytest.approx(point) for point in call["point_coords"]]
     torch.testing.assert_close(drawn.candidate_scores[0], torch.tensor(call["iou"]), atol=1e-4, rtol=1e-4)

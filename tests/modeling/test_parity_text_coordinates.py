@@ -100,13 +100,13 @@ def test_answers_give_the_originals_union(repository, arrays):
     model = AutoModel.from_pretrained(repository).eval()
     processor = AutoProcessor.from_pretrained(repository, reading="paper")
     assert processor.coordinate_format == model.config.coordinate_format == "vision_reasoner"
-    tokenizer, drawn, moved = processor.tokenizer, 0, 0
-    for case in CASES["end_to_end"]:
-        image = picture(case["picture"])
-        inputs = processor(images=image, text="the cup", return_tensors="pt")
-        dictation = tiny.Dictation([tokenizer(case["answer"], add_special_tokens=False)["input_ids"]], 2)
-        output = model.generate_with_masks(**inputs, logits_processor=[dictation])
-        (result,) = processor.post_process_segmentation(output, inputs, union=True)
+    cases, drawn, moved = CASES["end_to_end"], 0, 0
+    pictures = [picture(case["picture"]) for case in cases]
+    inputs = processor(images=pictures, text=["the cup"] * len(cases), return_tensors="pt")
+    answers = [processor.tokenizer(case["answer"], add_special_tokens=False)["input_ids"] for case in cases]
+    output = model.generate_with_masks(**inputs, logits_processor=[tiny.Dictation(answers, 2)])
+    results = processor.post_process_segmentation(output, inputs, union=True)
+    for case, result in zip(cases, results, strict=True):
         assert result.text == case["answer"]
         expected = recorded_mask(arrays, f"{case['id']}_union", tuple(case["mask_shape"]))
         mask = result.segments[0].mask if result.segments else np.zeros_like(expected)

@@ -127,11 +127,37 @@ def model():
     return model
 
 
-@pytest.fixture
-def pipe(model):
+def pipe_of(model):
     return ReasoningSegmentationPipeline(
         model=model, processor=WordProcessor(), device="cpu", max_new_tokens=ANSWER_TOKENS
     )
+
+
+@pytest.fixture
+def pipe(model):
+    return pipe_of(model)
+
+
+QUESTIONS = ["where", "what is it for", "the largest"]
+OWN_PHRASES = [["a"], ["b", "c"], ["d"]]
+
+
+@pytest.fixture(scope="module")
+def answers(model):
+    """What lists of the images give: of one phrase, of a question each and of phrases each."""
+    pipe = pipe_of(model)
+    return {
+        "phrase": pipe(IMAGES, phrases=["a"]),
+        "questions": pipe(IMAGES, text=QUESTIONS),
+        "own phrases": pipe(IMAGES, phrases=OWN_PHRASES),
+    }
+
+
+@pytest.fixture(scope="module")
+def single_answers(model):
+    """What the images give one by one, each to its question."""
+    pipe = pipe_of(model)
+    return [pipe(image, text=text) for image, text in zip(IMAGES, QUESTIONS, strict=True)]
 
 
 @pytest.fixture(scope="module")
@@ -238,13 +264,10 @@ class TestResults:
 
 class TestRows:
     @pytest.mark.parametrize("batch_size", [None, 1, 2, 3, 8])
-    def test_batches_equal_single_rows(self, pipe, batch_size):
-        texts = ["where", "what is it for", "the largest"]
-        expected = [pipe(image, text=text) for image, text in zip(IMAGES, texts, strict=True)]
-        assert sum(len(result["segments"]) for result in expected) > 2
-        pipe.processor.calls.clear()
-        results = pipe(IMAGES, text=texts, batch_size=batch_size)
-        assert_same([strip(result) for result in results], [strip(result) for result in expected])
+    def test_batches_equal_single_rows(self, pipe, single_answers, batch_size):
+        assert sum(len(result["segments"]) for result in single_answers) > 2
+        results = pipe(IMAGES, text=QUESTIONS, batch_size=batch_size)
+        assert_same([strip(result) for result in results], [strip(result) for result in single_answers])
         size = batch_size or 1
         assert [call["rows"] for call in pipe.processor.calls] == [min(size, 3 - start) for start in range(0, 3, size)]
 
@@ -358,17 +381,14 @@ class TestRows:
     @pytest.mark.parametrize(
         "collection", [tuple, iter, deque, Indexed, Sized, Iterated, lambda images: dict(enumerate(images)).values()]
     )
-    def test_anything_that_can_be_iterated_or_indexed(self, pipe, collection):
-        expected = pipe(IMAGES, phrases=["a"])
+    def test_anything_that_can_be_iterated_or_indexed(self, pipe, answers, collection):
         results = pipe(collection(IMAGES), phrases=["a"], batch_size=2)
         assert isinstance(results, list) == (collection is tuple)
-        assert_same(list(results), expected)
-        questions = ["where", "what is it for", "the largest"]
-        for texts in (questions, tuple(questions), Indexed(questions), iter(questions)):
-            assert_same(list(pipe(collection(IMAGES), text=texts)), pipe(IMAGES, text=questions))
-        own = [["a"], ["b", "c"], ["d"]]
-        for phrases in (own, tuple(map(tuple, own)), Indexed(own)):
-            assert_same(list(pipe(collection(IMAGES), phrases=phrases)), pipe(IMAGES, phrases=own))
+        assert_same(list(results), answers["phrase"])
+        for texts in (QUESTIONS, tuple(QUESTIONS), Indexed(QUESTIONS), iter(QUESTIONS)):
+            assert_same(list(pipe(collection(IMAGES), text=texts)), answers["questions"])
+        for phrases in (OWN_PHRASES, tuple(map(tuple, OWN_PHRASES)), Indexed(OWN_PHRASES)):
+            assert_same(list(pipe(collection(IMAGES), phrases=phrases)), answers["own phrases"])
 
     def test_a_column_of_phrases_has_one_entry_per_row(self, pipe):
         """A list of texts names what to find in every image, but a column has its rows."""

@@ -3,6 +3,7 @@ DiffLMM from its parts through both stages of its training, tiny: what learns an
 that was stopped, and repositories that load, verify and point.
 """
 
+import functools
 import json
 import shutil
 
@@ -90,7 +91,7 @@ def stage_1(data, tmp_path_factory):
         *(f"parts.{name}={value}" for name, value in recorded_parts().items()),
         f"data.path={data / 'captions.json'}",
         f"data.options.images={data}",
-        "arguments.max_steps=4",
+        "arguments.max_steps=2",
         "arguments.learning_rate=0.01",
     )
     options = [part for override in overrides for part in ("--set", override)]
@@ -99,6 +100,7 @@ def stage_1(data, tmp_path_factory):
     return out
 
 
+@functools.cache
 def weights(repo) -> dict[str, torch.Tensor]:
     return AutoModelForImageTextToText.from_pretrained(repo, dtype="float32").state_dict()
 
