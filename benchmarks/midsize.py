@@ -23,7 +23,7 @@ PATCHES = 256
 
 
 def midsize_model(side: int = 1024, layers: int = 12) -> LisaForReasoningSegmentation:
-    """LLaMA of `layers` x 768, as many of SAM ViT-B at `side` px, twice as many of CLIP ViT-L/14 at 224 px; float32."""
+    """LLaMA of `layers` x 768, as many of SAM ViT-B at `side` px, twice as many of CLIP ViT-L/14, in float32."""
     torch.manual_seed(0)
     vlm = LlavaConfig(
         text_config=LlamaConfig(
