@@ -17,12 +17,15 @@ from reasonseg.modeling.segmenters import segmenter_adapter
 from reasonseg.precision import compile_model
 
 
-SMALL = {"tokens": 16, "repeats": 1}
+SMALL = {"tokens": 16, "repeats": 1, "side": 512, "layers": 3}
 
 
-def measurements(tokens: int = 32, repeats: int = 3, model=None, image=None, ids=None) -> Iterator[Measurement]:
-    """Of the mid-size model, or of another one with its image and prompt."""
-    model, image = model or midsize_model(), image or one_image()
+def measurements(
+    tokens: int = 32, repeats: int = 3, model=None, image=None, ids=None, side: int = 1024, layers: int = 12
+) -> Iterator[Measurement]:
+    """Of the mid-size model with so many layers and a view of `side` pixels, or of another one with its image and
+    prompt. Compiling takes as long as there are layers."""
+    model, image = model or midsize_model(side, layers), image or one_image(side)
     ids = question_ids(1) if ids is None else ids
     cache, adapter = model.encode_image(**image), segmenter_adapter(model.segmenter)
 

@@ -1,4 +1,4 @@
-"""Convert a synthetic LISA-13B checkpoint: peak memory, and time against copying the same bytes.
+"""Convert a synthetic LISA checkpoint: peak memory, and time against copying the same bytes.
 
     python -m benchmarks.convert_full_size --share 0.1 --runs 3 --folder /some/disk
 
@@ -24,14 +24,18 @@ from benchmarks.measurement import Measurement, print_table
 from benchmarks.own_process import run_alone
 
 
-LAYOUT = "lisa-13b-llama2-v1"
-SOURCE, TOWER, COPY, REPO = LAYOUT, "clip", "copy", "repo"  # folders in the work folder
+LARGE, SMALLER = "lisa-13b-llama2-v1", "lisa-7b-v1"
+SOURCE, TOWER, COPY, REPO = "lisa", "clip", "copy", "repo"  # folders in the work folder
 PRODUCT_SHARE = 1.1  # a product against its source: the segmenter grows to float32
-SMALL = {"share": 0.01, "runs": 1}
+SMALL = {"share": 0.01, "runs": 1, "layout": SMALLER}
 
 
 def measurements(
-    share: float = 0.05, runs: int = 3, folder: str | None = None, max_shard_size: str = "5GB"
+    share: float = 0.05,
+    runs: int = 3,
+    folder: str | None = None,
+    max_shard_size: str = "5GB",
+    layout: str = LARGE,
 ) -> Iterator[Measurement]:
     """Write the source, then copy and convert it in turns."""
     from benchmarks.synthetic_lisa import flush, forget
@@ -43,7 +47,7 @@ def measurements(
     }
     taken = {COPY: [], REPO: []}
     try:
-        run_alone("benchmarks.convert_full_size:prepare", folder=str(work), share=share)
+        run_alone("benchmarks.convert_full_size:prepare", folder=str(work), share=share, layout=layout)
         for turn in range(1, runs + 1):
             for product, step in steps.items():
                 forget(work / SOURCE, work / TOWER)
@@ -59,7 +63,7 @@ def measurements(
     finally:
         shutil.rmtree(work)
     copies, conversions = (list(zip(*taken[product], strict=True)) for product in (COPY, REPO))
-    what = f"{source_gb:.1f} GB of LISA-13B converted"
+    what = f"{source_gb:.1f} GB of {'-'.join(layout.upper().split('-')[:2])} converted"
     yield Measurement(f"{what}, against copied", statistics.median(conversions[0]), statistics.median(copies[0]))
     yield Measurement(f"{what}, CPU time", statistics.median(conversions[1]), statistics.median(copies[1]))
     yield Measurement(f"{what}, peak memory, against its size", max(conversions[2]), source_gb, "GB")
@@ -82,13 +86,13 @@ def convert(folder: str, max_shard_size: str) -> None:
     convert_lisa(work / SOURCE, vision_tower=work / TOWER, out=work / REPO, max_shard_size=max_shard_size)
 
 
-def prepare(folder: str, share: float) -> None:
+def prepare(folder: str, share: float, layout: str) -> None:
     """Write the source, after a look at the disk."""
     from benchmarks.synthetic_lisa import checkpoint_bytes, require_space, write_checkpoint
 
     work = Path(folder)
-    require_space(work, checkpoint_bytes(LAYOUT, share) * (1 + PRODUCT_SHARE))
-    write_checkpoint(work / SOURCE, work / TOWER, LAYOUT, share)
+    require_space(work, checkpoint_bytes(layout, share) * (1 + PRODUCT_SHARE))
+    write_checkpoint(work / SOURCE, work / TOWER, layout, share)
 
 
 def main() -> None:
@@ -97,6 +101,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="How many times each side runs.")
     parser.add_argument("--folder", help="Where to work; by default where temporary files go.")
     parser.add_argument("--max-shard-size", default="5GB")
+    parser.add_argument("--layout", choices=(LARGE, SMALLER), default=LARGE)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the disk is left as it was then, too
     print_table(measurements(**vars(parser.parse_args())))
 

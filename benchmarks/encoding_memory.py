@@ -16,12 +16,12 @@ from benchmarks.midsize import midsize_model
 from benchmarks.own_process import resident_gb, run_alone
 
 
-SMALL = {"counts": [6], "at_once": 1, "side": 256}
+SMALL = {"counts": [6], "at_once": 1, "side": 256, "layers": 3}
 
 
-def peak_gb(count: int, at_once: int, side: int) -> float:
+def peak_gb(count: int, at_once: int, side: int, layers: int) -> float:
     """How much more memory than before this process has needed at most, once `count` images are encoded."""
-    model = midsize_model(side)
+    model = midsize_model(side, layers)
     model.config.segmenter_batch_size = at_once
 
     def many(number: int):
@@ -36,17 +36,19 @@ def peak_gb(count: int, at_once: int, side: int) -> float:
 
 
 def measurements(
-    counts: Sequence[int] = (1, 4, 8, 16, 32), at_once: int = 2, side: int = 512
+    counts: Sequence[int] = (1, 4, 8, 16, 32), at_once: int = 2, side: int = 512, layers: int = 12
 ) -> Iterator[Measurement]:
     """
     Args:
         counts (`Sequence[int]`): Numbers of images.
         at_once (`int`): How many the segmenter's encoder takes at a time: `segmenter_batch_size`.
         side (`int`): Of the segmenter's view, in pixels.
+        layers (`int`): Of the segmenter's encoder; memory hardly depends on them.
     """
     function = "benchmarks.encoding_memory:peak_gb"
     for count in counts:
-        few, whole = (run_alone(function, count=count, at_once=size, side=side).result for size in (at_once, count))
+        given = {"count": count, "side": side, "layers": layers}
+        few, whole = (run_alone(function, at_once=size, **given).result for size in (at_once, count))
         yield Measurement(f"{count} images encoded, {at_once} at a time: memory, against one batch", few, whole, "GB")
 
 

@@ -22,21 +22,21 @@ VOCAB_SIZE, SEG, IMAGE = 32_004, 32_000, 32_003
 PATCHES = 256
 
 
-def midsize_model(side: int = 1024) -> LisaForReasoningSegmentation:
-    """LLaMA of 12 layers x 768, CLIP ViT-L/14 at 224 px, SAM ViT-B at `side` px, float32."""
+def midsize_model(side: int = 1024, layers: int = 12) -> LisaForReasoningSegmentation:
+    """LLaMA of `layers` x 768, as many of SAM ViT-B at `side` px, twice as many of CLIP ViT-L/14, in float32."""
     torch.manual_seed(0)
     vlm = LlavaConfig(
         text_config=LlamaConfig(
             vocab_size=VOCAB_SIZE,
             hidden_size=768,
             intermediate_size=2048,
-            num_hidden_layers=12,
+            num_hidden_layers=layers,
             num_attention_heads=12,
         ),
         vision_config=CLIPVisionConfig(
             hidden_size=1024,
             intermediate_size=4096,
-            num_hidden_layers=24,
+            num_hidden_layers=2 * layers,
             num_attention_heads=16,
             patch_size=14,
             image_size=224,
@@ -46,8 +46,9 @@ def midsize_model(side: int = 1024) -> LisaForReasoningSegmentation:
         projector_hidden_act="linear",
     )
     # transformers' SAM starts from weights of 1e-10; these make masks that differ from one another.
+    tower = SamVisionConfig(initializer_range=0.02, image_size=side, num_hidden_layers=layers)
     segmenter = SamConfig(
-        vision_config=SamVisionConfig(initializer_range=0.02, image_size=side),
+        vision_config=tower,
         prompt_encoder_config=SamPromptEncoderConfig(image_size=side),
         mask_decoder_config=SamMaskDecoderConfig(layer_norm_eps=1e-5),
     )

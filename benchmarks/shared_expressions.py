@@ -14,11 +14,11 @@ from benchmarks.measurement import Measurement, print_table
 from benchmarks.midsize import SEG, midsize_model, one_image, question_ids, seconds
 
 
-SMALL = {"images": 1, "side": 512}
+SMALL = {"images": 1, "side": 512, "layers": 4}
 
 
-def measurements(images: int = 2, expressions: int = 5, side: int = 1024) -> Iterator[Measurement]:
-    model, view, rows = midsize_model(side), one_image(side), expressions
+def measurements(images: int = 2, expressions: int = 5, side: int = 1024, layers: int = 12) -> Iterator[Measurement]:
+    model, view, rows = midsize_model(side, layers), one_image(side), expressions
     # the questions of RefCOCO are short
     ids = torch.cat([question_ids(rows, text_tokens=40), torch.full((rows, 1), SEG)], dim=1)
     with torch.no_grad():

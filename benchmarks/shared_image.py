@@ -18,7 +18,7 @@ from benchmarks.measurement import Measurement, print_table
 from benchmarks.midsize import SEG, midsize_model, one_image, question_ids, seconds
 
 
-SMALL = {"questions": 6, "tokens": 4, "side": 512}
+SMALL = {"questions": 6, "tokens": 4, "side": 512, "layers": 4}
 
 
 class SlotAt(LogitsProcessor):
@@ -34,8 +34,8 @@ class SlotAt(LogitsProcessor):
         return scores
 
 
-def measurements(questions: int = 20, tokens: int = 8, side: int = 1024) -> Iterator[Measurement]:
-    model, image = midsize_model(side), one_image(side)
+def measurements(questions: int = 20, tokens: int = 8, side: int = 1024, layers: int = 12) -> Iterator[Measurement]:
+    model, image = midsize_model(side, layers), one_image(side)
     asked = question_ids(questions, text_tokens=55, shared_tokens=33)
     forced = torch.cat([asked, torch.full((questions, 1), SEG)], dim=1)
     slot = SlotAt(asked.shape[1] + tokens - 2)

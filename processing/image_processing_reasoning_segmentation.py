@@ -406,11 +406,12 @@ def segmenter_view(
     mean, std = (np.broadcast_to(np.asarray(value, dtype=np.float64), (3,))[:, None, None] for value in (mean, std))
     byte_mean, byte_std = ((value * 255.0).astype(np.float32) for value in (mean, std))
     # One array for all: stacking large ones costs as much as filling them.
-    views = np.zeros((len(images), 3, target_height, target_width), dtype=np.float32)
+    views = np.empty((len(images), 3, target_height, target_width), dtype=np.float32)
     sizes, resized_sizes = [list(image.shape[-2:]) for image in images], []
     for image, canvas in zip(images, views, strict=True):
         new_height, new_width = _resized_size(*image.shape[-2:], size)
         resized_sizes.append([new_height, new_width])
+        canvas[:, new_height:], canvas[:, :new_height, new_width:] = 0, 0
         if in_float:
             values = _resize_in_float(image, (new_height, new_width), resample)
             canvas[:, :new_height, :new_width] = (values - mean.astype(np.float32)) / std.astype(np.float32)
@@ -420,8 +421,9 @@ def segmenter_view(
         # Channel by channel and in place, which is several times as fast as all three at once.
         for channel, view, channel_mean, channel_std in zip(channels, canvas, byte_mean, byte_std, strict=True):
             view = view[:new_height, :new_width]
-            np.subtract(np.asarray(channel), channel_mean, out=view, dtype=np.float32)
-            np.divide(view, channel_std, out=view)
+            view[...] = np.asarray(channel)
+            view -= channel_mean
+            view /= channel_std
     return {"sam_pixel_values": views, "original_sizes": sizes, "reshaped_input_sizes": resized_sizes}
 
 

@@ -203,6 +203,28 @@ def blur_mask(mask: np.ndarray, radius: int) -> np.ndarray:
 
 
 def _blur_rows(mask: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted sums of the windows of each row, without those that are all the same: sums of no pixel, of all, and of
+    those on one side of an edge are known before. Rows in which a window holds two edges are summed one by one."""
+    length, width = len(weights), mask.shape[1] - len(weights) + 1
+    before = np.add.accumulate(weights)  # sums in float32 from left to right, as of windows that end with zeros ...
+    after = np.add.accumulate(np.triu(np.broadcast_to(weights, (length, length))), axis=1)[:, -1]  # ... or begin so
+    blurred = np.where(mask[:, :width], before[-1], np.float32(0))
+    rows, edges = np.nonzero(mask[:, 1:] != mask[:, :-1])
+    is_close = np.zeros(len(mask), bool)
+    is_close[rows[1:][(rows[1:] == rows[:-1]) & (edges[1:] - edges[:-1] < length)]] = True
+    rows, edges = rows[~is_close[rows]], edges[~is_close[rows]]
+    # Windows that begin at the pixels up to an edge hold 1, 2, ... of them.
+    held = np.arange(1, length)
+    columns = edges[:, None] + 1 - held
+    values = np.where(mask[rows, edges][:, None], before[held - 1], after[held])
+    is_inside = (columns >= 0) & (columns < width)
+    blurred[np.broadcast_to(rows[:, None], columns.shape)[is_inside], columns[is_inside]] = values[is_inside]
+    if is_close.any():
+        blurred[is_close] = _sum_rows(mask[is_close], weights)
+    return blurred
+
+
+def _sum_rows(mask: np.ndarray, weights: np.ndarray) -> np.ndarray:
     width = mask.shape[1] - len(weights) + 1
     blurred = np.zeros((len(mask), width), np.float32)
     step = max(1, _BLOCK // mask.shape[1])
@@ -215,16 +237,35 @@ def _blur_rows(mask: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _blur_columns(block: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted sums of the windows of each column; one for all where rows do not change from window to window."""
+    length, height = len(weights), len(block) - len(weights) + 1
+    # Rows that windows have in common with the one above; a window of which that holds for all is as the one above.
+    is_same = np.concatenate([[0], np.cumsum((block[1:] == block[:-1]).all(axis=1))])
+    is_new = np.ones(height, bool)
+    is_new[1:] = is_same[length : length + height - 1] - is_same[: height - 1] < length
+    first = np.flatnonzero(is_new)
+    cuts = np.flatnonzero(np.diff(first) > 1) + 1
+    blurred = np.empty((height, block.shape[1]), np.float32)
+    for part in np.split(first, cuts):
+        start, stop = part[0], part[-1] + 1
+        blurred[start:stop] = _sum_columns(block[start : stop + length - 1], weights)
+    return blurred[first[np.cumsum(is_new) - 1]]
+
+
+def _sum_columns(block: np.ndarray, weights: np.ndarray) -> np.ndarray:
     radius, height = len(weights) // 2, len(block) - len(weights) + 1
     total = weights[radius] * block[radius : radius + height]
-    pair, wide = np.empty_like(total), np.empty(total.shape, np.float64)
+    pair, product, wide = np.empty_like(total), np.empty(total.shape, np.float64), total.astype(np.float64)
     for distance in range(1, radius + 1):
         below, above = radius + distance, radius - distance
         np.add(block[below : below + height], block[above : above + height], out=pair)
-        # A product of two float32 is exact in float64, so this rounds once, as a fused multiply-add does.
-        np.multiply(pair, np.float64(weights[below]), out=wide)
-        np.add(wide, total, out=wide)
+        # A product of two float32 is exact in float64, so this rounds once, as a fused multiply-add does. Assignments
+        # convert in a fraction of the time that arithmetic of mixed types takes.
+        product[...] = pair
+        product *= np.float64(weights[below])
+        wide += product
         total[...] = wide
+        wide[...] = total
     return total
 
 

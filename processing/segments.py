@@ -214,12 +214,14 @@ class SegmentationResult:
             raise ValueError("The result does not hold its image. Pass the one that was segmented: overlay(image).")
         if not 0.0 <= alpha <= 1.0:
             raise ValueError(f"alpha is {alpha}. It is the share of the colour and must lie in 0..1.")
-        overlay = self.read_image(image).copy()
+        overlay = self.read_image(image)  # a copy of what was given
         drawn = [(index, segment) for index, segment in enumerate(self.segments) if segment.mask is not None]
         for index, segment in drawn:
             colors = np.add.outer(np.array(segment_color(index)) * alpha, np.arange(256) * (1.0 - alpha))
-            colored = overlay.point(np.rint(colors).astype(int).ravel().tolist())
-            overlay.paste(colored, mask=Image.fromarray(segment.mask))
+            if box := segment.box_xyxy:
+                colored = overlay.crop(box).point(np.rint(colors).astype(int).ravel().tolist())
+                left, top, right, bottom = box
+                overlay.paste(colored, box, Image.fromarray(segment.mask[top:bottom, left:right]))
         canvas = ImageDraw.Draw(overlay)
         font = ImageFont.load_default(size=max(10, min(self.image_size) // 32))
         for index, segment in drawn:

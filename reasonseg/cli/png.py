@@ -25,7 +25,7 @@ def encode_rgb_png(image: "Image.Image") -> bytes:
     """
     import numpy as np
 
-    pixels = np.asarray(image.convert("RGB"))
+    pixels = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     height, width = pixels.shape[:2]
     pixels = pixels.reshape(height, 3 * width)
     rows = np.empty((height, 1 + 3 * width), np.uint8)

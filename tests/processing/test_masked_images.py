@@ -114,8 +114,12 @@ def test_dilation_is_a_maximum_over_a_square():
 
 def test_blur_is_a_mirrored_gaussian():
     rng = np.random.default_rng(2)
-    for shape, radius in [((30, 44), 5), ((7, 300), 12), ((600, 20), 3), ((3, 3), 8), ((1, 9), 2)]:
-        mask = rng.random(shape) > 0.6
+    shapes = [((30, 44), 5), ((7, 300), 12), ((600, 20), 3), ((3, 3), 8), ((1, 9), 2)]
+    # pixels by chance, and wide parts: of most rows a window holds one edge at most
+    masks = [(rng.random(shape) > 0.6, radius) for shape, radius in shapes]
+    masks += [(dilate_mask(rng.random((60, 400)) > 0.9995, 9), radius) for radius in (3, 9, 20)]
+    for mask, radius in masks:
+        shape = mask.shape
         weights = gaussian_weights(radius).astype(np.float64)
         padded = np.pad(mask.astype(np.float64), radius, mode="reflect")
         rows = sum(w * padded[:, place : place + shape[1]] for place, w in enumerate(weights))
