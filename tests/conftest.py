@@ -25,8 +25,8 @@ from tests.support.parity_data import PARITY, difflmm_sources, gsva_vision_tower
 from tests.support.tabletop_masking import masking_model, masking_processor
 
 
-# A config that becomes a field of another one is first tried as a dict, and written out for a message that nobody reads:
-# an eighth of what building models takes. What is written out is what `save_pretrained` saves, too.
+# A config that becomes a field of another one is first tried as a dict, and written out for a message that nobody
+# reads: an eighth of what building models takes. What is written out is what `save_pretrained` saves, too.
 PreTrainedConfig.__repr__ = lambda config: f"{type(config).__name__}(...)"
 
 
