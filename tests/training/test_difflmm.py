@@ -91,7 +91,7 @@ def stage_1(data, tmp_path_factory):
         *(f"parts.{name}={value}" for name, value in recorded_parts().items()),
         f"data.path={data / 'captions.json'}",
         f"data.options.images={data}",
-        "arguments.max_steps=2",
+        "arguments.max_steps=4",
         "arguments.learning_rate=0.01",
     )
     options = [part for override in overrides for part in ("--set", override)]
