@@ -53,7 +53,7 @@ from tests.support.tabletop_masking import masking_model_from, masking_processor
 SCENE_SIDE, MASK_SIDE = VLM_SIDE, 32
 WRONG_SHARE, HUMAN_SHARE = 0.3, 0.25
 BATCH_SIZE = 32
-SMALL = {"seeds": [0], "scenes": 12, "held_out_scenes": 8, "steps": 6, "discriminator_steps": 4}
+SMALL = {"seeds": [0], "scenes": 8, "held_out_scenes": 4, "steps": 3, "discriminator_steps": 2}
 
 
 def clean_examples(split: str, scenes: int) -> list[tuple[MaskingExample, np.ndarray]]:
