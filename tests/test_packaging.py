@@ -18,6 +18,9 @@ from packaging.version import Version
 from reasonseg import __version__
 
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PACKAGE_DIRS = PROJECT["tool"]["setuptools"]["package-dir"]

@@ -37,11 +37,11 @@ PHRASES = [["the dog", "a red cup"], ["the tree"]]
 TASK = "reasoning-segmentation"
 SYSTEMS = (
     "lisa",
-    pytest.param("gsva", marks=pytest.mark.slow),  # these three take longest
+    pytest.param("gsva", marks=pytest.mark.slow),  # these four take longest
     "sa2va",
     "ivm",
     pytest.param("reasoning_segmentation", marks=pytest.mark.slow),
-    "attend_and_segment",
+    pytest.param("attend_and_segment", marks=pytest.mark.slow),
     pytest.param("attend_and_segment_with_difflmm", marks=pytest.mark.slow),
     "coordinates",
 )

@@ -109,6 +109,7 @@ def test_logits_are_the_same_bits(difflmm_repo, child):
     assert torch.equal(theirs["logits"], logits)
 
 
+@pytest.mark.slow
 def test_the_pipeline_of_transformers(difflmm_repo, child):
     theirs = json.loads((child / "answers.json").read_text(encoding="utf-8"))
     assert theirs["batch"] == theirs["single"]

@@ -111,6 +111,7 @@ def child(vip_llava_repo, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_inputs_and_logits_are_the_same_bits(vip_llava_repo, child):
     model = AutoModelForImageTextToText.from_pretrained(vip_llava_repo).eval()
     processor = AutoProcessor.from_pretrained(vip_llava_repo)  # no trust_remote_code: the package is imported
@@ -124,6 +125,7 @@ def test_inputs_and_logits_are_the_same_bits(vip_llava_repo, child):
     assert torch.equal(theirs["logits"], logits)
 
 
+@pytest.mark.slow
 def test_the_pipeline_of_transformers(vip_llava_repo, child):
     theirs = json.loads((child / "answers.json").read_text(encoding="utf-8"))
     processor = AutoProcessor.from_pretrained(vip_llava_repo)

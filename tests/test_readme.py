@@ -151,6 +151,7 @@ def test_links_lead_somewhere():
             assert (ROOT / link).exists(), link
 
 
+@pytest.mark.slow
 def test_the_example_runs(workplace):
     script = ROOT / "examples" / "load_published.py"
     image = ROOT / "tests" / "parity" / "lisa" / "images" / "img0.png"

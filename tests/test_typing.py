@@ -100,6 +100,7 @@ def wrong_lines(site: Path, script: str) -> dict[int, str]:
     return {int(number): said for number, said in re.findall(r"^script\.py:(\d+):\S* (error.*)$", run.stdout, re.M)}
 
 
+@pytest.mark.slow
 def test_a_user_s_script_is_right_where_it_is_right(site):
     lines = USER_SCRIPT.splitlines()
     expected = {number for number, line in enumerate(lines, start=1) if line.endswith("# wrong")}
@@ -107,6 +108,7 @@ def test_a_user_s_script_is_right_where_it_is_right(site):
     assert found.keys() == expected, found
 
 
+@pytest.mark.slow
 def test_every_public_name_has_a_type_of_its_own(site):
     """None is `Any`, which could be assigned to everything; what loads a checkpoint gives an object of its class."""
     names = [name for name in reasonseg.__all__ if name != "__version__"]

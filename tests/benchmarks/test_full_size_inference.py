@@ -13,6 +13,7 @@ def model(lisa_repo):
     return benchmark.load(str(lisa_repo), "float32", "float32")[0]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_both_ways_draw_the_same_masks(model):
     view = benchmark.random_view(model)

@@ -115,7 +115,8 @@ class CommonModelTests(SegmenterDtypeTests, modeling.ModelTesterMixin, modeling.
             super().test_model_outputs_equivalence()
 
 
-@pytest.mark.slow  # nearly all that it checks is checked of LISA with every version
+# Nearly all that this and the next one check is checked of LISA with every version.
+@pytest.mark.slow
 class GsvaModelTest(CommonModelTests, unittest.TestCase):
     all_model_classes = (GsvaForReasoningSegmentation,)
 
@@ -123,6 +124,7 @@ class GsvaModelTest(CommonModelTests, unittest.TestCase):
         self.model_tester = TinyModelTester(self, GsvaConfig, answer=[20, SEG, 21, REJ, 22])
 
 
+@pytest.mark.slow
 class Sa2VaModelTest(CommonModelTests, unittest.TestCase):
     all_model_classes = (Sa2VaForReasoningSegmentation,)
     # Its prompts are padded with points that are none.

@@ -176,6 +176,7 @@ def test_sam2_as_it_is_published(sam2_folder, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_difflmm(difflmm_repo, tmp_path):
     """DiffLMM is a vision-language model of this package, with a processor and an image encoder of its own."""
     convert_attend_and_segment(difflmm_repo, sam=recorded_sam(), out=tmp_path / "repo", phrase_extractor="rules")

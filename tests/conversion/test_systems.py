@@ -63,6 +63,7 @@ def test_a_further_system_has_a_command_with_its_options():
     assert "there: 7 parameters (tensors: 7 from checkpoint)" in said
 
 
+@pytest.mark.slow
 def test_a_further_system_is_recognised_and_pointed_to(tmp_path):
     code = f"""
 import torch

@@ -186,6 +186,7 @@ def chi_squared(counts: Counter, shares: dict) -> float:
     return sum((counts[key] - total * share) ** 2 / (total * share) for key, share in shares.items())
 
 
+@pytest.mark.slow
 def test_shares_of_groups_data_sets_and_cases():
     """Chi-squared tests at p = 0.001 with a fixed seed."""
     mixture = LisaMixture(
@@ -256,6 +257,7 @@ def drawn_items(tmp_path_factory):
     return {system: drawn(system) for system in SYSTEMS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_data_sets_images_and_targets_are_drawn_equally_often(drawn_items, system):
     """Whatever their sizes: a data set, then an image in it, then three targets in any order."""

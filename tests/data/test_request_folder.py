@@ -253,7 +253,7 @@ def unloadable(tmp_path):
     return tmp_path / "model"
 
 
-@pytest.mark.parametrize("command_name", ["train", "evaluate"])
+@pytest.mark.parametrize("command_name", [pytest.param("train", marks=pytest.mark.slow), "evaluate"])
 def test_both_commands_refuse_bad_data_before_a_model_is_loaded(tmp_path, unloadable, command_name):
     folder = write(tmp_path / "data", line(), {"file_name": "a.png"})
     arguments = {

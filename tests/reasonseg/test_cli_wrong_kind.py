@@ -125,6 +125,7 @@ def test_demo(config_only, tmp_path):
     assert "`reasonseg ask --model" in errors
 
 
+@pytest.mark.slow
 def test_the_installed_command(image, config_only, tmp_path):
     done = forked("segment", image, "Where?", "--model", config_only("difflmm"), "--out", tmp_path / "out", code=1)
     assert done.stderr.count("error:") == 1

@@ -90,6 +90,7 @@ def as_jpeg(image: Image.Image) -> Image.Image:
     return Image.open(buffer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "change",
     [as_jpeg, lambda image: image.resize((480, 480), Image.Resampling.LANCZOS), lambda image: image.resize((90, 90))],

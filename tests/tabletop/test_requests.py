@@ -139,6 +139,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phrase_type", TYPE_WEIGHTS)
 def test_phrases_name_what_they_say(asked, phrase_type):
     checked = Counter()

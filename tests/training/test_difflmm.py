@@ -30,6 +30,9 @@ from tests.support.parity_data import difflmm_sources
 from tests.support.recorded_attention import recorded_sam
 
 
+pytestmark = pytest.mark.slow
+
+
 pytest.importorskip("diffusers", reason="DiffLMM needs diffusers; `pip install .[dev]` has it.")
 
 LEARNS = ("model.multi_modal_projector.", "model.implicit_captioner.")
@@ -164,7 +167,6 @@ def stage_2(stage_1, data, tmp_path_factory):
     return whole, resumed
 
 
-@pytest.mark.slow
 def test_the_second_stage_trains_adapters_projector_and_caption(stage_1, stage_2, data):
     whole, _ = stage_2
     before, after = weights(stage_1), weights(whole)
@@ -184,7 +186,6 @@ def test_a_resumed_run_ends_where_the_whole_one_does(stage_2):
         torch.testing.assert_close(value, resumed[name], atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_what_was_trained_is_verified_and_published(stage_1, monkeypatch, tmp_path):
     allow_only_this_machine(monkeypatch)
     report = verify_repository(stage_1)
@@ -200,7 +201,6 @@ def test_what_was_trained_is_verified_and_published(stage_1, monkeypatch, tmp_pa
     assert "vicuna-7b-v1.5" in card
 
 
-@pytest.mark.slow
 def test_what_was_trained_points_for_attend_and_segment(stage_2, data, tmp_path):
     convert_attend_and_segment(stage_2[0], sam=recorded_sam(), out=tmp_path / "repo", phrase_extractor="rules")
     model, processor = (kind.from_pretrained(tmp_path / "repo") for kind in (AutoModel, AutoProcessor))

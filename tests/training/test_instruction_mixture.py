@@ -230,6 +230,7 @@ def test_another_chat_template_has_the_image_where_the_user_shows_it():
     assert learnt.replace(" ", "") == "So.</s>Idid:</s>"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_loss_falls_and_every_part_of_it_is_in_the_logs(system, tmp_path):
     repo = write_tiny_repo(system, tmp_path / "repo")

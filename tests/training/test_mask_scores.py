@@ -1,5 +1,6 @@
 """The last stage: the IoU head learns what its masks are worth, and nothing else changes."""
 
+import pytest
 import torch
 
 from reasonseg.tabletop.dataset import TabletopDataset
@@ -17,6 +18,7 @@ def test_overlaps():
     torch.testing.assert_close(mask_overlaps(logits, targets), torch.tensor([0.5, 1.0, 0.0]))
 
 
+@pytest.mark.slow
 def test_only_the_head_learns_and_scores_come_closer(model, processor, tmp_path):  # noqa: F811
     with torch.no_grad():
         model.segmenter.mask_decoder.iou_prediction_head.proj_out.bias.add_(2.0)

@@ -184,6 +184,7 @@ def test_every_epoch_asks_something_else(model, processor, tmp_path):
     assert expected[0] != expected[1] != expected[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("muon", [False, True])
 def test_resumed_run_is_bit_equal(model, processor, tmp_path, muon):
     factory = (lambda named: muon_and_adamw(named, 1e-3, 1e-3, 0.01)) if muon else None
