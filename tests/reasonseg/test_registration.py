@@ -73,7 +73,13 @@ IMPORTS = {
 }
 
 
-@pytest.mark.parametrize("code", IMPORTS.values(), ids=IMPORTS)
+ALWAYS = ("before transformers", "a model", "an Auto class")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [pytest.param(code, id=name, marks=[pytest.mark.slow] * (name not in ALWAYS)) for name, code in IMPORTS.items()],
+)
 def test_whoever_imports_first_everything_is_registered(code):
     known = "print(type(AutoConfig.for_model('lisa')).__module__, 'reasonseg' in sys.modules)"
     program = ("-c", f"import sys\n{code}\nfrom transformers import AutoConfig\n{known}")
