@@ -143,7 +143,11 @@ def _originals(
         report.rounded.append(piece["key"])
     if lacks_first := SKIP_FIRST in operations.names:
         if len(info.shape) < 2:
-            raise ConversionError(f"The manifest says that {name!r} had a first column.", path=source.path)
+            raise ConversionError(
+                f"The manifest says that a column of {name!r} was left out, which has none.",
+                path=source.path,
+                next_step="Convert the original again.",
+            )
         report.zeroed.append(piece["key"])
     rows = info.shape[0] - operations.appended_rows if info.shape else 1
     pieces = [piece]

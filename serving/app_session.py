@@ -26,6 +26,7 @@ from .streaming import draws_masks
 MASKS, HEAT_MAP, MASKED_IMAGE = VIEWS = ("masks", "heat-map", "masked image")
 MOST_PHRASES = 100
 _MOST_TURNS = 50
+_MOST_ANSWERS = 2  # at the same time; a page asks for one of each kind
 _SECONDS_BETWEEN = 0.1  # of two looks whether who waits for a model still wants it
 _LONGEST_STEP = 120.0  # seconds that are waited for a token or a mask that is on its way
 # Of one question, or of all phrases together: far more than anybody types.
@@ -333,8 +334,15 @@ class AppSession:
 
     @contextmanager
     def _at_work(self):
-        """What `stop` waits for; gives what says whether it is to stop."""
+        """
+        What `stop` waits for; gives what says whether it is to stop.
+
+        Raises:
+            AppError: As many answers as one page can ask for are on their way; each keeps a thread busy.
+        """
         with self._rests:
+            if self._answers >= _MOST_ANSWERS:
+                raise AppError("Earlier questions of this page are being answered. Wait for them, or stop them.")
             self._answers += 1
             stops = self._stops
         try:

@@ -213,6 +213,9 @@ def test_an_answer_waits_for_one_of_the_places_that_models_share(session, embedd
         waiting.join(0.3)
         assert waiting.is_alive()
         assert not session.turns[-1].is_complete
+        with session._at_work(), pytest.raises(AppError, match="Wait for them, or stop them"):
+            session.segment("the cup")
+        assert len(session.turns) == 1
     waiting.join(20)
     assert session.turns[-1].is_complete
 
