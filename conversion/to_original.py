@@ -64,7 +64,7 @@ class OriginalReport:
         rounded (`list[str]`): Tensors the conversion had cast to a narrower type.
         zeroed (`list[str]`): Tensors with zeros for an entry that no code reads.
         elsewhere (`dict[str, int]`): Parameters that came from other files, by source.
-        dropped (`int`): Tensors of the original that a conversion leaves out because they are recomputed.
+        dropped (`int`): Tensors of the original that a conversion leaves out: recomputed, or of a part it has not.
     """
 
     out: Path

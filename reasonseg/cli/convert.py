@@ -104,8 +104,12 @@ def to_original(
     if report.rounded:
         lines.append(f"{len(report.rounded)} tensors were rounded by the conversion's dtype and stay so")
     if report.zeroed:
-        lines.append(f"{len(report.zeroed)} tensors have zeros for an entry that no code reads and that was left out")
+        lines.append(
+            f"{len(report.zeroed)} tensors in which zeros stand for an entry that no code reads and that was left out"
+        )
     if report.dropped:
-        lines.append(f"{report.dropped} tensors of the original were left out by the conversion (recomputed)")
+        lines.append(
+            f"{report.dropped} tensors of the original were left out by the conversion: nothing of it needs them"
+        )
     lines += [f"{count} parameters not written: they came from {origin}" for origin, count in report.elsewhere.items()]
     write_out("\n".join(lines) + "\n")
