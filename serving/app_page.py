@@ -82,19 +82,23 @@ document.addEventListener('pointerup', event => {
 });
 """
 
-# What is written stays in view, unless somebody scrolled up to read what was said before.
+# What is written stays in view, unless somebody scrolled up to read what was said before. Where the box stands is read
+# when text comes: events of scrolling come too late for it.
 CHAT_SCRIPT = """
 const chat = element.closest('#chat') ?? element;
-let follows = true, asked = 0;
-chat.addEventListener('scroll', () => {
-  follows = chat.scrollTop + chat.clientHeight > chat.scrollHeight - 30;
-});
+let follows = true, asked = 0, end = 0;
+const lastPlace = () => chat.scrollHeight - chat.clientHeight;
+const settle = () => {
+  if (follows) chat.scrollTop = chat.scrollHeight;
+  end = lastPlace();
+};
 new MutationObserver(() => {
   const questions = chat.querySelectorAll('.question').length;
-  if (questions > asked) follows = true;
+  follows = questions > asked || chat.scrollTop > Math.min(end, lastPlace()) - 5;
   asked = questions;
-  if (follows) chat.scrollTop = chat.scrollHeight;
+  settle();
 }).observe(chat, {childList: true, characterData: true, subtree: true});
+new ResizeObserver(settle).observe(chat);
 const choose = event => {
   const mark = event.target.closest('mark[data-segment]');
   if (mark) trigger('select', {turn: Number(mark.dataset.turn), segment: Number(mark.dataset.segment)});

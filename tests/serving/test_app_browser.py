@@ -90,8 +90,21 @@ def address(tmp_path_factory, vip_llava_repo, small_ivm):
     assert "Traceback" not in "".join(said), "".join(said)
 
 
+@pytest.fixture
+def browser(chromium):
+    """The page as the test before left it; what a failed one left writing would keep the model from the next."""
+    first = chromium.window_handles[0]
+    yield chromium
+    for other in chromium.window_handles[1:]:
+        chromium.switch_to.window(other)
+        chromium.close()
+    chromium.switch_to.window(first)
+    if all_of(chromium, '#chat .answer[data-complete="false"]'):
+        chromium.find_element("css selector", "#stop").click()
+
+
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory, address):
+def chromium(tmp_path_factory, address):
     from selenium import webdriver
     from selenium.webdriver.chrome.options import Options
     from selenium.webdriver.chrome.service import Service
@@ -153,7 +166,8 @@ def click(driver, selector, text=""):
 
 def told(driver, word) -> str:
     """The message with this word, which is closed then."""
-    text = wait_for(driver, lambda d: [e.text for e in all_of(d, ".toast-body") if word in e.text])[0]
+    # Read once: it is gone after some seconds.
+    text = wait_for(driver, lambda d: [text for e in all_of(d, ".toast-body") if word in (text := e.text)])[0]
     assert "Traceback" not in text
     click(driver, ".toast-close")
     wait_for(driver, lambda d: not all_of(d, ".toast-body"))
@@ -166,9 +180,10 @@ def said(driver, number=0) -> str:
 
 
 def is_at_its_end(driver) -> bool:
+    """Whether more was said than there is room for, by some lines, and the last of it is in view."""
     return driver.execute_script(
-        "const chat = document.querySelector('#chat');"
-        "return chat.scrollHeight > chat.clientHeight && chat.scrollTop + chat.clientHeight > chat.scrollHeight - 5"
+        "const chat = document.querySelector('#chat'), end = chat.scrollHeight - chat.clientHeight;"
+        "return end > 100 && chat.scrollTop > end - 5"
     )
 
 
