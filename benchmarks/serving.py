@@ -1,4 +1,5 @@
-"""A server whose clients ask at the same time: every answer that of the pipeline, and requests per second.
+"""A server whose clients ask at the same time, for whole or streamed answers: every answer that of the pipeline, and
+requests per second.
 
 python -m benchmarks.serving [--requests 200] [--clients 8] [--batch-size 8]
 """
@@ -61,11 +62,24 @@ def measurements(requests: int = 200, clients: int = 8, batch_size: int = 8) -> 
         with ThreadPoolExecutor(clients) as threads:
             answers = list(threads.map(ask, range(requests)))
         together = requests / (time.perf_counter() - started)
+        written = [number for number in range(requests) if "text" in asked[number][1]]
+        started = time.perf_counter()
+        for number in written[: len(written) // 4]:
+            read_stream(port, *asked[number])
+        stream_alone = (len(written) // 4) / (time.perf_counter() - started)
+        started = time.perf_counter()
+        with ThreadPoolExecutor(clients) as threads:
+            streams = list(threads.map(lambda number: read_stream(port, *asked[number]), written))
+        streams_together = len(written) / (time.perf_counter() - started)
     for answer, result in zip(answers, expected, strict=True):
         check(answer, result)
+    for answer, number in zip(streams, written, strict=True):
+        check(answer, expected[number])
     what = f"{requests} requests of {clients} clients to the server, against"
     yield Measurement(f"{what} one by one", together, alone, "requests/s", more_is_better=True)
     yield Measurement(f"{what} the pipeline one by one", together, in_process, "requests/s", more_is_better=True)
+    what = f"{len(written)} streamed answers to {clients} clients, against one by one"
+    yield Measurement(what, streams_together, stream_alone, "requests/s", more_is_better=True)
 
 
 def request(number: int) -> tuple[Image.Image, dict[str, Any]]:
@@ -77,9 +91,14 @@ def request(number: int) -> tuple[Image.Image, dict[str, Any]]:
 
 
 def body(image: Image.Image, question: dict[str, Any]) -> bytes:
+    return json.dumps({"image": png(image), **question}).encode()
+
+
+def png(image: Image.Image) -> str:
+    """The image as a file, in base64."""
     file = io.BytesIO()
     image.save(file, format="PNG")
-    return json.dumps({"image": base64.b64encode(file.getvalue()).decode(), **question}).encode()
+    return base64.b64encode(file.getvalue()).decode()
 
 
 @contextmanager
@@ -108,6 +127,23 @@ def send(port: int, content: bytes) -> dict[str, Any]:
     answer = json.loads(response.read())
     connection.close()
     assert response.status == 200, answer
+    return answer
+
+
+def read_stream(port: int, image: Image.Image, question: dict[str, Any]) -> dict[str, Any]:
+    """A streamed answer, put together: its text and its segments."""
+    sent = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png(image)}"}}
+    content = [sent, {"type": "text", "text": question["text"]}]
+    said = {"model": "embedded", "stream": True, "messages": [{"role": "user", "content": content}]}
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("POST", "/v1/chat/completions", json.dumps(said), {"content-type": "application/json"})
+    answer: dict[str, Any] = {"text": "", "segments": []}
+    for line in connection.getresponse():
+        if line.startswith(b"data: {"):
+            delta = json.loads(line.removeprefix(b"data: "))["choices"][0]["delta"]
+            answer["text"] += delta.get("content", "")
+            answer["segments"] += delta.get("segments", [])
+    connection.close()
     return answer
 
 

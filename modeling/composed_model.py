@@ -542,19 +542,32 @@ class ComposedModel(ImageReader, PreTrainedModel, GenerationMixin):
         Raises:
             ValueError: For several rows, answers or beams, and for a streamer.
         """
+        self._check_streaming(len(input_ids), kwargs)
+        return self.stream_batch_with_masks(input_ids, **kwargs)
+
+    def stream_batch_with_masks(self, input_ids: torch.LongTensor, **kwargs) -> Generator[StreamStep, None, None]:
+        """
+        As `stream_with_masks` for any number of rows, which are written side by side: each step says its `row`, and
+        one that has ended goes on with padding until all have.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch_size, sequence_length)`): The prompts, padded on the left.
+            kwargs: As `generate_with_masks` takes them, but for `streamer`.
+
+        Raises:
+            ValueError: For several answers or beams, and for a streamer.
+        """
         if kwargs.get("streamer") is not None:
             raise ValueError("This is a stream by itself and takes no streamer. Give one to `generate_with_masks`.")
-        self._check_streaming(input_ids, kwargs)
+        self._check_streaming(1, kwargs)
 
         def generate(**streaming):
             return self.generate_with_masks(input_ids, **{**kwargs, **streaming})
 
         return stream_generation(generate, self.device, kwargs.get("stopping_criteria"))
 
-    def _check_streaming(self, input_ids: torch.LongTensor, kwargs: dict) -> None:
-        check_one_answer(
-            len(input_ids), *(self._setting(name, kwargs) for name in ("num_beams", "num_return_sequences"))
-        )
+    def _check_streaming(self, num_rows: int, kwargs: dict) -> None:
+        check_one_answer(num_rows, *(self._setting(name, kwargs) for name in ("num_beams", "num_return_sequences")))
 
     @contextmanager
     def _encoding_beside(

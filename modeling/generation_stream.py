@@ -106,34 +106,40 @@ def takes_slots(streamer: Any) -> bool:
 
 class SlotStreamer:
     """
-    Hands the tokens of one answer on, and after each slot token what is drawn for it.
+    Hands the tokens of answers on, one of each row at a time, and after slot tokens what is drawn for them.
 
     Args:
         streamer: Has `put` and `end`, as streamers of transformers, and `put_slot(output)`.
         slot_token_ids (`list[int]`): The tokens that open a slot.
-        draw (`Callable[[int, int], ReasoningSegmentationOutput]`): (position, token) -> the output of that slot.
+        draw (`Callable[[int, dict[int, int]], ReasoningSegmentationOutput]`):
+            (position, token of each row that wrote a slot there) -> the output of these slots.
         waits (`bool`): A slot can be drawn once the token after it is known; it is still handed on before that.
     """
 
-    def __init__(self, streamer: Any, slot_token_ids: list[int], draw: Callable[[int, int], Any], waits: bool = False):
+    def __init__(
+        self, streamer: Any, slot_token_ids: list[int], draw: Callable[[int, dict[int, int]], Any], waits: bool = False
+    ):
         self.streamer, self.slot_token_ids, self.draw, self.waits = streamer, set(slot_token_ids), draw, waits
         self.slots: list[ReasoningSegmentationOutput] = []
-        self._length: int | None = None
-        self._waiting: tuple[int, int] | None = None
+        self._shape: tuple[int, int] | None = None
+        self._waiting: tuple[int, dict[int, int]] | None = None
 
     def put(self, value: torch.Tensor) -> None:
-        if self._length is None:  # the prompt comes first
-            self._length = value.shape[-1]
+        if self._shape is None:  # the prompts come first
+            self._shape = (value.shape[0], value.shape[1])
             self.streamer.put(value)
             return
-        for token_id in value.flatten():  # decoding with an assistant hands over several at once
+        num_rows, length = self._shape
+        for token_ids in value.reshape(num_rows, -1).T:  # decoding with an assistant hands over several of its row
             self._put_waiting()
-            self.streamer.put(token_id[None])
-            if int(token_id) in self.slot_token_ids:
-                self._waiting = (self._length, int(token_id))
+            self.streamer.put(token_ids)
+            written = {row: token for row, token in enumerate(token_ids.tolist()) if token in self.slot_token_ids}
+            if written:
+                self._waiting = (length, written)
                 if not self.waits:
                     self._put_waiting()
-            self._length += 1
+            length += 1
+        self._shape = (num_rows, length)
 
     def _put_waiting(self) -> None:
         if self._waiting is not None:
@@ -151,33 +157,43 @@ class SlotStreamer:
 @dataclass
 class StreamStep:
     """
-    What happened in a generation; one of its fields is set.
+    What happened in a generation; one of its fields is set, beside `row`.
 
     Args:
+        row (`int`): Of the batch, in which it happened; 0 for the output, which is that of all.
         token_ids (`list[int]`, *optional*): Tokens that were written.
         slot ([`ReasoningSegmentationOutput`], *optional*): What was drawn for the last token.
         output (*optional*): What the generation returned, at its end.
     """
 
+    row: int = 0
     token_ids: list[int] | None = None
     slot: ReasoningSegmentationOutput | None = None
     output: ModelOutput | torch.Tensor | None = None
 
 
 class _QueueStreamer:
-    """Puts what a generation writes into a queue."""
+    """Puts what a generation writes into a queue, each row's apart."""
+
+    takes_rows = True
 
     def __init__(self, steps: SimpleQueue):
-        self.steps, self._prompt_seen = steps, False
+        self.steps = steps
+        self._num_rows: int | None = None
         self._last: list[Callable[[], None]] = []
 
     def put(self, value: torch.Tensor) -> None:
-        if self._prompt_seen:
-            self.steps.put(StreamStep(token_ids=value.flatten().tolist()))
-        self._prompt_seen = True
+        if self._num_rows is None:  # the prompts come first
+            self._num_rows = len(value)
+            return
+        for row, token_ids in enumerate(value.reshape(self._num_rows, -1).tolist()):
+            self.steps.put(StreamStep(row, token_ids=token_ids))
 
     def put_slot(self, slot: ReasoningSegmentationOutput) -> None:
-        self.steps.put(StreamStep(slot=slot))
+        for row, positions in enumerate(slot["slot_positions"]):
+            if len(positions):
+                alone = {name: [values[row]] for name, values in slot.items()}
+                self.steps.put(StreamStep(row, slot=ReasoningSegmentationOutput(**alone)))
 
     def end(self) -> None:
         """The output follows."""
@@ -206,7 +222,7 @@ def stream_generation(
     generate: Callable[..., Any], device: torch.device, stopping_criteria: list | None = None
 ) -> Generator[StreamStep, None, None]:
     """
-    Runs a generation of one row in a thread of its own, from the first step that is asked for.
+    Runs a generation in a thread of its own, from the first step that is asked for.
 
     Args:
         generate (`Callable`): Takes `streamer` and `stopping_criteria`, as `generate` of transformers.
@@ -214,9 +230,9 @@ def stream_generation(
         stopping_criteria (`list`, *optional*): What else may end the generation.
 
     Returns:
-        `Generator[StreamStep]`: Every token, every slot after its token, and at the end the output. Closing the
-        iterator stops the generation after the token that is being written and waits for that; what the generation
-        raises is raised here.
+        `Generator[StreamStep]`: Every token, every slot after its token, and at the end the output. A row that ended
+        before others goes on with padding. Closing the iterator stops the generation after the token that is being
+        written and waits for that; what the generation raises is raised here.
     """
     return _steps(generate, TorchModes(device), list(stopping_criteria or []))
 
@@ -251,7 +267,8 @@ def check_one_answer(num_rows: int, num_beams: int | None, num_return_sequences:
     if num_rows != 1 or (num_return_sequences or 1) != 1:
         raise ValueError(
             f"{num_rows} rows with {num_return_sequences or 1} answers each were asked for, but one answer is read "
-            "while it is written. Stream each row by itself, or call generate_with_masks without a streamer."
+            "while it is written. Stream each row by itself or all by stream_batch_with_masks, or call "
+            "generate_with_masks without a streamer."
         )
     if (num_beams or 1) != 1:
         raise ValueError(

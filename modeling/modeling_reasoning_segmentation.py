@@ -562,7 +562,8 @@ class ComposedForReasoningSegmentation(ComposedModel):
                 `num_beams`, `do_sample`, `num_return_sequences`, `generation_config`, ...; also `share_prefixes`, see
                 [`ComposedModel.generate`]. A `streamer` of one answer that has `put_slot` gets each slot after its
                 token, as an output of that slot alone, those of the prompt before the first one; the segmenter's
-                encoder then starts beside the decoding.
+                encoder then starts beside the decoding. With several rows, which the streamer takes where its
+                `takes_rows` is true, that is an output of all slots of one step.
 
         Returns:
             [`ReasoningSegmentationOutput`] with `sequences` and the slot fields.
@@ -578,18 +579,24 @@ class ComposedForReasoningSegmentation(ComposedModel):
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs)
         streamer, drawing = kwargs.get("streamer"), None
         if takes_slots(streamer):
-            self._check_streaming(input_ids, kwargs)
+            self._check_streaming(1 if getattr(streamer, "takes_rows", False) else len(input_ids), kwargs)
         asked: dict[int, dict[str, torch.Tensor]] = {}
         if images is not None and (self.config.prompt_slots if prompt_slots is None else prompt_slots):
             asked = self._slots_of_prompts(input_ids, attention_mask, images, image_index, kwargs, reject_threshold)
         if takes_slots(streamer):
-            for slot in range(len(asked[0]["slot_positions"]) if asked else 0):
-                alone = {name: [values[slot : slot + 1]] for name, values in asked[0].items()}
-                streamer.put_slot(ReasoningSegmentationOutput(**alone))
+            for row, found in asked.items():
+                for slot in range(len(found["slot_positions"])):
+                    part = {row: slice(slot, slot + 1)}  # of each other row none
+                    alone = {
+                        name: [values[part.get(other, slice(0))] for other in range(len(input_ids))]
+                        for name, values in found.items()
+                    }
+                    streamer.put_slot(ReasoningSegmentationOutput(**alone))
 
-            def draw(position: int, token_id: int) -> ReasoningSegmentationOutput:
-                slot = Slots(*torch.tensor([[0], [position], [token_id]], device=self.device), num_rows=1)
-                fields = self._written_slots(slot, slot.rows, recorder, images, image_index, reject_threshold)
+            def draw(position: int, token_ids: dict[int, int]) -> ReasoningSegmentationOutput:
+                found = [[*token_ids], [position] * len(token_ids), [*token_ids.values()]]
+                slots = Slots(*torch.tensor(found, device=self.device), num_rows=len(input_ids))
+                fields = self._written_slots(slots, slots.rows, recorder, images, image_index, reject_threshold)
                 return ReasoningSegmentationOutput(**fields)
 
             drawing = kwargs["streamer"] = SlotStreamer(
@@ -604,8 +611,10 @@ class ComposedForReasoningSegmentation(ComposedModel):
         if image_index is not None:
             image_index = image_index.repeat_interleave(copies)
         if drawing is not None and drawing.slots:
-            names = drawing.slots[0].keys()
-            fields = {name: [torch.cat([slot[name][0] for slot in drawing.slots])] for name in names}
+            fields = {
+                name: [torch.cat(parts) for parts in zip(*(slots[name] for slots in drawing.slots), strict=True)]
+                for name in drawing.slots[0]
+            }
         else:
             fields = self._written_slots(slots, running_rows, recorder, images, image_index, reject_threshold)
         for row in range(len(sequences)):

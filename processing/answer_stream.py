@@ -93,6 +93,50 @@ class _WrittenText:
             self.length = len(text)
 
 
+class AnswerReader:
+    """
+    Makes events of what happens in the generation of one row.
+
+    Args:
+        processor: The processor of the model.
+        inputs ([`ChatInputs`]): What the processor returned for this row.
+        mask_threshold (`float`): See `post_process_segmentation`.
+
+    Attributes:
+        ids (`list[int]`): What was written.
+    """
+
+    def __init__(self, processor: Any, inputs: Mapping[str, Any], mask_threshold: float = 0.0):
+        self.processor, self.inputs, self.mask_threshold = processor, inputs, mask_threshold
+        self._written, self._drawn = _WrittenText(processor), 0
+
+    @property
+    def ids(self) -> list[int]:
+        return self._written.ids
+
+    def read(self, step: Any) -> Iterator[AnswerEvent]:
+        """Of a [`StreamStep`] with tokens or a slot."""
+        written = self._written
+        if step.token_ids is not None:
+            yield from written.add(step.token_ids)
+            return
+        segment = self.processor.post_process_slot(step.slot, written.ids, self.inputs, self.mask_threshold)
+        if segment.span is not None:
+            token_of = list(written.slot_tokens.values())
+            written.decisions.append(token_of[-1] if segment.rejected else token_of[0])
+            text, spans = written.read()
+            yield from written.up_to(text)
+            segment = replace(segment, span=spans[-1])
+        self._drawn += 1
+        yield SegmentDrawn(self._drawn - 1, segment)
+
+    def finish(self, result: SegmentationResult) -> Iterator[AnswerEvent]:
+        """What the result holds beyond what was read; segments that no slot of the text stands for are among it."""
+        yield from self._written.up_to(result.text)
+        yield from (SegmentDrawn(*found) for found in list(enumerate(result.segments))[self._drawn :])
+        yield AnswerEnd(result)
+
+
 def read_answer(
     steps: Generator[Any, None, None],
     processor: Any,
@@ -104,34 +148,16 @@ def read_answer(
     Args:
         steps (`Generator[StreamStep]`):
             What a generation of one row does, as `stream_with_masks` of the model says it.
-        processor: The processor of the model.
-        inputs ([`ChatInputs`]): What the processor returned.
+        processor, inputs, mask_threshold: As for [`AnswerReader`].
         finish (`Callable`): Makes the result of the output.
-        mask_threshold (`float`): See `post_process_segmentation`.
 
     Returns:
         `Generator[AnswerEvent]`: Segments that no slot of the text stands for come before the end.
     """
-    written, drawn = _WrittenText(processor), 0
+    reader = AnswerReader(processor, inputs, mask_threshold)
     with closing(steps):
         for step in steps:
-            if step.token_ids is not None:
-                yield from written.add(step.token_ids)
-            elif step.slot is not None:
-                segment = processor.post_process_slot(step.slot, written.ids, inputs, mask_threshold)
-                if segment.span is not None:
-                    token_of = list(written.slot_tokens.values())
-                    written.decisions.append(token_of[-1] if segment.rejected else token_of[0])
-                    text, spans = written.read()
-                    yield from written.up_to(text)
-                    segment = replace(segment, span=spans[-1])
-                yield SegmentDrawn(drawn, segment)
-                drawn += 1
-            else:
-                result = finish(step.output)
-                yield from written.up_to(result.text)
-                yield from (SegmentDrawn(*found) for found in list(enumerate(result.segments))[drawn:])
-                yield AnswerEnd(result)
+            yield from reader.read(step) if step.output is None else reader.finish(finish(step.output))
 
 
-__all__ = ["AnswerEnd", "AnswerEvent", "SegmentDrawn", "TextPiece", "read_answer"]
+__all__ = ["AnswerEnd", "AnswerEvent", "AnswerReader", "SegmentDrawn", "TextPiece", "read_answer"]

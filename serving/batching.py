@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from transformers import StoppingCriteria
 
-from ..modeling.composed_model import ImageCache
 from ..modeling.outputs import answer_length
 from ..processing.answer_stream import AnswerEnd
 from ..processing.segments import SegmentationResult
@@ -26,9 +25,8 @@ from .questions import Question
 from .streaming import (
     answer_options,
     draws_masks,
-    segment_answer,
     sequences_of,
-    stream_segmentation,
+    stream_batch,
     text_result,
 )
 
@@ -70,6 +68,7 @@ class Job:
     on_event: Callable[[Any], None] | None = None
     answer: "concurrent.futures.Future[Answer]" = field(default_factory=concurrent.futures.Future)
     is_cancelled: bool = False
+    is_begun: bool = False
     arrived: float = field(default_factory=time.monotonic)
 
     def __post_init__(self):
@@ -206,19 +205,36 @@ class ModelWorker:
             job.fail(ClientLeftError())
 
     def _answer(self, jobs: list[Job]) -> None:
-        """Answer a batch; where that fails, each alone, as one of them may be at fault."""
+        """Answer a batch; where that fails, each alone that was told nothing yet, as one of them may be at fault."""
         try:
             with torch.inference_mode():
-                answers = [self._converse(jobs[0])] if jobs[0].question.batch_key is None else self._run(jobs)
+                if jobs[0].question.messages is not None:
+                    self._converse(jobs[0])
+                else:
+                    self._run(jobs)
         except Exception as error:
-            if len(jobs) > 1:
-                for job in jobs:
+            for job in [job for job in jobs if not job.answer.done()]:
+                if len(jobs) > 1 and not job.is_begun:
                     self._answer([job])
-            else:
-                jobs[0].fail(self._refusal(error))
+                else:
+                    job.fail(self._refusal(error))
+
+    def _tell(self, job: Job, event: Any) -> None:
+        """Hand an event to who waits for it; one who takes none any more is no longer answered."""
+        if job.on_event is None or job.is_cancelled:
             return
-        for job, answer in zip(jobs, answers, strict=True):
-            self.metrics.written_tokens.labels(self.name).inc(answer.new_tokens)
+        job.is_begun = True
+        try:
+            job.on_event(event)
+        except Exception as error:
+            job.cancel()
+            job.fail(self._refusal(error))
+
+    def _succeed(self, job: Job, answer: Answer) -> None:
+        self.metrics.written_tokens.labels(self.name).inc(answer.new_tokens)
+        if job.is_cancelled:
+            job.fail(ClientLeftError())
+        else:
             job.succeed(answer)
 
     def _refusal(self, error: Exception) -> BaseException:
@@ -241,44 +257,26 @@ class ModelWorker:
 
     # ---- answers ------------------------------------------------------------------------------------------------
 
-    def _converse(self, job: Job) -> Answer:
-        """Answer a question that shares no batch."""
-        question = job.question
-        row, keys = _OnlyRow(self, job), [image.key for image in question.images]
-        cache: ImageCache | None = None
+    def _converse(self, job: Job) -> None:
+        """Answer a conversation in the model's own chat template, which shares no batch."""
+        question, row = job.question, _OnlyRow(self, job)
         thresholds = {"mask_threshold": question.mask_threshold, "reject_threshold": question.reject_threshold}
         options: dict[str, Any] = {"max_new_tokens": self.longest(question), "stopping_criteria": [row]}
         options |= question.sampling or {"do_sample": False}
         with _sampling(question):
-            if question.messages is not None:
-                conversation, text = Conversation.of_messages(
-                    self.model, self.processor, list(question.messages), **thresholds
-                )
-                answer, stream, asked = conversation.ask, conversation.stream, (text,)
-            else:
-                inputs = self._inputs([question.images[0].pixels], text=[question.text])
-                if self._encoded is not None:
-                    cache = self._encoded.take(keys, inputs, lambda _: inputs)
-                    options |= {"image_cache": cache, "share_prefixes": False}
-                asked = (self.model, self.processor, inputs)
-                answer, stream, options = segment_answer, stream_segmentation, options | thresholds
-            found: Answer | None = None
+            conversation, text = Conversation.of_messages(
+                self.model, self.processor, list(question.messages or ()), **thresholds
+            )
             if job.on_event is None:
-                found = row.answer(answer(*asked, **options))
-            else:
-                with closing(stream(*asked, **options)) as events:
-                    for event in events:
-                        job.on_event(event)
-                        if isinstance(event, AnswerEnd) and not job.is_cancelled:
-                            found = row.answer(event.result)
-                            job.succeed(found)  # now, not once the model is at rest
-        if self._encoded is not None and cache is not None:
-            self._encoded.keep(keys, cache)
-        if job.is_cancelled or found is None:
-            raise ClientLeftError
-        return found
+                self._succeed(job, row.answer(conversation.ask(text, **options)))
+                return
+            with closing(conversation.stream(text, **options)) as events:
+                for event in events:
+                    self._tell(job, event)
+                    if isinstance(event, AnswerEnd):
+                        self._succeed(job, row.answer(event.result))  # now, not once the model is at rest
 
-    def _run(self, jobs: Sequence[Job]) -> list[Answer]:
+    def _run(self, jobs: Sequence[Job]) -> None:
         """Answer questions of one kind about one image each in one batch."""
         questions = [job.question for job in jobs]
         images = {question.images[0].key: question.images[0].pixels for question in questions}
@@ -311,10 +309,13 @@ class ModelWorker:
             # Each row ends at its own length, so that its answer is what it would be alone.
             options = {"max_new_tokens": max(room), "do_sample": False, **questions[0].sampling, **sharing}
             options["stopping_criteria"] = [_EndOfRows(jobs, room, prompt_length)]
-            options = answer_options(self.model, draws, rejection, cache, options)
-            generate = self.model.generate_with_masks if draws else self.model.generate
             with _sampling(questions[0]):
-                output = generate(**inputs, **options)
+                if any(job.on_event is not None for job in jobs):
+                    self._stream(jobs, inputs, lengths, room, {**options, "image_cache": cache})
+                    output = None
+                else:
+                    options = answer_options(self.model, draws, rejection, cache, options)
+                    output = (self.model.generate_with_masks if draws else self.model.generate)(**inputs, **options)
         else:
             options = {"image_cache": cache, "reject_threshold": rejection}
             if "share_prefixes" in inspect.signature(self.model.forward).parameters:
@@ -322,6 +323,8 @@ class ModelWorker:
             output = self.model(**inputs, **{name: value for name, value in options.items() if value is not None})
         if self._encoded is not None and cache is not None:
             self._encoded.keep(list(images), cache)
+        if output is None:
+            return
         rows, written = [], [(0, False)] * len(questions)
         if writes:
             rows = sequences_of(output)[:, prompt_length:].tolist()
@@ -334,9 +337,30 @@ class ModelWorker:
                 text_result(self.processor, row[:count], question.images[0].pixels)
                 for row, (count, _), question in zip(rows, written, questions, strict=True)
             ]
-        return [
-            Answer(result, length, *counted) for result, length, counted in zip(results, lengths, written, strict=True)
-        ]
+        for job, result, length, counted in zip(jobs, results, lengths, written, strict=True):
+            self._succeed(job, Answer(result, length, *counted))
+
+    def _stream(
+        self, jobs: Sequence[Job], inputs: Any, lengths: list[int], room: list[int], options: dict[str, Any]
+    ) -> None:
+        """Answer questions side by side, of which some are told what is written while it is."""
+        first, written = jobs[0].question, [[] for _ in jobs]
+
+        def has_ended(row: int, ids: list[int]) -> bool:
+            written[row] = ids
+            return len(ids) >= room[row] or ids[-1] in self.end_tokens or jobs[row].is_cancelled
+
+        events = stream_batch(
+            *(self.model, self.processor, inputs, has_ended, first.mask_threshold, first.reject_threshold),
+            images=[job.question.images[0].pixels for job in jobs],
+            **options,
+        )
+        with closing(events):
+            for row, event in events:
+                self._tell(jobs[row], event)
+                if isinstance(event, AnswerEnd):  # now, not once the longest answer is complete
+                    counted = count_tokens(written[row], room[row], self.end_tokens)
+                    self._succeed(jobs[row], Answer(event.result, lengths[row], *counted))
 
     def longest(self, question: Question) -> int:
         """How many tokens the answer may have at most, where the prompt leaves as many."""

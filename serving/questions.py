@@ -70,7 +70,7 @@ class Question:
     def batch_key(self) -> tuple | None:
         """What questions of one batch have in common; `None` for one that is answered on its own."""
         # What is drawn from a seed would depend on the neighbours.
-        if self.stream or self.messages is not None or (self.sampling and self.seed is not None):
+        if self.messages is not None or (self.sampling and self.seed is not None):
             return None
         kind, sampling = "text" if self.phrases is None else "phrases", tuple(sorted(self.sampling.items()))
         return (kind, self.mask_threshold, self.reject_threshold, sampling)

@@ -1,22 +1,28 @@
 """Answers of any model of this package or of transformers' image-text-to-text kind, whole or while written."""
 
 import inspect
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import torch
 
 from ..modeling.composed_model import ImageCache, ImageReader
 from ..modeling.generation_stream import StreamStep, check_one_answer, stream_generation
-from ..processing.answer_stream import AnswerEvent, read_answer
+from ..modeling.outputs import ReasoningSegmentationOutput
+from ..processing.answer_stream import AnswerEvent, AnswerReader, read_answer
 from ..processing.chat import as_list
-from ..processing.chat_processor import image_of_row
+from ..processing.chat_processor import ChatInputs, image_of_row
 from ..processing.image_loading import load_rgb_image
 from ..processing.segments import SegmentationResult
 
 
 # Below it only the most likely token has a chance, and logits that are divided by it have no number.
 LEAST_TEMPERATURE = 1e-4
+
+
+# What an output says of an answer without slots.
+_NO_SLOTS = {"pred_masks": [torch.zeros(0, 1, 1)], "slot_positions": [torch.zeros(0, dtype=torch.long)]}
 
 
 class CachingVlm(ImageReader):
@@ -90,9 +96,110 @@ def stream_segmentation(
         if draws:
             steps = model.stream_with_masks(**inputs, **options)
         else:
+            check_one_answer(len(inputs["input_ids"]), *_number_of_answers(model, options))
             steps = _stream_text(model, inputs, image_cache, options)
     finish = _finish(processor, inputs, mask_threshold, image, draws)
     return read_answer(steps, processor, inputs, finish, mask_threshold)
+
+
+def stream_batch(
+    model: Any,
+    processor: Any,
+    inputs: Mapping[str, Any],
+    has_ended: Callable[[int, list[int]], bool],
+    mask_threshold: float = 0.0,
+    reject_threshold: float | None = None,
+    image_cache: ImageCache | None = None,
+    images: Sequence[Any] = (),
+    **generation_options,
+) -> Generator[tuple[int, AnswerEvent], None, None]:
+    """
+    As [`stream_segmentation`] for prompts that are answered side by side.
+
+    Args:
+        model, processor, mask_threshold, reject_threshold, image_cache, generation_options: As there.
+        inputs (`Mapping`): What the processor returned, on the model's device.
+        has_ended (`Callable[[int, list[int]], bool]`):
+            (row, ids it wrote) -> whether its answer is complete. Its end is given then, and not with that of the
+            longest, unless the model draws only once all is written.
+        images (*optional*): For the results, one per row, where `inputs` do not hold their images.
+
+    Returns:
+        `Generator[tuple[int, AnswerEvent]]`: Each event with the row it belongs to.
+
+    Raises:
+        ValueError: For several answers or beams, now.
+    """
+    draws = draws_masks(processor, model)
+    options = answer_options(model, draws, reject_threshold, image_cache, generation_options)
+    with torch.inference_mode():
+        if draws:
+            steps = model.stream_batch_with_masks(**inputs, **options)
+        else:
+            check_one_answer(1, *_number_of_answers(model, options))
+            steps = _stream_text(model, inputs, image_cache, options)
+    rows = [_inputs_of_row(inputs, row) for row in range(len(inputs["input_ids"]))]
+    return _read_batch(steps, processor, inputs, rows, has_ended, mask_threshold, images, draws)
+
+
+def _read_batch(
+    steps: Generator[StreamStep, None, None],
+    processor: Any,
+    inputs: Mapping[str, Any],
+    rows: list[ChatInputs],
+    has_ended: Callable[[int, list[int]], bool],
+    mask_threshold: float,
+    images: Sequence[Any],
+    draws: bool,
+) -> Generator[tuple[int, AnswerEvent], None, None]:
+    readers = [AnswerReader(processor, row, mask_threshold) for row in rows]
+    slots: list[list[ReasoningSegmentationOutput]] = [[] for _ in rows]
+    ended, going = set(), set(range(len(rows)))
+    # Of what was seen of a row by itself, unless it is drawn from the whole output.
+    knows_rows = not draws or hasattr(processor, "post_process_slot")
+
+    def result(row: int) -> SegmentationResult:
+        if not draws:
+            return text_result(processor, readers[row].ids, images[row] if images else image_of_row(rows[row], 0))
+        drawn = slots[row] or [_NO_SLOTS]
+        fields = {name: [torch.cat([slot[name][0] for slot in drawn])] for name in drawn[0]}
+        written = rows[row]["input_ids"].new_tensor([readers[row].ids])
+        output = ReasoningSegmentationOutput(sequences=torch.cat([rows[row]["input_ids"], written], dim=1), **fields)
+        return processor.post_process_segmentation(output, rows[row], mask_threshold=mask_threshold)[0]
+
+    def finish(row: int, found: SegmentationResult) -> Iterator[tuple[int, AnswerEvent]]:
+        going.discard(row)
+        yield from ((row, event) for event in readers[row].finish(found))
+
+    with closing(steps):
+        for step in steps:
+            row = step.row
+            if step.output is not None:
+                left = sorted(going)
+                if left and not knows_rows:
+                    found = processor.post_process_segmentation(step.output, inputs, mask_threshold=mask_threshold)
+                for row in left:
+                    yield from finish(row, result(row) if knows_rows else found[row])
+            elif step.slot is None and row in ended:  # padding
+                if knows_rows and row in going:
+                    yield from finish(row, result(row))
+            else:
+                yield from ((row, event) for event in readers[row].read(step))
+                if step.slot is not None:
+                    slots[row].append(step.slot)
+                elif has_ended(row, readers[row].ids):
+                    ended.add(row)
+
+
+def _inputs_of_row(inputs: Mapping[str, Any], row: int) -> ChatInputs:
+    """What results need of one row's inputs, whose image may be that of others, too."""
+    per_row = {name: inputs[name][row : row + 1] for name in ("input_ids", "attention_mask") if name in inputs}
+    index = inputs.get("image_index")
+    alone = ChatInputs({**inputs, **per_row, "image_index": torch.tensor([row]) if index is None else index[[row]]})
+    prompts = getattr(inputs, "rows", None)
+    alone.rows = None if prompts is None else [prompts[row]]
+    alone.images = getattr(inputs, "images", None)
+    return alone
 
 
 def segment_answer(
@@ -141,15 +248,19 @@ def _stream_text(
     model: Any, inputs: Mapping[str, Any], image_cache: ImageCache | None, options: dict
 ) -> Generator[StreamStep, None, None]:
     """The steps of a model that writes text alone."""
-    config = options.get("generation_config") or model.generation_config
-    settings = (options.get(name, getattr(config, name, None)) for name in ("num_beams", "num_return_sequences"))
-    check_one_answer(len(inputs["input_ids"]), *settings)
     generate = _writer(model, image_cache)
 
     def run(**streaming):
         return generate(**inputs, **{**options, **streaming})
 
     return stream_generation(run, model.device, options.get("stopping_criteria"))
+
+
+def _number_of_answers(model: Any, options: dict) -> tuple[int | None, int | None]:
+    """Beams and returned sequences of a model that writes text alone."""
+    config = options.get("generation_config") or model.generation_config
+    beams, answers = (options.get(name, getattr(config, name, None)) for name in ("num_beams", "num_return_sequences"))
+    return beams, answers
 
 
 def _finish(
@@ -186,6 +297,7 @@ __all__ = [
     "draws_masks",
     "segment_answer",
     "sequences_of",
+    "stream_batch",
     "stream_segmentation",
     "text_result",
     "with_image_cache",

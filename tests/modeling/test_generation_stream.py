@@ -1,5 +1,6 @@
 """A generation that is read while it goes on: the same output, each mask after its slot, nothing left running."""
 
+import itertools
 import threading
 
 import pytest
@@ -53,6 +54,26 @@ def test_steps_are_those_of_the_whole_generation(model, cached):
         torch.testing.assert_close(streamed, whole[name][0], atol=TOLERANCE, rtol=TOLERANCE)
     assert steps.index(next(step for step in steps if step.slot is not None)) < len(steps) - 3
     assert not own_threads()
+
+
+def test_rows_of_a_batch_are_read_apart(model):
+    given = {**tiny.prompts([6, 4, 5], seed=2), **tiny.images(3, seed=2), **OPTIONS}
+    torch.manual_seed(3)
+    whole = model.generate_with_masks(**given, reject_threshold=0.6)
+    torch.manual_seed(3)
+    *steps, last = model.stream_batch_with_masks(**given, reject_threshold=0.6)
+    assert torch.equal(last.output.sequences, whole.sequences)
+    for row, sequence in enumerate(whole.sequences[:, given["input_ids"].shape[1] :].tolist()):
+        own = [step for step in steps if step.row == row]
+        assert [step.token_ids for step in own if step.slot is None] == [[token] for token in sequence]
+        slots = [(before.token_ids, step.slot) for before, step in itertools.pairwise(own) if step.slot]
+        assert all(token in ([tiny.SEG], [tiny.REJ]) for token, _ in slots)
+        for name in ("slot_positions", "pred_masks", "slot_probs"):
+            found = torch.cat([slot[name][0] for _, slot in slots])
+            torch.testing.assert_close(found, whole[name][row], atol=TOLERANCE, rtol=TOLERANCE)
+            torch.testing.assert_close(last.output[name][row], whole[name][row], atol=TOLERANCE, rtol=TOLERANCE)
+    with pytest.raises(ValueError, match="num_beams is 2"):
+        model.stream_batch_with_masks(**given, num_beams=2)
 
 
 def test_an_assistant_writes_several_tokens_at_once(model):

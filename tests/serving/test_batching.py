@@ -12,6 +12,7 @@ from starlette.requests import Request
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from reasonseg import EMBEDDED_MODEL
+from reasonseg.processing.answer_stream import AnswerEnd, SegmentDrawn, TextPiece
 from reasonseg.processing.processing_coordinates import CoordinateResult
 from reasonseg.processing.segments import SegmentationResult
 from reasonseg.serving.app import Service, Unread
@@ -84,6 +85,71 @@ def test_answers_of_different_lengths_share_a_batch_and_are_what_they_are_alone(
     assert batches(together) == (1, 4)
     assert batches(one_by_one) == (4, 4)
     assert [job.answer.result().is_cut for job in jobs[:2]] == [False, True]
+
+
+def streamed(events: list, row: dict) -> Job:
+    """A question whose events are put into a list, with its number."""
+    job = asked(**row, stream=True)
+    job.on_event = lambda event: events.append((row["number"], event))
+    return job
+
+
+def test_streams_share_a_batch_with_others_and_each_ends_when_it_is_complete(worker_of, scenes):
+    lengths = (24, 2, 24, 5)
+    rows = [
+        {"number": number, "image": scenes[number], "text": QUESTIONS[number % 2], "max_new_tokens": length}
+        for number, length in enumerate(lengths)
+    ]
+    alone = [asked(**row) for row in rows]
+    one_by_one = worker_of(max_batch_size=1)
+    for job in alone:
+        one_by_one.submit(job)
+    events, together = [], worker_of(max_batch_size=len(rows))
+    jobs = [streamed(events, row) if row["number"] < 3 else asked(**row) for row in rows]
+    for job in jobs:
+        together.submit(job)
+    for job, expected in zip(jobs, alone, strict=True):
+        same(job.answer.result(60), expected.answer.result(60))
+    assert batches(together) == (1, 4)
+    for number in range(3):
+        own = [event for row, event in events if row == number]
+        result = jobs[number].answer.result().result
+        assert isinstance(own[-1], AnswerEnd)
+        assert own[-1].result is result
+        assert "".join(event.text for event in own if isinstance(event, TextPiece)) == result.text
+        drawn = [event.segment for event in own if isinstance(event, SegmentDrawn)]
+        for one, other in zip(drawn, result.segments, strict=True):
+            assert one.span == other.span
+            assert (one.mask == other.mask).all()
+    kinds = [(number, type(event)) for number, event in events]
+    assert (0, SegmentDrawn) in kinds
+    assert kinds.index((1, AnswerEnd)) < kinds.index((0, SegmentDrawn))  # it does not wait for the longest
+
+
+def test_who_was_told_something_is_not_answered_anew_where_the_batch_fails(worker_of, embedded, scenes):
+    passes, events = [], []
+
+    def fails(*_):
+        passes.append(1)
+        if len(passes) == 4:
+            raise RuntimeError("broken")
+
+    row = {"number": 0, "image": scenes[0], "text": QUESTIONS[0], "max_new_tokens": 12}
+    worker = worker_of(max_batch_size=2)
+    jobs = [streamed(events, row), asked(scenes[1], 1, text=QUESTIONS[1], max_new_tokens=12)]
+    handle = embedded[0].vlm.register_forward_pre_hook(fails)
+    try:
+        for job in jobs:
+            worker.submit(job)
+        assert isinstance(failure := jobs[0].answer.exception(60), RefusedError)
+        assert failure.status == 500
+        assert jobs[1].answer.result(60).result.segments
+    finally:
+        handle.remove()
+    assert not any(isinstance(event, AnswerEnd) for _, event in events)
+    starts = [event.start for _, event in events if isinstance(event, TextPiece)]
+    assert len(starts) > 0
+    assert starts == sorted(set(starts))
 
 
 def test_only_questions_of_one_kind_share_a_batch_and_clients_that_left_cost_nothing(worker_of, scenes):
