@@ -7,10 +7,14 @@ from PIL import Image
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from reasonseg import Conversation
-from reasonseg.processing.answer_stream import TextPiece
+from reasonseg.processing.answer_stream import AnswerEnd, TextPiece
 from reasonseg.processing.image_processing_reasoning_segmentation import SegmenterImageProcessor
 from reasonseg.processing.processing_coordinates import CoordinatesProcessor
 from reasonseg.processing.processing_reasoning_segmentation import ReasoningSegmentationProcessor
+from reasonseg.serving.batching import Job, ModelWorker
+from reasonseg.serving.limits import Limits
+from reasonseg.serving.metrics import Metrics
+from reasonseg.serving.questions import Question, ReadImage
 from reasonseg.tabletop.scenes import draw_scene
 from tests.modeling.test_modeling_coordinates import build
 from tests.processing.test_processing_reasoning_segmentation import qwen_processor
@@ -133,6 +137,32 @@ def test_prompts_are_those_of_the_chat_template_and_streams_say_the_same(system,
     asked = conversation.ask(QUESTIONS[2])
     same(end.result, asked)
     assert "".join(event.text for event in events if isinstance(event, TextPiece)) == asked.text
+
+
+def test_a_server_streams_answers_side_by_side_as_each_would_be_alone(system, scenes):
+    model, processor = system
+    lengths, worker = (6, 2), ModelWorker("m", *system, Limits(), Metrics(), max_batch_size=2, max_wait=60)
+    events = [[], []]
+    jobs = [
+        Job(
+            Question((ReadImage(scene, str(row)),), text=QUESTIONS[row], max_new_tokens=lengths[row], stream=True),
+            events[row].append,
+        )
+        for row, scene in enumerate(scenes)
+    ]
+    for job in jobs:
+        worker.submit(job)
+    for row, job in enumerate(jobs):
+        result = job.answer.result(60).result
+        if "\ufffd" not in result.text:  # a byte that fits to none before it makes a decoder take these back
+            assert "".join(event.text for event in events[row] if isinstance(event, TextPiece)) == result.text
+        assert events[row][-1] == AnswerEnd(result)
+        alone = Conversation(model, processor, scenes[row], max_new_tokens=lengths[row]).ask(QUESTIONS[row])
+        assert [segment.label for segment in result.segments] == [segment.label for segment in alone.segments]
+        assert result.text == alone.text
+        for found, other in zip(result.segments, alone.segments, strict=True):
+            assert np.mean(found.mask != other.mask) < 1e-3
+    worker.close()
 
 
 def test_a_second_image_and_a_saved_conversation(system, scenes, tmp_path):
