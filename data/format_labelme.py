@@ -102,8 +102,10 @@ def _image(content: dict[str, Any], path: Path, root: Path, options: ReadingOpti
     named = content.get("imagePath")
     if not isinstance(named, str) or not named:
         raise DataFileError(f"{path}: its `imagePath` is {reprlib.repr(named)}; it must name the image.")
-    named, embedded = named.replace("\\", "/"), _embedded_image(content.get("imageData"), path)
-    folder, limit = options.images or path.parent, options.max_image_pixels
+    embedded, limit = _embedded_image(content.get("imageData"), path), options.max_image_pixels
+    folder = options.images or path.parent
+    if not (folder / named).is_file():
+        named = named.replace("\\", "/")
     if options.images is not None:
         named = PurePosixPath(named).name
     try:

@@ -283,6 +283,11 @@ def write_voc(images: Iterable[LabelledImage], folder: Path, options: WritingOpt
         if lost := sum(found.area > 0 for found in drawn) - len(seen):
             written.left_out["masks that others hide wholly"] += lost
         name = PurePosixPath(image.file_name).with_suffix("")
+        if [str(name)] != str(name).strip().splitlines():
+            raise DataFileError(
+                f"The image {image.file_name!r} cannot stand in a list of names of Pascal VOC, one in each line. "
+                "Give its file another name."
+            )
         for kind, values in (("SegmentationClass", classes), ("SegmentationObject", objects)):
             indexed = Image.fromarray(values)
             indexed.putpalette(palette)

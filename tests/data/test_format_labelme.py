@@ -108,6 +108,8 @@ def test_images_of_labelme(tmp_path):
     (image,) = read("labelme", tmp_path / "beside")
     assert image.source == tmp_path / "beside" / "sub" / "b.jpg"
     assert image.file_name == "sub/b.jpg"
+    save_image(tmp_path / "beside" / "sub\\b.jpg")  # such a name is a file's own elsewhere than on Windows
+    assert read("labelme", tmp_path / "beside")[0].source == tmp_path / "beside" / "sub\\b.jpg"
     elsewhere = labelme(tmp_path / "json", shape(pairs(CORNERS)), imagePath="../beside/sub/b.jpg")
     refused("labelme", elsewhere, "a.json", "leads out", "images='FOLDER'")
     (image,) = read("labelme", elsewhere, images=tmp_path / "beside" / "sub")
