@@ -84,7 +84,7 @@ def read_yolo(source: str | Path, options: ReadingOptions) -> Iterator[LabelledI
 def _yaml_file(path: Path) -> Path:
     if path.is_file() and path.suffix in (".yaml", ".yml"):
         return path
-    found = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if path.is_dir() else []
+    found = sorted(file for file in (*path.glob("*.yaml"), *path.glob("*.yml")) if file.is_file())
     if len(found) != 1:
         listed = ", ".join(file.name for file in found) or "none"
         raise DataFileError(f"{path} must hold one YAML file (data.yaml), and holds {listed}; name the file itself.")
