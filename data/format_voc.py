@@ -125,6 +125,8 @@ class _Classes:
             self.by_color = dict(_color_and_name(row, number, colored) for number, row in enumerate(rows, start=1))
         elif listed.is_file():
             self.by_number = dict(enumerate(read_text(listed).splitlines()))
+            if (first := self.by_number.get(0, "")).strip("_") != BACKGROUND:
+                raise DataFileError(f"{listed} begins with {first!r}; number 0, its first line, is the background.")
 
     def read(self, path: Path, max_image_pixels: int | None) -> tuple[np.ndarray, dict[int, str]]:
         """

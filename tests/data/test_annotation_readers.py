@@ -94,9 +94,21 @@ def test_data_sets_of_yolo(tmp_path, content):
     assert guess_format(folder).name == "yolo"
 
 
+def test_classes_of_label_studio(tmp_path):
+    folder = yolo(tmp_path, LINE)
+    (folder / "data.yaml").unlink()
+    (folder / "classes.txt").write_text("cup\ndog\n")
+    assert guess_format(folder).name == "yolo"
+    images = read("yolo", folder)
+    assert [image.file_name for image in images] == ["train/a.jpg", "train/empty.jpg"]
+    check_mask(images, MASK)
+
+
 def test_splits_of_yolo(tmp_path):
     folder = yolo(tmp_path, LINE, val="images/val")
-    refused("yolo", folder, "images/val")
+    refused("yolo", folder, "images/val", "The split 'train' is there: split='train'")
+    refused("yolo", folder, "images/val", split="val")
+    assert len(read("yolo", folder, split="train")) == 2, "what is not asked for may be missing"
     save_image(folder / "images" / "val" / "b.jpg")
     refused("yolo", folder, "splits train, val", "split='NAME'")
     assert len(read("yolo", folder, split="train")) == 2
@@ -183,6 +195,8 @@ def test_pngs_of_voc(tmp_path):
     refused("voc", voc(tmp_path, CLASSES, objects), "object 1", "'bottle' and 'person'")
     # of 0 and 255 nothing would be left, as 255 belongs to none
     refused("voc", voc(tmp_path / "white", MASK.astype(np.uint8) * 255), "a.png", "0 and 255", "belongs to none")
+    (tmp_path / "class_names.txt").write_text("cup\ndog\n")  # else each label would be that of its neighbour
+    refused("voc", tmp_path, "class_names.txt begins with 'cup'", "the background")
 
 
 def test_colours_of_cvat(tmp_path):
