@@ -110,7 +110,7 @@ def _columns_of(table: Any, named: dict[str, str]) -> dict[str, str]:
     columns = {name: name for name in COLUMNS if name in present} | named
     if "image" not in columns:
         columns["image"] = image_column(table)
-    if "objects" in present and "mask" not in named:
+    if _has_own_objects(table) and "mask" not in named:
         columns.pop("mask", None)
     elif "mask" not in columns:
         raise ValueError(
@@ -118,6 +118,12 @@ def _columns_of(table: Any, named: dict[str, str]) -> dict[str, str]:
             "(--column mask=NAME)."
         )
     return columns
+
+
+def _has_own_objects(table: Any) -> bool:
+    """Whether there is a column `objects` with masks; data sets of boxes have one without."""
+    kind = table.schema.field("objects").type if "objects" in table.column_names else None
+    return "rle" in {field.name for field in getattr(getattr(kind, "value_type", None), "fields", ())}
 
 
 def _class_names(table: Any, columns: dict[str, str]) -> list[str] | None:
@@ -130,11 +136,15 @@ def _class_names(table: Any, columns: dict[str, str]) -> list[str] | None:
 
 def _image_of(stored: Any, files: DataSetName) -> bytes | Path:
     """The content of an image, or its file: only below the data set, or below the folder that was named for that."""
-    if isinstance(stored, Mapping) and stored.get("bytes") is not None:
-        return stored["bytes"]
-    path = stored.get("path") if isinstance(stored, Mapping) else stored
-    if not isinstance(path, str) or not path:
+    if isinstance(stored, Mapping):
+        stored = stored.get("path") if stored.get("bytes") is None else stored["bytes"]
+    if isinstance(stored, bytes):
+        return stored
+    path = stored
+    if not path:
         raise ValueError("It has no image.")
+    if not isinstance(path, str):
+        raise ValueError(f"Its image is of type {type(path).__name__}; it must be one image, or the name of its file.")
     try:
         address = files.address(path)
     except ValueError as error:

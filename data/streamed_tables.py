@@ -286,10 +286,8 @@ def check_columns(table: Any, image: str, text: str | None, phrases: str | None)
     Raises:
         DataSetError: A column is missing, or holds what its use does not allow.
     """
-    import pyarrow as pa
-
     allowed = {
-        image: ("images", lambda kind: _is_image(kind) or pa.types.is_binary(kind) or _is_text(kind)),
+        image: ("images", lambda kind: _is_image(kind) or _is_bytes(kind) or _is_text(kind)),
         text: ("texts", _is_text),
         phrases: (
             "texts or lists of texts",
@@ -323,6 +321,12 @@ def _is_image(kind: Any) -> bool:
     import pyarrow as pa
 
     return pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
+
+
+def _is_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
 
 
 def _is_text(kind: Any) -> bool:
