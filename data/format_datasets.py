@@ -42,7 +42,8 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
     """
     Read a data set of the library `datasets`, row by row as it streams.
 
-    Rows are those of [`write_datasets`], or have an image, a mask (run lengths, an image, polygons, rows of yes and
+    Rows are those of [`write_datasets`] or of `reasonseg segment --dataset`, of which those that could not be done are
+    left out, or have an image, a mask (run lengths, an image, polygons, rows of yes and
     no; null where nothing fits; or a list of masks) and what it is called or what was asked: `columns` names them.
     Images and masks may be names of files, of the data set or of the folder that is chosen.
 
@@ -62,9 +63,13 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
     columns = {} if first is None else _columns_of(first[1], options.columns)
     class_names = None if first is None else _class_names(first[1], columns)
 
-    def read(numbered: tuple[int, Any]) -> LabelledImage:
+    def read(numbered: tuple[int, Any]) -> LabelledImage | None:
         number, table = numbered
         what, row = f"{tables.name}, {tables.split}, row {number}", ArrowRow(table)
+        is_own = "mask" not in columns
+        if is_own and "error" in row and row["error"] is not None:
+            options.left_out["rows that could not be done"] += 1
+            return None
         stored = row[columns["image"]]
         try:
             content = _image_of(stored, files)
@@ -74,11 +79,11 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
         named = row[columns["file_name"]] if "file_name" in columns else None
         if not isinstance(named, str) or not named:
             named = f"{tables.split}-{number:08d}{image_ending(content, options.max_image_pixels)}"
-        masks = ImageMasks(head, None, options, what)
-        if "mask" in columns:
-            objects, requests = _plain_row(row, columns, masks, class_names, files)
-        else:
+        masks = ImageMasks(head, None, options, what, tool_frame="upright" if is_own else None)
+        if is_own:
             objects, requests = _own_row(row, masks)
+        else:
+            objects, requests = _plain_row(row, columns, masks, class_names, files)
         return LabelledImage(
             file_name=named,
             size=head.upright,
@@ -209,8 +214,8 @@ def _is_bitmap(values: np.ndarray) -> bool:
 
 
 def _own_row(row: Mapping[str, Any], masks: ImageMasks) -> tuple[list[LabelledObject], list[LabelledRequest]]:
-    """What [`write_datasets`] has written."""
-    objects, asked = [], row.get("requests") or []
+    """What [`write_datasets`] has written, or `reasonseg segment --dataset`, which has one answer."""
+    objects, asked = [], row.get("requests") or ([{"answer": row["answer"]}] if row.get("answer") else [])
     for number, each in enumerate(row["objects"] or [], start=1):
         what = f"object number {number}"
         if not isinstance(each, Mapping) or "rle" not in each:
