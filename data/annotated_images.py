@@ -1,6 +1,5 @@
 """Images and annotations of COCO's JSON format."""
 
-import math
 import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -100,7 +99,9 @@ def read_images(
         if not isinstance(entry.get("file_name"), (str, type(None))):
             raise ValueError(f"{source}, image {entry['id']!r}: its `file_name` is {entry['file_name']!r}, no text.")
         longest = max((str(entry.get("file_name") or ""), str(entry["id"])), key=len)
-        if "\0" in longest or len(Path(longest).name.encode(errors="replace")) > _LONGEST_NAME:
+        if "\0" in longest:
+            raise ValueError(f"{source}, image number {number}: {longest!r} is no file's name.")
+        if len(Path(longest).name.encode(errors="replace")) > _LONGEST_NAME:
             raise ValueError(f"{source}, image number {number}: {longest[:60]!r} ... is too long for a file's name.")
     if unknown := [entry["id"] for entry in entries if not entry.get("height") or not entry.get("width")]:
         raise ValueError(f"{source}: {len(unknown)} images have no height and width, such as {unknown[0]!r}.")
@@ -121,7 +122,7 @@ def read_images(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 2**53  # nor NaN
 
 
 def by_image(annotations: Sequence[dict[str, Any]]) -> dict[Any, list[dict[str, Any]]]:

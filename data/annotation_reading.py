@@ -240,7 +240,8 @@ def _corners(box_xyxy: Any, what: str, size: tuple[int, int]) -> list[list[float
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """Whether a value of JSON is a number that a float holds."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and not abs(value) > 2**63
 
 
 def score_of(value: Any) -> float | None:

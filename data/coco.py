@@ -5,7 +5,6 @@ occurs twice is read twice, a polygon of four numbers in front is taken for a bo
 their image leave memory as it was found.
 """
 
-import math
 import reprlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -184,7 +183,7 @@ def _cleaned_fields(annotation: Mapping[str, Any], size: tuple[int, int]) -> dic
     area = annotation.get("area")
     if area is None:
         area = int(coco_mask.area(run_lengths(segmentation, size)))
-    elif isinstance(area, bool) or not isinstance(area, (int, float)) or not (math.isfinite(area) and area >= 0):
+    elif isinstance(area, bool) or not isinstance(area, (int, float)) or not 0 <= area < 2**63:
         raise ValueError(f"its `area` is {area!r}; it must be a number of pixels, or be left out.")
     return {"segmentation": segmentation, "iscrowd": int(crowd or 0), "area": area}
 
@@ -195,7 +194,13 @@ def _is_whole(value: Any) -> bool:
 
 def has_numbers(value: Any) -> bool:
     """Whether there is anything in nested lists; `[[]]` stands for nothing in public files."""
-    return any(map(has_numbers, value)) if isinstance(value, (list, tuple)) else True
+    waiting = [value]  # in place of a recursion, as lists may be nested as deeply as JSON has it
+    while waiting:
+        part = waiting.pop()
+        if not isinstance(part, (list, tuple)):
+            return True
+        waiting += part
+    return False
 
 
 __all__ = [

@@ -141,7 +141,8 @@ def _one_file(path: Path) -> Path:
 def _annotation_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path] if path.suffix == ".json" and _looks_like_coco(path) else []
-    files = [*sorted(path.glob("*.json")), *sorted((path / "annotations").glob("*.json"))]
+    found = [*sorted(path.glob("*.json")), *sorted((path / "annotations").glob("*.json"))]
+    files = [file for file in found if file.is_file()]
     return [file for file in files if _looks_like_coco(file)] if len(files) <= _MOST_FILES else []
 
 

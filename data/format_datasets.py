@@ -42,7 +42,8 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
     """
     Read a data set of the library `datasets`, row by row as it streams.
 
-    Rows are those of [`write_datasets`], or have an image, a mask (run lengths, an image, polygons, rows of yes and
+    Rows are those of [`write_datasets`] or of `reasonseg segment --dataset`, of which those that could not be done are
+    left out, or have an image, a mask (run lengths, an image, polygons, rows of yes and
     no; null where nothing fits; or a list of masks) and what it is called or what was asked: `columns` names them.
     Images and masks may be names of files, of the data set or of the folder that is chosen.
 
@@ -62,9 +63,13 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
     columns = {} if first is None else _columns_of(first[1], options.columns)
     class_names = None if first is None else _class_names(first[1], columns)
 
-    def read(numbered: tuple[int, Any]) -> LabelledImage:
+    def read(numbered: tuple[int, Any]) -> LabelledImage | None:
         number, table = numbered
         what, row = f"{tables.name}, {tables.split}, row {number}", ArrowRow(table)
+        is_own = "mask" not in columns
+        if is_own and "error" in row and row["error"] is not None:
+            options.left_out["rows that could not be done"] += 1
+            return None
         stored = row[columns["image"]]
         try:
             content = _image_of(stored, files)
@@ -74,11 +79,11 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
         named = row[columns["file_name"]] if "file_name" in columns else None
         if not isinstance(named, str) or not named:
             named = f"{tables.split}-{number:08d}{image_ending(content, options.max_image_pixels)}"
-        masks = ImageMasks(head, None, options, what)
-        if "mask" in columns:
-            objects, requests = _plain_row(row, columns, masks, class_names, files)
-        else:
+        masks = ImageMasks(head, None, options, what, tool_frame="upright" if is_own else None)
+        if is_own:
             objects, requests = _own_row(row, masks)
+        else:
+            objects, requests = _plain_row(row, columns, masks, class_names, files)
         return LabelledImage(
             file_name=named,
             size=head.upright,
@@ -110,7 +115,7 @@ def _columns_of(table: Any, named: dict[str, str]) -> dict[str, str]:
     columns = {name: name for name in COLUMNS if name in present} | named
     if "image" not in columns:
         columns["image"] = image_column(table)
-    if "objects" in present and "mask" not in named:
+    if _has_own_objects(table) and "mask" not in named:
         columns.pop("mask", None)
     elif "mask" not in columns:
         raise ValueError(
@@ -118,6 +123,12 @@ def _columns_of(table: Any, named: dict[str, str]) -> dict[str, str]:
             "(--column mask=NAME)."
         )
     return columns
+
+
+def _has_own_objects(table: Any) -> bool:
+    """Whether there is a column `objects` with masks; data sets of boxes have one without."""
+    kind = table.schema.field("objects").type if "objects" in table.column_names else None
+    return "rle" in {field.name for field in getattr(getattr(kind, "value_type", None), "fields", ())}
 
 
 def _class_names(table: Any, columns: dict[str, str]) -> list[str] | None:
@@ -130,11 +141,15 @@ def _class_names(table: Any, columns: dict[str, str]) -> list[str] | None:
 
 def _image_of(stored: Any, files: DataSetName) -> bytes | Path:
     """The content of an image, or its file: only below the data set, or below the folder that was named for that."""
-    if isinstance(stored, Mapping) and stored.get("bytes") is not None:
-        return stored["bytes"]
-    path = stored.get("path") if isinstance(stored, Mapping) else stored
-    if not isinstance(path, str) or not path:
+    if isinstance(stored, Mapping):
+        stored = stored.get("path") if stored.get("bytes") is None else stored["bytes"]
+    if isinstance(stored, bytes):
+        return stored
+    path = stored
+    if not path:
         raise ValueError("It has no image.")
+    if not isinstance(path, str):
+        raise ValueError(f"Its image is of type {type(path).__name__}; it must be one image, or the name of its file.")
     try:
         address = files.address(path)
     except ValueError as error:
@@ -199,8 +214,8 @@ def _is_bitmap(values: np.ndarray) -> bool:
 
 
 def _own_row(row: Mapping[str, Any], masks: ImageMasks) -> tuple[list[LabelledObject], list[LabelledRequest]]:
-    """What [`write_datasets`] has written."""
-    objects, asked = [], row.get("requests") or []
+    """What [`write_datasets`] has written, or `reasonseg segment --dataset`, which has one answer."""
+    objects, asked = [], row.get("requests") or ([{"answer": row["answer"]}] if row.get("answer") else [])
     for number, each in enumerate(row["objects"] or [], start=1):
         what = f"object number {number}"
         if not isinstance(each, Mapping) or "rle" not in each:

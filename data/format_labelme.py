@@ -91,7 +91,7 @@ def read_labelme(source: str | Path, options: ReadingOptions) -> Iterator[Labell
 
 
 def _json_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*.json") if not path.name.startswith("."))
+    return sorted(path for path in folder.rglob("*.json") if path.is_file() and not path.name.startswith("."))
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------
@@ -102,8 +102,10 @@ def _image(content: dict[str, Any], path: Path, root: Path, options: ReadingOpti
     named = content.get("imagePath")
     if not isinstance(named, str) or not named:
         raise DataFileError(f"{path}: its `imagePath` is {reprlib.repr(named)}; it must name the image.")
-    named, embedded = named.replace("\\", "/"), _embedded_image(content.get("imageData"), path)
-    folder, limit = options.images or path.parent, options.max_image_pixels
+    embedded, limit = _embedded_image(content.get("imageData"), path), options.max_image_pixels
+    folder = options.images or path.parent
+    if not (folder / named).is_file():
+        named = named.replace("\\", "/")
     if options.images is not None:
         named = PurePosixPath(named).name
     try:
@@ -229,6 +231,9 @@ def _united(members: list[tuple[str, dict[str, Any]]], masks: ImageMasks, size: 
 def _drawn(shape: dict[str, Any], what: str, size: tuple[int, int]) -> list[float] | np.ndarray:
     """A polygon `[x1, y1, ...]`, or the pixels of what is none."""
     kind, points = shape.get("shape_type") or "polygon", _points(shape.get("points"), what)
+    # X-AnyLabeling, which writes these files too, gives all corners of its rectangles
+    if kind == "rotation" or (kind == "rectangle" and len(points) == 4):
+        kind = "oriented_rectangle"
     if kind in _LINES:
         raise EmptyMaskError(f"{what} is a {kind}, which has no area.")
     if kind not in _SHAPES:
@@ -249,7 +254,7 @@ def _drawn(shape: dict[str, Any], what: str, size: tuple[int, int]) -> list[floa
 def _points(points: Any, what: str) -> np.ndarray:
     try:
         read = np.asarray(points, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         read = np.zeros(0)
     if isinstance(points, list) and not points:
         return read.reshape(0, 2)
@@ -268,7 +273,7 @@ def _circle(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _pasted(mask: Any, points: np.ndarray, what: str, size: tuple[int, int]) -> np.ndarray:
     """The PNG of the box between two pixels, both inside, in the whole image."""
-    (x1, y1), (x2, y2) = points.astype(np.int64).tolist()
+    (x1, y1), (x2, y2) = np.clip(points, -(2**31), 2**31).astype(np.int64).tolist()
     if not (0 <= x1 <= x2 < size[1] and 0 <= y1 <= y2 < size[0]):
         raise ValueError(
             f"{what} has a mask from pixel {x1, y1} to {x2, y2}, no box of the image of {size[1]} x {size[0]} pixels."

@@ -125,6 +125,8 @@ class _Classes:
             self.by_color = dict(_color_and_name(row, number, colored) for number, row in enumerate(rows, start=1))
         elif listed.is_file():
             self.by_number = dict(enumerate(read_text(listed).splitlines()))
+            if (first := self.by_number.get(0, "")).strip("_") != BACKGROUND:
+                raise DataFileError(f"{listed} begins with {first!r}; number 0, its first line, is the background.")
 
     def read(self, path: Path, max_image_pixels: int | None) -> tuple[np.ndarray, dict[int, str]]:
         """
@@ -283,6 +285,11 @@ def write_voc(images: Iterable[LabelledImage], folder: Path, options: WritingOpt
         if lost := sum(found.area > 0 for found in drawn) - len(seen):
             written.left_out["masks that others hide wholly"] += lost
         name = PurePosixPath(image.file_name).with_suffix("")
+        if [str(name)] != str(name).strip().splitlines():
+            raise DataFileError(
+                f"The image {image.file_name!r} cannot stand in a list of names of Pascal VOC, one in each line. "
+                "Give its file another name."
+            )
         for kind, values in (("SegmentationClass", classes), ("SegmentationObject", objects)):
             indexed = Image.fromarray(values)
             indexed.putpalette(palette)

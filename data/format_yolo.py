@@ -4,6 +4,8 @@
     images/train/NAME.jpg     the images
     labels/train/NAME.txt     one line per object: class, then x and y of its outline, as shares of width and height
 
+Label Studio writes `classes.txt`, a name in each line, in place of `data.yaml`.
+
 A line is one outline. Several parts and holes are joined to it by bridges without an area: a part ends where it
 begins, and between two parts the outline goes and comes back the same way.
 """
@@ -28,10 +30,11 @@ from .mask_outlines import trace_outlines
 # How far outside 0..1 a corner may lie: tools overshoot a little, and it is cut off.
 OVERSHOOT = 0.05
 _SPLITS = ("train", "val", "test", "minival")
+_CLASSES = "classes.txt"
 
 
 def is_yolo(path: Path) -> bool:
-    """Whether a path is YOLO's YAML file, or a folder with one."""
+    """Whether a path is YOLO's YAML file, or a folder with one or, as Label Studio writes it, a list of classes."""
     try:
         return "names" in _read_yaml(_yaml_file(path))
     except ValueError:
@@ -55,7 +58,7 @@ def read_yolo(source: str | Path, options: ReadingOptions) -> Iterator[LabelledI
     names = _class_names(content.get("names"), file)
     if "kpt_shape" in content:
         raise DataFileError(f"{file} describes keypoints (kpt_shape), which are no masks; give segments.")
-    folders = _split_folders(content, file)
+    folders = _split_folders(content, options.split, file)
     split, images = _images_of(folders, options.split, file)
     root = folders[split][0] if len(folders[split]) == 1 and folders[split][0].is_dir() else file.parent
 
@@ -84,7 +87,9 @@ def read_yolo(source: str | Path, options: ReadingOptions) -> Iterator[LabelledI
 def _yaml_file(path: Path) -> Path:
     if path.is_file() and path.suffix in (".yaml", ".yml"):
         return path
-    found = sorted([*path.glob("*.yaml"), *path.glob("*.yml")]) if path.is_dir() else []
+    found = sorted(file for file in (*path.glob("*.yaml"), *path.glob("*.yml")) if file.is_file())
+    if not found and (path / _CLASSES).is_file() and (path / "images").is_dir():
+        return path / _CLASSES
     if len(found) != 1:
         listed = ", ".join(file.name for file in found) or "none"
         raise DataFileError(f"{path} must hold one YAML file (data.yaml), and holds {listed}; name the file itself.")
@@ -93,6 +98,8 @@ def _yaml_file(path: Path) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     text = read_text(path)
+    if path.name == _CLASSES:
+        return {"names": text.splitlines(), "train": "images"}
     try:
         content = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -112,14 +119,22 @@ def _class_names(names: Any, path: Path) -> dict[int, str]:
     return {number: str(name) for number, name in listed.items()}
 
 
-def _split_folders(content: dict[str, Any], path: Path) -> dict[str, list[Path]]:
-    """What each split consists of: folders of images, or lists of them."""
-    folders = {}
+def _split_folders(content: dict[str, Any], wanted: str | None, path: Path) -> dict[str, list[Path]]:
+    """What each split consists of: folders of images, or lists of them. Others than the wanted one may be missing, as
+    many YAML files name more than was fetched."""
+    folders, missing = {}, {}
     for split in _SPLITS:
         named = content.get(split)
         if named is not None:
             each = named if isinstance(named, list) else [named]
-            folders[split] = [_found(name, content.get("path"), path) for name in each]
+            try:
+                folders[split] = [_found(name, content.get("path"), path) for name in each]
+            except DataFileError as error:
+                missing[split] = error
+    if missing and wanted not in folders:
+        error = missing.get(wanted, next(iter(missing.values())))
+        there = "".join(f" The split {split!r} is there: split={split!r}." for split in folders)
+        raise DataFileError(f"{error}{there}")
     if not folders:
         raise DataFileError(f"{path} names no folder of images; give it as `train`, `val` or `test`.")
     return folders

@@ -24,6 +24,8 @@ from typing import Any
 HUB_PREFIX = "hf://datasets/"
 # Rows of a table: what is read, computed and written at a time.
 TABLE_ROWS = 100
+# Of each column of a parquet file, what is read and kept at a time.
+_BUFFER_BYTES = 1 << 20
 # More files than this are read several at a time: data sets of one image per file have very many.
 MOST_SOURCES = 256
 # Rows of a source of a data set on the disk, which has no files that say it.
@@ -92,13 +94,18 @@ class DataSetName:
         # a pipe would block
         if self.is_folder and not os.path.isfile(address.rsplit("::", maxsplit=1)[-1]):
             raise ValueError(f"The file {path!r} cannot be read.")
-        import fsspec
-
         try:
-            with open(address, "rb") if os.path.isabs(address) else fsspec.open(address, "rb") as file:
+            with _opened(address) as file:
                 return file.read()
         except _OF_ONE_FILE:
             raise ValueError(f"The file {path!r} cannot be read.") from None
+
+
+def _opened(address: str) -> Any:
+    """A context with the file of a path or an address."""
+    import fsspec
+
+    return open(address, "rb") if os.path.isabs(address) else fsspec.open(address, "rb")
 
 
 def _is_below(file: str, folder: str) -> bool:
@@ -158,6 +165,7 @@ class StreamedTables:
         datasets = _library()
         found = read_name(given)
         self.name, self.is_folder, self.origin, self.rows = found.name, found.is_folder, found, None
+        files: dict[str, list[str]] = {}
         if found.is_folder:
             self.version = _folder_version(Path(found.name))
             saved = [name for name in (_SAVED, _SAVED_SPLITS) if os.path.isfile(os.path.join(found.name, name))]
@@ -166,10 +174,10 @@ class StreamedTables:
             if saved:
                 loaded = datasets.load_from_disk(found.name)
             else:
-                loaded = _load(datasets, given, found.name, name=config, streaming=True)
+                loaded, files = _load(datasets, given, found.name, name=config)
         else:
             self.version = _commit(found.name, revision or found.revision, given)
-            loaded = _load(datasets, given, found.name, name=config, revision=self.version, streaming=True)
+            loaded, files = _load(datasets, given, found.name, name=config, revision=self.version)
         self.split, loaded = _choose_split(loaded, split, given)
         if hasattr(loaded, "to_iterable_dataset"):  # its rows lie on the disk
             self.rows = len(loaded)
@@ -178,14 +186,20 @@ class StreamedTables:
         elif loaded.info.splits and self.split in loaded.info.splits:
             self.rows = loaded.info.splits[self.split].num_examples or None
         self.sources = max(1, min(MOST_SOURCES, loaded.num_shards))
-        self._stream = loaded.with_format("arrow")
+        self._stream, self._files = loaded.with_format("arrow"), files.get(self.split)
 
     def read(self, source: int) -> Iterator[Any]:
-        """Yield the rows of a source as tables (`pyarrow.Table`) of 100 rows, fewer in the last one.
+        """Yield the rows of a source as tables (`pyarrow.Table`) of 100 rows, fewer where a file ends.
 
         Their schema holds the features of `datasets`; media are as they are stored.
         """
         stream = self._stream
+        if self._files is not None:
+            # as `shard` below shares them
+            each, more = divmod(len(self._files), self.sources)
+            first = each * source + min(source, more)
+            files = self._files[first : first + each + (source < more)]
+            return (table for file in files for table in _parquet_tables(file, stream.features))
         if self.sources > 1:
             stream = stream.shard(num_shards=self.sources, index=source, contiguous=True)
         return iter(stream.iter(batch_size=TABLE_ROWS))
@@ -272,10 +286,8 @@ def check_columns(table: Any, image: str, text: str | None, phrases: str | None)
     Raises:
         DataSetError: A column is missing, or holds what its use does not allow.
     """
-    import pyarrow as pa
-
     allowed = {
-        image: ("images", lambda kind: _is_image(kind) or pa.types.is_binary(kind) or _is_text(kind)),
+        image: ("images", lambda kind: _is_image(kind) or _is_bytes(kind) or _is_text(kind)),
         text: ("texts", _is_text),
         phrases: (
             "texts or lists of texts",
@@ -311,6 +323,12 @@ def _is_image(kind: Any) -> bool:
     return pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}
 
 
+def _is_bytes(kind: Any) -> bool:
+    import pyarrow as pa
+
+    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
+
+
 def _is_text(kind: Any) -> bool:
     import pyarrow as pa
 
@@ -342,11 +360,38 @@ def _library() -> Any:
     return datasets
 
 
-def _load(datasets: Any, given: str, path: str, **options: Any) -> Any:
+def _load(datasets: Any, given: str, path: str, **options: Any) -> tuple[Any, dict[str, list[str]]]:
+    """The splits as they stream, and the files of each where these are parquet and nothing of them is left out."""
     try:
-        return datasets.load_dataset(path, **options)
+        builder = datasets.load_dataset_builder(path, **options)
+        loaded = builder.as_streaming_dataset()
     except (ValueError, FileNotFoundError) as error:  # also of an unknown configuration
         raise DataSetError(f"The data set {given!r} cannot be read: {' '.join(str(error).split())}") from None
+    chosen = [getattr(builder.config, name, "no parquet") for name in ("columns", "filters", "fragment_scan_options")]
+    if any(value is not None for value in chosen):
+        return loaded, {}
+    files = {str(split): list(map(str, files)) for split, files in builder.config.data_files.items()}
+    is_plain = all(file.endswith(".parquet") for each in files.values() for file in each)
+    return loaded, files if is_plain else {}
+
+
+def _parquet_tables(file: str, features: Any) -> Iterator[Any]:
+    """The rows of a parquet file, some at a time: `datasets` holds a whole row group, of any size, more than once.
+
+    Raises:
+        DataSetError: It cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+    from datasets.table import table_cast
+
+    with _opened(file) as opened:
+        try:
+            reader = parquet.ParquetFile(opened, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+            for batch in reader.iter_batches(TABLE_ROWS, use_threads=False):
+                yield table_cast(pa.Table.from_batches([batch]), features.arrow_schema)
+        except (OSError, ValueError) as error:
+            raise DataSetError(f"The file {file!r} cannot be read: {' '.join(str(error).split())}") from None
 
 
 def _choose_split(loaded: Any, split: str | None, given: str) -> tuple[str, Any]:

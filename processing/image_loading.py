@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, UnidentifiedImageError
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 
@@ -349,7 +349,9 @@ def _from_array(image: np.ndarray, max_image_pixels: int, input_data_format: Any
 
 
 def _reason(error: Exception) -> str:
-    """Name an error whose own message may be empty."""
+    """Name an error whose own message may be empty, or hold where an object lies in memory, in which runs differ."""
+    if isinstance(error, UnidentifiedImageError):
+        return "of no known kind"
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 

@@ -244,11 +244,16 @@ def _ring(numbers: Any, what: str) -> Ring:
 
 def _depth(value: Any) -> int:
     """Levels of lists above the first number; an array has one for each of its dimensions."""
-    if isinstance(value, np.ndarray):
-        return value.ndim if value.size else 0
-    if not _is_list(value) or not value:
-        return 0
-    return 1 + max(_depth(part) for part in value) if _is_list(value[0]) else 1
+    deepest, waiting = 0, [(value, 0)]  # in place of a recursion, as lists may be nested as deeply as JSON has it
+    while waiting:
+        part, above = waiting.pop()
+        if isinstance(part, np.ndarray):
+            deepest = max(deepest, above + part.ndim if part.size else above)
+        elif _is_list(part) and part:
+            deepest = max(deepest, above + 1)
+            if _is_list(part[0]):
+                waiting += [(each, above + 1) for each in part]
+    return deepest
 
 
 def _lengths(rings: Any) -> set[int]:

@@ -1,7 +1,10 @@
 """`reasonseg export`, and `--format` of `segment`: results in the formats of annotation tools."""
 
+import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,6 +13,7 @@ import typer
 from ..data.annotation_formats import FORMATS, AnnotationFormat, WritingOptions, find_format
 from ..folder_lock import alone_in
 from .failures import CommandError, path_text, refuse_address, stderr_console
+from .labelled_shards import FolderShards
 from .printing import printable_json, write_out
 from .progress import with_progress
 from .result_lines import EXPORT_FOLDER, RESULTS_NAME, find_lines
@@ -18,6 +22,7 @@ from .running import MaxImagePixels
 
 
 if TYPE_CHECKING:
+    from ..data.annotation_formats import ReadingOptions
     from ..data.labelled_images import LabelledImage
 
 
@@ -72,7 +77,7 @@ def export(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Write again what is already there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print what was written as JSON.")] = False,
 ):
-    """Write the results of an earlier run in the formats of annotation tools.
+    """Write the results of an earlier run, also of `segment --dataset`, in the formats of annotation tools.
 
     Each format gets a folder of its own in --out, whole or not at all; what an earlier export has written there is
     replaced if the results have changed since. Masks lie in the upright frame, and an image that its EXIF orientation
@@ -135,6 +140,7 @@ def export_results(
     Raises:
         CommandError: The folder holds no results, or a format cannot be written.
     """
+    from ..data.annotation_formats import ReadingOptions
     from ..data.annotation_writing import is_written, write_annotations
 
     entries, console = check_formats(formats), stderr_console()
@@ -151,23 +157,71 @@ def export_results(
                 f"--tolerance is for polygons, and the format {entry.name} is written with exact masks. {hint}, or "
                 "leave --tolerance out."
             )
-    lines = find_lines(results / RESULTS_NAME)
-    made_of = {"results_sha256": file_sha256(results / RESULTS_NAME)}
+    run = _find_run(results, image_folder, sources, images != "none")
     told: dict[str, Any] = {}
     with alone_in(out, _PATIENCE):
         for entry in entries:
             options = WritingOptions(masks or entry.masks[0], images, tolerance)
             target = out / entry.name
-            if not overwrite and is_written(entry, target, options, made_of):
+            if not overwrite and is_written(entry, target, options, run.made_of):
                 console.print(f"{path_text(target)} is written already.", soft_wrap=True)
                 told[entry.name] = {"folder": path_text(target), "is_new": False}
                 continue
-            found = labelled_images(results, lines, image_folder, sources, with_images=images != "none")
-            shown = with_progress(found, len(lines), console, f"Writing {entry.name}")
-            written = write_annotations(entry, shown, target, options, made_of)
+            reading = ReadingOptions(without_mask="skip")
+            shown = with_progress(run.read(reading), run.count, console, f"Writing {entry.name}")
+            written = write_annotations(entry, shown, target, options, run.made_of)
+            written.left_out += reading.left_out
             console.print(f"Written: {path_text(target)} ({written.sentence()})", soft_wrap=True)
             told[entry.name] = {"folder": path_text(target), "is_new": True, **written.to_dict()}
     return told
+
+
+@dataclass
+class _Run:
+    """
+    What is exported.
+
+    Args:
+        made_of: tells its results from others, as JSON types.
+        count: of images.
+        read: yields them; takes what is left out.
+    """
+
+    made_of: dict[str, Any]
+    count: int
+    read: "Callable[[ReadingOptions], Iterator[LabelledImage]]"
+
+
+def _find_run(results: Path, image_folder: Path | None, sources: Mapping[str, Path] | None, with_images: bool) -> _Run:
+    """See [`export_results`]; images in files, or rows of a data set."""
+    shards = FolderShards(results)
+    if not (results / RESULTS_NAME).is_file() and (splits := shards.splits()):
+        if image_folder is not None:
+            raise CommandError("--image-folder is for images in files; the rows of a data set hold theirs.")
+        parts, count = [], 0
+        for part in map(shards.of_split, splits):
+            rows = {name: about["rows"] for name, about in part.done().items() if about["rows"]}
+            parts += [(name, file_sha256(results / part.file_name(name))) for name in rows]
+            count += sum(rows.values())
+        if not parts:
+            raise CommandError(f"{path_text(results)!r} holds no whole part yet; run `reasonseg segment` again.")
+        made_of = {"parts_sha256": hashlib.sha256(repr(parts).encode()).hexdigest()}
+        return _Run(made_of, count, partial(_labelled_rows, results, splits))
+    lines = find_lines(results / RESULTS_NAME)
+    made_of = {"results_sha256": file_sha256(results / RESULTS_NAME)}
+    return _Run(
+        made_of, len(lines), lambda _: labelled_images(results, lines, image_folder, sources, with_images=with_images)
+    )
+
+
+def _labelled_rows(results: Path, splits: Sequence[str], options: "ReadingOptions") -> "Iterator[LabelledImage]":
+    """Yield the images of a labelled data set, a split after the other."""
+    from dataclasses import replace
+
+    for split in splits:
+        image = FolderShards(results, split).request()["image_column"]
+        columns = {} if image is None else {"image": image}
+        yield from FORMATS["datasets"].read(results, replace(options, split=split, columns=columns))
 
 
 def labelled_images(

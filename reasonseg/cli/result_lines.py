@@ -15,6 +15,7 @@ from typing import Any
 
 from ..atomic_files import write_whole
 from .failures import CommandError
+from .labelled_shards import STATE
 
 
 RESULTS_NAME = "results.jsonl"
@@ -221,6 +222,8 @@ def find_lines(path: Path) -> list[tuple[int, int]]:
     """
     hint = "Name a folder that `reasonseg segment` has filled."
     if not path.is_file():
+        if (path.parent / STATE).is_dir():
+            hint = "It holds rows of a data set, which `reasonseg export` takes, and `datasets.load_dataset`."
         raise CommandError(f"{str(path.parent)!r} has no {RESULTS_NAME}. {hint}")
     found: dict[str, tuple[int, int]] = {}
     start = 0

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,9 @@ from .shards import Shard, mark_ended
 # Bytes of a file name's start that leave room for the ending of any result.
 _LONGEST_STEM = 200
 _HASH_DIGITS = 8
+# What lists of names and annotation files cannot hold: line breaks and the like, the separator and the drives of
+# Windows, blanks at an end.
+_NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\\]|^.:|^\s+|\s+$")
 
 
 def file_sha256(path: Path) -> str:
@@ -27,13 +31,15 @@ def file_sha256(path: Path) -> str:
 
 
 def is_usable_stem(stem: str) -> bool:
-    """Return whether file names can begin with the stem and a result line can hold it."""
-    return path_text(stem) == stem and len(stem.encode()) <= _LONGEST_STEM
+    """Return whether file names can begin with the stem, and a result line and an export can hold it."""
+    is_text = path_text(stem) == stem and not _NOT_IN_NAMES.search(stem)
+    return is_text and len(stem.encode()) <= _LONGEST_STEM
 
 
 def hashed_stem(stem: str, path: str | os.PathLike) -> str:
     """Return a start of file names that no other path has: what can be used of the stem, and a hash of the path."""
     plain = os.fsencode(stem).decode("utf-8", errors="replace").replace("\N{REPLACEMENT CHARACTER}", "_")
+    plain = _NOT_IN_NAMES.sub("_", plain)
     plain = plain.encode()[: _LONGEST_STEM - _HASH_DIGITS - 1].decode("utf-8", errors="ignore")
     return f"{plain}-{hashlib.sha256(os.fsencode(path)).hexdigest()[:_HASH_DIGITS]}"
 
@@ -113,7 +119,7 @@ class ResultFolder:
 
     def output_names(self, images: list[Path]) -> dict[Path, str]:
         """Give each image the start of its output file names: its stem, with a hash of its path where stems clash, are
-        too long or are not UTF-8."""
+        too long, or hold what an export cannot."""
         stems = Counter(image.stem.lower() for image in images)
         names = {}
         for image in images:

@@ -168,7 +168,8 @@ def segment(
             raise CommandError("--private is for --dataset with a repository on the Hub as --out.")
     elif answers or formats:
         raise CommandError(
-            f"{'--answers' if answers else '--format'} is for images; rows of a data set are written as parquet files."
+            f"{'--answers' if answers else '--format'} is for images; rows of a data set are written as parquet files"
+            f"{'' if answers else ', of which `reasonseg export` makes other formats'}."
         )
     if formats and shard is not None:
         raise CommandError("--format needs all images. Merge the shards first, then run `reasonseg export`.")

@@ -15,6 +15,7 @@ from reasonseg.data.annotation_formats import FORMATS, ReadingOptions, WritingOp
 from reasonseg.data.annotation_writing import write_annotations
 from reasonseg.data.data_files import DataFileError
 from reasonseg.data.labelled_images import LabelledImage, LabelledObject
+from reasonseg.data.streamed_tables import StreamedTables, check_columns
 from reasonseg.processing.segments import mask_to_rle
 from tests.support.annotation_files import (
     CORNERS,
@@ -94,9 +95,21 @@ def test_data_sets_of_yolo(tmp_path, content):
     assert guess_format(folder).name == "yolo"
 
 
+def test_classes_of_label_studio(tmp_path):
+    folder = yolo(tmp_path, LINE)
+    (folder / "data.yaml").unlink()
+    (folder / "classes.txt").write_text("cup\ndog\n")
+    assert guess_format(folder).name == "yolo"
+    images = read("yolo", folder)
+    assert [image.file_name for image in images] == ["train/a.jpg", "train/empty.jpg"]
+    check_mask(images, MASK)
+
+
 def test_splits_of_yolo(tmp_path):
     folder = yolo(tmp_path, LINE, val="images/val")
-    refused("yolo", folder, "images/val")
+    refused("yolo", folder, "images/val", "The split 'train' is there: split='train'")
+    refused("yolo", folder, "images/val", split="val")
+    assert len(read("yolo", folder, split="train")) == 2, "what is not asked for may be missing"
     save_image(folder / "images" / "val" / "b.jpg")
     refused("yolo", folder, "splits train, val", "split='NAME'")
     assert len(read("yolo", folder, split="train")) == 2
@@ -183,6 +196,8 @@ def test_pngs_of_voc(tmp_path):
     refused("voc", voc(tmp_path, CLASSES, objects), "object 1", "'bottle' and 'person'")
     # of 0 and 255 nothing would be left, as 255 belongs to none
     refused("voc", voc(tmp_path / "white", MASK.astype(np.uint8) * 255), "a.png", "0 and 255", "belongs to none")
+    (tmp_path / "class_names.txt").write_text("cup\ndog\n")  # else each label would be that of its neighbour
+    refused("voc", tmp_path, "class_names.txt begins with 'cup'", "the background")
 
 
 def test_colours_of_cvat(tmp_path):
@@ -336,6 +351,21 @@ def test_rows_that_are_refused(datasets, tmp_path):
     rows = [{"image": {"bytes": png(np.zeros((5, 5, 3), dtype=np.uint8)), "path": None}, "mask": mask_to_rle(MASK)}]
     datasets.Dataset.from_list(rows).to_parquet(str(tmp_path / "data" / "train.parquet"))
     refused("datasets", tmp_path / "data", "row 0", "5 x 5")
+    content = png(np.zeros((*SIZE, 3), dtype=np.uint8))
+    for kind, image in (("large_binary", content), ("large_string", "a.jpg"), ("null", None)):
+        features = datasets.Features({"image": datasets.Value(kind), "objects": {"bbox": [datasets.Value("int32")]}})
+        table = datasets.Dataset.from_list([{"image": image, "objects": {"bbox": [1]}}], features=features)
+        table = table.add_column("mask", [mask_to_rle(MASK)])
+        table.to_parquet(str(tmp_path / "data" / "train.parquet"))
+        if image == content:  # as other libraries write it, beside boxes, which are no masks
+            check_mask(read("datasets", tmp_path / "data"), MASK, "")
+            check_columns(next(StreamedTables(str(tmp_path / "data")).read(0)), "image", None, None)
+        else:
+            refused("datasets", tmp_path / "data", "row 0", "is not an existing" if image else "It has no image")
+    datasets.Dataset.from_list([{"image": [1], "mask": mask_to_rle(MASK)}]).to_parquet(
+        str(tmp_path / "data" / "train.parquet")
+    )
+    refused("datasets", tmp_path / "data", "row 0", "Its image is of type", "it must be one image")
     for request in (-1, 2**31 - 1):
         mask = {"label": "cup", "rle": mask_to_rle(MASK), "request": request}
         image = {"bytes": png(np.zeros((*SIZE, 3), dtype=np.uint8)), "path": None}

@@ -233,6 +233,9 @@ def test_what_a_png_cannot_hold_is_refused(images, tmp_path):
     rows = [replace(many, file_name=f"{n}.png", objects=many.objects[n : n + 1]) for n in range(255)]
     with pytest.raises(DataFileError, match="more than 254 labels"):
         write("voc", rows, tmp_path / "out")
+    for name in ("a\nb.png", "a .png"):
+        with pytest.raises(DataFileError, match="cannot stand in a list of names"):
+            write("voc", [replace(images[0], file_name=name)], tmp_path / "out")
 
 
 def test_what_is_lost_in_a_png_is_told(images, tmp_path):

@@ -90,6 +90,12 @@ def test_crowds_scores_and_what_is_absent(tmp_path):
     assert skipped.left_out["objects with a label to skip"] == 1
 
 
+def nested(numbers: list, levels: int) -> list:
+    for _ in range(levels):
+        numbers = [numbers]
+    return numbers
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -102,6 +108,9 @@ def test_crowds_scores_and_what_is_absent(tmp_path):
         ({"segmentation": [[4, 3, 200, 3, 200, 12]]}, ["annotation 0", "36 x 24"]),
         ({"segmentation": [[4, 3, float("nan"), 3, 20, 12]]}, ["annotation 0", "finite"]),
         ({"segmentation": [[4, 3, 20, 3, 20]]}, ["annotation 0", "even number"]),
+        ({"segmentation": [[4, 3, 10**400, 3, 20, 12]]}, ["annotation 0", "even number"]),
+        ({"segmentation": nested([], 900)}, ["annotation 0", "3 or more corners"]),
+        ({"segmentation": nested(CORNERS, 900)}, ["annotation 0", "a list of 901 levels"]),
     ],
 )
 def test_annotations_that_are_refused(tmp_path, changes, words):
@@ -115,9 +124,13 @@ def test_files_that_are_refused(tmp_path):
     refused("coco", path, "b.jpg", "images='FOLDER'")
     path = coco(tmp_path, {"segmentation": [CORNERS]}, size=(25, WIDTH))
     refused("coco", path, "36 x 25", "36 x 24")
+    refused("coco", coco(tmp_path, {"segmentation": [CORNERS]}, size=(10**400, WIDTH)), "image 0", "give pixels")
+    refused("coco", coco(tmp_path, {"bbox": [1, 1, 10**400, 3]}), "annotation 0", "four numbers", without_mask="box")
     path.write_bytes(path.read_bytes().decode().encode("utf-16"))
     refused("coco", path, "instances.json", "UTF-8")
     path = coco(tmp_path, {"segmentation": [CORNERS]})
+    (path.parent / "a folder.json").mkdir()
+    assert read("coco", tmp_path)[0].file_name == "a.jpg"
     refused("coco", path, "images/a.jpg", "pixels", max_image_pixels=100)
     refused("coco", path, "does not heed split", split="train")
     (path.parent / "empty.json").write_text('{"images": [], "annotations": [], "categories": []}')

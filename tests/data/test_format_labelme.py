@@ -37,6 +37,8 @@ MASK_SHAPE = {"mask": base64.b64encode(png(WITH_HOLE[3:12, 4:20].astype(np.uint8
         ([shape(pairs(CORNERS), None)], MASK),
         ([shape([[20, 12], [4, 3]], "rectangle")], MASK),
         ([shape(pairs(CORNERS), "oriented_rectangle")], MASK),
+        ([shape(pairs(CORNERS), "rectangle")], MASK),  # this and the next: X-AnyLabeling
+        ([shape(pairs(CORNERS), "rotation")], MASK),
         ([shape([[4, 3], [19, 11]], "mask", **MASK_SHAPE)], WITH_HOLE),
         ([shape(pairs(CORNERS), group_id=0.0), shape(pairs(SECOND), group_id=0), shape([], group_id=0)], TWO),
         ([shape(pairs(CORNERS), group_id=0), shape(pairs(HOLE), group_id=0)], MASK),
@@ -46,6 +48,7 @@ MASK_SHAPE = {"mask": base64.b64encode(png(WITH_HOLE[3:12, 4:20].astype(np.uint8
 def test_shapes_of_labelme(tmp_path, shapes, mask):
     folder = labelme(tmp_path, *shapes)
     mask = WITH_HOLE | box_mask((25, 15, 30, 20)) if mask is None else mask
+    (folder / "b.json").mkdir(exist_ok=True)
     for source in (folder, folder / "a.json"):
         check_mask(read("labelme", source), mask)
     assert guess_format(folder).name == "labelme"
@@ -77,6 +80,7 @@ def test_lines_have_no_area(tmp_path, kind):
     ("given", "words"),
     [
         (shape([[1, 2], [3, 4, 5]]), ["shape number 1", "pairs of finite numbers"]),
+        (shape([[1, 2], [10**400, 4], [5, 6]]), ["shape number 1", "pairs of finite numbers"]),
         (shape([[1, 2], [3, 4]]), ["shape number 1", "3 or more corners"]),
         (shape([[1, 2]], "rectangle"), ["rectangle of 1 points"]),
         (shape([[1, 2], [3, 4]], "ellipse"), ["'ellipse'", "polygon"]),
@@ -108,6 +112,8 @@ def test_images_of_labelme(tmp_path):
     (image,) = read("labelme", tmp_path / "beside")
     assert image.source == tmp_path / "beside" / "sub" / "b.jpg"
     assert image.file_name == "sub/b.jpg"
+    save_image(tmp_path / "beside" / "sub\\b.jpg")  # such a name is a file's own elsewhere than on Windows
+    assert read("labelme", tmp_path / "beside")[0].source == tmp_path / "beside" / "sub\\b.jpg"
     elsewhere = labelme(tmp_path / "json", shape(pairs(CORNERS)), imagePath="../beside/sub/b.jpg")
     refused("labelme", elsewhere, "a.json", "leads out", "images='FOLDER'")
     (image,) = read("labelme", elsewhere, images=tmp_path / "beside" / "sub")

@@ -1,8 +1,9 @@
 """Tables of the library `datasets`: which rows are in which, however they are taken."""
 
+import numpy as np
 import pytest
 
-from reasonseg.data.streamed_tables import MOST_SOURCES, StreamedTables, TableReader
+from reasonseg.data.streamed_tables import MOST_SOURCES, DataSetError, StreamedTables, TableReader
 
 
 datasets = pytest.importorskip("datasets", reason="The extra `data` (pip install datasets) is not installed.")
@@ -41,6 +42,32 @@ def test_sources_hold_every_row_once_and_in_order(tmp_path):
     assert (tables.sources, tables.split) == (MOST_SOURCES, "train")
     rows = [row for source in range(tables.sources) for part in numbers(tables.read(source)) for row in part]
     assert rows == list(range(2 * MOST_SOURCES + 120))
+
+
+def test_a_row_group_is_not_read_as_a_whole(tmp_path):
+    """But page by page. Nor are features lost that the file does not hold itself, and a damaged one is named."""
+    content, rows = np.random.default_rng(0).bytes(100_000), 400
+    table = pa.table({"image": [content] * rows, "number": range(rows), "label": [1] * rows})
+    pages = {"write_batch_size": 10, "use_dictionary": False, "compression": "none"}
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=rows, **pages)
+    (tmp_path / "README.md").write_text(
+        "---\ndataset_info:\n  features:\n  - {name: image, dtype: binary}\n  - {name: number, dtype: int32}\n"
+        "  - name: label\n    dtype:\n      class_label: {names: {'0': cat, '1': dog}}\n---\n"
+    )
+    tables = StreamedTables(str(tmp_path))
+    before, peak, found = pa.total_allocated_bytes(), 0, []
+    for part in tables.read(0):
+        peak = max(peak, pa.total_allocated_bytes() - before)
+        found += part.column("number").to_pylist()
+        features = datasets.Features.from_arrow_schema(part.schema)
+    assert found == list(range(rows))
+    assert peak < 0.6 * table.nbytes
+    assert features["label"].names == ["cat", "dog"]
+    assert features["number"] == datasets.Value("int32")
+    with (tmp_path / "a.parquet").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(DataSetError, match=r"a\.parquet"):
+        list(tables.read(0))
 
 
 def test_rows_on_the_disk_are_read_in_sources_of_a_thousand(tmp_path):

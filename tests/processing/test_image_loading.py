@@ -311,7 +311,7 @@ BAD_IMAGES = {
     "normalised": (torch.full((3, 4, 4), -1.5), "undo any normalisation"),
     "None": (None, "type NoneType"),
     "list": ([[1, 2], [3, 4]], "type list"),
-    "bytes": (b"\x89PNG", "image of 4 bytes cannot be opened"),
+    "bytes": (b"\x89PNG", r"image of 4 bytes cannot be opened as an image \(of no known kind\)"),
     "bytearray": (bytearray(b"\x89PNG"), "type bytearray"),
 }
 

@@ -19,7 +19,7 @@ from reasonseg.cli.inputs import DataSetOptions
 from reasonseg.cli.labelled_shards import FolderShards
 from reasonseg.cli.segment_dataset import Labelling, make_request
 from reasonseg.cli.shards import Shard
-from reasonseg.data.annotation_formats import FORMATS
+from reasonseg.data.annotation_formats import FORMATS, ReadingOptions
 from reasonseg.data.labelled_rows import PartWriter
 from reasonseg.data.streamed_tables import StreamedTables
 from reasonseg.processing.segments import Segment, SegmentationResult
@@ -281,6 +281,42 @@ def test_rows_that_fail_are_kept_and_say_why(tmp_path):
     errors = datasets.load_dataset(str(tmp_path / "asked"), split="train")["error"][:]
     assert [error is None for error in errors] == [False, True, False, False, False, False, False]
     assert errors[4] == "It has no phrases, or an empty one."
+
+
+def test_rows_are_exported_for_annotation_tools(parquet, alone, tmp_path):
+    """Also those that lie in the frame of a turned image, and those that failed are counted."""
+    turned = Image.Exif()
+    turned[0x0112] = 3
+    features = datasets.Features({"photo": datasets.Image(), "other": datasets.Image()})
+    photos = [{"bytes": b"none", "path": None}]
+    for number in range(4):
+        image(number).save(file := io.BytesIO(), "JPEG", exif=turned)
+        photos.append({"bytes": file.getvalue(), "path": None})
+    (tmp_path / "photos").mkdir()
+    data = datasets.Dataset.from_dict({"photo": photos, "other": photos}, features=features)
+    data.to_parquet(tmp_path / "photos" / "train.parquet")
+    label(tmp_path / "photos", tmp_path / "labelled", "--image-column", "photo", code=1)
+    for folder, count in ((alone, 11), (tmp_path / "labelled", 4)):
+        told = run("export", folder, "-f", "coco", "-f", "yolo", "-o", tmp_path / "a", "--json", "--overwrite")
+        table = StreamedTables(str(folder))
+        parts = (part for source in range(table.sources) for part in table.read(source))
+        stored = [row for part in parts for row in part.to_pylist() if row["error"] is None]
+        masks = [[each["rle"] for each in row["objects"] if each["area"]] for row in stored]
+        images = list(FORMATS["coco"].read(tmp_path / "a" / "coco"))
+        assert len(images) == count
+        assert [[each.mask for each in found.objects] for found in images] == masks
+        assert json.loads(told.stdout)["yolo"]["masks"] == sum(map(len, masks)) > 0
+        sizes = {tuple(mask["size"]) for each in masks for mask in each}
+        assert {found.pixels().shape[:2] for found in images} == sizes
+    assert "rows that could not be done (1)" in told.stderr
+    assert "is written already" in run("export", folder, "-f", "coco", "-o", tmp_path / "a").stderr
+    assert "--image-folder is for images" in run(
+        "export", folder, "-f", "coco", "--image-folder", tmp_path, code=1
+    ).stderr.replace("\n", " ")
+    assert "`reasonseg export` takes" in " ".join(run("report", folder, code=1).stderr.split())
+    options = ReadingOptions(columns={"image": "photo"}, without_mask="skip")
+    imported, *_ = FORMATS["datasets"].read(folder, options)
+    assert imported.requests[0].answer == stored[0]["answer"]
 
 
 def test_a_model_that_fails_everywhere_writes_nothing(parquet, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pytest
 from reasonseg.cli import result_lines
 from reasonseg.cli.failures import CommandError, path_text
 from reasonseg.cli.results import ANSWER_FIELDS, RESULTS_NAME, ResultFolder, file_sha256
+from reasonseg.data.data_files import file_in
 from reasonseg.folder_lock import LOCK_NAME
 
 
@@ -256,7 +257,7 @@ def test_a_folder_that_cannot_be_written_can_be_looked_at(tmp_path, images, monk
         assert results.pending(images[:1]) == []
 
 
-@pytest.mark.parametrize("stem", [b"caf\xe9", b"x" * 201, "ü".encode() * 120])
+@pytest.mark.parametrize("stem", [b"caf\xe9", b"x" * 201, "ü".encode() * 120, b"c:at", b" a\n\\b\xe2\x80\xa8 "])
 def test_names_that_cannot_be_written(tmp_path, stem):
     folders = [tmp_path / "one", tmp_path / "two"]
     paths = [folder / os.fsdecode(stem + b".png") for folder in folders]
@@ -268,6 +269,8 @@ def test_names_that_cannot_be_written(tmp_path, stem):
     assert len(set(names)) == 2
     for path, name in zip(paths, names, strict=True):
         assert len(f".{name}_answer.html.1234567.partial.html".encode()) <= 255
+        assert name.split("/") == [name.strip().replace("\\", "/")] == name.splitlines()
+        file_in(tmp_path, name)  # also where a name may begin with a drive
         record = {**finish_record(results, path, name), "image": path_text(path)}
         results.add(record)
         assert ResultFolder(tmp_path / "out", REQUEST).pending([path]) == []
