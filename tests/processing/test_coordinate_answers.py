@@ -280,6 +280,12 @@ LONG = {
     "star": [
         *('<answer>"point_2d":[' + '"point_2d":[' * 4000 + ending + "</answer>" for ending in ("", "]", "}")),
         "<answer>" + '"bbox_2d":["' * 4000 + "</answer>",
+        "<answer>" + '"point_2d":[} ' * 3000 + "} ]</answer>",
+    ],
+    "internvl": [
+        "<ref>" * 10_000,
+        "<ref></ref><box>[[" * 2500 + "]]</box>",
+        "<ref>\n</ref><box>[[" * 2500 + "]]</box>",
     ],
 }
 
