@@ -254,8 +254,8 @@ def star_inference_qwen3(text: str, sizes: ImageSizes) -> PublishedAnswer:
 
 
 def star_evaluation_qwen3(text: str, sizes: ImageSizes) -> PublishedAnswer:
-    """The same in the evaluation, which needs labels, widens boxes of no extent, and has a point per box, of zeros where
-    there is none."""
+    """The same in the evaluation, which needs labels, widens boxes of no extent, and has a point for each box, zeros
+    where there is none."""
     objects = _star_objects(text, lenient=False)
     read = _star_relative(objects, sizes, [one["label"] for one in objects], _thinking_before(text, True))
     height, width = sizes.image
@@ -350,9 +350,9 @@ def _cookbook(text: str, to_pixel: Callable[[float, int], int]) -> PublishedAnsw
     if "```json" in lines:
         text = "\n".join(lines[lines.index("```json") + 1 :]).split("```")[0]
     try:
-        objects = _literal(text)
+        objects = read_literal(text)
     except READING_ERRORS:
-        objects = _literal(text[: text.rfind('"}') + 2] + "]")
+        objects = read_literal(text[: text.rfind('"}') + 2] + "]")
     read = PublishedAnswer()
     for found in objects if isinstance(objects, list) else [objects]:
         box = [to_pixel(found["bbox_2d"][edge], edge % 2) for edge in range(4)]
@@ -361,7 +361,8 @@ def _cookbook(text: str, to_pixel: Callable[[float, int], int]) -> PublishedAnsw
     return read
 
 
-def _literal(text: str) -> Any:
+def read_literal(text: str) -> Any:
+    """What Python's spelling of lists, numbers, texts ... means; nothing is executed."""
     with warnings.catch_warnings():  # Python has some for what is written, such as "\\d"
         warnings.simplefilter("ignore")
         return ast.literal_eval(text)
@@ -380,7 +381,7 @@ def qwen3_odinw(text: str, sizes: ImageSizes) -> PublishedAnswer:
 def _odinw(text: str, to_pixel: Callable[[float, int], float]) -> PublishedAnswer:
     read, found = PublishedAnswer(), []
     with suppress(*READING_ERRORS):
-        objects = _literal(text.replace("```json", "").replace("```", ""))
+        objects = read_literal(text.replace("```json", "").replace("```", ""))
         of_four = [one for one in objects if len(one.get("bbox_2d", [])) == 4]
         found = [(one["bbox_2d"], one["label"]) for one in of_four]
     for box, label in found:
@@ -469,7 +470,7 @@ def internvl_demo(text: str, sizes: ImageSizes) -> PublishedAnswer:
         if "\n" in label:
             continue
         _, begin, start = places[at]
-        for box in _literal(text[begin:start]):
+        for box in read_literal(text[begin:start]):
             read.boxes.append([int(float(box[edge]) / 1000 * sizes.image[1 - edge % 2]) for edge in range(4)])
             read.labels.append(label)
     return read
@@ -536,4 +537,4 @@ PUBLISHED_READERS: dict[str, PublishedReader] = {
 }
 
 
-__all__ = ["PUBLISHED_READERS", "READING_ERRORS", "ImageSizes", "PublishedAnswer", "PublishedReader"]
+__all__ = ["PUBLISHED_READERS", "READING_ERRORS", "ImageSizes", "PublishedAnswer", "PublishedReader", "read_literal"]
