@@ -384,6 +384,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
                 "reeval replaces [REJ] by [SEG] to score masks: it needs a rej_token_id in the configuration and "
                 "takes no labels. Call forward without it to get losses."
             )
+        kwargs.pop("stop_criterion", None)  # of answers that are to be written
         views = (pixel_values, sam_pixel_values, original_sizes, reshaped_input_sizes)
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs, *views)
         recorder, read, language = SlotStateRecorder(), None, {}

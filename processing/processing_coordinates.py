@@ -241,8 +241,8 @@ class CoordinatesProcessor(ComposedProcessor):
         if len(phrases) > 1:
             raise ValueError(
                 f"{len(phrases)} phrases were given for one row. Answers in the format {self.coordinate_format!r} do "
-                'not say which phrase an object belongs to; give one phrase per row: [["a cup"], ["a dog"]], or in the '
-                "command line one --phrase."
+                'not say which phrase an object belongs to; give one phrase per row: [["a cup"], ["a dog"]], or in '
+                "the command line one --phrase."
             )
         return self._format.ask(phrases[0]), None
 
