@@ -291,7 +291,8 @@ class ComposedForReasoningSegmentation(ComposedModel):
             prompts,
             self.config.prompt_padding_points,
             self.config.multimask_output,
-            self.config.empty_without_object,
+            # An empty mask has no gradient by which the decoder could learn to draw it.
+            self.config.empty_without_object and not self.training,
         )
         return prompts, masks, scores
 
