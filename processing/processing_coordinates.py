@@ -1,6 +1,6 @@
 """The processor of models that write boxes and points as text: any vision-language model's own, with a format."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 from transformers.processing_utils import Unpack
 
+from .answer_votes import vote
 from .chat import PromptRow, as_list, check_phrase
 from .chat_processor import ChatInputs, ChatProcessorKwargs, image_of_row
 from .composed_processor import ComposedProcessor
@@ -349,6 +350,28 @@ class CoordinatesProcessor(ComposedProcessor):
                 )
             )
         return results
+
+    def vote(self, results: Sequence[CoordinateResult], **thresholds: float) -> CoordinateResult:
+        r"""
+        One result of many answers to one question that were sampled, as StAR votes on them:
+
+        ```python
+        sampled = {"do_sample": True, "temperature": 1.0, "top_p": 0.9, "num_return_sequences": 32}
+        output = model.generate_with_masks(**inputs, **sampled)
+        result = processor.vote(processor.post_process_segmentation(output, inputs))
+        ```
+
+        Args:
+            results (`Sequence[CoordinateResult]`): What `post_process_segmentation` made of the answers.
+            thresholds: `nothing_threshold`, `iou_threshold` and `vote_threshold`, see `answer_votes.vote`.
+
+        Returns:
+            [`CoordinateResult`]: Its segments were found by the most answers; `slot_prob` says by which share of them.
+
+        Raises:
+            ValueError: If there are no results, or they are of images of several sizes.
+        """
+        return vote(results, **thresholds)
 
 
 def _with_wording(known: CoordinateFormat, wording: Mapping[str, str] | None) -> CoordinateFormat:
