@@ -224,7 +224,7 @@ def read_vlm_config(folder: Path) -> PreTrainedConfig:
 def _read_internvl_config(stored: Mapping[str, Any], path: Path) -> PreTrainedConfig:
     language_model, template = stored["llm_config"], _template_of(stored)
     names = language_model.get("architectures")
-    kinds = [_INTERNVL_TEXT.get(name) for name in names] if isinstance(names, list) else []
+    kinds = [_INTERNVL_TEXT.get(str(name)) for name in names] if isinstance(names, list) else []
     if len(kinds) != 1 or kinds[0] is None or template not in _INTERNVL_TEMPLATES:
         raise ConversionError(
             f"The config names the language model {names!r} and the template {template!r}; Sa2VA on InternVL is "
