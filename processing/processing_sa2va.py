@@ -109,6 +109,8 @@ class StopWords(StoppingCriteria):
 
     # Beside one token per letter of the longest word: line breaks.
     _more_tokens = 8
+    # By this name transformers knows that rows which have ended are to be filled up.
+    eos_token_id = None
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str]):
         self.tokenizer, self.words = tokenizer, tuple(words)
