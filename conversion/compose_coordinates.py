@@ -30,7 +30,7 @@ from .locations import Location, hub_repository, hub_snapshot, locate
 from .plan import EMBEDDING, HEAD, Scheme, empty_model, require_components
 from .rules import LORA_A, LORA_B, Rule
 from .rules_lisa_gsva import SEGMENTER, VLM
-from .sources import open_source
+from .sources import holds_weights, open_source
 from .systems import COORDINATES
 from .tensor_operations import no_adapters
 
@@ -42,8 +42,8 @@ _REMEDIES = {
 # By their names, where these say more than the type of the model does: Seg-Zero-7B, VisionReasoner-7B, StAR-8B.
 _FORMATS_BY_NAME = (("seg-?zero", "seg_zero"), ("vision-?reasoner", "vision_reasoner"))
 _STAR = r"\bstar-(7b|8b|32b)"
-# The folder of StAR's repositories that holds the adapter.
-_ADAPTER_FOLDER = "huggingface"
+# The folders of StAR's repositories that may hold the adapter.
+_ADAPTER_FOLDERS = ("huggingface", "lora_adapter")
 # Answers with a chain of thought: what Seg-Zero, VisionReasoner and StAR allow.
 _LONGEST_ANSWER = 1024
 _ADAPTER = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.(?P<part>lora_[AB])\.(?:default\.)?weight")
@@ -151,7 +151,7 @@ def _own_name(location: Location) -> str:
     if repository is not None:
         return repository.rpartition("/")[2]
     folder = path.absolute().parent if path.is_file() else path.absolute()
-    return folder.parent.name if folder.name == _ADAPTER_FOLDER else folder.name
+    return folder.parent.name if folder.name in _ADAPTER_FOLDERS else folder.name
 
 
 def _add_adapter(
@@ -166,6 +166,9 @@ def _add_adapter(
     Raises:
         ConversionError: They are no such matrices, belong to no parameter of this model, or nobody says alpha.
     """
+    if location.is_dir() and not holds_weights(location):
+        inside = [location / name for name in _ADAPTER_FOLDERS]
+        location = next(filter(holds_weights, inside), location)
     source = open_source(location)
     matched = {name: _ADAPTER.fullmatch(name) for name in source.names()}
     if unknown := [name for name, match in matched.items() if match is None]:

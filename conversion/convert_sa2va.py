@@ -29,6 +29,8 @@ from ..processing.processing_sa2va import (
     ADDED_TOKENS,
     SA2VA_INTERNVL_TEMPLATE,
     SA2VA_LLAVA_WORDING,
+    SA2VA_PHI_3_STOP_WORDS,
+    SA2VA_PHI_3_TEMPLATE,
     TILE_TOKEN,
     Sa2VaProcessor,
 )
@@ -65,6 +67,14 @@ _FAMILIES = {
     "llama": ("llava", IMAGE_TOKEN),
 }
 _INTERNVL = "internvl"
+# Of InternVL: its language models by their classes there; and by the names of its prompt templates these, the tokens
+# that end an answer beside the tokenizer's own, and the words that are no tokens.
+_INTERNVL_TEXT = {"Qwen2ForCausalLM": "qwen2", "Qwen3ForCausalLM": "qwen3"}
+_INTERNVL_TEMPLATES = {
+    "qwen_chat": (SA2VA_INTERNVL_TEMPLATE, ("<|im_end|>", "<|endoftext|>"), ()),
+    "internlm2_chat": (SA2VA_INTERNVL_TEMPLATE, ("<|im_end|>",), ()),
+    "phi3_chat": (SA2VA_PHI_3_TEMPLATE, (), SA2VA_PHI_3_STOP_WORDS),
+}
 # Under transformers 4, with which it was trained, the last hidden state of this one had not gone through the norm.
 _BEFORE_THE_NORM = ("qwen3_vl",)
 _SAM3_ROW = {"part": "segmenter", "work": "SAM 3", "licence": "SAM License of Meta"}
@@ -97,7 +107,7 @@ def convert_sa2va(
 
     Args:
         source (`str` or `os.PathLike`): A published folder, or its name on the Hub (`ByteDance/Sa2VA-Qwen3-VL-4B`,
-            also with `@revision`), on Qwen3-VL, Qwen2.5-VL, LLaVA-1.5, or InternVL with Qwen2.5, and with SAM 2 or 3.
+            also with `@revision`), on Qwen3-VL, Qwen2.5-VL, LLaVA-1.5, or InternVL with Qwen, and with SAM 2 or 3.
         out (`str` or `os.PathLike`): The repository's folder; it must not exist or be empty.
         sam_options (`Mapping[str, Any]` or `str`, *optional*): `num_attention_heads`, `window_size_per_stage` and
             `global_attention_blocks` of an image encoder of none of SAM 2's published sizes (SAM 3: `window_size`
@@ -150,7 +160,7 @@ def convert_sa2va(
             model=model,
             processor=processor,
             scheme=_SCHEME,
-            generation_config=_generation_config(tokenizer, vlm),
+            generation_config=_generation_config(folder, tokenizer, vlm),
         )
 
     return convert(SA2VA, source, out, read_parts, segmenter_dtype=segmenter_dtype, **options)
@@ -212,16 +222,22 @@ def read_vlm_config(folder: Path) -> PreTrainedConfig:
 
 
 def _read_internvl_config(stored: Mapping[str, Any], path: Path) -> PreTrainedConfig:
-    language_model, template = stored["llm_config"], stored.get("template")
+    language_model, template = stored["llm_config"], _template_of(stored)
     names = language_model.get("architectures")
-    if names != ["Qwen2ForCausalLM"] or str(template).replace("-", "_") != "qwen_chat":
+    kinds = [_INTERNVL_TEXT.get(str(name)) for name in names] if isinstance(names, list) else []
+    if len(kinds) != 1 or kinds[0] is None or template not in _INTERNVL_TEMPLATES:
         raise ConversionError(
             f"The config names the language model {names!r} and the template {template!r}; Sa2VA on InternVL is "
-            "converted with Qwen2ForCausalLM and qwen_chat.",
+            f"converted with {' or '.join(_INTERNVL_TEXT)}, and {', '.join(_INTERNVL_TEMPLATES)}.",
             path=path,
             next_step="Pass a folder such as ByteDance/Sa2VA-InternVL3-8B.",
         )
-    return read_internvl_config(stored, {**_fields_of(language_model), "model_type": "qwen2"}, path)
+    return read_internvl_config(stored, {**_fields_of(language_model), "model_type": kinds[0]}, path)
+
+
+def _template_of(stored: Mapping[str, Any]) -> str:
+    """The name of InternVL's prompt template, as the original reads it."""
+    return str(stored.get("template")).replace("-", "_")
 
 
 def _fields_of(stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -286,7 +302,8 @@ def _build_processor(folder: Path, config: Sa2VaConfig, tokenizer: PreTrainedTok
             wording=SA2VA_LLAVA_WORDING,
         )
     if vlm.model_type == _INTERNVL:
-        tile = tile_side(read_config(folder / "config.json"))
+        stored = read_config(folder / "config.json")
+        tile, (chat_template, _, stop_words) = tile_side(stored), _INTERNVL_TEMPLATES[_template_of(stored)]
         return Sa2VaProcessor(
             image_processor=Sa2VaTileImageProcessor(
                 size={"height": tile, "width": tile}, **sa2va_segmenter_view(side)
@@ -296,8 +313,9 @@ def _build_processor(folder: Path, config: Sa2VaConfig, tokenizer: PreTrainedTok
             patch_size=2 * vlm.vision_config.patch_size[0],
             vision_feature_select_strategy="full",
             num_additional_image_tokens=0,
-            chat_template=SA2VA_INTERNVL_TEMPLATE,
+            chat_template=chat_template,
             wording=SA2VA_LLAVA_WORDING,
+            stop_words=stop_words,
         )
     stored = read_json(folder / "preprocessor_config.json")
     kept = {name: stored[name] for name in _IMAGE_FIELDS if stored.get(name) is not None}
@@ -331,12 +349,13 @@ def _chat_template(folder: Path) -> str:
     raise ConversionError("There is no chat template.", path=folder, next_step=_AGAIN)
 
 
-def _generation_config(tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> GenerationConfig:
+def _generation_config(folder: Path, tokenizer: PreTrainedTokenizerFast, config: PreTrainedConfig) -> GenerationConfig:
     """Greedy, as the original generates; placeholders, which would ask for images that do not exist, are left out."""
     placeholders = (config.image_token_id, getattr(config, "video_token_id", None))
     end = tokenizer.eos_token_id
-    if config.model_type == _INTERNVL:  # whose template stops at either
-        end = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    if config.model_type == _INTERNVL:
+        _, tokens, _ = _INTERNVL_TEMPLATES[_template_of(read_config(folder / "config.json"))]
+        end = list(dict.fromkeys(tokenizer.convert_tokens_to_ids([*tokens, tokenizer.eos_token])))
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=end,

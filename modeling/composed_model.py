@@ -18,6 +18,7 @@ from transformers import (
     LogitsProcessorList,
     PreTrainedConfig,
     PreTrainedModel,
+    StoppingCriteriaList,
     SuppressTokensLogitsProcessor,
 )
 
@@ -278,7 +279,10 @@ class ImageReader:
         share_prefixes: bool = True,
         **kwargs,
     ):
-        """`generate` with images that are encoded; `keep` leaves what was read in `images`."""
+        """`generate` with images that are encoded; `keep` leaves what was read in `images`. A `stop_criterion` that a
+        processor brings along is one beside those that are given."""
+        if (criterion := kwargs.pop("stop_criterion", None)) is not None:
+            kwargs["stopping_criteria"] = StoppingCriteriaList([*(kwargs.get("stopping_criteria") or []), criterion])
         processors = LogitsProcessorList(kwargs.pop("logits_processor", None) or [])
         if self.config.image_token_id is not None:
             # A generated placeholder would ask for image features that do not exist.

@@ -171,7 +171,7 @@ class ReasoningSegmentationConfig(ComposedConfig):
             single mask.
         empty_without_object (`bool`, *optional*, defaults to `False`):
             Whether a mask is empty (all logits -1024) where the segmenter, a SAM 2 or SAM 3, says by its own score
-            that nothing is there (Sa2VA with SAM 3).
+            that nothing is there (Sa2VA with SAM 3). Not while the model is trained.
         prompt_slots (`bool`, *optional*, defaults to `False`):
             Whether a generation draws slots of the prompt, too: see `generate_with_masks`. A given answer always has
             all of them.

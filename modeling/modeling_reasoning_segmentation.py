@@ -291,7 +291,8 @@ class ComposedForReasoningSegmentation(ComposedModel):
             prompts,
             self.config.prompt_padding_points,
             self.config.multimask_output,
-            self.config.empty_without_object,
+            # An empty mask has no gradient by which the decoder could learn to draw it.
+            self.config.empty_without_object and not self.training,
         )
         return prompts, masks, scores
 
@@ -384,6 +385,7 @@ class ComposedForReasoningSegmentation(ComposedModel):
                 "reeval replaces [REJ] by [SEG] to score masks: it needs a rej_token_id in the configuration and "
                 "takes no labels. Call forward without it to get losses."
             )
+        kwargs.pop("stop_criterion", None)  # of answers that are to be written
         views = (pixel_values, sam_pixel_values, original_sizes, reshaped_input_sizes)
         images, image_index, kwargs = self._take_images(input_ids, image_index, image_cache, kwargs, *views)
         recorder, read, language = SlotStateRecorder(), None, {}

@@ -58,13 +58,16 @@ class _WrittenText:
     The text of ids as they come, in pieces that later ids do not change.
 
     Args:
-        processor: Has a `tokenizer`; `decode_answer` and `slot_tokens` where its answers hold slots.
+        processor: Has a `tokenizer`; `decode_answer` and `slot_tokens` where its answers hold slots; `stop_words`
+            where words end them.
     """
 
     def __init__(self, processor: Any):
         self.tokenizer = processor.tokenizer
         self.decode: Callable[[list[int]], str] = getattr(processor, "decode_answer", self._decode)
         self.slot_tokens: dict[int, str] = getattr(processor, "slot_tokens", {})
+        beginnings = {word[:length] for word in getattr(processor, "stop_words", ()) for length in range(len(word))}
+        self.may_end: list[str] = sorted(beginnings - {""}, key=len, reverse=True)
         self.ids: list[int] = []
         # Of the slots that are decided: which token says so.
         self.decisions: list[str] = []
@@ -84,6 +87,8 @@ class _WrittenText:
             text = self.read()[0].rstrip(_INCOMPLETE).rstrip()
             if getattr(self.tokenizer, "clean_up_tokenization_spaces", False):
                 text = text.rpartition(" ")[0]  # the next token may take the space away
+            if begun := next((one for one in self.may_end if text.endswith(one)), None):
+                text = text.removesuffix(begun).rstrip()
             yield from self.up_to(text)
 
     def up_to(self, text: str) -> Iterator[TextPiece]:

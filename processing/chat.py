@@ -327,7 +327,7 @@ def check_words(processor: Any, text: str, what: str = "The question", is_answer
     it, `</s>` ends the question, and `<image>` stands for an image that is not there.
 
     Args:
-        processor: Has a tokenizer; `image_token` and `slot_tokens` where prompts hold them.
+        processor: Has a tokenizer; `image_token`, `slot_tokens` and `stop_words` where prompts hold them.
         text (`str`): What was written.
         what (`str`): What it is, for the error.
         is_answer (`bool`): Whether it is an earlier answer, which may hold `[SEG]`, `[REJ]` and other tokens that are
@@ -340,6 +340,7 @@ def check_words(processor: Any, text: str, what: str = "The question", is_answer
     slots |= set(tokenizer.convert_ids_to_tokens(sorted(getattr(processor, "shown_tokens", ()))))
     reserved = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
     reserved |= {*tokenizer.all_special_tokens, getattr(processor, "image_token", None) or ""}
+    reserved |= set(getattr(processor, "stop_words", ()))
     # A phrase may reach the prompt in lower case, where such tokens are what they were.
     folded = text.casefold()
     held = [token for token in (reserved - slots if is_answer else reserved | slots) if token.strip()]

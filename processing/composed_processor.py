@@ -132,7 +132,7 @@ class ComposedProcessor(ChatProcessor):
     @property
     def model_input_names(self) -> list[str]:
         names = [*self.vlm_processor.model_input_names, *self.segmenter_image_processor.model_input_names]
-        return list(dict.fromkeys(names))
+        return list(dict.fromkeys([*names, "tile_counts"] if self._sees_tiles else names))
 
     @property
     def max_image_pixels(self) -> int:
@@ -225,7 +225,16 @@ class ComposedProcessor(ChatProcessor):
         per_token = {*self.tokenizer.model_input_names, "mm_token_type_ids", "offset_mapping"}
         tokens = {name: [list(row) for row in values] for name, values in encoded.items() if name in per_token}
         views = {name: values for name, values in encoded.items() if name not in per_token}
+        if images is not None and self._sees_tiles:
+            # How many there are of each image is not said, but in its prompt.
+            tiles = [ids.count(self.image_token_id) // self.vlm_processor.image_seq_length for ids in input_ids]
+            views |= BatchFeature({"tile_counts": tiles}, tensor_type=images_kwargs["return_tensors"])
         return {**tokens, "input_ids": input_ids}, views
+
+    @property
+    def _sees_tiles(self) -> bool:
+        """Whether images may have several entries of `pixel_values`, one after the other, as InternVL's."""
+        return hasattr(self.image_processor, "crop_to_patches") and hasattr(self.vlm_processor, "image_seq_length")
 
     # ---- files --------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .published_answers import ImageSizes
+from .published_answers import READING_ERRORS, ImageSizes, read_literal
 from .token_spans import Span
 
 
@@ -98,6 +98,8 @@ class _Found:
     points: list[Any] = field(default_factory=list)
     label: Any = None
     repairs: list[str] = field(default_factory=list)
+    # one per point, where the answer has some
+    point_labels: list[int] = field(default_factory=list)
 
 
 Syntax = Callable[[str, int, int], Iterator[_Found]]
@@ -141,7 +143,10 @@ def read_objects(
             break
     checked = [_numbers_of(one) for one in found]
     numbers = [
-        abs(number) for box, points, _ in checked for group in ([box] if box else []) + points for number in group
+        abs(number)
+        for box, points, _ in checked
+        for group in ([box] if box else []) + [point for point, _ in points]
+        for number in group
     ]
     *factor, remark = factors(numbers, sizes)
     objects = []
@@ -199,9 +204,18 @@ def _find_answer(text: str, in_tags: bool) -> tuple[int, int, str, list[str]]:
 
 _DECODER = json.JSONDecoder()
 _CHUNK = re.compile(r"\{[^{}]*\}?")
+# Python's spelling of an object without others in it; braces in quotes are none.
+_PYTHON_OBJECT = re.compile(r"""\{(?:[^{}"']|"(?:[^"\\]|\\.)*+"|'(?:[^'\\]|\\.)*+')*+\}""")
+_LONGEST_PYTHON_OBJECT = 2000
 # A key with a row of numbers, or with a label; a bracket that is closed by the brace of the object counts as closed.
-_ENTRY = re.compile(r"""["']?(\w{1,40})["']?\s*:\s*(?:(\[[\d\s.,eE+\-\[\]"']*)(\}?)|"([^"]*)"|'([^']*)')""")
-_NUMBER = r"-?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?"
+_ENTRY = re.compile(
+    r"""["']?(\w{1,40})["']?\s*:\s*"""
+    r"""(?:(\[[\d\s.,eE+\-\[\]"']*)(\}?)|"((?:[^"\\]|\\.)*+)"|'((?:[^'\\]|\\.)*+)')"""
+)
+_NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+# Numbers written as one text: "10, 20, 30, 40", "[10, 20, 30, 40]", "(10, 20), (30, 40)".
+_NUMBERS_IN_TEXT = re.compile(r"[\d\s.,;eE+\-\[\]()]{1,200}")
+_NAMED_NUMBERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("x", "y"))
 _LABEL_KEYS = ("label", "name", "category", "object", "text_content", "text")
 # Braces at which an object is looked for: each trial reads on to the first error, so that more would take long.
 _MAX_TRIALS = 500
@@ -216,10 +230,12 @@ def _json_objects(text: str, start: int, stop: int) -> Iterator[_Found]:
         try:
             value, end = _DECODER.raw_decode(whole, brace)
         except (ValueError, RecursionError):
-            chunk = _CHUNK.match(whole, brace)
-            end = chunk.end()
-            value = _loose_object(chunk[0], end == stop)
-            repairs.append(CUT_OFF if end == stop and not chunk[0].endswith("}") else NOT_JSON)
+            value, end = _python_object(whole, brace)
+            if value is None:
+                chunk = _CHUNK.match(whole, brace)
+                end = chunk.end()
+                value = _loose_object(chunk[0], end == stop)
+            repairs.append(CUT_OFF if end == stop and not whole.endswith("}") else NOT_JSON)
         found = _from_keys(value, (brace, end), repairs) if isinstance(value, dict) else []
         position = end if found else brace + 1  # objects may be inside
         yield from found
@@ -237,12 +253,24 @@ def _problems_of_json(answer: str, around: str) -> list[str]:
     return [*problems, NO_LIST] if "[" in around and not is_list else problems
 
 
+def _python_object(text: str, brace: int) -> tuple[dict[str, Any] | None, int]:
+    """An object with single quotes, tuples, trailing commas, None ...; and where it ends."""
+    found = _PYTHON_OBJECT.match(text, brace)
+    if found is None or found.end() - brace > _LONGEST_PYTHON_OBJECT:
+        return None, brace
+    try:
+        value = read_literal(found[0])
+    except READING_ERRORS:
+        return None, brace
+    return (value if isinstance(value, dict) else None), found.end()
+
+
 def _loose_object(chunk: str, is_last: bool) -> dict[str, Any]:
     """Keys and values of an object that is no JSON; the last row of numbers of a text that was cut off is left out."""
     entries: dict[str, Any] = {}
     for key, numbers, brace, label, other_label in _ENTRY.findall(chunk):
         if not numbers:
-            entries[key] = label or other_label
+            entries[key] = re.sub(r"\\(.)", r"\1", label or other_label, flags=re.DOTALL)
             continue
         rows = [row for row in re.findall(r"\[[^\[\]]*\]?", numbers) if row.endswith("]") or brace or not is_last]
         read = [[float(number) for number in re.findall(_NUMBER, row)] for row in rows]
@@ -256,17 +284,21 @@ def _from_keys(value: dict[str, Any], span: Span, repairs: list[str]) -> list[_F
     By what their keys are called a box, up to any number of points, and a label; of several boxes each is an object,
     with its point and its label where there are as many. Empty where there are none, or they are objects themselves.
     """
-    boxes, points, labels = [], [], [None]
+    boxes, points, labels, point_labels = [], [], [None], []
+    if (own := _by_names(value)) is not None:
+        (boxes if len(own) == 4 else points).append(own)
     for key, entry in value.items():
-        name = key.lower()
+        name, entry = str(key).lower(), _as_row(entry)
         rows = entry if isinstance(entry, list) and all(isinstance(row, list) for row in entry) else []
-        if "box" in name and entry is not None:
+        if "label" in name and "point" in name:
+            point_labels = entry if isinstance(entry, list) else [entry]
+        elif (name in _LABEL_KEYS or ("label" in name and "box" in name)) and isinstance(entry, (str, list)):
+            labels = entry if isinstance(entry, list) else [entry]
+        elif "box" in name and entry is not None:
             # Two corners in brackets of their own are one box.
             boxes += rows if rows and all(len(row) >= 4 for row in rows) else [entry]
         elif "point" in name and entry is not None:
             points += rows or [entry]
-        elif name in _LABEL_KEYS and isinstance(entry, (str, list)):
-            labels = entry if isinstance(entry, list) else [entry]
     # Keys such as "box_format" and "num_points" name none.
     boxes, points = ([one for one in group if isinstance(one, list)] or group for group in (boxes, points))
     lists = [one for one in (*boxes, *points) if isinstance(one, list) and one]
@@ -276,10 +308,35 @@ def _from_keys(value: dict[str, Any], span: Span, repairs: list[str]) -> list[_F
     count = max(len(boxes), 1)
     labels = labels if len(labels) == count else [None] * count if len(labels) != 1 else labels * count
     if count == 1:
-        return [_Found(span, next(iter(boxes), None), points, labels[0], repairs)]
+        return [_Found(span, next(iter(boxes), None), points, labels[0], repairs, _zeros_and_ones(point_labels))]
     pairs = [[point] for point in points] if len(points) == count else [[]] * count
     repairs = [*repairs, NOT_EVEN] if len(points) not in (0, count) else repairs
     return [_Found(span, box, own, label, repairs) for box, own, label in zip(boxes, pairs, labels, strict=True)]
+
+
+def _zeros_and_ones(written: list[Any]) -> list[int]:
+    """Labels of points, as segmenters have them; none where they are anything else."""
+    return [int(one) for one in written] if all(isinstance(one, int) and one in (0, 1) for one in written) else []
+
+
+def _as_row(entry: Any, within: bool = False) -> Any:
+    """A tuple, numbers in one text, or numbers with a name each, as a list; `within` another, a list of several."""
+    if isinstance(entry, (list, tuple)):
+        return list(entry) if within else [_as_row(one, within=True) for one in entry]
+    if isinstance(entry, str) and _NUMBERS_IN_TEXT.fullmatch(entry):
+        found = re.findall(_NUMBER, entry)
+        return found if len(found) > within else entry
+    row = _by_names(entry) or []
+    return row if len(row) == 2 or (row and not within) else entry
+
+
+def _by_names(value: Any) -> list[Any] | None:
+    """The numbers of `{"x1": .., "y1": .., "x2": .., "y2": ..}` or `{"x": .., "y": ..}`, in this order."""
+    names = {str(name).lower(): number for name, number in value.items()} if isinstance(value, dict) else {}
+    for wanted in () if names.keys() & {"w", "h", "width", "height"} else _NAMED_NUMBERS:
+        if all(name in names for name in wanted):
+            return [names[name] for name in wanted]
+    return None
 
 
 _REF = re.compile(r"<ref>([^<]*)</ref>|<box>([^<]*)")
@@ -346,10 +403,12 @@ SYNTAXES: dict[str, Syntax] = {
 # ---- what their numbers mean ----------------------------------------------------------------------------------------
 
 
-def _numbers_of(found: _Found) -> tuple[list[float] | None, list[list[float]], list[str]]:
-    """The numbers of the box and of the points, where they are numbers, and what is to be said of them."""
-    repairs, groups = list(found.repairs), []
-    for value, count, left_out in ((found.box, 4, NO_BOX), *((point, 2, NO_POINT) for point in found.points)):
+def _numbers_of(found: _Found) -> tuple[list[float] | None, list[tuple[list[float], int]], list[str]]:
+    """The numbers of the box and of the points, with their labels, where they are numbers, and what is to be said."""
+    repairs, box, points = list(found.repairs), None, []
+    labels = found.point_labels if len(found.point_labels) == len(found.points) else [1] * len(found.points)
+    of_points = [(point, 2, NO_POINT, label) for point, label in zip(found.points, labels, strict=True)]
+    for value, count, left_out, label in ((found.box, 4, NO_BOX, 1), *of_points):
         if value is None:
             continue
         try:
@@ -358,9 +417,11 @@ def _numbers_of(found: _Found) -> tuple[list[float] | None, list[list[float]], l
             repairs.append(left_out.format(error))
             continue
         repairs += [remark for remark in dict.fromkeys(remarks) if remark not in repairs]
-        groups.append((count, numbers))
-    boxes = [numbers for count, numbers in groups if count == 4]
-    return (boxes[0] if boxes else None), [numbers for count, numbers in groups if count == 2], repairs
+        if count == 4:
+            box = numbers
+        else:
+            points.append((numbers, label))
+    return box, points, repairs
 
 
 def _row_of_numbers(value: Any, count: int) -> tuple[list[float], list[str]]:
@@ -388,7 +449,7 @@ def _row_of_numbers(value: Any, count: int) -> tuple[list[float], list[str]]:
 def _place(
     found: _Found,
     box: list[float] | None,
-    points: list[list[float]],
+    points: list[tuple[list[float], int]],
     repairs: list[str],
     factor: Sequence[float],
     image_size: tuple[int, int],
@@ -396,7 +457,7 @@ def _place(
     """The object in pixels of the image, all inside it."""
     height, width = image_size
     repairs = list(repairs)
-    placed_box, placed_points = None, []
+    placed_box, placed_points, labels = None, [], []
     if box is not None:
         left, top, right, bottom = (number * factor[axis % 2] for axis, number in enumerate(box))
         ordered = (min(left, right), min(top, bottom), max(left, right), max(top, bottom))
@@ -406,7 +467,7 @@ def _place(
             repairs += [SWAPPED] * (ordered != (left, top, right, bottom)) + [CLIPPED] * (inside != ordered)
         else:
             repairs.append(NO_BOX.format(NO_EXTENT))
-    for point in points:
+    for point, point_label in points:
         x, y = (number * factor[axis] for axis, number in enumerate(point))
         if not (_is_near(x, width) and _is_near(y, height)):
             repairs.append(NO_POINT.format(OUTSIDE))
@@ -416,10 +477,9 @@ def _place(
         if (x, y) != inside and not (0 <= x <= width and 0 <= y <= height) and CLIPPED not in repairs:
             repairs.append(CLIPPED)
         placed_points.append(inside)
+        labels.append(point_label)
     label = read_label(found.label)
-    return CoordinateObject(
-        placed_box, tuple(placed_points), (1,) * len(placed_points), label, found.span, tuple(repairs)
-    )
+    return CoordinateObject(placed_box, tuple(placed_points), tuple(labels), label, found.span, tuple(repairs))
 
 
 def read_label(label: Any) -> str | None:

@@ -203,16 +203,18 @@ def _objects_of(
 ) -> tuple[tuple[CoordinateObject, ...], list[str]]:
     """
     What published code prompts the segmenter with: a box with its points, or boxes alone, or points alone where there
-    are no boxes. Of boxes and points that do not come out even nothing is drawn, as by VisionReasoner's package. Spans
-    are those of `seen`, where there are as many objects.
+    are no boxes. Of boxes and points that do not come out even nothing is drawn, as by VisionReasoner's package, or as
+    many as there are of both, as by StAR. Spans are those of `seen`, where there are as many objects.
     """
     boxes, points, each = published.boxes, published.points, published.points_per_box
+    points = [] if published.draws_boxes_alone else points
     problems = []
     if published.zeros_are_nothing:
         boxes = [box for box in boxes if any(box)]
-    if boxes and (points or needs_points) and len(points) != each * len(boxes):
+    if len(points) != each * len(boxes) and (published.draws_pairs or (boxes and (points or needs_points))):
         problems.append(f"{len(boxes)} boxes and {len(points)} points belong to no common objects")
-        boxes, points = [], []
+        pairs = min(len(boxes), len(points)) if published.draws_pairs else 0
+        boxes, points = boxes[:pairs], points[:pairs]
     groups = [points[at : at + each] for at in range(0, len(points), each)]
     count = max(len(boxes), len(groups))
     same = len(seen) == count

@@ -2,8 +2,11 @@
 
 import json
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+from transformers import PreTrainedTokenizerBase, StoppingCriteria
 from transformers.processing_utils import MultiModalData
 
 from .chat import GENERIC_WORDING, IMAGE_TOKEN
@@ -44,7 +47,7 @@ _TURNS = """\
 {%- for message in messages -%}
   {%- set text = text_of(message['content']) -%}
   {%- if message['role'] == 'user' -%}
-    {{- USER -}}
+    {{- USER if loop.first else AGAIN -}}
     {%- if message['content'] is not string -%}
       {%- for part in message['content'] -%}
         {%- if part['type'] == 'image' -%}{{- IMAGE -}}{%- endif -%}
@@ -62,6 +65,7 @@ _TURNS = """\
 
 
 def _template(**words: str) -> str:
+    words = {"AGAIN": words["USER"], **words}
     return re.sub("|".join(words), lambda found: json.dumps(words[found[0]]), _TURNS)
 
 
@@ -79,6 +83,43 @@ SA2VA_INTERNVL_TEMPLATE = _template(
     END="<|im_end|>",
     BREAK="\n",
 )
+# That of Sa2VA-4B, whose words are no tokens of its language model, Qwen2.5. The line break after an answer is left to
+# the next turn: with the answer's end it would make up tokens that no training saw.
+SA2VA_PHI_3_TEMPLATE = _template(
+    USER="<|user|>\n",
+    AGAIN="\n<|user|>\n",
+    IMAGE=f"{TILE_TOKEN}\n",
+    ASKED="<|end|>\n",
+    ASSISTANT="<|assistant|>\n",
+    END="<|end|>",
+    BREAK="",
+)
+SA2VA_PHI_3_STOP_WORDS = ("<|end|>",)
+
+
+class StopWords(StoppingCriteria):
+    """
+    Ends an answer whose text ends with a word, line breaks aside, as the original does; no token need be that word.
+    Goes to the model with its inputs.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): Decodes the answer.
+        words (`Sequence[str]`): The words.
+    """
+
+    # Beside one token per letter of the longest word: line breaks.
+    _more_tokens = 8
+    # By this name transformers knows that rows which have ended are to be filled up.
+    eos_token_id = None
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, words: Sequence[str]):
+        self.tokenizer, self.words = tokenizer, tuple(words)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs) -> torch.BoolTensor:
+        read = max(map(len, self.words)) + self._more_tokens
+        texts = [self.tokenizer.decode(ids) for ids in input_ids[:, -read:].tolist()]
+        ended = [re.sub(r"[\r\n]", "", text).endswith(self.words) for text in texts]
+        return torch.tensor(ended, dtype=torch.bool, device=input_ids.device)
 
 
 class Sa2VaProcessor(SlotProcessor, LlavaChatProcessor):
@@ -100,6 +141,9 @@ class Sa2VaProcessor(SlotProcessor, LlavaChatProcessor):
         image_token (`str`): What stands for an image in prompts.
         seg_token (`str`): The token that asks for a mask.
         wording (`dict`, *optional*): Fields of the checkpoint's wording of phrases that differ from `default_wording`.
+        stop_words (`list[str]`, *optional*):
+            Words that end an answer, where no token does (Sa2VA-4B); they are no part of its text. Inputs that await
+            their answer then hold a `stop_criterion`, which goes to the model.
 
     Example:
         ```python
@@ -121,9 +165,11 @@ class Sa2VaProcessor(SlotProcessor, LlavaChatProcessor):
         num_additional_image_tokens=1,
         seg_token=SEG_TOKEN,
         wording=None,
+        stop_words=None,
         **kwargs,
     ):
         self._set_slots(seg_token, None, wording)
+        self.stop_words = list(stop_words or ())
         super().__init__(
             image_processor,
             tokenizer,
@@ -161,6 +207,12 @@ class Sa2VaProcessor(SlotProcessor, LlavaChatProcessor):
                 message = self._render([{"role": "user", "content": message}], True)
         return super()._prompt_row(message, answer, apply_template, has_images)
 
+    def _model_inputs(self, rows, images, index, options):
+        inputs = super()._model_inputs(rows, images, index, options)
+        if self.stop_words and inputs.awaits_answers:
+            inputs["stop_criterion"] = StopWords(self.tokenizer, self.stop_words)
+        return inputs
+
     def replace_image_token(self, image_inputs, image_idx, **kwargs) -> str:
         """The image token as often as the image has features."""
         if "tile_counts" in image_inputs:
@@ -193,13 +245,22 @@ class Sa2VaProcessor(SlotProcessor, LlavaChatProcessor):
         """Ids of the special tokens that belong to an answer: those around phrases and regions."""
         return set(self.tokenizer.convert_tokens_to_ids(list(ADDED_TOKENS))) - {None, self.tokenizer.unk_token_id}
 
+    def decode_answer(self, ids: list[int]) -> str:
+        """Decodes the ids of an answer, without the word that ends it."""
+        text = super().decode_answer(ids)
+        ended = text.rstrip()
+        return next((ended.removesuffix(word) for word in self.stop_words if ended.endswith(word)), text)
+
 
 __all__ = [
     "ADDED_TOKENS",
     "SA2VA_INTERNVL_TEMPLATE",
     "SA2VA_LLAVA_TEMPLATE",
     "SA2VA_LLAVA_WORDING",
+    "SA2VA_PHI_3_STOP_WORDS",
+    "SA2VA_PHI_3_TEMPLATE",
     "SA2VA_WORDING",
     "TILE_TOKEN",
     "Sa2VaProcessor",
+    "StopWords",
 ]

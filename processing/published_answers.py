@@ -13,8 +13,10 @@ does, one of `READING_ERRORS`; where that reads a variable which was never set, 
 
 import ast
 import json
+import math
 import re
 import warnings
+from bisect import bisect_left
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -66,6 +68,8 @@ class PublishedAnswer:
         thinking (`str`, *optional*): What the model wrote before its answer; `None` of code that does not look for it.
         points_per_box (`int`): How many points belong to a box.
         zeros_are_nothing (`bool`): Whether a box of zeros says that none was found.
+        draws_boxes_alone (`bool`): Whether points are read, but do not prompt.
+        draws_pairs (`bool`): Whether as many are drawn as there are both boxes and points, in the order of either.
     """
 
     boxes: list[list[float]] = field(default_factory=list)
@@ -74,6 +78,8 @@ class PublishedAnswer:
     thinking: str | None = None
     points_per_box: int = 1
     zeros_are_nothing: bool = False
+    draws_boxes_alone: bool = False
+    draws_pairs: bool = False
 
 
 PublishedReader = Callable[[str, ImageSizes], PublishedAnswer]
@@ -166,44 +172,58 @@ def _point(found: Any, sizes: ImageSizes) -> list[int]:
 # ---- StAR -----------------------------------------------------------------------------------------------------------
 
 _POINT_OPENS = re.compile(r'"point_2d"\s*:\s*\[')
-_ROW_OPENS = re.compile(r'"(?:bbox_2d|point_2d)"\s*:\s*\[')
+_ROWS_OPEN = (re.compile(r'"bbox_2d"\s*:\s*\['), _POINT_OPENS)
 
 
-def _with_points_closed(text: str) -> str:
-    """`"point_2d": [x, y}}` becomes `"point_2d": [x, y]}`."""
-
-    def mended(found: re.Match) -> str:
-        return f"{found[1]}]}}" if found[2] == "}}" and _POINT_OPENS.search(found[1]) else found[0]
-
-    return re.sub(r"([^\]}]*)(\}\}|[\]}]|\Z)", mended, text)
-
-
-def _without_quotes_in_rows(text: str) -> str:
-    def mended(found: re.Match) -> str:
-        opened = _ROW_OPENS.search(found[0])
-        return found[0] if opened is None else found[0][: opened.end()] + found[0][opened.end() :].replace('"', "")
-
-    return re.sub(r"[^\]]*\]", mended, text[: text.rfind("]") + 1]) + text[text.rfind("]") + 1 :]
-
-
-def _without_quotes_after_rows(text: str) -> str:
-    kept, start, stop = [], 0, -1
-    for opened in _ROW_OPENS.finditer(text):
-        stop = text.find("]", opened.end()) if stop < opened.end() else stop
-        if stop < 0:
+def _with_points_closed(text: str, end: re.Pattern, mended: str) -> str:
+    """A point that comes to such an `end` before any `]` ends as `mended`."""
+    kept, start, bracket, found = [], 0, -1, None
+    for opened in _POINT_OPENS.finditer(text):
+        if opened.start() < start:
+            continue
+        if found is None or found.start() < opened.end():
+            found = end.search(text, opened.end())
+        if found is None:
             break
-        if opened.start() >= start and text.startswith('"', stop + 1):
-            kept.append(text[start : stop + 1])
-            start = stop + 2
+        if bracket < opened.end():
+            bracket = text.find("]", opened.end())
+            bracket = len(text) if bracket < 0 else bracket
+        if found.start() < bracket:
+            kept += [text[start : found.start()], mended]
+            start = found.end()
     return "".join(kept) + text[start:]
 
 
-# In this order, where the text is not JSON. The authors have one expression for each, three of which read on to the
+def _without_quotes_in_rows(text: str) -> str:
+    for opens in _ROWS_OPEN:
+        kept, start = [], 0
+        while (opened := opens.search(text, start)) and (stop := text.find("]", opened.end())) >= 0:
+            kept += [text[start : opened.end()], text[opened.end() : stop].replace('"', ""), "]"]
+            start = stop + 1
+        text = "".join(kept) + text[start:]
+    return text
+
+
+def _without_quotes_after_rows(text: str) -> str:
+    for opens in _ROWS_OPEN:
+        kept, start, stop = [], 0, -1
+        for opened in opens.finditer(text):
+            stop = text.find("]", opened.end()) if stop < opened.end() else stop
+            if stop < 0:
+                break
+            if opened.start() >= start and text.startswith('"', stop + 1):
+                kept.append(text[start : stop + 1])
+                start = stop + 2
+        text = "".join(kept) + text[start:]
+    return text
+
+
+# In this order, where the text is not JSON. The authors have one expression for each, most of which read on to the
 # same bracket from everything that may be their beginning; that takes a time that is quadratic in the text's length.
 _STAR_REPAIRS = (
-    _with_points_closed,
-    partial(re.compile(r"(\[\s*-?[\d.]+\s*,\s*-?[\d.]+\s*)\}\s*\]").sub, r"\1]}]"),
-    partial(re.compile(r"\}\s*\}(?=\s*\])").sub, "}"),
+    partial(_with_points_closed, end=re.compile(r"\}\s*\}"), mended="]}"),
+    partial(_with_points_closed, end=re.compile(r"\}\s*\]"), mended="]}]"),
+    partial(re.compile(r"\}\}(?=\s*\])").sub, "}"),
     _without_quotes_in_rows,
     _without_quotes_after_rows,
 )
@@ -234,7 +254,8 @@ def star_inference_qwen3(text: str, sizes: ImageSizes) -> PublishedAnswer:
 
 
 def star_evaluation_qwen3(text: str, sizes: ImageSizes) -> PublishedAnswer:
-    """The same in the evaluation, which needs labels, widens boxes of no extent, and adds points of zeros."""
+    """The same in the evaluation, which needs labels, widens boxes of no extent, and has a point for each box, zeros
+    where there is none."""
     objects = _star_objects(text, lenient=False)
     read = _star_relative(objects, sizes, [one["label"] for one in objects], _thinking_before(text, True))
     height, width = sizes.image
@@ -242,7 +263,8 @@ def star_evaluation_qwen3(text: str, sizes: ImageSizes) -> PublishedAnswer:
         for low, high, size in ((0, 2, width), (1, 3, height)):
             if box[high] <= box[low]:
                 box[high] = min(box[low] + 1, size - 1)
-    read.points += [[0, 0]] * (len(read.boxes) - len(read.points))
+                box[low] = min(box[low], max(size - 2, 0))
+    read.points = [*read.points, *([[0, 0]] * len(read.boxes))][: len(read.boxes)]
     return read
 
 
@@ -268,13 +290,10 @@ def _star_objects(text: str, lenient: bool) -> list:
 
 
 def _star_relative(objects: list[dict], sizes: ImageSizes, labels: list[str], thinking: str) -> PublishedAnswer:
-    read = PublishedAnswer(labels=labels, thinking=thinking)
+    read = PublishedAnswer(labels=labels, thinking=thinking, draws_pairs=True)
     numbers = {name: [one[name] for one in objects if isinstance(one.get(name), list)] for name in _LENGTHS}
-    groups = {
-        name: [list(map(float, group)) for group in groups if len(group) == _LENGTHS[name]]
-        for name, groups in numbers.items()
-    }
-    largest = max((abs(value) for kind in groups.values() for group in kind for value in group), default=0.0)
+    groups = {name: [group for group in groups if len(group) == _LENGTHS[name]] for name, groups in numbers.items()}
+    largest = max((_magnitude(value) for kind in groups.values() for group in kind for value in group), default=0.0)
     for name, found in groups.items():
         for group in found:
             pixels = [relative_pixel(value, largest, sizes.image[1 - axis % 2]) for axis, value in enumerate(group)]
@@ -288,23 +307,29 @@ def _star_relative(objects: list[dict], sizes: ImageSizes, labels: list[str], th
 _LENGTHS = {"bbox_2d": 4, "point_2d": 2}
 
 
-def relative_pixel(value: float, largest: float, size: int) -> int:
+def _magnitude(value: Any) -> float:
+    """How large a number is, 0 where it is none."""
+    with suppress(*READING_ERRORS):
+        return abs(float(value)) if math.isfinite(float(value)) else 0.0
+    return 0.0
+
+
+def relative_pixel(value: Any, largest: float, size: int) -> int:
     """StAR's pixel on Qwen3-VL, within the image; what the number means is said by the `largest` of its answer."""
-    pixel = value
     if largest <= LARGEST_FRACTION:
-        pixel = value * (size - 1)
+        pixel = round(float(value) * (size - 1))
     elif largest <= LARGEST_THOUSANDTH:
-        pixel = value * (size - 1) / 999
-    return min(max(round(pixel), 0), size - 1)
+        pixel = round(float(value) * (size - 1) / 999)
+    else:
+        pixel = round(value)
+    return min(max(pixel, 0), size - 1)
 
 
 def _thinking_before(text: str, without_tags: bool) -> str:
-    """Up to the first `</think>`; on Qwen3-VL, where there are no such tags, all that stands before the answer."""
+    """Up to the first `</think>`; on Qwen3-VL, where nothing is in such tags, all that stands before the answer."""
     thinking = _between(text, "<think>", "</think>")
-    if thinking is not None:
-        return thinking
     before, answer, _ = text.partition("<answer>")
-    return before.strip() if without_tags and answer else ""
+    return thinking or (before.strip() if without_tags and answer else "")
 
 
 # ---- Qwen -----------------------------------------------------------------------------------------------------------
@@ -325,9 +350,9 @@ def _cookbook(text: str, to_pixel: Callable[[float, int], int]) -> PublishedAnsw
     if "```json" in lines:
         text = "\n".join(lines[lines.index("```json") + 1 :]).split("```")[0]
     try:
-        objects = _literal(text)
+        objects = read_literal(text)
     except READING_ERRORS:
-        objects = _literal(text[: text.rfind('"}') + 2] + "]")
+        objects = read_literal(text[: text.rfind('"}') + 2] + "]")
     read = PublishedAnswer()
     for found in objects if isinstance(objects, list) else [objects]:
         box = [to_pixel(found["bbox_2d"][edge], edge % 2) for edge in range(4)]
@@ -336,14 +361,15 @@ def _cookbook(text: str, to_pixel: Callable[[float, int], int]) -> PublishedAnsw
     return read
 
 
-def _literal(text: str) -> Any:
+def read_literal(text: str) -> Any:
+    """What Python's spelling of lists, numbers, texts ... means; nothing is executed."""
     with warnings.catch_warnings():  # Python has some for what is written, such as "\\d"
         warnings.simplefilter("ignore")
         return ast.literal_eval(text)
 
 
 def qwen2_5_odinw(text: str, sizes: ImageSizes) -> PublishedAnswer:
-    """A list between fences of any kind; all is lost where anything is wrong, a missing label included."""
+    """A list between fences of any kind, less what has no box of four; all is lost where a label is missing."""
     return _odinw(text, lambda value, axis: value / sizes.seen[1 - axis] * sizes.image[1 - axis])
 
 
@@ -353,35 +379,45 @@ def qwen3_odinw(text: str, sizes: ImageSizes) -> PublishedAnswer:
 
 
 def _odinw(text: str, to_pixel: Callable[[float, int], float]) -> PublishedAnswer:
-    try:
-        objects = _literal(text.replace("```json", "").replace("```", ""))
-        boxes = [[to_pixel(value, edge % 2) for edge, value in enumerate(one["bbox_2d"])] for one in objects]
-        return PublishedAnswer(boxes, labels=[one["label"] for one in objects])
-    except READING_ERRORS:
-        return PublishedAnswer()
+    read, found = PublishedAnswer(), []
+    with suppress(*READING_ERRORS):
+        objects = read_literal(text.replace("```json", "").replace("```", ""))
+        of_four = [one for one in objects if len(one.get("bbox_2d", [])) == 4]
+        found = [(one["bbox_2d"], one["label"]) for one in of_four]
+    for box, label in found:
+        read.boxes.append([to_pixel(value, edge % 2) for edge, value in enumerate(box)])
+        read.labels.append(label)
+    return read
 
 
 def qwen2_5_baseline(text: str, sizes: ImageSizes) -> PublishedAnswer:
-    """VisionReasoner's baseline takes the numbers for pixels of the image itself, whatever the model saw."""
+    """VisionReasoner's baseline takes the numbers for pixels of the image itself, whatever the model saw; it reads
+    points, and draws by boxes alone."""
     return _baseline(text, lambda value, axis: int(value))
 
 
 def qwen2_baseline(text: str, sizes: ImageSizes) -> PublishedAnswer:
     """The same in thousandths."""
-    return _baseline(text, lambda value, axis: int(value * sizes.image[1 - axis] / 1000))
+    return _baseline(text, lambda value, axis: int(value * (sizes.image[1 - axis] / 1000)))
+
+
+_BASELINE_KEYS = {"bbox": 4, "bbox_2d": 4, "point": 2, "point_2d": 2}
 
 
 def _baseline(text: str, to_pixel: Callable[[float, int], int]) -> PublishedAnswer:
-    fenced, bracketed = _between(text, "```json", "```"), _between(text, "[", "]")
-    bracketed = "[]" if bracketed is None else f"[{bracketed}]"
-    read = PublishedAnswer()
+    read, fenced = PublishedAnswer(draws_boxes_alone=True), _between(text, "```json", "```")
+    start = text.find("[")
+    bracketed = text[start : text.find("]", start) + 1] if start >= 0 else ""
     try:
-        objects = json.loads(bracketed if fenced is None else fenced)
-    except json.JSONDecodeError:
-        return read
-    for one in [] if fenced is not None and not isinstance(objects, list) else objects:
-        for name, kind in (("bbox_2d", read.boxes), ("point_2d", read.points)):
-            if name in one:
+        objects = json.loads((bracketed or "[]") if fenced is None else fenced)
+    except READING_ERRORS as error:
+        if fenced is None or isinstance(error, json.JSONDecodeError):
+            return read
+        raise
+    for one in objects if isinstance(objects, list) else []:
+        for name, count in _BASELINE_KEYS.items():
+            if name in one and len(one[name]) == count:
+                kind = read.boxes if count == 4 else read.points
                 kind.append([to_pixel(value, axis % 2) for axis, value in enumerate(one[name])])
     return read
 
@@ -390,34 +426,73 @@ def _baseline(text: str, to_pixel: Callable[[float, int], int]) -> PublishedAnsw
 
 
 def internvl_refcoco(text: str, sizes: ImageSizes) -> PublishedAnswer:
-    """The first four numbers in brackets, thousandths, or fractions where their sum is below 4; else all zeros."""
+    """What stands in the first brackets with four parts, all on one line, if these are numbers: thousandths, or
+    fractions where their sum is below 4; else all zeros."""
     box = np.zeros(4, dtype=np.float32)
     with np.errstate(all="ignore"):  # what is too large for float32 is infinite
-        if found := re.search(r"\[([^,\[\]]*),([^,]*?),([^,]*?),([^,]*?)\]", text):
-            with suppress(ValueError):
-                box = np.array([float(number) for number in found.groups()], dtype=np.float32)
+        with suppress(ValueError):
+            box = np.array([float(part) for part in _first_four_parts(text)], dtype=np.float32)
         if box.sum() >= 4:
             box = box / np.float32(1000)
         box = box * np.array(sizes.image[::-1] * 2, dtype=np.float32)
     return PublishedAnswer([box.tolist()], zeros_are_nothing=True)
 
 
+def _first_four_parts(text: str) -> list[str]:
+    """
+    Raises:
+        ValueError: There are no such brackets.
+    """
+    for line in text.split("\n"):
+        _, opened, inside = line.partition("[")
+        parts = inside.lstrip("[").split(",", 3)
+        if opened and len(parts) == 4 and "]" in parts[3]:
+            return [*parts[:3], parts[3].partition("]")[0]]
+    raise ValueError("there are no brackets with four parts")
+
+
+_BOXES_OPEN = re.compile(r"</ref>\s*<box>\s*(?=\[\[)")
+_BOXES_END = re.compile(r"\]\](?=\s*</box>)")
+
+
 def internvl_demo(text: str, sizes: ImageSizes) -> PublishedAnswer:
-    """All boxes of every `<ref>` with its `<box>`; thousandths."""
-    read = PublishedAnswer()
-    for label, boxes in re.findall(r"<ref>([^<]*)</ref>\s*<box>([^<]*)</box>", text):
-        for box in json.loads(boxes):
-            read.boxes.append([int(box[edge] / 1000 * sizes.image[1 - edge % 2]) for edge in range(4)])
-            read.labels.append(label.strip())
+    """All boxes of every `<ref>` with its `<box>`, each on one line; thousandths. The original executes what it finds,
+    of which only numbers and lists are read here."""
+    read, start, at = PublishedAnswer(), 0, 0
+    places = _boxes_of_references(text)
+    while (reference := text.find("<ref>", start)) >= 0:
+        start = reference + len("<ref>")
+        while at < len(places) and places[at][0] < start:
+            at += 1
+        if at == len(places):
+            break
+        label = text[start : places[at][0]].strip()
+        if "\n" in label:
+            continue
+        _, begin, start = places[at]
+        for box in read_literal(text[begin:start]):
+            read.boxes.append([int(float(box[edge]) / 1000 * sizes.image[1 - edge % 2]) for edge in range(4)])
+            read.labels.append(label)
     return read
+
+
+def _boxes_of_references(text: str) -> list[tuple[int, int, int]]:
+    """Where references end that boxes follow, and where these begin and end."""
+    ends = [found.end() for found in _BOXES_END.finditer(text)]
+    places = []
+    for found in _BOXES_OPEN.finditer(text):
+        stop = bisect_left(ends, found.end() + len("[[]]"))
+        if stop < len(ends) and text.find("\n", found.end(), ends[stop]) < 0:
+            places.append((found.start(), found.end(), ends[stop]))
+    return places
 
 
 # Each is searched for by itself, so that a click is found twice; the last one holds tenths.
 _MOLMO_POINTS = (
-    (r"Click\((\d+\.\d), ?(\d+\.\d)\)", 1.0),
-    (r"\((\d+\.\d),? ?(\d+\.\d)\)", 1.0),
-    (r'x\d*="\s*(\d+(?:\.\d+)?)"\s+y\d*="\s*(\d+(?:\.\d+)?)"', 1.0),
-    (r"(?:\d|p)\s*=\s*(\d{3})\s*,\s*(\d{3})", 10.0),
+    (r"Click\(([0-9]+\.[0-9]), ?([0-9]+\.[0-9])\)", 1.0),
+    (r"\(([0-9]+\.[0-9]),? ?([0-9]+\.[0-9])\)", 1.0),
+    (r'x\d*="\s*([0-9]+(?:\.[0-9]+)?)"\s+y\d*="\s*([0-9]+(?:\.[0-9]+)?)"', 1.0),
+    (r"(?:\d|p)\s*=\s*([0-9]{3})\s*,\s*([0-9]{3})", 10.0),
 )
 
 
@@ -462,4 +537,4 @@ PUBLISHED_READERS: dict[str, PublishedReader] = {
 }
 
 
-__all__ = ["PUBLISHED_READERS", "READING_ERRORS", "ImageSizes", "PublishedAnswer", "PublishedReader"]
+__all__ = ["PUBLISHED_READERS", "READING_ERRORS", "ImageSizes", "PublishedAnswer", "PublishedReader", "read_literal"]

@@ -328,7 +328,8 @@ class ModelWorker:
         rows, written = [], [(0, False)] * len(questions)
         if writes:
             rows = sequences_of(output)[:, prompt_length:].tolist()
-            written = [count_tokens(row, longest, self.end_tokens) for row, longest in zip(rows, room, strict=True)]
+            ends = (self.end_tokens, self.model.generation_config.pad_token_id)
+            written = [count_tokens(row, longest, *ends) for row, longest in zip(rows, room, strict=True)]
         if draws:
             thresholds = {"mask_threshold": questions[0].mask_threshold}
             results = self.processor.post_process_segmentation(output, inputs, **thresholds)
@@ -445,11 +446,19 @@ def _sampling(question: Question) -> Iterator[None]:
         yield
 
 
-def count_tokens(ids: Sequence[int], limit: int, end_tokens: set[int]) -> tuple[int, bool]:
+def count_tokens(
+    ids: Sequence[int], limit: int, end_tokens: set[int], pad_token: int | None = None
+) -> tuple[int, bool]:
     """Tokens of an answer whose row may be padded, its end included, and whether it was cut off at `limit`."""
     own = ids[:limit]
     end = next((index for index, token in enumerate(own) if token in end_tokens), None)
-    return (len(own), len(own) == limit) if end is None else (end + 1, False)
+    if end is not None:
+        return end + 1, False
+    # What a word ended that is no token has no end token before its padding.
+    count = len(own)
+    while count and own[count - 1] == pad_token:
+        count -= 1
+    return count, count == limit
 
 
 __all__ = ["Answer", "ClientLeftError", "Job", "ModelWorker", "count_tokens"]

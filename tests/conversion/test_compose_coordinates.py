@@ -104,6 +104,7 @@ def test_a_padded_view_is_resized_as_sam_does(parts, tmp_path):
         ("/VisionReasoner/models--Qwen--Qwen2.5-VL-3B/snapshots/" + "a" * 40, None, "qwen2_5_vl", "qwen2_5_vl"),
         ("/hub/models--sj9909--StAR-8B/snapshots/" + "a" * 40, None, "qwen3_vl", "star_qwen3"),
         ("Qwen/Qwen3-VL-8B-Instruct", "/seg-zero/StAR-8B/huggingface", "qwen3_vl", "star_qwen3"),
+        ("Qwen/Qwen2.5-VL-7B-Instruct", "/seg-zero/StAR-7B/lora_adapter", "qwen2_5_vl", "star"),
         ("star-7b/Qwen2.5-VL-7B-Instruct", None, "qwen2_5_vl", "qwen2_5_vl"),
     ],
 )
@@ -144,9 +145,12 @@ def write_adapter(folder, rank=2, **config):
 
 
 def test_an_adapter_is_merged(parts, repo, tmp_path):
-    folder, (lora_a, lora_b) = write_adapter(tmp_path / "StAR-7B", r=2, lora_alpha=8, peft_type="LORA")
+    (tmp_path / "StAR-7B").mkdir()
+    folder, (lora_a, lora_b) = write_adapter(
+        tmp_path / "StAR-7B" / "lora_adapter", r=2, lora_alpha=8, peft_type="LORA"
+    )
     made = {"system": "coordinates", **parts}
-    out = compose({**made, "adapter": folder}, tmp_path / "repo").out
+    out = compose({**made, "adapter": folder.parent}, tmp_path / "repo").out
     assert json.loads((out / "config.json").read_text(encoding="utf-8"))["coordinate_format"] == "star"
     name = "vlm.model.language_model.layers.1.self_attn.v_proj.weight"
     merged, before = weights(out), weights(repo)

@@ -242,17 +242,27 @@ def test_sizes_that_no_weight_shows_are_asked_for(tmp_path):
             {"llm_config": {"architectures": ["InternLM2ForCausalLM"]}},
             "names the language model.*InternLM2ForCausalLM",
         ),
-        ({"template": "phi3_chat"}, "the template 'phi3_chat'"),
+        ({"template": "llama3-chat"}, "the template 'llama3_chat'"),
+        ({"template": None}, "the template 'None'"),
         ({"ps_version": "v1"}, "ps_version='v1'"),
         ({"vision_config": None}, "no `vision_config`"),
     ],
-    ids=["language model", "template", "pixel shuffle", "no tower"],
+    ids=["language model", "template", "no template", "pixel shuffle", "no tower"],
 )
 def test_other_internvls_are_refused(fields, message, tmp_path):
     config = json.loads((checkpoint("internvl") / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | fields))
     with pytest.raises(ConversionError, match=message):
         read_vlm_config(tmp_path)
+
+
+@pytest.mark.parametrize("template", ["phi3_chat", "internlm2-chat"])
+def test_other_templates_and_a_qwen3_in_internvl(template, tmp_path):
+    config = json.loads((checkpoint("internvl") / "config.json").read_text())
+    config["llm_config"] |= {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "head_dim": 8}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"template": template}))
+    text = read_vlm_config(tmp_path).text_config
+    assert (text.model_type, text.head_dim) == ("qwen3", 8)
 
 
 def test_internvls_tokenizer_may_come_as_vocabulary_and_merges(tmp_path):

@@ -93,6 +93,8 @@ def test_a_batch_is_its_rows_whatever_the_padding(model, images, side, segmenter
             bias += shift
             for masks, known in zip(model(**batch, **images).pred_masks, drawn, strict=True):
                 torch.testing.assert_close(masks, known if is_there else torch.full_like(known, NO_OBJECT))
+        assert model.train()(**batch, **images).pred_masks[0].max() > NO_OBJECT  # learns to draw what is not there yet
+        model.eval()
         bias += 50
     if side == "left":  # the padding in one piece before each row
         order = batch["attention_mask"].argsort(dim=1, stable=True)

@@ -110,12 +110,42 @@ class TestObjects:
             ('[{"bbox_2d": [10, 20, 30, 40}]', NOT_JSON),
             ('[{"bbox_2d": [10, 20, 30, 40], "point_2d": [5', CUT_OFF),
             ("[10, 20, 30, 40]", BARE_NUMBERS),
+            ('[{"bbox_2d": "10, 20, 30, 40"}]', NUMBERS_AS_TEXT),
+            ('[{"bbox_2d": ["(10, 20)", "(30, 40)"], "box_format": "xyxy"}]', NUMBERS_AS_TEXT),
+            ("[{'bbox_2d': ((10, .2e2), (30, 40))}]", NOT_JSON),
+            ("[{bbox_2d: [10, .2e2, 30, 40]}]", NOT_JSON),
         ],
     )
     def test_repairs_are_said(self, inside, repair):
         found = only(read(f"<answer>{inside}</answer>"))
         assert found.repairs == (repair, BOX_ALONE)
         assert found.box_xyxy == (20, 10, 1680 if repair == CLIPPED else 60, 20)
+
+    @pytest.mark.parametrize(
+        "inside",
+        [
+            """{'label': 'it\\'s {a} "cup"', 'bbox_2d': [10, 20, 30, 40,], 'point_2d': [7, 8]}""",
+            """{"label": "it's {a} \\"cup\\"", "bbox_2d": [10, 20, 30, 40], "point_2d": (7, 8), "sure": None}""",
+            """{"label": "it's {a} \\"cup\\"", "x1": 10, "y1": 20, "x2": 30, "y2": 40, "point": {"x": 7, "y": 8}}""",
+            """{"box": {"xmin": 10, "ymin": 20, "xmax": 30, "ymax": 40}, "points": "7 8",
+            "label": "it's {a} \\"cup\\""}""",
+        ],
+    )
+    def test_other_spellings_of_an_object(self, inside):
+        found = only(read(f"<answer>[{inside}]</answer>"))
+        assert (found.box_xyxy, found.points_xy) == ((20, 10, 60, 20), ((14, 4),))
+        assert found.label == """it's {a} "cup\""""
+        cut = only(read("""<answer>[{"label": "a \\"cup\\"", "bbox_2d": [10, 20, 30, 40], "point_2d": [7, 8"""))
+        assert (cut.label, cut.box_xyxy) == ('a "cup"', (20, 10, 60, 20))
+
+    def test_labels_of_points_and_of_boxes_are_no_coordinates(self):
+        points = '"points": [[1, 2], [9000, 9000], [3, 4]]'
+        for written, labels in (("[1, 1, 0]", (1, 0)), ("[0, 1]", (1, 1)), ("[2, 1, 0]", (1, 1)), ("null", (1, 1))):
+            found = only(read(f'<answer>[{{{points}, "point_labels": {written}, "bbox_label": "cup"}}]</answer>'))
+            assert (found.points_xy, found.point_labels, found.label) == (((2, 1), (6, 2)), labels, "cup")
+        both = read('<answer>[{"boxes": [[0, 0, 4, 4], [2, 4, 6, 8]], "box_labels": ["a", "b"]}]</answer>').objects
+        assert [one.label for one in both] == ["a", "b"]
+        assert read('<answer>[{"x": 1, "y": 2, "w": 3, "h": 4}]</answer>').objects == ()
 
     @pytest.mark.parametrize(
         ("text", "problem"),
@@ -280,6 +310,12 @@ LONG = {
     "star": [
         *('<answer>"point_2d":[' + '"point_2d":[' * 4000 + ending + "</answer>" for ending in ("", "]", "}")),
         "<answer>" + '"bbox_2d":["' * 4000 + "</answer>",
+        "<answer>" + '"point_2d":[} ' * 3000 + "} ]</answer>",
+    ],
+    "internvl": [
+        "<ref>" * 10_000,
+        "<ref></ref><box>[[" * 2500 + "]]</box>",
+        "<ref>\n</ref><box>[[" * 2500 + "]]</box>",
     ],
 }
 
@@ -300,7 +336,11 @@ def test_long_texts_take_no_long_time(name):
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(CHARACTERS, max_size=5),
         lambda inner: (
             st.lists(inner, max_size=6)
-            | st.dictionaries(st.sampled_from(["bbox_2d", "point_2d", "points", "label", "x"]), inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(["bbox_2d", "point_2d", "points", "label", "point_labels", "x", "y"]),
+                inner,
+                max_size=4,
+            )
         ),
         max_leaves=20,
     )

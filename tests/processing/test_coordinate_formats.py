@@ -134,6 +134,32 @@ class TestPublishedReading:
         assert answer.objects == ()
         assert answer.error is None
 
+    @pytest.mark.parametrize(
+        ("name", "reading", "answer", "drawn"),
+        [
+            (
+                "qwen2_5_vl",
+                "qwen2_5_baseline",
+                '```json[{"bbox": [1, 2, 3, 4], "point": [5, 6]}]```',
+                [((1, 2, 3, 4), ())],
+            ),
+            ("qwen2_5_vl", "qwen2_5_baseline", '```json[{"point": [5, 6]}]```', []),
+            (
+                "star_qwen3",
+                "star_inference_qwen3",
+                '<answer>[{"bbox_2d": [0, 0, 999, 999], "point_2d": [7]}, {"point_2d": [0, 999]}, '
+                '{"point_2d": [1, 1]}]</answer>',
+                [((0, 0, 839, 839), ((0, 839),))],
+            ),
+            ("star_qwen3", "star_inference_qwen3", '<answer>[{"point_2d": [5, 6]}]</answer>', []),
+        ],
+    )
+    def test_what_is_drawn_of_boxes_and_points(self, name, reading, answer, drawn):
+        """The baseline by boxes alone, StAR by as many of both as there are."""
+        read = COORDINATE_FORMATS[name].read(answer, ImageSizes((840, 840), (840, 840)), reading)
+        assert [(one.box_xyxy, one.points_xy) for one in read.objects] == drawn
+        assert bool(read.problems) == (len(drawn) == 0 or "point_2d" in answer)
+
     def test_boxes_of_zeros_are_nothing_to_internvls_evaluation_alone(self):
         sizes = ImageSizes((840, 840), (840, 840))
         text = '<answer>[{"bbox_2d": [0, 0, 0, 0], "point_2d": [30, 40]}]</answer>'
@@ -145,10 +171,9 @@ class TestPublishedReading:
     @pytest.mark.parametrize(
         ("name", "reading", "text"),
         [
-            ("qwen3_vl", "qwen3_odinw", '[{"bbox_2d": [1, 2, 3], "label": "a"}]'),
             ("qwen3_vl", "qwen3_odinw", '[{"bbox_2d": [1, 2, 3, 1e999], "label": "a"}]'),
-            ("qwen3_vl", "qwen2_baseline", '```json[{"bbox_2d": [1, 2, 3, 4, 5]}]```'),
-            ("qwen2_5_vl", "qwen2_5_baseline", '```json[{"bbox_2d": [1, 2, 3, 4], "point_2d": [1]}]```'),
+            ("qwen3_vl", "qwen2_baseline", '```json[{"bbox_2d": [1, 2, 3, 1e40]}]```'),
+            ("qwen2_5_vl", "qwen2_5_baseline", '```json[{"bbox": [1, 2, 3, 1e40], "point_2d": [1, 2]}]```'),
             ("internvl", "paper", "[inf, 1, 2, 3]"),
             ("vision_reasoner", "paper", '<answer>[{"bbox_2d": [1e40, 1, 2, 3], "point_2d": [1, 2]}]</answer>'),
         ],

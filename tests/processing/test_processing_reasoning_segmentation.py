@@ -13,6 +13,7 @@ from transformers import (
     AutoImageProcessor,
     AutoProcessor,
     CLIPImageProcessorPil,
+    InternVLProcessor,
     LlavaNextImageProcessorPil,
     LlavaNextProcessor,
     LlavaProcessor,
@@ -20,6 +21,7 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessorPil,
 )
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.utils import is_torchvision_available
 
 from reasonseg.processing.composed_processor import without_videos
@@ -50,7 +52,16 @@ QWEN_TEMPLATE = (
 )
 
 
-def byte_level_tokenizer() -> PreTrainedTokenizerFast:
+INTERNVL_TEMPLATE = QWEN_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\n")
+INTERNVL_TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+
+
+def byte_level_tokenizer(named_tokens: dict[str, str] | None = None) -> PreTrainedTokenizerFast:
     vocabulary = {letter: place for place, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     backend = Tokenizer(models.BPE(vocabulary, []))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -60,7 +71,7 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
         eos_token="<|im_end|>",
         pad_token="<|endoftext|>",
         model_input_names=["input_ids", "attention_mask"],
-        extra_special_tokens=["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"],
+        extra_special_tokens=named_tokens or ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"],
     )
     fast.add_tokens(["[SEG]"])
     return fast
@@ -99,7 +110,18 @@ def qwen_processor() -> Qwen2_5_VLProcessor:
     return without_videos(Qwen2_5_VLProcessor)(view, byte_level_tokenizer(), chat_template=QWEN_TEMPLATE)
 
 
-MAKERS = {"llava": llava_processor, "llava_next": llava_next_processor, "qwen2_5_vl": qwen_processor}
+def internvl_processor() -> InternVLProcessor:
+    view = GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}, crop_to_patches=True, max_patches=4)
+    tokens = byte_level_tokenizer(INTERNVL_TOKENS)
+    return without_videos(InternVLProcessor)(view, tokens, image_seq_length=4, chat_template=INTERNVL_TEMPLATE)
+
+
+MAKERS = {
+    "llava": llava_processor,
+    "llava_next": llava_next_processor,
+    "qwen2_5_vl": qwen_processor,
+    "internvl": internvl_processor,
+}
 
 
 @pytest.fixture(params=MAKERS)
@@ -132,7 +154,10 @@ class TestInputs:
             padding_side="left",
             return_tensors="pt",
         )
-        assert set(inputs) == set(expected) | SEGMENTER_VIEWS
+        tiles = {"tile_counts"} if ours.image_token == "<IMG_CONTEXT>" else set()
+        assert set(inputs) == set(expected) | SEGMENTER_VIEWS | tiles
+        if tiles:  # two and the thumbnail, of either image
+            assert (inputs["tile_counts"].tolist(), len(inputs["pixel_values"])) == ([3, 3], 6)
         for name, value in expected.items():
             assert torch.equal(inputs[name], value), name
         views = ours.segmenter_image_processor(IMAGES[:2], return_tensors="pt")
@@ -143,7 +168,8 @@ class TestInputs:
         inputs = ours(images=IMAGES[0], text="Where?")
         expected = {
             "qwen2_5_vl": "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Where?<|im_end|>\n"
-            "<|im_start|>assistant\n"
+            "<|im_start|>assistant\n",
+            "internvl": "<|im_start|>user\n<IMG_CONTEXT>\nWhere?<|im_end|>\n<|im_start|>assistant\n",
         }
         assert inputs.rows[0].conversation == expected.get(family, "USER: <image>\nWhere? ASSISTANT:")
 
@@ -157,7 +183,7 @@ class TestInputs:
     def test_labels_are_the_answers(self, ours, family):
         phrases = [["a dog"], ["a cat", "the red cup"]]
         inputs = ours(images=IMAGES[:2], phrases=phrases, return_labels=True, return_tensors="pt")
-        end = "<|im_end|>" if family == "qwen2_5_vl" else "</s>"
+        end = "<|im_end|>" if family in ("qwen2_5_vl", "internvl") else "</s>"
         answers = [f"Sure, a dog: [SEG].{end}", f"Sure, a cat: [SEG], the red cup: [SEG].{end}"]
         for row, answer in enumerate(answers):
             labels = inputs["labels"][row]

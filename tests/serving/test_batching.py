@@ -544,3 +544,6 @@ def test_tokens_of_a_padded_row_are_counted_to_its_end():
     assert count_tokens([5, 6, 7, 0, 0], 3, {2}) == (3, True)
     assert count_tokens([5, 6, 7, 2, 2], 3, {2}) == (3, True)
     assert count_tokens([], 3, {2}) == (0, False)
+    assert count_tokens([5, 6, 0, 0], 9, {2}, pad_token=0) == (2, False)
+    assert count_tokens([5, 6, 0, 7], 3, {2}, pad_token=0) == (2, False)
+    assert count_tokens([5, 6, 7, 0], 3, {2}, pad_token=0) == (3, True)
