@@ -328,7 +328,7 @@ class ModelWorker:
         rows, written = [], [(0, False)] * len(questions)
         if writes:
             rows = sequences_of(output)[:, prompt_length:].tolist()
-            ends = (self.end_tokens, self.model.generation_config.pad_token_id)
+            ends = (self.end_tokens, self.pad_token)
             written = [count_tokens(row, longest, *ends) for row, longest in zip(rows, room, strict=True)]
         if draws:
             thresholds = {"mask_threshold": questions[0].mask_threshold}
@@ -360,7 +360,7 @@ class ModelWorker:
             for row, event in events:
                 self._tell(jobs[row], event)
                 if isinstance(event, AnswerEnd):  # now, not once the longest answer is complete
-                    counted = count_tokens(written[row], room[row], self.end_tokens)
+                    counted = count_tokens(written[row], room[row], self.end_tokens, self.pad_token)
                     self._succeed(jobs[row], Answer(event.result, lengths[row], *counted))
 
     def longest(self, question: Question) -> int:
@@ -389,6 +389,11 @@ class ModelWorker:
                 "the answer. Shorten the text.",
             )
         return min(self.longest(question), positions - prompt_tokens)
+
+    @property
+    def pad_token(self) -> int | None:
+        """`int`, *optional*: What fills a row up that has ended."""
+        return getattr(self.model.generation_config, "pad_token_id", None)
 
     @property
     def end_tokens(self) -> set[int]:
