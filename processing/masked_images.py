@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from .colors import ColorSource, read_color
@@ -14,8 +15,9 @@ from .image_loading import MAX_IMAGE_PIXELS, load_rgb_image, mask_box
 DEFAULT_SPREAD = 0.05
 DEFAULT_COLOR = (255, 255, 255)
 DEFAULT_THRESHOLD = 0.1
-# Pixels that are blurred at a time, so that all passes over them stay in the cache.
-_BLOCK = 2**15
+# Pixels that are blurred at a time: all passes over them stay in the cache, and torch, which shares out 2**15 and more
+# among threads of its own, leaves them to the thread that is at work here.
+_BLOCK = 2**15 - 1
 
 
 @dataclass(repr=False)
@@ -194,11 +196,8 @@ def blur_mask(mask: np.ndarray, radius: int) -> np.ndarray:
     top, bottom = max(0, box[1] - radius), min(height, box[3] + radius)
     rows = _mirrored(np.arange(top - radius, bottom + radius), height)
     columns = _mirrored(np.arange(left - radius, right + radius), width)
-    blurred_rows = _blur_rows(mask[np.ix_(rows, columns)], weights)
-    step = max(1, _BLOCK // len(rows))
-    for start in range(0, right - left, step):
-        block = _blur_columns(np.ascontiguousarray(blurred_rows[:, start : start + step]), weights)
-        blurred[top:bottom, left + start : left + start + block.shape[1]] = block
+    blurred_rows = _blur_rows(mask[rows].take(columns, axis=1), weights)
+    _blur_columns(blurred_rows, weights, blurred[top:bottom, left:right])
     return blurred
 
 
@@ -236,37 +235,17 @@ def _sum_rows(mask: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return blurred
 
 
-def _blur_columns(block: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted sums of the windows of each column; one for all where rows do not change from window to window."""
-    length, height = len(weights), len(block) - len(weights) + 1
-    # Rows that windows have in common with the one above; a window of which that holds for all is as the one above.
-    is_same = np.concatenate([[0], np.cumsum((block[1:] == block[:-1]).all(axis=1))])
-    is_new = np.ones(height, bool)
-    is_new[1:] = is_same[length : length + height - 1] - is_same[: height - 1] < length
-    first = np.flatnonzero(is_new)
-    cuts = np.flatnonzero(np.diff(first) > 1) + 1
-    blurred = np.empty((height, block.shape[1]), np.float32)
-    for part in np.split(first, cuts):
-        start, stop = part[0], part[-1] + 1
-        blurred[start:stop] = _sum_columns(block[start : stop + length - 1], weights)
-    return blurred[first[np.cumsum(is_new) - 1]]
-
-
-def _sum_columns(block: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    radius, height = len(weights) // 2, len(block) - len(weights) + 1
-    total = weights[radius] * block[radius : radius + height]
-    pair, product, wide = np.empty_like(total), np.empty(total.shape, np.float64), total.astype(np.float64)
-    for distance in range(1, radius + 1):
-        below, above = radius + distance, radius - distance
-        np.add(block[below : below + height], block[above : above + height], out=pair)
-        # A product of two float32 is exact in float64, so this rounds once, as a fused multiply-add does. Assignments
-        # convert in a fraction of the time that arithmetic of mixed types takes.
-        product[...] = pair
-        product *= np.float64(weights[below])
-        wide += product
-        total[...] = wide
-        wide[...] = total
-    return total
+def _blur_columns(values: np.ndarray, weights: np.ndarray, blurred: np.ndarray) -> None:
+    """Write the weighted sums of the windows of each column into `blurred`."""
+    source, target, weights = torch.from_numpy(values), torch.from_numpy(blurred), weights.tolist()
+    radius, step = len(weights) // 2, max(1, _BLOCK // values.shape[1])
+    for start in range(0, len(target), step):
+        total = target[start : start + step]
+        shifted = source[start : start + len(total) + 2 * radius].unfold(0, len(total), 1).transpose(1, 2).unbind()
+        torch.mul(shifted[radius], weights[radius], out=total)
+        for distance in range(1, radius + 1):
+            # A fused multiply-add, wherever the processor has one.
+            total.add_(shifted[radius - distance] + shifted[radius + distance], alpha=weights[radius + distance])
 
 
 def _mirrored(indices: np.ndarray, size: int) -> np.ndarray:
