@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -416,15 +417,33 @@ def segmenter_view(
             values = _resize_in_float(image, (new_height, new_width), resample)
             canvas[:, :new_height, :new_width] = (values - mean.astype(np.float32)) / std.astype(np.float32)
             continue
-        pixels = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
-        channels = pixels.resize((new_width, new_height), resample=resample).split()
+        channels = _resize_to_bytes(image, (new_height, new_width), resample)
         # Channel by channel and in place, which is several times as fast as all three at once.
         for channel, view, channel_mean, channel_std in zip(channels, canvas, byte_mean, byte_std, strict=True):
             view = view[:new_height, :new_width]
-            view[...] = np.asarray(channel)
+            view[...] = channel
             view -= channel_mean
             view /= channel_std
     return {"sam_pixel_values": views, "original_sizes": sizes, "reshaped_input_sizes": resized_sizes}
+
+
+def _resize_to_bytes(
+    image: np.ndarray, size: tuple[int, int], resample: PILImageResampling | int
+) -> Sequence[np.ndarray]:
+    """Resize a uint8 image `(3, height, width)` to (height, width) as Pillow does, and return its channels.
+
+    torch takes less than half the time, but rounds weights to 16 bits. It keeps linear ones of an enlargement from n
+    pixels to 2**k, as from 640 to 1024 (5 to 8), which are multiples of 2**-k / 2; values are then Pillow's.
+    """
+    if resample == PILImageResampling.BILINEAR and all(map(_grows_by_halves, image.shape[-2:], size)):
+        pixels = torch.from_numpy(np.array(image, order="C"))[None]
+        return F.interpolate(pixels, size, mode="bilinear", antialias=True)[0].numpy()
+    pixels = Image.fromarray(np.ascontiguousarray(np.moveaxis(image, 0, -1)))
+    return [np.asarray(channel) for channel in pixels.resize(size[::-1], resample=resample).split()]
+
+
+def _grows_by_halves(old: int, new: int) -> bool:
+    return old <= new and (new // math.gcd(old, new)).bit_count() == 1
 
 
 def _resize_in_float(image: np.ndarray, size: tuple[int, int], resample: PILImageResampling | int) -> np.ndarray:

@@ -55,7 +55,8 @@ class MaskedImage:
     @property
     def masked_image(self) -> Image.Image:
         """`PIL.Image.Image`: the masked image, mode RGB."""
-        return Image.fromarray(np.rint(np.clip(self.pixels, 0, 255)).astype(np.uint8))
+        pixels = np.clip(self.pixels, 0, 255)
+        return Image.fromarray(np.rint(pixels, out=pixels).astype(np.uint8))
 
     @property
     def crop(self) -> Image.Image:
@@ -134,10 +135,10 @@ def mask_image(
     weights = blur_mask(dilate_mask(mask, int(height * dilate)), int(height * blur))
     # In float32 and in this order, so that the values are the original's to the last bit; channel by channel, which is
     # faster than all three at once.
-    painted, hidden = np.empty_like(pixels), np.float32(1) - weights
+    hidden = np.float32(1) - weights
     for channel, shade in enumerate(color):
-        np.add(pixels[..., channel] * weights, shade * hidden, out=painted[..., channel])
-    return MaskedImage(heatmap, mask, weights, painted, found, float(threshold))
+        np.add(pixels[..., channel] * weights, shade * hidden, out=pixels[..., channel])
+    return MaskedImage(heatmap, mask, weights, pixels, found, float(threshold))
 
 
 def dilate_mask(mask: np.ndarray, radius: int) -> np.ndarray:

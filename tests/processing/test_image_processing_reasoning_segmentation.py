@@ -68,7 +68,9 @@ class TestAgainstTransformers:
         expected = clip(image, return_tensors="pt")["pixel_values"]
         assert torch.equal(small(image, return_tensors="pt")["pixel_values"], expected)
 
-    @pytest.mark.parametrize("size", [(30, 47), (47, 30), (32, 32), (1, 1), (5, 150), (1001, 997)])
+    @pytest.mark.parametrize(
+        "size", [(30, 47), (47, 30), (32, 32), (1, 1), (5, 150), (1001, 997), (15, 20), (19, 20), (25, 4)]
+    )
     def test_the_second_view_equals_the_pillow_sam_processor(self, small, size):
         image = random_image(*size)
         sam = SamImageProcessorPil(size={"longest_edge": 32}, pad_size={"height": 32, "width": 32})
