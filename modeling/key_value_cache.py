@@ -1,7 +1,7 @@
 """Key-value caches: the name under which a model takes one, and prompts that continue what was read before."""
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +9,9 @@ from transformers import DynamicCache, DynamicLayer, PreTrainedModel
 
 from .outputs import find_cache, without_placeholder
 
+
+# Tokens for which a cache has room when it grows: as much of it is copied for each of them as one in so many takes.
+_ROOM = 16
 
 # transformers 5.24 renamed the argument; a model takes one of them.
 CACHE_NAMES = ("cache", "past_key_values")
@@ -37,6 +40,41 @@ def can_continue(vlm: PreTrainedModel) -> bool:
         and not hasattr(vlm, "create_masks_for_generate")
         and all(type(layer) is DynamicLayer for layer in layers)
     )
+
+
+class RoomyLayer(DynamicLayer):
+    """Given keys and values `(rows, heads, columns, head_dim)`, and those that follow, most of which are only written
+    behind them: transformers' own layer copies all of it with every token."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor):
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
+        self._shown: tuple[torch.Tensor | None, ...] = (None, None)
+        self._memory: tuple[torch.Tensor, ...] = ()
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        parts, new = (self.keys, self.values), (key_states, value_states)
+        columns = parts[0].shape[-2]
+        end = columns + key_states.shape[-2]
+        # Other ones than were shown last where rows were chosen or columns taken away since.
+        is_shown = all(part is shown for part, shown in zip(parts, self._shown, strict=True))
+        if not is_shown or end > self._memory[0].shape[-2]:
+            size = (end + _ROOM) if end - columns == 1 else end
+            self._memory = tuple(part.new_empty(*part.shape[:-2], size, part.shape[-1]) for part in parts)
+            for memory, part in zip(self._memory, parts, strict=True):
+                memory[..., :columns, :] = part
+        for memory, states in zip(self._memory, new, strict=True):
+            memory[..., columns:end, :] = states
+        self.keys, self.values = self._shown = tuple(memory[..., :end, :] for memory in self._memory)
+        return self.keys, self.values
+
+
+def cache_of(layers: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> DynamicCache:
+    """A cache that holds these keys and values themselves, not copies."""
+    cache = DynamicCache()
+    cache.layers = [RoomyLayer(*layer) for layer in layers]
+    return cache
 
 
 @dataclass
@@ -176,8 +214,8 @@ def read_on(
     if image_inputs is not None and bool(unread_images.any()):
         inputs |= image_inputs(unread_images.nonzero().flatten())
     if kept:
-        beginnings = (tuple(part[known_rows.to(part.device), :, :kept] for part in layer) for layer in known.layers)
-        inputs = with_cache_named_for(model.vlm, {**inputs, "cache": DynamicCache(beginnings)})
+        beginnings = (tuple(_rows_of(part[:, :, :kept], known_rows) for part in layer) for layer in known.layers)
+        inputs = with_cache_named_for(model.vlm, {**inputs, "cache": cache_of(beginnings)})
     if recorder is None and "logits_to_keep" in inspect.signature(model.vlm.forward).parameters:
         inputs["logits_to_keep"] = 1
     output = model.vlm(**inputs, use_cache=True, return_dict=True)
@@ -200,6 +238,11 @@ def read_on(
         before = [known.states[known_rows.to(known.states.device), :kept]] if kept else []
         states = without_gaps(torch.cat([*before, recorder.states], 1), order[..., None])
     return ReadTokens(ids, position_ids, layers, states), output.logits, starts
+
+
+def _rows_of(part: torch.Tensor, index: torch.LongTensor) -> torch.Tensor:
+    """Rows of a tensor, each any number of times; a single one is not copied."""
+    return part.expand(len(index), *part.shape[1:]) if len(part) == 1 else part[index.to(part.device)]
 
 
 @dataclass
@@ -236,9 +279,10 @@ class ReadPrompts:
 
         def padded(part: torch.Tensor) -> torch.Tensor:
             part = part.take_along_dim(source.to(part.device)[:, None, :, None], 2) if is_padded else part
-            return part[:, :, :columns].repeat_interleave(copies, 0)
+            part = part[:, :, :columns]
+            return part if copies == 1 else part.repeat_interleave(copies, 0)
 
-        return DynamicCache(tuple(map(padded, layer)) for layer in self.rows.layers)
+        return cache_of(tuple(map(padded, layer)) for layer in self.rows.layers)
 
     def with_answers(
         self, sequences: torch.LongTensor, position_ids: torch.LongTensor, cache: DynamicCache
