@@ -79,7 +79,7 @@ class MaskedImage:
     @property
     def kept_ratio(self) -> float:
         """`float`: share of the pixels that exceed the threshold, 0..1."""
-        return np.count_nonzero(self.mask) / self.mask.size
+        return int(np.count_nonzero(self.mask)) / self.mask.size
 
 
 def mask_image(
@@ -128,7 +128,7 @@ def mask_image(
             "image that the heat-map was made for."
         )
     mask = heatmap > np.float32(threshold)
-    kept = np.count_nonzero(mask)
+    kept = int(np.count_nonzero(mask))
     found = kept > 0 and kept / mask.size >= min_kept_ratio
     if not found:
         return MaskedImage(heatmap, mask, np.ones_like(heatmap), pixels, found, float(threshold))
