@@ -29,14 +29,23 @@ TITLES = {
     "prefill": ("prefill", "s"),
     "step": ("decoding step", "s"),
 }
-SMALL = {"ways": ["4bit", "int8"], "steps": 4}
+SMALL = {"ways": ["4bit", "int8"], "steps": 4, "layers": 4}
 
 
-def measurements(ways: list[str] | None = None, repo: str | None = None, steps: int = 16) -> Iterator[Measurement]:
+def measurements(
+    ways: list[str] | None = None, repo: str | None = None, steps: int = 16, layers: int = 12
+) -> Iterator[Measurement]:
+    """
+    Args:
+        ways (`list[str]`, *optional*): Keys of `QUANTIZATIONS`, by default all.
+        repo (`str`, *optional*): A converted LISA, by default random weights of `layers` layers.
+        steps (`int`): Tokens to write.
+        layers (`int`): Of the random model.
+    """
     failed: dict[str, FunctionFailedError] = {}
     with tempfile.TemporaryDirectory() as folder:
         if repo is None:
-            midsize_model().bfloat16().save_pretrained(folder)
+            midsize_model(layers=layers).bfloat16().save_pretrained(folder)
         taken = {}
         for way in [BASELINE, *(ways or QUANTIZATIONS)]:
             arguments = {"repo": repo or folder, "way": way, "steps": steps}
