@@ -1,19 +1,25 @@
-"""Rows of a data set with what a model has drawn in them, written as parquet files that `datasets` loads.
+"""Rows of a data set with what a model has drawn in them, as parquet files that `datasets` loads, written and read.
 
 The columns of a row stay as they are; `objects` (see `data/format_datasets.py`), `answer`, `model`, `revision` and
 `error` are added.
 """
 
 from collections import deque
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..processing.image_loading import MAX_IMAGE_PIXELS, load_rgb_image, open_image
+from ..processing.regions import read_rle
+from ..processing.segments import Segment, SegmentationResult
 from .format_datasets import make_features, object_row
 from .labelled_images import LabelledObject
 from .streamed_tables import DataSetError
 
 
 NEW_COLUMNS = ("objects", "answer", "model", "revision", "error")
+# Rows that are held at a time while a part is read.
+_ROWS_AT_ONCE = 16
 
 
 def result_columns(result: Any) -> dict[str, Any]:
@@ -106,4 +112,70 @@ class PartWriter:
             self._writer.close()
 
 
-__all__ = ["NEW_COLUMNS", "PartWriter", "error_columns", "output_features", "result_columns"]
+def part_schema(path: Path) -> Any:
+    """The columns of a part (`pyarrow.Schema`)."""
+    import pyarrow.parquet as pq
+
+    return pq.read_schema(path)
+
+
+def read_part(
+    path: Path, columns: Sequence[str], numbers: Container[int] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield rows of a part with their numbers in it, a few held at a time.
+
+    Args:
+        path: of the file.
+        columns: those that are read.
+        numbers: of the rows that are wanted, by default all; groups of rows without one are passed over.
+    """
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path, pre_buffer=False, buffer_size=1 << 20) as file:
+        number = 0
+        for group in range(file.num_row_groups):
+            end = number + file.metadata.row_group(group).num_rows
+            if numbers is not None and not any(wanted in numbers for wanted in range(number, end)):
+                number = end
+                continue
+            for batch in file.iter_batches(_ROWS_AT_ONCE, row_groups=[group], columns=columns, use_threads=False):
+                for row in range(batch.num_rows):
+                    if numbers is None or number in numbers:
+                        yield number, batch.slice(row, 1).to_pylist()[0]
+                    number += 1
+
+
+def row_result(row: dict[str, Any], image: bytes) -> SegmentationResult:
+    """
+    What the model has drawn in a row, and its image.
+
+    Args:
+        row: with the columns `objects` and `answer`.
+        image: the file that its column of images holds.
+
+    Raises:
+        ValueError: it is no image, or of another size than the masks.
+    """
+    masks = [None if each["rle"] is None else read_rle(each["rle"], each["rle"]["size"]) for each in row["objects"]]
+    sizes = [mask.shape for mask in masks if mask is not None]
+    limit = max([MAX_IMAGE_PIXELS, *(height * width for height, width in sizes)])  # it was accepted before
+    with open_image(image, limit) as opened:
+        upright = load_rgb_image(opened, limit)
+    segments = [
+        Segment(each["label"], None, mask, each["score"], rejected=each["rejected"])
+        for each, mask in zip(row["objects"], masks, strict=True)
+    ]
+    size = sizes[0] if sizes else (upright.height, upright.width)
+    return SegmentationResult(row["answer"] or "", segments, size, upright)
+
+
+__all__ = [
+    "NEW_COLUMNS",
+    "PartWriter",
+    "error_columns",
+    "output_features",
+    "part_schema",
+    "read_part",
+    "result_columns",
+    "row_result",
+]

@@ -13,7 +13,7 @@ import typer
 from ..data.annotation_formats import FORMATS, AnnotationFormat, WritingOptions, find_format
 from ..folder_lock import alone_in
 from .failures import CommandError, path_text, refuse_address, stderr_console
-from .labelled_shards import FolderShards
+from .labelled_shards import FolderShards, whole_parts
 from .printing import printable_json, write_out
 from .progress import with_progress
 from .result_lines import EXPORT_FOLDER, RESULTS_NAME, find_lines
@@ -194,19 +194,12 @@ class _Run:
 
 def _find_run(results: Path, image_folder: Path | None, sources: Mapping[str, Path] | None, with_images: bool) -> _Run:
     """See [`export_results`]; images in files, or rows of a data set."""
-    shards = FolderShards(results)
-    if not (results / RESULTS_NAME).is_file() and (splits := shards.splits()):
+    if not (results / RESULTS_NAME).is_file() and (parts := whole_parts(results)):
         if image_folder is not None:
             raise CommandError("--image-folder is for images in files; the rows of a data set hold theirs.")
-        parts, count = [], 0
-        for part in map(shards.of_split, splits):
-            rows = {name: about["rows"] for name, about in part.done().items() if about["rows"]}
-            parts += [(name, file_sha256(results / part.file_name(name))) for name in rows]
-            count += sum(rows.values())
-        if not parts:
-            raise CommandError(f"{path_text(results)!r} holds no whole part yet; run `reasonseg segment` again.")
-        made_of = {"parts_sha256": hashlib.sha256(repr(parts).encode()).hexdigest()}
-        return _Run(made_of, count, partial(_labelled_rows, results, splits))
+        files = [(name, file_sha256(results / shards.file_name(name))) for shards, name, _ in parts]
+        made_of = {"parts_sha256": hashlib.sha256(repr(files).encode()).hexdigest()}
+        return _Run(made_of, sum(rows for *_, rows in parts), partial(_labelled_rows, results))
     lines = find_lines(results / RESULTS_NAME)
     made_of = {"results_sha256": file_sha256(results / RESULTS_NAME)}
     return _Run(
@@ -214,11 +207,11 @@ def _find_run(results: Path, image_folder: Path | None, sources: Mapping[str, Pa
     )
 
 
-def _labelled_rows(results: Path, splits: Sequence[str], options: "ReadingOptions") -> "Iterator[LabelledImage]":
+def _labelled_rows(results: Path, options: "ReadingOptions") -> "Iterator[LabelledImage]":
     """Yield the images of a labelled data set, a split after the other."""
     from dataclasses import replace
 
-    for split in splits:
+    for split in FolderShards(results).splits():
         image = FolderShards(results, split).request()["image_column"]
         columns = {} if image is None else {"image": image}
         yield from FORMATS["datasets"].read(results, replace(options, split=split, columns=columns))

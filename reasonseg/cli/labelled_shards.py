@@ -349,6 +349,20 @@ def data_set_card(splits: dict[str, FolderShards]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def whole_parts(folder: Path) -> list[tuple[FolderShards, str, int]]:
+    """The parts in a folder that are whole and have rows: those of its split, its name, and how many rows it has. None
+    where no data set was labelled.
+
+    Raises:
+        CommandError: one was, and no part is whole yet.
+    """
+    splits = [FolderShards(folder, split) for split in FolderShards(folder).splits()]
+    parts = [(of, name, about["rows"]) for of in splits for name, about in of.done().items() if about["rows"]]
+    if splits and not parts:
+        raise CommandError(f"{path_text(folder)!r} holds no whole part yet; run `reasonseg segment` again.")
+    return parts
+
+
 def is_whole(done: dict[str, dict[str, Any]], request: dict[str, Any]) -> bool:
     """Whether every part of every source is there."""
     return not missing_parts(done, request)
@@ -375,4 +389,5 @@ __all__ = [
     "missing_parts",
     "open_shards",
     "part_name",
+    "whole_parts",
 ]

@@ -15,7 +15,6 @@ from typing import Any
 
 from ..atomic_files import write_whole
 from .failures import CommandError
-from .labelled_shards import STATE
 
 
 RESULTS_NAME = "results.jsonl"
@@ -23,6 +22,8 @@ RESULTS_NAME = "results.jsonl"
 EXPORT_FOLDER = "export"
 # What `reasonseg report` writes beside the results.
 REPORT_NAME, CONTACT_SHEET_NAME = "report.html", "contact_sheet.png"
+# What it draws of the rows of a data set.
+REPORT_IMAGES = "report_images"
 # Fields of a line with the files that `segment --answers` writes.
 ANSWER_FIELDS = ("answer_png", "answer_html")
 _LONGEST_LINE = 2**24
@@ -222,8 +223,6 @@ def find_lines(path: Path) -> list[tuple[int, int]]:
     """
     hint = "Name a folder that `reasonseg segment` has filled."
     if not path.is_file():
-        if (path.parent / STATE).is_dir():
-            hint = "It holds rows of a data set, which `reasonseg export` takes, and `datasets.load_dataset`."
         raise CommandError(f"{str(path.parent)!r} has no {RESULTS_NAME}. {hint}")
     found: dict[str, tuple[int, int]] = {}
     start = 0
@@ -281,6 +280,7 @@ __all__ = [
     "ANSWER_FIELDS",
     "CONTACT_SHEET_NAME",
     "EXPORT_FOLDER",
+    "REPORT_IMAGES",
     "REPORT_NAME",
     "RESULTS_NAME",
     "EarlierResults",

@@ -16,16 +16,17 @@ from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
 from reasonseg.cli.inputs import DataSetOptions
-from reasonseg.cli.labelled_shards import FolderShards
+from reasonseg.cli.labelled_shards import FolderShards, part_name
 from reasonseg.cli.segment_dataset import Labelling, make_request
 from reasonseg.cli.shards import Shard
 from reasonseg.data.annotation_formats import FORMATS, ReadingOptions
-from reasonseg.data.labelled_rows import PartWriter
+from reasonseg.data.labelled_rows import PartWriter, error_columns, result_columns
 from reasonseg.data.streamed_tables import StreamedTables
 from reasonseg.processing.segments import Segment, SegmentationResult
 from tests.support.forked_python import fork_server, run_distributed
 from tests.support.hub_server import HubServer, allow_only_this_machine
 from tests.support.installed import EXECUTABLE
+from tests.support.written_results import Page
 
 
 datasets = pytest.importorskip("datasets", reason="The extra `data` (pip install datasets) is not installed.")
@@ -313,10 +314,69 @@ def test_rows_are_exported_for_annotation_tools(parquet, alone, tmp_path):
     assert "--image-folder is for images" in run(
         "export", folder, "-f", "coco", "--image-folder", tmp_path, code=1
     ).stderr.replace("\n", " ")
-    assert "`reasonseg export` takes" in " ".join(run("report", folder, code=1).stderr.split())
     options = ReadingOptions(columns={"image": "photo"}, without_mask="skip")
     imported, *_ = FORMATS["datasets"].read(folder, options)
     assert imported.requests[0].answer == stored[0]["answer"]
+
+
+def test_report_of_rows_draws_those_that_it_shows(alone, tmp_path):
+    """Two splits, one with a row that failed and rows with names; an earlier page leaves no images behind."""
+    folder, masks = tmp_path / "out", np.zeros((40, 60), dtype=bool)
+    masks[5:20, 10:30] = True
+    shutil.copytree(alone, folder)
+    columns = {"image": datasets.Image(), "file_name": datasets.Value("string")}
+    features = datasets.Features(columns).arrow_schema
+    pictures = [
+        {"image": {"bytes": png(number), "path": None}, "file_name": f"<i>{number}</i>"} for number in range(5)
+    ]
+    table = pyarrow.Table.from_pylist(pictures, schema=features)
+    found = [
+        SegmentationResult(
+            "the <b>cup</b> [SEG], a dog [REJ].",
+            [Segment("the <b>cup</b>", None, masks, number / 1000), Segment("a dog", rejected=True)],
+            (40, 60),
+        )
+        for number in range(4)
+    ]
+    request = {**FolderShards(folder, "train").request(), "split": "other", "sources": 1}
+
+    def write(path):
+        writer = PartWriter(path, "another", None, ())
+        writer.expect(table)
+        for number, columns in enumerate([*map(result_columns, found), error_columns("It has no image.")]):
+            writer.add(number, columns)
+        writer.close()
+        return {"rows": writer.rows, "failed": writer.failed, "last": True}
+
+    shards = FolderShards(folder, "other")
+    shards.begin(request)
+    shards.save(part_name(0, 1, 0), write)
+    assert "report.html" in run("report", folder).stderr
+    assert len(list((folder / "report_images").iterdir())) == 15
+    run("report", folder, "--most", 3)
+    page = Page((folder / "report.html").read_text(encoding="utf-8"))
+    assert {"b", "i", "script", "link"}.isdisjoint(page.tags), "what is said of images is text"
+    assert "15 segmented images" in page.text
+    assert "Masks by another, embedded." in page.text
+    assert "rows that could not be done1" in page.text.replace("\n", "")
+    assert "<i>1</i>the <b>cup</b> [SEG], a dog [REJ].the <b>cup</b>: 0.00, 300 pixelsa dog: rejected" in page.text
+    assert page.images == [f"report_images/other-{number:08d}.jpg" for number in range(3)]
+    drawn = {path.name for path in (folder / "report_images").iterdir()}
+    assert set(map(os.path.basename, page.images)) <= drawn
+    with Image.open(folder / page.images[1]) as shown:
+        expected = SegmentationResult(found[1].text, found[1].segments, (40, 60)).overlay(image(1))
+        assert shown.size == (60, 40)
+        assert np.abs(np.asarray(shown, dtype=int) - np.asarray(expected)).mean() < 8, "but for JPEG"
+    with Image.open(folder / "contact_sheet.png") as sheet:
+        assert sheet.width > 4 * 200
+    read = datasets.load_dataset(str(folder), split="train", streaming=True)
+    assert len(list(read)) == 11, "the page's images are no rows"
+
+
+def test_report_of_rows_without_images(rows, tmp_path):
+    rows.select([0]).to_parquet(tmp_path / "in" / "train.parquet")
+    label(tmp_path / "in", tmp_path / "out", "--drop-column", "picture")
+    assert "left out with --drop-column" in " ".join(run("report", tmp_path / "out", code=1).stderr.split())
 
 
 def test_a_model_that_fails_everywhere_writes_nothing(parquet, tmp_path, monkeypatch):

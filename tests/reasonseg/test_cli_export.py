@@ -7,7 +7,6 @@ import signal
 import sys
 import time
 import tracemalloc
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -23,7 +22,7 @@ from reasonseg.cli.report import image_score, read_run
 from reasonseg.cli.result_lines import find_earlier_results
 from tests.support import forked_runs
 from tests.support.installed import forked, installed
-from tests.support.written_results import write_results
+from tests.support.written_results import Page, write_results
 
 
 def run(*arguments: object, code: int = 0):
@@ -196,27 +195,6 @@ def test_memory_does_not_grow_with_the_images(tmp_path):
 
 
 # ---- the report -----------------------------------------------------------------------------------------------------
-
-
-class Page(HTMLParser):
-    """The images and links of a page, and its text."""
-
-    def __init__(self, content: str):
-        super().__init__()
-        self.images: list[str] = []
-        self.links: list[str] = []
-        self.tags: set[str] = set()
-        self.text = ""
-        self.feed(content)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.add(tag)
-        found = dict(attributes)
-        self.images += [found["src"]] if tag == "img" else []
-        self.links += [value for name, value in attributes if name in ("href", "src")]
-
-    def handle_data(self, data):
-        self.text += data
 
 
 def test_report_shows_low_scores_first_and_needs_nothing_else(results):

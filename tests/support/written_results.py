@@ -1,6 +1,7 @@
-"""A folder of results as `reasonseg segment` writes it, without a model."""
+"""A folder of results as `reasonseg segment` writes it, without a model; and what a page of them shows."""
 
 from collections.abc import Sequence
+from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -53,3 +54,24 @@ def write_results(folder: Path, images: Sequence[Path], size: tuple[int, int] = 
                     "request": REQUEST,
                 }
             )
+
+
+class Page(HTMLParser):
+    """The images and links of a page, and its text."""
+
+    def __init__(self, content: str):
+        super().__init__()
+        self.images: list[str] = []
+        self.links: list[str] = []
+        self.tags: set[str] = set()
+        self.text = ""
+        self.feed(content)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        found = dict(attributes)
+        self.images += [found["src"]] if tag == "img" else []
+        self.links += [value for name, value in attributes if name in ("href", "src")]
+
+    def handle_data(self, data):
+        self.text += data
