@@ -26,11 +26,11 @@ from .configs_difflmm import read_lora_alpha
 from .convert import ConversionReport, Parts, convert
 from .errors import ConversionError, refusing
 from .inventory import Inventory
-from .locations import Location, hub_repository, hub_snapshot, locate
+from .locations import ADAPTER, Location, hub_repository, hub_snapshot, locate
 from .plan import EMBEDDING, HEAD, Scheme, empty_model, require_components
 from .rules import LORA_A, LORA_B, Rule
 from .rules_lisa_gsva import SEGMENTER, VLM
-from .sources import holds_weights, open_source
+from .sources import open_source
 from .systems import COORDINATES
 from .tensor_operations import no_adapters
 
@@ -42,12 +42,11 @@ _REMEDIES = {
 # By their names, where these say more than the type of the model does: Seg-Zero-7B, VisionReasoner-7B, StAR-8B.
 _FORMATS_BY_NAME = (("seg-?zero", "seg_zero"), ("vision-?reasoner", "vision_reasoner"))
 _STAR = r"\bstar-(7b|8b|32b)"
-# The folders of StAR's repositories that may hold the adapter.
+# The folders of StAR's repositories that may hold the adapter; they tell nothing of its name.
 _ADAPTER_FOLDERS = ("huggingface", "lora_adapter")
 # Answers with a chain of thought: what Seg-Zero, VisionReasoner and StAR allow.
 _LONGEST_ANSWER = 1024
 _ADAPTER = re.compile(r"(?:base_model\.model\.)?(?P<module>.+)\.(?P<part>lora_[AB])\.(?:default\.)?weight")
-_ADAPTER_ORIGIN = "adapter"
 
 
 def compose_coordinates(
@@ -76,7 +75,7 @@ def compose_coordinates(
         coordinate_format (`str`, *optional*): A key of `COORDINATE_FORMATS`; by default told by the name of the
             adapter or model, else by the model's type.
         adapter (`str` or `os.PathLike`, *optional*): LoRA weights that are merged into the model, as PEFT saves them:
-            their folder or file, also on the Hub (`sj9909/StAR-7B/huggingface/adapter_model.safetensors`).
+            their file or folder, or the one that this lies in, also on the Hub (`sj9909/StAR-7B`).
         lora_alpha (`float`, *optional*): LoRA's alpha; by default what `adapter_config.json` beside the weights says.
         segmenter_dtype (`torch.dtype` or `str`, *optional*): Type of the segmenter, by default float32.
         seed (`int`, *optional*, defaults to 0): Of nothing: nothing is drawn.
@@ -96,7 +95,7 @@ def compose_coordinates(
         named = _named_format(coordinate_format, adapter, vlm, component.config.model_type)
         alpha_of_rank = no_adapters
         if adapter is not None:
-            alpha_of_rank = _add_adapter(inventory, locate(adapter), component, lora_alpha)
+            alpha_of_rank = _add_adapter(inventory, locate(adapter, adapter=True), component, lora_alpha)
         elif lora_alpha is not None:
             raise ConversionError("lora_alpha= is given without adapter=.", next_step="Leave it out.")
         drawer = add_segmenter(inventory, locate(segmenter))
@@ -166,9 +165,6 @@ def _add_adapter(
     Raises:
         ConversionError: They are no such matrices, belong to no parameter of this model, or nobody says alpha.
     """
-    if location.is_dir() and not holds_weights(location):
-        inside = [location / name for name in _ADAPTER_FOLDERS]
-        location = next(filter(holds_weights, inside), location)
     source = open_source(location)
     matched = {name: _ADAPTER.fullmatch(name) for name in source.names()}
     if unknown := [name for name, match in matched.items() if match is None]:
@@ -192,7 +188,7 @@ def _add_adapter(
                 next_step="Pass the model that the adapter was trained on as vlm=.",
             )
         rules.append(Rule(name, target, part=parts[match["part"]]))
-    inventory.add(source, ExplicitTable(rules, "LoRA"), _ADAPTER_ORIGIN)
+    inventory.add(source, ExplicitTable(rules, "LoRA"), ADAPTER)
     if lora_alpha is not None:
         return lambda rank: lora_alpha
     folder = location if location.is_dir() else location.parent

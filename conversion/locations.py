@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +23,9 @@ from .sources import DIFFUSION_INDEX, SIDE_FILES
 
 
 Location = str | os.PathLike
+
+# What manifests call an adapter that was merged.
+ADAPTER = "adapter"
 
 _HUB_NAME = re.compile(
     r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[\w./-]+))?", re.ASCII
@@ -55,11 +58,15 @@ _WEIGHTS = (
     re.compile(r"(?:diffusion_)?pytorch_model(?:-\d{5}-of-\d{5})?\.bin|pytorch_model\.bin\.index\.json"),
     re.compile(r"[^/]+\.(?:safetensors|bin|pth|pt)"),
 )
+# A LoRA adapter as PEFT saves it, at the top or in a folder.
+_ADAPTER_WEIGHTS = re.compile(r"(?:[^/]+/)?adapter_model\.(?:safetensors|bin)")
 # Of a diffusers repository's other parts only what says how to use them.
 _DIFFUSION_SMALL_FILES = re.compile(r"(?:scheduler|tokenizer|text_encoder)/[^/]+\.(?:json|txt)|model_index\.json")
 
 
-def locate(location: Location, *, weights: bool = True, parts: Sequence[str] = ("unet", "vae")) -> Path:
+def locate(
+    location: Location, *, weights: bool = True, parts: Sequence[str] = ("unet", "vae"), adapter: bool = False
+) -> Path:
     """Find what the user named, and download it into the Hub's cache where it is not on this machine.
 
     What exists here goes first. Another string of the form `org/name`, `org/name@revision` or `org/name/file.pth`
@@ -70,25 +77,32 @@ def locate(location: Location, *, weights: bool = True, parts: Sequence[str] = (
         weights (`bool`, *optional*, defaults to `True`): Whether the weights of a repository are needed, or only its
             config and tokenizer.
         parts (`Sequence[str]`, *optional*): Sub-folders of a diffusers repository whose weights are needed.
+        adapter (`bool`, *optional*, defaults to `False`): Whether a LoRA adapter is meant. It may lie one folder
+            further down, as StAR's do, and its `adapter_config.json` comes along.
 
     Returns:
         `Path`: The file or folder. A path that does not exist is returned as it is; whoever opens it says so.
 
     Raises:
         ConversionError: The repository, revision or file does not exist, may not be read, cannot be reached, or holds
-            no weights.
+            no weights, or several adapters.
     """
     name = _hub_name(location)
     if name is None:
-        return Path(location)
+        path = Path(location)
+        below = (file.relative_to(path).as_posix() for file in (*path.glob("*"), *path.glob("*/adapter_model.*")))
+        return path / (_adapter_inside(below, str(location)) or "") if adapter else path
     repo, revision, file = name["repo"], name["revision"], name["file"]
     with _downloading(location):
         api = HfApi()
         names = _listing(api, repo, revision)
+        if adapter and file is None:
+            file = _adapter_inside(names, repo)
         if file is not None:
             if file not in names:
                 raise ConversionError(f"{repo!r} on the Hub has no file {file!r}.", next_step=_offer(names))
-            chosen = [file]
+            beside = f"{file.rpartition('/')[0]}/adapter_config.json".lstrip("/")
+            chosen = [file, beside] if adapter and beside in names else [file]
         elif DIFFUSION_INDEX in names:
             chosen = _diffusion_files(names, parts if weights else ())
         else:
@@ -179,6 +193,24 @@ def _weight_files(names: Sequence[str]) -> list[str]:
         if found := [name for name in names if pattern.fullmatch(name)]:
             return [*found, *(name for name in SIDE_FILES if name in names and name not in found)]
     return []
+
+
+def _adapter_inside(names: Iterable[str], where: str) -> str | None:
+    """The file of an adapter's weights in a folder among these; `None` where one lies at the top, or none anywhere.
+
+    Raises:
+        ConversionError: There are adapters in several folders.
+    """
+    found = sorted(filter(_ADAPTER_WEIGHTS.fullmatch, names))
+    folders = list(dict.fromkeys(name.rpartition("/")[0] for name in found))
+    if "" in folders or not found:
+        return None
+    if len(folders) > 1:
+        raise ConversionError(
+            f"{where!r} holds several adapters, in {', '.join(folders)}.",
+            next_step=f"Pass the file of one of them, such as {where}/{found[0]}.",
+        )
+    return found[-1]  # safetensors, where there is also a pickle
 
 
 def _diffusion_files(names: Sequence[str], parts: Sequence[str]) -> list[str]:

@@ -19,7 +19,7 @@ import torch
 
 from ..loading import find_absurd_number, load_pretrained
 from .errors import ConversionError, refusing
-from .locations import locate
+from .locations import ADAPTER, locate
 from .manifest import (
     MANIFEST,
     SIGNATURE,
@@ -123,8 +123,9 @@ def verify_repository(
     Args:
         repo (`str` or `Path`): The folder.
         against (`Mapping[str, str | Path]`, *optional*): Original weights by their role in the manifest:
-            `"checkpoint"`, `"vision tower"`, `"base"`, `"SAM file"`, `"diffusion"`. Every tensor that comes from them
-            is computed again and compared bit for bit. They may be names on the Hub.
+            `"checkpoint"`, `"vision tower"`, `"base"`, `"SAM file"`, `"diffusion"`, `"adapter"`, as they were given to
+            the conversion, also as names on the Hub. Every tensor that comes from them is computed again and compared
+            bit for bit.
         key (`str` or `Path`, *optional*): A public key whose holder must have signed the manifest.
         signature (`str` or `Path`, *optional*): The signature, where it is not in the repository.
         progress (`ProgressCallback`, *optional*): Told about bytes read.
@@ -149,7 +150,9 @@ def verify_repository(
     report.new = count_new(manifest)
     if key is not None:
         _check_signature(report, Path(key), None if signature is None else Path(signature))
-    sources = {role: open_source(locate(location)) for role, location in (against or {}).items()}
+    sources = {
+        role: open_source(locate(location, adapter=role == ADAPTER)) for role, location in (against or {}).items()
+    }
     _check_files(report, manifest, progress)
     damaged = {problem.file for problem in report.problems}
     tensors = _check_headers(report, manifest, damaged)

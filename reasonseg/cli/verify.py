@@ -34,6 +34,9 @@ def verify(
     diffusion: Annotated[
         str | None, typer.Option(help="The diffusion model's folder, or ORG/NAME[@REVISION], it was converted with.")
     ] = None,
+    adapter: Annotated[
+        str | None, typer.Option(help="The LoRA adapter, its file or folder, or ORG/NAME[@REVISION], merged into it.")
+    ] = None,
     key: Annotated[
         Path | None, typer.Option(help="A public key (PEM) whose holder must have signed; needs model-signing.")
     ] = None,
@@ -56,6 +59,7 @@ def verify(
         "base": base,
         "SAM file": sam,
         "diffusion": diffusion,
+        "adapter": adapter,
     }
     given = {role: path for role, path in given.items() if path is not None}
     if signature is not None and key is None:

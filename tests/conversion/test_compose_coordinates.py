@@ -156,6 +156,10 @@ def test_an_adapter_is_merged(parts, repo, tmp_path):
     merged, before = weights(out), weights(repo)
     torch.testing.assert_close(merged[name], before[name] + 8 / 2 * (lora_b @ lora_a))
     assert all(torch.equal(value, before[key]) for key, value in merged.items() if key != name)
+    report = verify_repository(out, against={"checkpoint": parts["vlm"], "adapter": folder.parent})
+    assert report.problems == []
+    assert sum(report.compared.values()) == sum(key.startswith("vlm.") for key in merged)
+    assert report.not_compared.keys() == {"SAM file"}
     # Given a file alone, somebody has to say alpha.
     (folder / "adapter_config.json").unlink()
     file = folder / "adapter_model.safetensors"
@@ -166,7 +170,12 @@ def test_an_adapter_is_merged(parts, repo, tmp_path):
 
 
 def test_adapters_that_do_not_fit(parts, tmp_path):
+    for name in ("huggingface", "lora_adapter"):
+        (tmp_path / "both" / name).mkdir(parents=True)
+        (tmp_path / "both" / name / "adapter_model.safetensors").write_bytes(b"")
     made = {"system": "coordinates", "coordinate_format": "star", **parts}
+    with pytest.raises(ConversionError, match=r"several adapters, in huggingface, lora_adapter\. .*both/huggingface/"):
+        compose({**made, "adapter": tmp_path / "both"}, tmp_path / "repo")
     folder, _ = write_adapter(tmp_path / "other")
     for names, message in (
         ({"visual.blocks.0.weight": torch.ones(2, 2)}, "no matrices of LoRA"),

@@ -126,6 +126,22 @@ def test_of_a_diffusion_model_only_the_parts_in_use_are_downloaded(hub):
     assert set(open_source(folder).names()) == {"unet.a", "vae.a", "text_encoder.a"}
 
 
+def test_an_adapter_comes_with_its_config_from_whichever_folder(hub):
+    own = {"adapter_model.safetensors": b"w", "adapter_config.json": b"{}"}
+    inside = {f"huggingface/{name}": content for name, content in own.items()}
+    put(hub, "org/star", {"README.md": b"r", "huggingface/tokenizer.json": b"{}", **inside})
+    put(hub, "org/flat", own)
+    put(hub, "org/both", {f"{folder}/{name}": content for folder in "ab" for name, content in own.items()})
+    for name in ("org/star", "org/star/huggingface/adapter_model.safetensors"):
+        file = locate(name, adapter=True)
+        assert [path.name for path in sorted(file.parent.iterdir())] == sorted(own)
+        assert file.parts[-2:] == ("huggingface", "adapter_model.safetensors")
+    assert downloaded(hub) == inside.keys()
+    assert own.keys() == {path.name for path in locate("org/flat", adapter=True).iterdir()}
+    with pytest.raises(ConversionError, match=r"several adapters, in a, b\. .*org/both/a/adapter_model\.safetensors"):
+        locate("org/both", adapter=True)
+
+
 def test_revisions_and_files(hub):
     first = put(hub, "org/sam", {"checkpoints/sam.pth": b"1", "checkpoints/other.pth": b"o"})
     put(hub, "org/sam", {"checkpoints/sam.pth": b"2", "only.pth": b"3"})
