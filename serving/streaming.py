@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 import torch
@@ -92,12 +93,7 @@ def stream_segmentation(
     """
     draws = draws_masks(processor, model)
     options = answer_options(model, draws, reject_threshold, image_cache, generation_options)
-    with torch.inference_mode():
-        if draws:
-            steps = model.stream_with_masks(**inputs, **options)
-        else:
-            check_one_answer(len(inputs["input_ids"]), *_number_of_answers(model, options))
-            steps = _stream_text(model, inputs, image_cache, options)
+    steps = _steps(model, inputs, image_cache, options, draws)
     finish = _finish(processor, inputs, mask_threshold, image, draws)
     return read_answer(steps, processor, inputs, finish, mask_threshold)
 
@@ -132,12 +128,7 @@ def stream_batch(
     """
     draws = draws_masks(processor, model)
     options = answer_options(model, draws, reject_threshold, image_cache, generation_options)
-    with torch.inference_mode():
-        if draws:
-            steps = model.stream_batch_with_masks(**inputs, **options)
-        else:
-            check_one_answer(1, *_number_of_answers(model, options))
-            steps = _stream_text(model, inputs, image_cache, options)
+    steps = _steps(model, inputs, image_cache, options, draws, side_by_side=True)
     rows = [_inputs_of_row(inputs, row) for row in range(len(inputs["input_ids"]))]
     return _read_batch(steps, processor, inputs, rows, has_ended, mask_threshold, images, draws)
 
@@ -244,23 +235,26 @@ def _writer(model: Any, image_cache: ImageCache | None) -> Callable[..., Any]:
     return model.generate if image_cache is None else with_image_cache(model).generate
 
 
-def _stream_text(
-    model: Any, inputs: Mapping[str, Any], image_cache: ImageCache | None, options: dict
+def _steps(
+    model: Any,
+    inputs: Mapping[str, Any],
+    image_cache: ImageCache | None,
+    options: dict,
+    draws: bool,
+    side_by_side: bool = False,
 ) -> Generator[StreamStep, None, None]:
-    """The steps of a model that writes text alone."""
-    generate = _writer(model, image_cache)
-
-    def run(**streaming):
-        return generate(**inputs, **{**options, **streaming})
-
-    return stream_generation(run, model.device, options.get("stopping_criteria"))
-
-
-def _number_of_answers(model: Any, options: dict) -> tuple[int | None, int | None]:
-    """Beams and returned sequences of a model that writes text alone."""
-    config = options.get("generation_config") or model.generation_config
-    beams, answers = (options.get(name, getattr(config, name, None)) for name in ("num_beams", "num_return_sequences"))
-    return beams, answers
+    """The steps of a generation: of one row, or of several side by side."""
+    with torch.inference_mode():
+        if draws:
+            stream = model.stream_batch_with_masks if side_by_side else model.stream_with_masks
+            return stream(**inputs, **options)
+        config = options.get("generation_config") or model.generation_config
+        asked = (options.get(name, getattr(config, name, None)) for name in ("num_beams", "num_return_sequences"))
+        check_one_answer(1 if side_by_side else len(inputs["input_ids"]), *asked)
+        generate = partial(_writer(model, image_cache), **inputs)
+        return stream_generation(
+            lambda **streaming: generate(**{**options, **streaming}), model.device, options.get("stopping_criteria")
+        )
 
 
 def _finish(
