@@ -46,6 +46,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
+# How answers are sampled that vote, as StAR's are.
+_SAMPLED = {"do_sample": True, "temperature": 1.0, "top_p": 0.9}
+
+
 @dataclass(frozen=True)
 class Settings:
     """What decides the result besides the image; a finished image is skipped only if all of it is the same."""
@@ -58,6 +62,13 @@ class Settings:
     mask_threshold: float
     reject_threshold: float | None
     dtype: str
+    votes: int | None = None
+    seed: int | None = None
+
+    def request(self) -> dict[str, Any]:
+        """All of it as JSON types; of votes only where there are some."""
+        unused = {"votes", "seed"} if self.votes is None else set()
+        return {name: value for name, value in vars(self).items() if name not in unused}
 
 
 def segment(
@@ -104,6 +115,11 @@ def segment(
             min=0.0, max=1.0, help="Reject a slot below this [SEG] probability.  [default: the model's own decision]"
         ),
     ] = None,
+    votes: Annotated[
+        int | None,
+        typer.Option(min=2, help="Sample so many answers to the question and have them vote, as StAR does (32)."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of these answers.  [default: 0]")] = None,
     workers: Workers = 2,
     device: Device = "auto",
     dtype: KeptDtype = Dtype.auto,
@@ -171,6 +187,10 @@ def segment(
             f"{'--answers' if answers else '--format'} is for images; rows of a data set are written as parquet files"
             f"{'' if answers else ', of which `reasonseg export` makes other formats'}."
         )
+    if votes is None and seed is not None:
+        raise CommandError("--seed is for answers that are sampled, which --votes asks for.")
+    if votes is not None and (phrase or phrases_column or server is not None):
+        raise CommandError("--votes is for answers to a question by a model that runs here: no phrases, no --server.")
     if formats and shard is not None:
         raise CommandError("--format needs all images. Merge the shards first, then run `reasonseg export`.")
     needed = ANSWER_FIELDS if answers else ()
@@ -191,9 +211,9 @@ def segment(
             raise typer.BadParameter(
                 "Missing option '--model' / '-m', or '--server' with the address of one that runs."
             )
-        settings = Settings(
-            model, revision, text, phrase or [], max_new_tokens, mask_threshold, reject_threshold, dtype.value
-        )
+        drawing = max_new_tokens, mask_threshold, reject_threshold, dtype.value
+        sampling = (votes, seed or 0) if votes is not None else ()
+        settings = Settings(model, revision, text, phrase or [], *drawing, *sampling)
         console = stderr_console(processes.is_first)
 
         def make_segmenter() -> Segmenter | RemoteSegmenter:
@@ -202,12 +222,14 @@ def segment(
                 return RemoteSegmenter(remote, settings, by_phrases)
             with console.status(f"Loading {escape(model)} ..."):
                 loaded = load_checkpoint(model, revision, precision, device, trust_remote_code, "segment")
+            if votes is not None and not hasattr(loaded[1], "vote"):
+                raise CommandError(f"--votes is for models that write coordinates; {model!r} is none. Leave it out.")
             return Segmenter(settings, *loaded, by_phrases)
 
         if dataset is not None:
             from .segment_dataset import label_data_set
 
-            request = vars(settings) | precision.settings()
+            request = settings.request() | precision.settings()
             label_data_set(
                 options,
                 out_name,
@@ -228,7 +250,7 @@ def segment(
         everything = list(found)
         images = part.of_batches(everything, batch_size)
         total = len(images) + len(found.problems)
-        with ResultFolder(out, vars(settings) | precision.settings(), overwrite) as results:
+        with ResultFolder(out, settings.request() | precision.settings(), overwrite) as results:
 
             def plan() -> list[tuple[str, str, bool]]:
                 pending, names = results.pending(images, needed), results.output_names(everything)
@@ -279,15 +301,28 @@ class Segmenter:
 
     def prepare(self, images: list["Image.Image"], questions: list[Any] | None = None) -> Any:
         """Return the model's inputs for a batch of images; `questions` are a text or a list of phrases for each, where
-        not all are asked the same."""
+        not all are asked the same. For votes, those of each image by itself: what is sampled depends on no other."""
         settings = self.settings
         if questions is None:
             questions = [settings.phrases if self.by_phrases else settings.text] * len(images)
+        if settings.votes is not None:
+            pairs = zip(images, questions, strict=True)
+            return [self.processor(images=image, text=text, return_tensors="pt") for image, text in pairs]
         asked = {"phrases" if self.by_phrases else "text": questions}
         return self.processor(images=images, return_tensors="pt", **asked)
 
     def compute(self, inputs: Any) -> list[Any]:
         """Return one `SegmentationResult` per image."""
+        return self._answers(inputs) if self.settings.votes is None else list(map(self._vote, inputs))
+
+    def _vote(self, inputs: Any) -> Any:
+        """The result of many answers about one image."""
+        import torch
+
+        torch.manual_seed(self.settings.seed)
+        return self.processor.vote(self._answers(inputs, **_SAMPLED, num_return_sequences=self.settings.votes))
+
+    def _answers(self, inputs: Any, **sampling: Any) -> list[Any]:
         import torch
 
         from ..modeling.outputs import answer_length
@@ -299,7 +334,7 @@ class Segmenter:
                 output = self.model(**inputs, **options)
             else:
                 options["max_new_tokens"] = answer_length(self.model, settings.max_new_tokens)
-                output = self.model.generate_with_masks(**inputs, **options)
+                output = self.model.generate_with_masks(**inputs, **options, **sampling)
         return self.processor.post_process_segmentation(output, inputs, mask_threshold=settings.mask_threshold)
 
 

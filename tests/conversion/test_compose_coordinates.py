@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +19,9 @@ from transformers import (
     pipeline,
 )
 from transformers.models.smolvlm import processing_smolvlm
+from typer.testing import CliRunner
 
+from reasonseg.cli.app import app
 from reasonseg.cli.segment import Segmenter, Segmenting, Settings
 from reasonseg.conversion.compose import check_parts, compose
 from reasonseg.conversion.compose_coordinates import _named_format
@@ -250,6 +253,48 @@ def test_lines_and_servers_say_what_was_put_right(loaded, monkeypatch, tmp_path)
             assert again.remarks == segment.remarks
     assert lengths == [1024, 1024, 200]
     assert answer_length(SimpleNamespace(), None) == 256
+
+
+def test_answers_vote_and_a_seed_gives_them_again(repo, loaded, monkeypatch, tmp_path):
+    for number, picture in enumerate(IMAGES[:2]):
+        picture.save(tmp_path / f"{number}.png")
+    folder = ("segment", tmp_path / "0.png", tmp_path / "1.png", "What?", "--model", repo, "--max-new-tokens", "8")
+
+    def lines(out, *more, code=0):
+        done = CliRunner().invoke(app, [*map(str, folder), "--out", str(tmp_path / out), *more])
+        assert done.exit_code == code, done.output
+        return done.output if code else (tmp_path / out / "results.jsonl").read_text(encoding="utf-8")
+
+    first = lines("a", "--votes", "3", "--seed", "5")
+    assert [json.loads(line)["request"]["votes"] for line in first.splitlines()] == [3, 3]
+    assert lines("b", "--votes", "3", "--seed", "5", "--batch-size", "2") == first
+    texts = [
+        [json.loads(line)["text"] for line in found.splitlines()] for found in (first, lines("c", "--votes", "3"))
+    ]
+    assert texts[0] != texts[1]
+    assert "with another seed" in " ".join(lines("a", "--votes", "3", code=1).split())
+    assert "votes" not in json.loads(lines("d").splitlines()[0])["request"]
+    for more, said in (
+        (("--seed", "1"), "--seed is for answers that are sampled"),
+        (("--votes", "3", "--server", "http://127.0.0.1:1"), "no phrases, no --server"),
+        (("--votes", "3", "--model", "embedded"), "write coordinates; 'embedded' is none"),
+    ):
+        assert said in " ".join(lines("e", *more, code=1).split())
+
+    model, processor = loaded
+    write, asked = model.generate_with_masks, []
+
+    def dictated(**kwargs):
+        asked.append(kwargs)
+        return write(**kwargs, logits_processor=[dictation(processor, ANSWER, ANSWER, "[]")])
+
+    monkeypatch.setattr(model, "generate_with_masks", dictated)
+    settings = Settings("m", None, "What?", [], None, 0.0, None, "auto")
+    assert {"votes", "seed"}.isdisjoint(settings.request())
+    command = Segmenter(replace(settings, votes=3, seed=0), *loaded)
+    for result in command.compute(command.prepare(IMAGES[:2])):
+        assert (result.segments[0].label, result.segments[0].slot_prob) == ("cup", pytest.approx(2 / 3))
+    assert [(one["num_return_sequences"], len(one["input_ids"])) for one in asked] == [(3, 1)] * 2
 
 
 def test_evaluations_join_what_was_found(loaded, monkeypatch, tmp_path):
