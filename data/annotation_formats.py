@@ -304,6 +304,11 @@ def find_format(name: str) -> AnnotationFormat:
     raise ValueError(f"There is no format {name!r}; choose one of {', '.join(FORMATS)}.")
 
 
+def may_be_on_the_hub(name: str) -> bool:
+    """Whether a text has the form `ORG/NAME[@REVISION]` of a data set on the Hub."""
+    return re.fullmatch(r"(hf://datasets/)?[\w-][\w.-]*/[\w-][\w.-]*(@.+)?", name) is not None
+
+
 def guess_format(source: str | Path) -> AnnotationFormat:
     """
     The format that a file or a folder looks like.
@@ -313,8 +318,7 @@ def guess_format(source: str | Path) -> AnnotationFormat:
     """
     path = Path(source)
     if not path.exists():
-        may_be_on_the_hub = re.fullmatch(r"(hf://datasets/)?[\w-][\w.-]*/[\w-][\w.-]*(@.+)?", str(source))
-        hint = " A data set on the Hub is read with format='datasets'." if may_be_on_the_hub else ""
+        hint = " A data set on the Hub is read with format='datasets'." if may_be_on_the_hub(str(source)) else ""
         raise DataFileError(_NOTHING_THERE.format(str(source)) + hint)
     found = [entry for entry in FORMATS.values() if import_object(entry.recognised_by)(path)]
     if len(found) != 1:
@@ -332,4 +336,5 @@ __all__ = [
     "Written",
     "find_format",
     "guess_format",
+    "may_be_on_the_hub",
 ]

@@ -51,9 +51,9 @@ def read_reasonseg(source: str | Path, options: ReadingOptions) -> Iterator[Labe
             for phrase in request.phrases
         ]
         return LabelledImage(
-            file_name=image.path.relative_to(folder).as_posix(),
-            size=read_head(image.path, limit).upright,
-            source=image.path,
+            file_name=image.source.relative_to(folder).as_posix(),
+            size=read_head(image.source, limit).upright,
+            source=image.source,
             objects=tuple(objects),
             requests=tuple(LabelledRequest(request.question, request.answer) for request in image.requests),
         )

@@ -227,17 +227,27 @@ def read_labelled_requests(source: str | Path, **options: Any) -> list[RequestIm
         DataFileError: The data set cannot be used, or holds its images in other files than their own.
     """
     requested = []
-    for number, image in enumerate(read_with_requests(source, *split_options(options, source)), start=1):
+    for image in labelled_requests(source, options):
         if not isinstance(image.source, Path):
-            raise DataFileError(
-                f"{source} holds the image {image.file_name!r} inside another file; `reasonseg import` makes files of "
-                "its images."
-            )
-        if requests := tuple(_requests_of(image)):
-            requested.append(RequestImage(number, image.source, requests))
-    if not requested:
-        raise DataFileError(f"{source} has no image with an object or a question, so that nothing could be learned.")
+            raise DataFileError(f"{source} holds images inside other files; `reasonseg import` makes files of them.")
+        requested.append(image)
     return requested
+
+
+def labelled_requests(source: str | Path, options: Mapping[str, Any]) -> Iterator[RequestImage]:
+    """
+    As [`read_labelled_requests`], one image after the other, also those inside other files.
+
+    Raises:
+        DataFileError: The data set cannot be used.
+    """
+    is_empty = True
+    for number, image in enumerate(read_with_requests(source, *split_options(options, source)), start=1):
+        if requests := tuple(_requests_of(image)):
+            yield RequestImage(number, image.source, requests)
+            is_empty = False
+    if is_empty:
+        raise DataFileError(f"{source} has no image with an object or a question, so that nothing could be learned.")
 
 
 def _requests_of(image: LabelledImage) -> Iterator[Request]:
@@ -253,6 +263,7 @@ def _requests_of(image: LabelledImage) -> Iterator[Request]:
 
 __all__ = [
     "AskingOptions",
+    "labelled_requests",
     "labels_of",
     "read_labelled_requests",
     "read_with_requests",

@@ -66,18 +66,18 @@ class RequestImage:
 
     Args:
         line (`int`): Its number, from 1 on.
-        path (`Path`): File of the image.
+        source (`Path` or `bytes`): File of the image; its content where it lies inside another file.
         requests (`tuple[Request, ...]`): What is asked about it, at least one.
     """
 
     line: int
-    path: Path
+    source: Path | bytes
     requests: tuple[Request, ...]
 
     def example(self) -> Example:
         """The same as training takes it, with decoded masks."""
         return Example(
-            image=str(self.path),
+            image=str(self.source),
             questions=[request.question for request in self.requests],
             answers=[request.answer for request in self.requests],
             masks=[

@@ -12,7 +12,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from rich.table import Table
 
-from ..data.label_requests import read_labelled_requests
+from ..data.label_requests import labelled_requests
 from ..data.reading_ahead import read_ahead
 from ..data.request_folder import REJECTION, read_request_folder
 from ..modeling.outputs import answer_length
@@ -35,7 +35,8 @@ class Question:
     One request about one image.
 
     Args:
-        image: Whatever `load_rgb_image` reads: the path of a file, a Pillow image of any mode, an array or tensor.
+        image: Whatever `load_rgb_image` reads: the path of a file or its content, a Pillow image of any mode, an array
+            or tensor.
         text (`str`): The user's message.
         answer (`str`): The right answer, with `[SEG]` or `[REJ]` for every phrase in order.
         phrases (`list[str]`): What is asked for.
@@ -59,19 +60,22 @@ def image_folder_questions(
     All requests of an image folder data set; see `reasonseg.data.request_folder` for its format.
 
     Args:
-        folder (`str` or `Path`): The folder; with `images` or `settings` annotations in any other format.
+        folder (`str` or `Path`): The folder; with `images` or `settings` annotations in any other format, also a name
+            on the Hub. Images inside other files are held in memory, as they are stored.
         images (`Path`, *optional*): The folder of their images.
-        settings (`Mapping`, *optional*): Options of [`read_labelled_requests`].
+        settings (`Mapping`, *optional*): Options of [`labelled_requests`].
 
     Raises:
         FileNotFoundError: If there is no `metadata.jsonl`.
         DataFileError: If it cannot be used; with the lines, what was found there and what is allowed.
     """
     options = {**(settings or {}), **({} if images is None else {"images": images})}
-    read = read_labelled_requests(folder, **options) if options else read_request_folder(folder)
+    if not Path(folder).exists():
+        options = {"format": "datasets", **options}
+    read = labelled_requests(folder, options) if options else read_request_folder(folder)
     return [
         Question(
-            image=str(image.path),
+            image=image.source if isinstance(image.source, bytes) else str(image.source),
             text=request.question,
             answer=request.answer,
             phrases=[phrase.text for phrase in request.phrases],
@@ -325,8 +329,11 @@ def _cases(
     rejected: list[bool],
     ious: list[float],
 ) -> list[Case]:
-    """One case per phrase; of an image in a file only its path is kept, so that whole data sets fit into memory."""
+    """One case per phrase; of an image in a file only its path or content is kept, so that whole data sets fit into
+    memory."""
     source = Path(question.image) if _is_path(question.image) else image
+    if isinstance(question.image, bytes):
+        source = question.image
     cases = []
     for index, phrase in enumerate(question.phrases):
         target = None if question.masks[index] is None else targets[index]

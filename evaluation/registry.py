@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ..data.annotation_formats import may_be_on_the_hub
 from ..loading import import_object
 from ..precision import Precision, load_model
 
@@ -334,6 +335,14 @@ def one_of(*words: str, otherwise: Callable[[str], Any] | None = None) -> Callab
     return read
 
 
+def named_columns(text: str) -> dict[str, str]:
+    """Read `NAME=COLUMN` pairs with commas between them."""
+    pairs = [pair.partition("=") for pair in text.split(",")]
+    if not all(name and column for name, _, column in pairs):
+        raise ValueError("cannot be read: it is NAME=COLUMN, with commas between several")
+    return {name: column for name, _, column in pairs}
+
+
 def some_text(text: str) -> str:
     """Read a text that says something."""
     if not text.strip():
@@ -564,7 +573,7 @@ BENCHMARKS: dict[str, Benchmark] = {
 }
 """All benchmarks by name; [`register_benchmark`] adds one."""
 
-# A folder, or a file of annotations, in place of a name.
+# A folder, a file of annotations, or a data set on the Hub, in place of a name.
 _FOLDER = Benchmark(
     "",
     "the folder of one split",
@@ -578,6 +587,8 @@ _FOLDER = Benchmark(
     settings={
         "format": Setting("coco, labelme, yolo, voc ...: what the folder, or the file, holds; our own by default"),
         "split": Setting("its part, where there are several"),
+        "config": Setting("its configuration, of a data set of the library datasets that has several"),
+        "columns": Setting("columns of such a data set: image=A,mask=B,label=C,text=D", named_columns),
         **{
             name: Setting(f"the {name} of labels, as of `reasonseg import`") for name in ("question", "answer", "item")
         },
@@ -611,14 +622,15 @@ def register_benchmark(benchmark: Benchmark) -> Benchmark:
 def find_benchmark(dataset: str) -> Benchmark:
     """
     Raises:
-        UnknownBenchmarkError: If `dataset` is neither a name nor a folder or file.
+        UnknownBenchmarkError: If `dataset` is neither a name, also on the Hub, nor a folder or file.
     """
     if dataset in BENCHMARKS:
         return BENCHMARKS[dataset]
-    if Path(dataset).exists():
+    if Path(dataset).exists() or may_be_on_the_hub(dataset):
         return _FOLDER
     raise UnknownBenchmarkError(
-        f"There is no data set {dataset!r}: give one of {', '.join(BENCHMARKS)}, or the folder of one split."
+        f"There is no data set {dataset!r}: give one of {', '.join(BENCHMARKS)}, the folder of one split, or ORG/NAME "
+        "of a data set on the Hub."
     )
 
 

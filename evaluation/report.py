@@ -31,8 +31,8 @@ class Case:
     whole data sets fit into memory.
 
     Attributes:
-        source: `(height, width, 3)` uint8 RGB, which cases of one image may share, or the path of a file, which is
-            read when the case is drawn.
+        source: `(height, width, 3)` uint8 RGB, which cases of one image may share, or the path of a file or its
+            content, which is read when the case is drawn.
         phrase: What was asked for.
         iou: Score of the case, 0 to 1.
         target: Compressed run lengths of what is meant, or None when the phrase names nothing in the image.
@@ -41,7 +41,7 @@ class Case:
             in which COCO's annotations count.
     """
 
-    source: np.ndarray | Path
+    source: np.ndarray | Path | bytes
     phrase: str
     iou: float
     target: dict[str, Any] | None
@@ -51,7 +51,7 @@ class Case:
     @classmethod
     def from_masks(
         cls,
-        source: np.ndarray | Path,
+        source: np.ndarray | Path | bytes,
         phrase: str,
         iou: float,
         target: np.ndarray | None,

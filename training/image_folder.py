@@ -34,8 +34,8 @@ class ImageFolder(DataKind):
             )
         rejected = first_rejection(dataset.images)
         if rejected is not None and getattr(processor, "rej_token", None) is None:
-            lines = dataset.folder / METADATA_FILE
-            where = f"{lines}, line {rejected.line}" if lines.is_file() else f"{dataset.folder}, {rejected.path.name}"
+            lines, name = dataset.folder / METADATA_FILE, rejected.source.name
+            where = f"{lines}, line {rejected.line}" if lines.is_file() else f"{dataset.folder}, {name}"
             raise DataFileError(
                 f"{where}: an answer holds [REJ], which {model} does not know. Train a model with [REJ], such as "
                 "GSVA, or leave such requests out."

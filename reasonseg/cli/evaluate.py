@@ -45,8 +45,8 @@ def evaluate(
     dataset: Annotated[
         str,
         typer.Option(
-            help=f"{_DATASETS}. Or the folder of one split (metadata.jsonl), scored as `tabletop` is. In brackets: "
-            "what is measured."
+            help=f"{_DATASETS}. Or the folder of one split (metadata.jsonl; of any format with --set format=), or "
+            "ORG/NAME of a data set on the Hub, scored as `tabletop` is. In brackets: what is measured."
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for results.json and cases.png.")],

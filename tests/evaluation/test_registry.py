@@ -30,6 +30,7 @@ from reasonseg.loading import import_object
 def test_names_and_folders(tmp_path):
     assert find_benchmark("tabletop") is BENCHMARKS["tabletop"]
     assert find_benchmark(str(tmp_path)).reader.endswith("image_folder_questions")
+    assert find_benchmark("anna/photos@main") is find_benchmark(str(tmp_path))
     with pytest.raises(UnknownBenchmarkError, match="no data set 'nowhere': give one of tabletop"):
         find_benchmark("nowhere")
 

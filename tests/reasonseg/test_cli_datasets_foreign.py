@@ -20,8 +20,11 @@ from reasonseg.cli.labelled_shards import FolderShards, part_name
 from reasonseg.cli.segment_dataset import Labelling, make_request
 from reasonseg.cli.shards import Shard
 from reasonseg.data.annotation_formats import FORMATS, ReadingOptions
+from reasonseg.data.data_files import DataFileError
+from reasonseg.data.label_requests import read_labelled_requests
 from reasonseg.data.labelled_rows import PartWriter, error_columns, result_columns
 from reasonseg.data.streamed_tables import StreamedTables
+from reasonseg.evaluation.reasoning_segmentation import image_folder_questions
 from reasonseg.processing.segments import Segment, SegmentationResult
 from tests.support.forked_python import fork_server, run_distributed
 from tests.support.hub_server import HubServer, allow_only_this_machine
@@ -580,6 +583,28 @@ def test_parts_go_to_the_hub_as_they_are_done(hub, parquet, alone, tmp_path, mon
     assert len(hub.commits()) == commits, "nothing is uploaded again"
     repo.private = False
     assert "exists and is public" in label(parquet, out, *limits, code=1).stderr
+
+
+def test_rows_are_scored_as_the_folder_that_is_imported_of_them(hub, alone, tmp_path):
+    from tests.support.hub_server import Repo
+
+    run("export", alone, "-f", "datasets", "-o", tmp_path)
+    run("import", tmp_path / "datasets", "--out", tmp_path / "own")
+    repo = hub.repos["datasets/anna/scored"] = Repo(False)
+    repo.commit("main", content(tmp_path / "datasets"), "Upload")
+    scored, sheets = [], []
+    for dataset, *more in ((tmp_path / "own",), (tmp_path / "datasets", "--set", "format=datasets"), ("anna/scored",)):
+        out = tmp_path / "scores"
+        run("evaluate", "--dataset", dataset, "--out", out, "--model", "embedded", "--limit", 3, *more)
+        scored.append({**json.loads((out / "results.json").read_text(encoding="utf-8")), "dataset": None})
+        sheets.append((out / "cases.png").read_bytes())
+    assert scored[0]["overall"]["masks"] == 3
+    assert scored == scored[:1] * 3
+    assert sheets == sheets[:1] * 3
+    read = image_folder_questions("anna/scored", settings={"columns": {"image": "image"}})
+    assert [one.masks for one in read] == [one.masks for one in image_folder_questions(tmp_path / "own")]
+    with pytest.raises(DataFileError, match="inside other files; `reasonseg import` makes files"):
+        read_labelled_requests(tmp_path / "datasets", format="datasets")
 
 
 def test_a_data_set_of_the_hub_is_streamed(hub, parquet, alone, tmp_path):

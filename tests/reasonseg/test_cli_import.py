@@ -38,7 +38,7 @@ def test_what_is_imported_is_what_was_drawn(annotated):
     printed = json.loads(result.stdout)
     assert (printed["read_as"], printed["images"], printed["masks"]) == ("coco", 4, 5)
     assert "Written:" in result.stderr
-    by_name = {image.path.name: image for image in read_request_folder(out)}
+    by_name = {image.source.name: image for image in read_request_folder(out)}
     (request,) = by_name["turned.jpg"].requests
     masks = {phrase.text: phrase.mask for phrase in request.phrases}
     assert set(masks) >= {"crème: brûlée", "the ring"}
