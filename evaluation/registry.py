@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ..data.annotation_formats import may_be_on_the_hub
+from ..data.annotation_formats import FORMATS, may_be_on_the_hub
 from ..loading import import_object
 from ..precision import Precision, load_model
 
@@ -626,12 +626,15 @@ def find_benchmark(dataset: str) -> Benchmark:
     """
     if dataset in BENCHMARKS:
         return BENCHMARKS[dataset]
-    if Path(dataset).exists() or may_be_on_the_hub(dataset):
-        return _FOLDER
-    raise UnknownBenchmarkError(
-        f"There is no data set {dataset!r}: give one of {', '.join(BENCHMARKS)}, the folder of one split, or ORG/NAME "
-        "of a data set on the Hub."
-    )
+    allowed = f"give one of {', '.join(BENCHMARKS)}, the folder of one split, or ORG/NAME of a data set on the Hub."
+    if not Path(dataset).exists():
+        if not may_be_on_the_hub(dataset):
+            raise UnknownBenchmarkError(f"There is no data set {dataset!r}: {allowed}")
+        try:
+            FORMATS["datasets"].check()
+        except ImportError as error:
+            raise UnknownBenchmarkError(f"There is no folder {dataset!r}: {allowed} {error}") from None
+    return _FOLDER
 
 
 __all__ = [

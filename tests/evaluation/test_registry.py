@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import typer
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
 from reasonseg.conversion.systems import SYSTEMS
+from reasonseg.data.annotation_formats import FORMATS
 from reasonseg.evaluation.registry import (
     BENCHMARKS,
     Benchmark,
@@ -30,9 +32,17 @@ from reasonseg.loading import import_object
 def test_names_and_folders(tmp_path):
     assert find_benchmark("tabletop") is BENCHMARKS["tabletop"]
     assert find_benchmark(str(tmp_path)).reader.endswith("image_folder_questions")
-    assert find_benchmark("anna/photos@main") is find_benchmark(str(tmp_path))
     with pytest.raises(UnknownBenchmarkError, match="no data set 'nowhere': give one of tabletop"):
         find_benchmark("nowhere")
+
+
+def test_names_on_the_hub(tmp_path, monkeypatch):
+    on_hub = replace(FORMATS["datasets"], needs=())
+    monkeypatch.setitem(FORMATS, "datasets", on_hub)
+    assert find_benchmark("anna/photos@main") is find_benchmark(str(tmp_path))
+    monkeypatch.setitem(FORMATS, "datasets", replace(on_hub, needs=("no_such_package",)))
+    with pytest.raises(UnknownBenchmarkError, match=r"no folder 'anna/photos': .*: pip install no_such_package"):
+        find_benchmark("anna/photos")
 
 
 def test_what_an_entry_names_exists(tmp_path):
