@@ -42,31 +42,68 @@ def can_continue(vlm: PreTrainedModel) -> bool:
     )
 
 
+@dataclass
+class _Room:
+    """
+    Keys and values `(rows, heads, columns or more, head_dim)`, and what of them is written: tensors that show it, and
+    that copies of a layer have in common.
+    """
+
+    memory: tuple[torch.Tensor, ...]
+    written: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def behind(cls, parts: tuple[torch.Tensor, ...]) -> "_Room":
+        """Room for more than `parts`, which are copied."""
+        size = parts[0].shape[-2] + 1 + _ROOM
+        memory = tuple(part.new_empty(*part.shape[:-2], size, part.shape[-1]) for part in parts)
+        return cls(memory, ()).write(0, parts)
+
+    def write(self, start: int, parts: tuple[torch.Tensor, ...]) -> "_Room":
+        end = start + parts[0].shape[-2]
+        for memory, part in zip(self.memory, parts, strict=True):
+            memory[..., start:end, :] = part
+        self.written = tuple(memory[..., :end, :] for memory in self.memory)
+        return self
+
+    def can_follow(self, parts: tuple[torch.Tensor, ...]) -> bool:
+        """
+        Whether one more may be written behind `parts`. They are not what was written last where rows were chosen or
+        columns taken away since, or a copy of the layer has gone on.
+        """
+        return (
+            all(part is written for part, written in zip(parts, self.written, strict=True))
+            and self.memory[0].shape[-2] > parts[0].shape[-2]
+            and (torch.is_inference_mode_enabled() or not self.memory[0].is_inference())
+        )
+
+
 class RoomyLayer(DynamicLayer):
-    """Given keys and values `(rows, heads, columns, head_dim)`, and those that follow, most of which are only written
-    behind them: transformers' own layer copies all of it with every token."""
+    """Given keys and values `(rows, heads, columns, head_dim)`, and those of tokens that follow one by one, most of
+    which are only written behind them: transformers' own layer copies all of it with every token."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor):
         super().__init__()
         self.lazy_initialization(keys, values)
         self.keys, self.values = keys, values
-        self._shown: tuple[torch.Tensor | None, ...] = (None, None)
-        self._memory: tuple[torch.Tensor, ...] = ()
+        self._room: _Room | None = None
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         parts, new = (self.keys, self.values), (key_states, value_states)
-        columns = parts[0].shape[-2]
-        end = columns + key_states.shape[-2]
-        # Other ones than were shown last where rows were chosen or columns taken away since.
-        is_shown = all(part is shown for part, shown in zip(parts, self._shown, strict=True))
-        if not is_shown or end > self._memory[0].shape[-2]:
-            size = (end + _ROOM) if end - columns == 1 else end
-            self._memory = tuple(part.new_empty(*part.shape[:-2], size, part.shape[-1]) for part in parts)
-            for memory, part in zip(self._memory, parts, strict=True):
-                memory[..., :columns, :] = part
-        for memory, states in zip(self._memory, new, strict=True):
-            memory[..., columns:end, :] = states
-        self.keys, self.values = self._shown = tuple(memory[..., :end, :] for memory in self._memory)
+        # What gradients were computed with must not be written to, and what is traced is to be transformers' own.
+        is_step = (
+            self.is_initialized
+            and key_states.shape[-2] == 1
+            and all(part.dtype == states.dtype for part, states in zip(parts, new, strict=True))
+            and not torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+        )
+        if not is_step:
+            self._room = None
+            return super().update(key_states, value_states, *args, **kwargs)
+        if self._room is None or not self._room.can_follow(parts):
+            self._room = _Room.behind(parts)
+        self.keys, self.values = self._room.write(parts[0].shape[-2], new).written
         return self.keys, self.values
 
 
