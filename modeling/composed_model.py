@@ -330,6 +330,8 @@ class ImageReader:
         if mask is None and pad_id is not None and bool((ids == pad_id).any()):  # transformers then guesses a mask
             return False
         is_whole = mask is None or (mask.shape == ids.shape and bool(mask[:, -1].all()))
+        # The last token is read without images.
+        is_whole = is_whole and not bool((ids[:, -1] == self.config.image_token_id).any())
         return is_whole and self._setting("use_cache", kwargs) is not False and self._can_share_prefixes(images)
 
     def _can_share_prefixes(self, images: ImageCache | None) -> bool:
@@ -404,6 +406,7 @@ class ComposedModel(ImageReader, PreTrainedModel, GenerationMixin):
 
     def _with_encoder_dtype(self, segmenter: PreTrainedModel) -> PreTrainedModel:
         """In float32; the image encoder multiplies in `segmenter_dtype`, or in what the model is being made in."""
+        self.config.check_encoder()
         made_in = torch.get_default_dtype()  # of `from_pretrained`, its `dtype`
         asked = self.config.encoder_dtype or (made_in if made_in.itemsize == 2 else torch.float32)
         return with_encoder_in(asked, with_heads_in_parts(segmenter))
@@ -500,7 +503,7 @@ class ComposedModel(ImageReader, PreTrainedModel, GenerationMixin):
         """Encodes those of the named images that are not yet, and returns what that gave."""
         encoded, new = images.segmenter_features, []
         missing = [image for image in sorted(set(image_index.tolist())) if image >= 0 and encoded[image] is None]
-        at_once = self.config.segmenter_batch_size or max(1, _PIXELS_AT_ONCE // images.sam_pixel_values[0, 0].numel())
+        at_once = self.config.encoder_batch_size or max(1, _PIXELS_AT_ONCE // images.sam_pixel_values[0, 0].numel())
         if self.training:  # the processes of a training must call the encoder equally often
             at_once = max(1, len(missing))
         for start in range(0, len(missing), at_once):
@@ -529,7 +532,7 @@ class ComposedModel(ImageReader, PreTrainedModel, GenerationMixin):
             for part in torch.tensor(indices).split(DRAWN_AT_ONCE):
                 features = self._segmenter_features(images, prompt_images.cpu()[part])
                 drawn = segmenter.draw(features, [prompts[index] for index in part.tolist()])
-                masks[part], scores[part] = drawn
+                masks[part], scores[part] = (values.to(masks.dtype) for values in drawn)  # autocast has its own type
         return masks, scores
 
     # ---- answers that are read while they are written -----------------------------------------------------------

@@ -87,6 +87,11 @@ class ComposedConfig(PreTrainedConfig):
             kwargs.pop("auto_map", None)
             kwargs.pop("custom_pipelines", None)
         super().__post_init__(**kwargs)
+        self.check_encoder()
+
+    def check_encoder(self) -> None:
+        """Raises a ValueError where the segmenter's encoder cannot be as it is to be."""
+        _ = self.encoder_dtype, self.encoder_batch_size
 
     @property
     def encoder_dtype(self) -> torch.dtype | None:
@@ -97,6 +102,15 @@ class ComposedConfig(PreTrainedConfig):
         if name not in _ENCODER_DTYPES:
             raise ValueError(f"segmenter_dtype is {name!r}; allowed are {', '.join(_ENCODER_DTYPES)}.")
         return getattr(torch, name)
+
+    @property
+    def encoder_batch_size(self) -> int | None:
+        """`segmenter_batch_size`, which is at least 1."""
+        if self.segmenter_batch_size is not None and self.segmenter_batch_size < 1:
+            raise ValueError(
+                f"segmenter_batch_size is {self.segmenter_batch_size}; it must be 1 or more, or None for what fits."
+            )
+        return self.segmenter_batch_size
 
     @property
     def image_token_id(self) -> int | None:

@@ -1,13 +1,15 @@
 """What prompts about one image begin with is read once, and every answer is that of prompts which are read whole."""
 
+import copy
+import pickle
 import weakref
 from contextlib import contextmanager
 
 import pytest
 import torch
-from transformers import GenerationConfig, LlamaConfig, MistralConfig, SmolVLMConfig
+from transformers import DynamicCache, GenerationConfig, LlamaConfig, MistralConfig, SmolVLMConfig
 
-from reasonseg.modeling.key_value_cache import can_continue
+from reasonseg.modeling.key_value_cache import cache_of, can_continue
 from tests.modeling.test_families import llava_inputs, llava_next_inputs, qwen_inputs
 from tests.modeling.test_modeling_attend_and_segment import build, internvl_inputs
 from tests.support import tiny
@@ -289,6 +291,111 @@ def test_models_whose_rows_cannot_go_on_from_one_another():
     with torch.no_grad(), counted_tokens(model) as read:
         model(**questions(4), **tiny.images(2), image_index=IMAGE_INDEX)
     assert len(read) == 1
+
+
+def test_a_prompt_that_ends_with_its_image_is_read_whole(llava):
+    prompt = torch.tensor([[tiny.BOS, 12] + [tiny.IMAGE] * 4] * 2)
+    batch, images = {"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}, tiny.images(1)
+    options = {"max_new_tokens": 4, "pad_token_id": tiny.PAD}
+    expected = llava.generate(**batch, **images, **options, share_prefixes=False)
+    assert torch.equal(llava.generate(**batch, **images, **options), expected)
+    cache = llava.encode_image(**images)
+    with torch.no_grad():
+        llava(**batch, image_cache=cache)  # leaves the whole image in it
+    assert torch.equal(llava.generate(**batch, image_cache=cache, **options), expected)
+
+
+# ---- caches that grow in steps --------------------------------------------------------------------------------------
+
+
+def grown(cache, steps: list[int], seed: int = 0, grad: bool = False) -> list[torch.Tensor]:
+    """Keys and values that a cache shows after each step of so many tokens."""
+    generator, shown = torch.Generator().manual_seed(seed), []
+    for columns in steps:
+        for index, layer in enumerate(cache.layers):
+            states = torch.randn(2, len(layer.keys), 2, columns, 3, generator=generator).requires_grad_(grad)
+            shown += cache.update(*states, index)
+    return shown
+
+
+def both_caches() -> tuple[DynamicCache, DynamicCache]:
+    """One that grows in steps, and transformers' own."""
+    layers = torch.randn(2, 2, 3, 2, 5, 3, generator=torch.Generator().manual_seed(1))
+    return cache_of((layer[0], layer[1]) for layer in layers), DynamicCache([tuple(layer) for layer in layers])
+
+
+def crop(cache) -> None:
+    try:
+        cache.crop(-2)
+    except ValueError:
+        cache.crop(cache.get_seq_length() - 2)
+
+
+CHANGES = {
+    "nothing": lambda cache: cache,
+    "crop": crop,
+    "reorder": lambda cache: cache.reorder_cache(torch.tensor([2, 0, 1])),
+    "repeat": lambda cache: cache.batch_repeat_interleave(2),
+    "select": lambda cache: cache.batch_select_indices(torch.tensor([-1])),
+    "copy": copy.deepcopy,
+    "pickle": lambda cache: pickle.loads(pickle.dumps(cache)),  # noqa: S301
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@torch.no_grad()
+def test_a_cache_that_grows_in_steps_is_transformers_own(change):
+    caches = both_caches()
+    for steps in ([1] * 3, [1] * 20 + [4] + [1] * 2, [2, 1, 1]):
+        ours, theirs = (grown(cache, steps, seed=len(steps)) for cache in caches)
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+        caches = tuple(CHANGES[change](cache) or cache for cache in caches)
+        assert caches[0].get_seq_length() == caches[1].get_seq_length()
+
+
+@torch.no_grad()
+def test_tokens_one_by_one_are_written_behind_the_others_and_not_into_other_answers():
+    cache, _ = both_caches()
+    grown(cache, [1])
+    memory = cache.layers[0].keys.data_ptr()
+    first = grown(cache, [1] * 8)
+    assert cache.layers[0].keys.data_ptr() == memory
+    kept = [one.clone() for one in first]
+    others = [copy.copy(cache) for _ in range(2)]
+    for other in others:
+        other.layers = [copy.copy(layer) for layer in cache.layers]
+    answers = [grown(other, [1, 1], seed=seed) for seed, other in enumerate((cache, *others))]
+    answers_kept = [grown(other, [1, 1], seed=seed) for seed, other in enumerate(both_caches())]  # others begin so
+    assert all(torch.equal(one, other) for one, other in zip(first, kept, strict=True))
+    ends = [[one[..., -1, :] for one in answer] for answer in (*answers[:2], *answers_kept)]
+    assert all(map(torch.equal, ends[0], ends[2]))
+    assert all(map(torch.equal, ends[1], ends[3]))
+
+
+def test_a_cache_of_a_generation_is_read_on_with_gradients_and_outside_of_inference_mode():
+    for mode in (torch.inference_mode, torch.no_grad):
+        ours, theirs = both_caches()
+        with mode():
+            grown(ours, [1, 1])
+        with torch.no_grad():
+            grown(theirs, [1, 1])
+            assert all(map(torch.equal, grown(ours, [1, 1], seed=1), grown(theirs, [1, 1], seed=1)))
+    # No later token is written to what an earlier one's gradient needs.
+    sum(one.square().sum() for one in grown(ours, [1, 1, 1], grad=True)).backward()
+
+
+@torch.no_grad()
+def test_a_cache_goes_on_in_another_number_format_and_after_a_reset():
+    ours, theirs = both_caches()
+    for cache in (ours, theirs):
+        for layer in cache.layers:
+            layer.keys, layer.values = layer.keys.bfloat16(), layer.values.bfloat16()
+    assert all(map(torch.equal, grown(ours, [1, 1]), grown(theirs, [1, 1])))
+    assert ours.layers[0].keys.dtype == torch.float32
+    if (layer := theirs.layers[0]).reset() is None and not layer.is_initialized:  # of transformers 5.24
+        ours.layers[0].reset()
+        states = torch.randn(2, 3, 2, 1, 3)
+        assert torch.equal(ours.layers[0].update(*states)[0], states[0])
 
 
 def test_attention_maps_see_the_whole_prompt():

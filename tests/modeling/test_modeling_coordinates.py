@@ -223,6 +223,9 @@ def test_rows_share_an_image_and_later_calls_its_encoding(pair):
         torch.testing.assert_close(output.pred_masks[row], alone.pred_masks[0], **TOLERANCE)
     drawn = model.segment_answers(alone.answers, cache)
     torch.testing.assert_close(drawn.pred_masks[0], alone.pred_masks[0], **TOLERANCE)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = model.segment_answers(alone.answers, cache)
+    assert ((rounded.pred_masks[0] > 0) == (drawn.pred_masks[0] > 0)).float().mean() > 0.95
 
 
 def test_a_prompt_that_awaits_its_answer_is_answered(qwen):

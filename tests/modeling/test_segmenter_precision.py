@@ -75,6 +75,8 @@ def test_the_encoder_s_type_can_be_chosen_and_is_saved(repo, tmp_path, given):
     assert encoder_dtype(AutoModel.from_pretrained(repo, segmenter_dtype="float16")) == torch.float16
     with pytest.raises(ValueError, match="segmenter_dtype is 'int8'; allowed are float32, bfloat16, float16"):
         AutoModel.from_pretrained(repo, segmenter_dtype="int8")
+    with pytest.raises(ValueError, match="segmenter_dtype is 'int8'"):
+        tiny.gsva_config(segmenter_dtype="int8")
 
 
 def test_what_is_loaded_in_16_bit_is_saved_and_loaded_so(repo, tmp_path):
@@ -159,6 +161,14 @@ def test_images_are_encoded_a_few_at_a_time(repo):
     assert seen[3:] == [8]
     for a, b in zip(parted.pred_masks, whole.pred_masks, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    model.config.segmenter_batch_size = -1
+    for wrong, build in (
+        (-1, lambda: model(**ids, **images)),
+        (0, lambda: tiny.gsva_config(segmenter_batch_size=0)),
+        (-2, lambda: AutoModel.from_pretrained(repo, segmenter_batch_size=-2)),
+    ):
+        with pytest.raises(ValueError, match=f"segmenter_batch_size is {wrong}; it must be 1 or more"):
+            build()
     model.config.segmenter_batch_size = 3
     model.train()(**ids, **images)  # where every process must call the encoder equally often
     assert seen[4:] == [8]
