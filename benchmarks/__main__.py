@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_number, print_table
 from benchmarks.own_process import FunctionFailedError, run_alone
 
 
@@ -51,8 +52,13 @@ def _top_level_names(file: Path) -> set[str]:
     return names
 
 
+def _leave(*_: Any) -> None:
+    sys.exit(143)
+
+
 def small_run(module: str) -> Iterator[Measurement]:
-    """A benchmark at its small size, in this process."""
+    """A benchmark at its small size, in this process, which ends the processes of its parts where it is ended."""
+    signal.signal(signal.SIGTERM, _leave)
     benchmark = import_module(module)
     yield from benchmark.measurements(**benchmark.SMALL)
 
@@ -92,12 +98,13 @@ def main(words: list[str] | None = None) -> int:
     available = benchmark_modules(Path(__file__).parent)
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"By default all: {', '.join(available)}.")
-    parser.add_argument("--timeout", type=float, default=180.0, help="Seconds that one benchmark may take.")
+    seconds = "Seconds that one benchmark may take."
+    parser.add_argument("--timeout", type=positive_number(), default=180.0, help=seconds)
     arguments = parser.parse_args(words)
     if unknown := sorted(set(arguments.names) - set(available)):
         parser.error(f"there is no benchmark {', '.join(unknown)}; there are {', '.join(available)}.")
     names = arguments.names or available
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the benchmark that runs is ended, too
+    signal.signal(signal.SIGTERM, _leave)  # so that the benchmark that runs is ended, too
     outcome = Outcome()
     try:
         run_benchmarks([f"benchmarks.{name}" for name in names], arguments.timeout, Console(stderr=True), outcome)

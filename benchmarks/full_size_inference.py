@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, LogitsProcessor
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_number, print_table
 from benchmarks.midsize import seconds
 from benchmarks.own_process import resident_gb, run_alone
 from benchmarks.synthetic_lisa import checkpoint_bytes, forget, require_space, write_checkpoint
@@ -318,11 +318,11 @@ def _counted(masks: list[torch.Tensor], counts: list[int]) -> list[torch.Tensor]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=["7b", "tiny"], default="7b")
-    parser.add_argument("--share", type=float, default=1.0, help="Share of the layers, from 0 to 1.")
+    parser.add_argument("--share", type=positive_number(1), default=1.0, help="Share of the layers, from 0 to 1.")
     parser.add_argument("--baseline-phrases", type=int, default=PHRASES, choices=range(1, PHRASES + 1))
     parser.add_argument("--baseline-steps", type=int, default=TOKENS, choices=range(1, TOKENS + 1))
     parser.add_argument("--folder", help="Work here and keep the repository; a second run starts from it.")
-    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the disk is left as it was then, too
     print_table(measurements(**vars(parser.parse_args())))
 

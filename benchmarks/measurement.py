@@ -5,7 +5,9 @@ all have defaults, and with `SMALL`, the arguments of a run of seconds. `python 
 names.
 """
 
-from collections.abc import Iterable
+import argparse
+import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,10 +56,24 @@ def print_table(rows: Iterable[Measurement]) -> None:
     Console(width=1000, markup=False, highlight=False).print(table)
 
 
+def positive_number(most: float = math.inf) -> Callable[[str], float]:
+    """For argparse: a number above 0 and not above `most`."""
+
+    def read(word: str) -> float:
+        value = float(word)
+        if not 0 < value <= most:
+            allowed = "above 0" if most == math.inf else f"above 0 and at most {most:g}"
+            raise argparse.ArgumentTypeError(f"it is {word}; it must be {allowed}.")
+        return value
+
+    read.__name__ = "number"  # as argparse calls it where there is none
+    return read
+
+
 def _readable(value: Any, unit: str) -> str:
     if value is None:
         return ""
     return f"{value:,.0f} {unit}" if abs(value) >= 100 else f"{value:.3g} {unit}"
 
 
-__all__ = ["Measurement", "print_table"]
+__all__ = ["Measurement", "positive_number", "print_table"]

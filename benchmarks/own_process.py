@@ -13,6 +13,8 @@ from typing import Any
 
 
 ROOT = Path(__file__).resolve().parents[1]
+# Seconds that a process has to end.
+_PATIENCE = 10
 
 
 class FunctionFailedError(Exception):
@@ -67,8 +69,7 @@ def run_alone(reference: str, timeout: float | None = None, **arguments: Any) ->
             try:
                 usage = _wait(child, timeout)
             except BaseException:
-                child.kill()
-                child.wait()
+                _end(child)
                 raise
         wall = time.perf_counter() - start
         outcome = json.loads(answer.read_text(encoding="utf-8")) if answer.exists() else {}
@@ -78,6 +79,16 @@ def run_alone(reference: str, timeout: float | None = None, **arguments: Any) ->
             raise FunctionFailedError(f"{reference} ended with {child.returncode}: {last}", **outcome)
     unit = 1 if sys.platform == "darwin" else 1024
     return Finished(outcome["result"], wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit)
+
+
+def _end(child: subprocess.Popen) -> None:
+    """A process may have started others and folders, which it has some seconds for to take with it."""
+    child.terminate()
+    try:
+        child.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def _environment() -> dict[str, str]:

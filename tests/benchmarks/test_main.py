@@ -1,13 +1,18 @@
 """`python -m benchmarks`: what it finds, what it prints, and what a benchmark that fails does to the others."""
 
 import io
+import json
 import re
+import subprocess
+import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from benchmarks import measurement
+from benchmarks import full_size_inference, gpu, measurement, own_process
 from benchmarks.__main__ import Outcome, benchmark_modules, main, run_benchmarks
 from benchmarks.measurement import Measurement, print_table
 from benchmarks.own_process import FunctionFailedError, run_alone
@@ -23,6 +28,24 @@ def measurements(size=100):
 """
 FAILING = WORKING + "    raise ValueError('the second half')\n"
 WITHOUT_PACKAGE = "import a_package_that_nobody_has\n" + WORKING
+IN_PARTS = """
+import os, shutil
+from pathlib import Path
+from benchmarks.own_process import run_alone
+FOLDER = Path(__file__).with_name("work")
+SMALL = {}
+def part():
+    (FOLDER / "pid").write_text(str(os.getpid()))
+    import time
+    time.sleep(60)
+def measurements():
+    FOLDER.mkdir()
+    try:
+        run_alone("written_parts:part")
+    finally:
+        shutil.rmtree(FOLDER)
+    yield None
+"""
 UNFINISHED = "SMALL = {}\n"
 SLOW = "def wait(seconds):\n    import time\n    time.sleep(seconds)\n"
 
@@ -57,6 +80,39 @@ def test_every_benchmark_runs_whatever_becomes_of_the_others(written):
 def test_a_benchmark_that_takes_too_long_is_ended(written):
     with pytest.raises(FunctionFailedError, match=r"took more than 0 s"):
         run_alone("written_slow:wait", timeout=0.2, seconds=60)
+
+
+def test_what_is_ended_takes_its_parts_and_its_folders_with_it(tmp_path, monkeypatch):
+    (tmp_path / "written_parts.py").write_text(IN_PARTS, encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", f"{own_process.ROOT}:{tmp_path}")
+    named = ["benchmarks.__main__:small_run", json.dumps({"module": "written_parts"}), str(tmp_path / "answer")]
+    child = subprocess.Popen([sys.executable, "-m", "benchmarks.own_process", *named])
+    pid, end = tmp_path / "work" / "pid", time.monotonic() + 60
+    while not (pid.exists() and pid.read_text(encoding="utf-8")) and time.monotonic() < end:
+        time.sleep(0.02)
+    part = int(pid.read_text(encoding="utf-8"))
+    own_process._end(child)
+    assert not (tmp_path / "work").exists()
+    with suppress(FileNotFoundError):  # where nobody waits for what is orphaned it stays a name
+        assert "Z" in Path(f"/proc/{part}/stat").read_text(encoding="utf-8").rpartition(")")[2]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "words", "message"),
+    [
+        (main, ["--timeout", "-1"], "argument --timeout: it is -1; it must be above 0."),
+        (full_size_inference.main, ["--share", "2"], "argument --share: it is 2; it must be above 0 and at most 1."),
+        (full_size_inference.main, ["--share", "nan"], "argument --share: it is nan; it must be above 0"),
+        (full_size_inference.main, ["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
+        (gpu.main, ["--minutes", "soon"], "argument --minutes: invalid number value: 'soon'"),
+    ],
+)
+def test_a_wrong_number_is_said_before_anything_is_made(benchmark, words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["benchmark", *words])
+    with pytest.raises(SystemExit) as error:
+        benchmark()
+    assert error.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 def test_names_and_small_sizes_of_this_repository(capsys):
