@@ -1,8 +1,8 @@
 """Reduces the attention to the image while a model runs: one small map per token, never all layers and heads."""
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 
 import torch
@@ -12,24 +12,23 @@ from transformers import LogitsProcessor, PreTrainedModel
 
 HeadChoice = str | list[int]
 
-# (index of each attention module, reducer) of the call that runs in this thread.
-_ACTIVE: ContextVar[tuple | None] = ContextVar("reasonseg_active_attention_reducer", default=None)
+# Per thread the reducer of the call that runs. What is of a thread is traced, so that compiled models have one graph.
+_ACTIVE = threading.local()
 
 
-@torch.compiler.disable
 def _reduce_attention(module: nn.Module, args: tuple, output: tuple) -> None:
-    active = _ACTIVE.get()
-    if active is None or module not in active[0]:
+    reducer = getattr(_ACTIVE, "reducer", None)
+    if reducer is None or module not in reducer.indices:
         return
-    layer, entry = active[0][module]
+    layer, entry = reducer.indices[module]
     weights = output[entry] if isinstance(output, tuple) and len(output) > entry else None
     if weights is None:
         raise ValueError(
-            f"The attention layers of {active[1].model_name} return no weights: their attn_implementation computes "
+            f"The attention layers of {reducer.model_name} return no weights: their attn_implementation computes "
             'none. Load the model without attn_implementation, or with {"text_config": "eager"} for the language '
             "model."
         )
-    active[1].observe(layer, weights)
+    reducer.observe(layer, weights)
 
 
 def attention_modules(model: PreTrainedModel) -> dict[nn.Module, int]:
@@ -227,21 +226,24 @@ def reduce_attentions(reducer: AttentionReducer) -> Iterator[AttentionReducer]:
     for module in reducer.indices:
         if _reduce_attention not in module._forward_hooks.values():
             module.register_forward_hook(_reduce_attention)
-    token = _ACTIVE.set((reducer.indices, reducer))
-    try:
+    with _active(reducer):
         yield reducer
-    finally:
-        _ACTIVE.reset(token)
 
 
 @contextmanager
 def no_attention_reduced() -> Iterator[None]:
     """While open, no reducer sees what this thread computes: reading that predicts nothing."""
-    token = _ACTIVE.set(None)
+    with _active(None):
+        yield
+
+
+@contextmanager
+def _active(reducer: AttentionReducer | None) -> Iterator[None]:
+    outer, _ACTIVE.reducer = getattr(_ACTIVE, "reducer", None), reducer
     try:
         yield
     finally:
-        _ACTIVE.reset(token)
+        _ACTIVE.reducer = outer
 
 
 # ---- which steps wrote the tokens of an answer ----------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import CLIPVisionConfig, GenerationConfig, LlavaConfig, MistralConfig
+from transformers import CLIPVisionConfig, CompileConfig, GenerationConfig, LlavaConfig, MistralConfig
 
 from reasonseg.modeling.attention_maps import AttentionMapCollector, ImageColumns, reduce_attentions
 from reasonseg.modeling.configuration_attend_and_segment import AttendAndSegmentConfig
@@ -485,3 +485,18 @@ class TestBadInput:
             AttendAndSegmentConfig(box_threshold=75.0)
         assert AttendAndSegmentConfig(segmenter_config=tiny.sam_hq_config()).chosen_mask == "best"
         assert AttendAndSegmentConfig(segmenter_config=tiny.sam_config()).chosen_mask == "third"
+
+
+def test_a_compiled_step_is_one_graph_and_gives_the_same_maps():
+    model = build(tiny.llava_config(num_hidden_layers=1))
+    batch, images = inputs_of(llava_inputs, [6], model)
+    options = {**batch, **images, "max_new_tokens": 4, "min_new_tokens": 4, "pad_token_id": tiny.PAD}
+    expected = model.generate_with_masks(**options)
+    config = CompileConfig(backend="eager", fullgraph=True)  # raises where a graph breaks
+    config._compile_all_devices = True
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    output = model.generate_with_masks(**options, cache_implementation="static", compile_config=config)
+    assert torch.equal(output.sequences, expected.sequences)
+    torch.testing.assert_close(output.attention_maps[0], expected.attention_maps[0], atol=1e-5, rtol=1e-5)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
