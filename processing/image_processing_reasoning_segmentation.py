@@ -32,6 +32,8 @@ from .image_loading import MAX_IMAGE_PIXELS, check_pixel_count, image_to_uint8, 
 _MAX_RESIZED_PIXELS = 2**24
 # Half the width, in source pixels at scale 1, of Pillow's widest filter (Lanczos).
 _WIDEST_FILTER = 3
+# Into so many a pixel can be cut by weights that torch does not round.
+_FINEST_STEPS = 2**13
 _MASK_RESIZINGS = ("straight", "through_view")
 
 
@@ -433,7 +435,8 @@ def _resize_to_bytes(
     """Resize a uint8 image `(3, height, width)` to (height, width) as Pillow does, and return its channels.
 
     torch takes less than half the time, but rounds weights to 16 bits. It keeps linear ones of an enlargement from n
-    pixels to 2**k, as from 640 to 1024 (5 to 8), which are multiples of 2**-k / 2; values are then Pillow's.
+    pixels to 2**k, as from 640 to 1024 (5 to 8), which are multiples of 2**-k / 2, up to a k of 13; values are then
+    Pillow's.
     """
     if resample == PILImageResampling.BILINEAR and all(map(_grows_by_halves, image.shape[-2:], size)):
         pixels = torch.from_numpy(np.array(image, order="C"))[None]
@@ -443,7 +446,8 @@ def _resize_to_bytes(
 
 
 def _grows_by_halves(old: int, new: int) -> bool:
-    return old <= new and (new // math.gcd(old, new)).bit_count() == 1
+    steps = new // math.gcd(old, new)
+    return old <= new and steps.bit_count() == 1 and steps <= _FINEST_STEPS
 
 
 def _resize_in_float(image: np.ndarray, size: tuple[int, int], resample: PILImageResampling | int) -> np.ndarray:

@@ -112,6 +112,22 @@ class TestSegmenterView:
         assert views["original_sizes"].tolist() == [[20, 50]]
         assert views["reshaped_input_sizes"].tolist() == [[24, 24]]
 
+    @pytest.mark.parametrize(
+        ("old", "new"),
+        [((5, 20), (8, 32)), ((3, 5), (4, 8)), ((1, 7), (2, 7)), ((3, 1), (1024, 8)), ((1, 9001), (1, 16384))],
+    )
+    def test_its_pixels_are_pillow_s_to_the_bit_and_the_image_stays(self, old, new):
+        pixels = np.random.default_rng(0).integers(0, 256, (*old, 3), dtype=np.uint8)
+        kept, image = pixels.copy(), np.moveaxis(pixels, -1, 0)
+        image.setflags(write=False)
+        size = {"height": new[0], "width": new[1]}
+        for given in (image, image[:, ::-1], np.ascontiguousarray(image)):
+            upright = Image.fromarray(np.ascontiguousarray(np.moveaxis(given, 0, -1)))
+            expected = np.moveaxis(np.asarray(upright.resize(new[::-1], Image.Resampling.BILINEAR)), -1, 0)
+            view = image_processing.segmenter_view([given], size, PILImageResampling.BILINEAR, 0.0, 1 / 255)
+            assert np.array_equal(view["sam_pixel_values"][0], expected)
+        assert np.array_equal(pixels, kept)
+
     def test_it_is_the_second_view_of_the_two_view_processor(self, small):
         image = random_image(31, 17)
         alone = SegmenterImageProcessor(size={"longest_edge": 32})(image, return_tensors="pt")
