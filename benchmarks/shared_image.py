@@ -18,7 +18,7 @@ from benchmarks.measurement import Measurement, print_table
 from benchmarks.midsize import SEG, midsize_model, one_image, question_ids, seconds
 
 
-SMALL = {"questions": 6, "tokens": 4, "side": 512, "layers": 4}
+SMALL = {"questions": 4, "tokens": 4, "side": 512, "layers": 4}
 
 
 class SlotAt(LogitsProcessor):
