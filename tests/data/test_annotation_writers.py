@@ -260,7 +260,7 @@ def test_what_is_lost_in_a_png_is_told(images, tmp_path):
 
 def test_reasonseg_as_training_reads_it(images, tmp_path):
     assert write("reasonseg", images, tmp_path / "out").left_out == {"scores": 2}
-    read = {image.path.name: image for image in read_request_folder(tmp_path / "out")}
+    read = {image.source.name: image for image in read_request_folder(tmp_path / "out")}
     check(
         {
             name: [
