@@ -9,8 +9,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import gc
+import random
 import sys
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -24,6 +26,8 @@ from reasonseg.conversion.convert_vip_llava import convert_vip_llava
 from tests.support.parity_data import PARITY, difflmm_sources, gsva_vision_tower
 from tests.support.tabletop_masking import masking_model, masking_processor
 
+
+SEED = 0
 
 # Whenever a config becomes a field of another one it is first tried as a dict, and written out for a message that
 # nobody reads: an eighth of what building models takes. No code here writes configs out by their `repr`.
@@ -40,6 +44,14 @@ def pytest_collection_finish():
     """What was imported stays: looking for garbage in it, again and again, takes longer than many tests."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+    """Before fixtures of any scope: what a test leaves to chance, as a model's first weights, is always the same."""
+    random.seed(SEED)
+    np.random.seed(SEED)
+    torch.manual_seed(SEED)
 
 
 @pytest.fixture(autouse=True)
