@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.own_process import resident_gb
 from reasonseg.data.annotation_formats import WritingOptions, find_format
 from reasonseg.data.annotation_writing import write_annotations
@@ -63,7 +63,7 @@ def measurements(images: int = 10_000) -> Iterator[Measurement]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=10_000)
+    parser.add_argument("--images", type=positive_count, default=10_000)
     print_table(measurements(**vars(parser.parse_args())))
 
 

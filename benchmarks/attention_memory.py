@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from transformers import AutoModelForImageTextToText, CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.midsize import seconds
 from reasonseg.modeling.attention_maps import AttentionMapCollector, ImageColumns, reduce_attentions
 
@@ -80,9 +80,9 @@ def measurements(tokens: int = 512, layers: int = 8, heads: int = 8) -> Iterator
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=512)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--tokens", type=positive_count, default=512)
+    parser.add_argument("--layers", type=positive_count, default=8)
+    parser.add_argument("--heads", type=positive_count, default=8)
     print_table(measurements(**vars(parser.parse_args())))
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.midsize import midsize_model, one_image, question_ids, seconds
 
 
@@ -41,7 +41,7 @@ def measurements(tokens: int = 64, layers: int = 12) -> Iterator[Measurement]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=positive_count, default=64)
     print_table(measurements(**vars(parser.parse_args())))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.midsize import midsize_model, one_image, question_ids, seconds
 from reasonseg.modeling.segmenters import segmenter_adapter
 from reasonseg.precision import compile_model
@@ -67,8 +67,8 @@ def measurements(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--tokens", type=positive_count, default=32)
+    parser.add_argument("--repeats", type=positive_count, default=3)
     print_table(measurements(**vars(parser.parse_args())))
 
 

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measurement import Measurement, positive_number, print_table
+from benchmarks.measurement import Measurement, positive_count, positive_number, print_table, work_folder
 from benchmarks.own_process import run_alone
 
 
@@ -98,8 +98,8 @@ def prepare(folder: str, share: float, layout: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--share", type=positive_number(1), default=0.05, help="Share of the layers, from 0 to 1.")
-    parser.add_argument("--runs", type=int, default=3, help="How many times each side runs.")
-    parser.add_argument("--folder", help="Where to work; by default where temporary files go.")
+    parser.add_argument("--runs", type=positive_count, default=3, help="How many times each side runs.")
+    parser.add_argument("--folder", type=work_folder, help="Where to work; by default where temporary files go.")
     parser.add_argument("--max-shard-size", default="5GB")
     parser.add_argument("--layout", choices=(LARGE, SMALLER), default=LARGE)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the disk is left as it was then, too

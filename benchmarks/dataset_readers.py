@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.referring_expressions import write as write_expressions
 from reasonseg.data.instruction_wording import SeededCalls
 from reasonseg.data.lisa_mixture import LisaMixture
@@ -188,11 +188,15 @@ def measurements(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=40, help="images of each data set (large ones: fewer)")
-    parser.add_argument("--items", type=int, default=200, help="items to draw of each data set")
-    parser.add_argument("--conversations", type=int, default=20_000)
-    parser.add_argument("--annotations", type=int, default=60_000)
-    parser.add_argument("--references", type=int, default=4000, help="references of RefCOCO, each with 3 expressions")
+    parser.add_argument(
+        "--images", type=positive_count, default=40, help="images of each data set (large ones: fewer)"
+    )
+    parser.add_argument("--items", type=positive_count, default=200, help="items to draw of each data set")
+    parser.add_argument("--conversations", type=positive_count, default=20_000)
+    parser.add_argument("--annotations", type=positive_count, default=60_000)
+    parser.add_argument(
+        "--references", type=positive_count, default=4000, help="references of RefCOCO, each with 3 expressions"
+    )
     print_table(measurements(**vars(parser.parse_args())))
 
 

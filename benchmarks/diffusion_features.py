@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.midsize import seconds
 from reasonseg.modeling.configuration_difflmm import DiffLmmConfig
 from reasonseg.modeling.modeling_difflmm import DiffusionFeatures, diffusers_classes, draw_noise
@@ -55,8 +55,8 @@ def measurements(images: int = 2, ensemble: int = 4) -> Iterator[Measurement]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--ensemble", type=int, default=4)
+    parser.add_argument("--images", type=positive_count, default=2)
+    parser.add_argument("--ensemble", type=positive_count, default=4)
     print_table(measurements(**vars(parser.parse_args())))
 
 

@@ -34,7 +34,7 @@ from PIL import Image
 from transformers import TrainingArguments
 from transformers.utils import logging
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from reasonseg.data.example import MaskingExample
 from reasonseg.model_names import EMBEDDED_MODEL
 from reasonseg.modeling.modeling_gsva import GsvaForReasoningSegmentation
@@ -261,14 +261,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=["plain", "dwsl"], choices=["plain", "dwsl", "clean"])
-    parser.add_argument("--scenes", type=int, default=250, help="training scenes")
-    parser.add_argument("--held-out-scenes", type=int, default=150)
-    parser.add_argument("--steps", type=int, default=400, help="of either arm")
-    parser.add_argument("--discriminator-steps", type=int, default=200, help="few: it must not learn them by heart")
+    parser.add_argument("--scenes", type=positive_count, default=250, help="training scenes")
+    parser.add_argument("--held-out-scenes", type=positive_count, default=150)
+    parser.add_argument("--steps", type=positive_count, default=400, help="of either arm")
+    parser.add_argument(
+        "--discriminator-steps", type=positive_count, default=200, help="few: it must not learn them by heart"
+    )
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--floor", type=float, default=0.0)
     parser.add_argument("--sharpness", type=float, default=3.0)
-    parser.add_argument("--log-every", type=int, default=1000)
+    parser.add_argument("--log-every", type=positive_count, default=1000)
     print_table(measurements(**vars(parser.parse_args())))
 
 

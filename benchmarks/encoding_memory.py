@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.midsize import midsize_model
 from benchmarks.own_process import resident_gb, run_alone
 
@@ -57,10 +57,10 @@ def measurements(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--counts", type=int, nargs="+", default=[1, 4, 8, 16, 32])
-    parser.add_argument("--at-once", type=int, default=2, help="segmenter_batch_size")
-    parser.add_argument("--side", type=int, default=512, help="of the segmenter's view, in pixels")
-    parser.add_argument("--layers", type=int, default=12, help="of the segmenter's encoder")
+    parser.add_argument("--counts", type=positive_count, nargs="+", default=[1, 4, 8, 16, 32])
+    parser.add_argument("--at-once", type=positive_count, default=2, help="segmenter_batch_size")
+    parser.add_argument("--side", type=positive_count, default=512, help="of the segmenter's view, in pixels")
+    parser.add_argument("--layers", type=positive_count, default=12, help="of the segmenter's encoder")
     print_table(measurements(**vars(parser.parse_args())))
 
 

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from reasonseg.cli.batches import save_all
 from reasonseg.cli.mask import Masking, Targets, Task
 from reasonseg.cli.results import ResultFolder
@@ -196,8 +196,8 @@ def _masking(out: Path, paths: list[Path], processor: LisaProcessor) -> tuple[Ma
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=96)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--images", type=positive_count, default=96)
+    parser.add_argument("--workers", type=positive_count, default=2)
     print_table(measurements(**vars(parser.parse_args())))
 
 

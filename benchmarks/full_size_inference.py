@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, LogitsProcessor
 
-from benchmarks.measurement import Measurement, positive_number, print_table
+from benchmarks.measurement import Measurement, positive_number, print_table, work_folder
 from benchmarks.midsize import seconds
 from benchmarks.own_process import resident_gb, run_alone
 from benchmarks.synthetic_lisa import checkpoint_bytes, forget, require_space, write_checkpoint
@@ -321,7 +321,9 @@ def main() -> None:
     parser.add_argument("--share", type=positive_number(1), default=1.0, help="Share of the layers, from 0 to 1.")
     parser.add_argument("--baseline-phrases", type=int, default=PHRASES, choices=range(1, PHRASES + 1))
     parser.add_argument("--baseline-steps", type=int, default=TOKENS, choices=range(1, TOKENS + 1))
-    parser.add_argument("--folder", help="Work here and keep the repository; a second run starts from it.")
+    parser.add_argument(
+        "--folder", type=work_folder, help="Work here and keep the repository; a second run starts from it."
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="bfloat16")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the disk is left as it was then, too
     print_table(measurements(**vars(parser.parse_args())))

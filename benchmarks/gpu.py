@@ -42,7 +42,7 @@ from transformers import (
 from transformers.initialization import no_init_weights
 
 from benchmarks.full_size_inference import SEG_STEPS, TOKENS, SegAtSteps, expression_ids, question_ids, random_view
-from benchmarks.measurement import Measurement, positive_number, print_table
+from benchmarks.measurement import Measurement, new_file, positive_number, print_table
 from benchmarks.own_process import resident_gb
 from reasonseg.modeling.configuration_lisa import LisaConfig
 from reasonseg.modeling.modeling_lisa import LisaForReasoningSegmentation
@@ -415,7 +415,7 @@ def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="7b")
     parser.add_argument("--minutes", type=positive_number(), default=7.0, help="After which no part is begun.")
-    parser.add_argument("--out", type=Path, help="A JSON file for the numbers.")
+    parser.add_argument("--out", type=new_file, help="A JSON file for the numbers.")
     arguments = parser.parse_args(words)
     report, problem = Report(arguments.out), None
     report.end_in(60 * arguments.minutes + GRACE)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.midsize import seconds
 from reasonseg.data.coco import run_lengths
 from reasonseg.evaluation.coco_scores import iou_matrix
@@ -57,7 +57,7 @@ def decoded_ious(targets: list[dict], predictions: list[dict]) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=5)
+    parser.add_argument("--images", type=positive_count, default=5)
     print_table(measurements(**vars(parser.parse_args())))
 
 

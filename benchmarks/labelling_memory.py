@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.folder_throughput import PHRASES, StandIn, lisa_processor
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.own_process import resident_gb, run_alone
 
 
@@ -93,8 +93,8 @@ def measurements(images: int = 10_000, side: int = 64) -> Iterator[Measurement]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--side", type=int, default=64, help="width and height of an image")
+    parser.add_argument("--images", type=positive_count, default=10_000)
+    parser.add_argument("--side", type=positive_count, default=64, help="width and height of an image")
     print_table(measurements(**vars(parser.parse_args())))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from reasonseg.processing.masked_images import DEFAULT_SPREAD, gaussian_weights, mask_image
 
 
@@ -56,8 +56,8 @@ def measurements(height: int = 3000, width: int = 4000) -> Iterator[Measurement]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--height", type=int, default=3000)
-    parser.add_argument("--width", type=int, default=4000)
+    parser.add_argument("--height", type=positive_count, default=3000)
+    parser.add_argument("--width", type=positive_count, default=4000)
     print_table(measurements(**vars(parser.parse_args())))
 
 

@@ -7,8 +7,10 @@ names.
 
 import argparse
 import math
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -70,10 +72,36 @@ def positive_number(most: float = math.inf) -> Callable[[str], float]:
     return read
 
 
+def positive_count(word: str) -> int:
+    """For argparse: a whole number from 1."""
+    if (value := int(word)) < 1:
+        raise argparse.ArgumentTypeError(f"it is {word}; it must be at least 1.")
+    return value
+
+
+def work_folder(word: str) -> str:
+    """For argparse: a folder to write in, which is made where it is missing."""
+    try:
+        Path(word).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=word).close()
+    except OSError as error:
+        raise argparse.ArgumentTypeError(
+            f"{word} is no folder to write in ({error.strerror}); name another."
+        ) from error
+    return word
+
+
+def new_file(word: str) -> Path:
+    """For argparse: a file that can be written, in a folder which is made where it is missing."""
+    if Path(word).is_dir():
+        raise argparse.ArgumentTypeError(f"{word} is a folder; name a file.")
+    return Path(work_folder(str(Path(word).parent))) / Path(word).name
+
+
 def _readable(value: Any, unit: str) -> str:
     if value is None:
         return ""
     return f"{value:,.0f} {unit}" if abs(value) >= 100 else f"{value:.3g} {unit}"
 
 
-__all__ = ["Measurement", "positive_number", "print_table"]
+__all__ = ["Measurement", "new_file", "positive_count", "positive_number", "print_table", "work_folder"]

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoModel
 
 from benchmarks.full_size_inference import question_ids, random_view
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.midsize import midsize_model, seconds
 from benchmarks.own_process import FunctionFailedError, resident_gb, run_alone
 from reasonseg.precision import QUANTIZATIONS, Precision, load_model
@@ -100,7 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ways", nargs="+", choices=list(QUANTIZATIONS), default=list(QUANTIZATIONS))
     parser.add_argument("--repo", help="A converted LISA; by default random weights of a tenth of LISA-7B's size.")
-    parser.add_argument("--steps", type=int, default=16, help="Tokens to write.")
+    parser.add_argument("--steps", type=positive_count, default=16, help="Tokens to write.")
     print_table(measurements(**vars(parser.parse_args())))
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from reasonseg.data.plain_pickle import read_plain_pickle
 from reasonseg.data.referring_expressions import REFERRING_SETS, ReferringExpressions
 
@@ -106,9 +106,9 @@ def measurements(references: int = 50_000, protocol: int = 2, items: int = 2000)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--references", type=int, default=50_000)
+    parser.add_argument("--references", type=positive_count, default=50_000)
     parser.add_argument("--protocol", type=int, default=2)
-    parser.add_argument("--items", type=int, default=2000)
+    parser.add_argument("--items", type=positive_count, default=2000)
     print_table(measurements(**vars(parser.parse_args())))
 
 

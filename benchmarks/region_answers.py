@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.midsize import seconds
 from reasonseg.data.region_data import RegionFile
 from reasonseg.evaluation.answering import Answering, answer_questions
@@ -59,8 +59,8 @@ def measurements(questions: int = 32, batch_size: int = 8) -> Iterator[Measureme
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--questions", type=int, default=32)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--questions", type=positive_count, default=32)
+    parser.add_argument("--batch-size", type=positive_count, default=8)
     print_table(measurements(**vars(parser.parse_args())))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from transformers import Qwen3VLConfig, Sam2Config
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.midsize import seconds
 from reasonseg.modeling.configuration_sa2va import Sa2VaConfig
 from reasonseg.modeling.modeling_sa2va import Sa2VaForReasoningSegmentation
@@ -132,9 +132,9 @@ def measurements(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=16)
-    parser.add_argument("--segments", type=int, default=2)
+    parser.add_argument("--images", type=positive_count, default=8)
+    parser.add_argument("--tokens", type=positive_count, default=16)
+    parser.add_argument("--segments", type=positive_count, default=2)
     print_table(measurements(**vars(parser.parse_args())))
 
 

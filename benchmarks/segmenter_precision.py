@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, SamConfig, SamModel, SamVisionConfig
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.midsize import seconds
 from reasonseg.conversion.convert_gsva import convert_gsva
 from reasonseg.conversion.convert_lisa import convert_lisa
@@ -167,7 +167,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scenes", type=int, default=200, help="0 leaves the tabletop out")
     parser.add_argument("--sam", choices=SAMS, default="b")
-    parser.add_argument("--side", type=int, default=1024, help="of the images that are timed, in pixels")
+    parser.add_argument("--side", type=positive_count, default=1024, help="of the images that are timed, in pixels")
     parser.add_argument("--repeats", type=int, default=3, help="0 leaves the timing out")
     print_table(measurements(**vars(parser.parse_args(arguments))))
 

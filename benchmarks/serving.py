@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 from transformers import AutoModel, AutoProcessor, pipeline
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from reasonseg.model_names import EMBEDDED_MODEL
 from reasonseg.processing.regions import read_rle
 from reasonseg.serving.app import Service
@@ -167,9 +167,9 @@ def check(answer: dict[str, Any], expected: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--requests", type=int, default=200)
-    parser.add_argument("--clients", type=int, default=8)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--requests", type=positive_count, default=200)
+    parser.add_argument("--clients", type=positive_count, default=8)
+    parser.add_argument("--batch-size", type=positive_count, default=8)
     print_table(measurements(**vars(parser.parse_args())))
 
 

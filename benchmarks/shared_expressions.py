@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import torch
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.midsize import SEG, midsize_model, one_image, question_ids, seconds
 
 
@@ -39,8 +39,8 @@ def measurements(images: int = 2, expressions: int = 5, side: int = 1024, layers
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=2)
-    parser.add_argument("--expressions", type=int, default=5)
+    parser.add_argument("--images", type=positive_count, default=2)
+    parser.add_argument("--expressions", type=positive_count, default=5)
     print_table(measurements(**vars(parser.parse_args())))
 
 

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from transformers import LogitsProcessor
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.midsize import SEG, midsize_model, one_image, question_ids, seconds
 
 
@@ -63,8 +63,8 @@ def measurements(questions: int = 20, tokens: int = 8, side: int = 1024, layers:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--questions", type=int, default=20)
-    parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--questions", type=positive_count, default=20)
+    parser.add_argument("--tokens", type=positive_count, default=8)
     print_table(measurements(**vars(parser.parse_args())))
 
 

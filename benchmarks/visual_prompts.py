@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageDraw
 
-from benchmarks.measurement import Measurement, print_table
+from benchmarks.measurement import Measurement, positive_count, print_table
 from benchmarks.midsize import seconds
 from reasonseg.processing.colors import read_color
 from reasonseg.processing.visual_prompts import SHAPES, VisualPrompt, complete_prompt, draw_visual_prompts
@@ -61,7 +61,7 @@ def measurements(repeat: int = 5) -> Iterator[Measurement]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--repeat", type=positive_count, default=5)
     print_table(measurements(**vars(parser.parse_args())))
 
 

@@ -317,7 +317,7 @@ def _targets(question: Question, size: torch.Size) -> torch.BoolTensor:
     targets = torch.zeros(len(question.phrases), *size, dtype=torch.bool)
     for index, mask in enumerate(question.masks):
         if mask is not None:
-            targets[index] = torch.from_numpy(read_mask(mask, tuple(size), f"The mask of {question.phrases[index]!r}"))
+            targets[index] = torch.tensor(read_mask(mask, tuple(size), f"The mask of {question.phrases[index]!r}"))
     return targets
 
 

@@ -455,7 +455,7 @@ def _resize_in_float(image: np.ndarray, size: tuple[int, int], resample: PILImag
     modes = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
     if resample not in modes:
         raise ValueError(f"resample is {resample!r}; resize_in_float=True allows BILINEAR (2) and BICUBIC (3).")
-    values = torch.from_numpy(np.ascontiguousarray(image))[None].float().div(255)
+    values = torch.from_numpy(np.array(image, order="C"))[None].float().div(255)
     return F.interpolate(values, size, mode=modes[resample], align_corners=False, antialias=True)[0].numpy()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import full_size_inference, gpu, measurement, own_process
+from benchmarks import convert_full_size, full_size_inference, gpu, measurement, own_process, shared_image
 from benchmarks.__main__ import Outcome, benchmark_modules, main, run_benchmarks
 from benchmarks.measurement import Measurement, print_table
 from benchmarks.own_process import FunctionFailedError, run_alone
@@ -105,9 +105,14 @@ def test_what_is_ended_takes_its_parts_and_its_folders_with_it(tmp_path, monkeyp
         (full_size_inference.main, ["--share", "nan"], "argument --share: it is nan; it must be above 0"),
         (full_size_inference.main, ["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'"),
         (gpu.main, ["--minutes", "soon"], "argument --minutes: invalid number value: 'soon'"),
+        (shared_image.main, ["--questions", "0"], "argument --questions: it is 0; it must be at least 1."),
+        (gpu.main, ["--out", "."], "argument --out: . is a folder; name a file."),
+        (gpu.main, ["--out", f"{__file__}/numbers.json"], "is no folder to write in (File exists); name another."),
+        (full_size_inference.main, ["--folder", __file__], "is no folder to write in (File exists); name another."),
+        (convert_full_size.main, ["--folder", f"{__file__}/a"], "is no folder to write in (Not a directory)"),
     ],
 )
-def test_a_wrong_number_is_said_before_anything_is_made(benchmark, words, message, monkeypatch, capsys):
+def test_a_wrong_option_is_said_before_anything_is_made(benchmark, words, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["benchmark", *words])
     with pytest.raises(SystemExit) as error:
         benchmark()

@@ -1,6 +1,7 @@
 """Scoring a model: slots against phrases, both protocols, one process against two."""
 
 import json
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -211,6 +212,20 @@ def test_masks_of_every_kind():
     model = Answers({"a": [box(0, 4)]})
     for mask in (box(0, 4) * 255, box(0, 4).astype(np.float64), mask_to_rle(box(0, 4)), [[0, 0, 10, 0, 10, 4, 0, 4]]):
         assert evaluate(model, model, [question("a", [mask])]).overall["giou"] == pytest.approx(1, abs=1e-4)
+
+
+def test_masks_that_nobody_may_write_in_are_read_in_silence():
+    """As Pillow's are. torch says once in a process that it cannot know them to be left alone."""
+    model, warns = Answers({"a": [box(0, 4)]}), torch.is_warn_always_enabled()
+    mask = box(0, 4)
+    mask.flags.writeable = False
+    torch.set_warn_always(True)
+    try:
+        with warnings.catch_warnings(action="error"):
+            result = evaluate(model, model, [question("a", [mask])])
+    finally:
+        torch.set_warn_always(warns)
+    assert result.overall["giou"] == pytest.approx(1, abs=1e-4)
 
 
 @pytest.mark.parametrize(
