@@ -14,7 +14,7 @@ import math
 import reprlib
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -30,6 +30,9 @@ from .mask_outlines import trace_outlines
 # How far outside 0..1 a corner may lie: tools overshoot a little, and it is cut off.
 OVERSHOOT = 0.05
 _SPLITS = ("train", "val", "test", "minival")
+_SPLIT_NAMES = {"validation": "val", **{split: split for split in _SPLITS}}
+# What YAML writes where there is nothing.
+_NOTHING = ("null", "Null", "NULL", "~")
 _CLASSES = "classes.txt"
 
 
@@ -78,6 +81,8 @@ def read_yolo(source: str | Path, options: ReadingOptions) -> Iterator[LabelledI
         raise DataFileError(
             f"{file}: no image of {split!r} has a file of labels, such as {_label_file(images[0], file.parent)}."
         )
+    if unused := _labels_without_image(folders[split], images, file.parent):
+        options.left_out["files of labels without an image"] += len(unused)
     return read_each(images, read)
 
 
@@ -101,12 +106,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if path.name == _CLASSES:
         return {"names": text.splitlines(), "train": "images"}
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, Loader=yaml.BaseLoader)  # all as it is written: else `no` would be called False
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataFileError(f"{path} is no YAML file: {' '.join(str(error).split())}.") from None
     if not isinstance(content, dict):
         raise DataFileError(f"{path} is {reprlib.repr(content)}; it must have `names` and folders of images.")
-    return content
+    # CVAT begins names of splits with a capital letter, and ultralytics takes the long one, too
+    splits = {name.lower(): name for name in content}
+    renamed = {splits[name]: split for name, split in _SPLIT_NAMES.items() if name in splits and split not in content}
+    return {renamed.get(name, name): value for name, value in content.items()}
 
 
 def _class_names(names: Any, path: Path) -> dict[int, str]:
@@ -125,7 +133,7 @@ def _split_folders(content: dict[str, Any], wanted: str | None, path: Path) -> d
     folders, missing = {}, {}
     for split in _SPLITS:
         named = content.get(split)
-        if named is not None:
+        if named and named not in _NOTHING:
             each = named if isinstance(named, list) else [named]
             try:
                 folders[split] = [_found(name, content.get("path"), path) for name in each]
@@ -200,12 +208,15 @@ def _listed_images(path: Path, root: Path) -> list[Path]:
     """A text file with an image per line."""
     images = []
     for number, line in enumerate(read_text(path).splitlines(), start=1):
+        if not line.strip():
+            continue
+        name = line.strip().replace("\\", "/")
         try:
-            image = _below(root, line.strip().replace("\\", "/")) if line.strip() else None
+            # CVAT and Datumaro begin names with a folder that is not there
+            found = [_below(root, given) for given in (name, name.removeprefix("data/"))]
         except ValueError as error:
             raise DataFileError(f"{path}, line {number}: {error}") from None
-        if image is not None:
-            images.append(image)
+        images.append(next((image for image in found if image.is_file()), found[0]))
     return images
 
 
@@ -219,6 +230,13 @@ def _label_file(image: Path, root: Path) -> Path:
     if places:
         parts[places[-1]] = "labels"
     return root.joinpath(*parts).with_suffix(".txt")
+
+
+def _labels_without_image(folders: Sequence[Path], images: Sequence[Path], root: Path) -> set[Path]:
+    """Files of labels that belong to none of the images, where a folder of images has one of labels."""
+    kept = {folder: _label_file(folder / "image", root).parent for folder in folders if folder.is_dir()}
+    found = {file for folder, labels in kept.items() if labels != folder for file in labels.rglob("*.txt")}
+    return {file for file in found if file.name != _CLASSES} - {_label_file(image, root) for image in images}
 
 
 def _read_lines(path: Path, names: dict[int, str], masks: ImageMasks) -> Iterator[LabelledObject]:
@@ -291,8 +309,8 @@ def write_yolo(images: Iterable[LabelledImage], folder: Path, options: WritingOp
             written.least_iou = min(written.least_iou, outlines.iou)
             shares = (outlines.rings[0] / (width, height)).ravel().tolist()
             lines.append(" ".join([str(category), *(f"{share:.8g}" for share in shares)]) + "\n")
-        name = str(PurePosixPath(image.file_name).with_suffix(".txt"))
-        new_file(folder / "labels" / split, name).write_text("".join(lines), encoding="utf-8")
+        labels = _label_file(file_in(folder / "images" / split, image.file_name), folder)
+        new_file(labels.parent, labels.name).write_text("".join(lines), encoding="utf-8")
         written.images += 1
         written.masks += len(lines)
     folders = {split: f"images/{split}" for split in splits or (DEFAULT_SPLIT,)}

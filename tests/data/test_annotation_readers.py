@@ -79,7 +79,8 @@ LINE = shares(CORNERS)
         {"train": "train.txt"},
         {"train": "{root}/images/train", "path": "{root}"},
         {"train": "{root}/all.txt"},
-        {"train": "images/train", "test": None},
+        {"train": "data.txt"},
+        {"train": None, "Train": "images/train"},
     ],
 )
 def test_data_sets_of_yolo(tmp_path, content):
@@ -87,6 +88,7 @@ def test_data_sets_of_yolo(tmp_path, content):
     folder = yolo(tmp_path, b"\xef\xbb\xbf" + f"{LINE}\r\n\r\n".encode(), **content)
     (folder / "all.txt").write_text("".join(f"{folder}/images/train/{name}.jpg\n" for name in ("a", "empty")))
     (folder / "train.txt").write_text("./images/train/a.jpg\nimages/train/empty.jpg\n")
+    (folder / "data.txt").write_text("data/images/train/a.jpg\ndata/images/train/empty.jpg\n")
     for source in (folder, folder / "data.yaml"):
         images = read("yolo", source)
         assert [Path(image.file_name).name for image in images] == ["a.jpg", "empty.jpg"]
@@ -115,6 +117,12 @@ def test_splits_of_yolo(tmp_path):
     assert len(read("yolo", folder, split="train")) == 2
     refused("yolo", folder, "'val' has a file of labels", split="val")
     refused("yolo", folder, "no split 'x'", split="x")
+    (folder / "data.yaml").write_text("names: [no, yes]\nvalidation: images/train\ntest: null\n")
+    check_mask(read("yolo", folder), MASK, "no")
+    (folder / "labels" / "train" / "b.txt").write_text(LINE)
+    options = ReadingOptions(split="val")
+    assert len(list(FORMATS["yolo"].read(folder, options))) == 2
+    assert options.left_out == {"files of labels without an image": 1}
     # ultralytics wants both, also where there is one, which its folder names
     (folder / "images" / "train").rename(folder / "images" / "other")
     (folder / "labels" / "val").mkdir()
@@ -454,10 +462,12 @@ def test_masks_of_any_shape_come_back(tmp_path_factory, name, masks, parts):
         return
     folder = tmp_path_factory.mktemp("round")
     objects = tuple(LabelledObject(f"label {number}", mask_to_rle(mask)) for number, mask in enumerate(drawn))
-    given_image = LabelledImage("a.png", SIZE, save_image(folder / "a.png"), objects)
+    # a folder of this name in that of the images: YOLO's labels lie in the one beside it
+    given_image = LabelledImage("images/a.png", SIZE, save_image(folder / "a.png"), objects)
     entry = FORMATS[name]
     write_annotations(entry, [given_image], folder / "out", WritingOptions(masks=masks))
     (back,) = entry.read(folder / "out")
+    assert back.file_name == given_image.file_name
     assert [(found.label, found.mask) for found in back.objects] == [(found.label, found.mask) for found in objects]
 
 
