@@ -10,7 +10,7 @@ nothing fits), `score`, `span`, `rejected`, `request`, `is_crowd`, `box_xyxy`, `
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,9 @@ import numpy as np
 from ..processing.image_loading import MAX_IMAGE_PIXELS, open_image
 from ..processing.mask_reading import read_mask
 from .annotation_formats import COLUMNS, ReadingOptions, WritingOptions, Written
-from .annotation_reading import ImageMasks, image_ending, read_each, read_head
+from .annotation_reading import IMAGE_SUFFIXES, ImageMasks, image_ending, read_each, read_head
 from .annotation_writing import DEFAULT_SPLIT, linked_file, upright_content
-from .data_files import DataFileError
+from .data_files import DataFileError, file_in
 from .hub_datasets import ArrowRow
 from .labelled_images import LabelledImage, LabelledObject, LabelledRequest
 from .streamed_tables import DataSetName, StreamedTables, image_column, image_content
@@ -62,6 +62,7 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
     first = next(rows, None)
     columns = {} if first is None else _columns_of(first[1], options.columns)
     class_names = None if first is None else _class_names(first[1], columns)
+    names: set[str] = set()
 
     def read(numbered: tuple[int, Any]) -> LabelledImage | None:
         number, table = numbered
@@ -76,9 +77,12 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
             head = read_head(content, options.max_image_pixels)
         except ValueError as error:
             raise DataFileError(f"{what}: {error}") from None
-        named = row[columns["file_name"]] if "file_name" in columns else None
-        if not isinstance(named, str) or not named:
-            named = f"{tables.split}-{number:08d}{image_ending(content, options.max_image_pixels)}"
+        named = _file_name(row[columns["file_name"]] if "file_name" in columns else None)
+        if PurePosixPath(named).suffix.lower() not in IMAGE_SUFFIXES:
+            named = (named or f"{tables.split}-{number:08d}") + image_ending(content, options.max_image_pixels)
+        if named in names:  # as where each row has one question, or one object
+            named = str(PurePosixPath(named).with_stem(f"{PurePosixPath(named).stem}-{number:08d}"))
+        names.add(named)
         masks = ImageMasks(head, None, options, what, tool_frame="upright" if is_own else None)
         if is_own:
             objects, requests = _own_row(row, masks)
@@ -155,6 +159,16 @@ def _image_of(stored: Any, files: DataSetName) -> bytes | Path:
     except ValueError as error:
         raise ValueError(f"{error} Say where it may lie: images='FOLDER'.") from None
     return files.content(path) if "::" in address or not files.is_folder else Path(address)
+
+
+def _file_name(named: Any) -> str:
+    """What a row calls its image, below the folder of any data set; empty where it does not."""
+    if not isinstance(named, str) or not named.strip(". ") or "\0" in named:
+        return ""
+    try:
+        return file_in(Path(), named).as_posix()
+    except ValueError:  # where it lay on another machine
+        return PureWindowsPath(named).name
 
 
 def _plain_row(

@@ -211,10 +211,15 @@ def _labelled_rows(results: Path, options: "ReadingOptions") -> "Iterator[Labell
     """Yield the images of a labelled data set, a split after the other."""
     from dataclasses import replace
 
+    names: set[str] = set()
     for split in FolderShards(results).splits():
         image = FolderShards(results, split).request()["image_column"]
         columns = {} if image is None else {"image": image}
-        yield from FORMATS["datasets"].read(results, replace(options, split=split, columns=columns))
+        for found in FORMATS["datasets"].read(results, replace(options, split=split, columns=columns)):
+            # what two splits call the same is told apart by a folder
+            named = f"{split}/{found.file_name}" if found.file_name in names else found.file_name
+            names.add(named)
+            yield replace(found, file_name=named)
 
 
 def labelled_images(

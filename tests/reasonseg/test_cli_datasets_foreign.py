@@ -291,19 +291,23 @@ def test_rows_are_exported_for_annotation_tools(parquet, alone, tmp_path):
     """Also those that lie in the frame of a turned image, and those that failed are counted."""
     turned = Image.Exif()
     turned[0x0112] = 3
-    features = datasets.Features({"photo": datasets.Image(), "other": datasets.Image()})
+    features = {"photo": datasets.Image(), "other": datasets.Image(), "file_name": datasets.Value("string")}
     photos = [{"bytes": b"none", "path": None}]
     for number in range(4):
         image(number).save(file := io.BytesIO(), "JPEG", exif=turned)
         photos.append({"bytes": file.getvalue(), "path": None})
     (tmp_path / "photos").mkdir()
-    data = datasets.Dataset.from_dict({"photo": photos, "other": photos}, features=features)
-    data.to_parquet(tmp_path / "photos" / "train.parquet")
-    label(tmp_path / "photos", tmp_path / "labelled", "--image-column", "photo", code=1)
+    columns = {"photo": photos, "other": photos, "file_name": ["C:\\photos\\a"] * 5}
+    data = datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+    for split, numbers in (("train", range(4)), ("test", range(4, 5))):
+        data.select(numbers).to_parquet(tmp_path / "photos" / f"{split}.parquet")
+        options = ("--image-column", "photo", "--split", split)
+        label(tmp_path / "photos", tmp_path / "labelled", *options, code=int(split == "train"))
     for folder, count in ((alone, 11), (tmp_path / "labelled", 4)):
         told = run("export", folder, "-f", "coco", "-f", "yolo", "-o", tmp_path / "a", "--json", "--overwrite")
-        table = StreamedTables(str(folder))
-        parts = (part for source in range(table.sources) for part in table.read(source))
+        splits = ("train",) if folder == alone else ("test", "train")
+        tables = [StreamedTables(str(folder), split) for split in splits]
+        parts = (part for table in tables for source in range(table.sources) for part in table.read(source))
         stored = [row for part in parts for row in part.to_pylist() if row["error"] is None]
         masks = [[each["rle"] for each in row["objects"] if each["area"]] for row in stored]
         images = list(FORMATS["coco"].read(tmp_path / "a" / "coco"))
@@ -312,12 +316,14 @@ def test_rows_are_exported_for_annotation_tools(parquet, alone, tmp_path):
         assert json.loads(told.stdout)["yolo"]["masks"] == sum(map(len, masks)) > 0
         sizes = {tuple(mask["size"]) for each in masks for mask in each}
         assert {found.pixels().shape[:2] for found in images} == sizes
+    # what rows call the same is told apart, and images have the endings by which tools find them
+    assert [found.file_name for found in images] == ["a.jpg", "train/a.jpg", "a-00000002.jpg", "a-00000003.jpg"]
     assert "rows that could not be done (1)" in told.stderr
     assert "is written already" in run("export", folder, "-f", "coco", "-o", tmp_path / "a").stderr
     assert "--image-folder is for images" in run(
         "export", folder, "-f", "coco", "--image-folder", tmp_path, code=1
     ).stderr.replace("\n", " ")
-    options = ReadingOptions(columns={"image": "photo"}, without_mask="skip")
+    options = ReadingOptions(split="test", columns={"image": "photo"}, without_mask="skip")
     imported, *_ = FORMATS["datasets"].read(folder, options)
     assert imported.requests[0].answer == stored[0]["answer"]
 
