@@ -15,7 +15,7 @@ from ..processing.regions import check_mask_size, read_run_lengths
 from ..processing.segments import mask_to_rle
 from .annotation_formats import ReadingOptions
 from .coco import has_numbers
-from .data_files import DataFileError
+from .data_files import DataFileError, file_in
 from .labelled_images import LabelledImage, LabelledObject
 
 
@@ -58,9 +58,16 @@ def problems_text(problems: Sequence[str], things: str) -> str:
     return "\n".join(lines)
 
 
-def read_each(items: Iterable[Item], read: Callable[[Item], LabelledImage | None]) -> Iterator[LabelledImage]:
+def read_each(
+    items: Iterable[Item], read: Callable[[Item], LabelledImage | None], source: str | Path
+) -> Iterator[LabelledImage]:
     """
     Yield the image of each item until one cannot be used; all others are checked still, so that one error names them.
+
+    Args:
+        items (`Iterable`): What there is one of for each image.
+        read (`Callable`): Reads it; gives `None` for what is left out.
+        source (`str` or `Path`): What all of them belong to, as messages name it.
 
     Raises:
         DataFileError: An item cannot be used, two images share a name, or there is no image.
@@ -70,7 +77,7 @@ def read_each(items: Iterable[Item], read: Callable[[Item], LabelledImage | None
         try:
             image = read(item)
             if image is not None and image.file_name in names:
-                raise DataFileError(f"Two images are called {image.file_name!r}; annotate each once.")
+                raise DataFileError(f"{source}: Two images are called {image.file_name!r}; annotate each once.")
         except (ValueError, OSError) as error:
             problems.append(str(error))
             continue
@@ -83,7 +90,7 @@ def read_each(items: Iterable[Item], read: Callable[[Item], LabelledImage | None
     if problems:
         raise DataFileError(problems_text(problems, "images"))
     if not count:
-        raise DataFileError("There are no images in it; nothing could be learned from it.")
+        raise DataFileError(f"{source} has no image that could be read; nothing could be learned from it.")
 
 
 class ImageMasks:
@@ -263,7 +270,7 @@ def image_named(folder: Path, stem: str, what: str) -> Path:
         ValueError: There is none, or more than one.
     """
     endings = [ending for suffix in IMAGE_SUFFIXES for ending in (suffix, suffix.upper())]
-    found = [path for ending in endings if (path := folder / f"{stem}{ending}").is_file()]
+    found = [path for ending in endings if (path := file_in(folder, f"{stem}{ending}")).is_file()]
     if len(found) != 1:
         names = " and ".join(path.name for path in found) or "no image"
         raise ValueError(f"{what}: {folder} holds {names} of the name {stem!r}; there must be one.")

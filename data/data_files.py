@@ -2,10 +2,13 @@
 
 import gc
 import json
+import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+from urllib.parse import urlsplit
 
 
 LINE_ADVICE = "Give one JSON value per line, in UTF-8."
@@ -97,7 +100,8 @@ def read_text(path: Path) -> str:
 
 
 def file_in(folder: Path, name: Any) -> Path:
-    """The file that a data file names, below `folder`.
+    """The file that a data file names, below `folder`; where it has a letter with an accent, also one whose name is
+    composed otherwise in Unicode, as archives of other systems have it.
 
     Raises:
         ValueError: If it is not text, is absolute, or leads out of the folder.
@@ -107,7 +111,20 @@ def file_in(folder: Path, name: Any) -> Path:
     parts = {*PurePosixPath(name).parts, *PureWindowsPath(name).parts}
     if ".." in parts or PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor:
         raise ValueError(f"the file name {name!r} leads out of the folder; give one relative to {folder}.")
+    if not name.isascii() and not os.path.exists(folder / name):
+        composed = (folder / unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+        return next(filter(os.path.exists, composed), folder / name)
     return folder / name
+
+
+def local_name(name: str) -> str:
+    """What a file is called below the folder that holds it now: the last part of a URL, of an absolute name, and of
+    one that leads out of the folder where it was written; others stay as they are."""
+    try:
+        file_in(Path(), name)
+    except ValueError:
+        return PureWindowsPath(name).name
+    return PurePosixPath(urlsplit(name).path).name if "://" in name else name
 
 
 def _parse(content: bytes) -> Any:
@@ -130,6 +147,7 @@ __all__ = [
     "LINE_ADVICE",
     "DataFileError",
     "file_in",
+    "local_name",
     "read_json",
     "read_json_lines",
     "read_text",

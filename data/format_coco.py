@@ -20,7 +20,7 @@ from .annotation_formats import ReadingOptions, WritingOptions, Written
 from .annotation_reading import ImageMasks, read_each, read_head, score_of
 from .annotation_writing import Categories, place_image, rejected_labels
 from .coco import AnnotationPlaces, check_categories
-from .data_files import DataFileError, file_in
+from .data_files import DataFileError, file_in, local_name
 from .labelled_images import LabelledImage, LabelledObject
 from .mask_outlines import trace_outlines
 
@@ -30,6 +30,7 @@ RESULTS = "annotations/results.json"
 IMAGES = "images"
 # A folder with more JSON files holds one for each image, which is another format; they are not all read for that.
 _MOST_FILES = 50
+_CHOOSE_FOLDER = "The images' folder is chosen with images='FOLDER'."
 
 
 def is_coco(path: Path) -> bool:
@@ -61,20 +62,21 @@ def read_coco(source: str | Path, options: ReadingOptions) -> Iterator[LabelledI
 
     def read(image: AnnotatedImage) -> LabelledImage:
         what = f"{path}, image {image.id!r}"
-        file = _image_file(folder, image.file_name, what)
+        name = image.file_name if options.images is None else local_name(image.file_name)
+        file = _image_file(folder, name, what)
         masks = ImageMasks(read_head(file, options.max_image_pixels), image.size, options, what)
         objects = [_read_object(masks, annotation, categories) for annotation in annotations.get(image.id, ())]
         objects += map(masks.rejected, _rejected(absent[image.id], categories, what))
         return LabelledImage(
             # some tools write the separators of Windows
-            file_name=image.file_name.replace("\\", "/"),
+            file_name=name.replace("\\", "/"),
             size=masks.head.upright,
             source=file,
             objects=tuple(found for found in objects if found is not None),
             image_id=image.id,
         )
 
-    return read_each(images, read)
+    return read_each(images, read, path)
 
 
 def _named_annotations(
@@ -159,7 +161,7 @@ def _image_folder(path: Path, images: list[AnnotatedImage]) -> Path:
     try:
         found = [folder for folder in near if _image_path(folder, images[0].file_name).is_file()]
     except ValueError as error:
-        raise DataFileError(f"{path}, image {images[0].id!r}: {error}") from None
+        raise DataFileError(f"{path}, image {images[0].id!r}: {error} {_CHOOSE_FOLDER}") from None
     if found:
         return found[0]
     raise DataFileError(
@@ -177,9 +179,9 @@ def _image_file(folder: Path, name: str, what: str) -> Path:
     try:
         path = _image_path(folder, name)
     except ValueError as error:
-        raise DataFileError(f"{what}: {error}") from None
+        raise DataFileError(f"{what}: {error} {_CHOOSE_FOLDER}") from None
     if not path.is_file():
-        raise DataFileError(f"{what}: {path} does not exist. The images' folder is chosen with images='FOLDER'.")
+        raise DataFileError(f"{what}: {path} does not exist. {_CHOOSE_FOLDER}")
     return path
 
 

@@ -10,7 +10,7 @@ nothing fits), `score`, `span`, `rejected`, `request`, `is_crowd`, `box_xyxy`, `
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from ..processing.mask_reading import read_mask
 from .annotation_formats import COLUMNS, ReadingOptions, WritingOptions, Written
 from .annotation_reading import IMAGE_SUFFIXES, ImageMasks, image_ending, read_each, read_head
 from .annotation_writing import DEFAULT_SPLIT, linked_file, upright_content
-from .data_files import DataFileError, file_in
+from .data_files import DataFileError, local_name
 from .hub_datasets import ArrowRow
 from .labelled_images import LabelledImage, LabelledObject, LabelledRequest
 from .streamed_tables import DataSetName, StreamedTables, image_column, image_content
@@ -98,7 +98,7 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
             **{name: row[name] for name in ("model", "revision") if name in row},
         )
 
-    return read_each(rows if first is None else chain((first,), rows), read)
+    return read_each(rows if first is None else chain((first,), rows), read, f"{tables.name}, {tables.split}")
 
 
 def _rows(tables: StreamedTables) -> Iterator[tuple[int, Any]]:
@@ -163,12 +163,8 @@ def _image_of(stored: Any, files: DataSetName) -> bytes | Path:
 
 def _file_name(named: Any) -> str:
     """What a row calls its image, below the folder of any data set; empty where it does not."""
-    if not isinstance(named, str) or not named.strip(". ") or "\0" in named:
-        return ""
-    try:
-        return file_in(Path(), named).as_posix()
-    except ValueError:  # where it lay on another machine
-        return PureWindowsPath(named).name
+    name = local_name(named) if isinstance(named, str) else ""
+    return PurePosixPath(name).as_posix() if name.strip(". ") and "\0" not in name else ""
 
 
 def _plain_row(

@@ -87,7 +87,7 @@ def read_labelme(source: str | Path, options: ReadingOptions) -> Iterator[Labell
             objects=tuple(found for found in objects if found is not None),
         )
 
-    return read_each(files, read)
+    return read_each(files, read, source)
 
 
 def _json_files(folder: Path) -> list[Path]:

@@ -58,7 +58,7 @@ def read_reasonseg(source: str | Path, options: ReadingOptions) -> Iterator[Labe
             requests=tuple(LabelledRequest(request.question, request.answer) for request in image.requests),
         )
 
-    return read_each(read_request_folder(folder, limit), read)
+    return read_each(read_request_folder(folder, limit), read, folder / METADATA_FILE)
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------

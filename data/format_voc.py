@@ -24,7 +24,7 @@ from ..processing.image_loading import MAX_IMAGE_PIXELS, open_image, upright_ima
 from ..processing.regions import check_mask_size
 from .annotation_formats import ReadingOptions, WritingOptions, Written
 from .annotation_reading import ImageHead, ImageMasks, image_named, read_each, read_head
-from .annotation_writing import DEFAULT_SPLIT, Categories, encode_png, new_file, place_image
+from .annotation_writing import DEFAULT_SPLIT, UNNAMED, Categories, encode_png, new_file, place_image
 from .data_files import DataFileError, file_in, read_text
 from .labelled_images import LabelledImage, LabelledObject
 
@@ -64,6 +64,11 @@ def read_voc(source: str | Path, options: ReadingOptions) -> Iterator[LabelledIm
         DataFileError: A file cannot be used.
     """
     root = Path(source)
+    if not is_voc(root):
+        raise DataFileError(
+            f"{root} is no folder of Pascal VOC; it must hold the folders {_IMAGES} and SegmentationClass, or "
+            "Annotations."
+        )
     has_masks = (root / "SegmentationClass").is_dir()
     split, names = _names_of(root, options.split, has_masks)
     classes = _Classes(root) if has_masks else None
@@ -87,7 +92,7 @@ def read_voc(source: str | Path, options: ReadingOptions) -> Iterator[LabelledIm
             split=split,
         )
 
-    return read_each(names, read)
+    return read_each(names, read, root)
 
 
 def _names_of(root: Path, split: str | None, has_masks: bool) -> tuple[str | None, list[str]]:
@@ -235,8 +240,11 @@ def _parse_xml(path: Path) -> ElementTree.Element:
     parser.StartDoctypeDeclHandler = partial(_refuse_doctype, path)
     try:
         parser.Parse(path.read_bytes(), True)
-    except (expat.ExpatError, AssertionError, LookupError) as error:
-        raise DataFileError(f"{path} is no XML file: {error}.") from None
+    except DataFileError:
+        raise
+    # also an encoding that is not known, or has several bytes per letter
+    except (expat.ExpatError, AssertionError, LookupError, ValueError) as error:
+        raise DataFileError(f"{path} is no XML file in UTF-8: {error}.") from None
     return builder.close()
 
 
@@ -302,7 +310,7 @@ def write_voc(images: Iterable[LabelledImage], folder: Path, options: WritingOpt
     lines = ["# label:color_rgb:parts:actions"]
     for number, label in {0: BACKGROUND, **categories.names}.items():
         red, green, blue = palette[3 * number : 3 * number + 3]
-        lines.append(f"{' '.join(label.split())}:{red},{green},{blue}::")
+        lines.append(f"{' '.join(label.split()) or UNNAMED}:{red},{green},{blue}::")
     (folder / "labelmap.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return written
 

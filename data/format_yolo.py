@@ -83,7 +83,7 @@ def read_yolo(source: str | Path, options: ReadingOptions) -> Iterator[LabelledI
         )
     if unused := _labels_without_image(folders[split], images, file.parent):
         options.left_out["files of labels without an image"] += len(unused)
-    return read_each(images, read)
+    return read_each(images, read, file)
 
 
 # ---- the YAML file --------------------------------------------------------------------------------------------------

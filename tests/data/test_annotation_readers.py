@@ -236,6 +236,9 @@ def test_lists_of_voc(tmp_path):
     refused("voc", folder, "leads out", split="val")
     (lists / "val.txt").write_text("b\n")
     refused("voc", folder, "b.png does not exist", split="val")
+    (lists / "val.txt").write_text("\n")
+    refused("voc", folder, f"{folder} has no image", split="val")
+    refused("voc", folder / "JPEGImages", f"{folder / 'JPEGImages'} is no folder of Pascal VOC")
     refused("voc", voc(folder, CLASSES.T.copy()), "36 x 24", "24 x 36", split="train")
 
 
@@ -255,6 +258,8 @@ def test_xml_of_voc(tmp_path):
     refused("voc", tmp_path, "a.xml", "DOCTYPE")
     path.write_text(XML[:-9])
     refused("voc", tmp_path, "a.xml", "no XML")
+    path.write_bytes(f"<?xml version='1.0' encoding='gb2312'?>{XML}".encode())
+    refused("voc", tmp_path, "a.xml", "no XML file in UTF-8", "encoding")
     path.write_text(XML.replace("<ymin>3</ymin>", ""))
     refused("voc", tmp_path, "a.xml", "bndbox", without_mask="box")
 

@@ -67,6 +67,10 @@ def test_file_names_stay_in_their_folder(tmp_path):
     for name in ("", "  ", 3, None, ["a.png"], "a\0.png"):
         with pytest.raises(ValueError, match="is not a file name"):
             file_in(tmp_path, name)
+    for stored, named in (("e\u0301.png", "\xe9.png"), ("\xfc.png", "u\u0308.png")):  # as archives of others have it
+        assert file_in(tmp_path, named) == tmp_path / named
+        (tmp_path / stored).touch()
+        assert file_in(tmp_path, named) == tmp_path / stored
 
 
 @pytest.mark.parametrize("is_enabled", [True, False])
