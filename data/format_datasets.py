@@ -85,7 +85,7 @@ def read_datasets(source: str | Path, options: ReadingOptions) -> Iterator[Label
         names.add(named)
         masks = ImageMasks(head, None, options, what, tool_frame="upright" if is_own else None)
         if is_own:
-            objects, requests = _own_row(row, masks)
+            objects, requests = _own_row(row, masks, _question(row, options.columns, masks))
         else:
             objects, requests = _plain_row(row, columns, masks, class_names, files)
         return LabelledImage(
@@ -198,10 +198,15 @@ def _plain_row(
             found = masks.object(label or "", _mask_of(mask, masks, files, what), what)
         if found is not None:
             objects.append(found)
+    asked = _question(row, columns, masks)
+    return objects, [LabelledRequest(asked)] if asked else []
+
+
+def _question(row: Mapping[str, Any], columns: Mapping[str, str], masks: ImageMasks) -> str | None:
     asked = row[columns["text"]] if "text" in columns else None
     if not isinstance(asked, (str, type(None))):
         raise DataFileError(f"{masks.what}: its question is {reprlib.repr(asked)}; it must be a text.")
-    return objects, [LabelledRequest(asked)] if asked else []
+    return asked
 
 
 def _mask_of(stored: Any, masks: ImageMasks, files: DataSetName, what: str) -> Any:
@@ -223,9 +228,13 @@ def _is_bitmap(values: np.ndarray) -> bool:
     return values.dtype == bool or (min(values.shape[-2:]) > 2 and bool(np.isin(values, (0, 1, 255)).all()))
 
 
-def _own_row(row: Mapping[str, Any], masks: ImageMasks) -> tuple[list[LabelledObject], list[LabelledRequest]]:
-    """What [`write_datasets`] has written, or `reasonseg segment --dataset`, which has one answer."""
-    objects, asked = [], row.get("requests") or ([{"answer": row["answer"]}] if row.get("answer") else [])
+def _own_row(
+    row: Mapping[str, Any], masks: ImageMasks, question: str | None
+) -> tuple[list[LabelledObject], list[LabelledRequest]]:
+    """What [`write_datasets`] has written, or `reasonseg segment --dataset`, which has one answer, to the question in
+    the column that is named for it."""
+    answered = [{"question": question, "answer": row["answer"]}] if row.get("answer") else []
+    objects, asked = [], row.get("requests") or answered
     for number, each in enumerate(row["objects"] or [], start=1):
         what = f"object number {number}"
         if not isinstance(each, Mapping) or "rle" not in each:

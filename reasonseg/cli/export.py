@@ -213,13 +213,18 @@ def _labelled_rows(results: Path, options: "ReadingOptions") -> "Iterator[Labell
 
     names: set[str] = set()
     for split in FolderShards(results).splits():
-        image = FolderShards(results, split).request()["image_column"]
-        columns = {} if image is None else {"image": image}
+        request = FolderShards(results, split).request()
+        columns = {what: column for what in ("image", "text") if (column := request[f"{what}_column"]) is not None}
+        if columns.get("text") in request["drop_columns"]:
+            del columns["text"]
         for found in FORMATS["datasets"].read(results, replace(options, split=split, columns=columns)):
             # what two splits call the same is told apart by a folder
             named = f"{split}/{found.file_name}" if found.file_name in names else found.file_name
             names.add(named)
-            yield replace(found, file_name=named)
+            requests = found.requests
+            if (text := request["text"]) is not None:
+                requests = tuple(replace(asked, question=text) for asked in requests)
+            yield replace(found, file_name=named, requests=requests)
 
 
 def labelled_images(

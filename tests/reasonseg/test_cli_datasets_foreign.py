@@ -249,11 +249,20 @@ def test_every_row_may_ask_for_something_else(parquet, rows, tmp_path, column, l
 
 
 def test_a_column_of_questions(parquet, tmp_path):
-    asked = ("--text-column", "question", "-m", "embedded", "--max-new-tokens", 8)
-    label(parquet, tmp_path / "out", asked=asked)
-    loaded = datasets.load_dataset(str(tmp_path / "out"), split="train")
-    assert len(loaded) == 11
-    assert all(isinstance(answer, str) for answer in loaded["answer"])
+    """Or one question for all; both are what is asked where the rows are exported and imported."""
+    one_for_all = ("--text", "Where is it?", "--shard", "3/3")
+    for name, asked in (("column", ("--text-column", "question")), ("shared", one_for_all)):
+        out = tmp_path / name
+        label(parquet, out, asked=(*asked, "-m", "embedded", "--max-new-tokens", 8))
+        loaded = datasets.load_dataset(str(out), split="train")
+        assert len(loaded) == 11 or name == "shared"
+        assert all(isinstance(answer, str) for answer in loaded["answer"])
+        run("export", out, "-f", "coco")
+        content = json.loads((out / "export" / "coco" / "annotations" / "instances.json").read_text(encoding="utf-8"))
+        questions = loaded["question"][:] if name == "column" else ["Where is it?"] * len(loaded)
+        assert [image["requests"][0]["question"] for image in content["images"]] == questions
+    (imported, *_) = FORMATS["datasets"].read(out, ReadingOptions(columns={"text": "question"}))
+    assert imported.requests[0].question == loaded["question"][0]
 
 
 def test_rows_that_fail_are_kept_and_say_why(tmp_path):
