@@ -116,7 +116,13 @@ def main() -> None:
     args = parser.parse_args()
 
     data = load_dataset(args.dataset, split=args.split, streaming=True).decode(False)  # images stay as they are stored
-    features = Features({**data.decode(True).features, "objects": List(OBJECT), "answer": Value("string")})
+    columns = data.decode(True).features
+    asked = [args.image_column, *([args.text_column] if args.text_column else [])]
+    if missing := [name for name in asked if name not in columns]:
+        parser.error(f"{args.dataset} has no column {missing[0]!r}; it has {', '.join(columns)}")
+    if taken := [name for name in ("objects", "answer") if name in columns]:
+        parser.error(f"{args.dataset} has a column {taken[0]!r} already, which would be lost; rename it")
+    features = Features({**columns, "objects": List(OBJECT), "answer": Value("string")})
     output, pipe = Output(args.out, args.private), None
     rows = iter(data)
     for number in range(10**5):

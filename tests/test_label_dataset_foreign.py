@@ -40,13 +40,14 @@ def test_it_labels_a_folder_and_goes_on(tmp_path):
     arguments = ("--model", EMBEDDED_MODEL, "--image-column", "photo", "--phrase", "the red cup", "--phrase", "a dog")
     env = {**os.environ, "PYTHONPATH": str(ROOT), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
 
-    def run() -> list[str]:
-        done = fork_server(env=env).run(SCRIPT, tmp_path / "in", out, *arguments, "--rows-per-file", 2, env=env)
-        assert done.returncode == 0, done.stderr
-        return re.findall(r"(data/\S+), (\d+) rows", done.stdout)
+    def run(source: Path = tmp_path / "in", code: int = 0) -> list[str]:
+        done = fork_server(env=env).run(SCRIPT, source, out, *arguments, "--rows-per-file", 2, env=env)
+        assert done.returncode == code, done.stderr
+        return re.findall(r"(data/\S+), (\d+) rows|(has a column '.+)", done.stdout + done.stderr)
 
-    files = [(f"data/train-00000-of-00001-{number:05}.parquet", rows) for number, rows in enumerate("221")]
+    files = [(f"data/train-00000-of-00001-{number:05}.parquet", rows, "") for number, rows in enumerate("221")]
     assert run() == files
+    assert run(out, code=2) == [("", "", "has a column 'objects' already, which would be lost; rename it")]
     (out / files[1][0]).unlink()
     assert run() == files[1:2]
     loaded = datasets.load_dataset(str(out), split="train", cache_dir=str(tmp_path / "cache"))
