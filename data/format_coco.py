@@ -12,7 +12,7 @@ import json
 import reprlib
 import shutil
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from .annotated_images import AnnotatedImage, by_image, read_annotations, read_images
@@ -52,7 +52,7 @@ def read_coco(source: str | Path, options: ReadingOptions) -> Iterator[LabelledI
     """
     path = _one_file(Path(source))
     content = read_annotations(path, ("images", "annotations", "categories"))
-    images = read_images(content["images"], str(path), unique=("id", "file_name"))
+    images = read_images([*map(_with_name, content["images"])], str(path), unique=("id", "file_name"))
     if not images:
         raise DataFileError(f"{path} lists no image.")
     categories = check_categories(content["categories"], str(path))
@@ -62,8 +62,7 @@ def read_coco(source: str | Path, options: ReadingOptions) -> Iterator[LabelledI
 
     def read(image: AnnotatedImage) -> LabelledImage:
         what = f"{path}, image {image.id!r}"
-        name = image.file_name if options.images is None else local_name(image.file_name)
-        file = _image_file(folder, name, what)
+        name, file = _find_image(folder, image.file_name, what, is_chosen=options.images is not None)
         masks = ImageMasks(read_head(file, options.max_image_pixels), image.size, options, what)
         objects = [_read_object(masks, annotation, categories) for annotation in annotations.get(image.id, ())]
         objects += map(masks.rejected, _rejected(absent[image.id], categories, what))
@@ -175,14 +174,24 @@ def _image_path(folder: Path, name: str) -> Path:
     return path if path.is_file() else file_in(folder, name.replace("\\", "/"))
 
 
-def _image_file(folder: Path, name: str, what: str) -> Path:
+def _find_image(folder: Path, name: str, what: str, is_chosen: bool) -> tuple[str, Path]:
+    """The name below the folder, and the file; in one that was chosen also by the last part of its name."""
+    names = [local_name(name), PureWindowsPath(name).name] if is_chosen else [name]
     try:
-        path = _image_path(folder, name)
+        paths = {each: _image_path(folder, each) for each in names}
     except ValueError as error:
         raise DataFileError(f"{what}: {error} {_CHOOSE_FOLDER}") from None
-    if not path.is_file():
-        raise DataFileError(f"{what}: {path} does not exist. {_CHOOSE_FOLDER}")
-    return path
+    for each, path in paths.items():
+        if path.is_file():
+            return each, path
+    raise DataFileError(f"{what}: {paths[names[0]]} does not exist. {_CHOOSE_FOLDER}")
+
+
+def _with_name(entry: Any) -> Any:
+    """LVIS, which has no names of files, gives the address of an image of COCO: its folder and its name."""
+    if not isinstance(entry, dict) or entry.get("file_name") or not isinstance(url := entry.get("coco_url"), str):
+        return entry
+    return {**entry, "file_name": "/".join(url.split("/")[-2:])}
 
 
 # ---- writing --------------------------------------------------------------------------------------------------------

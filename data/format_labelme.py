@@ -146,8 +146,8 @@ def _embedded_head(content: bytes, path: Path, limit: int | None) -> ImageHead:
 
 def _decode(text: Any, what: str) -> bytes:
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, TypeError, ValueError):
+        return base64.b64decode("".join(text.split()), validate=True)  # some writers break it into lines
+    except (AttributeError, binascii.Error, TypeError, ValueError):
         raise DataFileError(f"{what} is {reprlib.repr(text)}, which is no base64.") from None
 
 
@@ -155,7 +155,7 @@ def _stated_size(content: dict[str, Any], path: Path) -> tuple[int, int] | None:
     sides = (content.get("imageHeight"), content.get("imageWidth"))
     if None in sides:
         return None
-    if not all(isinstance(side, int) for side in sides):
+    if not all(isinstance(side, int) or (isinstance(side, float) and side.is_integer()) for side in sides):
         raise DataFileError(f"{path}: its `imageHeight` and `imageWidth` are {sides}; give pixels.")
     return sides
 

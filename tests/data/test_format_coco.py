@@ -120,9 +120,13 @@ def test_annotations_that_are_refused(tmp_path, changes, words):
 def test_files_that_are_refused(tmp_path):
     path = coco(tmp_path, {"segmentation": [CORNERS]}, file_name="../images/a.jpg")
     refused("coco", path, "instances.json, image 0", "leads out", "../images/a.jpg")
-    for elsewhere in ("../images/a.jpg", "/data/a.jpg", "C:\\data\\a.jpg", "https://host/a.jpg?size=1"):
+    for elsewhere in ("../images/a.jpg", "/data/a.jpg", "C:\\data\\a.jpg", "https://host/a.jpg?size=1", "b\\a.jpg"):
         path = coco(tmp_path, {"segmentation": [CORNERS]}, file_name=elsewhere)
         assert read("coco", path, images=tmp_path / "images")[0].file_name == "a.jpg"
+    for url in ("http://host/images/a.jpg", "http://host/val2017/a.jpg"):  # of LVIS
+        path = coco(tmp_path, {"segmentation": [CORNERS]}, file_name=None, coco_url=url)
+        chosen = {} if "images" in url else {"images": tmp_path / "images"}
+        assert read("coco", path, **chosen)[0].source == tmp_path / "images" / "a.jpg"
     path = coco(tmp_path, {"segmentation": [CORNERS]}, file_name="b.jpg")
     refused("coco", path, "b.jpg", "images='FOLDER'")
     path = coco(tmp_path, {"segmentation": [CORNERS]}, size=(25, WIDTH))

@@ -105,6 +105,10 @@ def test_images_of_labelme(tmp_path):
     """Separators of Windows, images inside the file, and images elsewhere."""
     content = base64.b64encode(png(np.zeros((*SIZE, 3), dtype=np.uint8))).decode()
     inside = labelme(tmp_path / "inside", shape(pairs(CORNERS)), imagePath="..\\x\\b.jpg", imageData=content)
+    assert read("labelme", inside)[0].file_name == "a.png"
+    # as other tools write it: the text in lines, whole numbers with a point
+    others = {"imageData": f"{content[:40]}\r\n{content[40:]}", "imageHeight": float(HEIGHT)}
+    inside = labelme(tmp_path / "inside", shape(pairs(CORNERS)), imagePath="..\\x\\b.jpg", **others)
     (image,) = read("labelme", inside)
     assert (image.file_name, image.pixels().shape) == ("a.png", (*SIZE, 3))
     labelme(tmp_path / "beside", shape(pairs(CORNERS)), imagePath="sub\\b.jpg", imageData=content)
