@@ -81,38 +81,50 @@ def with_requests(
         labels (`Sequence[str]`): All labels of the data set, for `options.absent`.
 
     Raises:
-        DataFileError: A label holds `[SEG]` or `[REJ]`.
+        DataFileError: A label holds `[SEG]` or `[REJ]`; with the image.
     """
     for image in images:
-        if image.requests:
-            yield _completed(image, options)
-            continue
-        chosen = random.Random(f"{options.seed} {image.file_name}")
-        objects = list(image.objects) if options.slot == "object" else list(_by_label(image.objects))
-        present = {found.label for found in objects}
-        lacking = [label for label in labels if label not in present]
-        for label in chosen.sample(lacking, min(options.absent, len(lacking))):
-            objects.append(LabelledObject(label, None, rejected=True))
-        if options.absent:
-            chosen.shuffle(objects)  # else the last of a question would always be the absent ones
-        groups = list(_named_alike(objects)) if options.per == "label" else [objects] if objects else []
-        yield replace(
-            image,
-            objects=tuple(replace(found, request=number) for number, each in enumerate(groups) for found in each),
-            requests=tuple(LabelledRequest(_question(each, options), _answer(each, options)) for each in groups),
-        )
+        try:
+            asked = _completed(image, options) if image.requests else _asked(image, options, labels)
+        except DataFileError as error:
+            raise DataFileError(f"The image {image.file_name!r}: {error}") from None
+        yield asked
 
 
 def labels_of(images: Iterable[LabelledImage]) -> list[str]:
     """All labels, in order of appearance."""
-    return list(dict.fromkeys(found.label for image in images for found in image.objects if found.label))
+    labels = (found.label.strip() for image in images for found in image.objects)
+    return list(dict.fromkeys(label for label in labels if label))
+
+
+def _asked(image: LabelledImage, options: AskingOptions, labels: Sequence[str]) -> LabelledImage:
+    """An image with questions by the labels of its objects."""
+    chosen = random.Random(f"{options.seed} {image.file_name}")
+    objects = list(image.objects) if options.slot == "object" else list(_by_label(image.objects))
+    present = {_word(found) for found in objects}
+    lacking = [label for label in labels if label not in present]
+    for label in chosen.sample(lacking, min(options.absent, len(lacking))):
+        objects.append(LabelledObject(label, None, rejected=True))
+    if options.absent:
+        chosen.shuffle(objects)  # else the last of a question would always be the absent ones
+    groups = list(_named_alike(objects)) if options.per == "label" else [objects] if objects else []
+    return replace(
+        image,
+        objects=tuple(replace(found, request=number) for number, each in enumerate(groups) for found in each),
+        requests=tuple(LabelledRequest(_question(each, options), _answer(each, options)) for each in groups),
+    )
+
+
+def _word(found: LabelledObject) -> str:
+    """What an object is asked for by: its label without the blanks around it."""
+    return found.label.strip() or UNNAMED
 
 
 def _named_alike(objects: Iterable[LabelledObject]) -> Iterable[list[LabelledObject]]:
     """Objects that are asked for by the same word, in the order of the first of each."""
     groups: dict[str, list[LabelledObject]] = {}
     for found in objects:
-        groups.setdefault(found.label or UNNAMED, []).append(found)
+        groups.setdefault(_word(found), []).append(found)
     return groups.values()
 
 
@@ -144,7 +156,7 @@ def _completed(image: LabelledImage, options: AskingOptions) -> LabelledImage:
 
 def _question(objects: Sequence[LabelledObject], options: AskingOptions) -> str:
     """A question for what is called so; empty without objects."""
-    labels = list(dict.fromkeys(found.label or UNNAMED for found in objects))
+    labels = list(dict.fromkeys(map(_word, objects)))
     return _asked_and_answered(labels, options)[0] if labels else ""
 
 
@@ -152,7 +164,7 @@ def _answer(objects: Sequence[LabelledObject], options: AskingOptions) -> str:
     """An answer with a slot for each object, in order; empty without objects."""
     if not objects:
         return ""
-    _, answer = _asked_and_answered([found.label or UNNAMED for found in objects], options)
+    _, answer = _asked_and_answered([*map(_word, objects)], options)
     *texts, last = answer.split(_OPEN)
     if len(texts) != len(objects):
         raise DataFileError(f"The answer {answer.replace(_OPEN, '{seg}')!r} has more than one slot per label.")

@@ -38,6 +38,10 @@ def test_one_question_for_all_labels_of_an_image():
     assert found.requests == (
         LabelledRequest("Please segment cup, dog in this image.", "Sure, cup: [SEG], dog: [SEG]."),
     )
+    # blanks around a label make no other question, and nothing absent of it
+    assert asked(image(*CUPS, LabelledObject(" cup ", mask_to_rle(RIGHT)))).requests == found.requests
+    spaced = asked(image(LabelledObject(" cup ", mask_to_rle(RIGHT))), labels=["cup"], absent=1)
+    assert spaced.requests[0].answer == "Sure, cup: [SEG]."
     cup, dog = found.objects
     np.testing.assert_array_equal(cup.pixels(), LEFT | RIGHT)
     np.testing.assert_array_equal(dog.pixels(), RIGHT)
@@ -70,7 +74,7 @@ def test_words_of_ones_own():
     ):
         with pytest.raises(ValueError, match=r"must|may use"):
             AskingOptions(**wrong)
-    with pytest.raises(DataFileError, match=r"holds \[SEG\]"):
+    with pytest.raises(DataFileError, match=r"'a.png'.+ holds \[SEG\]"):
         asked(image(LabelledObject("a [SEG]", mask_to_rle(LEFT))))
 
 
