@@ -251,9 +251,13 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and not abs(value) > 2**63
 
 
-def score_of(value: Any) -> float | None:
-    """A score from 0 to 1; `None` where a file has something else there."""
-    return float(value) if _is_number(value) and 0 <= value <= 1 else None
+def score_of(value: Any, options: ReadingOptions) -> float | None:
+    """A score from 0 to 1; `None` where there is none, or something else, which is left out."""
+    if _is_number(value) and 0 <= value <= 1:
+        return float(value)
+    if value is not None:
+        options.left_out["scores that are not from 0 to 1"] += 1
+    return None
 
 
 def image_ending(image: Path | bytes, max_image_pixels: int | None) -> str:

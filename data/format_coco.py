@@ -114,7 +114,7 @@ def _read_object(masks: ImageMasks, annotation: dict[str, Any], categories: dict
         segmentation,
         annotation["what"],
         box_xyxy=box or None,
-        score=score_of(annotation.get("score")),
+        score=score_of(annotation.get("score"), masks.options),
         is_crowd=bool(crowd),
     )
 

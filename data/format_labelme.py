@@ -191,7 +191,7 @@ def _objects(shapes: list[Any], masks: ImageMasks) -> Iterator[LabelledObject | 
         what, first = members[0]
         flags = first.get("flags")
         others = {
-            "score": score_of(first.get("score")),
+            "score": score_of(first.get("score"), masks.options),
             "is_crowd": isinstance(flags, dict) and flags.get(CROWD_FLAG) is True,
         }
         drawn = partial(_united, members, masks)

@@ -85,6 +85,10 @@ def test_crowds_scores_and_what_is_absent(tmp_path):
     assert image.image_id == 0
     assert sum(options.left_out.values()) == 1
     assert [each.label for each in read("coco", path, skip_labels=("cup",))[0].objects] == ["dog"]
+    percent = coco(tmp_path / "percent", {"segmentation": [CORNERS], "score": 87.5})
+    options = ReadingOptions()
+    assert next(FORMATS["coco"].read(percent, options)).objects[0].score is None
+    assert options.left_out == {"scores that are not from 0 to 1": 1}
     skipped = ReadingOptions(skip_labels=("dog",))
     assert [each.label for each in next(FORMATS["coco"].read(path, skipped)).objects] == ["cup"]
     assert skipped.left_out["objects with a label to skip"] == 1
