@@ -20,6 +20,8 @@ from .labelled_images import LabelledImage, LabelledObject
 
 
 FRAMES = ("upright", "stored")
+# What macOS puts beside a file where the disk or archive cannot hold all that it knows of it.
+SIDE_FILES = "._"
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".mpo", ".avif")
 # Faults that an error names one by one.
 _SHOWN_PROBLEMS = 5
@@ -284,6 +286,7 @@ def image_named(folder: Path, stem: str, what: str) -> Path:
 __all__ = [
     "FRAMES",
     "IMAGE_SUFFIXES",
+    "SIDE_FILES",
     "ImageHead",
     "ImageMasks",
     "image_ending",

@@ -23,7 +23,7 @@ from PIL import Image
 from ..processing.image_loading import MAX_IMAGE_PIXELS, open_image, upright_image
 from ..processing.regions import check_mask_size
 from .annotation_formats import ReadingOptions, WritingOptions, Written
-from .annotation_reading import ImageHead, ImageMasks, image_named, read_each, read_head
+from .annotation_reading import SIDE_FILES, ImageHead, ImageMasks, image_named, read_each, read_head
 from .annotation_writing import DEFAULT_SPLIT, UNNAMED, Categories, encode_png, new_file, place_image
 from .data_files import DataFileError, file_in, read_text
 from .labelled_images import LabelledImage, LabelledObject
@@ -106,7 +106,7 @@ def _names_of(root: Path, split: str | None, has_masks: bool) -> tuple[str | Non
     if split is None and len(lists) > 1:
         raise DataFileError(f"{root} has the splits {', '.join(lists)}; say which one with split='NAME'.")
     if split is None and not lists:
-        files = sorted((root / folder).rglob(f"*{ending}"))
+        files = sorted(file for file in (root / folder).rglob(f"*{ending}") if not file.name.startswith(SIDE_FILES))
         return None, [file.relative_to(root / folder).with_suffix("").as_posix() for file in files]
     split = next(iter(lists)) if split is None else split
     if split not in lists:

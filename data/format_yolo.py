@@ -20,7 +20,7 @@ from typing import Any
 import yaml
 
 from .annotation_formats import ReadingOptions, WritingOptions, Written
-from .annotation_reading import IMAGE_SUFFIXES, ImageMasks, read_each, read_head
+from .annotation_reading import IMAGE_SUFFIXES, SIDE_FILES, ImageMasks, read_each, read_head
 from .annotation_writing import DEFAULT_SPLIT, Categories, new_file, place_image
 from .data_files import DataFileError, file_in, read_text
 from .labelled_images import LabelledImage, LabelledObject
@@ -201,7 +201,8 @@ def _images_of(folders: dict[str, list[Path]], split: str | None, path: Path) ->
 
 
 def _images_below(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    found = (file for file in folder.rglob("*") if not file.name.startswith(SIDE_FILES))
+    return sorted(file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
 
 
 def _listed_images(path: Path, root: Path) -> list[Path]:
@@ -236,7 +237,8 @@ def _labels_without_image(folders: Sequence[Path], images: Sequence[Path], root:
     """Files of labels that belong to none of the images, where a folder of images has one of labels."""
     kept = {folder: _label_file(folder / "image", root).parent for folder in folders if folder.is_dir()}
     found = {file for folder, labels in kept.items() if labels != folder for file in labels.rglob("*.txt")}
-    return {file for file in found if file.name != _CLASSES} - {_label_file(image, root) for image in images}
+    named = {file for file in found if file.name != _CLASSES and not file.name.startswith(SIDE_FILES)}
+    return named - {_label_file(image, root) for image in images}
 
 
 def _read_lines(path: Path, names: dict[int, str], masks: ImageMasks) -> Iterator[LabelledObject]:

@@ -88,6 +88,7 @@ def test_data_sets_of_yolo(tmp_path, content):
     folder = yolo(tmp_path, b"\xef\xbb\xbf" + f"{LINE}\r\n\r\n".encode(), **content)
     (folder / "all.txt").write_text("".join(f"{folder}/images/train/{name}.jpg\n" for name in ("a", "empty")))
     (folder / "train.txt").write_text("./images/train/a.jpg\nimages/train/empty.jpg\n")
+    (folder / "images" / "train" / "._a.jpg").write_bytes(b"of macOS")
     (folder / "data.txt").write_text("data/images/train/a.jpg\ndata/images/train/empty.jpg\n")
     for source in (folder, folder / "data.yaml"):
         images = read("yolo", source)
@@ -193,6 +194,7 @@ CLASSES[0, 0] = 255
 
 def test_pngs_of_voc(tmp_path):
     folder = voc(tmp_path, CLASSES)
+    (folder / "SegmentationClass" / "._a.png").write_bytes(b"of macOS")
     assert guess_format(folder).name == "voc"
     assert [(label, mask.sum()) for label, mask in masks_of(read("voc", folder))] == [("bottle", 144), ("person", 25)]
     objects = np.where(CLASSES == 255, 255, CLASSES > 0).astype(np.uint8)
