@@ -31,6 +31,9 @@ CLIPPED = "moved to the edge of the image"
 NO_BOX = "box left out: {}"
 NO_POINT = "point left out: {}"
 NO_EXTENT = "it has no extent in the image"
+UNCLOSED = "it does not end"
+NO_PAIR = "one of its two numbers is missing"
+ALL_NEGATIVE = "it is where the object is not, and nothing says where it is"
 OUTSIDE = "it lies outside of the image"
 FRACTIONS = "numbers read as fractions of the sides"
 AS_PIXELS = "numbers read as pixels of the image"
@@ -43,6 +46,7 @@ NOTHING = "the answer holds no coordinates"
 ONLY_CHARACTERS = f"only the first {MAX_CHARACTERS} characters were read"
 ONLY_OBJECTS = "only the first {} objects were read"
 NOT_EVEN = "points left out: they do not come out even with the boxes"
+BEFORE_THE_END = "the answer stands before the end of the thinking"
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,10 @@ class _Found:
 
     span: Span
     box: Any = None
-    points: list[Any] = field(default_factory=list)
+    # with 1 for each that is on the object, 0 for one that is not
+    points: list[tuple[Any, int]] = field(default_factory=list)
     label: Any = None
     repairs: list[str] = field(default_factory=list)
-    # one per point, where the answer has some
-    point_labels: list[int] = field(default_factory=list)
 
 
 Syntax = Callable[[str, int, int], Iterator[_Found]]
@@ -174,16 +177,17 @@ def _find_answer(text: str, in_tags: bool) -> tuple[int, int, str, list[str]]:
     """Where the answer proper is in `text`, what was thought before it, and what is to be said of it."""
     problems: list[str] = []
     thought_from, thought_to = (re.search(tag, text, re.IGNORECASE) for tag in ("<think>", "</think>"))
-    start = thought_to.end() if thought_to else 0
-    opened = re.compile("<answer>", re.IGNORECASE).search(text, start)
-    end_of_thinking, stop = start, len(text)
-    if thought_to:
-        end_of_thinking = thought_to.start()
-    elif opened:
-        end_of_thinking = opened.start()
-    elif thought_from:
+    start, stop = thought_to.end() if thought_to else 0, len(text)
+    opening = re.compile("<answer>", re.IGNORECASE)
+    opened = opening.search(text, start)
+    if not opened and not re.compile(r"[\d\[]").search(text, start) and (opened := opening.search(text)):
+        problems.append(BEFORE_THE_END)
+    ends = [found.start() for found in (thought_to, opened) if found]
+    if thought_from and not ends:
         problems.append("the model did not come to an end of its thinking")
-        start = end_of_thinking = len(text)
+        ends = [start := stop]
+    begin = thought_from.end() if thought_from and thought_from.end() <= max(ends) else 0
+    thinking = text[begin : min((end for end in ends if end >= begin), default=0)].strip()
     if opened:
         start = opened.end()
         if opened[0] != "<answer>":
@@ -192,12 +196,11 @@ def _find_answer(text: str, in_tags: bool) -> tuple[int, int, str, list[str]]:
         stop = closed.start() if closed else stop
         if not closed:
             problems.append("the answer does not end")
-        elif re.compile("<answer>", re.IGNORECASE).search(text, stop):
+        elif opening.search(text, stop):
             problems.append("a second answer was left out")
     elif in_tags and start < stop:
         problems.append(NO_TAGS)
-    begin = thought_from.end() if thought_from and thought_from.end() <= end_of_thinking else 0
-    return start, stop, text[begin:end_of_thinking].strip(), problems
+    return start, stop, thinking, problems
 
 
 # ---- how objects are written ----------------------------------------------------------------------------------------
@@ -216,7 +219,8 @@ _NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 # Numbers written as one text: "10, 20, 30, 40", "[10, 20, 30, 40]", "(10, 20), (30, 40)".
 _NUMBERS_IN_TEXT = re.compile(r"[\d\s.,;eE+\-\[\]()]{1,200}")
 _NAMED_NUMBERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("x", "y"))
-_LABEL_KEYS = ("label", "name", "category", "object", "text_content", "text")
+_NEGATIVE = re.compile("neg|background")
+_LABEL_KEYS = ("label", "labels", "name", "category", "object", "text_content", "text")
 # Braces at which an object is looked for: each trial reads on to the first error, so that more would take long.
 _MAX_TRIALS = 500
 
@@ -286,11 +290,13 @@ def _from_keys(value: dict[str, Any], span: Span, repairs: list[str]) -> list[_F
     """
     boxes, points, labels, point_labels = [], [], [None], []
     if (own := _by_names(value)) is not None:
-        (boxes if len(own) == 4 else points).append(own)
+        (boxes if len(own) == 4 else points).append(own if len(own) == 4 else (own, 1))
     for key, entry in value.items():
         name, entry = str(key).lower(), _as_row(entry)
         rows = entry if isinstance(entry, list) and all(isinstance(row, list) for row in entry) else []
-        if "label" in name and "point" in name:
+        if "label" in name and (
+            "point" in name or (isinstance(entry, list) and 1 in entry and _zeros_and_ones(entry))
+        ):
             point_labels = entry if isinstance(entry, list) else [entry]
         elif (name in _LABEL_KEYS or ("label" in name and "box" in name)) and isinstance(entry, (str, list)):
             labels = entry if isinstance(entry, list) else [entry]
@@ -298,17 +304,20 @@ def _from_keys(value: dict[str, Any], span: Span, repairs: list[str]) -> list[_F
             # Two corners in brackets of their own are one box.
             boxes += rows if rows and all(len(row) >= 4 for row in rows) else [entry]
         elif "point" in name and entry is not None:
-            points += rows or [entry]
+            points += [(one, int(not _NEGATIVE.search(name))) for one in rows or [entry]]
     # Keys such as "box_format" and "num_points" name none.
-    boxes, points = ([one for one in group if isinstance(one, list)] or group for group in (boxes, points))
-    lists = [one for one in (*boxes, *points) if isinstance(one, list) and one]
+    boxes = [one for one in boxes if isinstance(one, list)] or boxes
+    points = [one for one in points if isinstance(one[0], list)] or points
+    lists = [one for one in (*boxes, *(point for point, _ in points)) if isinstance(one, list) and one]
     are_objects = [all(isinstance(part, dict) for part in one) for one in lists]
     if not (boxes or points) or (lists and all(are_objects)):
         return []
+    if len(written := _zeros_and_ones(point_labels)) == len(points):
+        points = [(point, label) for (point, _), label in zip(points, written, strict=True)]
     count = max(len(boxes), 1)
     labels = labels if len(labels) == count else [None] * count if len(labels) != 1 else labels * count
     if count == 1:
-        return [_Found(span, next(iter(boxes), None), points, labels[0], repairs, _zeros_and_ones(point_labels))]
+        return [_Found(span, next(iter(boxes), None), points, labels[0], repairs)]
     pairs = [[point] for point in points] if len(points) == count else [[]] * count
     repairs = [*repairs, NOT_EVEN] if len(points) not in (0, count) else repairs
     return [_Found(span, box, own, label, repairs) for box, own, label in zip(boxes, pairs, labels, strict=True)]
@@ -353,14 +362,25 @@ def _ref_boxes(text: str, start: int, stop: int) -> Iterator[_Found]:
         rows = list(re.finditer(r"\[[^\[\]]*\]?", text[found.start(2) : found.end(2)]))
         for row in rows:
             span = (found.start(2) + row.start(), found.start(2) + row.end())
-            if row[0].endswith("]"):  # else it was cut off
+            if row[0].endswith("]"):
                 yield _Found(span, box=[float(number) for number in re.findall(_NUMBER, row[0])], label=label)
+            elif row[0][1:].strip():  # else it is the list's own bracket
+                yield _Found(span, repairs=[NO_BOX.format(UNCLOSED)])
 
 
 def _bare_boxes(text: str, start: int, stop: int) -> Iterator[_Found]:
     """`[x1, y1, x2, y2]` without anything that says what it is."""
     for found in _ROW_OF_FOUR.finditer(text, start, stop):
         yield _Found(found.span(), box=[float(number) for number in found[1].split(",")], repairs=[BARE_NUMBERS])
+
+
+_CORNERS = re.compile(rf"\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)(?:\s*,)?\s*\(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*\)")
+
+
+def _corner_pairs(text: str, start: int, stop: int) -> Iterator[_Found]:
+    """Two corners, `(x1,y1),(x2,y2)`, as Qwen-VL and Qwen2-VL write boxes."""
+    for found in _CORNERS.finditer(text, start, stop):
+        yield _Found(found.span(), box=list(map(float, re.findall(_NUMBER, found[0]))), repairs=[BARE_NUMBERS])
 
 
 _POINT_TAG = re.compile(r"<points?\b([^<>]*)>?(?:([^<>]*)</points?>)?")
@@ -373,10 +393,13 @@ def _point_tags(text: str, start: int, stop: int) -> Iterator[_Found]:
         values = {name: one or other for name, one, other in _ATTRIBUTE.findall(tag[1])}
         label = values.get("alt") or (tag[2] or "").strip() or None
         for name, value in values.items():
-            if name[0] == "x" and (name[1:].isdecimal() or name == "x") and f"y{name[1:]}" in values:
-                pair = [value, values[f"y{name[1:]}"]]
-                numbers = [float(one) if re.fullmatch(rf"\s*{_NUMBER}\s*", one) else one for one in pair]
-                yield _Found(tag.span(), points=[numbers], label=label)
+            if name[0] != "x" or not (name[1:].isdecimal() or name == "x"):
+                continue
+            if (y := values.get(f"y{name[1:]}")) is None:
+                yield _Found(tag.span(), repairs=[NO_POINT.format(NO_PAIR)])
+                continue
+            numbers = [float(one) if re.fullmatch(rf"\s*{_NUMBER}\s*", one) else one for one in (value, y)]
+            yield _Found(tag.span(), points=[(numbers, 1)], label=label)
 
 
 _PAIR = re.compile(
@@ -388,7 +411,7 @@ def _point_pairs(text: str, start: int, stop: int) -> Iterator[_Found]:
     """Molmo's other spellings: `Click(x, y)`, `(x, y)`, and `p=125,400` in tenths."""
     for pair in _PAIR.finditer(text, start, stop):
         point = [float(pair[1]), float(pair[2])] if pair[1] else [int(pair[3]) / 10, int(pair[4]) / 10]
-        yield _Found(pair.span(), points=[point])
+        yield _Found(pair.span(), points=[(point, 1)])
 
 
 SYNTAXES: dict[str, Syntax] = {
@@ -397,6 +420,7 @@ SYNTAXES: dict[str, Syntax] = {
     "points": _point_tags,
     "pairs": _point_pairs,
     "bare": _bare_boxes,
+    "corners": _corner_pairs,
 }
 
 
@@ -406,8 +430,7 @@ SYNTAXES: dict[str, Syntax] = {
 def _numbers_of(found: _Found) -> tuple[list[float] | None, list[tuple[list[float], int]], list[str]]:
     """The numbers of the box and of the points, with their labels, where they are numbers, and what is to be said."""
     repairs, box, points = list(found.repairs), None, []
-    labels = found.point_labels if len(found.point_labels) == len(found.points) else [1] * len(found.points)
-    of_points = [(point, 2, NO_POINT, label) for point, label in zip(found.points, labels, strict=True)]
+    of_points = [(point, 2, NO_POINT, label) for point, label in found.points]
     for value, count, left_out, label in ((found.box, 4, NO_BOX, 1), *of_points):
         if value is None:
             continue
@@ -478,6 +501,9 @@ def _place(
             repairs.append(CLIPPED)
         placed_points.append(inside)
         labels.append(point_label)
+    if placed_box is None and 1 not in labels:
+        repairs += [NO_POINT.format(ALL_NEGATIVE)] * len(labels)
+        placed_points, labels = [], []
     label = read_label(found.label)
     return CoordinateObject(placed_box, tuple(placed_points), tuple(labels), label, found.span, tuple(repairs))
 

@@ -280,7 +280,7 @@ _QWEN = CoordinateFormat(
         "Report bbox coordinates in JSON format."
     ),
     unit="pixels",
-    syntaxes=("json", "points", "bare"),
+    syntaxes=("json", "points", "bare", "corners"),
     published=("qwen2_5_cookbook", "qwen2_5_odinw", "qwen2_5_baseline"),
 )
 _VISION_REASONER = CoordinateFormat(
@@ -308,7 +308,7 @@ COORDINATE_FORMATS: dict[str, CoordinateFormat] = {
             "Please provide the bounding box coordinate of the region this sentence describes: <ref>{question}</ref>"
         ),
         unit="thousandths",
-        syntaxes=("ref", "json", "bare"),
+        syntaxes=("ref", "json", "bare", "corners"),
         published=("internvl_refcoco", "internvl_demo"),
         kept_tokens=("<ref>", "</ref>", "<box>", "</box>"),
         example="<ref>{label}</ref><box>[[{x1}, {y1}, {x2}, {y2}]]</box>",

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from reasonseg.processing.coordinate_answers import (
     BARE_NUMBERS,
+    BEFORE_THE_END,
     CLIPPED,
     CUT_OFF,
     FRACTIONS,
@@ -143,8 +144,14 @@ class TestObjects:
         for written, labels in (("[1, 1, 0]", (1, 0)), ("[0, 1]", (1, 1)), ("[2, 1, 0]", (1, 1)), ("null", (1, 1))):
             found = only(read(f'<answer>[{{{points}, "point_labels": {written}, "bbox_label": "cup"}}]</answer>'))
             assert (found.points_xy, found.point_labels, found.label) == (((2, 1), (6, 2)), labels, "cup")
-        both = read('<answer>[{"boxes": [[0, 0, 4, 4], [2, 4, 6, 8]], "box_labels": ["a", "b"]}]</answer>').objects
-        assert [one.label for one in both] == ["a", "b"]
+        apart = '"positive_points": [[1, 2]], "negative_points": [[3, 4]]'
+        for written in (apart, '"points": [[1, 2], [3, 4]], "labels": [1, 0]'):
+            found = only(read(f'<answer>[{{{written}, "label": "cup"}}]</answer>'))
+            assert (found.points_xy, found.point_labels) == (((2, 1), (6, 2)), (1, 0))
+        assert "nothing says where it is" in read('<answer>[{"negative_points": [[3, 4]]}]</answer>').problems[0]
+        for key in ("box_labels", "labels"):
+            both = read(f'<answer>[{{"boxes": [[0, 0, 4, 4], [2, 4, 6, 8]], "{key}": ["a", "b"]}}]</answer>').objects
+            assert [one.label for one in both] == ["a", "b"]
         assert read('<answer>[{"x": 1, "y": 2, "w": 3, "h": 4}]</answer>').objects == ()
 
     @pytest.mark.parametrize(
@@ -155,12 +162,16 @@ class TestObjects:
             ('<answer>Here: [{"bbox_2d": [10, 20, 30, 40]},]</answer>', NOT_WHOLE),
             ('<answer>[{"bbox_2d": [10, 20, 30, 40]}]', "the answer does not end"),
             ('<answer>[{"bbox_2d": [10, 20, 30, 40]}]</answer><answer>[]</answer>', "a second answer was left out"),
+            ('<think>x<answer>[{"bbox_2d": [10, 20, 30, 40]}]</answer></think>\n', BEFORE_THE_END),
+            ('<answer>[{"bbox_2d": [10, 20, 30, 40]}]</answer> So <think>x</think> it is.', BEFORE_THE_END),
+            ('x<answer>[{"bbox_2d": [10, 20, 30, 40]}]</answer></think>', BEFORE_THE_END),
         ],
     )
     def test_problems_are_said(self, text, problem):
         answer = read(text)
         assert only(answer).box_xyxy == (20, 10, 60, 20)
         assert answer.problems == (problem,)
+        assert answer.thinking == "x" * ("think>" in text)
 
     def test_a_last_number_that_was_cut_is_not_taken(self):
         answer = read('<answer>[{"bbox_2d": [10, 20, 30, 40]}, {"bbox_2d": [50, 60, 70, 8')
@@ -210,11 +221,17 @@ class TestObjects:
         answer = read("<ref>cup</ref><box>[[0, 0, 500, 500], [1, 1, 9", "internvl", sizes)
         assert only(answer).label == "cup"
         assert only(answer).box_xyxy == (0, 0, 100, 50)
+        assert answer.problems == ("'[1, 1, 9' could not be read: box left out: it does not end",)
+        for name in ("internvl", "qwen3_vl"):
+            assert only(read("the cup(0, 0),(500,500)", name, sizes)).box_xyxy == (0, 0, 100, 50)
         for text in ("<point y='20.0' x='10.0' alt=\"cup\">cup</point>", "Click(10.0, 20.0)", "p=100,200"):
             assert only(read(text, "molmo", sizes)).points_xy == ((20, 20),)
         many = read('<points x1="10" y1="20" x2="30" y2="40" alt="cups">cups</points>', "molmo", sizes)
         assert [one.points_xy for one in many.objects] == [((20, 20),), ((60, 40),)]
         assert {one.label for one in many.objects} == {"cups"}
+        cut = read('<points x1="10" y1="20" x2="30" y2="4', "molmo", sizes)
+        assert only(cut).points_xy == ((20, 20),)
+        assert "one of its two numbers is missing" in cut.problems[0]
 
 
 def dialect_of(case: dict) -> str:
