@@ -197,13 +197,15 @@ def read_vlm_config(folder: Path) -> PreTrainedConfig:
     if isinstance(stored.get("llm_config"), dict):
         return _read_internvl_config(stored, path)
     text, vision = stored.get("text_config"), stored.get("vision_config")
-    if not (isinstance(text, dict) and isinstance(vision, dict)) or text.get("model_type") not in _FAMILIES:
+    if not isinstance(text, dict) or text.get("model_type") not in _FAMILIES:
         kind = text.get("model_type") if isinstance(text, dict) else stored.get("model_type")
         raise ConversionError(
             f"The config names the language model {kind!r}; Sa2VA is converted on {', '.join(_FAMILIES)}.",
             path=path,
             next_step="Pass a folder such as ByteDance/Sa2VA-Qwen3-VL-4B.",
         )
+    if not isinstance(vision, dict):
+        raise ConversionError("The config has no `vision_config`.", path=path, next_step=_AGAIN)
     check_sizes(text, _SIZES, path)
     check_sizes(vision, (*_SIZES, "depth", "num_heads", "out_hidden_size"), path)
     family, _ = _FAMILIES[text["model_type"]]
@@ -317,14 +319,20 @@ def _build_processor(folder: Path, config: Sa2VaConfig, tokenizer: PreTrainedTok
             wording=SA2VA_LLAVA_WORDING,
             stop_words=stop_words,
         )
-    stored = read_json(folder / "preprocessor_config.json")
-    kept = {name: stored[name] for name in _IMAGE_FIELDS if stored.get(name) is not None}
     return Sa2VaProcessor(
-        image_processor=Sa2VaImageProcessor(**kept, **sa2va_segmenter_view(side)),
+        image_processor=Sa2VaImageProcessor(**_image_options(folder), **sa2va_segmenter_view(side)),
         tokenizer=tokenizer,
         chat_template=_chat_template(folder),
         image_token=_image_token(vlm),
     )
+
+
+def _image_options(folder: Path) -> dict[str, Any]:
+    """What a Qwen-VL's image processor is given, from a file of its own or, as transformers 5 saves it, the
+    processor's."""
+    whole = read_optional_json(folder / "processor_config.json").get("image_processor")
+    stored = whole if isinstance(whole, dict) else read_json(folder / "preprocessor_config.json")
+    return {name: stored[name] for name in _IMAGE_FIELDS if stored.get(name) is not None}
 
 
 def _square_views(side: int, segmenter_side: int) -> BaseImageProcessor:

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from reasonseg.cli.app import app
 from reasonseg.conversion.convert_lisa import convert_lisa
-from reasonseg.conversion.convert_sa2va import _SCHEME, convert_sa2va, read_vlm_config
+from reasonseg.conversion.convert_sa2va import _SCHEME, _image_options, convert_sa2va, read_vlm_config
 from reasonseg.conversion.errors import ConversionError
 from reasonseg.conversion.inventory import Inventory
 from reasonseg.conversion.original_internvl import split_attention
@@ -279,14 +279,25 @@ def test_internvls_tokenizer_may_come_as_vocabulary_and_merges(tmp_path):
     assert slow(text)["input_ids"] == fast(text)["input_ids"]
 
 
-@pytest.mark.parametrize("kind", ["llama_other", None])
+@pytest.mark.parametrize("kind", ["llama_other", None, "llama"])
 def test_other_language_models_are_refused(kind, tmp_path):
     folder = write_checkpoint(tmp_path / "checkpoint", "llava")
     config = json.loads((folder / "config.json").read_text())
     config["text_config"] = config["text_config"] | {"model_type": kind} if kind else None
+    if kind == "llama":
+        del config["vision_config"]
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ConversionError, match="names the language model"):
+    with pytest.raises(ConversionError, match="no `vision_config`" if kind == "llama" else "names the language model"):
         convert_sa2va(folder, out=tmp_path / "out", sam_options=sam_options("llava"))
+
+
+def test_settings_for_images_may_stand_in_the_processors_file(tmp_path):
+    stored = json.loads((checkpoint("qwen3_vl") / "preprocessor_config.json").read_text())
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": stored}))
+    assert _image_options(tmp_path) == _image_options(checkpoint("qwen3_vl")) != {}
+    (tmp_path / "processor_config.json").write_text("{}")
+    with pytest.raises(ConversionError, match=r"preprocessor_config\.json: There is no such file"):
+        _image_options(tmp_path)
 
 
 def test_a_tokenizer_without_the_added_tokens_is_refused(tmp_path):
