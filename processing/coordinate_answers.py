@@ -32,6 +32,7 @@ NO_BOX = "box left out: {}"
 NO_POINT = "point left out: {}"
 NO_EXTENT = "it has no extent in the image"
 UNCLOSED = "it does not end"
+IS_NO_JSON = "it is no valid JSON"
 NO_PAIR = "one of its two numbers is missing"
 ALL_NEGATIVE = "it is where the object is not, and nothing says where it is"
 OUTSIDE = "it lies outside of the image"
@@ -119,7 +120,7 @@ def read_objects(
     """
     Args:
         text (`str`): All that was written.
-        syntaxes (`Sequence[str]`): Names in `SYNTAXES`; the first with which anything is found is taken.
+        syntaxes (`Sequence[str]`): Names in `SYNTAXES`; the first with which any numbers are found is taken.
         factors (`Callable`): Of all numbers of the answer and the sizes: pixels per unit (x, y), and what is to be
             said of it.
         sizes ([`ImageSizes`]): Of the image.
@@ -141,7 +142,7 @@ def read_objects(
                 problems.append(ONLY_OBJECTS.format(max_objects))
                 break
             found.append(one)
-        if found:
+        if any(one.box is not None or one.points for one in found):
             problems += _problems_of_json(text[start:stop], around) if name == "json" else []
             break
     checked = [_numbers_of(one) for one in found]
@@ -219,6 +220,7 @@ _NUMBER = r"-?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 # Numbers written as one text: "10, 20, 30, 40", "[10, 20, 30, 40]", "(10, 20), (30, 40)".
 _NUMBERS_IN_TEXT = re.compile(r"[\d\s.,;eE+\-\[\]()]{1,200}")
 _NAMED_NUMBERS = (("x1", "y1", "x2", "y2"), ("xmin", "ymin", "xmax", "ymax"), ("x", "y"))
+_COORDINATE_KEY = re.compile("box|point", re.IGNORECASE)
 _NEGATIVE = re.compile("neg|background")
 _LABEL_KEYS = ("label", "labels", "name", "category", "object", "text_content", "text")
 # Braces at which an object is looked for: each trial reads on to the first error, so that more would take long.
@@ -241,6 +243,9 @@ def _json_objects(text: str, start: int, stop: int) -> Iterator[_Found]:
                 value = _loose_object(chunk[0], end == stop)
             repairs.append(CUT_OFF if end == stop and not whole.endswith("}") else NOT_JSON)
         found = _from_keys(value, (brace, end), repairs) if isinstance(value, dict) else []
+        is_closed = whole[end - 1] == "}"
+        if repairs and not found and (is_closed or end == stop) and _COORDINATE_KEY.search(whole, brace, end):
+            found = [_Found((brace, end), repairs=[IS_NO_JSON if is_closed else UNCLOSED])]
         position = end if found else brace + 1  # objects may be inside
         yield from found
 

@@ -176,6 +176,9 @@ class TestObjects:
     def test_a_last_number_that_was_cut_is_not_taken(self):
         answer = read('<answer>[{"bbox_2d": [10, 20, 30, 40]}, {"bbox_2d": [50, 60, 70, 8')
         assert only(answer).box_xyxy == (20, 10, 60, 20)
+        assert answer.problems[-1] == """'{"bbox_2d": [50, 60, 70, 8' could not be read: it does not end"""
+        quoted = read("<answer>[{“bbox_2d”: [10, 20, 30, 40]}]</answer>")
+        assert (only(quoted).box_xyxy, quoted.problems[0][-21:]) == ((20, 10, 60, 20), ": it is no valid JSON")
         complete = read('<answer>[{"bbox_2d": [10, 20, 30, 40], "poi')
         assert only(complete).box_xyxy == (20, 10, 60, 20)
 
