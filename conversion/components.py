@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForImageTextToText,
@@ -125,6 +126,13 @@ def is_original_llava(folder: Path) -> bool:
 
 
 def _add_transformers(inventory: Inventory, folder: Path) -> VlmComponent:
+    kind = read_config(folder / "config.json").get("model_type")
+    if kind is not None and str(kind) not in CONFIG_MAPPING:
+        raise ConversionError(
+            f"Models of type {kind!r} are none that transformers has; code of their own is never run.",
+            path=folder / "config.json",
+            next_step="Pass one in the layout of transformers, of InternVL such as OpenGVLab/InternVL3-1B-hf.",
+        )
     with refusing("The model's config cannot be used", path=folder / "config.json", next_step=_OTHER_MODEL):
         config = without_code(load_pretrained(AutoConfig, folder, local_files_only=True))
     with refusing(

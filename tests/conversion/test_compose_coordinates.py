@@ -122,6 +122,10 @@ def test_a_model_of_which_nothing_is_known_needs_a_format(parts, tmp_path):
     assert not (tmp_path / "repo").exists()
     with pytest.raises(ConversionError, match="coordinate_format is 'yaml'; allowed are"):
         check_parts({"system": "coordinates", "coordinate_format": "yaml", **parts})
+    code = {"model_type": "internvl_chat", "auto_map": {"AutoConfig": "configuration_internvl_chat.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(code), encoding="utf-8")
+    with pytest.raises(ConversionError, match=r"'internvl_chat' are none that transformers has.*InternVL3-1B-hf"):
+        compose({"system": "coordinates", **parts, "vlm": tmp_path}, tmp_path / "repo")
     option = next(one for one in COORDINATES.composition.options if one.name == "coordinate_format")
     assert list(option.kind.__args__) == list(COORDINATE_FORMATS)
 
