@@ -179,10 +179,14 @@ def _find_answer(text: str, in_tags: bool) -> tuple[int, int, str, list[str]]:
     problems: list[str] = []
     thought_from, thought_to = (re.search(tag, text, re.IGNORECASE) for tag in ("<think>", "</think>"))
     start, stop = thought_to.end() if thought_to else 0, len(text)
-    opening = re.compile("<answer>", re.IGNORECASE)
+    opening, closing = (re.compile(tag, re.IGNORECASE) for tag in ("<answer>", "</answer>"))
     opened = opening.search(text, start)
-    if not opened and not re.compile(r"[\d\[]").search(text, start) and (opened := opening.search(text)):
-        problems.append(BEFORE_THE_END)
+    if not opened and (early := opening.search(text)) and closing.search(text, early.end()):
+        # Within the thinking it is the answer only where nothing follows, which would be another one.
+        is_within = thought_from is None or thought_from.start() < early.start()
+        if not re.compile(r"\w" if is_within else r"[\d\[]").search(text, start):
+            problems.append(BEFORE_THE_END)
+            opened = early
     ends = [found.start() for found in (thought_to, opened) if found]
     if thought_from and not ends:
         problems.append("the model did not come to an end of its thinking")
@@ -193,7 +197,7 @@ def _find_answer(text: str, in_tags: bool) -> tuple[int, int, str, list[str]]:
         start = opened.end()
         if opened[0] != "<answer>":
             problems.append(f"{opened[0]} was read as <answer>")
-        closed = re.compile("</answer>", re.IGNORECASE).search(text, start)
+        closed = closing.search(text, start)
         stop = closed.start() if closed else stop
         if not closed:
             problems.append("the answer does not end")

@@ -187,6 +187,8 @@ class TestObjects:
         assert answer.objects == ()
         assert answer.thinking.startswith("perhaps")
         assert answer.problems == ("the model did not come to an end of its thinking", NOTHING)
+        for thought in ('in <answer> tags, not {"point_2d": [1, 2]}', '<answer>[{"point_2d": [1, 2]}]</answer>? No.'):
+            assert read(f"<think>{thought}</think>There is none.").objects == ()
 
     @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e300", "1e999", "true", "null", "1" * 5000])
     def test_what_is_no_number_of_a_coordinate(self, number):
