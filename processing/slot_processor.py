@@ -29,7 +29,8 @@ Span = tuple[int, int]
 
 
 class ReadAnswer(NamedTuple):
-    """An answer, the range of every slot token in it (`None` for one in a question), and the text before it."""
+    """An answer, the range of every slot token in it (`None` for one in a question), and the prompt's last turn, which
+    asks for it."""
 
     text: str
     spans: list[Span | None]
@@ -255,7 +256,7 @@ class SlotProcessor(ChatProcessor):
 
     def _written_answer(self, ids: list[int], row: PromptRow) -> ReadAnswer:
         text, spans = decode_with_spans(self.decode_answer, ids, self.slot_tokens)
-        return ReadAnswer(text, spans, row.conversation)
+        return ReadAnswer(text, spans, question_before(row.conversation, row.find_answers(self._markers())))
 
     def _prompt(self, inputs: Mapping[str, Any], rows: Sequence[PromptRow] | None, row: int) -> PromptRow:
         """The whole prompt of an input row, as it was or, where that is not known, decoded."""
@@ -277,15 +278,16 @@ class SlotProcessor(ChatProcessor):
         if not ranges:
             lead = len(conversation) - len(conversation.lstrip())
             return ReadAnswer(conversation.strip(), [(start - lead, stop - lead) for start, stop in slots])
-        parts, spans, offset = [], {}, 0
-        for answer_range in ranges:
+        parts, spans, offset, question = [], {}, 0, ""
+        for number, answer_range in enumerate(ranges, start=1):
             text, begin = answer_text(conversation, answer_range, markers)
             for start, stop in slots:
                 if begin <= start and stop <= begin + len(text):
                     spans[start] = (start - begin + offset, stop - begin + offset)
+                    question = question_before(conversation, ranges[:number])
             parts.append(text)
             offset += len(text) + 1
-        return ReadAnswer("\n".join(parts), [spans.get(start) for start, _ in slots], conversation[: ranges[-1][0]])
+        return ReadAnswer("\n".join(parts), [spans.get(start) for start, _ in slots], question)
 
     def _last_answer(self, row: PromptRow) -> ReadAnswer:
         """The last answer of a conversation; slots of earlier turns have no mask in a generation."""
@@ -294,7 +296,8 @@ class SlotProcessor(ChatProcessor):
         if not ranges:
             return self._given_answer(row)
         text, _ = answer_text(row.conversation, ranges[-1], markers)
-        return ReadAnswer(text, find_tokens(text, self.slot_tokens.values()), row.conversation[: ranges[-1][0]])
+        question = question_before(row.conversation, ranges)
+        return ReadAnswer(text, find_tokens(text, self.slot_tokens.values()), question)
 
     def _decode_all(self, ids: list[int]) -> str:
         """Decodes a prompt with the tokens between turns, without images and padding."""
@@ -338,6 +341,12 @@ _QUESTIONS = (
 def find_tokens(text: str, tokens: Iterable[str]) -> list[Span]:
     """Character ranges of all `tokens` in `text`, in order."""
     return [found.span() for found in re.finditer("|".join(map(re.escape, tokens)), text)]
+
+
+def question_before(conversation: str, answers: Sequence[Span]) -> str:
+    """What stands between the last of the `answers` (ranges) and the one before it; all where there is no answer."""
+    begin, end = answers[-2][1] if len(answers) > 1 else 0, answers[-1][0] if answers else None
+    return conversation[begin:end]
 
 
 def decode_with_spans(

@@ -80,6 +80,11 @@ def show_tracebacks(show: bool) -> None:
     _show_tracebacks = show
 
 
+def tracebacks_are_shown() -> bool:
+    """Whether `reasonseg --debug` was typed."""
+    return _show_tracebacks
+
+
 def readable_failures(command: Callable) -> Callable:
     """Wrap a command: transformers knows this package's classes before it starts, every exception becomes one
     paragraph on stderr and exit code 1, and every warning of this package one paragraph."""

@@ -1,6 +1,7 @@
 """What is typed in a conversation, and how its answers look: shared by `reasonseg chat` and `reasonseg ask`."""
 
 import sys
+import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, suppress
 from itertools import chain
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..atomic_files import remove_drafts, written_whole
-from .failures import CommandError, describe, path_text, stderr_console
+from .failures import CommandError, describe, path_text, stderr_console, tracebacks_are_shown
 from .printing import printable_json, printable_name, stdout_console, write_out
 from .running import print_written
 
@@ -106,11 +107,14 @@ class Talk:
             return
         lines = typed_lines(self.console)
         for line in lines if first is None else chain([first], lines):
-            if line in LEAVE:
+            if line.split()[0] in LEAVE:
                 return
             try:
                 self.take(line)
-            except (ValueError, OSError, ImportError) as error:
+            # Also of the model, such as a device without enough memory: what was said is not lost.
+            except (CommandError, ValueError, OSError, ImportError, RuntimeError, MemoryError) as error:
+                if tracebacks_are_shown():
+                    traceback.print_exception(error)
                 self.console.print(describe(error), style="red", markup=False)
             except KeyboardInterrupt:
                 self._say("Stopped. The question is not kept.")
@@ -119,11 +123,11 @@ class Talk:
         """One line: a command or a question."""
         if path_text(line) != line:
             raise ValueError(f"{line[:60]!r} holds bytes that are no UTF-8. Type it again, or save its file as UTF-8.")
-        name, _, argument = line.partition(" ")
+        name, *argument = line.split(maxsplit=1)
         if name in self.commands:
-            self.commands[name][0](argument.strip())
-        elif line.startswith("/") and name[1:].isalpha():
-            raise ValueError(f"There is no command {name}. /help says which there are.")
+            self.commands[name][0]("".join(argument))
+        elif name.startswith("/") and "/" not in name[1:]:  # a path is none
+            raise ValueError(f"There is no command {printable_name(name[:60])}. /help says which there are.")
         else:
             self._ask(line)
 
@@ -270,10 +274,10 @@ class AnswerLine:
 
 
 def typed_lines(console: Any) -> Iterator[str]:
-    """The lines that say something; on a terminal earlier ones come back by the arrow keys."""
+    """The lines that say something; on a terminal earlier ones come back by the arrow keys, and Ctrl-C takes back what
+    is being typed."""
     is_terminal = sys.stdin.isatty() and sys.stdout.isatty()
-    if not is_terminal:
-        sys.stdin.reconfigure(errors="surrogateescape")  # so that a line that cannot be read is not the end
+    sys.stdin.reconfigure(errors="surrogateescape")  # so that a line that cannot be read is not the end
     if is_terminal:
         with suppress(ImportError):  # Windows, whose console does this by itself
             import readline  # noqa: F401 (makes `input` edit lines and remember them)
@@ -281,6 +285,9 @@ def typed_lines(console: Any) -> Iterator[str]:
         if is_terminal:
             try:
                 line = input("> ")
+            except KeyboardInterrupt:
+                console.print(f"\n{LEAVE[0]} or Ctrl-D leaves.")
+                continue
             except EOFError:
                 write_out("\n")
                 return

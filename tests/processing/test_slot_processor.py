@@ -256,6 +256,18 @@ class TestGeneratedAnswers:
             (result,) = lisa.post_process_segmentation(output, given, target_sizes=sizes)
             assert (result.text, labels_of(result)) == ("A cat [SEG].", ["A cat"])
 
+    def test_a_nameless_slot_has_the_phrase_of_its_own_question(self, lisa):
+        dog, why = "What is a dog in this image?", "Why?"
+        for first, second, label in (("What is odd?", dog, "a dog"), (dog, why, None)):
+            prompt = f"USER: <image>{first} ASSISTANT: No.</s>USER: {second} ASSISTANT:"
+            given = lisa(images=IMAGES[0], text=prompt, answer="It is [SEG].", return_tensors="pt")
+            assert labels_of(lisa.post_process_segmentation(forced_output(1), given)[0]) == [label]
+            inputs = lisa(images=IMAGES[0], text=prompt, return_tensors="pt")
+            output = generated_output(lisa, inputs, ["It is [SEG]."])
+            for known, sizes in ((inputs, None), (None, inputs["original_sizes"])):
+                (result,) = lisa.post_process_segmentation(output, known, target_sizes=sizes)
+                assert labels_of(result) == [label]
+
     def test_other_sizes_on_request(self, lisa):
         inputs = lisa(images=IMAGES, text=["a", "b"], return_tensors="pt")
         output = generated_output(lisa, inputs, ["[SEG]."] * 4, copies=2)

@@ -113,12 +113,15 @@ def test_masks_and_run_lengths(repo, image, tmp_path):
 def test_a_conversation(repo, image, tmp_path):
     result = run(
         *(image, "--model", repo, "--max-new-tokens", 4, "--box", "1,1,9,9", "--out", tmp_path / "o.png", "--json"),
-        typed="What is <bbox0>?\n\nWhat is <bbox7>?\nAnd why?\n/reset\nAnd why?\n/exit\nnever asked\n",
+        typed="What is <bbox0>?\n\nWhat is <bbox7>?\n/box 1,2\n/box1,1,9,9\nAnd why?\n/reset\nAnd why?\n/exit now\nno\n",
     )
     assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["question"] for line in lines] == ["What is within the red rectangle?", "And why?", "And why?"]
-    assert "holds <bbox7>, and 1 visual prompts were given" in " ".join(result.stderr.split())
+    told = " ".join(result.stderr.split())
+    assert "holds <bbox7>, and 1 visual prompts were given" in told
+    assert "/box '1,2' must be 4 numbers" in told
+    assert "There is no command /box1,1,9,9" in told
 
     model, processor = AutoModelForImageTextToText.from_pretrained(repo), AutoProcessor.from_pretrained(repo)
     chat = Conversation(model, processor, Image.open(tmp_path / "o.png"), max_new_tokens=4)

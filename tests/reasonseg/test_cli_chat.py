@@ -9,8 +9,9 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from transformers import AutoProcessor
+from transformers import AutoProcessor, GenerationMixin
 from typer.testing import CliRunner
 
 from reasonseg import EMBEDDED_MODEL
@@ -81,16 +82,26 @@ def test_at_a_terminal(image, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["turn_01_mask_0.png", "turn_02_mask_0.png"]
 
 
-def test_from_a_pipe(image, tmp_path):
+def test_from_a_pipe(image, tmp_path, monkeypatch):
     out, saved = tmp_path / "masks", tmp_path / "saved"
     lines = [
         QUESTION,
         f"/image {image}",
         QUESTION,
         "/phrases the yellow cup; an elephant",
-        *("/undo", "/undo", "/box 1,2,30,40", "/image missing.png", "/nonsense", "/phrases ;", "/help", QUESTION),
+        *("/undo", "/undo", "/box 1,2,30,40", "/image missing.png", "/nonsense", "/phrases ;", "/help"),
+        *(f"{QUESTION} For which there is no memory", QUESTION),
         *(f"/save {saved}", "/reset", "/undo", "Where is the caf\udce9?", "/exit", "never asked"),
     ]
+    generate, answered = GenerationMixin.generate, []
+
+    def generate_unless_it_is_the_second(model, *args, **kwargs):
+        answered.append(model)
+        if len(answered) == 2:
+            raise torch.OutOfMemoryError("No memory is left.")
+        return generate(model, *args, **kwargs)
+
+    monkeypatch.setattr(GenerationMixin, "generate", generate_unless_it_is_the_second)
     arguments = ("chat", "--model", "embedded", "--out", out, "--max-new-tokens", 12)
     result = CliRunner().invoke(app, [*map(str, arguments)], input="\n".join(lines).encode(errors="surrogateescape"))
     assert result.exit_code == 0, result.output
@@ -107,6 +118,7 @@ def test_from_a_pipe(image, tmp_path):
         "There is no command /nonsense",
         "/phrases the red cup; a dog",
         "/save FOLDER",
+        "OutOfMemoryError: No memory is left.",
         "Forgotten.",
         "Nothing was asked yet",
         r"'Where is the caf\udce9?' holds bytes that are no UTF-8",
