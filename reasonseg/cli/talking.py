@@ -12,7 +12,7 @@ import typer
 
 from ..atomic_files import remove_drafts, written_whole
 from .failures import CommandError, describe, path_text, stderr_console, tracebacks_are_shown
-from .printing import printable_json, printable_name, stdout_console, write_out
+from .printing import printable, printable_json, printable_name, stdout_console, write_out
 from .running import print_written
 
 
@@ -246,8 +246,9 @@ class AnswerLine:
             write_out("\n")  # what is said next begins a line of its own
 
     def write(self, text: str) -> None:
-        write_out(text)
-        self.line = (self.line + text).rpartition("\n")[2]
+        shown = printable(text)
+        write_out(shown)
+        self.line = (self.line + shown).rpartition("\n")[2]
 
     def mark(self, event: "SegmentDrawn") -> None:
         """Colours the phrase of a segment, or its token where the phrase is not in this line."""
@@ -258,11 +259,12 @@ class AnswerLine:
         from ..processing.segments import is_light, segment_color
 
         segment, line = event.segment, self.line
-        if not self.console.is_terminal or segment.span is None or cell_len(line) >= self.console.width:
+        moves_back = self.console.is_terminal and not self.console.is_dumb_terminal
+        if not moves_back or segment.span is None or cell_len(line) >= self.console.width:
             return
-        token = segment.span[1] - segment.span[0]
-        start = line.rfind(segment.label) if segment.label else -1
-        start, stop = (start, start + len(segment.label or "")) if start >= 0 else (len(line) - token, len(line))
+        token, label = segment.span[1] - segment.span[0], printable(segment.label or "")
+        start = line.rfind(label) if label else -1
+        start, stop = (start, start + len(label)) if start >= 0 else (len(line) - token, len(line))
         if start < 0:
             return
         color = segment_color(event.index)

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from reasonseg import EMBEDDED_MODEL
 from reasonseg.cli.app import app
-from reasonseg.cli.talking import events_of
+from reasonseg.cli.talking import AnswerLine, events_of
 from reasonseg.processing.answer_stream import AnswerEnd, SegmentDrawn, TextPiece
 from reasonseg.processing.segments import Segment, SegmentationResult
 from reasonseg.serving.conversation import Conversation
@@ -132,6 +132,25 @@ def test_from_a_pipe(image, tmp_path, monkeypatch):
     )
     loaded = Conversation.load(saved / "conversation.json", None, AutoProcessor.from_pretrained(EMBEDDED_MODEL))
     assert [turn.result.text for turn in loaded.turns] == [ANSWER]
+
+
+@pytest.mark.parametrize(
+    ("terminal", "shown"),
+    [
+        ("dumb", "a \\x07cup [SEG]."),  # it moves no cursor, so that a word written again would stand there twice
+        ("xterm", "a \\x07cup [SEG]\x1b[13D\x1b[37;101m\\x07cup\x1b[0m [SEG]."),
+    ],
+)
+def test_phrases_are_coloured_where_they_stand(terminal, shown, monkeypatch, capsys):
+    for name, value in {"FORCE_COLOR": "1", "TERM": terminal, "COLUMNS": "100"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("NO_COLOR", "COLORTERM"):
+        monkeypatch.delenv(name, raising=False)
+    line = AnswerLine()
+    line.write("a \x07cup [SEG]")
+    line.mark(SegmentDrawn(0, Segment("\x07cup", (7, 12))))
+    line.write(".")
+    assert capsys.readouterr().out == shown
 
 
 def test_the_events_of_a_whole_answer():
