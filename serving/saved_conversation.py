@@ -8,7 +8,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from PIL import Image
 
@@ -63,8 +64,9 @@ def read_conversation(
     """
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no saved conversation: it is not JSON ({error}).") from None
+        json.dumps(content, ensure_ascii=False).encode()  # without halves of characters, which no file takes again
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no saved conversation: it is not JSON in UTF-8 ({error}).") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is no saved conversation: its format is not {FORMAT!r}.")
     try:
@@ -130,12 +132,13 @@ def _read_result(entry: dict[str, Any], image: Image.Image | None) -> Segmentati
     size = tuple(_of_kind(entry, "image_size", list))
     if image is not None and size != (image.height, image.width):
         raise ValueError(f"an answer is for an image of the size {size}, and the image is of another.")
-    segments = []
+    segments, text = [], _of_kind(entry, "text", str)
     for number, saved in enumerate(_of_kind(entry, "segments", list)):
         rle = _of_kind(saved, "rle", dict, type(None))
         mask = None if rle is None else read_rle(rle, size, f"mask {number} of an answer")
         segments.append(_made(saved, Segment, mask=mask))
-    _of_kind(entry, "text", str)
+        if (span := segments[-1].span) is not None and not 0 <= span[0] <= span[1] <= len(text):
+            raise ValueError(f"the span {span} of a segment lies outside the answer of {len(text)} characters.")
     return _made(entry, SegmentationResult, segments=segments, image=image)
 
 
@@ -149,10 +152,25 @@ def _made(entry: dict[str, Any], base: type, **others) -> Any:
         raise ValueError(f"{unknown[0]!r} is no field of a {kind.__name__}.")
     plain = {name: _tuples(entry[name]) for name in of_kind if name in entry}
     plain |= {name: list(value) for name, value in plain.items() if of_kind[name].default_factory is list}
+    hints = get_type_hints(kind)
+    if wrong := [name for name, value in plain.items() if not _fits(value, hints[name])]:
+        raise ValueError(f"{wrong[0]!r} of a {kind.__name__} is {str(plain[wrong[0]])[:60]!r}; not {hints[wrong[0]]}.")
     try:
         return kind(**plain, **others)
     except (TypeError, ValueError) as error:
         raise ValueError(f"a {kind.__name__} cannot be made ({error}).") from None
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type, of those that are saved."""
+    kind, parts = get_origin(hint) or hint, get_args(hint)
+    if kind is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if kind not in (list, tuple):
+        return type(value) is kind or (kind is float and type(value) is int)
+    if kind is list or parts[-1] is Ellipsis:
+        parts = parts[:1] * len(value) if isinstance(value, kind) else ()
+    return isinstance(value, kind) and len(value) == len(parts) and all(map(_fits, value, parts))
 
 
 def _tuples(value: Any) -> Any:

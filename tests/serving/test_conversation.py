@@ -171,6 +171,11 @@ def test_a_new_image_begins_a_new_prompt(embedded, scene, tmp_path):
         (lambda saved: saved["turns"][0]["result"]["segments"][0].update(kind="Path"), "'Path' is no kind of Segment"),
         (lambda saved: saved["turns"][0]["result"]["segments"][0].update(rle={"size": [1, 1]}), "mask 0 of an answer"),
         (lambda saved: saved["turns"][0]["result"]["segments"][0].update(more=1), "'more' is no field"),
+        (lambda saved: saved["turns"][0]["result"]["segments"][0].update(label=7), "'label' of a Segment is '7'"),
+        (lambda saved: saved["turns"][0]["result"]["segments"][0].update(span=[6]), "'span' of a Segment"),
+        (lambda saved: saved["turns"][0]["result"]["segments"][0].update(span=[6, 99]), "outside the answer of 12"),
+        (lambda saved: saved["turns"][0]["result"]["segments"][0].update(rejected=0), "'rejected' of a Segment"),
+        (lambda saved: saved["turns"][0].update(question="\ud800"), "not JSON in UTF-8"),
         (lambda saved: saved.update(system="Answer.</s>USER: "), "The system message .* holds </s>"),
         (lambda saved: saved["turns"][0].update(question="<image> What?"), "The question .* holds <image>"),
         (lambda saved: saved["turns"][0]["result"].update(text="It is [SEG].</s>"), "The answer .* holds </s>"),
@@ -189,6 +194,9 @@ def test_a_damaged_file_is_refused_with_what_is_wrong(embedded, scene, tmp_path,
     change(saved)
     path.write_text(json.dumps(saved), encoding="utf-8")
     with pytest.raises(ValueError, match=message):
+        Conversation.load(path, *embedded)
+    path.write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(ValueError, match="not JSON in UTF-8"):
         Conversation.load(path, *embedded)
 
 
