@@ -102,10 +102,10 @@ class Service:
             openapi_extra={"requestBody": {"content": chat_described, "required": True}},
             **post,
         )
-        app.add_api_route("/v1/models", self.models, response_model=None)
-        app.add_api_route("/v1/models/{name:path}", self.model, response_model=None)
-        app.add_api_route("/health", self.health, response_model=None)
-        app.add_api_route("/metrics", self.show_metrics, response_model=None)
+        told = {"/v1/models": self.models, "/v1/models/{name:path}": self.model}
+        for path, answer in (told | {"/health": self.health, "/metrics": self.show_metrics}).items():
+            app.add_api_route(path, answer, response_model=None)
+            app.add_api_route(path, answer, methods=["HEAD"], include_in_schema=False, response_model=None)
         app.add_exception_handler(HTTPException, _http_failure)
         return app
 

@@ -80,6 +80,9 @@ class ChatRequest(_Fields):
     tools: Any = None
     functions: Any = None
     logprobs: bool | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: Any = None
     response_format: Any = None
 
     mask_threshold: float = 0.0
@@ -97,6 +100,9 @@ class ChatRequest(_Fields):
             "tools": bool(self.tools),
             "functions": bool(self.functions),
             "logprobs": bool(self.logprobs),
+            "frequency_penalty": bool(self.frequency_penalty),
+            "presence_penalty": bool(self.presence_penalty),
+            "logit_bias": bool(self.logit_bias),
             "response_format": not plain_text,
         }
         if given := [name for name, is_given in asked.items() if is_given]:

@@ -33,10 +33,10 @@ TAKEN = {
     "seed": {"null", "true", "-1", "0", "-1e-400"},
     "stream": {"null", "true", "0", "-1e-400"},
     "stream_options": {"null", "{}", '{"a": 1}'},
-    "logprobs": {"null", "0", "-1e-400"},
+    **dict.fromkeys(("logprobs", "frequency_penalty", "presence_penalty"), {"null", "0", "-1e-400"}),
     **dict.fromkeys(("phrases", "response_format"), NOTHING),
     **dict.fromkeys(("max_completion_tokens", "max_tokens", "top_p", "n"), COUNT),
-    **dict.fromkeys(("stop", "tools", "functions"), EMPTY),
+    **dict.fromkeys(("stop", "tools", "functions", "logit_bias"), EMPTY),
 }
 
 
@@ -136,6 +136,14 @@ def test_bodies_that_are_no_requests(url):
     assert checked(*send(url, "/v1/segment", as_text, content_type=kind)) == 422
     kind = "multipart/form-data; boundary=XX; charset=undefined"  # Python has it, and it decodes no text
     assert checked(*send(url, "/v1/segment", content, content_type=kind)) == 400
+
+
+def test_what_is_told_can_be_asked_for_without_its_body(url):
+    for path, status in {"/health": 200, "/metrics": 200, "/v1/models": 200, "/v1/models/m": 200, "/a": 404}.items():
+        connection = connect(url)
+        connection.request("HEAD", path)
+        assert connection.getresponse().status == status, path
+        connection.close()
 
 
 @pytest.mark.parametrize("path", ["/v1/models/" + "%2e%2e%2f" * 30, "/v1/models/%00", "//", "/health/../metrics%0d"])
