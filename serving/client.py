@@ -5,7 +5,7 @@ import http.client
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -22,6 +22,8 @@ from ..processing.segments import Segment, SegmentationResult
 
 # How long requests are sent again that a server has no place for.
 _PATIENCE = 300.0
+# Requests at the same time, if nobody says how many: servers refuse too many.
+_AT_ONCE = 32
 _TIMEOUT = 3600.0  # of one answer: a queue may lie before it
 
 
@@ -47,7 +49,7 @@ class RemotePipeline:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ServerError(f"The server {url!r} is no address such as http://127.0.0.1:8000.")
         self.url, self._parts, self._api_key = url.rstrip("/"), parts, api_key
-        names = [entry["id"] for entry in self._ask("GET", "/v1/models")["data"]]
+        names = self._read(lambda answer: [entry["id"] for entry in answer["data"]], self._ask("GET", "/v1/models"))
         if model is not None and model not in names:
             raise ServerError(f"The server {self.url} has no model {model!r}. It has {', '.join(names)}.")
         self.model = model or names[0]
@@ -95,21 +97,34 @@ class RemotePipeline:
 
         Args:
             images, text, phrases, options: As in a call.
-            batch_size (`int`, *optional*): Requests at the same time; all by default.
+            batch_size (`int`, *optional*): Requests at the same time; 32 by default.
 
         Raises:
             ServerError: The server refuses or cannot be reached; with its words.
         """
         asked = {name: value for name, value in options.items() if value is not None}
         asked |= {"text": text} if phrases is None else {"phrases": list(phrases)}
-        with ThreadPoolExecutor(max(batch_size or len(images), 1)) as threads:
+        with ThreadPoolExecutor(batch_size or _AT_ONCE) as threads:
             return list(threads.map(lambda image: self._segment(load_rgb_image(image), asked), images))
 
     def _segment(self, image: Image.Image, asked: dict[str, Any]) -> SegmentationResult:
         file = io.BytesIO()
         image.save(file, format="PNG", compress_level=1)
         body = {"model": self.model, "image": base64.b64encode(file.getvalue()).decode("ascii"), **asked}
-        return read_answer(self._ask("POST", "/v1/segment", json.dumps(body).encode()), image)
+        answer = self._ask("POST", "/v1/segment", json.dumps(body).encode())
+        return self._read(lambda answer: read_answer(answer, image), answer)
+
+    def _read(self, read: Callable[[Any], Any], answer: Any) -> Any:
+        """What is read of an answer, which may be that of a server of another kind."""
+        try:
+            return read(answer)
+        except (KeyError, TypeError, IndexError):
+            raise self._other_kind(200) from None
+
+    def _other_kind(self, status: int) -> ServerError:
+        return ServerError(
+            f"{self.url} does not answer as `reasonseg serve` does (status {status}). Check the address."
+        )
 
     def _ask(self, method: str, path: str, body: bytes | None = None) -> Any:
         """The server's answer; waits while it has no place for the request."""
@@ -144,9 +159,7 @@ class RemotePipeline:
         try:
             answer = json.loads(content)
         except ValueError:
-            raise ServerError(
-                f"{self.url} does not answer as `reasonseg serve` does (status {response.status}). Check the address."
-            ) from None
+            raise self._other_kind(response.status) from None
         return response.status, float(wait) if wait.isdecimal() else 1.0, answer
 
 

@@ -31,8 +31,15 @@ ApiKey = Annotated[
 
 
 def key_or_variable(api_key: str | None) -> str | None:
-    """The key that was given as an option, or else in the environment: typer 0.26 does not look there by itself."""
-    return os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key
+    """The key that was given as an option, or else in the environment: typer 0.26 does not look there by itself.
+
+    Raises:
+        CommandError: no header can hold it.
+    """
+    key = os.environ.get(API_KEY_VARIABLE) if api_key is None else api_key
+    if key is not None and not (key.strip() and key.isascii() and key.isprintable()):
+        raise CommandError("The API key is empty or holds characters that no header may have. Use letters and digits.")
+    return key
 
 
 def connect(server: str, model: str | None, api_key: str | None, model_options: dict[str, Any]) -> "RemotePipeline":
@@ -45,7 +52,7 @@ def connect(server: str, model: str | None, api_key: str | None, model_options: 
         model_options: the values of options that say how a model is loaded, by their spelling; none may be given.
 
     Raises:
-        CommandError: one is given.
+        CommandError: one is given, or the key is none.
         ServerError: no such server, or it has no such model.
     """
     if given := [name for name, value in model_options.items() if value not in (None, False, "auto")]:

@@ -113,7 +113,7 @@ def test_masks_and_run_lengths(repo, image, tmp_path):
 def test_a_conversation(repo, image, tmp_path):
     result = run(
         *(image, "--model", repo, "--max-new-tokens", 4, "--box", "1,1,9,9", "--out", tmp_path / "o.png", "--json"),
-        typed="What is <bbox0>?\n\nWhat is <bbox7>?\n/box 1,2\n/box1,1,9,9\nAnd why?\n/reset\nAnd why?\n/exit now\nno\n",
+        typed="What is <bbox0>?\n\nWhat is <bbox7>?\n/box 1,2\n/box1,1,9,9\nAnd why?\n/reset\nAnd why?\n/exit now\nno",
     )
     assert result.exit_code == 0, result.output
     lines = [json.loads(line) for line in result.stdout.splitlines()]

@@ -24,6 +24,7 @@ WRONG = (
 # Of these, what is no JSON; and what is a right value of a field, by its name.
 NO_JSON = {'"\\ud800"', "[" * 3000 + "]" * 3000}
 NOTHING, COUNT, EMPTY = {"null"}, {"null", "true"}, {"null", "0", "-1e-400", '""', "[]", "{}"}
+ZERO = {"null", "0", "-1e-400"}
 TAKEN = {
     "text": {'"\\u0000"', '"../../etc/passwd"', '"http://127.0.0.1/"', '"data:,a"', '"' + "a" * 70_000 + '"'},
     "max_new_tokens": {"null", "true"},
@@ -33,7 +34,7 @@ TAKEN = {
     "seed": {"null", "true", "-1", "0", "-1e-400"},
     "stream": {"null", "true", "0", "-1e-400"},
     "stream_options": {"null", "{}", '{"a": 1}'},
-    **dict.fromkeys(("logprobs", "frequency_penalty", "presence_penalty"), {"null", "0", "-1e-400"}),
+    **dict.fromkeys(("logprobs", "frequency_penalty", "presence_penalty"), ZERO),
     **dict.fromkeys(("phrases", "response_format"), NOTHING),
     **dict.fromkeys(("max_completion_tokens", "max_tokens", "top_p", "n"), COUNT),
     **dict.fromkeys(("stop", "tools", "functions", "logit_bias"), EMPTY),
