@@ -290,7 +290,11 @@ class ModelWorker:
         kind = "text" if questions[0].phrases is None else "phrases"
         arguments[kind] = [question.text if kind == "text" else list(question.phrases) for question in questions]
         inputs = self._inputs(**arguments)
-        lengths = inputs["attention_mask"].sum(-1).tolist()
+        rows, lengths = getattr(inputs, "rows", None), [0] * len(questions)
+        for row, length in enumerate(inputs["attention_mask"].sum(-1).tolist()):
+            # IVM reads each phrase of a question in a row of its own.
+            asked = row if rows is None else getattr(rows[row], "request", row)
+            lengths[asked] = max(lengths[asked], length)
         asks = kind == "text" or inputs.awaits_answers
         writes = asks and (not draws or hasattr(self.model, "generate_with_masks"))
         room = [self.room(length, question) for length, question in zip(lengths, questions, strict=True)]

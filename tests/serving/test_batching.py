@@ -400,6 +400,15 @@ def test_models_that_write_no_text_are_served(worker_of, small_ivm, scenes):
         expected = processor.post_process_segmentation(model.generate_with_masks(**inputs), inputs)
     for job, result in zip(jobs, expected, strict=True):
         assert (job.answer.result(60).result.segments[0].mask == result.segments[0].mask).all()
+    phrases = [("the cup", "a plate", "the cup"), ("a plate",)]
+    jobs = [asked(scene, number, phrases=phrases[number]) for number, scene in enumerate(scenes[:2])]
+    for job in jobs:
+        worker.submit(job)
+    for job, named, result in zip(jobs, phrases, expected, strict=True):
+        segments = job.answer.result(60).result.segments
+        assert tuple(segment.label for segment in segments) == named
+        assert "the cup" not in named or (segments[0].mask == result.segments[0].mask).all()
+    assert batches(worker) == (2, 4)
 
 
 def test_a_streamed_answer_without_masks_does_not_wait_for_the_segmenter(worker_of, embedded, scenes):
