@@ -172,7 +172,8 @@ class Conversation:
             is not kept, nor is its image.
 
         Raises:
-            ValueError: If the question is blank or holds a token of the prompt format, or an image is missing.
+            ValueError: If the question is blank, holds a token of the prompt format or is too long with what was said
+                before it, or an image is missing.
         """
         check_question(self.processor, text)
         with self._as_it_was_if_it_fails(image):
@@ -222,7 +223,7 @@ class Conversation:
         threshold, rejection = (self.options[name] for name in ("mask_threshold", "reject_threshold"))
         with self._as_it_was_if_it_fails(image):
             inputs = self.processor(images=[self._newest_image()], phrases=[list(phrases)], return_tensors="pt")
-            inputs = inputs.to(self.model.device)
+            inputs = self._on_device(inputs)
             # What was read of the conversation stays as it is.
             cache = replace(self._encoded(inputs, [len(self.images) - 1]), prefixes=None)
             given = {} if rejection is None else {"reject_threshold": rejection}
@@ -286,10 +287,22 @@ class Conversation:
             inputs = self._in_template(question, tokenize=True, return_dict=True, return_tensors="pt")
         else:
             inputs = self.processor(images=[image], text=[question], return_tensors="pt")
-        inputs = inputs.to(self.model.device)
+        inputs = self._on_device(inputs)
         last = len(self.images)
         cache = self._encoded(inputs, list(range(last - 1 if self._takes_one_image else 0, last)))
         return {"inputs": inputs, "image_cache": cache, "image": image}
+
+    def _on_device(self, inputs: Any) -> Any:
+        """The inputs on the model's device; a ValueError for a prompt that leaves no room for an answer."""
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        length = inputs["input_ids"].shape[1]
+        if positions is not None and length >= positions:
+            raise ValueError(
+                f"The prompt has {length} tokens with its images and what was said before, and "
+                f"{type(self.model).__name__} can read {positions} with the answer. Ask in fewer words, or take "
+                "earlier questions back."
+            )
+        return inputs.to(self.model.device)
 
     def _encoded(self, inputs: Mapping[str, Any], images: list[int]) -> Any:
         """The encoded images of the inputs: those of the last prompt where they are the same."""

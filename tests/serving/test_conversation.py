@@ -114,6 +114,9 @@ def test_what_was_not_finished_is_not_kept(embedded, scene):
     for text, message in (("  ", "is empty"), ("Where </s>?", "holds </s>, a token"), ("<image> x", "holds <image>")):
         with pytest.raises(ValueError, match=message):
             conversation.stream(text)
+    for ask in (conversation.ask, conversation.segment):
+        with pytest.raises(ValueError, match="can read 512 with the answer"):
+            ask("cup " * 600)
     assert [turn.result for turn in conversation.turns] == [kept]
     assert len(conversation.images) == 1
     assert conversation.undo().question == QUESTIONS[0]
