@@ -3,6 +3,7 @@
 import logging
 import os
 from importlib.util import find_spec
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +56,7 @@ def serve(
     ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Requests that a model answers together.")] = 8,
     max_wait_ms: Annotated[
-        float, typer.Option(min=0, help="How long the first request of a batch waits for others.")
+        float, typer.Option(min=0, max=60_000, help="How long the first request of a batch waits for others.")
     ] = 10.0,
     max_queue: Annotated[int, typer.Option(min=1, help="Requests that wait for a model; the next is a 429.")] = 64,
     max_body_mb: Annotated[float, typer.Option(min=0.001, help="Of a request; more is a 413.")] = 64.0,
@@ -95,6 +96,9 @@ def serve(
         raise CommandError(
             f'This command needs {", ".join(missing)}. In a clone of this project: pip install ".[serve]"'
         )
+    numbers = {"--max-wait-ms": max_wait_ms, "--max-body-mb": max_body_mb, "--cache-mb": cache_mb}
+    if odd := [name for name, value in numbers.items() if not isfinite(value)]:
+        raise CommandError(f"{odd[0]} is no finite number. Give one.")
     names, api_key = model_names(model), key_or_variable(api_key)
     from ..serving.batching import ModelWorker
     from ..serving.limits import Limits

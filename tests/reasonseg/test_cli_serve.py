@@ -49,6 +49,11 @@ def test_only_models_that_look_at_images_are_served(tmp_path):
     assert "reasonseg serve cannot run" in said("--model", tmp_path, "--port", 0)
 
 
+def test_numbers_without_end_are_refused():
+    for option in ("--max-body-mb", "--cache-mb"):
+        assert f"{option} is no finite number" in said("--model", "embedded", option, "inf")
+
+
 def test_a_key_that_no_header_can_hold_is_refused(tmp_path, monkeypatch):
     assert "The API key is empty" in said("--model", "embedded", "--port", 0, "--api-key", "ä")
     monkeypatch.setenv("REASONSEG_API_KEY", "a\n")
