@@ -122,7 +122,7 @@ def _class_names(names: Any, path: Path) -> dict[int, str]:
     listed = dict(enumerate(names)) if isinstance(names, list) else names
     if isinstance(listed, dict):  # in quotes they are numbers, too
         listed = {int(number) if str(number).isdecimal() else number: name for number, name in listed.items()}
-    if not isinstance(listed, dict) or not listed or not all(isinstance(number, int) for number in listed):
+    if not isinstance(listed, dict) or not all(isinstance(number, int) for number in listed):
         raise DataFileError(f"{path}: its `names` are {reprlib.repr(names)}; give a list, or names by their numbers.")
     return {number: str(name) for number, name in listed.items()}
 
@@ -272,7 +272,7 @@ def _numbers(line: str, what: str, names: dict[int, str]) -> tuple[int, list[flo
     except ValueError:
         raise DataFileError(f"{what} is {reprlib.repr(line)}; it must hold numbers alone.") from None
     if category not in names:
-        known = f"{min(names)} to {max(names)}"
+        known = f"{min(names)} to {max(names)}" if names else "of nothing"
         raise DataFileError(f"{what} is of the class {category:g}, and the YAML file names the classes {known}.")
     if len(shares) < 4 or len(shares) % 2:
         raise DataFileError(

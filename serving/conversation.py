@@ -98,6 +98,14 @@ class Conversation:
         """From the next question on, `image` is what is asked about, see [`load_rgb_image`] for what it may be."""
         self.images.append(load_rgb_image(image, getattr(self.processor, "max_image_pixels", MAX_IMAGE_PIXELS)))
 
+    def replace_image(self, image: Any) -> None:
+        """As `add_image`, in the place of the last image where nothing was asked about that yet."""
+        last = len(self.images) - 1
+        self.add_image(image)
+        if last >= 0 and all(turn.image_index != last for turn in self.turns):
+            del self.images[last]
+            self.free()
+
     def undo(self) -> Turn:
         """
         Takes the last question and its answer back, and returns them. The images stay.

@@ -90,7 +90,9 @@ class Talk:
             for number, prompt in enumerate(prompts):
                 self._say(f"<bbox{number}>: {describe_prompt(prompt)}")
             print_written(self.prompted)
-        self.conversation.add_image(shown)
+        # What is drawn on an image is one image with it, of which a prompt may hold several.
+        show = self.conversation.replace_image if image == self.image else self.conversation.add_image
+        show(shown)
         self.image, self.pixels, self.prompts = image, pixels, list(prompts)
 
     def run(self, first: str | None, further: bool, seed: int | None = None) -> None:

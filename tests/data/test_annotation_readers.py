@@ -54,7 +54,9 @@ def yolo(folder: Path, text: str | bytes | None, orientation: int = 1, **content
         data = text if isinstance(text, bytes) else text.encode()
         (folder / "labels" / "train" / "a.txt").write_bytes(data)
     described = {"names": ["cup", "dog"], "train": "images/train", **content}
-    (folder / "data.yaml").write_text(yaml.safe_dump({name: value for name, value in described.items() if value}))
+    (folder / "data.yaml").write_text(
+        yaml.safe_dump({name: value for name, value in described.items() if value is not None})
+    )
     return folder
 
 
@@ -165,6 +167,8 @@ def test_labels_of_yolo_that_are_refused(tmp_path, text, words):
 def test_yaml_files_that_are_refused(tmp_path):
     refused("yolo", yolo(tmp_path, LINE, names="cup"), "data.yaml", "names")
     refused("yolo", yolo(tmp_path, LINE, train="../../elsewhere"), "data.yaml", "not below")
+    refused("yolo", yolo(tmp_path, LINE, names=[]), "of the class 0", "names the classes of nothing")
+    refused("yolo", yolo(tmp_path, LINE, names=None), "data.yaml", "names")
     refused("yolo", yolo(tmp_path, LINE, train=None), "names no folder")
     refused("yolo", yolo(tmp_path, LINE, kpt_shape=[17, 3]), "keypoints")
     (tmp_path / "data.yaml").write_bytes(b"a: [")

@@ -392,6 +392,17 @@ def test_a_phrase_that_is_rejected_twice_is_written_once_and_told(images, tmp_pa
     assert [found.label for found in image.rejected] == ["a dog"]
 
 
+@pytest.mark.parametrize("name", ["coco", "labelme", "yolo", "voc"])
+def test_a_run_that_found_nothing_is_read_back(images, tmp_path, name):
+    dog = LabelledObject("a dog", None, rejected=True)
+    assert write(name, [replace(images[0], objects=(dog,))], tmp_path / "out").masks == 0
+    (image,) = FORMATS[name].read(tmp_path / "out")
+    assert (image.size, [found.label for found in image.objects]) == (
+        images[0].size,
+        ["a dog"] if name in ("coco", "labelme") else [],
+    )
+
+
 @pytest.mark.parametrize(("name", "masks"), [("coco", "polygons"), ("labelme", "polygons"), ("yolo", "polygons")])
 def test_masks_of_images_larger_than_the_limit(images, tmp_path, monkeypatch, name, masks):
     """Who let in a larger image may write it, too, and learn from it."""

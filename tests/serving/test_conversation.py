@@ -132,7 +132,7 @@ def test_a_new_image_begins_a_new_prompt(embedded, scene, tmp_path):
     other = Image.fromarray(draw_scene("test", 1).image)
     conversation = Conversation(model, processor, scene, max_new_tokens=12)
     with counted(model) as counts:
-        conversation.ask(QUESTIONS[0])
+        first = conversation.ask(QUESTIONS[0])
         result = conversation.ask(QUESTIONS[0], image=other)
         phrases = conversation.segment(["the yellow cup", "an elephant"])
         further = conversation.ask(QUESTIONS[1])
@@ -160,6 +160,11 @@ def test_a_new_image_begins_a_new_prompt(embedded, scene, tmp_path):
     with counted(model) as counts:
         assert_same(conversation.ask(QUESTIONS[0]), result)
     assert (counts["vlm"], counts["segmenter"]) == (0, 0)
+    conversation.undo()
+    conversation.replace_image(scene)
+    assert_same(conversation.ask(QUESTIONS[0]), first)
+    conversation.replace_image(other)
+    assert [image.tobytes() for image in conversation.images] == [scene.tobytes(), other.tobytes()]
 
 
 @pytest.mark.parametrize(
