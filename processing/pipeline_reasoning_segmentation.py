@@ -80,10 +80,10 @@ class ReasoningSegmentationPipeline(Pipeline):
         Args:
             images:
                 One image (path of a local file or its content, Pillow image, array or tensor, see `load_rgb_image`)
-                or a list of them. Instead a list of rows `{"image": ..., "text": ...}` or `{"image": ..., "phrases":
-                [...]}`. Also anything else with images or rows that can be iterated or indexed: a generator, a data
-                set of torch or `datasets` (further columns are ignored, as are labels in `(image, label)`) or a column
-                of one, which are read as they are needed.
+                or a list of them. Instead a list of rows `{"image": ..., "text": ...}`, `{"image": ..., "phrases":
+                [...]}`, `(image, text)` or `(image, phrases)`. Also anything else with images or rows that can be
+                iterated or indexed: a generator, a data set of torch or `datasets` (further columns are ignored, as
+                are labels in `(image, label)`) or a column of one, which are read as they are needed.
             text (`str` or `list[str]`, *optional*):
                 One question for all images, one for each (a list, a column or another iterable), or several for the
                 one image, which is then encoded once. The model writes its answer, and every `[SEG]` in it gets a
@@ -338,8 +338,8 @@ def _rows(images: Any, text: Any, phrases: Any, more_columns: bool = False) -> I
 
 
 def _row(item: Any, text: Any, phrases: Any, more_columns: bool = False) -> dict[str, Any]:
-    """Check one image with its question; `more_columns` of a data set, and labels beside an image, are ignored."""
-    if isinstance(item, tuple) and more_columns and item:
+    """Check one image with its question; `more_columns` of a data set, and labels in a tuple with it, are ignored."""
+    if isinstance(item, tuple) and item:
         item = _named(*item, is_asked=text is not None or phrases is not None)
     image = _stored(item)
     if isinstance(image, Mapping):

@@ -427,6 +427,8 @@ class TestRows:
         texts = ["where", "what is it for", "the largest"]
         pairs = zip(IMAGES, texts, strict=True)
         assert_same(list(pipe(pairs)), pipe(IMAGES, text=texts))
+        assert_same(pipe([(image, 3, ["a"]) for image in IMAGES]), expected)
+        assert_same(pipe([(image, 3) for image in IMAGES], phrases=["a"]), expected)
         with pytest.raises(ValueError, match="neither was given"):
             list(pipe((image, 3) for image in IMAGES))
 
