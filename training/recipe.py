@@ -219,6 +219,8 @@ class Recipe:
         if self.data.kind not in DATA_KINDS:
             raise RecipeError(f"data.kind is {self.data.kind!r}; it must be one of {', '.join(DATA_KINDS)}.")
         self.kind.check(self)
+        if not 0 <= self.seed < 2**32:
+            raise RecipeError(f"seed is {self.seed}; it must be from 0 to {2**32 - 1}.")
         if self.parts is not None:
             _check_parts(self)
         for pattern, rate in self.learning_rates.items():

@@ -119,7 +119,7 @@ def segment(
         int | None,
         typer.Option(min=2, help="Sample so many answers to the question and have them vote, as StAR does (32)."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of these answers.  [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="Of these answers.  [default: 0]")] = None,
     workers: Workers = 2,
     device: Device = "auto",
     dtype: KeptDtype = Dtype.auto,

@@ -30,7 +30,7 @@ MaxNewTokens = Annotated[
 ]
 Temperature = Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")]
 TopP = Annotated[float | None, typer.Option(min=0.0, max=1.0, help="With a temperature: nucleus sampling.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="With a temperature: the same answers again.")]
+Seed = Annotated[int | None, typer.Option(min=0, max=2**32 - 1, help="With a temperature: the same answers again.")]
 
 
 class Talk:

@@ -157,6 +157,7 @@ def test_further_questions_read_only_what_is_new(repo, image):
 def test_sampling_is_repeatable(repo, image):
     common = (image, "Hello", "--model", repo, "--max-new-tokens", 8, "--temperature", 2.0)
     first, second, other = (run(*common, "--seed", seed).stdout for seed in (1, 1, 2))
+    assert "4294967295" in run(*common, "--seed", 2**32).stderr
     assert first == second != other
 
 

@@ -124,6 +124,9 @@ def test_unknown_recipe():
 def test_wrong_override():
     with pytest.raises(RecipeError, match="write key=value"):
         load_recipe("tabletop", ["seed"])
+    for seed in (-1, 2**32):
+        with pytest.raises(RecipeError, match=rf"seed is {seed}; it must be from 0 to 4294967295"):
+            load_recipe("tabletop", [f"seed={seed}"])
 
 
 @pytest.mark.slow
