@@ -253,6 +253,9 @@ def test_what_is_lost_in_a_png_is_told(images, tmp_path):
         with pytest.raises(DataFileError, match=f"'upright.png' has an object '{label}'"):
             write("voc", [named], tmp_path / "other")
     assert not (tmp_path / "other").exists()
+    write("voc", [replace(images[0], objects=(replace(twice, label="  "),))], tmp_path / "other")
+    (image,) = FORMATS["voc"].read(tmp_path / "other")
+    assert [found.label for found in image.objects] == ["object"], "as what has no label"
 
 
 # ---- our own folder -------------------------------------------------------------------------------------------------

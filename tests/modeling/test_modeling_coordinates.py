@@ -236,6 +236,10 @@ def test_points_and_boxes_are_drawn_under_autocast(pair):
     assert same.shape[:2] == (6, model.segmenter.config.mask_decoder_config.num_multimask_outputs)
     assert same.float().mean() > 0.95
     torch.testing.assert_close(rounded.candidate_scores[0], drawn.candidate_scores[0], atol=2**-5, rtol=2**-5)
+    for output in (drawn, rounded):
+        for index, scores in enumerate(output.candidate_scores[0].tolist()):
+            best = max(range(len(scores)), key=lambda number: (scores[number], number))  # of equal ones the last
+            assert torch.equal(output.pred_masks[0][index], output.candidate_masks[0][index, best])
 
 
 def test_a_prompt_that_awaits_its_answer_is_answered(qwen):
